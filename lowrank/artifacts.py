@@ -1,0 +1,171 @@
+"""Files of a run: JSON for people, safetensors for numbers; written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank.errors import ArtifactError
+
+SCHEMA_MAJOR = 1
+SCHEMA_MINOR = 0
+
+
+def _cannot_write(path: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(
+        f"cannot write {path}: {error.strerror or error}; nothing that was there has changed: "
+        "make room or choose another folder with -o"
+    )
+
+
+def make_folder(path: Path) -> Path:
+    """The folder, made if it was missing.
+
+    Raises:
+        ArtifactError: if it cannot be.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    return path
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A hidden folder inside `folder` whose entries replace those of `folder` when the block ends well.
+
+    If the block fails, is interrupted or runs out of disk, everything that was in `folder` is as it was.
+
+    Raises:
+        ArtifactError: if something cannot be written.
+    """
+    make_folder(folder)
+    stage = folder / f".staging-{secrets.token_hex(4)}"
+    try:
+        stage.mkdir()
+        yield stage
+        _replace_entries(stage, folder)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _replace_entries(stage: Path, folder: Path) -> None:
+    """Move each entry of `stage` over its namesake; on failure put everything back."""
+    attic = stage / ".replaced"
+    attic.mkdir()
+    moved: list[Path] = []
+    try:
+        for entry in sorted(p for p in stage.iterdir() if p != attic):
+            target = folder / entry.name
+            if target.exists() or target.is_symlink():
+                os.replace(target, attic / entry.name)
+            moved.append(target)
+            os.replace(entry, target)
+    except BaseException:
+        for target in moved:
+            if (attic / target.name).exists():
+                if target.is_dir() and not target.is_symlink():
+                    shutil.rmtree(target, ignore_errors=True)
+                os.replace(attic / target.name, target)
+        raise
+
+
+def write_json(path: Path, kind: str, content: Mapping[str, Any]) -> None:
+    """Write `content` with its schema tag, whole or not at all."""
+    tagged = {"schema": f"lowrank.{kind}/{SCHEMA_MAJOR}.{SCHEMA_MINOR}", **content}
+    text = json.dumps(tagged, indent=1, ensure_ascii=False, allow_nan=False)
+    with _atomic(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, kind: str) -> dict[str, Any]:
+    """What `write_json` wrote.
+
+    Raises:
+        ArtifactError: if it is missing, not JSON, of another kind, or of a newer major schema.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"there is no {path}; run `lowrank analyze MODEL` first, or name its folder with -o") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ArtifactError(f"cannot read {path}: {error}; delete it and make it again") from None
+    name, _, version = str(content.get("schema") if isinstance(content, dict) else None).partition("/")
+    if name != f"lowrank.{kind}":
+        raise ArtifactError(f"{path} is not a lowrank {kind} (its schema is {name!r}); give the right file")
+    if version.split(".")[0] != str(SCHEMA_MAJOR):
+        raise ArtifactError(
+            f"{path} has schema version {version}, this lowrank reads {SCHEMA_MAJOR}.x; make it again with this version"
+        )
+    return content
+
+
+def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
+    """Write arrays as safetensors, whole or not at all."""
+    from safetensors.numpy import save_file
+
+    with _atomic(path) as temporary:
+        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary, dict(metadata))
+
+
+def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
+    """What `write_tensors` wrote.
+
+    Raises:
+        ArtifactError: if it is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise ArtifactError(f"there is no {path}; run `lowrank analyze MODEL` again") from None
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"cannot read {path}: {error}; run `lowrank analyze MODEL` again") from None
+
+
+@contextmanager
+def _atomic(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` that becomes `path` when the block ends well."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    except Exception as error:
+        # safetensors wraps the operating system's errors in its own.
+        if "I/O" in str(error) or "os error" in str(error):
+            raise ArtifactError(f"cannot write {path}: {error}; make room or choose another folder with -o") from None
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """One SHA-256 over the names and contents of some files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.name.encode())
+        with path.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:32]
+
+
+def hash_json(content: Any) -> str:
+    """SHA-256 of a JSON value, independent of key order."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()[:32]

@@ -1,0 +1,44 @@
+"""Models in their formats. `open_model` finds the backend for a path; nothing heavy is imported before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lowrank.backends.base import Backend, Opening
+from lowrank.errors import UnsupportedModel
+
+TORCH_FILES = {".pt", ".pth", ".bin", ".pt2", ".safetensors"}
+
+__all__ = ["Backend", "Opening", "open_model"]
+
+
+def open_model(model: object, opening: Opening | None = None) -> Backend:
+    """The backend that reads a model.
+
+    Args:
+        model: a Hugging Face folder, a `.safetensors`, `.pt`, `.pth`, `.bin` or `.pt2` file, or a live `nn.Module`.
+        opening: how to build it, and what it may run.
+
+    Raises:
+        UnsupportedModel: if there is no such file, or it cannot be read; the message says what to try.
+    """
+    opening = opening or Opening()
+    if not isinstance(model, str | Path):
+        from lowrank.backends.torch import open_module
+
+        return open_module(model)
+    path = Path(model).expanduser()
+    if not path.exists():
+        raise UnsupportedModel(f"there is no {path}; give a Hugging Face folder or a model file on this machine")
+    if path.suffix == ".onnx":
+        raise UnsupportedModel(
+            f"{path}: ONNX files cannot be read yet, only written; give the torch model that it was exported from"
+        )
+    if path.is_file() and path.suffix not in TORCH_FILES:
+        raise UnsupportedModel(
+            f"{path}: {path.suffix or 'a file without a suffix'} is not a kind of model that can be read; give a Hugging Face "
+            f"folder or one of {', '.join(sorted(TORCH_FILES))}"
+        )
+    from lowrank.backends.torch import open_path
+
+    return open_path(path.resolve(), opening)

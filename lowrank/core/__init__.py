@@ -1,0 +1,1 @@
+"""Matrices, spectra, ranks, plans: pure numpy and scipy. Knows no file format, no torch, no onnx."""

@@ -1,0 +1,44 @@
+"""Budget: what a result may cost, or how far it may differ."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from lowrank.errors import InfeasibleBudget
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A keep ratio of the targeted weights' parameters, or a relative output error for each of them.
+
+    Example:
+        >>> Budget.params(0.3)
+        Budget(kind='params', limit=0.3)
+    """
+
+    kind: Literal["params", "error"]
+    limit: float
+
+    def __post_init__(self) -> None:
+        if self.kind == "params" and not (math.isfinite(self.limit) and 0 < self.limit <= 1):
+            raise InfeasibleBudget(
+                f"a budget of {self.limit:g}: it is the share of the targeted weights' parameters to keep, "
+                "so it must be above 0 and at most 1; 0.5 keeps half"
+            )
+        if self.kind == "error" and not (math.isfinite(self.limit) and 0 <= self.limit < 1):
+            raise InfeasibleBudget(
+                f"an error of {self.limit:g}: it is the relative output error that each weight may have, "
+                "so it must be at least 0 and below 1; try 0.05"
+            )
+
+    @classmethod
+    def params(cls, keep: float) -> Budget:
+        """Keep at most this share of the targeted weights' parameters (the keep ratio)."""
+        return cls("params", float(keep))
+
+    @classmethod
+    def error(cls, relative: float) -> Budget:
+        """Let each targeted weight's output differ by at most this much, relative to its norm."""
+        return cls("error", float(relative))

@@ -1,0 +1,100 @@
+"""What a pattern for weight names means, and which role a name suggests."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from lowrank.core.weight import Role
+from lowrank.errors import PatternError
+
+HEAD_NAMES = frozenset(
+    "classifier head lm_head score pooler pre_classifier qa_outputs cls logits_proj out_head".split()
+)
+EMBEDDING = re.compile(r"embed|(^|\.)(wte|wpe|shared|tok|pos|relative_attention_bias)(\.|$)|_emb(\.|$)")
+
+
+def stem(name: str) -> str:
+    """The name without the `.weight` that most end in."""
+    return name.removesuffix(".weight")
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a pattern selects a name.
+
+    `re:...` is a regular expression to be found anywhere; a pattern with `*`, `?` or `[` must match the whole
+    name; anything else is a name or a run of whole parts of one.
+
+    Example:
+        >>> matches("attention.self", "layer.0.attention.self.query.weight"), matches("attn", "layer.0.attn_out")
+        (True, False)
+    """
+    if pattern.startswith("re:"):
+        return re.search(pattern[3:], name) is not None
+    if any(mark in pattern for mark in "*?["):
+        return fnmatchcase(name, pattern) or fnmatchcase(stem(name), pattern)
+    return f".{pattern}." in f".{name}."
+
+
+def selector_of(include: Sequence[str], exclude: Sequence[str], names: Iterable[str]) -> Callable[[str], bool]:
+    """Whether a name is wanted: in `include` (everything, if that is empty) and not in `exclude`.
+
+    Raises:
+        PatternError: if a pattern is malformed, or selects none of `names`.
+    """
+    known = list(names)
+    for pattern in (*include, *exclude):
+        if pattern.startswith("re:"):
+            try:
+                re.compile(pattern[3:])
+            except re.error as error:
+                raise PatternError(f"{pattern!r} is not a regular expression: {error}") from None
+        if not any(matches(pattern, name) for name in known):
+            raise PatternError(
+                f"{pattern!r} selects no weight{nearest(pattern, known)}; give a name, some whole parts of one, "
+                "a glob such as '*.query.weight', or 're:' and a regular expression"
+            )
+
+    def wanted(name: str) -> bool:
+        included = not include or any(matches(p, name) for p in include)
+        return included and not any(matches(p, name) for p in exclude)
+
+    return wanted
+
+
+def nearest(wrong: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?` for the closest known names, or nothing."""
+    known = list(known)
+    close = difflib.get_close_matches(wrong, known, n=2, cutoff=0.4)
+    close = close or [name for name in known if wrong.lower() in name.lower()][:2]
+    return f"; did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
+
+
+def roles(shapes: dict[str, tuple[int, int]]) -> dict[str, Role]:
+    """The role of each linear weight, from its name alone, so that no architecture needs code.
+
+    A weight inside a numbered block (`layer.3.attention.query`) is a projection. Outside, it is part of a head. A
+    model without numbered blocks has only projections, except what is named like a head or shaped like a
+    classifier (at least eight times as many inputs as outputs).
+    """
+    blocks = [name for name in shapes if _in_block(name)]
+    found: dict[str, Role] = {}
+    for name, (rows, cols) in shapes.items():
+        if blocks:
+            found[name] = "projection" if _in_block(name) else "head"
+        else:
+            is_head = bool(HEAD_NAMES & set(stem(name).split("."))) or rows * 8 <= cols
+            found[name] = "head" if is_head else "projection"
+    return found
+
+
+def _in_block(name: str) -> bool:
+    parts = stem(name).split(".")
+    return any(part.isdigit() for part in parts[:-1]) and not HEAD_NAMES & set(parts)
+
+
+def looks_like_embedding(name: str) -> bool:
+    """Whether a bare tensor's name suggests a lookup table: there is no module to ask."""
+    return EMBEDDING.search(name.lower()) is not None

@@ -1,0 +1,142 @@
+"""Plan: the option chosen for every group. Editable JSON; ranks are what counts, the rest is recomputed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lowrank.core.analysis import Analysis
+from lowrank.core.budget import Budget
+from lowrank.core.match import nearest
+from lowrank.core.structures import STRUCTURES, Option, structure_named
+from lowrank.errors import InfeasibleBudget, PlanMismatch
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which structure and rank each group gets, what that costs, and how good it is predicted to be."""
+
+    analysis: str
+    """Fingerprint of the analysis that the ranks were chosen from."""
+    budget: Budget | None
+    """What was asked for; None when the ranks were given by hand."""
+    selector: Mapping[str, Any]
+    options: tuple[Option, ...]
+    dense_cost: int
+    gap: float = 0.0
+    """How far the summed error can be from the best possible, as a share of that sum; 0 is optimal."""
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def cost(self) -> int:
+        """Numbers that the targeted weights will hold."""
+        return sum(option.cost for option in self.options)
+
+    @property
+    def keep_ratio(self) -> float:
+        """Cost as a share of the dense cost."""
+        return self.cost / self.dense_cost if self.dense_cost else 1.0
+
+    @property
+    def worst_error(self) -> float:
+        """The largest relative output error predicted for any group."""
+        return max((option.error for option in self.options), default=0.0) ** 0.5
+
+    @property
+    def reached(self) -> float:
+        """What the budget's own measure comes to."""
+        return self.worst_error if self.budget and self.budget.kind == "error" else self.keep_ratio
+
+    @property
+    def meets_budget(self) -> bool:
+        """Whether the plan is within its budget."""
+        return self.budget is None or self.reached <= self.budget.limit * (1 + 1e-9)
+
+    def to_json(self) -> dict[str, Any]:
+        """A mapping that JSON can hold, for `from_json`."""
+        return {
+            "analysis": self.analysis,
+            "budget": asdict(self.budget) if self.budget else None,
+            "selector": dict(self.selector),
+            "dense_cost": self.dense_cost,
+            "cost": self.cost,
+            "keep_ratio": self.keep_ratio,
+            "worst_relative_error": self.worst_error,
+            "optimality_gap": self.gap,
+            "notes": list(self.notes),
+            "groups": [
+                {
+                    "name": o.group,
+                    "structure": o.structure,
+                    "rank": o.rank,
+                    "cost": o.cost,
+                    "relative_error": o.error**0.5,
+                }
+                for o in self.options
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], analysis: Analysis, budget: Budget | None) -> Plan:
+        """A plan, perhaps edited, checked against the analysis; costs and errors are recomputed.
+
+        A group that the file does not name stays dense.
+
+        Raises:
+            PlanMismatch: if it belongs to another analysis, or names a group, structure or rank there is not.
+        """
+        parent = content.get("analysis")
+        if parent != analysis.fingerprint:
+            raise PlanMismatch(
+                f"the plan was made from the analysis {parent}, but this one is {analysis.fingerprint}; "
+                "select again, or give the model and settings that the plan was made from"
+            )
+        groups = {group.name: group for group in analysis.groups}
+        chosen: dict[str, Option] = {}
+        entries = content.get("groups")
+        if not isinstance(entries, list):
+            raise PlanMismatch('the plan has no list "groups"; give back a plan.json that lowrank wrote')
+        for entry in entries:  # pyright: ignore[reportUnknownVariableType]
+            option = _read_option(entry, groups, analysis)
+            chosen[option.group] = option
+        for group in analysis.groups:
+            if group.name not in chosen:
+                chosen[group.name] = STRUCTURES[0].at(group, analysis, 0)
+        return cls(
+            analysis=analysis.fingerprint,
+            budget=budget,
+            selector={"type": "given"},
+            options=tuple(chosen[group.name] for group in analysis.groups),
+            dense_cost=analysis.dense_params,
+        )
+
+
+def _read_option(entry: Any, groups: Mapping[str, Any], analysis: Analysis) -> Option:
+    if not isinstance(entry, dict) or not isinstance(entry.get("rank"), int) or isinstance(entry["rank"], bool):  # pyright: ignore[reportUnknownMemberType]
+        raise PlanMismatch(f'the plan\'s entry {entry!r} must hold "name", "structure" and a whole number "rank"')
+    name, structure = str(entry.get("name")), structure_named(str(entry.get("structure")))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+    if name not in groups:
+        raise PlanMismatch(f"the plan names {name!r}, which the analysis does not hold{nearest(name, groups)}")
+    if structure is None:
+        known = ", ".join(s.name for s in STRUCTURES)
+        raise PlanMismatch(f"{name}: there is no structure {entry.get('structure')!r}; there is {known}")  # pyright: ignore[reportUnknownMemberType]
+    try:
+        return structure.at(groups[name], analysis, entry["rank"])
+    except ValueError as error:
+        raise PlanMismatch(f"{name}: rank {entry['rank']} in the plan; {error}") from None
+
+
+def check_budget(plan: Plan) -> Plan:
+    """The plan itself if it is within its budget.
+
+    Raises:
+        InfeasibleBudget: if it is not.
+    """
+    if plan.meets_budget:
+        return plan
+    assert plan.budget is not None
+    raise InfeasibleBudget(
+        f"the plan comes to {plan.reached:.4f}, above its budget of {plan.budget.limit:g} ({plan.budget.kind}); "
+        "lower some ranks in it, or raise the budget"
+    )

@@ -1,0 +1,72 @@
+"""Structure, the curve it offers for a group, and the Option that is one point of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank.core.analysis import Analysis
+from lowrank.core.factors import Factors
+from lowrank.core.linalg import Matrix, Vector
+from lowrank.core.weight import Group
+
+Replacement = Factors
+"""What a backend puts in a weight's place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A structure at a rank for a group, with what it costs and what it is predicted to lose."""
+
+    group: str
+    structure: str
+    rank: int
+    cost: int
+    """Numbers stored."""
+    error: float
+    """Squared relative output error, as the analysis estimates it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """All that a structure offers for one group: cost and error over rank, ranks ascending."""
+
+    structure: str
+    ranks: NDArray[np.int64]
+    costs: NDArray[np.int64]
+    errors: Vector
+
+    def option(self, group: str, at: int) -> Option:
+        """The point at an index of the curve."""
+        return Option(group, self.structure, int(self.ranks[at]), int(self.costs[at]), float(self.errors[at]))
+
+
+class Structure(Protocol):
+    """One way to hold a group in fewer numbers."""
+
+    @property
+    def name(self) -> str:
+        """As it stands in a plan."""
+        ...
+
+    def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
+        """Cost and error at every rank worth having; empty if the structure does not fit the group."""
+        ...
+
+    def at(self, group: Group, analysis: Analysis, rank: int) -> Option:
+        """The option at one rank, also one that the curve leaves out (a plan edited by hand).
+
+        Raises:
+            ValueError: if there is no such rank; the message says which there are.
+        """
+        ...
+
+    def factorize(
+        self, group: Group, rank: int, analysis: Analysis, read: Callable[[str], Matrix]
+    ) -> Mapping[str, Replacement]:
+        """What replaces each weight of the group, by weight name; a weight not named stays as it is."""
+        ...

@@ -1,0 +1,38 @@
+"""Dense: leave the group as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from lowrank.core.analysis import Analysis
+from lowrank.core.cost import dense_cost
+from lowrank.core.linalg import Matrix
+from lowrank.core.structures.base import Curve, Option, Replacement
+from lowrank.core.weight import Group
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """The full cost and no error. Its rank is written as the full rank."""
+
+    name: str = "dense"
+
+    def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
+        """One point."""
+        shapes = [analysis[name].weight.shape for name in group.weights]
+        rank = max(min(shape) for shape in shapes)
+        cost = sum(dense_cost(*shape) for shape in shapes)
+        return Curve(self.name, np.array([rank]), np.array([cost]), np.zeros(1))
+
+    def at(self, group: Group, analysis: Analysis, rank: int) -> Option:
+        """The same point, whatever the rank says."""
+        return self.curve(group, analysis, 1).option(group.name, 0)
+
+    def factorize(
+        self, group: Group, rank: int, analysis: Analysis, read: Callable[[str], Matrix]
+    ) -> Mapping[str, Replacement]:
+        """Nothing to replace."""
+        return {}

@@ -1,0 +1,50 @@
+"""TwoFactor: `W` as `left @ right`, optimal for the data that the analysis saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from lowrank.core.analysis import Analysis, WeightAnalysis
+from lowrank.core.cost import two_factor_cost
+from lowrank.core.linalg import Matrix
+from lowrank.core.structures.base import Curve, Option, Replacement
+from lowrank.core.weight import Group
+
+
+@dataclass(frozen=True, slots=True)
+class TwoFactor:
+    """Rank (rows + cols) numbers; the ranks on offer are those that are smaller than the dense matrix."""
+
+    name: str = "two_factor"
+
+    def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
+        """Ranks up to break-even, in steps of `multiple`."""
+        record = self._record(group, analysis)
+        ranks = np.arange(multiple, record.break_even + 1, multiple, dtype=np.int64)
+        costs = ranks * two_factor_cost(record.weight.rows, record.weight.cols, 1)
+        return Curve(self.name, ranks, costs, record.error_curve[ranks])
+
+    def at(self, group: Group, analysis: Analysis, rank: int) -> Option:
+        """Any rank from 1 to full: lossless at full rank, and larger than the matrix beyond break-even."""
+        record = self._record(group, analysis)
+        weight = record.weight
+        if not 1 <= rank <= weight.full_rank:
+            raise ValueError(f"its rank can be 1 to {weight.full_rank}")
+        cost = two_factor_cost(weight.rows, weight.cols, rank)
+        return Option(group.name, self.name, rank, cost, float(record.error_curve[rank]))
+
+    def factorize(
+        self, group: Group, rank: int, analysis: Analysis, read: Callable[[str], Matrix]
+    ) -> Mapping[str, Replacement]:
+        """The projection of the outputs on their leading directions."""
+        name = group.weights[0]
+        matrix = read(name)
+        return {name: analysis.directions(name, matrix).truncate(matrix, rank)}
+
+    @staticmethod
+    def _record(group: Group, analysis: Analysis) -> WeightAnalysis:
+        (name,) = group.weights
+        return analysis[name]

@@ -1,0 +1,43 @@
+"""What can go wrong, by cause. Every message says what and where, why, and what to try."""
+
+from __future__ import annotations
+
+
+class LowRankError(Exception):
+    """Something could not be done, and the message says what to try. The command line exits with 1."""
+
+
+class UnsupportedModel(LowRankError):
+    """The model file is of a kind, or in a state, that cannot be read."""
+
+
+class NonFiniteWeight(LowRankError):
+    """A weight holds NaN or infinity, so no spectrum of it means anything."""
+
+
+class InfeasibleBudget(LowRankError, ValueError):
+    """The budget is not a budget, or no choice of ranks can meet it."""
+
+
+class PlanMismatch(LowRankError):
+    """A plan and an analysis, or an analysis and a model, do not belong together."""
+
+
+class PatternError(LowRankError, ValueError):
+    """A name or pattern that selects weights selects nothing."""
+
+
+class CalibrationError(LowRankError):
+    """The calibration data cannot be read, or the model cannot be run on it."""
+
+
+class ArtifactError(LowRankError):
+    """A file of a run cannot be read or written."""
+
+
+class ExportError(LowRankError):
+    """The model could not be written as ONNX, or what was written does not agree with it."""
+
+
+class DecompositionError(LowRankError):
+    """No solver could decompose a matrix."""

@@ -1,0 +1,5 @@
+"""The torch modules that a rewritten model contains."""
+
+from lowrank.nn.linear import LowRankLinear
+
+__all__ = ["LowRankLinear"]

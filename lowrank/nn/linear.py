@@ -1,0 +1,53 @@
+"""LowRankLinear: two thin linear layers in place of one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class LowRankLinear(nn.Module):
+    """`y = left(right(x)) + bias`; the factors are plain `nn.Linear`s, the bias comes last.
+
+    Its state is `right.weight` (rank x inputs), `left.weight` (outputs x rank) and, if there is one, `bias` under the
+    name that it had. Outside code that reads `weight`, `bias`, `in_features` or `out_features` of a linear
+    layer goes on working: `weight` is the product, read-only.
+
+    Example:
+        >>> layer = LowRankLinear(8, 6, rank=2)
+        >>> layer(torch.zeros(3, 8)).shape, layer.weight.shape
+        (torch.Size([3, 6]), torch.Size([6, 8]))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        bias: bool = True,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.rank = rank
+        self.right = nn.Linear(in_features, rank, bias=False, dtype=dtype, device=device)
+        self.left = nn.Linear(rank, out_features, bias=False, dtype=dtype, device=device)
+        # Not the bias of `left`: a bias inside a linear layer exports as Gemm for two-dimensional inputs, and the
+        # graph is to have two MatMuls and an Add whatever the input.
+        self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply `right`, then `left`, then the bias."""
+        y = self.left(self.right(x))
+        return y if self.bias is None else y + self.bias
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense matrix that the factors stand for, outputs x inputs."""
+        return self.left.weight @ self.right.weight
+
+    def extra_repr(self) -> str:
+        """Shape and rank."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"

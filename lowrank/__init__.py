@@ -1,2 +1,80 @@
-"""lowrank."""
+"""lowrank makes a trained transformer smaller and faster on a CPU, after training, by low-rank factors.
+
+Verbs: `analyze`, `select`, `compress`, `export`, `load`. Everything is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from lowrank.backends import Opening, open_model
+    from lowrank.backends.torch import load
+    from lowrank.core.analysis import Analysis
+    from lowrank.core.budget import Budget
+    from lowrank.core.plan import Plan
+    from lowrank.core.select import Energy, Knapsack, RelativeError, Uniform
+    from lowrank.errors import LowRankError
+    from lowrank.evaluate.report import Report
+    from lowrank.nn import LowRankLinear
+    from lowrank.pipeline import Settings, analyze, compress, export, select
+
+_HOMES = {
+    "Analysis": "lowrank.core.analysis",
+    "Budget": "lowrank.core.budget",
+    "Energy": "lowrank.core.select",
+    "Knapsack": "lowrank.core.select",
+    "LowRankError": "lowrank.errors",
+    "LowRankLinear": "lowrank.nn",
+    "Opening": "lowrank.backends",
+    "Plan": "lowrank.core.plan",
+    "RelativeError": "lowrank.core.select",
+    "Report": "lowrank.evaluate.report",
+    "Settings": "lowrank.pipeline",
+    "Uniform": "lowrank.core.select",
+    "analyze": "lowrank.pipeline",
+    "compress": "lowrank.pipeline",
+    "export": "lowrank.pipeline",
+    "load": "lowrank.backends.torch",
+    "open_model": "lowrank.backends",
+    "select": "lowrank.pipeline",
+}
+
+__all__ = [
+    "Analysis",
+    "Budget",
+    "Energy",
+    "Knapsack",
+    "LowRankError",
+    "LowRankLinear",
+    "Opening",
+    "Plan",
+    "RelativeError",
+    "Report",
+    "Settings",
+    "Uniform",
+    "__version__",
+    "analyze",
+    "compress",
+    "export",
+    "load",
+    "open_model",
+    "select",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'lowrank' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -61,6 +61,8 @@ class Analysis:
     """What was asked for: patterns, targets, calibration."""
     fingerprint: str = ""
     """Of source and settings; a plan names it."""
+    notes: tuple[str, ...] = ()
+    """What the reader must know: no calibration, layers it never reached, tokens that were not finite."""
 
     def __getitem__(self, name: str) -> WeightAnalysis:
         return self._by_name[name]

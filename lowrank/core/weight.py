@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +31,11 @@ class View:
         from einops import rearrange
 
         return rearrange(stored, f"{self.stored} -> rows cols")
+
+    def shape(self, stored: Sequence[int]) -> tuple[int, int]:
+        """(rows, cols) of a stored tensor of this shape."""
+        sizes = dict(zip(self.stored.split(), stored, strict=True))
+        return int(sizes["rows"]), int(sizes["cols"])
 
 
 @dataclass(frozen=True, slots=True)

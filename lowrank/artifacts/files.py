@@ -19,6 +19,7 @@ from lowrank.errors import ArtifactError
 
 SCHEMA_MAJOR = 1
 SCHEMA_MINOR = 0
+STAGE_PREFIX = ".lowrank-staging-"
 
 
 def _cannot_write(path: Path, error: OSError) -> ArtifactError:
@@ -42,45 +43,68 @@ def make_folder(path: Path) -> Path:
 
 
 @contextmanager
-def staged(folder: Path) -> Iterator[Path]:
+def staged(folder: Path, owned: Iterable[str] = ()) -> Iterator[Path]:
     """A hidden folder inside `folder` whose entries replace those of `folder` when the block ends well.
 
     If the block fails, is interrupted or runs out of disk, everything that was in `folder` is as it was.
+
+    Args:
+        folder: made if it is missing.
+        owned: entries of an earlier result that would no longer belong to it: those that the block does not
+            write anew are removed with the same care.
 
     Raises:
         ArtifactError: if something cannot be written.
     """
     make_folder(folder)
-    stage = folder / f".staging-{secrets.token_hex(4)}"
+    sweep(folder)
+    stage = folder / f"{STAGE_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
     try:
         stage.mkdir()
         yield stage
-        _replace_entries(stage, folder)
+        _replace_entries(stage, folder, owned)
     except OSError as error:
         raise _cannot_write(folder, error) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _replace_entries(stage: Path, folder: Path) -> None:
+def _replace_entries(stage: Path, folder: Path, owned: Iterable[str]) -> None:
     """Move each entry of `stage` over its namesake; on failure put everything back."""
     attic = stage / ".replaced"
     attic.mkdir()
-    moved: list[Path] = []
+    new = sorted(entry.name for entry in stage.iterdir() if entry != attic)
+    placed: list[str] = []
     try:
-        for entry in sorted(p for p in stage.iterdir() if p != attic):
-            target = folder / entry.name
-            if target.exists() or target.is_symlink():
-                os.replace(target, attic / entry.name)
-            moved.append(target)
-            os.replace(entry, target)
+        for name in sorted({*new, *owned}):
+            if (folder / name).exists() or (folder / name).is_symlink():
+                os.replace(folder / name, attic / name)
+        for name in new:
+            os.replace(stage / name, folder / name)
+            placed.append(name)
     except BaseException:
-        for target in moved:
-            if (attic / target.name).exists():
-                if target.is_dir() and not target.is_symlink():
-                    shutil.rmtree(target, ignore_errors=True)
-                os.replace(attic / target.name, target)
+        for name in placed:
+            os.replace(folder / name, stage / name)
+        for old in attic.iterdir():
+            os.replace(old, folder / old.name)
         raise
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half-written; nothing else starts with these names."""
+    for leftover in folder.glob(f"{STAGE_PREFIX}*"):
+        if not _is_alive(leftover.name.split("-")[1]):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def write_json(path: Path, kind: str, content: Mapping[str, Any]) -> None:

@@ -1,0 +1,162 @@
+"""`analysis.json` (figures for people) and `analysis.safetensors` (spectra, error curves and Grams)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank.artifacts.files import read_json, read_tensors, staged, write_json, write_tensors
+from lowrank.core.analysis import Analysis, Folds, WeightAnalysis
+from lowrank.core.gram import Gram
+from lowrank.core.spectrum import Spectrum
+from lowrank.core.verdict import verdict
+from lowrank.core.weight import Layer, Skip, View, Weight
+from lowrank.errors import ArtifactError
+
+JSON_FILE = "analysis.json"
+TENSOR_FILE = "analysis.safetensors"
+ENERGIES = (0.90, 0.95, 0.99)
+
+
+def save_analysis(analysis: Analysis, folder: Path) -> None:
+    """Write both files, whole or not at all.
+
+    Raises:
+        ArtifactError: if they cannot be written.
+    """
+    tensors: dict[str, NDArray[Any]] = {}
+    grams: dict[str, dict[str, Any]] = {}
+    for record in analysis.weights:
+        name = record.weight.name
+        tensors[f"{name}:plain"] = record.plain.values
+        if record.activation is not None:
+            tensors[f"{name}:activation"] = record.activation.values
+        if record.heldout is not None:
+            tensors[f"{name}:heldout"] = record.heldout
+    owners: dict[int, str] = {}
+    for name, folds in analysis.grams.items():
+        owner = owners.setdefault(id(folds), name)
+        if owner != name:
+            grams[name] = {"same_as": owner}
+            continue
+        grams[name] = {}
+        for fold, gram in (("fit", folds.fit), ("held", folds.heldout)):
+            tensors[f"{name}:gram:{fold}"] = gram.moment[np.tril_indices(len(gram.moment))]
+            facts = {"side": gram.side, "tokens": gram.tokens, "energy": gram.energy, "nonfinite": gram.nonfinite}
+            grams[name][fold] = facts
+    with staged(folder, owned=(JSON_FILE, TENSOR_FILE)) as stage:
+        write_tensors(stage / TENSOR_FILE, tensors, {"analysis": analysis.fingerprint})
+        write_json(stage / JSON_FILE, "analysis", {**figures(analysis), "grams": grams})
+
+
+def figures(analysis: Analysis, spectra: bool = False) -> dict[str, Any]:
+    """Everything about an analysis that a person or a script may want to read.
+
+    Args:
+        analysis: the analysis.
+        spectra: include all singular values.
+    """
+    return {
+        "fingerprint": analysis.fingerprint,
+        "verdict": verdict(analysis),
+        "notes": list(analysis.notes),
+        "source": dict(analysis.source),
+        "settings": dict(analysis.settings),
+        "targeted_params": analysis.dense_params,
+        "weights": [_weight_figures(record, spectra) for record in analysis.weights],
+        "skipped": [asdict(skip) for skip in analysis.skips],
+    }
+
+
+def _weight_figures(record: WeightAnalysis, spectra: bool) -> dict[str, Any]:
+    weight = record.weight
+    return {
+        "name": weight.name,
+        "layers": [asdict(layer) for layer in weight.layers],
+        "view": weight.view.stored,
+        "role": weight.role,
+        "shape": list(weight.shape),
+        "dtype": weight.dtype,
+        "params": weight.params,
+        "break_even_rank": record.break_even,
+        "metric": "activation" if record.activation else "plain",
+        "heldout": record.heldout is not None,
+        "error_at_break_even": float(np.sqrt(record.error_curve[record.break_even])),
+        "plain": _spectrum_figures(record.plain, record.break_even, spectra),
+        "activation": record.activation and _spectrum_figures(record.activation, record.break_even, spectra),
+    }
+
+
+def _spectrum_figures(spectrum: Spectrum, break_even: int, spectra: bool) -> dict[str, Any]:
+    figures: dict[str, Any] = {
+        "largest": float(spectrum.values[0]),
+        "smallest": float(spectrum.values[-1]),
+        "stable_rank": spectrum.stable_rank,
+        "effective_rank": spectrum.effective_rank,
+        "rank_at_energy": {f"{energy:.2f}": spectrum.rank_at_energy(energy) for energy in ENERGIES},
+        "error_at_break_even": spectrum.relative_error(break_even),
+    }
+    if spectra:
+        figures["singular_values"] = spectrum.values.tolist()
+    return figures
+
+
+def load_analysis(folder: Path) -> Analysis:
+    """What `save_analysis` wrote.
+
+    Raises:
+        ArtifactError: if a file is missing or damaged, or the two do not belong together.
+    """
+    content = read_json(folder / JSON_FILE, "analysis")
+    tensors = read_tensors(folder / TENSOR_FILE)
+    try:
+        grams: dict[str, Folds] = {}
+        for name, entry in content["grams"].items():
+            grams[name] = grams[entry["same_as"]] if "same_as" in entry else _read_folds(name, entry, tensors)
+        return Analysis(
+            weights=tuple(_read_weight(entry, tensors) for entry in content["weights"]),
+            skips=tuple(Skip(s["name"], tuple(s["shape"]), s["reason"]) for s in content["skipped"]),
+            grams=grams,
+            source=content["source"],
+            settings=content["settings"],
+            fingerprint=content["fingerprint"],
+            notes=tuple(content["notes"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise ArtifactError(
+            f"{folder / JSON_FILE} and {TENSOR_FILE} beside it do not hold a whole analysis ({type(error).__name__}: {error}); "
+            "run `lowrank analyze MODEL` again"
+        ) from None
+
+
+def _read_weight(entry: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> WeightAnalysis:
+    name, (rows, cols) = entry["name"], entry["shape"]
+    layers = tuple(Layer(layer["name"], layer["kind"]) for layer in entry["layers"])
+    weight = Weight(name, rows, cols, entry["dtype"], entry["role"], layers, View(entry["view"]))
+    activation = tensors.get(f"{name}:activation")
+    record = WeightAnalysis(
+        weight,
+        Spectrum(tensors[f"{name}:plain"]),
+        None if activation is None else Spectrum(activation),
+        tensors.get(f"{name}:heldout"),
+    )
+    if len(record.plain.values) != weight.full_rank or len(record.error_curve) != weight.full_rank + 1:
+        raise ValueError(f"the spectrum of {name} has the wrong length")
+    return record
+
+
+def _read_folds(name: str, entry: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Folds:
+    return Folds(*(_read_gram(entry[fold], tensors[f"{name}:gram:{fold}"]) for fold in ("fit", "held")))
+
+
+def _read_gram(facts: Mapping[str, Any], packed: NDArray[Any]) -> Gram:
+    size = int((np.sqrt(8 * len(packed) + 1) - 1) / 2)
+    moment = np.zeros((size, size))
+    moment[np.tril_indices(size)] = packed
+    moment += np.tril(moment, -1).T
+    return Gram(facts["side"], moment, facts["tokens"], facts["energy"], facts["nonfinite"])

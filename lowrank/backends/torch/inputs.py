@@ -1,0 +1,219 @@
+"""How a model is fed: the names, types and shapes of its inputs, found without running code of the model's file."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Dim = int | str
+"""A fixed size, or the name of one that may vary: `batch`, `sequence`."""
+
+MASK = "attention_mask"
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One input: its name, type and axes. Integers are drawn from 0 to `high - 1`."""
+
+    name: str
+    dtype: torch.dtype
+    dims: tuple[Dim, ...]
+    high: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """All the inputs that a model is fed with, and the name of the output that is looked at."""
+
+    inputs: tuple[Input, ...]
+    output: str
+    positional: int = 0
+    """How many of the first inputs are passed by position."""
+    max_sequence: int = 512
+    fixed_kwargs: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Input names in order."""
+        return tuple(i.name for i in self.inputs)
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether it is fed with `input_ids`."""
+        return "input_ids" in self.names
+
+    @property
+    def has_sequence(self) -> bool:
+        """Whether some input has a sequence axis."""
+        return any("sequence" in i.dims for i in self.inputs)
+
+    def example(self, batch: int, sequence: int, seed: int = 0, padded: bool = False) -> dict[str, Tensor]:
+        """Random inputs of a size; with `padded`, every second row ends in padding."""
+        sizes = {"batch": batch, "sequence": sequence}
+        generator = torch.Generator().manual_seed(seed)
+        values: dict[str, Tensor] = {}
+        for spec in self.inputs:
+            shape = [sizes[d] if isinstance(d, str) else d for d in spec.dims]
+            if spec.name == MASK:
+                values[spec.name] = torch.ones(shape, dtype=spec.dtype)
+                if padded:
+                    values[spec.name][1::2, max(1, sequence // 2) :] = 0
+            elif spec.dtype.is_floating_point:
+                values[spec.name] = torch.randn(shape, generator=generator).to(spec.dtype)
+            else:
+                values[spec.name] = torch.randint(0, max(spec.high, 1), shape, generator=generator).to(spec.dtype)
+        return values
+
+    def call(self, module: nn.Module, values: Mapping[str, Tensor]) -> Tensor:
+        """The output tensor of one forward pass."""
+        args = [values[name] for name in self.names[: self.positional]]
+        kwargs = {name: values[name] for name in self.names[self.positional :]}
+        return main_output(module(*args, **kwargs, **dict(self.fixed_kwargs)))
+
+
+def main_output(result: Any) -> Tensor:
+    """The tensor that a model's result is about: `logits`, else `last_hidden_state`, else the first one."""
+    if isinstance(result, Tensor):
+        return result
+    for name in ("logits", "last_hidden_state"):
+        value = getattr(result, name, None)
+        if isinstance(value, Tensor):
+            return value
+    values = result.values() if isinstance(result, Mapping) else result
+    for value in values if isinstance(values, list | tuple) or isinstance(result, Mapping) else ():
+        if isinstance(value, Tensor):
+            return value
+    raise TypeError(f"the model returns no tensor but {type(result).__name__}")
+
+
+def of_transformers(model: Any) -> Signature | str:
+    """The signature of a `transformers` model from its config, or the reason why there is none."""
+    config = model.config
+    accepted = inspect.signature(model.forward).parameters
+    if getattr(config, "is_encoder_decoder", False):
+        return "encoder-decoder models are fed with two sequences, which is not supported yet"
+    if model.main_input_name == "pixel_values":
+        return _of_images(model, config)
+    if model.main_input_name != "input_ids":
+        return f"its main input is {model.main_input_name!r}; only token and image models can be fed yet"
+    vocabulary = config.get_text_config().vocab_size
+    tokens: list[Input] = [Input("input_ids", torch.int64, ("batch", "sequence"), vocabulary)]
+    if MASK in accepted:
+        tokens.append(Input(MASK, torch.int64, ("batch", "sequence"), 2))
+    if "token_type_ids" in accepted and getattr(config, "type_vocab_size", 0) > 1:
+        tokens.append(Input("token_type_ids", torch.int64, ("batch", "sequence"), config.type_vocab_size))
+    fixed = (("use_cache", False),) if "use_cache" in accepted else ()
+    positions = getattr(config, "max_position_embeddings", None) or 512
+    # RoBERTa and its kin count positions from the padding index on.
+    usable = positions - (2 if getattr(config, "pad_token_id", None) == 1 else 0)
+    return Signature(tuple(tokens), _output_name(model), 0, usable, fixed)
+
+
+def _of_images(model: Any, config: Any) -> Signature | str:
+    size = getattr(config, "image_size", None)
+    if size is None:
+        return "its config does not say how large an image is"
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    dims = ("batch", getattr(config, "num_channels", 3), height, width)
+    return Signature((Input("pixel_values", torch.float32, dims),), _output_name(model))
+
+
+def _output_name(model: Any) -> str:
+    return "last_hidden_state" if type(model).__name__.endswith("Model") else "logits"
+
+
+def of_arrays(arrays: Mapping[str, NDArray[Any]]) -> Signature:
+    """The signature that sample inputs show: the first axis is the batch, a second one of token ids the sequence."""
+    inputs: list[Input] = []
+    for name, array in arrays.items():
+        floating = array.dtype.kind == "f"
+        dims: list[Dim] = ["batch", *array.shape[1:]]
+        if not floating and len(dims) == 2:
+            dims[1] = "sequence"
+        dtype = torch.float32 if floating else torch.int64
+        high = 1 if floating or not array.size else int(array.max()) + 1
+        inputs.append(Input(name, dtype, tuple(dims), high))
+    return Signature(tuple(inputs), "output")
+
+
+def of_module(module: nn.Module) -> Signature | str:
+    """A signature for a module that says nothing of its inputs, from its first layer, checked by running it."""
+    required = [
+        p.name
+        for p in inspect.signature(module.forward).parameters.values()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(required) != 1:
+        return f"its forward takes {len(required)} required inputs, whose shapes are not known"
+    for candidate in _candidates(module, required[0]):
+        try:
+            with torch.no_grad():
+                for sequence in (5, 8):
+                    candidate.call(module, candidate.example(2, sequence))
+        except Exception:  # noqa: S112 - a guess that does not run is not the answer
+            continue
+        return candidate
+    return "the shape of its input cannot be guessed from its first layer"
+
+
+def _candidates(module: nn.Module, name: str) -> list[Signature]:
+    first = next((m for m in module.modules() if next(m.parameters(recurse=False), None) is not None), None)
+    if isinstance(first, nn.Embedding):
+        tokens = Input(name, torch.int64, ("batch", "sequence"), first.num_embeddings)
+        return [Signature((tokens,), "output", 1)]
+    linear = next((m for m in module.modules() if isinstance(m, nn.Linear)), None)
+    if linear is None:
+        return []
+    dtype, width = linear.weight.dtype, linear.in_features
+    shapes: list[tuple[Dim, ...]] = [("batch", "sequence", width), ("batch", width)]
+    if isinstance(first, nn.Linear):
+        shapes.reverse()
+    return [Signature((Input(name, dtype, dims),), "output", 1) for dims in shapes]
+
+
+def of_program(program: torch.export.ExportedProgram) -> Signature | str:
+    """The signature of an exported program; dimensions that it left open stay open."""
+    wanted = set(program.graph_signature.user_inputs)
+    names: list[Dim] = ["batch", "sequence"]
+    seen: dict[str, Dim] = {}
+    inputs: list[Input] = []
+    samples = {}
+    if program.example_inputs:
+        leaves = torch.utils._pytree.tree_leaves(program.example_inputs)
+        samples = dict(zip(program.graph_signature.user_inputs, leaves, strict=False))
+    for node in program.graph.nodes:
+        if node.op != "placeholder" or node.name not in wanted:
+            continue
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor):
+            return f"its input {node.name} is no tensor"
+        dims: list[Dim] = []
+        for size in value.shape:
+            if isinstance(size, int):
+                dims.append(size)
+                continue
+            key = str(size)
+            if key not in seen:
+                if len(seen) == len(names):
+                    return "more than two of its dimensions vary"
+                seen[key] = names[len(seen)]
+            dims.append(seen[key])
+        sample = samples.get(node.name)
+        high = int(sample.max()) + 1 if isinstance(sample, Tensor) and not sample.is_floating_point() else 1
+        inputs.append(Input(node.name, value.dtype, tuple(dims), high))
+    positional = program.call_spec.in_spec.child(0).num_children if program.call_spec.in_spec else len(inputs)
+    named = [*inputs[:positional]]
+    # Keyword inputs keep the name that the caller used, which the placeholder carries too.
+    return Signature(tuple(named + inputs[positional:]), "output", positional)
+
+
+def to_arrays(values: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    """The same inputs for ONNX Runtime."""
+    return {name: np.ascontiguousarray(value.numpy()) for name, value in values.items()}

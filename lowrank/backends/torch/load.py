@@ -1,0 +1,99 @@
+"""`load`: a saved model back from its folder, without the original."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.artifacts.files import read_json
+from lowrank.backends.torch import huggingface
+from lowrank.backends.torch.layers import empty_replacement, put, register_optional_layers, view_of
+from lowrank.backends.torch.module import MODEL_FILE, RECORD_FILE
+from lowrank.backends.torch.open import build_arch
+from lowrank.backends.torch.pickles import read_program
+from lowrank.backends.torch.program import PROGRAM_FILE, unflatten
+from lowrank.errors import ArtifactError
+
+
+def load(folder: str | Path, *, arch: str | Callable[[], nn.Module] | None = None) -> nn.Module | dict[str, Tensor]:
+    """A compressed model, in evaluation mode, with exactly the outputs it had when it was saved.
+
+    Args:
+        folder: a run, or the `model` folder in it.
+        arch: builds the dense module (`package.module:factory`, or a callable). Needed, as no code is ever taken
+            from a folder, for a model that came as a module or with `--arch`.
+
+    Returns:
+        The module; for a plain state dict without `arch`, the factored state dict.
+
+    Raises:
+        ArtifactError: if the folder holds no saved model, or it needs `arch`.
+
+    Example:
+        model = lowrank.load("lowrank-run")
+    """
+    path = Path(folder).expanduser()
+    if not (path / RECORD_FILE).is_file() and (path / "model" / RECORD_FILE).is_file():
+        path = path / "model"
+    record = read_json(path / RECORD_FILE, "model")
+    rebuild: Mapping[str, Any] = record["rebuild"]
+    if rebuild["kind"] == "program":
+        return unflatten(read_program(path / PROGRAM_FILE, unsafe_pickle=False)).eval()
+    state = _read_state(path / MODEL_FILE)
+    if arch is not None:
+        dense = build_arch(arch) if isinstance(arch, str) else arch().eval()
+    elif rebuild["kind"] == "huggingface":
+        config = huggingface.read_config(path / "config.json")
+        config.architectures = [rebuild["class"]]
+        dense = huggingface.build_dense(config, getattr(torch, rebuild["dtype"]))
+    elif rebuild["kind"] == "state_dict":
+        return {**state, **{alias: state[kept] for alias, kept in record["aliases"].items()}}
+    else:
+        name = rebuild.get("arch") or rebuild.get("class")
+        raise ArtifactError(
+            f"{path}: building the module takes code, and none is taken from a folder; pass arch=... with what builds the "
+            f"dense module ({name})"
+        )
+    return _fill(dense, state, record["replaced"], record["aliases"], path).eval()
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    huggingface.open_safetensors(path)
+    return load_file(path)
+
+
+def _fill(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    replaced: Mapping[str, Any],
+    aliases: Mapping[str, str],
+    origin: Path,
+) -> nn.Module:
+    """Low-rank layers in the places that the record names, then every tensor, then the ties."""
+    register_optional_layers()
+    for entry in replaced.values():
+        for layer in entry["layers"]:
+            old = module.get_submodule(layer)
+            view = view_of(old)
+            stored = old.weight
+            assert view is not None and isinstance(stored, Tensor)
+            put(module, layer, empty_replacement(old, *view.shape(stored.shape), entry["rank"], stored))
+    full = {**state, **{alias: state[kept] for alias, kept in aliases.items()}}
+    try:
+        module.load_state_dict(full, assign=True)
+    except RuntimeError as error:
+        raise ArtifactError(
+            f"{origin}: the saved tensors do not fit the module: {' '.join(str(error).split())[:300]}"
+        ) from None
+    # Assignment gives every name its own parameter object: tie them again.
+    for alias, kept in aliases.items():
+        owner, _, key = alias.rpartition(".")
+        source, _, source_key = kept.rpartition(".")
+        setattr(module.get_submodule(owner), key, getattr(module.get_submodule(source), source_key))
+    return module

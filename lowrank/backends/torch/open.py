@@ -1,0 +1,169 @@
+"""From a path to a torch backend: which kind of file it is, and how its model is built."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lowrank.artifacts.files import hash_files
+from lowrank.backends.base import Opening
+from lowrank.backends.torch import huggingface, inputs
+from lowrank.backends.torch.module import RECORD_FILE, ModuleBackend
+from lowrank.backends.torch.pickles import first_line, read_program, read_torch_file
+from lowrank.backends.torch.program import unflatten
+from lowrank.backends.torch.state_dict import StateDictBackend
+from lowrank.backends.torch.tensors import hash_state
+from lowrank.errors import UnsupportedModel
+
+TorchBackend = ModuleBackend | StateDictBackend
+
+
+def open_path(path: Path, opening: Opening) -> TorchBackend:
+    """The backend for a folder or file that exists.
+
+    Raises:
+        UnsupportedModel: if it cannot be read or built; the message says what to try.
+    """
+    if path.is_dir():
+        return _open_folder(path)
+    if path.suffix == ".pt2":
+        return _open_program(path, opening)
+    content: Mapping[str, Tensor] | nn.Module
+    if path.suffix == ".safetensors":
+        content = _read_safetensors(path)
+    else:
+        content = read_torch_file(path, opening.unsafe_pickle)
+    if isinstance(content, nn.Module):
+        source = {"path": str(path), "kind": "module", "fingerprint": hash_files([path])}
+        return _of_module(content.eval(), source, {"kind": "module", "class": type(content).__qualname__})
+    if opening.arch:
+        return _open_with_arch(path, content, opening.arch)
+    beside = path.parent / "config.json"
+    config = Path(opening.config) if opening.config else beside
+    if opening.config or (path.suffix == ".safetensors" and beside.is_file()):
+        return _open_with_config(path, content, config.resolve())
+    return StateDictBackend(content, {"path": str(path), "kind": "state_dict", "fingerprint": hash_files([path])})
+
+
+def open_module(model: object) -> ModuleBackend:
+    """The backend for a live module; it is not changed, and it is looked at in evaluation mode.
+
+    Raises:
+        UnsupportedModel: if it is no `nn.Module`.
+    """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModel(f"a {type(model).__name__} is not a model; give a path or a torch.nn.Module")
+    source = {"path": None, "kind": "live", "fingerprint": hash_state(model.state_dict())}
+    if hasattr(model, "config") and hasattr(model, "main_input_name"):
+        rebuild = {"kind": "module", "class": type(model).__qualname__}
+        return ModuleBackend(model.eval(), source, inputs.of_transformers(model), rebuild)
+    return _of_module(model.eval(), source, {"kind": "module", "class": type(model).__qualname__})
+
+
+def _open_folder(folder: Path) -> ModuleBackend:
+    if (folder / RECORD_FILE).is_file():
+        raise UnsupportedModel(
+            f"{folder} holds a model that lowrank has compressed already; give the original model instead"
+        )
+    if not (folder / "config.json").is_file():
+        raise UnsupportedModel(
+            f"{folder} holds no config.json, so it is no Hugging Face model; give the weights file inside it, "
+            "with --config or --arch to say how the model is built"
+        )
+    weights = sorted(p for p in folder.iterdir() if p.suffix in {".safetensors", ".bin"} and p.is_file())
+    if not weights:
+        raise UnsupportedModel(f"{folder} holds no weights: no .safetensors and no .bin file; download the whole model")
+    config = huggingface.read_config(folder / "config.json")
+    module, missing = huggingface.from_folder(folder, config)
+    used = [p for p in weights if p.suffix == ".safetensors"] or weights
+    return _of_transformers(module, folder, folder, [*used, folder / "config.json"], missing, huggingface.belongings(folder))
+
+
+def _open_with_config(path: Path, state: Mapping[str, Tensor], config_path: Path) -> ModuleBackend:
+    config = huggingface.read_config(config_path)
+    module, missing = huggingface.from_state(path, config, state)
+    extras = (config_path, *huggingface.tokenizer_files(config_path.parent))
+    return _of_transformers(module, path, config_path.parent, [path, config_path], missing, extras)
+
+
+def _of_transformers(
+    module: Any, path: Path, folder: Path, files: list[Path], missing: tuple[str, ...], extras: tuple[Path, ...]
+) -> ModuleBackend:
+    source = {"path": str(path), "kind": "huggingface", "fingerprint": hash_files(files)}
+    if missing:
+        source["not_in_checkpoint"] = list(missing)
+    return ModuleBackend(
+        module=module,
+        source=source,
+        signature=inputs.of_transformers(module),
+        rebuild={"kind": "huggingface", "class": type(module).__name__, "dtype": str(module.dtype).removeprefix("torch.")},
+        tokenizer_folder=folder if huggingface.tokenizer_files(folder) else None,
+        extras=extras,
+    )
+
+
+def _open_with_arch(path: Path, state: Mapping[str, Tensor], arch: str) -> ModuleBackend:
+    module = build_arch(arch)
+    try:
+        module.load_state_dict(dict(state))
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UnsupportedModel(
+            f"{path} does not fit the module that {arch} builds: {' '.join(lines[1:3]) or lines[0]}"[:400]
+        ) from None
+    source = {"path": str(path), "kind": "arch", "arch": arch, "fingerprint": hash_files([path])}
+    return _of_module(module, source, {"kind": "arch", "arch": arch})
+
+
+def build_arch(arch: str) -> nn.Module:
+    """The dense module that `package.module:factory` gives.
+
+    Raises:
+        UnsupportedModel: if it cannot be imported or called, or gives something else.
+    """
+    name, _, factory = arch.partition(":")
+    if not name or not factory:
+        raise UnsupportedModel(f"--arch {arch!r} must read package.module:factory, such as mymodels.tiny:build")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = getattr(importlib.import_module(name), factory)()
+    except Exception as error:
+        raise UnsupportedModel(
+            f"--arch {arch}: {type(error).__name__}: {first_line(error)}; it must be importable from here and take no arguments"
+        ) from None
+    if not isinstance(module, nn.Module):
+        raise UnsupportedModel(f"--arch {arch} gives a {type(module).__name__}, not a torch.nn.Module")
+    return module.eval()
+
+
+def _of_module(module: nn.Module, source: Mapping[str, Any], rebuild: Mapping[str, Any]) -> ModuleBackend:
+    if hasattr(module, "config") and hasattr(module, "main_input_name"):
+        return ModuleBackend(module, source, inputs.of_transformers(module), rebuild)
+    return ModuleBackend(module, source, inputs.of_module(module), rebuild)
+
+
+def _open_program(path: Path, opening: Opening) -> ModuleBackend:
+    program = read_program(path, opening.unsafe_pickle)
+    source = {"path": str(path), "kind": "program", "fingerprint": hash_files([path])}
+    return ModuleBackend(
+        module=unflatten(program),
+        source=source,
+        signature=inputs.of_program(program),
+        rebuild={"kind": "program"},
+        fresh=lambda: unflatten(program),
+    )
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    if not huggingface.open_safetensors(path):
+        raise UnsupportedModel(f"{path} holds no tensors; save the model again")
+    from safetensors.torch import load_file
+
+    return load_file(path)

@@ -1,0 +1,102 @@
+"""Exported programs (`.pt2`): unflattened into modules whose linear layers are `nn.Linear` again, and back."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowrank.backends.torch.inputs import Signature
+from lowrank.errors import ExportError
+
+PROGRAM_FILE = "model.pt2"
+
+
+def unflatten(program: torch.export.ExportedProgram) -> nn.Module:
+    """The program as a tree of modules under their original names.
+
+    `torch.export.unflatten` gives each module the piece of graph that it ran. A piece that is nothing but one
+    `aten.linear` of the module's own weight becomes an `nn.Linear` that holds the same parameters.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        root = torch.export.unflatten(program)
+    for path, module in list(root.named_modules()):
+        parameters = dict(module.named_parameters(recurse=False))
+        if path and "weight" in parameters and _is_one_linear(module):
+            parent, _, child = path.rpartition(".")
+            root.get_submodule(parent)._modules[child] = _as_linear(parameters)
+    return root
+
+
+def _is_one_linear(module: nn.Module) -> bool:
+    graph = getattr(module, "graph", None)
+    if graph is None:
+        return False
+    calls = [node for node in graph.nodes if node.op in ("call_function", "call_module", "call_method")]
+    if len(calls) != 1 or calls[0].target is not torch.ops.aten.linear.default:
+        return False
+    sources = [getattr(argument, "op", None) for argument in calls[0].args]
+    targets = [getattr(argument, "target", None) for argument in calls[0].args]
+    return sources[0] == "placeholder" and targets[1:] in (["weight"], ["weight", "bias"])
+
+
+def _as_linear(parameters: dict[str, nn.Parameter]) -> nn.Linear:
+    weight = parameters["weight"]
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in parameters, device="meta")
+    linear.weight = weight
+    if "bias" in parameters:
+        linear.bias = parameters["bias"]
+    return linear.eval()
+
+
+def export_program(module: nn.Module, signature: Signature) -> torch.export.ExportedProgram:
+    """The module as an exported program, open in the dimensions that the signature leaves open."""
+    values = signature.example(2, 6)
+    dynamic: dict[str, Any] = {
+        spec.name: {i: torch.export.Dim.AUTO for i, d in enumerate(spec.dims) if isinstance(d, str)}
+        for spec in signature.inputs
+    }
+    names = signature.names
+    args = tuple(values[name] for name in names[: signature.positional])
+    kwargs = {name: values[name] for name in names[signature.positional :]}
+    shapes = (
+        tuple(dynamic[name] for name in names[: signature.positional]),
+        {name: dynamic[name] for name in names[signature.positional :]},
+    )
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        wrapped = _Call(module)
+        return torch.export.export(wrapped, args, kwargs, dynamic_shapes={"args": shapes[0], "kwargs": shapes[1]})
+
+
+class _Call(nn.Module):
+    """Gives the exporter one signature whatever the module's own looks like."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+
+def save_program(module: nn.Module, signature: Signature, folder: Path) -> None:
+    """Write `model.pt2`.
+
+    Raises:
+        ExportError: if torch cannot export the rewritten module again.
+    """
+    try:
+        program = export_program(module, signature)
+    except Exception as error:
+        raise ExportError(
+            f"torch.export could not trace the rewritten program ({str(error).splitlines()[0][:160]}); give the model as a "
+            "state dict with --arch instead"
+        ) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(program, folder / PROGRAM_FILE)

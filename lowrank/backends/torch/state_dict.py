@@ -1,0 +1,117 @@
+"""StateDictBackend: tensors by name, when nothing says which model they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowrank.artifacts.files import write_json
+from lowrank.backends.torch.module import MODEL_FILE, RECORD_FILE
+from lowrank.backends.torch.tensors import as_matrix, save_state, storage_key
+from lowrank.core.linalg import Matrix
+from lowrank.core.match import looks_like_embedding, roles, stem
+from lowrank.core.structures.base import Replacement
+from lowrank.core.weight import Layer, Skip, View, Weight
+
+
+@dataclass(frozen=True, eq=False)
+class StateDictBackend:
+    """A plain state dict. It can be analysed and factored by name; it cannot be run."""
+
+    tensors: Mapping[str, Tensor]
+    source: Mapping[str, Any]
+    replaced: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @cached_property
+    def _described(self) -> tuple[tuple[Weight, ...], tuple[Skip, ...]]:
+        names: dict[tuple[Any, ...], list[str]] = {}
+        for name, tensor in self.tensors.items():
+            if tensor.dim() >= 2:
+                names.setdefault(storage_key(tensor) if tensor.numel() else (name,), []).append(name)
+        matrices: dict[str, list[str]] = {}
+        skips: list[Skip] = []
+        for tied in names.values():
+            name, tensor = tied[0], self.tensors[tied[0]]
+            reason = _why_not(tied, tensor)
+            if reason:
+                skips.append(Skip(name, tuple(tensor.shape), reason))
+            else:
+                matrices[name] = tied
+        shapes = {n: (self.tensors[n].shape[0], self.tensors[n].shape[1]) for n in matrices}
+        named = roles(shapes)
+        weights = tuple(
+            Weight(
+                name,
+                *shapes[name],
+                str(self.tensors[name].dtype).removeprefix("torch."),
+                named[name],
+                tuple(Layer(stem(n), "linear") for n in tied),
+            )
+            for name, tied in matrices.items()
+        )
+        return weights, tuple(skips)
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """Every floating two-dimensional tensor whose name is not that of an embedding."""
+        return self._described[0]
+
+    @property
+    def skips(self) -> tuple[Skip, ...]:
+        """Every other tensor of two or more dimensions."""
+        return self._described[1]
+
+    @property
+    def params(self) -> int:
+        """Numbers in all floating tensors, ties counted once."""
+        unique = {storage_key(t): t.numel() for t in self.tensors.values() if t.is_floating_point() and t.numel()}
+        return sum(unique.values())
+
+    def read(self, name: str) -> Matrix:
+        """One tensor as a float64 matrix."""
+        return as_matrix(name, self.tensors[name], View())
+
+    def rewrite(self, replacements: Mapping[str, Replacement]) -> StateDictBackend:
+        """The state dict with `<name>.left.weight` and `<name>.right.weight` in place of `<name>.weight`."""
+        by_name = {weight.name: weight for weight in self.weights}
+        layers = {layer.name: name for name in replacements for layer in by_name[name].layers}
+        pairs = {
+            name: tuple(torch.from_numpy(m).to(self.tensors[name].dtype) for m in (f.left, f.right))
+            for name, f in replacements.items()
+        }
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in self.tensors.items():
+            owner = layers.get(stem(name))
+            if owner is None or tensor.dim() != 2:
+                tensors[name] = tensor
+            else:
+                tensors[f"{stem(name)}.left.weight"], tensors[f"{stem(name)}.right.weight"] = pairs[owner]
+        replaced = {
+            name: {"layers": [layer.name for layer in by_name[name].layers], "rank": factors.rank}
+            for name, factors in replacements.items()
+        }
+        return StateDictBackend(tensors, self.source, replaced)
+
+    def save(self, folder: Path) -> None:
+        """The factored state dict as safetensors, and what was replaced as JSON."""
+        aliases = save_state(self.tensors, folder / MODEL_FILE)
+        record = {"rebuild": {"kind": "state_dict"}, "replaced": self.replaced, "aliases": aliases}
+        write_json(folder / RECORD_FILE, "model", record)
+
+
+def _why_not(tied: list[str], tensor: Tensor) -> str:
+    if not tensor.is_floating_point():
+        return f"its numbers are {str(tensor.dtype).removeprefix('torch.')}: not a weight, or quantised already"
+    if tensor.dim() > 2:
+        return f"it has {tensor.dim()} dimensions, and a state dict does not say what layer it belongs to"
+    if any(looks_like_embedding(name) for name in tied):
+        return "an embedding, by its name: a lookup, not a product"
+    if min(tensor.shape) < 1:
+        return "it is empty"
+    return ""

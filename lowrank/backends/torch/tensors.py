@@ -1,0 +1,72 @@
+"""Tensors in and out: torch to float64 matrices, state dicts to safetensors with ties kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowrank.core.linalg import Matrix
+from lowrank.core.weight import View
+from lowrank.errors import NonFiniteWeight
+
+
+def as_matrix(name: str, stored: Tensor, view: View) -> Matrix:
+    """A stored tensor as a rows x cols float64 matrix.
+
+    Raises:
+        NonFiniteWeight: if it holds NaN or infinity; the message says how many of which.
+    """
+    matrix = cast(Matrix, view.matrix(stored.detach().to(device="cpu", dtype=torch.float64).numpy()))
+    if not np.isfinite(matrix).all():
+        nan, infinite = int(np.isnan(matrix).sum()), int(np.isinf(matrix).sum())
+        shape = " x ".join(str(n) for n in stored.shape)
+        raise NonFiniteWeight(
+            f"{name} ({shape}) holds {nan} NaN and {infinite} infinite values, so it has no spectrum; repair the "
+            "checkpoint, or leave this weight out with --exclude"
+        )
+    return matrix
+
+
+def storage_key(tensor: Tensor) -> tuple[Any, ...]:
+    """Equal for tensors that are the same numbers in memory."""
+    return (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+
+
+def save_state(state: Mapping[str, Tensor], path: Path) -> dict[str, str]:
+    """Write a state dict; a tensor under several names is written once.
+
+    Returns:
+        The names that were left out, and for each the name that its tensor is written under.
+    """
+    from safetensors.torch import save_file
+
+    kept: dict[tuple[Any, ...], str] = {}
+    aliases: dict[str, str] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        tensor = tensor.detach()
+        first = kept.setdefault(storage_key(tensor), name) if tensor.numel() else name
+        if first != name:
+            aliases[name] = first
+        else:
+            # A view of a larger storage is copied, so that the file holds the numbers of this tensor alone.
+            whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+            tensors[name] = tensor.contiguous() if whole else tensor.clone().contiguous()
+    save_file(tensors, path, {"format": "pt"})
+    return aliases
+
+
+def hash_state(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, types and numbers, for models that are not files."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()[:32]

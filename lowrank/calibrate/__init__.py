@@ -1,0 +1,6 @@
+"""Calibration: data that the model is run on, and the Grams that it leaves."""
+
+from lowrank.calibrate.collect import collect_grams
+from lowrank.calibrate.data import Calibration, load_calibration
+
+__all__ = ["Calibration", "collect_grams", "load_calibration"]

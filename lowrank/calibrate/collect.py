@@ -1,0 +1,130 @@
+"""Grams from forward passes: hooks on the targeted layers, nothing kept but the moments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lowrank.calibrate.data import Batch, Calibration
+from lowrank.core.analysis import Folds
+from lowrank.core.gram import Gram
+from lowrank.core.linalg import Matrix
+from lowrank.core.weight import Weight
+from lowrank.errors import CalibrationError
+from lowrank.progress import Track
+
+def collect_grams(
+    module: nn.Module, weights: Sequence[Weight], calibration: Calibration, track: Track
+) -> dict[str, Folds]:
+    """The second moments of what each weight's layers see (or give), by weight name, for the two folds.
+
+    Weights that are wide (fewer rows than columns) get the Gram of their outputs, the others that of their inputs:
+    the smaller of the two always decides the truncation. Layers fed with the same tensor, such as query, key and value,
+    have their product computed once. Batches hold no padding, so none can enter.
+
+    Raises:
+        CalibrationError: if the model cannot be run on the data.
+    """
+    fit = _run(module, weights, calibration, track(calibration.fit, "calibrating", len(calibration.fit)))
+    held = _run(module, weights, calibration, track(calibration.heldout, "held-out fold", len(calibration.heldout)))
+    return _share({w.name: Folds(fit[w.name], held[w.name]) for w in weights})
+
+
+def _run(
+    module: nn.Module, weights: Sequence[Weight], calibration: Calibration, batches: Iterable[Batch]
+) -> dict[str, Gram]:
+    collector = _Collector(weights)
+    with collector.watching(module), torch.no_grad():
+        for batch in batches:
+            try:
+                calibration.signature.call(module, batch)
+            except Exception as error:
+                shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in batch.items())
+                raise CalibrationError(
+                    f"the model cannot be run on the calibration data ({shapes}): {str(error).splitlines()[0][:160]}"
+                ) from error
+            collector.forget()
+    return collector.grams
+
+
+class _Collector:
+    def __init__(self, weights: Sequence[Weight]) -> None:
+        self.grams = {w.name: Gram.zeros(*_side_and_width(w)) for w in weights}
+        self._weights = weights
+        self._last: tuple[Tensor | None, Gram | None] = (None, None)
+
+    def forget(self) -> None:
+        """Let go of the last batch's tensor."""
+        self._last = (None, None)
+
+    @contextmanager
+    def watching(self, module: nn.Module) -> Iterator[None]:
+        """Hooks on every layer of every weight; the fused kernels that would pass them by are off."""
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        handles = [
+            module.get_submodule(layer.name).register_forward_hook(self._hook(weight))
+            for weight in self._weights
+            for layer in weight.layers
+        ]
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, weight: Weight) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def hook(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            seen: Tensor = args[0]
+            gram = self.grams[weight.name]
+            if gram.side == "output":
+                bias = getattr(layer, "bias", None)
+                product = output if bias is None else output - bias
+                self.grams[weight.name] = gram.add(_rows(product), _finite_energy(seen))
+            else:
+                self.grams[weight.name] = gram + self._input_gram(seen)
+
+        return hook
+
+    def _input_gram(self, seen: Tensor) -> Gram:
+        tensor, gram = self._last
+        # The same object, still alive: the address alone could belong to a later tensor.
+        if tensor is not seen or gram is None:
+            gram = Gram.zeros("input", seen.shape[-1]).add(_rows(seen))
+            self._last = (seen, gram)
+        return gram
+
+
+def _side_and_width(weight: Weight) -> tuple[Any, int]:
+    return ("output", weight.rows) if weight.rows < weight.cols else ("input", weight.cols)
+
+
+def _rows(tensor: Tensor) -> Matrix:
+    return tensor.detach().reshape(-1, tensor.shape[-1]).to(device="cpu", dtype=torch.float64).numpy()
+
+
+def _finite_energy(seen: Tensor) -> float:
+    rows = _rows(seen)
+    return float(np.square(rows[np.isfinite(rows).all(axis=1)]).sum())
+
+
+def _share(folds: dict[str, Folds]) -> dict[str, Folds]:
+    """One object for equal moments, so that they are kept and stored once."""
+    kept: dict[str, Folds] = {}
+    return {name: kept.setdefault(_key(f), f) for name, f in folds.items()}
+
+
+def _key(folds: Folds) -> str:
+    digest = hashlib.sha256()
+    for gram in (folds.fit, folds.heldout):
+        digest.update(repr((gram.side, gram.tokens, gram.energy)).encode())
+        digest.update(np.ascontiguousarray(gram.moment))
+    return digest.hexdigest()

@@ -1,0 +1,190 @@
+"""Calibration data as batches of model inputs in three folds, without any padding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowrank.artifacts.files import hash_json
+from lowrank.backends.torch.inputs import MASK, Signature, of_arrays
+from lowrank.backends.torch.module import ModuleBackend
+from lowrank.calibrate.text import builtin_samples, read_samples
+from lowrank.errors import CalibrationError
+
+Batch = Mapping[str, Tensor]
+
+MAX_TOKENS = 128
+"""Longer samples are cut: the moments of a layer's inputs hardly change with longer context."""
+BATCH_TOKENS = 4096
+BATCH_ROWS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Batches that choose directions (`fit`), that judge ranks (`heldout`) and that neither saw (`report`)."""
+
+    fit: tuple[Batch, ...]
+    heldout: tuple[Batch, ...]
+    report: tuple[Batch, ...]
+    signature: Signature
+    provenance: Mapping[str, Any]
+
+    @property
+    def size(self) -> int:
+        """Batches that the Grams are collected on."""
+        return len(self.fit) + len(self.heldout)
+
+
+def split_folds(count: int) -> tuple[list[int], list[int], list[int]]:
+    """Indices for fit, held-out and report: of every ten samples eight, one and one.
+
+    Example:
+        >>> [len(fold) for fold in split_folds(100)]
+        [80, 10, 10]
+    """
+    heldout = list(range(0, count, 10)) if count > 1 else []
+    report = list(range(5, count, 10)) or heldout or list(range(count))
+    aside = set(heldout) | (set(report) if count > 5 else set())
+    return [i for i in range(count) if i not in aside], heldout, report
+
+
+def load_calibration(
+    backend: ModuleBackend, path: Path | None, column: str | None = None, samples: int = 4096
+) -> Calibration | None:
+    """The calibration data for a model; None if there is none that fits it.
+
+    Args:
+        backend: the model, with its tokenizer.
+        path: text (see `read_samples`), or an `.npz` of the model's inputs, one array an input and samples along the
+            first axis; None takes the text that every Python carries, for models that come with a tokenizer.
+        column: column or key of the text.
+        samples: at most this many, spread evenly over the file.
+
+    Raises:
+        CalibrationError: if the file cannot be read or does not fit the model.
+    """
+    if path is not None and path.suffix == ".npz":
+        return _from_arrays(backend, path, samples)
+    signature = backend.signature
+    if isinstance(signature, str):
+        if path is None:
+            return None
+        raise CalibrationError(f"{path}: the model cannot be run on text: {signature}; give its inputs as .npz")
+    if not signature.reads_tokens or backend.tokenizer_folder is None:
+        if path is None:
+            return None
+        lacking = "comes without a tokenizer" if signature.reads_tokens else f"reads {', '.join(signature.names)}, not text"
+        raise CalibrationError(
+            f"{path}: the model {lacking}; put tokenizer.json beside its config.json, or give its inputs as .npz"
+        )
+    text = read_samples(path, column) if path else builtin_samples()
+    text = _spread(text, samples)
+    lines = _tokenize(backend.tokenizer_folder, text, min(MAX_TOKENS, signature.max_sequence))
+    provenance = {
+        "text": str(path.resolve()) if path else "pydoc_data.topics",
+        "column": column,
+        "samples": len(lines),
+        "tokens": sum(map(len, lines)),
+        "hash": hash_json(text),
+    }
+    fit, heldout, report = (_token_batches([lines[i] for i in fold], signature) for fold in split_folds(len(lines)))
+    return Calibration(fit, heldout, report, signature, provenance)
+
+
+def _spread(items: list[str], most: int) -> list[str]:
+    if len(items) <= most:
+        return items
+    return [items[i * len(items) // most] for i in range(most)]
+
+
+def _tokenize(folder: Path, text: list[str], most: int) -> list[list[int]]:
+    from transformers import AutoTokenizer
+
+    from lowrank.backends.torch.huggingface import quiet
+    from lowrank.backends.torch.pickles import first_line
+
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            encoded = tokenizer(text, truncation=True, max_length=most, padding=False)["input_ids"]
+    except Exception as error:
+        raise CalibrationError(
+            f"the tokenizer in {folder} cannot be used: {first_line(error)}; repair it, or give the model's inputs as .npz"
+        ) from None
+    lines = [list(ids) for ids in encoded if len(ids) > 0]
+    if not lines:
+        raise CalibrationError(f"the tokenizer in {folder} makes no tokens of the calibration text; give other text")
+    return lines
+
+
+def _token_batches(lines: Sequence[Sequence[int]], signature: Signature) -> tuple[Batch, ...]:
+    """Batches of samples of one length each, so that no row is padded and no padding can enter a Gram."""
+    by_length: dict[int, list[Sequence[int]]] = {}
+    for ids in lines:
+        by_length.setdefault(len(ids), []).append(ids)
+    batches: list[Batch] = []
+    for length, rows in sorted(by_length.items()):
+        step = max(1, min(BATCH_ROWS, BATCH_TOKENS // length))
+        batches += [_token_batch(rows[i : i + step], signature) for i in range(0, len(rows), step)]
+    return tuple(batches)
+
+
+def _token_batch(rows: Sequence[Sequence[int]], signature: Signature) -> Batch:
+    ids = torch.tensor(rows, dtype=torch.int64)
+    ones, zeros = torch.ones_like(ids), torch.zeros_like(ids)
+    filled = {"input_ids": ids, MASK: ones}
+    return {name: filled.get(name, zeros) for name in signature.names}
+
+
+def _from_arrays(backend: ModuleBackend, path: Path, samples: int) -> Calibration:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise CalibrationError(f"there is no {path}; save the model's inputs with numpy.savez(path, name=array)") from None
+    except Exception as error:
+        raise CalibrationError(f"{path} cannot be read as .npz: {error}; save it with numpy.savez(path, name=array)") from None
+    counts = {len(a) if a.ndim else 0 for a in arrays.values()}
+    if len(counts) != 1 or 0 in counts:
+        raise CalibrationError(f"{path}: its arrays must have the same number of samples along their first axis, at least one")
+    signature = _signature_for(backend, path, arrays)
+    numbers = {i.name: torch.from_numpy(arrays[i.name]).to(i.dtype) for i in signature.inputs}
+    if any(not torch.isfinite(t).all() for t in numbers.values() if t.is_floating_point()):
+        raise CalibrationError(f"{path} holds NaN or infinite inputs; remove those samples")
+    count = counts.pop()
+    chosen = [i * count // samples for i in range(samples)] if count > samples else list(range(count))
+
+    def batches(fold: list[int]) -> tuple[Batch, ...]:
+        rows = [chosen[i] for i in fold]
+        parts = [rows[i : i + BATCH_ROWS] for i in range(0, len(rows), BATCH_ROWS)]
+        return tuple({name: t[part] for name, t in numbers.items()} for part in parts)
+
+    fit, heldout, report = (batches(fold) for fold in split_folds(len(chosen)))
+    digest = hash_json({name: hash_json(t.flatten().tolist()) for name, t in numbers.items()})
+    return Calibration(
+        fit, heldout, report, signature, {"arrays": str(path.resolve()), "samples": len(chosen), "hash": digest}
+    )
+
+
+def _signature_for(backend: ModuleBackend, path: Path, arrays: Mapping[str, Any]) -> Signature:
+    """The model's own signature if the arrays fit it, else the one that the arrays show, tried on the model."""
+    known = backend.signature
+    if isinstance(known, Signature) and set(known.names) <= set(arrays):
+        return known
+    shown = of_arrays(arrays)
+    first = {name: torch.from_numpy(np.asarray(a[:1])).to(i.dtype) for i, (name, a) in zip(shown.inputs, arrays.items(), strict=True)}
+    try:
+        with torch.no_grad():
+            shown.call(backend.module, first)
+    except Exception as error:
+        wanted = f" (it reads {', '.join(known.names)})" if isinstance(known, Signature) else ""
+        raise CalibrationError(
+            f"{path}: the model does not run on its arrays {', '.join(arrays)}{wanted}: {str(error).splitlines()[0][:160]}"
+        ) from None
+    return shown

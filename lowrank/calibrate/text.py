@@ -1,0 +1,105 @@
+"""Samples of text: from a file, or from what every Python carries."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from lowrank.errors import CalibrationError
+
+# A cell of a table may hold a whole document; csv's own bound is for malformed files.
+csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+
+
+def read_samples(path: Path, column: str | None = None) -> list[str]:
+    """The samples in a text file, in order, without duplicates or blanks.
+
+    `.txt` and others: a line a sample. `.tsv`, `.csv`: a header line, then `column` (several separated by commas).
+    `.jsonl`: an object a line, `column` being its key. Any of them may be gzipped (`.gz`).
+
+    Raises:
+        CalibrationError: if the file is missing, empty, binary, not UTF-8 or lacks the column.
+    """
+    text = _decode(path)
+    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    if suffix in {".tsv", ".csv"}:
+        samples = _table(path, text, column, suffix)
+    elif suffix in {".jsonl", ".json"}:
+        samples = _json_lines(path, text, column)
+    else:
+        samples = iter(text.splitlines())
+    found = list(dict.fromkeys(s for s in (" ".join(sample.split()) for sample in samples) if s))
+    if not found:
+        raise CalibrationError(f"{path} holds no text; give a file with a sample a line, a hundred or more")
+    return found
+
+
+def builtin_samples() -> list[str]:
+    """English prose that ships with CPython: the paragraphs of its language reference (`pydoc_data.topics`)."""
+    from pydoc_data import topics
+
+    paragraphs = (" ".join(p.split()) for text in topics.topics.values() for p in text.split("\n\n"))
+    return list(dict.fromkeys(p for p in paragraphs if len(p) > 40))
+
+
+def _decode(path: Path) -> str:
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except FileNotFoundError:
+        raise CalibrationError(f"there is no {path}; give --calib a file of text, a sample a line") from None
+    except (OSError, EOFError, gzip.zlib.error) as error:
+        raise CalibrationError(f"cannot read {path}: {error}; give a readable text file") from None
+    if not raw.strip():
+        raise CalibrationError(f"{path} is empty; give a file with a sample a line, a hundred or more")
+    if b"\x00" in raw[:65536]:
+        raise CalibrationError(f"{path} is a binary file, not text; give text, or .npz for a model that reads no text")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise CalibrationError(f"{path} is not UTF-8: line {line} holds byte 0x{raw[error.start]:02x}; convert it first") from None
+
+
+def _table(path: Path, text: str, column: str | None, suffix: str) -> Iterator[str]:
+    plain = suffix == ".tsv"
+    rows = csv.reader(
+        io.StringIO(text), delimiter="\t" if plain else ",", quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
+    )
+    header = next(rows)
+    if column is None and len(header) > 1:
+        raise CalibrationError(f"{path} has the columns {', '.join(header)}; say with --column which holds the text")
+    wanted = [_index(path, name.strip(), header) for name in column.split(",")] if column else [0]
+    for row in rows:
+        yield from (row[i] for i in wanted if i < len(row))
+
+
+def _index(path: Path, name: str, header: Sequence[str]) -> int:
+    if name not in header:
+        raise CalibrationError(f"{path} has no column {name!r}; it has {', '.join(header)}")
+    return header.index(name)
+
+
+def _json_lines(path: Path, text: str, column: str | None) -> Iterator[str]:
+    names = [name.strip() for name in column.split(",")] if column else ["text"]
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise CalibrationError(f"{path}, line {number}, is not JSON: {error}; give one object a line") from None
+        yield from _values(path, number, entry, names)
+
+
+def _values(path: Path, number: int, entry: object, names: Iterable[str]) -> Iterator[str]:
+    for name in names:
+        value = entry.get(name) if isinstance(entry, dict) else None
+        if not isinstance(value, str):
+            keys = ", ".join(map(str, entry)) if isinstance(entry, dict) else type(entry).__name__
+            raise CalibrationError(f"{path}, line {number}, has no text under {name!r} (it has {keys}); say the key with --column")
+        yield value

@@ -1,0 +1,58 @@
+"""The one line that a person can act on: where factoring pays, and where it does not."""
+
+from __future__ import annotations
+
+import re
+from statistics import median
+
+import numpy as np
+
+from lowrank.core.analysis import Analysis, WeightAnalysis
+from lowrank.core.cost import two_factor_cost
+from lowrank.core.match import stem
+
+TOLERANCE = 0.10
+"""The relative output error at which layers are compared."""
+
+
+def kind_of(name: str) -> str:
+    """A weight's name without the block it is in, so that the same layer of every block has one kind.
+
+    Example:
+        >>> kind_of("encoder.layer.3.attention.self.query.weight")
+        'attention.self.query'
+    """
+    parts = re.split(r"(?:^|\.)\d+\.", stem(name))
+    return parts[-1] if len(parts) > 1 else stem(name)
+
+
+def keep_at_tolerance(record: WeightAnalysis) -> float:
+    """The share of its parameters that two factors need to stay within the tolerance; above 1 they do not pay."""
+    rank = int(np.argmax(record.error_curve <= TOLERANCE**2))
+    return two_factor_cost(record.weight.rows, record.weight.cols, max(rank, 1)) / record.weight.params
+
+
+def verdict(analysis: Analysis) -> str:
+    """Which kinds of layer can be factored at ten percent output error, and at what share of their size."""
+    kinds: dict[str, list[float]] = {}
+    for record in analysis.weights:
+        kinds.setdefault(kind_of(record.weight.name), []).append(keep_at_tolerance(record))
+    shares = sorted((median(keeps), kind) for kind, keeps in kinds.items())
+    pays = [f"{kind} ({share:.2f})" for share, kind in shares if share < 0.75]
+    hardly = [f"{kind} ({share:.2f})" for share, kind in shares if 0.75 <= share < 1]
+    costs = [f"{kind} ({share:.2f})" for share, kind in shares if share >= 1]
+    parts = []
+    if pays:
+        parts.append(f"factoring pays in {_listed(pays)}")
+    if hardly:
+        parts.append(f"hardly in {_listed(hardly)}")
+    if costs:
+        parts.append(f"not in {_listed(costs)}")
+    text = ", ".join(parts) or "there is nothing to factor"
+    meaning = f"share of parameters that two factors need for {TOLERANCE:.0%} output error"
+    return f"{text[0].upper()}{text[1:]} ({meaning})." if parts else f"{text[0].upper()}{text[1:]}."
+
+
+def _listed(items: list[str], most: int = 6) -> str:
+    shown = items[:most] + ([f"{len(items) - most} more"] if len(items) > most else [])
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"

@@ -1,0 +1,120 @@
+"""A torch module as an ONNX file that plain ONNX Runtime runs, with the batch and the sequence left open."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.backends.torch.inputs import Signature
+from lowrank.backends.torch.pickles import first_line
+from lowrank.edge.names import name_initializers
+from lowrank.errors import ExportError
+
+OPSET = 20
+"""Old enough for any runtime of the last years, new enough for a Gelu operator."""
+
+# Above this the weights go to a file of their own beside the graph, page-aligned so that a runtime can map it; a single
+# protobuf file cannot pass 2 GB.
+INLINE_BYTES = 1 << 30
+PAGE = 4096
+
+
+def export_onnx(module: nn.Module, signature: Signature, path: Path, opset: int = OPSET) -> None:
+    """Write `path` (and `path.data` for a large model).
+
+    A low-rank layer becomes `Add(MatMul(MatMul(x, A), B), bias)`. Attention is exported in its plain form, which gives the
+    smallest graph; numbers are float32 whatever the module's are.
+
+    Raises:
+        ExportError: if the exporter cannot trace the module; the message carries its reason.
+    """
+    import onnx_ir as ir
+
+    wrapped = _ByPosition(_float32(module), signature).eval()
+    # Sizes that no dimension of a model is likely to share by chance; the exporter keeps the names.
+    example = tuple(signature.example(2, 6).values())
+    dynamic = tuple({i: d for i, d in enumerate(spec.dims) if isinstance(d, str)} for spec in signature.inputs)
+    try:
+        with _plain_attention(module), _hushed(), torch.no_grad():
+            program = torch.onnx.export(
+                wrapped,
+                example,
+                dynamo=True,
+                opset_version=opset,
+                input_names=list(signature.names),
+                output_names=[signature.output],
+                dynamic_shapes=(dynamic,),
+                verbose=False,
+            )
+    except Exception as error:
+        raise ExportError(
+            f"torch.onnx.export could not trace {type(module).__name__}: {first_line(_root(error))}; the factored model itself "
+            "is complete and loads with lowrank.load"
+        ) from error
+    assert program is not None
+    model = program.model
+    name_initializers(model, prefix="module.")
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    if size > INLINE_BYTES:
+        ir.save(model, path, external_data=f"{path.name}.data", alignment=PAGE, align_threshold=PAGE)
+    else:
+        ir.save(model, path)
+
+
+class _ByPosition(nn.Module):
+    """One tensor out for tensors in, in the signature's order."""
+
+    def __init__(self, module: nn.Module, signature: Signature) -> None:
+        super().__init__()
+        self.module = module
+        self.signature = signature
+
+    def forward(self, *values: Tensor) -> Tensor:
+        named: Mapping[str, Tensor] = dict(zip(self.signature.names, values, strict=True))
+        return self.signature.call(self.module, named)
+
+
+def _float32(module: nn.Module) -> nn.Module:
+    half = any(p.is_floating_point() and p.dtype != torch.float32 for p in module.parameters())
+    return copy.deepcopy(module).float() if half else module
+
+
+@contextlib.contextmanager
+def _plain_attention(module: nn.Module) -> Iterator[None]:
+    """Eager attention in a transformers model: the fused form decomposes into guards that runtimes do not fuse."""
+    config: Any = getattr(module, "config", None)
+    switch = getattr(module, "set_attn_implementation", None)
+    before = getattr(config, "_attn_implementation", None)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    if switch is not None and before is not None:
+        switch("eager")
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        if switch is not None and before is not None:
+            switch(before)
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """The exporter prints and warns of its own doings; its errors still come as exceptions."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _root(error: BaseException) -> BaseException:
+    """The first cause: the exporter wraps it in several layers of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -1,0 +1,185 @@
+"""A Report from a rewritten model: save, load again, export, and measure what was written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lowrank.backends.base import Backend
+from lowrank.backends.torch import ModuleBackend, StateDictBackend, load
+from lowrank.backends.torch.inputs import Signature
+from lowrank.core.analysis import Analysis
+from lowrank.core.plan import Plan
+from lowrank.errors import ArtifactError, ExportError
+from lowrank.evaluate.fidelity import measure_fidelity
+from lowrank.evaluate.latency import measure_latency
+from lowrank.evaluate.parity import check_parity
+from lowrank.evaluate.report import Report
+from lowrank.progress import Track
+
+ONNX_FILE = "model.onnx"
+SEQUENCE = 128
+
+
+def measure(
+    dense: Backend,
+    small: Backend,
+    analysis: Analysis,
+    plan: Plan,
+    stage: Path,
+    calibration: Any,
+    latency: bool,
+    track: Track,
+    clock: Any,
+) -> Report:
+    """Everything that report.json holds of a model saved in `stage/model`, which gets a `model.onnx` beside it."""
+    notes, problems = [*analysis.notes, *plan.notes], []
+    parity = times = quality = None
+    relative = _plain_error(dense, small, plan)
+    if isinstance(dense, ModuleBackend) and isinstance(small, ModuleBackend):
+        with clock.stage("load again"):
+            module = _reloaded(small, stage / "model")
+        signature = calibration.signature if calibration is not None else small.signature
+        if isinstance(signature, str):
+            notes.append(f"no model.onnx and no measured quality: {signature}; give inputs with --calib inputs.npz")
+        else:
+            with clock.stage("fidelity"):
+                batches = calibration.report if calibration is not None else _random_batches(signature)
+                quality = measure_fidelity(
+                    dense.module, module, signature, track(batches, "measuring fidelity", len(batches))
+                )
+                quality["data"] = "report fold" if calibration is not None else "random inputs"  # type: ignore[assignment]
+                relative = quality["relative_error"]
+            try:
+                with clock.stage("export"):
+                    parity = _export_and_check(module, signature, stage / ONNX_FILE)
+                if latency:
+                    with clock.stage("latency"):
+                        times = _compare_latency(dense.module, signature, stage / ONNX_FILE)
+            except ExportError as error:
+                problems.append(str(error))
+                for name in (ONNX_FILE, f"{ONNX_FILE}.data"):
+                    (stage / name).unlink(missing_ok=True)
+    else:
+        notes.append(
+            "no model.onnx: a plain state dict does not say how its tensors are applied; give --arch package.module:factory or "
+            "--config config.json"
+        )
+    return Report(
+        targets=_targets(analysis, plan),
+        model=_sizes(dense, small, analysis, plan),
+        budget={**(asdict(plan.budget) if plan.budget else {"kind": "plan", "limit": None}), "reached": plan.reached},
+        error={"relative": relative, "per_weight": {o.group: o.error**0.5 for o in plan.options}},
+        parity=parity,
+        latency=times,
+        quality=quality,
+        skipped=[{"name": s.name, "shape": list(s.shape), "reason": s.reason} for s in analysis.skips],
+        notes=notes,
+        problems=problems,
+        files={str(p.relative_to(stage)): p.stat().st_size for p in sorted(stage.rglob("*")) if p.is_file()},
+    )
+
+
+def _reloaded(small: ModuleBackend, folder: Path) -> nn.Module:
+    """The saved model as a user will load it, checked to give the outputs that it gave before it was saved."""
+    if small.rebuild["kind"] not in {"huggingface", "program", "arch"}:
+        return small.module
+    loaded = load(folder, arch=small.rebuild.get("arch"))
+    assert isinstance(loaded, nn.Module)
+    if isinstance(small.signature, Signature):
+        example = small.signature.example(2, 7)
+        with torch.no_grad():
+            before, after = small.signature.call(small.module, example), small.signature.call(loaded, example)
+        if not torch.allclose(before, after, rtol=1e-5, atol=1e-6, equal_nan=True):
+            raise ArtifactError(
+                f"{folder}: the saved model does not give the outputs it gave before it was saved (they differ by "
+                f"{float((before - after).abs().max()):.2e}); please report this with the model's config"
+            )
+    return loaded
+
+
+def _export_and_check(module: nn.Module, signature: Signature, path: Path) -> dict[str, Any]:
+    from lowrank.edge import export_onnx
+
+    export_onnx(module, signature, path)
+    parity = check_parity(module, signature, path)
+    if not parity.holds:
+        raise ExportError(
+            f"model.onnx was not kept: it differs from torch by {parity.max_abs:.2e} ({parity.relative:.1e} of the largest output) "
+            f"over {'; '.join(parity.cases)}"
+        )
+    return {"max_abs": parity.max_abs, "relative": parity.relative, "cases": list(parity.cases)}
+
+
+def _compare_latency(dense: nn.Module, signature: Signature, small: Path) -> dict[str, Any]:
+    from lowrank.edge import export_onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / ONNX_FILE
+        export_onnx(dense, signature, path)
+        dense_bytes = sum(p.stat().st_size for p in Path(folder).iterdir())
+        found = measure_latency({"dense": path, "compressed": small}, signature, 1, SEQUENCE)
+    small_bytes = sum(p.stat().st_size for p in small.parent.glob(f"{ONNX_FILE}*"))
+    sequence = f" x {min(SEQUENCE, signature.max_sequence)}" if signature.has_sequence else ""
+    return {
+        "dense_ms": found["dense"],
+        "compressed_ms": found["compressed"],
+        "speedup": found["dense"] / found["compressed"],
+        "threads": 1,
+        "cores": os.cpu_count(),
+        "shapes": [f"1{sequence}"],
+        "dense_onnx_bytes": dense_bytes,
+        "compressed_onnx_bytes": small_bytes,
+    }
+
+
+def _random_batches(signature: Signature) -> list[Any]:
+    return [signature.example(4, 16, seed) for seed in range(4)]
+
+
+def _plain_error(dense: Backend, small: Backend, plan: Plan) -> float | None:
+    """Relative error of the replaced matrices themselves, when there is nothing to run."""
+    if not isinstance(dense, StateDictBackend) or not isinstance(small, StateDictBackend):
+        return None
+    lost = total = 0.0
+    for option in plan.options:
+        matrix = dense.read(option.group)
+        total += float(np.square(matrix).sum())
+        lost += option.error * float(np.square(matrix).sum())
+    return (lost / total) ** 0.5 if total else 0.0
+
+
+def _targets(analysis: Analysis, plan: Plan) -> dict[str, Any]:
+    before, after = analysis.dense_params, plan.cost
+    return {"params_before": before, "params_after": after, "keep_ratio": after / before if before else 1.0}
+
+
+def _sizes(dense: Backend, small: Backend, analysis: Analysis, plan: Plan) -> dict[str, Any]:
+    """Numbers, bytes of the tensors, and multiply-adds for one token in the linear layers."""
+    uses = {w.name: max(len(w.layers), 1) for w in dense.weights}
+    macs_before = sum(w.params * uses[w.name] for w in dense.weights)
+    targeted = {r.weight.name: r.weight for r in analysis.weights}
+    saved = sum((targeted[o.group].params - o.cost) * uses[o.group] for o in plan.options)
+    bytes_before, bytes_after = _bytes(dense), _bytes(small)
+    return {
+        "params_before": dense.params,
+        "params_after": small.params,
+        "bytes_before": bytes_before,
+        "bytes_after": bytes_after,
+        "macs_before": macs_before,
+        "macs_after": macs_before - saved,
+    }
+
+
+def _bytes(backend: Backend) -> int:
+    from lowrank.backends.torch.tensors import storage_key
+
+    state = backend.module.state_dict() if isinstance(backend, ModuleBackend) else backend.tensors  # type: ignore[attr-defined]
+    return sum({storage_key(t): t.numel() * t.element_size() for t in state.values() if t.numel()}.values())

@@ -1,0 +1,26 @@
+"""ONNX Runtime sessions, opened one way everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lowrank.errors import ExportError
+
+
+def open_session(path: Path, threads: int = 1) -> Any:
+    """A CPU session with full graph optimisation.
+
+    Raises:
+        ExportError: if ONNX Runtime refuses the file.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ExportError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0][:200]}") from None

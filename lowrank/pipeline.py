@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterable, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from lowrank.core.weight import Role, Skip, Weight
 from lowrank.errors import ArtifactError, ExportError, LowRankError, PatternError, PlanMismatch, UnsupportedModel
 from lowrank.evaluate.report import Report
 from lowrank.parallel import windowed_map
-from lowrank.progress import Track, silent
+from lowrank.progress import Clock, Track, silent
 
 RUN = "lowrank-run"
 PLAN_FILE, REPORT_FILE, ONNX_FILE, MODEL_FOLDER = "plan.json", "report.json", "model.onnx", "model"
@@ -66,22 +64,6 @@ class Settings:
         return cls(**{name: content[name] for name in cls.__dataclass_fields__})
 
 
-@dataclass(slots=True)
-class Clock:
-    """Seconds by stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Any:
-        """Count the time that the block takes."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
 def analyze_backend(
     backend: Backend, settings: Settings, opening: Opening, run: Path | None, track: Track, clock: Clock
 ) -> Analysis:
@@ -104,6 +86,14 @@ def analyze_backend(
             grams = collect_grams(backend.module, weights, calibration, track)  # type: ignore[attr-defined]
     with clock.stage("analyze"):
         records = _analyze_weights(backend, weights, grams, track)
+    if calibration is not None:
+        from lowrank.calibrate import measure_sensitivity
+
+        batches = calibration.heldout or calibration.fit
+        with clock.stage("sensitivity"):
+            records = measure_sensitivity(
+                backend.module, calibration.signature, batches, records, grams, backend.read, track  # type: ignore[attr-defined]
+            )
     return Analysis(
         weights=records,
         skips=skips,
@@ -328,17 +318,59 @@ def compress(
         chosen = read_plan(Path(plan), analysis, budget) if plan else select(analysis, budget, selector)  # type: ignore[arg-type]
     with clock.stage("factorize"):
         small = backend.rewrite(factorize(backend, analysis, chosen, track))
-    from lowrank.evaluate.measure import measure
-
     with staged(run, owned=RESULTS) as stage:
-        (stage / MODEL_FOLDER).mkdir()
-        with clock.stage("save"):
-            small.save(stage / MODEL_FOLDER)
-        report = measure(backend, small, analysis, chosen, stage, _calibration(backend, settings), latency, track, clock)
-        report = replace(report, seconds=clock.seconds, provenance=provenance(analysis, chosen))
-        write_json(stage / PLAN_FILE, "plan", chosen.to_json())
-        write_json(stage / REPORT_FILE, "report", report.to_json())
+        report = _write_and_measure(backend, small, analysis, chosen, stage, settings, latency, track, clock)
     return report
+
+
+def _write_and_measure(
+    dense: Backend,
+    small: Backend,
+    analysis: Analysis,
+    plan: Plan,
+    stage: Path,
+    settings: Settings,
+    latency: bool,
+    track: Track,
+    clock: Clock,
+) -> Report:
+    """Everything of a run but its analysis, in `stage`."""
+    from lowrank.backends.torch import ModuleBackend
+    from lowrank.edge import export_onnx
+    from lowrank.evaluate.measure import measure, reloaded, signature_of
+
+    problems: list[str] = []
+    folder, onnx = stage / MODEL_FOLDER, stage / ONNX_FILE
+    folder.mkdir()
+    with clock.stage("save"):
+        small.save(folder)
+    calibration = _calibration(dense, settings)
+    if isinstance(small, ModuleBackend):
+        with clock.stage("load again"):
+            small = reloaded(small, folder)
+        signature = signature_of(small, calibration)
+        if not isinstance(signature, str):
+            try:
+                with clock.stage("export"):
+                    export_onnx(small.module, signature, onnx)
+            except ExportError as error:
+                problems.append(str(error))
+    report = measure(dense, small, analysis, plan, stage, calibration, latency, track, clock)
+    problems += report.problems
+    if problems:
+        # A graph that failed its check is not left for anyone to ship.
+        for name in (ONNX_FILE, f"{ONNX_FILE}.data"):
+            (stage / name).unlink(missing_ok=True)
+    write_json(stage / PLAN_FILE, "plan", plan.to_json())
+    report = replace(
+        report, problems=problems, files=_files(stage), seconds=clock.seconds, provenance=_provenance(analysis, plan)
+    )
+    write_json(stage / REPORT_FILE, "report", report.to_json())
+    return report
+
+
+def _files(folder: Path) -> dict[str, int]:
+    return {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def _source_of(analysis: Analysis, run: Path, opening: Opening | None) -> tuple[str, Opening]:
@@ -390,7 +422,35 @@ def export(model: object, output: str | Path, *, opening: Opening | None = None,
     return Path(output) / ONNX_FILE
 
 
-def provenance(analysis: Analysis, plan: Plan) -> dict[str, Any]:
+def evaluate(run: str | Path = RUN, *, opening: Opening | None = None, track: Track = silent) -> Report:
+    """Measure a finished run again: its `model/` and `model.onnx` against the model that it was made from.
+
+    Raises:
+        PlanMismatch: if the original has changed since.
+        ArtifactError: if the run is not complete.
+    """
+    from lowrank.backends.torch import ModuleBackend, load
+    from lowrank.evaluate.measure import measure
+
+    folder, clock = Path(run).expanduser(), Clock()
+    analysis = load_analysis(folder)
+    content = read_json(folder / PLAN_FILE, "plan")
+    asked = content.get("budget")
+    plan = Plan.from_json(content, analysis, Budget(**asked) if asked else None)
+    path, opening = _source_of(analysis, folder, opening)
+    dense = open_model(path, opening)
+    _check_source(folder, dense, path)
+    loaded = load(folder, arch=opening.arch)
+    kind = {"module": loaded} if isinstance(dense, ModuleBackend) else {"tensors": loaded}
+    small: Backend = replace(dense, **kind)  # type: ignore[type-var]
+    settings = Settings.from_json(dict(analysis.settings))
+    report = measure(dense, small, analysis, plan, folder, _calibration(dense, settings), True, track, clock)
+    report = replace(report, seconds=clock.seconds, provenance=_provenance(analysis, plan))
+    write_json(folder / REPORT_FILE, "report", report.to_json())
+    return report
+
+
+def _provenance(analysis: Analysis, plan: Plan) -> dict[str, Any]:
     """What it takes to repeat a run."""
     from importlib.metadata import PackageNotFoundError, version
 
@@ -407,8 +467,3 @@ def provenance(analysis: Analysis, plan: Plan) -> dict[str, Any]:
         "analysis": analysis.fingerprint,
         "plan": hash_json(plan.to_json()),
     }
-
-
-def known_roles() -> Iterable[str]:
-    """What --targets can say."""
-    return ROLES

@@ -1,8 +1,11 @@
-"""How long work shows itself: a function that wraps the items it goes through."""
+"""How long work shows itself (a function that wraps the items it goes through), and how long it took."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -19,3 +22,19 @@ class Track(Protocol):
 def silent(items: Iterable[T], label: str, total: int) -> Iterable[T]:
     """Shows nothing: what a library does unless it is asked."""
     return items
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time that the block takes."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start

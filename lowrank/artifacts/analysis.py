@@ -86,6 +86,7 @@ def _weight_figures(record: WeightAnalysis, spectra: bool) -> dict[str, Any]:
         "break_even_rank": record.break_even,
         "metric": "activation" if record.activation else "plain",
         "heldout": record.heldout is not None,
+        "sensitivity": record.sensitivity,
         "error_at_break_even": float(np.sqrt(record.error_curve[record.break_even])),
         "plain": _spectrum_figures(record.plain, record.break_even, spectra),
         "activation": record.activation and _spectrum_figures(record.activation, record.break_even, spectra),
@@ -144,6 +145,7 @@ def _read_weight(entry: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) 
         Spectrum(tensors[f"{name}:plain"]),
         None if activation is None else Spectrum(activation),
         tensors.get(f"{name}:heldout"),
+        float(entry["sensitivity"]),
     )
     if len(record.plain.values) != weight.full_rank or len(record.error_curve) != weight.full_rank + 1:
         raise ValueError(f"the spectrum of {name} has the wrong length")

@@ -2,5 +2,6 @@
 
 from lowrank.calibrate.collect import collect_grams
 from lowrank.calibrate.data import Calibration, load_calibration
+from lowrank.calibrate.sensitivity import measure_sensitivity
 
-__all__ = ["Calibration", "collect_grams", "load_calibration"]
+__all__ = ["Calibration", "collect_grams", "load_calibration", "measure_sensitivity"]

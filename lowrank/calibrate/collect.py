@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from lowrank.calibrate.data import Batch, Calibration
 from lowrank.core.analysis import Folds
-from lowrank.core.gram import Gram
-from lowrank.core.linalg import Matrix
+from lowrank.core.gram import Gram, Side
 from lowrank.core.weight import Weight
 from lowrank.errors import CalibrationError
 from lowrank.progress import Track
@@ -88,7 +87,7 @@ class _Collector:
             if gram.side == "output":
                 bias = getattr(layer, "bias", None)
                 product = output if bias is None else output - bias
-                self.grams[weight.name] = gram.add(_rows(product), _finite_energy(seen))
+                self.grams[weight.name] = gram + _gram("output", product, _energy(seen))
             else:
                 self.grams[weight.name] = gram + self._input_gram(seen)
 
@@ -98,22 +97,30 @@ class _Collector:
         tensor, gram = self._last
         # The same object, still alive: the address alone could belong to a later tensor.
         if tensor is not seen or gram is None:
-            gram = Gram.zeros("input", seen.shape[-1]).add(_rows(seen))
+            gram = _gram("input", seen, _energy(seen))
             self._last = (seen, gram)
         return gram
 
 
-def _side_and_width(weight: Weight) -> tuple[Any, int]:
+def _side_and_width(weight: Weight) -> tuple[Side, int]:
     return ("output", weight.rows) if weight.rows < weight.cols else ("input", weight.cols)
 
 
-def _rows(tensor: Tensor) -> Matrix:
-    return tensor.detach().reshape(-1, tensor.shape[-1]).to(device="cpu", dtype=torch.float64).numpy()
+def _gram(side: Side, tensor: Tensor, energy: float) -> Gram:
+    """The Gram of a batch, multiplied by torch: numpy's threads and torch's would get in each other's way."""
+    rows = _rows(tensor)
+    finite = torch.isfinite(rows).all(1)
+    kept = rows if finite.all() else rows[finite]
+    return Gram(side, (kept.T @ kept).numpy(), len(kept), energy, len(rows) - len(kept))
 
 
-def _finite_energy(seen: Tensor) -> float:
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor.detach().reshape(-1, tensor.shape[-1]).to(device="cpu", dtype=torch.float64)
+
+
+def _energy(seen: Tensor) -> float:
     rows = _rows(seen)
-    return float(np.square(rows[np.isfinite(rows).all(axis=1)]).sum())
+    return float(rows[torch.isfinite(rows).all(1)].square().sum())
 
 
 def _share(folds: dict[str, Folds]) -> dict[str, Folds]:

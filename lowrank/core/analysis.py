@@ -25,6 +25,8 @@ class WeightAnalysis:
     """In the metric of the calibration data; None without any."""
     heldout: Vector | None = None
     """Squared relative output error at rank 0 ... k on the fold that did not choose the directions."""
+    sensitivity: float = 1.0
+    """Squared relative error of the model's output for one unit of this weight's own; 1 where it was not measured."""
 
     @cached_property
     def error_curve(self) -> Vector:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -34,20 +34,14 @@ class Gram:
         """An empty Gram for vectors of this width."""
         return cls(side, np.zeros((width, width)))
 
-    def add(self, vectors: NDArray[np.floating], energy: float | None = None) -> Gram:
-        """This Gram with more tokens in it (rows of `vectors`: tokens x width)."""
-        batch = np.asarray(vectors, dtype=np.float64)
-        finite = np.isfinite(batch).all(axis=1)
-        bad = int(len(batch) - finite.sum())
-        if bad:
-            batch = batch[finite]
-        return replace(
-            self,
-            moment=self.moment + batch.T @ batch,
-            tokens=self.tokens + len(batch),
-            energy=self.energy + (float(np.vdot(batch, batch)) if energy is None else energy),
-            nonfinite=self.nonfinite + bad,
-        )
+    @classmethod
+    def of(cls, side: Side, vectors: NDArray[np.floating], energy: float | None = None) -> Gram:
+        """The Gram of some tokens (rows of `vectors`: tokens x width); those that are not finite are counted instead."""
+        rows = np.asarray(vectors, dtype=np.float64)
+        finite = np.isfinite(rows).all(axis=1)
+        kept = rows if finite.all() else rows[finite]
+        own = float(np.vdot(kept, kept)) if energy is None else energy
+        return cls(side, kept.T @ kept, len(kept), own, len(rows) - len(kept))
 
     def __add__(self, other: Gram) -> Gram:
         return Gram(

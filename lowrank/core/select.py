@@ -35,10 +35,10 @@ class Selector(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Knapsack:
-    """Least summed squared relative error for the cost, over all weights at once, each free to stay dense.
+    """Least predicted error of the model's output for the cost, over all weights at once, each free to stay dense.
 
-    Exact for that objective (see `allocate`); the objective itself is a heuristic: errors of different layers are
-    taken as additive and equally important to the model's output.
+    The prediction is the sum over weights of sensitivity times squared relative error. The choice is exact for it (see
+    `allocate`); the sum itself is a heuristic, as errors of different layers are taken as additive.
 
     Under an error budget every weight takes its cheapest option within the error.
     """
@@ -52,7 +52,8 @@ class Knapsack:
             chosen = [min((o for o in c if o.error <= budget.limit**2), key=lambda o: o.cost) for c in curves]
             return _plan(self, analysis, budget, chosen)
         costs = [np.array([o.cost for o in c], dtype=np.int64) for c in curves]
-        errors = [np.array([o.error for o in c]) for c in curves]
+        sensitivity = [_sensitivity(group, analysis) for group in analysis.groups]
+        errors = [np.array([o.error for o in c]) * s for c, s in zip(curves, sensitivity, strict=True)]
         found = allocate(costs, errors, int(budget.limit * analysis.dense_params))
         if found is None:
             raise _infeasible(analysis, budget, sum(int(c.min()) for c in costs))
@@ -128,6 +129,10 @@ def _curves(group: Group, analysis: Analysis, multiple: int) -> list[Option]:
         curve = structure.curve(group, analysis, multiple)
         options += [curve.option(group.name, i) for i in range(len(curve.ranks))]
     return options
+
+
+def _sensitivity(group: Group, analysis: Analysis) -> float:
+    return sum(analysis[name].sensitivity for name in group.weights) / len(group.weights)
 
 
 def _one_tolerance(

@@ -11,8 +11,10 @@ from lowrank.core.analysis import Analysis, WeightAnalysis
 from lowrank.core.cost import two_factor_cost
 from lowrank.core.match import stem
 
-TOLERANCE = 0.10
-"""The relative output error at which layers are compared."""
+OUTPUT_TOLERANCE = 0.05
+"""How far one weight alone may move the model's output, where that was measured."""
+OWN_TOLERANCE = 0.10
+"""How far it may move its own output, where it was not."""
 
 
 def kind_of(name: str) -> str:
@@ -26,17 +28,19 @@ def kind_of(name: str) -> str:
     return parts[-1] if len(parts) > 1 else stem(name)
 
 
-def keep_at_tolerance(record: WeightAnalysis) -> float:
+def keep_at_tolerance(record: WeightAnalysis, measured: bool) -> float:
     """The share of its parameters that two factors need to stay within the tolerance; above 1 they do not pay."""
-    rank = int(np.argmax(record.error_curve <= TOLERANCE**2))
+    allowed = OUTPUT_TOLERANCE**2 / record.sensitivity if measured else OWN_TOLERANCE**2
+    rank = int(np.argmax(record.error_curve <= allowed))
     return two_factor_cost(record.weight.rows, record.weight.cols, max(rank, 1)) / record.weight.params
 
 
 def verdict(analysis: Analysis) -> str:
-    """Which kinds of layer can be factored at ten percent output error, and at what share of their size."""
+    """Which kinds of layer can be factored within a tolerance, and at what share of their size."""
+    measured = any(record.sensitivity != 1.0 for record in analysis.weights)
     kinds: dict[str, list[float]] = {}
     for record in analysis.weights:
-        kinds.setdefault(kind_of(record.weight.name), []).append(keep_at_tolerance(record))
+        kinds.setdefault(kind_of(record.weight.name), []).append(keep_at_tolerance(record, measured))
     shares = sorted((median(keeps), kind) for kind, keeps in kinds.items())
     pays = [f"{kind} ({share:.2f})" for share, kind in shares if share < 0.75]
     hardly = [f"{kind} ({share:.2f})" for share, kind in shares if 0.75 <= share < 1]
@@ -49,7 +53,8 @@ def verdict(analysis: Analysis) -> str:
     if costs:
         parts.append(f"not in {_listed(costs)}")
     text = ", ".join(parts) or "there is nothing to factor"
-    meaning = f"share of parameters that two factors need for {TOLERANCE:.0%} output error"
+    may = f"the model's output by {OUTPUT_TOLERANCE:.0%}" if measured else f"its own output by {OWN_TOLERANCE:.0%}"
+    meaning = f"share of parameters that two factors need if each weight may change {may}"
     return f"{text[0].upper()}{text[1:]} ({meaning})." if parts else f"{text[0].upper()}{text[1:]}."
 
 

@@ -1,10 +1,10 @@
-"""A Report from a rewritten model: save, load again, export, and measure what was written."""
+"""A Report: one compressed model, with its ONNX file, against the model that it was made from."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 from lowrank.backends.base import Backend
 from lowrank.backends.torch import ModuleBackend, StateDictBackend, load
 from lowrank.backends.torch.inputs import Signature
+from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan
 from lowrank.errors import ArtifactError, ExportError
@@ -22,7 +23,7 @@ from lowrank.evaluate.fidelity import measure_fidelity
 from lowrank.evaluate.latency import measure_latency
 from lowrank.evaluate.parity import check_parity
 from lowrank.evaluate.report import Report
-from lowrank.progress import Track
+from lowrank.progress import Clock, Track
 
 ONNX_FILE = "model.onnx"
 SEQUENCE = 128
@@ -33,40 +34,46 @@ def measure(
     small: Backend,
     analysis: Analysis,
     plan: Plan,
-    stage: Path,
-    calibration: Any,
+    folder: Path,
+    calibration: Calibration | None,
     latency: bool,
     track: Track,
-    clock: Any,
+    clock: Clock,
 ) -> Report:
-    """Everything that report.json holds of a model saved in `stage/model`, which gets a `model.onnx` beside it."""
-    notes, problems = [*analysis.notes, *plan.notes], []
+    """Everything that report.json holds of a compressed model and the `model.onnx` in its folder.
+
+    Args:
+        dense: the original.
+        small: the compressed model, as loaded from the folder.
+        analysis: of the original.
+        plan: that the compressed model follows.
+        folder: where `model.onnx` is, if there is one.
+        calibration: its report fold is what fidelity is measured on; random inputs without it.
+        latency: export the dense model too and time both.
+        track: shows progress.
+        clock: counts seconds by stage.
+    """
+    notes, problems = [*analysis.notes, *plan.notes], list[str]()
     parity = times = quality = None
     relative = _plain_error(dense, small, plan)
+    onnx = folder / ONNX_FILE
     if isinstance(dense, ModuleBackend) and isinstance(small, ModuleBackend):
-        with clock.stage("load again"):
-            module = _reloaded(small, stage / "model")
-        signature = calibration.signature if calibration is not None else small.signature
+        signature = signature_of(small, calibration)
         if isinstance(signature, str):
             notes.append(f"no model.onnx and no measured quality: {signature}; give inputs with --calib inputs.npz")
         else:
             with clock.stage("fidelity"):
-                batches = calibration.report if calibration is not None else _random_batches(signature)
-                quality = measure_fidelity(
-                    dense.module, module, signature, track(batches, "measuring fidelity", len(batches))
-                )
-                quality["data"] = "report fold" if calibration is not None else "random inputs"  # type: ignore[assignment]
-                relative = quality["relative_error"]
+                quality = _quality(dense.module, small.module, signature, calibration, track)
+            relative = quality["relative_error"]
             try:
-                with clock.stage("export"):
-                    parity = _export_and_check(module, signature, stage / ONNX_FILE)
-                if latency:
-                    with clock.stage("latency"):
-                        times = _compare_latency(dense.module, signature, stage / ONNX_FILE)
+                if onnx.exists():
+                    with clock.stage("parity"):
+                        parity = _parity(small.module, signature, onnx)
+                    if latency:
+                        with clock.stage("latency"):
+                            times = _compare_latency(dense.module, signature, onnx)
             except ExportError as error:
                 problems.append(str(error))
-                for name in (ONNX_FILE, f"{ONNX_FILE}.data"):
-                    (stage / name).unlink(missing_ok=True)
     else:
         notes.append(
             "no model.onnx: a plain state dict does not say how its tensors are applied; give --arch package.module:factory or "
@@ -83,14 +90,24 @@ def measure(
         skipped=[{"name": s.name, "shape": list(s.shape), "reason": s.reason} for s in analysis.skips],
         notes=notes,
         problems=problems,
-        files={str(p.relative_to(stage)): p.stat().st_size for p in sorted(stage.rglob("*")) if p.is_file()},
     )
 
 
-def _reloaded(small: ModuleBackend, folder: Path) -> nn.Module:
-    """The saved model as a user will load it, checked to give the outputs that it gave before it was saved."""
+def signature_of(backend: ModuleBackend, calibration: Calibration | None) -> Signature | str:
+    """How to feed the model: as its calibration data showed, else as it says itself."""
+    return calibration.signature if calibration is not None else backend.signature
+
+
+def reloaded(small: ModuleBackend, folder: Path) -> ModuleBackend:
+    """The saved model as a user will load it, checked to give the outputs that it gave before it was saved.
+
+    A module that takes code to build cannot be loaded without it, and is returned as it is in memory.
+
+    Raises:
+        ArtifactError: if the outputs differ.
+    """
     if small.rebuild["kind"] not in {"huggingface", "program", "arch"}:
-        return small.module
+        return small
     loaded = load(folder, arch=small.rebuild.get("arch"))
     assert isinstance(loaded, nn.Module)
     if isinstance(small.signature, Signature):
@@ -102,18 +119,24 @@ def _reloaded(small: ModuleBackend, folder: Path) -> nn.Module:
                 f"{folder}: the saved model does not give the outputs it gave before it was saved (they differ by "
                 f"{float((before - after).abs().max()):.2e}); please report this with the model's config"
             )
-    return loaded
+    return replace(small, module=loaded)
 
 
-def _export_and_check(module: nn.Module, signature: Signature, path: Path) -> dict[str, Any]:
-    from lowrank.edge import export_onnx
+def _quality(
+    dense: nn.Module, small: nn.Module, signature: Signature, calibration: Calibration | None, track: Track
+) -> dict[str, Any]:
+    random = [signature.example(4, 16, seed) for seed in range(4)]
+    batches = list(calibration.report) if calibration is not None else random
+    found = measure_fidelity(dense, small, signature, track(batches, "measuring fidelity", len(batches)))
+    return {**found, "data": "random inputs" if calibration is None else "samples that neither ranks nor factors saw"}
 
-    export_onnx(module, signature, path)
+
+def _parity(module: nn.Module, signature: Signature, path: Path) -> dict[str, Any]:
     parity = check_parity(module, signature, path)
     if not parity.holds:
         raise ExportError(
-            f"model.onnx was not kept: it differs from torch by {parity.max_abs:.2e} ({parity.relative:.1e} of the largest output) "
-            f"over {'; '.join(parity.cases)}"
+            f"{ONNX_FILE} differs from torch by {parity.max_abs:.2e} ({parity.relative:.1e} of the largest output) over "
+            f"{'; '.join(parity.cases)}; the factored model itself is complete"
         )
     return {"max_abs": parity.max_abs, "relative": parity.relative, "cases": list(parity.cases)}
 
@@ -138,10 +161,6 @@ def _compare_latency(dense: nn.Module, signature: Signature, small: Path) -> dic
         "dense_onnx_bytes": dense_bytes,
         "compressed_onnx_bytes": small_bytes,
     }
-
-
-def _random_batches(signature: Signature) -> list[Any]:
-    return [signature.example(4, 16, seed) for seed in range(4)]
 
 
 def _plain_error(dense: Backend, small: Backend, plan: Plan) -> float | None:

@@ -1,0 +1,5 @@
+"""python -m lowrank."""
+
+from lowrank.cli import main
+
+main()

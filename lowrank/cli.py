@@ -45,7 +45,7 @@ Model = Annotated[str, typer.Argument(help="A Hugging Face folder, or a .safeten
 Run = Annotated[Path, typer.Option("--output", "-o", help="The run folder.")]
 Calib = Annotated[
     Optional[str],  # noqa: UP045 - typer reads this form in every version
-    typer.Option(help="Calibration data: .txt, .tsv, .csv, .jsonl (.gz too), a sample a line; or .npz of the model's inputs."),
+    typer.Option(help="Calibration data: .txt, .tsv, .csv, .jsonl (.gz too), a sample a line; .npz of the model's inputs; or none."),
 ]
 Column = Annotated[Optional[str], typer.Option(help="Column of a table, or key of .jsonl; several with commas.")]  # noqa: UP045
 Samples = Annotated[int, typer.Option(min=1, help="Calibration samples at most.")]

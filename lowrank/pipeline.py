@@ -28,6 +28,7 @@ from lowrank.progress import Clock, Track, silent
 RUN = "lowrank-run"
 PLAN_FILE, REPORT_FILE, ONNX_FILE, MODEL_FOLDER = "plan.json", "report.json", "model.onnx", "model"
 RESULTS = (PLAN_FILE, REPORT_FILE, ONNX_FILE, f"{ONNX_FILE}.data", MODEL_FOLDER)
+NO_DATA = "none"
 ROLES: dict[str, tuple[Role, ...]] = {
     "projections": ("projection",),
     "head": ("head",),
@@ -43,7 +44,8 @@ class Settings:
     exclude: Sequence[str] = ()
     targets: Sequence[str] = ("projections",)
     calib: str | None = None
-    """A text file or an `.npz` of inputs; None takes text that ships with Python, for models with a tokenizer."""
+    """A text file or an `.npz` of inputs; None takes text that ships with Python, for models with a tokenizer; `none`
+    takes no data and leaves everything in the plain metric."""
     column: str | None = None
     samples: int = 4096
 
@@ -53,7 +55,7 @@ class Settings:
             "include": list(self.include),
             "exclude": list(self.exclude),
             "targets": list(self.targets),
-            "calib": self.calib and str(Path(self.calib).resolve()),
+            "calib": str(Path(self.calib).resolve()) if self.calib and self.calib != NO_DATA else self.calib,
             "column": self.column,
             "samples": self.samples,
         }
@@ -85,7 +87,7 @@ def analyze_backend(
         with clock.stage("calibrate"):
             grams = collect_grams(backend.module, weights, calibration, track)  # type: ignore[attr-defined]
     with clock.stage("analyze"):
-        records = _analyze_weights(backend, weights, grams, track)
+        records = analyze_weights(backend, weights, grams, track)
     if calibration is not None:
         from lowrank.calibrate import measure_sensitivity
 
@@ -146,6 +148,8 @@ def _calibration(backend: Backend, settings: Settings) -> Any:
     from lowrank.backends.torch import ModuleBackend
     from lowrank.errors import CalibrationError
 
+    if settings.calib == NO_DATA:
+        return None
     path = Path(settings.calib).expanduser() if settings.calib else None
     if isinstance(backend, ModuleBackend):
         from lowrank.calibrate import load_calibration
@@ -159,8 +163,8 @@ def _calibration(backend: Backend, settings: Settings) -> Any:
     return None
 
 
-def _analyze_weights(
-    backend: Backend, weights: Sequence[Weight], grams: dict[str, Folds], track: Track
+def analyze_weights(
+    backend: Backend, weights: Sequence[Weight], grams: dict[str, Folds], track: Track = silent
 ) -> tuple[WeightAnalysis, ...]:
     from threadpoolctl import threadpool_limits
 

@@ -66,9 +66,11 @@ def selector_of(include: Sequence[str], exclude: Sequence[str], names: Iterable[
 
 def nearest(wrong: str, known: Iterable[str]) -> str:
     """`; did you mean ...?` for the closest known names, or nothing."""
-    known = list(known)
-    close = difflib.get_close_matches(wrong, known, n=2, cutoff=0.4)
-    close = close or [name for name in known if wrong.lower() in name.lower()][:2]
+    names = list(known)
+    parts = {part for name in names for part in stem(name).split(".") if not part.isdigit()}
+    close = difflib.get_close_matches(wrong, names, n=2, cutoff=0.8)
+    close = close or difflib.get_close_matches(wrong, sorted(parts), n=2, cutoff=0.6)
+    close = close or difflib.get_close_matches(wrong, names, n=2, cutoff=0.4)
     return f"; did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lowrank.backends.torch.inputs import Signature
 from lowrank.backends.torch.pickles import first_line
-from lowrank.edge.names import name_initializers
+from lowrank.edge.tidy import gemm_to_matmul, name_initializers
 from lowrank.errors import ExportError
 
 OPSET = 20
@@ -62,6 +62,7 @@ def export_onnx(module: nn.Module, signature: Signature, path: Path, opset: int 
         ) from error
     assert program is not None
     model = program.model
+    gemm_to_matmul(model)
     name_initializers(model, prefix="module.")
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     if size > INLINE_BYTES:

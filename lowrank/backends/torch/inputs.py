@@ -126,7 +126,7 @@ def _of_images(model: Any, config: Any) -> Signature | str:
 
 
 def _output_name(model: Any) -> str:
-    return "last_hidden_state" if type(model).__name__.endswith("Model") else "logits"
+    return "last_hidden_state" if model.base_model is model else "logits"
 
 
 def of_arrays(arrays: Mapping[str, NDArray[Any]]) -> Signature:

@@ -56,21 +56,18 @@ def _as_linear(parameters: dict[str, nn.Parameter]) -> nn.Linear:
 def export_program(module: nn.Module, signature: Signature) -> torch.export.ExportedProgram:
     """The module as an exported program, open in the dimensions that the signature leaves open."""
     values = signature.example(2, 6)
-    dynamic: dict[str, Any] = {
+    names = signature.names
+    positional, named = names[: signature.positional], names[signature.positional :]
+    open_dims: dict[str, Any] = {
         spec.name: {i: torch.export.Dim.AUTO for i, d in enumerate(spec.dims) if isinstance(d, str)}
         for spec in signature.inputs
     }
-    names = signature.names
-    args = tuple(values[name] for name in names[: signature.positional])
-    kwargs = {name: values[name] for name in names[signature.positional :]}
-    shapes = (
-        tuple(dynamic[name] for name in names[: signature.positional]),
-        {name: dynamic[name] for name in names[signature.positional :]},
-    )
+    shapes: dict[str, Any] = {"args": tuple(open_dims[name] for name in positional)} if positional else {}
+    shapes |= {"kwargs": {name: open_dims[name] for name in named}} if named else {}
+    args, kwargs = tuple(values[name] for name in positional), {name: values[name] for name in named}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        wrapped = _Call(module)
-        return torch.export.export(wrapped, args, kwargs, dynamic_shapes={"args": shapes[0], "kwargs": shapes[1]})
+        return torch.export.export(_Call(module), args, kwargs, dynamic_shapes=shapes)
 
 
 class _Call(nn.Module):

@@ -1,0 +1,76 @@
+"""The exported graph in the form that readers and tools expect: plain MatMuls, weights named after their modules."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def name_initializers(model: Any, prefix: str) -> None:
+    """Rename each weight that one node of one module reads to `<module>.weight`.
+
+    The exporter folds a linear layer's transpose into its weight, which then loses its name (`val_83`); the module's path is
+    kept in the node's metadata. `model` is an `onnx_ir.Model`, changed in place; `prefix` is dropped from every name.
+    """
+    graph = model.graph
+    for value in list(graph.initializers.values()):
+        if value.name.startswith(prefix):
+            _rename(graph, value, value.name.removeprefix(prefix))
+    for node in graph:
+        if node.op_type != "MatMul" or len(node.inputs) != 2:
+            continue
+        value = node.inputs[1]
+        path = _module_path(node, prefix)
+        if path and value is not None and value.name in graph.initializers and value.name.startswith("val_"):
+            _rename(graph, value, f"{path}.weight")
+
+
+def _rename(graph: Any, value: Any, name: str) -> None:
+    if name not in graph.initializers:
+        graph.initializers.pop(value.name)
+        value.name = name
+        graph.register_initializer(value)
+
+
+def gemm_to_matmul(model: Any) -> None:
+    """Turn each `Gemm(x, W)` without a bias into `MatMul(x, W')`.
+
+    The exporter writes a bias-free linear layer as Gemm when its input has two axes and as MatMul when it has three;
+    a chain of two factors is to look the same in both. `model` is an `onnx_ir.Model`, changed in place.
+    """
+    import numpy as np
+    import onnx_ir as ir
+
+    graph = model.graph
+    for node in list(graph):
+        if node.op_type != "Gemm" or len(node.inputs) != 2:
+            continue
+        value = node.inputs[1]
+        settings = {name: attribute.value for name, attribute in node.attributes.items()}
+        plain = settings.get("alpha", 1.0) == 1.0 and not settings.get("transA", 0)
+        if not plain or value is None or value.const_value is None or len(value.uses()) != 1:
+            continue
+        if settings.get("transB", 0):
+            value.const_value = ir.tensor(np.ascontiguousarray(value.const_value.numpy().T), name=value.name)
+            value.shape = value.const_value.shape
+        new = ir.node("MatMul", list(node.inputs), name=node.name)
+        new.metadata_props.update(node.metadata_props)
+        new.outputs[0].name, new.outputs[0].shape, new.outputs[0].type = (
+            node.outputs[0].name,
+            node.outputs[0].shape,
+            node.outputs[0].type,
+        )
+        graph.insert_before(node, new)
+        ir.convenience.replace_all_uses_with(node.outputs, new.outputs, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+
+
+def _module_path(node: Any, prefix: str) -> str:
+    """The innermost module that a node came from, `` if the exporter did not say."""
+    try:
+        scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
+    except (ValueError, SyntaxError):
+        return ""
+    return str(scopes[-2]).removeprefix(prefix) if len(scopes) >= 2 else ""

@@ -1,0 +1,147 @@
+"""Grams: what the layers really see, in float64, without padding, whatever the batching."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import tiny_transformer, write_text
+
+from lowrank.backends import open_model
+from lowrank.backends.torch import ModuleBackend
+from lowrank.calibrate import Calibration, collect_grams, load_calibration, measure_sensitivity
+from lowrank.calibrate.data import split_folds
+from lowrank.core.analysis import Folds, analyze_weight
+from lowrank.core.weight import Weight
+from lowrank.errors import CalibrationError
+from lowrank.progress import silent
+
+
+@pytest.fixture(scope="module")
+def backend(bert_folder: Path) -> ModuleBackend:
+    backend = open_model(bert_folder)
+    assert isinstance(backend, ModuleBackend)
+    return backend
+
+
+@pytest.fixture(scope="module")
+def calibration(backend: ModuleBackend, tmp_path_factory: pytest.TempPathFactory) -> Calibration:
+    found = load_calibration(backend, write_text(tmp_path_factory.mktemp("text") / "a.txt"))
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def weights(backend: ModuleBackend) -> list[Weight]:
+    return [w for w in backend.weights if w.role == "projection"]
+
+
+@pytest.fixture(scope="module")
+def grams(backend: ModuleBackend, calibration: Calibration, weights: list[Weight]) -> dict[str, Folds]:
+    return collect_grams(backend.module, weights, calibration, silent)
+
+
+def test_folds_are_disjoint_and_whole() -> None:
+    for count in (1, 2, 5, 9, 10, 37, 100):
+        fit, heldout, report = split_folds(count)
+        assert fit and report
+        assert not set(fit) & set(heldout)
+        if count >= 10:
+            assert sorted(fit + heldout + report) == list(range(count))
+
+
+def test_no_batch_holds_padding(calibration: Calibration) -> None:
+    for batch in (*calibration.fit, *calibration.heldout, *calibration.report):
+        assert (batch["attention_mask"] == 1).all()
+        assert (batch["input_ids"] != 0).all()
+
+
+def test_grams_are_those_of_the_samples_one_by_one(
+    backend: ModuleBackend, calibration: Calibration, weights: list[Weight], grams: dict[str, Folds]
+) -> None:
+    """Whatever the batching, and from both sides: the moments of the rows that each layer saw."""
+    seen: dict[str, list[torch.Tensor]] = {w.name: [] for w in weights}
+    handles = []
+    for w in weights:
+        layer = backend.module.get_submodule(w.layers[0].name)
+        wanted = seen[w.name]
+        handles.append(layer.register_forward_pre_hook(lambda _, args, wanted=wanted: wanted.append(args[0])))
+    with torch.no_grad():
+        for batch in calibration.fit:
+            for i in range(len(batch["input_ids"])):
+                calibration.signature.call(backend.module, {k: v[i : i + 1] for k, v in batch.items()})
+    for handle in handles:
+        handle.remove()
+    for w in weights:
+        x = torch.cat([t.reshape(-1, w.cols) for t in seen[w.name]]).double().numpy()
+        gram = grams[w.name].fit
+        rows = x if gram.side == "input" else x @ backend.read(w.name).T
+        assert gram.tokens == len(x)
+        assert gram.energy == pytest.approx((x**2).sum(), rel=1e-5)
+        assert np.allclose(gram.moment, rows.T @ rows, rtol=1e-4, atol=1e-5 * np.abs(rows.T @ rows).max())
+
+
+def test_sides_and_sharing(weights: list[Weight], grams: dict[str, Folds]) -> None:
+    for w in weights:
+        assert grams[w.name].fit.side == ("output" if w.rows < w.cols else "input")
+    q, k, v = (grams[f"encoder.layer.0.attention.self.{n}.weight"] for n in ("query", "key", "value"))
+    assert q is k is v
+    assert grams["encoder.layer.0.attention.output.dense.weight"] is not q
+
+
+def test_infinite_activations_are_counted(backend: ModuleBackend, calibration: Calibration, weights: list[Weight]) -> None:
+    table = backend.module.get_input_embeddings().weight
+    kept = table.data.clone()
+    table.data[5] = float("nan")
+    try:
+        found = collect_grams(backend.module, weights, calibration, silent)
+    finally:
+        table.data = kept
+    first = found[weights[0].name].fit
+    assert first.nonfinite > 0 and np.isfinite(first.moment).all()
+
+
+def test_sensitivity_predicts_what_truncating_one_weight_does(
+    backend: ModuleBackend, calibration: Calibration, weights: list[Weight], grams: dict[str, Folds]
+) -> None:
+    records = tuple(analyze_weight(w, backend.read(w.name), grams[w.name]) for w in weights)
+    before = {k: v.clone() for k, v in backend.module.state_dict().items()}
+    measured = measure_sensitivity(
+        backend.module, calibration.signature, calibration.heldout, records, grams, backend.read, silent
+    )
+    assert all(torch.equal(v, before[k]) for k, v in backend.module.state_dict().items())
+    assert all(r.sensitivity > 0 for r in measured)
+    scaled = measure_sensitivity(
+        backend.module, calibration.signature, calibration.heldout, tuple(replace(r, sensitivity=9.0) for r in records), grams, backend.read, silent
+    )
+    assert [r.sensitivity for r in scaled] == [r.sensitivity for r in measured]
+
+
+def test_npz_inputs(backend: ModuleBackend, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    ids = rng.integers(4, 20, (30, 6))
+    ones, zeros = np.ones_like(ids), np.zeros_like(ids)
+    np.savez(tmp_path / "a.npz", input_ids=ids, attention_mask=ones, token_type_ids=zeros)
+    found = load_calibration(backend, tmp_path / "a.npz")
+    assert found is not None
+    assert sum(len(b["input_ids"]) for b in found.fit) == 24
+    np.savez(tmp_path / "b.npz", pixels=rng.standard_normal((3, 4)))
+    with pytest.raises(CalibrationError, match="does not run on its arrays pixels"):
+        load_calibration(backend, tmp_path / "b.npz")
+    np.savez(tmp_path / "c.npz", input_ids=ids, attention_mask=ones[:3])
+    with pytest.raises(CalibrationError, match="same number of samples"):
+        load_calibration(backend, tmp_path / "c.npz")
+    (tmp_path / "d.npz").write_bytes(b"PK no")
+    with pytest.raises(CalibrationError, match="cannot be read as .npz"):
+        load_calibration(backend, tmp_path / "d.npz")
+
+
+def test_text_for_a_model_without_tokenizer(tmp_path: Path) -> None:
+    backend = open_model(tiny_transformer("vit"))
+    assert isinstance(backend, ModuleBackend)
+    assert load_calibration(backend, None) is None
+    with pytest.raises(CalibrationError, match="reads pixel_values, not text"):
+        load_calibration(backend, write_text(tmp_path / "a.txt"))

@@ -1,0 +1,65 @@
+"""Calibration files: every format, and every way in which one can be wrong."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from lowrank.calibrate.text import builtin_samples, read_samples
+from lowrank.errors import CalibrationError
+
+TABLE = 'id\tfirst\tsecond\n1\ta "quote\tb\n2\tc\td\n'
+
+
+def test_lines_without_blanks_and_duplicates(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one two\n\n  one   two \nthree\r\n", encoding="utf-8")
+    assert read_samples(tmp_path / "a.txt") == ["one two", "three"]
+
+
+def test_tables_keep_their_quotes(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text(TABLE, encoding="utf-8")
+    assert read_samples(tmp_path / "a.tsv", "first") == ['a "quote', "c"]
+    assert read_samples(tmp_path / "a.tsv", "first, second") == ['a "quote', "b", "c", "d"]
+    (tmp_path / "a.csv").write_text('text\n"one, two"\n', encoding="utf-8")
+    assert read_samples(tmp_path / "a.csv") == ["one, two"]
+
+
+def test_json_lines_and_gzip(tmp_path: Path) -> None:
+    lines = "\n".join(json.dumps({"text": t}) for t in ("é one", "two"))
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt", encoding="utf-8") as stream:
+        stream.write(lines)
+    assert read_samples(tmp_path / "a.jsonl.gz") == ["é one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "column", "message"),
+    [
+        ("a.txt", b"", None, "is empty"),
+        ("a.txt", b" \n\n", None, "is empty"),
+        ("a.txt", b"\x00\x01\x02", None, "binary"),
+        ("a.txt", b"good\nbad \xff\n", None, "line 2 holds byte 0xff"),
+        ("a.txt.gz", b"not gzip", None, "cannot read"),
+        ("a.tsv", TABLE.encode(), None, "say with --column"),
+        ("a.tsv", TABLE.encode(), "third", "has no column 'third'"),
+        ("a.tsv", b"text\n", "text", "holds no text"),
+        ("a.jsonl", b'{"text": "a"}\n{', None, "line 2"),
+        ("a.jsonl", b'{"body": "a"}', None, r"no text under 'text' \(it has body\)"),
+        ("a.jsonl", b"[1]", None, "no text under 'text'"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path: Path, name: str, content: bytes, column: str | None, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CalibrationError, match=message):
+        read_samples(tmp_path / name, column)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="there is no"):
+        read_samples(tmp_path / "a.txt")
+
+
+def test_every_python_carries_text() -> None:
+    assert len(builtin_samples()) > 500

@@ -1,0 +1,167 @@
+"""Selectors and plans: never over budget, dense where factors would grow, editable, deterministic."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import decaying, gram_of, inputs
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lowrank.core.analysis import Analysis, Folds, analyze_weight
+from lowrank.core.budget import Budget
+from lowrank.core.plan import Plan, check_budget
+from lowrank.core.select import SELECTORS, Energy, Knapsack, RelativeError, Uniform
+from lowrank.core.weight import Weight
+from lowrank.errors import InfeasibleBudget, PlanMismatch
+
+SHAPES = [(24, 24), (48, 24), (24, 48), (20, 30), (40, 40)]
+
+
+def an_analysis(seed: int = 0, with_data: bool = True) -> Analysis:
+    records = []
+    for i, (rows, cols) in enumerate(SHAPES):
+        w = decaying(rows, cols, seed + i, power=0.4 + 0.3 * i)
+        weight = Weight(f"layers.{i}.w.weight", rows, cols, "float32", "projection")
+        x = inputs(np.random.default_rng(seed + i), 400, cols, 30.0)
+        folds = Folds(gram_of(w, x[:300]), gram_of(w, x[300:])) if with_data else None
+        records.append(analyze_weight(weight, w, folds))
+    return Analysis(tuple(records), fingerprint=f"a{seed}")
+
+
+@given(st.sampled_from(list(SELECTORS)), st.floats(0.1, 1.0), st.integers(0, 5), st.sampled_from([1, 2, 4]))
+def test_never_over_budget(name: str, keep: float, seed: int, multiple: int) -> None:
+    analysis = an_analysis(seed)
+    try:
+        plan = SELECTORS[name](multiple=multiple).select(analysis, Budget.params(keep))
+    except InfeasibleBudget:
+        smallest = multiple * sum(sum(shape) for shape in SHAPES) / analysis.dense_params
+        assert keep < smallest or name == "uniform"
+        return
+    assert plan.cost <= keep * analysis.dense_params
+    assert plan.meets_budget
+    assert plan == SELECTORS[name](multiple=multiple).select(analysis, Budget.params(keep))
+    for option in plan.options:
+        weight = analysis[option.group].weight
+        assert option.cost <= weight.params
+        assert option.structure == "dense" or option.rank % multiple == 0
+
+
+@given(st.sampled_from(["knapsack", "energy", "relative-error"]), st.floats(0.01, 0.9))
+def test_error_budget_holds_for_every_weight(name: str, limit: float) -> None:
+    analysis = an_analysis(with_data=False)
+    plan = SELECTORS[name]().select(analysis, Budget.error(limit))
+    assert plan.worst_error <= limit
+    assert plan.meets_budget
+
+
+def test_error_budget_takes_the_smallest_rank_that_holds() -> None:
+    analysis = an_analysis()
+    plan = Knapsack().select(analysis, Budget.error(0.3))
+    for option in plan.options:
+        if option.structure == "two_factor" and option.rank > 1:
+            assert analysis[option.group].error_curve[option.rank - 1] > 0.09
+
+
+def test_knapsack_is_never_worse_than_the_simple_selectors() -> None:
+    analysis = an_analysis()
+    for keep in (0.3, 0.5, 0.8):
+        best = sum(o.error for o in Knapsack().select(analysis, Budget.params(keep)).options)
+        for other in (Uniform(), Energy(), RelativeError()):
+            assert best <= sum(o.error for o in other.select(analysis, Budget.params(keep)).options) + 1e-12
+
+
+def test_sensitivity_moves_rank_to_where_it_matters() -> None:
+    from dataclasses import replace
+
+    even = an_analysis()
+    first = even.weights[0]
+    skewed = replace(even, weights=(replace(first, sensitivity=0.01), *even.weights[1:]))
+    before, after = (Knapsack().select(a, Budget.params(0.4)).options for a in (even, skewed))
+    assert after[0].cost < before[0].cost
+    assert sum(o.error for o in after[1:]) < sum(o.error for o in before[1:])
+
+
+def test_full_budget_is_the_dense_model() -> None:
+    plan = Knapsack().select(an_analysis(), Budget.params(1.0))
+    assert {option.structure for option in plan.options} == {"dense"}
+    assert plan.worst_error == 0.0
+
+
+def test_smallest_budget_that_is_named_can_be_met() -> None:
+    analysis = an_analysis()
+    with pytest.raises(InfeasibleBudget, match="smallest budget that can be met is") as caught:
+        Knapsack().select(analysis, Budget.params(0.01))
+    named = float(str(caught.value).rsplit(" ", 1)[1])
+    assert Knapsack().select(analysis, Budget.params(named)).meets_budget
+    with pytest.raises(InfeasibleBudget):
+        Knapsack().select(analysis, Budget.params(named - 2e-4))
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0, 1.5, float("nan"), float("inf")])
+def test_impossible_budgets(limit: float) -> None:
+    with pytest.raises(InfeasibleBudget, match="share of the targeted weights"):
+        Budget.params(limit)
+
+
+@pytest.mark.parametrize("limit", [-0.1, 1.0, float("nan")])
+def test_impossible_errors(limit: float) -> None:
+    with pytest.raises(InfeasibleBudget, match="relative output error"):
+        Budget.error(limit)
+
+
+def a_plan() -> tuple[Analysis, dict[str, Any]]:
+    analysis = an_analysis()
+    return analysis, json.loads(json.dumps(Knapsack().select(analysis, Budget.params(0.5)).to_json()))
+
+
+def test_plan_round_trip() -> None:
+    analysis, content = a_plan()
+    again = Plan.from_json(content, analysis, Budget.params(0.5))
+    assert again.options == Knapsack().select(analysis, Budget.params(0.5)).options
+
+
+def test_edited_ranks_are_followed_and_their_error_recomputed() -> None:
+    analysis, content = a_plan()
+    content["groups"][0] |= {"structure": "two_factor", "rank": 3, "cost": 1, "relative_error": 0.0}
+    del content["groups"][1]
+    plan = Plan.from_json(content, analysis, None)
+    assert plan.options[0].rank == 3
+    assert plan.options[0].cost == 3 * 48
+    assert plan.options[0].error == analysis.weights[0].error_curve[3]
+    assert plan.options[1].structure == "dense"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rank": 0}, "rank can be 1 to 24"),
+        ({"rank": 25}, "rank can be 1 to 24"),
+        ({"rank": "3"}, "whole number"),
+        ({"rank": True}, "whole number"),
+        ({"name": "layers.9.w.weight"}, "did you mean"),
+        ({"structure": "butterfly"}, "there is dense, two_factor"),
+    ],
+)
+def test_edits_that_mean_nothing(change: dict[str, Any], message: str) -> None:
+    analysis, content = a_plan()
+    content["groups"][0] |= {"structure": "two_factor", "rank": 3, **change}
+    with pytest.raises(PlanMismatch, match=message):
+        Plan.from_json(content, analysis, None)
+
+
+def test_plan_of_another_analysis_names_both() -> None:
+    _, content = a_plan()
+    with pytest.raises(PlanMismatch, match="a0.*a1"):
+        Plan.from_json(content, an_analysis(1), None)
+
+
+def test_edited_plan_over_its_budget() -> None:
+    analysis, content = a_plan()
+    for entry in content["groups"]:
+        entry["structure"] = "dense"
+    with pytest.raises(InfeasibleBudget, match="above its budget"):
+        check_budget(Plan.from_json(content, analysis, Budget.params(0.5)))

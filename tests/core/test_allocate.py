@@ -32,6 +32,7 @@ def test_equals_brute_force(groups: list[list[tuple[int, float]]], limit: int) -
     assert found.cost == sum(c[i] for c, i in zip(costs, found.chosen, strict=True)) <= limit
     assert found.error == pytest.approx(min(totals), abs=1e-9)
     assert found.bound <= min(totals) + 1e-9
+    assert found.exact
 
 
 @given(st.lists(group, min_size=1, max_size=5), st.integers(10, 90))
@@ -52,7 +53,7 @@ def test_dense_option_beats_greedy() -> None:
     assert found.chosen.tolist() == [0, 1]
 
 
-def test_a_large_model_is_solved_with_a_tiny_gap() -> None:
+def test_a_large_model_is_solved_exactly() -> None:
     rng = np.random.default_rng(0)
     costs, errors = [], []
     for g in range(200):
@@ -65,7 +66,8 @@ def test_a_large_model_is_solved_with_a_tiny_gap() -> None:
     found = allocate(costs, errors, limit)
     assert found is not None
     assert found.cost <= limit
-    assert found.gap < 1e-4 * found.error
+    assert found.exact and found.gap == 0
+    assert found.error - found.bound < 1e-4 * found.error
 
 
 def test_hull_keeps_only_what_a_price_can_choose() -> None:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+INTERRUPTED = 130
+"""What typer exits with on Ctrl-C, as shells do."""
+
 app = typer.Typer(
     name="lowrank",
     help="Make a trained transformer smaller and faster on a CPU: analyze MODEL, then compress --budget 0.3.",
@@ -45,19 +48,30 @@ Model = Annotated[str, typer.Argument(help="A Hugging Face folder, or a .safeten
 Run = Annotated[Path, typer.Option("--output", "-o", help="The run folder.")]
 Calib = Annotated[
     Optional[str],  # noqa: UP045 - typer reads this form in every version
-    typer.Option(help="Calibration data: .txt, .tsv, .csv, .jsonl (.gz too), a sample a line; .npz of the model's inputs; or none."),
+    typer.Option(
+        help="Calibration data: .txt, .tsv, .csv, .jsonl (.gz too), a sample a line; .npz of the model's inputs; or none."
+    ),
 ]
-Column = Annotated[Optional[str], typer.Option(help="Column of a table, or key of .jsonl; several with commas.")]  # noqa: UP045
+Column = Annotated[str | None, typer.Option(help="Column of a table, or key of .jsonl; several with commas.")]
 Samples = Annotated[int, typer.Option(min=1, help="Calibration samples at most.")]
-Include = Annotated[Optional[list[str]], typer.Option(help="Only weights of this name, glob or re:regex. Repeatable.")]  # noqa: UP045
-Exclude = Annotated[Optional[list[str]], typer.Option(help="Not weights of this name, glob or re:regex. Repeatable.")]  # noqa: UP045
-Targets = Annotated[str, typer.Option(help="projections (in attention and feed-forward blocks), head, all; several with commas.")]
-Arch = Annotated[Optional[str], typer.Option(help="package.module:factory that builds the dense module of a state dict.")]  # noqa: UP045
-Config = Annotated[Optional[str], typer.Option(help="config.json that says how to build the model of a state dict.")]  # noqa: UP045
-UnsafePickle = Annotated[bool, typer.Option("--unsafe-pickle", help="Let a model file run its own code while it is read.")]
+Include = Annotated[list[str] | None, typer.Option(help="Only weights of this name, glob or re:regex. Repeatable.")]
+Exclude = Annotated[list[str] | None, typer.Option(help="Not weights of this name, glob or re:regex. Repeatable.")]
+Targets = Annotated[
+    str,
+    typer.Option(help="projections (in attention and feed-forward blocks), head, all; several with commas."),
+]
+Arch = Annotated[str | None, typer.Option(help="package.module:factory that builds the dense module of a state dict.")]
+Config = Annotated[str | None, typer.Option(help="config.json that says how to build the model of a state dict.")]
+UnsafePickle = Annotated[
+    bool, typer.Option("--unsafe-pickle", help="Let a model file run its own code while it is read.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-BudgetOption = Annotated[Optional[float], typer.Option("--budget", help="Share of the targeted weights' parameters to keep: 0.3.")]  # noqa: UP045
-ErrorOption = Annotated[Optional[float], typer.Option("--error", help="Relative output error that each weight may have: 0.05.")]  # noqa: UP045
+BudgetOption = Annotated[
+    float | None, typer.Option("--budget", help="Share of the targeted weights' parameters to keep: 0.3.")
+]
+ErrorOption = Annotated[
+    float | None, typer.Option("--error", help="Relative output error that each weight may have: 0.05.")
+]
 SelectorOption = Annotated[SelectorName, typer.Option("--selector", help="How ranks are chosen.")]
 Multiple = Annotated[int, typer.Option(min=1, help="Round ranks down to a multiple of this.")]
 
@@ -70,7 +84,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -103,7 +119,10 @@ def analyze(
         _print_json(figures(analysis, spectra=True))
         return
     _show_analysis(analysis)
-    _say(f"Kept in {output}. Next: lowrank compress --budget 0.5" + ("" if str(output) == "lowrank-run" else f" -o {output}"))
+    _say(
+        f"Kept in {output}. Next: lowrank compress --budget 0.5"
+        + ("" if str(output) == "lowrank-run" else f" -o {output}")
+    )
 
 
 @app.command()
@@ -130,15 +149,17 @@ def select(
         _print_json(plan.to_json())
         return
     _print(plan_table(plan, analysis))
-    _say(f"Written to {output / pipeline.PLAN_FILE}. Next: lowrank compress --plan {output / pipeline.PLAN_FILE} -o {output}")
+    _say(
+        f"Written to {output / pipeline.PLAN_FILE}. Next: lowrank compress --plan {output / pipeline.PLAN_FILE} -o {output}"
+    )
 
 
 @app.command()
 def compress(
-    model: Annotated[Optional[str], typer.Argument(help="As for analyze; without it, the model of the run.")] = None,  # noqa: UP045
+    model: Annotated[str | None, typer.Argument(help="As for analyze; without it, the model of the run.")] = None,
     budget: BudgetOption = None,
     error: ErrorOption = None,
-    plan: Annotated[Optional[Path], typer.Option(help="Follow this plan.json, perhaps edited by hand.")] = None,  # noqa: UP045
+    plan: Annotated[Path | None, typer.Option(help="Follow this plan.json, perhaps edited by hand.")] = None,
     output: Run = Path("lowrank-run"),
     selector: SelectorOption = SelectorName.knapsack,
     multiple: Multiple = 1,
@@ -163,7 +184,10 @@ def compress(
     if wanted is None and plan is None:
         raise typer.BadParameter("give --budget, --error or --plan")
     opening = Opening(arch=arch, config=config, unsafe_pickle=unsafe_pickle)
-    given = (calib, column, include, exclude) != (None, None, None, None) or (samples, targets) != (4096, "projections")
+    given = (calib, column, include, exclude) != (None, None, None, None) or (samples, targets) != (
+        4096,
+        "projections",
+    )
     settings = _settings(calib, column, samples, include, exclude, targets) if model is not None or given else None
     with _progress() as track:
         report = pipeline.compress(
@@ -249,7 +273,12 @@ def demo(
 
 
 def _settings(
-    calib: str | None, column: str | None, samples: int, include: list[str] | None, exclude: list[str] | None, targets: str
+    calib: str | None,
+    column: str | None,
+    samples: int,
+    include: list[str] | None,
+    exclude: list[str] | None,
+    targets: str,
 ) -> Settings:
     from lowrank.pipeline import Settings
 
@@ -360,6 +389,7 @@ def main() -> None:
     except LowRankError as error:
         _complain(str(error))
         sys.exit(1)
-    except KeyboardInterrupt:
-        _complain("interrupted; nothing was half-written")
-        sys.exit(130)
+    except SystemExit as ending:
+        if ending.code == INTERRUPTED:
+            _complain("interrupted; what was there before is unchanged")
+        raise

@@ -12,7 +12,28 @@ from torch import nn
 
 from lowrank.core.gram import Gram
 
-WORDS = "the cat dog sat ran on under a mat tree big small red blue and or not very house garden".split()
+WORDS = [
+    "the",
+    "cat",
+    "dog",
+    "sat",
+    "ran",
+    "on",
+    "under",
+    "a",
+    "mat",
+    "tree",
+    "big",
+    "small",
+    "red",
+    "blue",
+    "and",
+    "or",
+    "not",
+    "very",
+    "house",
+    "garden",
+]
 
 
 def orthonormal(rng: np.random.Generator, rows: int, cols: int) -> np.ndarray:
@@ -97,13 +118,23 @@ def saved_state(path: Path) -> Path:
 def tiny_config(kind: str = "bert", **changes: Any) -> Any:
     import transformers as t
 
-    common = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 64}
+    common = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "vocab_size": 64,
+    }
     if kind == "bert":
         return t.BertConfig(**{**common, "max_position_embeddings": 64, **changes})
     if kind == "roberta":
-        return t.RobertaConfig(**{**common, "max_position_embeddings": 66, "type_vocab_size": 1, "pad_token_id": 1, **changes})
+        return t.RobertaConfig(
+            **{**common, "max_position_embeddings": 66, "type_vocab_size": 1, "pad_token_id": 1, **changes}
+        )
     if kind == "distilbert":
-        return t.DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=64, vocab_size=64, max_position_embeddings=64)
+        return t.DistilBertConfig(
+            dim=32, n_layers=2, n_heads=4, hidden_dim=64, vocab_size=64, max_position_embeddings=64
+        )
     if kind == "gpt2":
         return t.GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=64, **changes)
     if kind == "llama":

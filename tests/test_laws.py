@@ -93,7 +93,10 @@ def test_directions_are_orthonormal_and_curves_fall(
     gram = gram_of(w, x, side)
     basis = directions(w, gram).basis
     assert np.allclose(basis.T @ basis, np.eye(min(rows, cols)), atol=1e-10)
-    for curve in (analyze_weight(weight, w).error_curve, analyze_weight(weight, w, Folds(gram, gram)).error_curve):
+    for curve in (
+        analyze_weight(weight, w).error_curve,
+        analyze_weight(weight, w, Folds(gram, gram)).error_curve,
+    ):
         assert curve[0] == pytest.approx(1.0)
         assert curve[-1] == pytest.approx(0.0, abs=1e-12)
         assert (np.diff(curve) <= 1e-12).all()

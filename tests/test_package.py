@@ -112,7 +112,10 @@ def test_constraints_pin_every_dependency() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pins = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
-    wanted = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
+    wanted = [
+        *project["dependencies"],
+        *(d for extra in project["optional-dependencies"].values() for d in extra),
+    ]
     names = {d.split(">")[0].split("=")[0].split("[")[0] for d in wanted}
     assert names <= pins
     assert "torch==2.13.0" in (ROOT / "constraints.txt").read_text()

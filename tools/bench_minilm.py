@@ -79,7 +79,11 @@ def embed(model: Path, tokenizer: Any, sentences: list[str]) -> np.ndarray:
         for start in range(0, len(rows), 64):
             part = rows[start : start + 64]
             ids = np.array([encoded[i] for i in part], dtype=np.int64)
-            feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+            feed = {
+                "input_ids": ids,
+                "attention_mask": np.ones_like(ids),
+                "token_type_ids": np.zeros_like(ids),
+            }
             vectors[part] = session.run(None, feed)[0].mean(axis=1)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
@@ -126,7 +130,9 @@ def bench(args: argparse.Namespace) -> str:
     lowrank.export(str(model_folder()), folder / "dense")
     files, results = {"dense": folder / "dense" / "model.onnx"}, {}
     for number, (label, (selector, with_data)) in enumerate(METHODS.items()):
-        settings = {"calib": args.calib, "column": args.column, "samples": args.samples} if with_data else {"calib": "none"}
+        settings = (
+            {"calib": args.calib, "column": args.column, "samples": args.samples} if with_data else {"calib": "none"}
+        )
         command = [sys.executable, __file__, "--method", selector, "--settings", json.dumps(settings)]
         command += ["--output", str(folder / str(number))]
         found = subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -18,7 +18,17 @@ LAYERS = (
     {"__init__", "__main__"},
 )
 ANYWHERE = {"errors", "parallel", "progress"}
-BANNED_IN_CORE = {"torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "transformers", "safetensors", "rich", "typer"}
+BANNED_IN_CORE = {
+    "torch",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "onnxscript",
+    "transformers",
+    "safetensors",
+    "rich",
+    "typer",
+}
 
 
 def layer_of(name: str) -> int:

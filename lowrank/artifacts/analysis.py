@@ -47,7 +47,12 @@ def save_analysis(analysis: Analysis, folder: Path) -> None:
         grams[name] = {}
         for fold, gram in (("fit", folds.fit), ("held", folds.heldout)):
             tensors[f"{name}:gram:{fold}"] = gram.moment[np.tril_indices(len(gram.moment))]
-            facts = {"side": gram.side, "tokens": gram.tokens, "energy": gram.energy, "nonfinite": gram.nonfinite}
+            facts = {
+                "side": gram.side,
+                "tokens": gram.tokens,
+                "energy": gram.energy,
+                "nonfinite": gram.nonfinite,
+            }
             grams[name][fold] = facts
     with staged(folder, owned=(JSON_FILE, TENSOR_FILE)) as stage:
         write_tensors(stage / TENSOR_FILE, tensors, {"analysis": analysis.fingerprint})

@@ -15,18 +15,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.errors import ArtifactError
+from lowrank.errors import ArtifactError, LowRankError
 
 SCHEMA_MAJOR = 1
 SCHEMA_MINOR = 0
 STAGE_PREFIX = ".lowrank-staging-"
 
 
-def _cannot_write(path: Path, error: OSError) -> ArtifactError:
+def _cannot_write(path: Path, error: Exception) -> ArtifactError:
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:120]
     return ArtifactError(
-        f"cannot write {path}: {error.strerror or error}; nothing that was there has changed: "
-        "make room or choose another folder with -o"
+        f"cannot write {path}: {reason}; nothing that was there has changed: make room or choose another folder with -o"
     )
+
+
+def _is_io(error: Exception) -> bool:
+    """Whether an error is the operating system's; safetensors and torch wrap those in their own."""
+    if isinstance(error, LowRankError):
+        return False
+    wrapped = any(sign in str(error) for sign in ("os error", "I/O error", "failed writing", "file write failed"))
+    return isinstance(error, OSError) or wrapped
 
 
 def make_folder(path: Path) -> Path:
@@ -63,8 +71,10 @@ def staged(folder: Path, owned: Iterable[str] = ()) -> Iterator[Path]:
         stage.mkdir()
         yield stage
         _replace_entries(stage, folder, owned)
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
+    except Exception as error:
+        if _is_io(error):
+            raise _cannot_write(folder, error) from error
+        raise
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
@@ -124,7 +134,9 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ArtifactError(f"there is no {path}; run `lowrank analyze MODEL` first, or name its folder with -o") from None
+        raise ArtifactError(
+            f"there is no {path}; run `lowrank analyze MODEL` first, or name its folder with -o"
+        ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ArtifactError(f"cannot read {path}: {error}; delete it and make it again") from None
     name, _, version = str(content.get("schema") if isinstance(content, dict) else None).partition("/")
@@ -169,12 +181,9 @@ def _atomic(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
     except Exception as error:
-        # safetensors wraps the operating system's errors in its own.
-        if "I/O" in str(error) or "os error" in str(error):
-            raise ArtifactError(f"cannot write {path}: {error}; make room or choose another folder with -o") from None
+        if _is_io(error):
+            raise _cannot_write(path, error) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)

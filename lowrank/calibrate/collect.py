@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-
-import hashlib
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from lowrank.core.gram import Gram, Side
 from lowrank.core.weight import Weight
 from lowrank.errors import CalibrationError
 from lowrank.progress import Track
+
 
 def collect_grams(
     module: nn.Module, weights: Sequence[Weight], calibration: Calibration, track: Track

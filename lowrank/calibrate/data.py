@@ -79,7 +79,9 @@ def load_calibration(
     if not signature.reads_tokens or backend.tokenizer_folder is None:
         if path is None:
             return None
-        lacking = "comes without a tokenizer" if signature.reads_tokens else f"reads {', '.join(signature.names)}, not text"
+        lacking = (
+            "comes without a tokenizer" if signature.reads_tokens else f"reads {', '.join(signature.names)}, not text"
+        )
         raise CalibrationError(
             f"{path}: the model {lacking}; put tokenizer.json beside its config.json, or give its inputs as .npz"
         )
@@ -147,12 +149,18 @@ def _from_arrays(backend: ModuleBackend, path: Path, samples: int) -> Calibratio
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
-        raise CalibrationError(f"there is no {path}; save the model's inputs with numpy.savez(path, name=array)") from None
+        raise CalibrationError(
+            f"there is no {path}; save the model's inputs with numpy.savez(path, name=array)"
+        ) from None
     except Exception as error:
-        raise CalibrationError(f"{path} cannot be read as .npz: {error}; save it with numpy.savez(path, name=array)") from None
+        raise CalibrationError(
+            f"{path} cannot be read as .npz: {error}; save it with numpy.savez(path, name=array)"
+        ) from None
     counts = {len(a) if a.ndim else 0 for a in arrays.values()}
     if len(counts) != 1 or 0 in counts:
-        raise CalibrationError(f"{path}: its arrays must have the same number of samples along their first axis, at least one")
+        raise CalibrationError(
+            f"{path}: its arrays must have the same number of samples along their first axis, at least one"
+        )
     signature = _signature_for(backend, path, arrays)
     numbers = {i.name: torch.from_numpy(arrays[i.name]).to(i.dtype) for i in signature.inputs}
     if any(not torch.isfinite(t).all() for t in numbers.values() if t.is_floating_point()):
@@ -168,7 +176,11 @@ def _from_arrays(backend: ModuleBackend, path: Path, samples: int) -> Calibratio
     fit, heldout, report = (batches(fold) for fold in split_folds(len(chosen)))
     digest = hash_json({name: hash_json(t.flatten().tolist()) for name, t in numbers.items()})
     return Calibration(
-        fit, heldout, report, signature, {"arrays": str(path.resolve()), "samples": len(chosen), "hash": digest}
+        fit,
+        heldout,
+        report,
+        signature,
+        {"arrays": str(path.resolve()), "samples": len(chosen), "hash": digest},
     )
 
 
@@ -178,7 +190,10 @@ def _signature_for(backend: ModuleBackend, path: Path, arrays: Mapping[str, Any]
     if isinstance(known, Signature) and set(known.names) <= set(arrays):
         return known
     shown = of_arrays(arrays)
-    first = {name: torch.from_numpy(np.asarray(a[:1])).to(i.dtype) for i, (name, a) in zip(shown.inputs, arrays.items(), strict=True)}
+    first = {
+        name: torch.from_numpy(np.asarray(a[:1])).to(i.dtype)
+        for i, (name, a) in zip(shown.inputs, arrays.items(), strict=True)
+    }
     try:
         with torch.no_grad():
             shown.call(backend.module, first)

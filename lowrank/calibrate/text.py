@@ -62,13 +62,17 @@ def _decode(path: Path) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise CalibrationError(f"{path} is not UTF-8: line {line} holds byte 0x{raw[error.start]:02x}; convert it first") from None
+        raise CalibrationError(
+            f"{path} is not UTF-8: line {line} holds byte 0x{raw[error.start]:02x}; convert it first"
+        ) from None
 
 
 def _table(path: Path, text: str, column: str | None, suffix: str) -> Iterator[str]:
     plain = suffix == ".tsv"
     rows = csv.reader(
-        io.StringIO(text), delimiter="\t" if plain else ",", quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
+        io.StringIO(text),
+        delimiter="\t" if plain else ",",
+        quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL,
     )
     header = next(rows)
     if column is None and len(header) > 1:
@@ -101,5 +105,7 @@ def _values(path: Path, number: int, entry: object, names: Iterable[str]) -> Ite
         value = entry.get(name) if isinstance(entry, dict) else None
         if not isinstance(value, str):
             keys = ", ".join(map(str, entry)) if isinstance(entry, dict) else type(entry).__name__
-            raise CalibrationError(f"{path}, line {number}, has no text under {name!r} (it has {keys}); say the key with --column")
+            raise CalibrationError(
+                f"{path}, line {number}, has no text under {name!r} (it has {keys}); say the key with --column"
+            )
         yield value

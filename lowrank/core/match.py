@@ -11,7 +11,18 @@ from lowrank.core.weight import Role
 from lowrank.errors import PatternError
 
 HEAD_NAMES = frozenset(
-    "classifier head lm_head score pooler pre_classifier qa_outputs cls logits_proj out_head".split()
+    [
+        "classifier",
+        "head",
+        "lm_head",
+        "score",
+        "pooler",
+        "pre_classifier",
+        "qa_outputs",
+        "cls",
+        "logits_proj",
+        "out_head",
+    ]
 )
 EMBEDDING = re.compile(r"embed|(^|\.)(wte|wpe|shared|tok|pos|relative_attention_bias)(\.|$)|_emb(\.|$)")
 
@@ -81,18 +92,19 @@ def roles(shapes: dict[str, tuple[int, int]]) -> dict[str, Role]:
     model without numbered blocks has only projections, except what is named like a head or shaped like a
     classifier (at least eight times as many inputs as outputs).
     """
-    blocks = [name for name in shapes if _in_block(name)]
+    blocks = [name for name in shapes if in_block(name)]
     found: dict[str, Role] = {}
     for name, (rows, cols) in shapes.items():
         if blocks:
-            found[name] = "projection" if _in_block(name) else "head"
+            found[name] = "projection" if in_block(name) else "head"
         else:
             is_head = bool(HEAD_NAMES & set(stem(name).split("."))) or rows * 8 <= cols
             found[name] = "head" if is_head else "projection"
     return found
 
 
-def _in_block(name: str) -> bool:
+def in_block(name: str) -> bool:
+    """Whether a weight's name has a number before its layer: `layer.3.query.weight`, but not `classifier.3.weight`."""
     parts = stem(name).split(".")
     return any(part.isdigit() for part in parts[:-1]) and not HEAD_NAMES & set(parts)
 

@@ -135,9 +135,7 @@ def _sensitivity(group: Group, analysis: Analysis) -> float:
     return sum(analysis[name].sensitivity for name in group.weights) / len(group.weights)
 
 
-def _one_tolerance(
-    selector: Selector, analysis: Analysis, budget: Budget, lost: Callable[[str], Vector]
-) -> Plan:
+def _one_tolerance(selector: Selector, analysis: Analysis, budget: Budget, lost: Callable[[str], Vector]) -> Plan:
     """The least tolerance at which every weight's cheapest option within it meets the budget."""
     multiple: int = getattr(selector, "multiple", 1)
     dense = [Dense().curve(group, analysis, multiple) for group in analysis.groups]
@@ -183,9 +181,7 @@ def _round_up(ratio: float, digits: int = 4) -> float:
     return float(np.ceil(ratio * 10**digits) / 10**digits)
 
 
-def _plan(
-    selector: Selector, analysis: Analysis, budget: Budget, options: Sequence[Option], gap: float = 0.0
-) -> Plan:
+def _plan(selector: Selector, analysis: Analysis, budget: Budget, options: Sequence[Option], gap: float = 0.0) -> Plan:
     name = next(key for key, kind in SELECTORS.items() if isinstance(selector, kind))
     settings: dict[str, Any] = {"type": name, **asdict(selector)}  # pyright: ignore[reportArgumentType, reportCallIssue]
     return Plan(

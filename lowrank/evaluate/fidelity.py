@@ -43,7 +43,11 @@ def measure_fidelity(
     if not samples:
         return {}
     result = {name: sums[name] / weights[name] for name in sums}
-    return {"relative_error": (difference / total) ** 0.5 if total else 0.0, **result, "samples": float(samples)}
+    return {
+        "relative_error": (difference / total) ** 0.5 if total else 0.0,
+        **result,
+        "samples": float(samples),
+    }
 
 
 def pooled(hidden: Tensor, mask: Tensor | None) -> Tensor:

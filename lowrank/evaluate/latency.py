@@ -14,7 +14,12 @@ WARMUP = 3
 
 
 def measure_latency(
-    files: Mapping[str, Path], signature: Signature, batch: int = 1, sequence: int = 128, threads: int = 1, rounds: int = 30
+    files: Mapping[str, Path],
+    signature: Signature,
+    batch: int = 1,
+    sequence: int = 128,
+    threads: int = 1,
+    rounds: int = 30,
 ) -> dict[str, float]:
     """Median milliseconds of one run of each file, the files taking turns in every round.
 

@@ -82,7 +82,10 @@ def measure(
     return Report(
         targets=_targets(analysis, plan),
         model=_sizes(dense, small, analysis, plan),
-        budget={**(asdict(plan.budget) if plan.budget else {"kind": "plan", "limit": None}), "reached": plan.reached},
+        budget={
+            **(asdict(plan.budget) if plan.budget else {"kind": "plan", "limit": None}),
+            "reached": plan.reached,
+        },
         error={"relative": relative, "per_weight": {o.group: o.error**0.5 for o in plan.options}},
         parity=parity,
         latency=times,
@@ -128,7 +131,10 @@ def _quality(
     random = [signature.example(4, 16, seed) for seed in range(4)]
     batches = list(calibration.report) if calibration is not None else random
     found = measure_fidelity(dense, small, signature, track(batches, "measuring fidelity", len(batches)))
-    return {**found, "data": "random inputs" if calibration is None else "samples that neither ranks nor factors saw"}
+    return {
+        **found,
+        "data": "random inputs" if calibration is None else "samples that neither ranks nor factors saw",
+    }
 
 
 def _parity(module: nn.Module, signature: Signature, path: Path) -> dict[str, Any]:

@@ -106,10 +106,19 @@ def report_table(report: Report) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     targets, model = report.targets, report.model
     _compared(table, "targeted parameters", targets["params_before"], targets["params_after"])
-    for key, label in (("params", "all parameters"), ("bytes", "bytes of tensors"), ("macs", "multiply-adds a token")):
+    for key, label in (
+        ("params", "all parameters"),
+        ("bytes", "bytes of tensors"),
+        ("macs", "multiply-adds a token"),
+    ):
         _compared(table, label, model[f"{key}_before"], model[f"{key}_after"])
     if report.latency:
-        _compared(table, "bytes of model.onnx", report.latency["dense_onnx_bytes"], report.latency["compressed_onnx_bytes"])
+        _compared(
+            table,
+            "bytes of model.onnx",
+            report.latency["dense_onnx_bytes"],
+            report.latency["compressed_onnx_bytes"],
+        )
         table.add_row(
             f"ms in ONNX Runtime ({report.latency['shapes'][0]}, 1 thread)",
             f"{report.latency['dense_ms']:.2f}",

@@ -162,7 +162,9 @@ def test_damaged_files(tmp_path: Path, suffix: str, damage: str) -> None:
     else:
         saved_state(path)
     whole = path.read_bytes()
-    path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "noise": bytes(range(256)) * 8, "text": b"hello\n"}[damage])
+    path.write_bytes(
+        {"empty": b"", "cut": whole[: len(whole) // 2], "noise": bytes(range(256)) * 8, "text": b"hello\n"}[damage]
+    )
     with pytest.raises(UnsupportedModel, match=path.name):
         open_model(path)
 
@@ -191,7 +193,9 @@ def test_folder_without_weights(bert_folder: Path, tmp_path: Path) -> None:
         open_model(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model_type": "unheard-of"}', '{"model_type": "bert", "hidden_size": "x"}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"model_type": "unheard-of"}', '{"model_type": "bert", "hidden_size": "x"}']
+)
 def test_config_that_means_nothing(bert_folder: Path, tmp_path: Path, content: str) -> None:
     shutil.copy(bert_folder / "model.safetensors", tmp_path)
     (tmp_path / "config.json").write_text(content)
@@ -226,7 +230,14 @@ def test_non_finite_weights_are_named(tmp_path: Path, value: float) -> None:
 
 
 def test_integer_and_higher_tensors_are_skipped_with_a_reason(tmp_path: Path) -> None:
-    torch.save({"a.weight": torch.zeros(4, 4, dtype=torch.int8), "b.weight": torch.zeros(2, 2, 2), "c": torch.randn(4, 4)}, tmp_path / "m.pt")
+    torch.save(
+        {
+            "a.weight": torch.zeros(4, 4, dtype=torch.int8),
+            "b.weight": torch.zeros(2, 2, 2),
+            "c": torch.randn(4, 4),
+        },
+        tmp_path / "m.pt",
+    )
     backend = open_model(tmp_path / "m.pt")
     assert [w.name for w in backend.weights] == ["c"]
     assert len(backend.skips) == 2 and all(skip.reason for skip in backend.skips)

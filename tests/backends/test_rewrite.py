@@ -42,7 +42,9 @@ def test_huggingface_round_trip_is_exact(bert_folder: Path, tmp_path: Path) -> N
     loaded = load(tmp_path)
     assert isinstance(loaded, nn.Module)
     assert_same(small, loaded)
-    assert {"config.json", "tokenizer.json", "model.safetensors", "lowrank.json"} <= {p.name for p in tmp_path.iterdir()}
+    assert {"config.json", "tokenizer.json", "model.safetensors", "lowrank.json"} <= {
+        p.name for p in tmp_path.iterdir()
+    }
 
 
 def assert_same(small: ModuleBackend, loaded: nn.Module) -> None:

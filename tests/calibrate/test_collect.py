@@ -92,7 +92,9 @@ def test_sides_and_sharing(weights: list[Weight], grams: dict[str, Folds]) -> No
     assert grams["encoder.layer.0.attention.output.dense.weight"] is not q
 
 
-def test_infinite_activations_are_counted(backend: ModuleBackend, calibration: Calibration, weights: list[Weight]) -> None:
+def test_infinite_activations_are_counted(
+    backend: ModuleBackend, calibration: Calibration, weights: list[Weight]
+) -> None:
     table = backend.module.get_input_embeddings().weight
     kept = table.data.clone()
     table.data[5] = float("nan")
@@ -115,7 +117,13 @@ def test_sensitivity_predicts_what_truncating_one_weight_does(
     assert all(torch.equal(v, before[k]) for k, v in backend.module.state_dict().items())
     assert all(r.sensitivity > 0 for r in measured)
     scaled = measure_sensitivity(
-        backend.module, calibration.signature, calibration.heldout, tuple(replace(r, sensitivity=9.0) for r in records), grams, backend.read, silent
+        backend.module,
+        calibration.signature,
+        calibration.heldout,
+        tuple(replace(r, sensitivity=9.0) for r in records),
+        grams,
+        backend.read,
+        silent,
     )
     assert [r.sensitivity for r in scaled] == [r.sensitivity for r in measured]
 

@@ -8,12 +8,25 @@ from lowrank.core.match import looks_like_embedding, matches, roles, selector_of
 from lowrank.core.verdict import kind_of
 from lowrank.errors import PatternError
 
-NAMES = ["layer.0.attention.query.weight", "layer.1.attention.query.weight", "layer.0.ffn.weight", "head.weight"]
+NAMES = [
+    "layer.0.attention.query.weight",
+    "layer.1.attention.query.weight",
+    "layer.0.ffn.weight",
+    "head.weight",
+]
 
 
 @pytest.mark.parametrize(
     ("pattern", "count"),
-    [("query", 2), ("layer.0", 2), ("attention.query", 2), ("*.ffn", 1), ("re:layer\\.[01]", 3), ("head.weight", 1), ("lay", 0)],
+    [
+        ("query", 2),
+        ("layer.0", 2),
+        ("attention.query", 2),
+        ("*.ffn", 1),
+        ("re:layer\\.[01]", 3),
+        ("head.weight", 1),
+        ("lay", 0),
+    ],
 )
 def test_patterns(pattern: str, count: int) -> None:
     assert sum(matches(pattern, name) for name in NAMES) == count
@@ -50,7 +63,9 @@ def test_a_sequential_classifier_is_not_a_block() -> None:
     assert list(found.values()) == ["projection", "head", "head"]
 
 
-@pytest.mark.parametrize("name", ["embeddings.word_embeddings.weight", "transformer.wte.weight", "shared.weight", "pos_emb.weight"])
+@pytest.mark.parametrize(
+    "name", ["embeddings.word_embeddings.weight", "transformer.wte.weight", "shared.weight", "pos_emb.weight"]
+)
 def test_embeddings_by_name(name: str) -> None:
     assert looks_like_embedding(name)
     assert not looks_like_embedding("layer.0.query.weight")
@@ -58,7 +73,11 @@ def test_embeddings_by_name(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("encoder.layer.3.attention.query.weight", "attention.query"), ("h.10.c_fc.weight", "c_fc"), ("fc.weight", "fc")],
+    [
+        ("encoder.layer.3.attention.query.weight", "attention.query"),
+        ("h.10.c_fc.weight", "c_fc"),
+        ("fc.weight", "fc"),
+    ],
 )
 def test_kinds(name: str, kind: str) -> None:
     assert kind_of(name) == kind

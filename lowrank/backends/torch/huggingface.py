@@ -175,7 +175,7 @@ def tokenizer_files(folder: Path) -> tuple[Path, ...]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers without its progress bars and advice; its errors still come as exceptions."""
+    """Transformers without its progress bars and advice; its errors still come as exceptions."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

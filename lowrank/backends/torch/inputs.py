@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lowrank.core.match import in_block
+
 Dim = int | str
 """A fixed size, or the name of one that may vary: `batch`, `sequence`."""
 
@@ -157,7 +159,7 @@ def of_module(module: nn.Module) -> Signature | str:
             with torch.no_grad():
                 for sequence in (5, 8):
                     candidate.call(module, candidate.example(2, sequence))
-        except Exception:  # noqa: S112 - a guess that does not run is not the answer
+        except Exception:
             continue
         return candidate
     return "the shape of its input cannot be guessed from its first layer"
@@ -172,8 +174,9 @@ def _candidates(module: nn.Module, name: str) -> list[Signature]:
     if linear is None:
         return []
     dtype, width = linear.weight.dtype, linear.in_features
-    shapes: list[tuple[Dim, ...]] = [("batch", "sequence", width), ("batch", width)]
-    if isinstance(first, nn.Linear):
+    shapes: list[tuple[Dim, ...]] = [("batch", width), ("batch", "sequence", width)]
+    # What is built of numbered blocks reads sequences; a plain stack of layers reads rows.
+    if any(in_block(path) for path, _ in module.named_parameters()):
         shapes.reverse()
     return [Signature((Input(name, dtype, dims),), "output", 1) for dims in shapes]
 

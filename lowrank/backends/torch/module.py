@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lowrank.artifacts.files import write_json
@@ -91,7 +90,14 @@ class ModuleBackend:
                 put(module, layer.name, new)
             replaced[name] = {"layers": [layer.name for layer in by_name[name].layers], "rank": factors.rank}
         return ModuleBackend(
-            module, self.source, self.signature, self.rebuild, None, self.tokenizer_folder, self.extras, replaced
+            module,
+            self.source,
+            self.signature,
+            self.rebuild,
+            None,
+            self.tokenizer_folder,
+            self.extras,
+            replaced,
         )
 
     def save(self, folder: Path) -> None:
@@ -136,9 +142,7 @@ def _describe(module: nn.Module) -> tuple[tuple[Weight, ...], tuple[Skip, ...]]:
         dtype = str(parameter.dtype).removeprefix("torch.")
         found[name] = Weight(name, rows, cols, dtype, "projection", layers, view)
     named = roles({name: w.shape for name, w in found.items()})
-    weights = [
-        Weight(w.name, w.rows, w.cols, w.dtype, named[w.name], w.layers, w.view) for w in found.values()
-    ]
+    weights = [Weight(w.name, w.rows, w.cols, w.dtype, named[w.name], w.layers, w.view) for w in found.values()]
     return tuple(weights), tuple(skips)
 
 

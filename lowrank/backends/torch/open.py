@@ -81,7 +81,9 @@ def _open_folder(folder: Path) -> ModuleBackend:
     config = huggingface.read_config(folder / "config.json")
     module, missing = huggingface.from_folder(folder, config)
     used = [p for p in weights if p.suffix == ".safetensors"] or weights
-    return _of_transformers(module, folder, folder, [*used, folder / "config.json"], missing, huggingface.belongings(folder))
+    return _of_transformers(
+        module, folder, folder, [*used, folder / "config.json"], missing, huggingface.belongings(folder)
+    )
 
 
 def _open_with_config(path: Path, state: Mapping[str, Tensor], config_path: Path) -> ModuleBackend:
@@ -92,7 +94,12 @@ def _open_with_config(path: Path, state: Mapping[str, Tensor], config_path: Path
 
 
 def _of_transformers(
-    module: Any, path: Path, folder: Path, files: list[Path], missing: tuple[str, ...], extras: tuple[Path, ...]
+    module: Any,
+    path: Path,
+    folder: Path,
+    files: list[Path],
+    missing: tuple[str, ...],
+    extras: tuple[Path, ...],
 ) -> ModuleBackend:
     source = {"path": str(path), "kind": "huggingface", "fingerprint": hash_files(files)}
     if missing:
@@ -101,7 +108,11 @@ def _of_transformers(
         module=module,
         source=source,
         signature=inputs.of_transformers(module),
-        rebuild={"kind": "huggingface", "class": type(module).__name__, "dtype": str(module.dtype).removeprefix("torch.")},
+        rebuild={
+            "kind": "huggingface",
+            "class": type(module).__name__,
+            "dtype": str(module.dtype).removeprefix("torch."),
+        },
         tokenizer_folder=folder if huggingface.tokenizer_files(folder) else None,
         extras=extras,
     )

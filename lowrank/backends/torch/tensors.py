@@ -35,7 +35,12 @@ def as_matrix(name: str, stored: Tensor, view: View) -> Matrix:
 
 def storage_key(tensor: Tensor) -> tuple[Any, ...]:
     """Equal for tensors that are the same numbers in memory."""
-    return (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+    return (
+        tensor.untyped_storage().data_ptr(),
+        tensor.storage_offset(),
+        tuple(tensor.shape),
+        tensor.stride(),
+    )
 
 
 def save_state(state: Mapping[str, Tensor], path: Path) -> dict[str, str]:

@@ -1,0 +1,24 @@
+"""The stages wired together. Every stage leaves files that the next one reads."""
+
+from lowrank.pipeline.analyzing import analyze, analyze_weights
+from lowrank.pipeline.compressing import ONNX_FILE, PLAN_FILE, REPORT_FILE, RUN, compress
+from lowrank.pipeline.evaluating import evaluate
+from lowrank.pipeline.exporting import export
+from lowrank.pipeline.planning import factorize, read_plan, select
+from lowrank.pipeline.settings import Settings
+
+__all__ = [
+    "ONNX_FILE",
+    "PLAN_FILE",
+    "REPORT_FILE",
+    "RUN",
+    "Settings",
+    "analyze",
+    "analyze_weights",
+    "compress",
+    "evaluate",
+    "export",
+    "factorize",
+    "read_plan",
+    "select",
+]

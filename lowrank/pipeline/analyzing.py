@@ -1,0 +1,201 @@
+"""The first stage: from a model to its Analysis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lowrank.artifacts import hash_json, load_analysis, save_analysis
+from lowrank.artifacts.analysis import JSON_FILE
+from lowrank.backends import Backend, Opening, open_model
+from lowrank.core.analysis import Analysis, Folds, WeightAnalysis, analyze_weight
+from lowrank.core.match import selector_of
+from lowrank.core.weight import Skip, Weight
+from lowrank.errors import ArtifactError, CalibrationError, PatternError, UnsupportedModel
+from lowrank.parallel import windowed_map
+from lowrank.pipeline.settings import NO_DATA, ROLES, Settings
+from lowrank.progress import Clock, Track, silent
+
+if TYPE_CHECKING:
+    from lowrank.calibrate import Calibration
+
+
+def analyze(
+    model: object,
+    *,
+    output: str | Path | None = None,
+    settings: Settings | None = None,
+    opening: Opening | None = None,
+    track: Track = silent,
+) -> Analysis:
+    """Spectra, error curves and Grams of a model's targeted weights.
+
+    Args:
+        model: a path (see `open_model`) or a live `nn.Module`.
+        output: a run folder to keep the analysis in, and to take it from if it is there already.
+        settings: which weights, and on what data.
+        opening: how to build the model if its file does not say.
+        track: shows progress.
+
+    Raises:
+        LowRankError: with what to try.
+
+    Example:
+        analysis = lowrank.analyze("my-model", settings=lowrank.Settings(calib="sentences.txt"))
+    """
+    opening = opening or Opening()
+    run = Path(output).expanduser() if output is not None else None
+    kept = kept_analysis(run) if run is not None else None
+    analysis = analyze_backend(open_model(model, opening), settings or Settings(), opening, kept, track, Clock())
+    if run is not None and analysis is not kept:
+        save_analysis(analysis, run)
+    return analysis
+
+
+def analyze_backend(
+    backend: Backend, settings: Settings, opening: Opening, kept: Analysis | None, track: Track, clock: Clock
+) -> Analysis:
+    """The analysis of an open model; the one that was kept, if it is of the same model with the same settings."""
+    weights, skips = _targeted(backend, settings)
+    with clock.stage("read calibration"):
+        calibration = read_calibration(backend, settings)
+    asked = {**settings.to_json(), "opening": opening.provenance()}
+    asked["calibration"] = dict(calibration.provenance) if calibration else None
+    fingerprint = hash_json([backend.source["fingerprint"], asked, [w.name for w in weights]])
+    if kept is not None and kept.fingerprint == fingerprint:
+        return kept
+    grams: dict[str, Folds] = {}
+    if calibration is not None:
+        from lowrank.calibrate import collect_grams
+
+        with clock.stage("calibrate"):
+            grams = collect_grams(backend.module, weights, calibration, track)  # type: ignore[attr-defined]
+    with clock.stage("analyze"):
+        records = analyze_weights(backend, weights, grams, track)
+    if calibration is not None:
+        from lowrank.calibrate import measure_sensitivity
+
+        batches = calibration.heldout or calibration.fit
+        with clock.stage("sensitivity"):
+            records = measure_sensitivity(
+                backend.module,
+                calibration.signature,
+                batches,
+                records,
+                grams,
+                backend.read,
+                track,  # type: ignore[attr-defined]
+            )
+    return Analysis(
+        weights=records,
+        skips=skips,
+        grams={name: folds for name, folds in grams.items() if folds.fit.tokens},
+        source=dict(backend.source),
+        settings=asked,
+        fingerprint=fingerprint,
+        notes=_notes(backend, grams, calibration is not None),
+    )
+
+
+def kept_analysis(run: Path) -> Analysis | None:
+    """The analysis in a run folder, if there is a whole one."""
+    try:
+        return load_analysis(run) if (run / JSON_FILE).exists() else None
+    except ArtifactError:
+        return None
+
+
+def _targeted(backend: Backend, settings: Settings) -> tuple[tuple[Weight, ...], tuple[Skip, ...]]:
+    unknown = [t for t in settings.targets if t not in ROLES]
+    if unknown:
+        raise PatternError(
+            f"--targets {unknown[0]}: it can be {', '.join(ROLES)}; embeddings and convolutions cannot be factored yet"
+        )
+    names = [weight.name for weight in backend.weights]
+    wanted = selector_of(settings.include, settings.exclude, names)
+    roles = {role for target in settings.targets for role in ROLES[target]}
+    # A name that is given is asked for, whatever its role.
+    asked = bool(settings.include)
+    chosen, skips = [], list(backend.skips)
+    for weight in backend.weights:
+        if not wanted(weight.name):
+            skips.append(Skip(weight.name, weight.shape, "left out by --include or --exclude"))
+        elif not asked and weight.role not in roles:
+            skips.append(
+                Skip(
+                    weight.name,
+                    weight.shape,
+                    "outside the repeated blocks, so taken for a head; --targets head adds it",
+                )
+            )
+        elif weight.full_rank < 2:
+            skips.append(Skip(weight.name, weight.shape, "a vector: it has rank 1 already"))
+        else:
+            chosen.append(weight)
+    if not chosen:
+        raise UnsupportedModel(_nothing(skips))
+    return tuple(chosen), tuple(skips)
+
+
+def _nothing(skips: Sequence[Skip]) -> str:
+    why = f"; {skips[0].name} {tuple(skips[0].shape)}: {skips[0].reason}" if skips else ""
+    return f"the model has no weight that is targeted and can be factored ({len(skips)} left out{why}); see --targets and --include"
+
+
+def read_calibration(backend: Backend, settings: Settings) -> Calibration | None:
+    """The data that the settings name, as inputs of the model."""
+    from lowrank.backends.torch import ModuleBackend
+
+    if settings.calib == NO_DATA:
+        return None
+    path = Path(settings.calib).expanduser() if settings.calib else None
+    if isinstance(backend, ModuleBackend):
+        from lowrank.calibrate import load_calibration
+
+        return load_calibration(backend, path, settings.column, settings.samples)
+    if path is not None:
+        raise CalibrationError(
+            f"{path}: a plain state dict cannot be run, so there is nothing to calibrate; say with --arch or --config how the model "
+            "is built, or leave --calib out"
+        )
+    return None
+
+
+def analyze_weights(
+    backend: Backend, weights: Sequence[Weight], grams: dict[str, Folds], track: Track = silent
+) -> tuple[WeightAnalysis, ...]:
+    """Spectra of all weights, a thread for each core."""
+    from threadpoolctl import threadpool_limits
+
+    def job(weight: Weight) -> WeightAnalysis:
+        return analyze_weight(weight, backend.read(weight.name), grams.get(weight.name))
+
+    # One BLAS thread in each job: eigenproblems of these sizes scale over matrices, not inside one, and the last bits
+    # then do not depend on how many jobs run.
+    with threadpool_limits(1):
+        return tuple(track(windowed_map(job, weights), "analyzing", len(weights)))
+
+
+def _notes(backend: Backend, grams: dict[str, Folds], calibrated: bool) -> tuple[str, ...]:
+    notes = []
+    if not calibrated:
+        notes.append(
+            "no calibration data: spectra, errors and factors are in the plain metric, which ignores what the layers see"
+        )
+    unseen = [name for name, folds in grams.items() if not folds.fit.tokens]
+    if unseen:
+        notes.append(
+            f"{len(unseen)} weights were not reached by the calibration data and fall back to the plain metric: {', '.join(unseen[:4])}"
+        )
+    bad = sum(f.fit.nonfinite + f.heldout.nonfinite for f in grams.values())
+    if bad:
+        notes.append(f"{bad} activations with NaN or infinity were counted and left out of the moments")
+    if calibrated and grams and not any(f.heldout.tokens for f in grams.values()):
+        notes.append("too few samples for a held-out fold: error curves are in-sample, and too good")
+    missing = backend.source.get("not_in_checkpoint")
+    if missing:
+        notes.append(
+            f"the checkpoint lacks {len(missing)} tensors, which were drawn at random: {', '.join(missing[:4])}"
+        )
+    return tuple(notes)

@@ -1,0 +1,191 @@
+"""All stages in a row: from a model and a budget to a run folder and its Report."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lowrank import __version__
+from lowrank.artifacts import hash_json, load_analysis, save_analysis, staged, write_json
+from lowrank.backends import Backend, Opening, open_model
+from lowrank.core.analysis import Analysis
+from lowrank.core.budget import Budget
+from lowrank.core.plan import Plan
+from lowrank.core.select import Selector
+from lowrank.errors import ExportError, LowRankError, PlanMismatch, UnsupportedModel
+from lowrank.evaluate.report import Report
+from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_calibration
+from lowrank.pipeline.planning import factorize, read_plan, select
+from lowrank.pipeline.settings import Settings
+from lowrank.progress import Clock, Track, silent
+
+RUN = "lowrank-run"
+PLAN_FILE, REPORT_FILE, ONNX_FILE, MODEL_FOLDER = "plan.json", "report.json", "model.onnx", "model"
+RESULTS = (PLAN_FILE, REPORT_FILE, ONNX_FILE, f"{ONNX_FILE}.data", MODEL_FOLDER)
+
+
+def compress(
+    model: object = None,
+    budget: Budget | float | None = None,
+    *,
+    output: str | Path = RUN,
+    plan: str | Path | None = None,
+    selector: Selector | None = None,
+    settings: Settings | None = None,
+    opening: Opening | None = None,
+    latency: bool = True,
+    track: Track = silent,
+) -> Report:
+    """Analyze, select, factorize, rewrite, save, export and measure.
+
+    Writes `analysis.json`, `plan.json`, `model/`, `model.onnx` and `report.json` to `output`, all or none of the last four.
+
+    Args:
+        model: a path or a live `nn.Module`; None takes the model and the analysis of `output`.
+        budget: a `Budget`, or a keep ratio; may be left out when a plan is given.
+        output: the run folder.
+        plan: a plan.json to follow instead of selecting.
+        selector: the policy; by default the exact knapsack.
+        settings: which weights, and on what data; with a kept analysis, its own.
+        opening: how to build the model if its file does not say.
+        latency: export the dense model too and time both.
+        track: shows progress.
+
+    Raises:
+        LowRankError: with what to try; what was in `output` is then as it was.
+
+    Example:
+        report = lowrank.compress("my-model", budget=0.5, output="run")
+    """
+    if budget is None and plan is None:
+        raise LowRankError(
+            "there is no budget; give --budget 0.5 (the share of parameters to keep), --error, or a --plan"
+        )
+    if isinstance(budget, int | float):
+        budget = Budget.params(budget)
+    run, clock = Path(output).expanduser(), Clock()
+    kept = load_analysis(run) if model is None else kept_analysis(run)
+    if model is None:
+        assert kept is not None
+        model, opening = source_of(kept, run, opening)
+        settings = settings or Settings.from_json(dict(kept.settings))
+    settings, opening = settings or Settings(), opening or Opening()
+    with clock.stage("open"):
+        backend = open_model(model, opening)
+    if kept is not None:
+        check_source(kept, backend, run)
+    analysis = analyze_backend(backend, settings, opening, kept, track, clock)
+    if analysis is not kept:
+        save_analysis(analysis, run)
+    with clock.stage("select"):
+        chosen = _plan(analysis, budget, plan, selector)
+    with clock.stage("factorize"):
+        small = backend.rewrite(factorize(backend, analysis, chosen, track))
+    with staged(run, owned=RESULTS) as stage:
+        report = _write_and_measure(backend, small, analysis, chosen, stage, settings, latency, track, clock)
+    return report
+
+
+def _write_and_measure(
+    dense: Backend,
+    small: Backend,
+    analysis: Analysis,
+    plan: Plan,
+    stage: Path,
+    settings: Settings,
+    latency: bool,
+    track: Track,
+    clock: Clock,
+) -> Report:
+    """Everything of a run but its analysis, in `stage`."""
+    from lowrank.backends.torch import ModuleBackend
+    from lowrank.edge import export_onnx
+    from lowrank.evaluate.measure import measure, reloaded, signature_of
+
+    problems: list[str] = []
+    folder, onnx = stage / MODEL_FOLDER, stage / ONNX_FILE
+    folder.mkdir()
+    with clock.stage("save"):
+        small.save(folder)
+    calibration = read_calibration(dense, settings)
+    if isinstance(small, ModuleBackend):
+        with clock.stage("load again"):
+            small = reloaded(small, folder)
+        signature = signature_of(small, calibration)
+        if not isinstance(signature, str):
+            try:
+                with clock.stage("export"):
+                    export_onnx(small.module, signature, onnx)
+            except ExportError as error:
+                problems.append(str(error))
+    report = measure(dense, small, analysis, plan, stage, calibration, latency, track, clock)
+    problems += report.problems
+    if problems:
+        # A graph that failed its check is not left for anyone to ship.
+        for name in (ONNX_FILE, f"{ONNX_FILE}.data"):
+            (stage / name).unlink(missing_ok=True)
+    write_json(stage / PLAN_FILE, "plan", plan.to_json())
+    report = replace(
+        report,
+        problems=problems,
+        files=_files(stage),
+        seconds=clock.seconds,
+        provenance=provenance(analysis, plan),
+    )
+    write_json(stage / REPORT_FILE, "report", report.to_json())
+    return report
+
+
+def _files(folder: Path) -> dict[str, int]:
+    return {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def source_of(analysis: Analysis, run: Path, opening: Opening | None) -> tuple[str, Opening]:
+    path = analysis.source.get("path")
+    if path is None:
+        raise UnsupportedModel(f"the analysis in {run} is of a module in memory; give compress the module too")
+    known = analysis.settings["opening"]
+    given = opening or Opening()
+    return path, replace(given, arch=given.arch or known["arch"], config=given.config or known["config"])
+
+
+def check_source(kept: Analysis, backend: Backend, run: Path) -> None:
+    """Refuse when the file that a run was made from has changed under the same name.
+
+    Raises:
+        PlanMismatch: with both fingerprints.
+    """
+    path, before, now = kept.source.get("path"), kept.source.get("fingerprint"), backend.source["fingerprint"]
+    if path is not None and path == backend.source.get("path") and before != now:
+        raise PlanMismatch(
+            f"{path} has changed since it was analysed: the analysis in {run} is of {before}, the file is now {now}; run "
+            f"`lowrank analyze {path}` again"
+        )
+
+
+def _plan(analysis: Analysis, budget: Budget | None, plan: str | Path | None, selector: Selector | None) -> Plan:
+    if plan is not None:
+        return read_plan(Path(plan), analysis, budget)
+    assert budget is not None
+    return select(analysis, budget, selector)
+
+
+def provenance(analysis: Analysis, plan: Plan) -> dict[str, Any]:
+    """What it takes to repeat a run."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"lowrank": __version__, "python": sys.version.split()[0]}
+    for name in ("numpy", "scipy", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "command": sys.argv,
+        "versions": versions,
+        "source": dict(analysis.source),
+        "analysis": analysis.fingerprint,
+        "plan": hash_json(plan.to_json()),
+    }

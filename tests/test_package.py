@@ -37,16 +37,19 @@ def test_import_direction() -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["compress", "--help"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
-        "import sys; from lowrank.cli import main; sys.argv = ['lowrank', *%r]\n"
+        f"import sys; from lowrank.cli import main; sys.argv = ['lowrank', *{arguments!r}]\n"
         "try: main()\nexcept SystemExit: pass\n"
         "heavy = {'torch', 'onnx', 'onnxruntime', 'transformers', 'scipy', 'numpy'} & set(sys.modules)\n"
-        "assert not heavy, heavy" % arguments
+        "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_core_needs_no_torch() -> None:
-    code = "import sys, lowrank.core.select, lowrank.core.verdict; assert not {'torch', 'onnx', 'transformers'} & set(sys.modules)"
+    code = (
+        "import sys, lowrank.core.select, lowrank.core.verdict; "
+        "assert not {'torch', 'onnx', 'transformers'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -135,7 +135,8 @@ def load_analysis(folder: Path) -> Analysis:
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ArtifactError(
-            f"{folder / JSON_FILE} and {TENSOR_FILE} beside it do not hold a whole analysis ({type(error).__name__}: {error}); "
+            f"{folder / JSON_FILE} and {TENSOR_FILE} beside it do not hold a whole analysis "
+            f"({type(error).__name__}: {error}); "
             "run `lowrank analyze MODEL` again"
         ) from None
 

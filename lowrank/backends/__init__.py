@@ -36,7 +36,8 @@ def open_model(model: object, opening: Opening | None = None) -> Backend:
         )
     if path.is_file() and path.suffix not in TORCH_FILES:
         raise UnsupportedModel(
-            f"{path}: {path.suffix or 'a file without a suffix'} is not a kind of model that can be read; give a Hugging Face "
+            f"{path}: {path.suffix or 'a file without a suffix'} is not a kind of model that can be read; give a "
+            f"Hugging Face "
             f"folder or one of {', '.join(sorted(TORCH_FILES))}"
         )
     from lowrank.backends.torch import open_path

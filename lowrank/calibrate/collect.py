@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,9 +18,7 @@ from lowrank.errors import CalibrationError
 from lowrank.progress import Track
 
 
-def collect_grams(
-    module: nn.Module, weights: Sequence[Weight], calibration: Calibration, track: Track
-) -> dict[str, Folds]:
+def collect_grams(calibration: Calibration, weights: Sequence[Weight], track: Track) -> dict[str, Folds]:
     """The second moments of what each weight's layers see (or give), by weight name, for the two folds.
 
     Weights that are wide (fewer rows than columns) get the Gram of their outputs, the others that of their inputs:
@@ -31,19 +28,17 @@ def collect_grams(
     Raises:
         CalibrationError: if the model cannot be run on the data.
     """
-    fit = _run(module, weights, calibration, track(calibration.fit, "calibrating", len(calibration.fit)))
-    held = _run(module, weights, calibration, track(calibration.heldout, "held-out fold", len(calibration.heldout)))
+    fit = _run(calibration, weights, track(calibration.fit, "calibrating", len(calibration.fit)))
+    held = _run(calibration, weights, track(calibration.heldout, "held-out fold", len(calibration.heldout)))
     return _share({w.name: Folds(fit[w.name], held[w.name]) for w in weights})
 
 
-def _run(
-    module: nn.Module, weights: Sequence[Weight], calibration: Calibration, batches: Iterable[Batch]
-) -> dict[str, Gram]:
+def _run(calibration: Calibration, weights: Sequence[Weight], batches: Iterable[Batch]) -> dict[str, Gram]:
     collector = _Collector(weights)
-    with collector.watching(module), torch.no_grad():
+    with collector.watching(calibration.module), torch.no_grad():
         for batch in batches:
             try:
-                calibration.signature.call(module, batch)
+                calibration.signature.call(calibration.module, batch)
             except Exception as error:
                 shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in batch.items())
                 raise CalibrationError(
@@ -133,5 +128,5 @@ def _key(folds: Folds) -> str:
     digest = hashlib.sha256()
     for gram in (folds.fit, folds.heldout):
         digest.update(repr((gram.side, gram.tokens, gram.energy)).encode())
-        digest.update(np.ascontiguousarray(gram.moment))
+        digest.update(gram.moment.tobytes())
     return digest.hexdigest()

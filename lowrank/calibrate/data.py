@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowrank.artifacts.files import hash_json
 from lowrank.backends.torch.inputs import MASK, Signature, of_arrays
@@ -32,6 +32,8 @@ class Calibration:
     fit: tuple[Batch, ...]
     heldout: tuple[Batch, ...]
     report: tuple[Batch, ...]
+    module: nn.Module
+    """The model that the batches feed."""
     signature: Signature
     provenance: Mapping[str, Any]
 
@@ -96,7 +98,7 @@ def load_calibration(
         "hash": hash_json(text),
     }
     fit, heldout, report = (_token_batches([lines[i] for i in fold], signature) for fold in split_folds(len(lines)))
-    return Calibration(fit, heldout, report, signature, provenance)
+    return Calibration(fit, heldout, report, backend.module, signature, provenance)
 
 
 def _spread(items: list[str], most: int) -> list[str]:
@@ -117,7 +119,8 @@ def _tokenize(folder: Path, text: list[str], most: int) -> list[list[int]]:
             encoded = tokenizer(text, truncation=True, max_length=most, padding=False)["input_ids"]
     except Exception as error:
         raise CalibrationError(
-            f"the tokenizer in {folder} cannot be used: {first_line(error)}; repair it, or give the model's inputs as .npz"
+            f"the tokenizer in {folder} cannot be used: {first_line(error)}; repair it, or give the model's "
+            f"inputs as .npz"
         ) from None
     lines = [list(ids) for ids in encoded if len(ids) > 0]
     if not lines:
@@ -179,6 +182,7 @@ def _from_arrays(backend: ModuleBackend, path: Path, samples: int) -> Calibratio
         fit,
         heldout,
         report,
+        backend.module,
         signature,
         {"arrays": str(path.resolve()), "samples": len(chosen), "hash": digest},
     )
@@ -200,6 +204,7 @@ def _signature_for(backend: ModuleBackend, path: Path, arrays: Mapping[str, Any]
     except Exception as error:
         wanted = f" (it reads {', '.join(known.names)})" if isinstance(known, Signature) else ""
         raise CalibrationError(
-            f"{path}: the model does not run on its arrays {', '.join(arrays)}{wanted}: {str(error).splitlines()[0][:160]}"
+            f"{path}: the model does not run on its arrays {', '.join(arrays)}{wanted}: "
+            f"{str(error).splitlines()[0][:160]}"
         ) from None
     return shown

@@ -8,10 +8,9 @@ from statistics import median
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lowrank.backends.torch.inputs import Signature
-from lowrank.calibrate.data import Batch
+from lowrank.calibrate.data import Batch, Calibration
 from lowrank.core.analysis import Folds, WeightAnalysis
 from lowrank.core.factors import directions
 from lowrank.core.linalg import Matrix
@@ -26,9 +25,7 @@ FLOOR = 1e-3
 
 
 def measure_sensitivity(
-    module: nn.Module,
-    signature: Signature,
-    batches: Sequence[Batch],
+    calibration: Calibration,
     records: Sequence[WeightAnalysis],
     grams: Mapping[str, Folds],
     read: Callable[[str], Matrix],
@@ -36,14 +33,16 @@ def measure_sensitivity(
 ) -> tuple[WeightAnalysis, ...]:
     """The records with their `sensitivity` measured.
 
-    It is the squared relative error of the model's output with this weight alone truncated, over the weight's own squared
+    It is the squared relative error of the model's output with this weight alone truncated, over the weight's own
+    squared
     relative error.
 
     Layer errors are not comparable as they are: a feed-forward output may carry most of its energy in a few directions
     that never matter, and then looks easy to truncate. One measurement puts all layers on the scale of the model's
     output (the idea of LEMS, ICML 2026, with the squared relative output error in place of a divergence).
     """
-    chosen = _some(batches)
+    module, signature = calibration.module, calibration.signature
+    chosen = _some(calibration.heldout or calibration.fit)
     parameters = dict(module.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         reference = [signature.call(module, batch).double() for batch in chosen]
@@ -81,7 +80,7 @@ def _truncated(record: WeightAnalysis, matrix: Matrix, folds: Folds | None) -> t
     weight = record.weight
     rank = max(1, int(KEEP * weight.params / (weight.rows + weight.cols)))
     chosen = directions(matrix, folds.fit if folds else None, name=weight.name)
-    return chosen.truncate(matrix, rank).product(), float(record.error_curve[rank])
+    return np.asarray(chosen.truncate(matrix, rank).product(), np.float64), float(record.error_curve[rank])
 
 
 class _Swapped:

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def _decode(path: Path) -> str:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except FileNotFoundError:
         raise CalibrationError(f"there is no {path}; give --calib a file of text, a sample a line") from None
-    except (OSError, EOFError, gzip.zlib.error) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise CalibrationError(f"cannot read {path}: {error}; give a readable text file") from None
     if not raw.strip():
         raise CalibrationError(f"{path} is empty; give a file with a sample a line, a hundred or more")

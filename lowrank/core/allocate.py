@@ -3,7 +3,8 @@
 Minimise `sum_g error[g, c_g]` subject to `sum_g cost[g, c_g] <= limit`, one choice `c_g` a group.
 
 1. *Lagrangian.* For a price `mu` the groups separate, and `L(mu) = sum_g min_c (error + mu cost) - mu limit` is a
-   lower bound. Its maximum over `mu` lies at a vertex of the groups' lower convex hulls, found by merging all hull edges in
+   lower bound. Its maximum over `mu` lies at a vertex of the groups' lower convex hulls, found by merging all hull
+   edges in
    order of slope. This also gives a first feasible choice.
 2. *Exact filling.* An option whose reduced cost `error + mu cost - min_c (...)` exceeds the distance between the
    first choice and the bound cannot be in a better one (Pisinger 1995, "A minimal algorithm for the
@@ -24,7 +25,8 @@ from lowrank.core.linalg import Vector
 Costs = NDArray[np.int64]
 Indices = NDArray[np.int64]
 
-# States that one pass of the dynamic programme may keep. A narrow pass drops states and so may miss the optimum, but what
+# States that one pass of the dynamic programme may keep. A narrow pass drops states and so may miss the optimum, but
+# what
 # it finds lowers the bar for the next one; most problems are small enough after the first for the second to be exact.
 WIDTHS = (1_000, 5_000, 20_000)
 
@@ -150,7 +152,8 @@ def _search(
     slack: float,
     width: int,
 ) -> tuple[Indices | None, bool]:
-    """Dynamic programming over what the reduced costs leave: the best choice found, and whether no state was dropped."""
+    """Dynamic programming over what the reduced costs leave: the best choice found, and whether no state was "
+    "dropped."""
     complete = True
     tolerance = slack * (1 + 1e-9)
     alive = [np.flatnonzero(r <= tolerance) for r in reduced]
@@ -186,7 +189,8 @@ def _search(
 
 
 def _thinned(cost: Costs, excess: Vector, width: int) -> Indices:
-    """The state of least excess in each of `width` equal stretches of cost, so that any remainder can still be filled."""
+    """The state of least excess in each of `width` equal stretches of cost, so that any remainder can still be "
+    "filled."""
     span = int(cost.max() - cost.min()) + 1
     stretch = (cost - cost.min()) * width // span
     order = np.lexsort((excess, stretch))

@@ -62,7 +62,8 @@ def directions(weight: Matrix, gram: Gram | None = None, *, name: str = "matrix"
     """The order of output directions that makes every truncation optimal for the data of `gram`.
 
     The minimiser of `E|Wx - W_r x|^2` over matrices of rank r is `U_r U_r' W`, with `U_r` the leading
-    eigenvectors of `W C W'`, `C = E[x x']` (reduced-rank regression; DRONE, NeurIPS 2021; AFM, AAAI 2023). No Cholesky factor,
+    eigenvectors of `W C W'`, `C = E[x x']` (reduced-rank regression; DRONE, NeurIPS 2021; AFM, AAAI 2023). No
+    Cholesky factor,
     no inverse and no damping: it is right for a singular `C` too. A tall `W` is first reduced by its thin QR,
     so the eigenproblem has min(rows, cols) rows and nothing is ever divided by a singular value.
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-import scipy.linalg
+import scipy.linalg  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import NDArray
 
 from lowrank.errors import DecompositionError
+
+# scipy carries no types.
+_lapack: Any = scipy.linalg
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.float64]
@@ -34,8 +39,8 @@ def eigh_descending(symmetric: Matrix, *, name: str = "matrix") -> tuple[Vector,
     """
     for driver in ("evd", "ev"):
         try:
-            values, vectors = scipy.linalg.eigh(symmetric, driver=driver, check_finite=False)
-        except scipy.linalg.LinAlgError:
+            values, vectors = _lapack.eigh(symmetric, driver=driver, check_finite=False)
+        except np.linalg.LinAlgError:
             continue
         if np.isfinite(values).all():
             return np.maximum(values[::-1], 0.0), np.ascontiguousarray(vectors[:, ::-1])
@@ -48,8 +53,8 @@ def eigh_descending(symmetric: Matrix, *, name: str = "matrix") -> tuple[Vector,
 def eigvalsh_descending(symmetric: Matrix, *, name: str = "matrix") -> Vector:
     """The eigenvalues alone, largest first and none negative; see `eigh_descending`."""
     try:
-        values = scipy.linalg.eigvalsh(symmetric, driver="evd", check_finite=False)
-    except scipy.linalg.LinAlgError:
+        values = _lapack.eigvalsh(symmetric, driver="evd", check_finite=False)
+    except np.linalg.LinAlgError:
         return eigh_descending(symmetric, name=name)[0]
     return np.maximum(values[::-1], 0.0)
 
@@ -64,7 +69,7 @@ def column_basis(weight: Matrix) -> tuple[Matrix | None, Matrix]:
     rows, cols = weight.shape
     if rows <= cols:
         return None, weight
-    q, r = scipy.linalg.qr(weight, mode="economic", check_finite=False)
+    q, r = _lapack.qr(weight, mode="economic", check_finite=False)
     return q, r
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.match import nearest
 from lowrank.core.structures import STRUCTURES, Option, structure_named
+from lowrank.core.weight import Group
 from lowrank.errors import InfeasibleBudget, PlanMismatch
 
 
@@ -97,7 +98,7 @@ class Plan:
         entries = content.get("groups")
         if not isinstance(entries, list):
             raise PlanMismatch('the plan has no list "groups"; give back a plan.json that lowrank wrote')
-        for entry in entries:  # pyright: ignore[reportUnknownVariableType]
+        for entry in cast("list[Any]", entries):
             option = _read_option(entry, groups, analysis)
             chosen[option.group] = option
         for group in analysis.groups:
@@ -112,19 +113,21 @@ class Plan:
         )
 
 
-def _read_option(entry: Any, groups: Mapping[str, Any], analysis: Analysis) -> Option:
-    if not isinstance(entry, dict) or not isinstance(entry.get("rank"), int) or isinstance(entry["rank"], bool):  # pyright: ignore[reportUnknownMemberType]
-        raise PlanMismatch(f'the plan\'s entry {entry!r} must hold "name", "structure" and a whole number "rank"')
-    name, structure = str(entry.get("name")), structure_named(str(entry.get("structure")))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+def _read_option(entry: Any, groups: Mapping[str, Group], analysis: Analysis) -> Option:
+    content = cast("dict[str, Any]", entry) if isinstance(entry, dict) else {}
+    name, kind, rank = content.get("name"), content.get("structure"), content.get("rank")
+    if not isinstance(name, str) or not isinstance(kind, str) or not isinstance(rank, int) or isinstance(rank, bool):
+        raise PlanMismatch(f'the plan\'s entry {entry!r} must hold a "name", a "structure" and a whole number "rank"')
     if name not in groups:
         raise PlanMismatch(f"the plan names {name!r}, which the analysis does not hold{nearest(name, groups)}")
+    structure = structure_named(kind)
     if structure is None:
         known = ", ".join(s.name for s in STRUCTURES)
-        raise PlanMismatch(f"{name}: there is no structure {entry.get('structure')!r}; there is {known}")  # pyright: ignore[reportUnknownMemberType]
+        raise PlanMismatch(f"{name}: there is no structure {kind!r}; there is {known}")
     try:
-        return structure.at(groups[name], analysis, entry["rank"])
+        return structure.at(groups[name], analysis, rank)
     except ValueError as error:
-        raise PlanMismatch(f"{name}: rank {entry['rank']} in the plan; {error}") from None
+        raise PlanMismatch(f"{name}: rank {rank} in the plan; {error}") from None
 
 
 def check_budget(plan: Plan) -> Plan:

@@ -49,8 +49,9 @@ class Knapsack:
         """The plan of least error within the budget."""
         curves = [_curves(group, analysis, self.multiple) for group in analysis.groups]
         if budget.kind == "error":
-            chosen = [min((o for o in c if o.error <= budget.limit**2), key=lambda o: o.cost) for c in curves]
-            return _plan(self, analysis, budget, chosen)
+            within = [[o for o in c if o.error <= budget.limit**2] for c in curves]
+            cheapest: list[Option] = [min(options, key=_cost) for options in within]
+            return _plan(self, analysis, budget, cheapest)
         costs = [np.array([o.cost for o in c], dtype=np.int64) for c in curves]
         sensitivity = [_sensitivity(group, analysis) for group in analysis.groups]
         errors = [np.array([o.error for o in c]) * s for c, s in zip(curves, sensitivity, strict=True)]
@@ -121,6 +122,10 @@ SELECTORS: dict[str, type[Knapsack] | type[Uniform] | type[Energy] | type[Relati
     "energy": Energy,
     "relative-error": RelativeError,
 }
+
+
+def _cost(option: Option) -> int:
+    return option.cost
 
 
 def _curves(group: Group, analysis: Analysis, multiple: int) -> list[Option]:

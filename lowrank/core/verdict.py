@@ -45,7 +45,7 @@ def verdict(analysis: Analysis) -> str:
     pays = [f"{kind} ({share:.2f})" for share, kind in shares if share < 0.75]
     hardly = [f"{kind} ({share:.2f})" for share, kind in shares if 0.75 <= share < 1]
     costs = [f"{kind} ({share:.2f})" for share, kind in shares if share >= 1]
-    parts = []
+    parts: list[str] = []
     if pays:
         parts.append(f"factoring pays in {_listed(pays)}")
     if hardly:

@@ -31,7 +31,8 @@ PAGE = 4096
 def export_onnx(module: nn.Module, signature: Signature, path: Path, opset: int = OPSET) -> None:
     """Write `path` (and `path.data` for a large model).
 
-    A low-rank layer becomes `Add(MatMul(MatMul(x, A), B), bias)`. Attention is exported in its plain form, which gives the
+    A low-rank layer becomes `Add(MatMul(MatMul(x, A), B), bias)`. Attention is exported in its plain form, which
+    gives the
     smallest graph; numbers are float32 whatever the module's are.
 
     Raises:
@@ -57,7 +58,8 @@ def export_onnx(module: nn.Module, signature: Signature, path: Path, opset: int 
             )
     except Exception as error:
         raise ExportError(
-            f"torch.onnx.export could not trace {type(module).__name__}: {first_line(_root(error))}; the factored model itself "
+            f"torch.onnx.export could not trace {type(module).__name__}: {first_line(_root(error))}; the factored "
+            f"model itself "
             "is complete and loads with lowrank.load"
         ) from error
     assert program is not None

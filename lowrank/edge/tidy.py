@@ -11,7 +11,8 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 def name_initializers(model: Any, prefix: str) -> None:
     """Rename each weight that one node of one module reads to `<module>.weight`.
 
-    The exporter folds a linear layer's transpose into its weight, which then loses its name (`val_83`); the module's path is
+    The exporter folds a linear layer's transpose into its weight, which then loses its name (`val_83`); the module's
+    path is
     kept in the node's metadata. `model` is an `onnx_ir.Model`, changed in place; `prefix` is dropped from every name.
     """
     graph = model.graph

@@ -1,4 +1,5 @@
-"""Fidelity: how far the compressed model's outputs are from the dense model's, on data that neither rank nor factor saw."""
+"""Fidelity: how far the compressed model's outputs are from the dense model's, on data that neither rank nor "
+"factor saw."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ def measure_fidelity(
 ) -> dict[str, float]:
     """The measures that fit the model's output, averaged over the samples.
 
-    `relative_error`: `|y - y'| / |y|` over all outputs. For hidden states, `cosine`: of the mean-pooled sentence embeddings.
+    `relative_error`: `|y - y'| / |y|` over all outputs. For hidden states, `cosine`: of the mean-pooled sentence
+    embeddings.
     For logits, `kl` (of the dense distribution to the compressed one, in nats) and `agreement` of the most
     likely class or token.
 

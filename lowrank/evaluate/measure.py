@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank.backends.base import Backend
 from lowrank.backends.torch import ModuleBackend, StateDictBackend, load
@@ -76,7 +77,8 @@ def measure(
                 problems.append(str(error))
     else:
         notes.append(
-            "no model.onnx: a plain state dict does not say how its tensors are applied; give --arch package.module:factory or "
+            "no model.onnx: a plain state dict does not say how its tensors are applied; give --arch "
+            "package.module:factory or "
             "--config config.json"
         )
     return Report(
@@ -141,7 +143,8 @@ def _parity(module: nn.Module, signature: Signature, path: Path) -> dict[str, An
     parity = check_parity(module, signature, path)
     if not parity.holds:
         raise ExportError(
-            f"{ONNX_FILE} differs from torch by {parity.max_abs:.2e} ({parity.relative:.1e} of the largest output) over "
+            f"{ONNX_FILE} differs from torch by {parity.max_abs:.2e} ({parity.relative:.1e} of the largest "
+            f"output) over "
             f"{'; '.join(parity.cases)}; the factored model itself is complete"
         )
     return {"max_abs": parity.max_abs, "relative": parity.relative, "cases": list(parity.cases)}
@@ -206,5 +209,9 @@ def _sizes(dense: Backend, small: Backend, analysis: Analysis, plan: Plan) -> di
 def _bytes(backend: Backend) -> int:
     from lowrank.backends.torch.tensors import storage_key
 
-    state = backend.module.state_dict() if isinstance(backend, ModuleBackend) else backend.tensors  # type: ignore[attr-defined]
+    if isinstance(backend, ModuleBackend):
+        state: Mapping[str, Tensor] = backend.module.state_dict()
+    else:
+        assert isinstance(backend, StateDictBackend)
+        state = backend.tensors
     return sum({storage_key(t): t.numel() * t.element_size() for t in state.values() if t.numel()}.values())

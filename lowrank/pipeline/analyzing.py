@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lowrank import __version__
 from lowrank.artifacts import hash_json, load_analysis, save_analysis
 from lowrank.artifacts.analysis import JSON_FILE
 from lowrank.backends import Backend, Opening, open_model
@@ -60,7 +61,7 @@ def analyze_backend(
     weights, skips = _targeted(backend, settings)
     with clock.stage("read calibration"):
         calibration = read_calibration(backend, settings)
-    asked = {**settings.to_json(), "opening": opening.provenance()}
+    asked = {**settings.to_json(), "opening": opening.provenance(), "lowrank": __version__}
     asked["calibration"] = dict(calibration.provenance) if calibration else None
     fingerprint = hash_json([backend.source["fingerprint"], asked, [w.name for w in weights]])
     if kept is not None and kept.fingerprint == fingerprint:
@@ -70,23 +71,14 @@ def analyze_backend(
         from lowrank.calibrate import collect_grams
 
         with clock.stage("calibrate"):
-            grams = collect_grams(backend.module, weights, calibration, track)  # type: ignore[attr-defined]
+            grams = collect_grams(calibration, weights, track)
     with clock.stage("analyze"):
         records = analyze_weights(backend, weights, grams, track)
     if calibration is not None:
         from lowrank.calibrate import measure_sensitivity
 
-        batches = calibration.heldout or calibration.fit
         with clock.stage("sensitivity"):
-            records = measure_sensitivity(
-                backend.module,
-                calibration.signature,
-                batches,
-                records,
-                grams,
-                backend.read,
-                track,  # type: ignore[attr-defined]
-            )
+            records = measure_sensitivity(calibration, records, grams, backend.read, track)
     return Analysis(
         weights=records,
         skips=skips,
@@ -140,7 +132,10 @@ def _targeted(backend: Backend, settings: Settings) -> tuple[tuple[Weight, ...],
 
 def _nothing(skips: Sequence[Skip]) -> str:
     why = f"; {skips[0].name} {tuple(skips[0].shape)}: {skips[0].reason}" if skips else ""
-    return f"the model has no weight that is targeted and can be factored ({len(skips)} left out{why}); see --targets and --include"
+    return (
+        f"the model has no weight that is targeted and can be factored ({len(skips)} left out{why}); "
+        "see --targets and --include"
+    )
 
 
 def read_calibration(backend: Backend, settings: Settings) -> Calibration | None:
@@ -156,7 +151,8 @@ def read_calibration(backend: Backend, settings: Settings) -> Calibration | None
         return load_calibration(backend, path, settings.column, settings.samples)
     if path is not None:
         raise CalibrationError(
-            f"{path}: a plain state dict cannot be run, so there is nothing to calibrate; say with --arch or --config how the model "
+            f"{path}: a plain state dict cannot be run, so there is nothing to calibrate; say with --arch or "
+            f"--config how the model "
             "is built, or leave --calib out"
         )
     return None
@@ -181,12 +177,14 @@ def _notes(backend: Backend, grams: dict[str, Folds], calibrated: bool) -> tuple
     notes = []
     if not calibrated:
         notes.append(
-            "no calibration data: spectra, errors and factors are in the plain metric, which ignores what the layers see"
+            "no calibration data: spectra, errors and factors are in the plain metric, which ignores what the "
+            "layers see"
         )
     unseen = [name for name, folds in grams.items() if not folds.fit.tokens]
     if unseen:
         notes.append(
-            f"{len(unseen)} weights were not reached by the calibration data and fall back to the plain metric: {', '.join(unseen[:4])}"
+            f"{len(unseen)} weights were not reached by the calibration data and fall back to the plain metric: "
+            f"{', '.join(unseen[:4])}"
         )
     bad = sum(f.fit.nonfinite + f.heldout.nonfinite for f in grams.values())
     if bad:

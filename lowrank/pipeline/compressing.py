@@ -40,7 +40,8 @@ def compress(
 ) -> Report:
     """Analyze, select, factorize, rewrite, save, export and measure.
 
-    Writes `analysis.json`, `plan.json`, `model/`, `model.onnx` and `report.json` to `output`, all or none of the last four.
+    Writes `analysis.json`, `plan.json`, `model/`, `model.onnx` and `report.json` to `output`, all or none of the
+    last four.
 
     Args:
         model: a path or a live `nn.Module`; None takes the model and the analysis of `output`.
@@ -143,6 +144,11 @@ def _files(folder: Path) -> dict[str, int]:
 
 
 def source_of(analysis: Analysis, run: Path, opening: Opening | None) -> tuple[str, Opening]:
+    """The path of the model that an analysis was made from, and how to build it.
+
+    Raises:
+        UnsupportedModel: if it was a module in memory.
+    """
     path = analysis.source.get("path")
     if path is None:
         raise UnsupportedModel(f"the analysis in {run} is of a module in memory; give compress the module too")
@@ -160,7 +166,8 @@ def check_source(kept: Analysis, backend: Backend, run: Path) -> None:
     path, before, now = kept.source.get("path"), kept.source.get("fingerprint"), backend.source["fingerprint"]
     if path is not None and path == backend.source.get("path") and before != now:
         raise PlanMismatch(
-            f"{path} has changed since it was analysed: the analysis in {run} is of {before}, the file is now {now}; run "
+            f"{path} has changed since it was analysed: the analysis in {run} is of {before}, the file is now "
+            f"{now}; run "
             f"`lowrank analyze {path}` again"
         )
 

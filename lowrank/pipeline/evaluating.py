@@ -23,7 +23,9 @@ def evaluate(run: str | Path = RUN, *, opening: Opening | None = None, track: Tr
         PlanMismatch: if the original has changed since.
         ArtifactError: if the run is not complete.
     """
-    from lowrank.backends.torch import ModuleBackend, load
+    from torch import nn
+
+    from lowrank.backends.torch import ModuleBackend, StateDictBackend, load
     from lowrank.evaluate.measure import measure
 
     folder, clock = Path(run).expanduser(), Clock()
@@ -35,8 +37,12 @@ def evaluate(run: str | Path = RUN, *, opening: Opening | None = None, track: Tr
     dense = open_model(path, opening)
     check_source(analysis, dense, folder)
     loaded = load(folder, arch=opening.arch)
-    kind = {"module": loaded} if isinstance(dense, ModuleBackend) else {"tensors": loaded}
-    small: Backend = replace(dense, **kind)  # type: ignore[type-var]
+    small: Backend
+    if isinstance(dense, ModuleBackend) and isinstance(loaded, nn.Module):
+        small = replace(dense, module=loaded)
+    else:
+        assert isinstance(dense, StateDictBackend) and isinstance(loaded, dict)
+        small = replace(dense, tensors=loaded)
     settings = Settings.from_json(dict(analysis.settings))
     report = measure(dense, small, analysis, plan, folder, read_calibration(dense, settings), True, track, clock)
     report = replace(report, seconds=clock.seconds, provenance=provenance(analysis, plan))

@@ -53,7 +53,8 @@ def spectra_table(analysis: Analysis) -> Table:
         table.add_row(*row)
     metric = "on held-out data" if with_data else "in the plain metric"
     table.caption = (
-        "stable: |W|F^2/|W|2^2; effective: entropy rank; 90/95/99 %: ranks that keep that energy; error there: relative output "
+        "stable: |W|F^2/|W|2^2; effective: entropy rank; 90/95/99 %: ranks that keep that energy; error there: "
+        "relative output "
         f"error of two factors at the break-even rank, {metric}"
     )
     return table

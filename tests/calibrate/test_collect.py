@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,10 @@ from lowrank.backends.torch import ModuleBackend
 from lowrank.calibrate import Calibration, collect_grams, load_calibration, measure_sensitivity
 from lowrank.calibrate.data import split_folds
 from lowrank.core.analysis import Folds, analyze_weight
+from lowrank.core.factors import directions
 from lowrank.core.weight import Weight
 from lowrank.errors import CalibrationError
+from lowrank.evaluate import measure_fidelity
 from lowrank.progress import silent
 
 
@@ -41,7 +42,7 @@ def weights(backend: ModuleBackend) -> list[Weight]:
 
 @pytest.fixture(scope="module")
 def grams(backend: ModuleBackend, calibration: Calibration, weights: list[Weight]) -> dict[str, Folds]:
-    return collect_grams(backend.module, weights, calibration, silent)
+    return collect_grams(calibration, weights, silent)
 
 
 def test_folds_are_disjoint_and_whole() -> None:
@@ -99,7 +100,7 @@ def test_infinite_activations_are_counted(
     kept = table.data.clone()
     table.data[5] = float("nan")
     try:
-        found = collect_grams(backend.module, weights, calibration, silent)
+        found = collect_grams(calibration, weights, silent)
     finally:
         table.data = kept
     first = found[weights[0].name].fit
@@ -111,21 +112,18 @@ def test_sensitivity_predicts_what_truncating_one_weight_does(
 ) -> None:
     records = tuple(analyze_weight(w, backend.read(w.name), grams[w.name]) for w in weights)
     before = {k: v.clone() for k, v in backend.module.state_dict().items()}
-    measured = measure_sensitivity(
-        backend.module, calibration.signature, calibration.heldout, records, grams, backend.read, silent
-    )
+    measured = measure_sensitivity(calibration, records, grams, backend.read, silent)
     assert all(torch.equal(v, before[k]) for k, v in backend.module.state_dict().items())
     assert all(r.sensitivity > 0 for r in measured)
-    scaled = measure_sensitivity(
-        backend.module,
-        calibration.signature,
-        calibration.heldout,
-        tuple(replace(r, sensitivity=9.0) for r in records),
-        grams,
-        backend.read,
-        silent,
-    )
-    assert [r.sensitivity for r in scaled] == [r.sensitivity for r in measured]
+    # Sensitivity times own error is what happens when one weight alone is truncated, at another rank too.
+    record = measured[4]
+    rank = record.weight.full_rank // 2
+    matrix = backend.read(record.weight.name)
+    factors = directions(matrix, grams[record.weight.name].fit).truncate(matrix, rank)
+    small = backend.rewrite({record.weight.name: factors})
+    fidelity = measure_fidelity(backend.module, small.module, calibration.signature, calibration.heldout)
+    predicted = record.sensitivity * record.error_curve[rank]
+    assert fidelity["relative_error"] ** 2 == pytest.approx(predicted, rel=0.5)
 
 
 def test_npz_inputs(backend: ModuleBackend, tmp_path: Path) -> None:

@@ -15,9 +15,24 @@ from torch import Tensor, nn
 from lowrank.backends.torch.pickles import first_line
 from lowrank.errors import UnsupportedModel
 
-WEIGHT_SUFFIXES = {
-    ".safetensors", ".bin", ".pt", ".pth", ".pt2", ".onnx", ".data", ".h5", ".msgpack", ".ckpt", ".gguf", ".tflite", ".ot", ".pb",
-}  # fmt: skip
+WEIGHT_SUFFIXES = set(
+    [
+        ".safetensors",
+        ".bin",
+        ".pt",
+        ".pth",
+        ".pt2",
+        ".onnx",
+        ".data",
+        ".h5",
+        ".msgpack",
+        ".ckpt",
+        ".gguf",
+        ".tflite",
+        ".ot",
+        ".pb",
+    ]
+)
 OTHER_FORMATS = {"onnx", "openvino", "coreml", "original"}
 TOKENIZER_PATTERNS = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model")
 
@@ -96,7 +111,8 @@ def _from_pretrained(
             )
     except Exception as error:
         raise UnsupportedModel(
-            f"{origin}: transformers could not load {kind.__name__} from it: {first_line(error)}; check that weights and "
+            f"{origin}: transformers could not load {kind.__name__} from it: {first_line(error)}; check that "
+            f"weights and "
             "config.json belong together and that every shard is there"
         ) from None
     missing = sorted(str(name) for name in info["missing_keys"])

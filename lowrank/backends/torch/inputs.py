@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lowrank.core.match import in_block
 
@@ -189,7 +190,7 @@ def of_program(program: torch.export.ExportedProgram) -> Signature | str:
     inputs: list[Input] = []
     samples = {}
     if program.example_inputs:
-        leaves = torch.utils._pytree.tree_leaves(program.example_inputs)
+        leaves = tree_leaves(program.example_inputs)
         samples = dict(zip(program.graph_signature.user_inputs, leaves, strict=False))
     for node in program.graph.nodes:
         if node.op != "placeholder" or node.name not in wanted:
@@ -210,7 +211,7 @@ def of_program(program: torch.export.ExportedProgram) -> Signature | str:
             dims.append(seen[key])
         sample = samples.get(node.name)
         high = int(sample.max()) + 1 if isinstance(sample, Tensor) and not sample.is_floating_point() else 1
-        inputs.append(Input(node.name, value.dtype, tuple(dims), high))
+        inputs.append(Input(str(node.name), value.dtype, tuple(dims), high))
     positional = program.call_spec.in_spec.child(0).num_children if program.call_spec.in_spec else len(inputs)
     named = [*inputs[:positional]]
     # Keyword inputs keep the name that the caller used, which the placeholder carries too.

@@ -55,7 +55,8 @@ def load(folder: str | Path, *, arch: str | Callable[[], nn.Module] | None = Non
     else:
         name = rebuild.get("arch") or rebuild.get("class")
         raise ArtifactError(
-            f"{path}: building the module takes code, and none is taken from a folder; pass arch=... with what builds the "
+            f"{path}: building the module takes code, and none is taken from a folder; pass arch=... with what "
+            f"builds the "
             f"dense module ({name})"
         )
     return _fill(dense, state, record["replaced"], record["aliases"], path).eval()

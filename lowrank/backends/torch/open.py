@@ -33,11 +33,8 @@ def open_path(path: Path, opening: Opening) -> TorchBackend:
         return _open_folder(path)
     if path.suffix == ".pt2":
         return _open_program(path, opening)
-    content: Mapping[str, Tensor] | nn.Module
-    if path.suffix == ".safetensors":
-        content = _read_safetensors(path)
-    else:
-        content = read_torch_file(path, opening.unsafe_pickle)
+    stored = path.suffix == ".safetensors"
+    content = _read_safetensors(path) if stored else read_torch_file(path, opening.unsafe_pickle)
     if isinstance(content, nn.Module):
         source = {"path": str(path), "kind": "module", "fingerprint": hash_files([path])}
         return _of_module(content.eval(), source, {"kind": "module", "class": type(content).__qualname__})
@@ -45,7 +42,7 @@ def open_path(path: Path, opening: Opening) -> TorchBackend:
         return _open_with_arch(path, content, opening.arch)
     beside = path.parent / "config.json"
     config = Path(opening.config) if opening.config else beside
-    if opening.config or (path.suffix == ".safetensors" and beside.is_file()):
+    if opening.config or (stored and beside.is_file()):
         return _open_with_config(path, content, config.resolve())
     return StateDictBackend(content, {"path": str(path), "kind": "state_dict", "fingerprint": hash_files([path])})
 
@@ -101,7 +98,7 @@ def _of_transformers(
     missing: tuple[str, ...],
     extras: tuple[Path, ...],
 ) -> ModuleBackend:
-    source = {"path": str(path), "kind": "huggingface", "fingerprint": hash_files(files)}
+    source: dict[str, Any] = {"path": str(path), "kind": "huggingface", "fingerprint": hash_files(files)}
     if missing:
         source["not_in_checkpoint"] = list(missing)
     return ModuleBackend(
@@ -147,7 +144,8 @@ def build_arch(arch: str) -> nn.Module:
         module = getattr(importlib.import_module(name), factory)()
     except Exception as error:
         raise UnsupportedModel(
-            f"--arch {arch}: {type(error).__name__}: {first_line(error)}; it must be importable from here and take no arguments"
+            f"--arch {arch}: {type(error).__name__}: {first_line(error)}; it must be importable from here and "
+            f"take no arguments"
         ) from None
     if not isinstance(module, nn.Module):
         raise UnsupportedModel(f"--arch {arch} gives a {type(module).__name__}, not a torch.nn.Module")

@@ -122,7 +122,8 @@ def _check_expressions(path: Path) -> None:
             words = re.findall(r"[A-Za-z_0-9]+", expression)
             if "__" in expression or not all(_SAFE_WORD.match(word) for word in words):
                 raise UnsupportedModel(
-                    f"{path}: the shape expression {expression[:60]!r} is more than arithmetic and would be run as code; "
+                    f"{path}: the shape expression {expression[:60]!r} is more than arithmetic and would be run "
+                    f"as code; "
                     "pass --unsafe-pickle if you trust where the file comes from"
                 )
 

@@ -91,7 +91,8 @@ def save_program(module: nn.Module, signature: Signature, folder: Path) -> None:
         program = export_program(module, signature)
     except Exception as error:
         raise ExportError(
-            f"torch.export could not trace the rewritten program ({str(error).splitlines()[0][:160]}); give the model as a "
+            f"torch.export could not trace the rewritten program ({str(error).splitlines()[0][:160]}); give the "
+            f"model as a "
             "state dict with --arch instead"
         ) from error
     with warnings.catch_warnings():

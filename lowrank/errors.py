@@ -41,3 +41,10 @@ class ExportError(LowRankError):
 
 class DecompositionError(LowRankError):
     """No solver could decompose a matrix."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, for quoting in one of ours."""
+    lines = str(error).strip().splitlines()
+    text = lines[0].strip() if lines else type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."

@@ -15,7 +15,7 @@ from lowrank.artifacts.files import hash_json
 from lowrank.backends.torch.inputs import MASK, Signature, of_arrays
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.calibrate.text import builtin_samples, read_samples
-from lowrank.errors import CalibrationError
+from lowrank.errors import CalibrationError, first_line
 
 Batch = Mapping[str, Tensor]
 
@@ -111,7 +111,6 @@ def _tokenize(folder: Path, text: list[str], most: int) -> list[list[int]]:
     from transformers import AutoTokenizer
 
     from lowrank.backends.torch.huggingface import quiet
-    from lowrank.backends.torch.pickles import first_line
 
     try:
         with quiet():

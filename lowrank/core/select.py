@@ -59,7 +59,7 @@ class Knapsack:
         if found is None:
             raise _infeasible(analysis, budget, sum(int(c.min()) for c in costs))
         gap = found.gap / found.error if found.error > 0 else 0.0
-        return _plan(self, analysis, budget, [c[i] for c, i in zip(curves, found.chosen, strict=True)], gap)
+        return _plan(self, analysis, budget, [c[int(i)] for c, i in zip(curves, found.chosen, strict=True)], gap)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.backends.torch.inputs import Signature
-from lowrank.backends.torch.pickles import first_line
 from lowrank.edge.tidy import gemm_to_matmul, name_initializers
-from lowrank.errors import ExportError
+from lowrank.errors import ExportError, first_line
 
 OPSET = 20
 """Old enough for any runtime of the last years, new enough for a Gelu operator."""

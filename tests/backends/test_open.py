@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -133,19 +134,29 @@ def test_exported_program(tmp_path: Path) -> None:
     assert torch.allclose(backend.module(x), model(x), atol=1e-6)
 
 
-def test_program_with_code_in_its_shapes(tmp_path: Path) -> None:
-    import zipfile
-
+@pytest.mark.parametrize(
+    ("key", "evil"),
+    [
+        ("expr_str", "__import__('os').system('true')"),
+        ("expr_str", "\\u0065xec(\\u0063hr(112))"),
+        ("expr_str", "Symbol.mro"),
+        ("target", "torch.os.system"),
+        ("target", "torch.hub.load"),
+        ("target", "_operator.methodcaller"),
+    ],
+)
+def test_program_with_code_in_it(tmp_path: Path, key: str, evil: str) -> None:
+    """Where an archive's strings reach Python: shape expressions and operator names, escaped or not."""
     a_program(tmp_path / "m.pt2")
     with zipfile.ZipFile(tmp_path / "m.pt2") as old, zipfile.ZipFile(tmp_path / "bad.pt2", "w") as new:
         for name in old.namelist():
             content = old.read(name)
             if name.endswith("model.json"):
                 text = content.decode()
-                start = text.index('"expr_str": "') + len('"expr_str": "')
-                content = (text[:start] + "__import__('os').system('true') + " + text[start:]).encode()
+                start = text.index(f'"{key}": "') + len(f'"{key}": "')
+                content = (text[:start] + evil + text[text.index('"', start) :]).encode()
             new.writestr(name, content)
-    with pytest.raises(UnsupportedModel, match="more than arithmetic"):
+    with pytest.raises(UnsupportedModel, match="could run as code"):
         open_model(tmp_path / "bad.pt2")
 
 

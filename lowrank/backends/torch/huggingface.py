@@ -6,14 +6,14 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lowrank.backends.torch.pickles import first_line
-from lowrank.errors import UnsupportedModel
+from lowrank.errors import UnsupportedModel, first_line
 
 WEIGHT_SUFFIXES = set(
     [
@@ -195,7 +195,7 @@ def quiet() -> Iterator[None]:
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity(CRITICAL)
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():

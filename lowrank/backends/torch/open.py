@@ -14,11 +14,11 @@ from lowrank.artifacts.files import hash_files
 from lowrank.backends.base import Opening
 from lowrank.backends.torch import huggingface, inputs
 from lowrank.backends.torch.module import RECORD_FILE, ModuleBackend
-from lowrank.backends.torch.pickles import first_line, read_program, read_torch_file
+from lowrank.backends.torch.pickles import read_program, read_torch_file
 from lowrank.backends.torch.program import unflatten
 from lowrank.backends.torch.state_dict import StateDictBackend
 from lowrank.backends.torch.tensors import hash_state
-from lowrank.errors import UnsupportedModel
+from lowrank.errors import UnsupportedModel, first_line
 
 TorchBackend = ModuleBackend | StateDictBackend
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.errors import UnsupportedModel
+from lowrank.backends.torch.archive import check_archive
+from lowrank.errors import UnsupportedModel, first_line
 
 NESTED_KEYS = ("state_dict", "model_state_dict", "model", "module", "ema")
 
@@ -72,7 +72,7 @@ def read_program(path: Path, unsafe_pickle: bool) -> torch.export.ExportedProgra
         UnsupportedModel: if it is damaged, is no such archive, or would run code and may not.
     """
     if not unsafe_pickle:
-        _check_expressions(path)
+        check_archive(path)
     try:
         with warnings.catch_warnings(), _weights_only(not unsafe_pickle):
             warnings.simplefilter("ignore")
@@ -101,33 +101,6 @@ def _weights_only(force: bool) -> Iterator[None]:
                 os.environ[switch] = before
 
 
-# torch hands the shape expressions of an archive to sympy, which evaluates them as Python.
-_EXPRESSION = re.compile(rb'"(?:expr_str|as_expr)"\s*:\s*"((?:[^"\\]|\\.)*)"')
-_SAFE_WORD = re.compile(
-    r"^(?:[suz]\d+|True|False|positive|negative|nonnegative|integer|real|finite|infinite|oo|int_oo|[A-Z][A-Za-z]{1,30}|\d+)$"
-)
-
-
-def _check_expressions(path: Path) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            texts = [archive.read(n) for n in archive.namelist() if n.endswith(".json")]
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
-        raise UnsupportedModel(
-            f"{path} is not a whole torch.export archive ({first_line(error)}); save it again with torch.export.save"
-        ) from None
-    for text in texts:
-        for raw in _EXPRESSION.findall(text):
-            expression = raw.decode("utf-8", "replace")
-            words = re.findall(r"[A-Za-z_0-9]+", expression)
-            if "__" in expression or not all(_SAFE_WORD.match(word) for word in words):
-                raise UnsupportedModel(
-                    f"{path}: the shape expression {expression[:60]!r} is more than arithmetic and would be run "
-                    f"as code; "
-                    "pass --unsafe-pickle if you trust where the file comes from"
-                )
-
-
 def _is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
@@ -144,10 +117,3 @@ def _is_pickle(path: Path) -> bool:
         start = stream.read(2)
         stream.seek(-1, os.SEEK_END)
         return start[:1] == b"\x80" and len(start) == 2 and start[1] <= 5
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, for quoting in one of ours."""
-    lines = str(error).strip().splitlines()
-    text = lines[0].strip() if lines else type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."

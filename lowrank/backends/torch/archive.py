@@ -1,0 +1,83 @@
+"""What torch would run of a `torch.export` archive, checked before torch reads it.
+
+Apart from pickles, an archive can reach Python in two ways: its shape expressions go to sympy, which evaluates them, and
+the names of its operators are looked up in torch by attribute, so that `torch.os.system` is one. Both are compared with
+what an exporter writes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lowrank.errors import UnsupportedModel, first_line
+
+EXPRESSION_WORDS = frozenset(
+    [
+        *("Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Mod", "Max", "Min", "Abs"),
+        *("FloorDiv", "CeilDiv", "CleanDiv", "ModularIndexing", "PythonMod", "Where", "ToFloat", "TruncToInt"),
+        *("IntTrueDiv", "FloatTrueDiv", "PowByNatural", "FloatPow", "RoundToInt", "FloorToInt", "CeilToInt"),
+        *("Eq", "Ne", "Lt", "Le", "Gt", "Ge", "And", "Or", "Not", "Piecewise", "True", "False", "true", "false"),
+        *("StrictLessThan", "StrictGreaterThan", "LessThan", "GreaterThan", "Equality", "Unequality", "Identity"),
+        *("positive", "negative", "nonnegative", "nonzero", "zero", "integer", "real", "finite", "infinite"),
+        *("oo", "int_oo", "ceiling", "floor"),
+    ]
+)
+EXPRESSION = re.compile(r"(?:[A-Za-z0-9_\s(),'\"=+\-*/<>|&~]|\d\.\d)*")
+SYMBOL = re.compile(r"[suzft]\d+|\d+|\d+e\d+")
+OPERATOR = re.compile(
+    r"torch\.ops\.(?:aten|prims|prim|higher_order|torchvision|quantized_decomposed)\.\w+(?:\.\w+)?"
+    r"|_operator\.(?:getitem|add|sub|mul|floordiv|truediv|mod|neg|pos|pow|eq|ne|lt|le|gt|ge|and_|or_|not_|xor|abs)"
+    r"|math\.\w+|torch\.sym_\w+|torch\._sym_sqrt|_?\w+"
+)
+
+
+def check_archive(path: Path) -> None:
+    """Nothing, if the archive holds only arithmetic and tensor operators.
+
+    Raises:
+        UnsupportedModel: if it is no whole archive, or holds anything else.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            contents = [json.loads(archive.read(n)) for n in archive.namelist() if n.endswith(".json")]
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError, RecursionError, NotImplementedError) as error:
+        raise UnsupportedModel(
+            f"{path} is not a whole torch.export archive ({first_line(error)}); save it again with torch.export.save"
+        ) from None
+    for content in contents:
+        for key, text in _strings(content):
+            if key in ("expr_str", "as_expr") and not is_arithmetic(text):
+                raise _refused(path, f"the shape expression {text[:60]!r} is more than arithmetic")
+            if key == "target" and not OPERATOR.fullmatch(text):
+                raise _refused(path, f"{text[:60]!r} is not a tensor operator")
+
+
+def is_arithmetic(expression: str) -> bool:
+    """Whether an expression is made of numbers, symbols and known functions alone."""
+    words = re.findall(r"\w+", expression)
+    known = all(word in EXPRESSION_WORDS or SYMBOL.fullmatch(word) for word in words)
+    return known and EXPRESSION.fullmatch(expression) is not None
+
+
+def _refused(path: Path, what: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"{path}: {what} and could run as code; pass --unsafe-pickle if you trust where the file comes from"
+    )
+
+
+def _strings(content: Any) -> Iterator[tuple[str, str]]:
+    """Every string in a JSON value with the key that it stands under."""
+    waiting = [("", content)]
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, str):
+            yield key, value
+        elif isinstance(value, dict):
+            waiting += value.items()
+        elif isinstance(value, list):
+            waiting += [(key, item) for item in value]

@@ -1,0 +1,49 @@
+"""The README's Python runs, its commands exist, and the documents it points to are there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Outcome
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = re.findall(r"(?:^    |`)(lowrank (?:analyze|select|compress|export|evaluate)[^`\n]*)", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_python_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_there_is_something_to_check() -> None:
+    assert BLOCKS and len(COMMANDS) >= 5
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_are_known(
+    command: str, cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each parses: what is missing is the model, not the option."""
+    monkeypatch.chdir(tmp_path)
+    outcome = cli(*shlex.split(command)[1:])
+    assert outcome.code == 1, outcome.err
+    assert "there is no" in outcome.err
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in set(re.findall(r"make ([a-z-]+)", README)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8")

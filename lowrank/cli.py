@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import sys
-from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar
@@ -14,6 +11,7 @@ import typer
 
 from lowrank import __version__
 from lowrank.errors import LowRankError
+from lowrank.report.terminal import complain, notes, print_json, print_table, progress_bars, say
 
 if TYPE_CHECKING:
     from lowrank.core.budget import Budget
@@ -113,13 +111,13 @@ def analyze(
 
     opening = Opening(arch=arch, config=config, unsafe_pickle=unsafe_pickle)
     settings = _settings(calib, column, samples, include, exclude, targets)
-    with _progress() as track:
+    with progress_bars() as track:
         analysis = pipeline.analyze(model, output=output, settings=settings, opening=opening, track=track)
     if as_json:
-        _print_json(figures(analysis, spectra=True))
+        print_json(figures(analysis, spectra=True))
         return
     _show_analysis(analysis)
-    _say(
+    say(
         f"Kept in {output}. Next: lowrank compress --budget 0.5"
         + ("" if str(output) == "lowrank-run" else f" -o {output}")
     )
@@ -146,10 +144,10 @@ def select(
     plan = pipeline.select(analysis, wanted, _selector(selector, multiple))
     write_json(output / pipeline.PLAN_FILE, "plan", plan.to_json())
     if as_json:
-        _print_json(plan.to_json())
+        print_json(plan.to_json())
         return
-    _print(plan_table(plan, analysis))
-    _say(
+    print_table(plan_table(plan, analysis))
+    say(
         f"Written to {output / pipeline.PLAN_FILE}. Next: lowrank compress --plan {output / pipeline.PLAN_FILE} "
         f"-o {output}"
     )
@@ -190,7 +188,7 @@ def compress(
         "projections",
     )
     settings = _settings(calib, column, samples, include, exclude, targets) if model is not None or given else None
-    with _progress() as track:
+    with progress_bars() as track:
         report = pipeline.compress(
             model,
             wanted,
@@ -203,17 +201,17 @@ def compress(
             track=track,
         )
     if as_json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     else:
         from lowrank.report.tables import plan_table, report_table
 
         analysis = load_analysis(output)
-        _print(plan_table(pipeline.read_plan(output / pipeline.PLAN_FILE, analysis, None), analysis))
-        _print(report_table(report))
-        _notes(report.notes)
+        print_table(plan_table(pipeline.read_plan(output / pipeline.PLAN_FILE, analysis, None), analysis))
+        print_table(report_table(report))
+        notes(report.notes)
         _files(output)
     for problem in report.problems:
-        _complain(problem)
+        complain(problem)
     if report.problems:
         raise typer.Exit(1)
 
@@ -233,25 +231,30 @@ def export(
 
     opening = Opening(arch=arch, config=config, unsafe_pickle=unsafe_pickle)
     path = pipeline.export(model, output, opening=opening, opset=opset)
-    _say(f"{path} ({path.stat().st_size:,} bytes), same outputs as torch.")
+    say(f"{path} ({path.stat().st_size:,} bytes), same outputs as torch.")
 
 
 @app.command()
-def evaluate(output: Run = Path("lowrank-run"), unsafe_pickle: UnsafePickle = False, as_json: Json = False) -> None:
+def evaluate(
+    output: Run = Path("lowrank-run"),
+    arch: Arch = None,
+    unsafe_pickle: UnsafePickle = False,
+    as_json: Json = False,
+) -> None:
     """Measure a run again: its model/ and model.onnx against the model it was made from."""
     from lowrank import pipeline
     from lowrank.backends import Opening
     from lowrank.report.tables import report_table
 
-    with _progress() as track:
-        report = pipeline.evaluate(output, opening=Opening(unsafe_pickle=unsafe_pickle), track=track)
+    with progress_bars() as track:
+        report = pipeline.evaluate(output, opening=Opening(arch=arch, unsafe_pickle=unsafe_pickle), track=track)
     if as_json:
-        _print_json(report.to_json())
+        print_json(report.to_json())
     else:
-        _print(report_table(report))
-        _notes(report.notes)
+        print_table(report_table(report))
+        notes(report.notes)
     for problem in report.problems:
-        _complain(problem)
+        complain(problem)
     if report.problems:
         raise typer.Exit(1)
 
@@ -313,74 +316,18 @@ def _show_analysis(analysis: Any) -> None:
     from lowrank.core.verdict import verdict
     from lowrank.report.tables import skipped_table, spectra_table
 
-    _print(spectra_table(analysis))
+    print_table(spectra_table(analysis))
     if analysis.skips:
-        _print(skipped_table(analysis))
-    _notes(analysis.notes)
-    _say(verdict(analysis))
-
-
-def _console(stderr: bool = False) -> Any:
-    from rich.console import Console
-
-    console = Console(stderr=stderr, highlight=False)
-    if not console.is_terminal:
-        # A file or a pipe has no width: tables are as wide as they need to be.
-        console = Console(stderr=stderr, highlight=False, width=400, no_color=True)
-    return console
-
-
-def _print(table: Any) -> None:
-    console = _console()
-    console.print(table)
-    console.print()
-
-
-def _say(text: str) -> None:
-    _console().print(text, soft_wrap=True, markup=False)
-
-
-def _notes(notes: Iterable[str]) -> None:
-    for note in notes:
-        _say(f"Note: {note}")
+        print_table(skipped_table(analysis))
+    notes(analysis.notes)
+    say(verdict(analysis))
 
 
 def _files(run: Path) -> None:
-    _say(f"Files in {run}:")
+    say(f"Files in {run}:")
     for path in sorted(run.iterdir()):
         size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
-        _say(f"  {path}{'/' if path.is_dir() else ''}  {size:,} bytes")
-
-
-def _print_json(content: Any) -> None:
-    sys.stdout.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def _complain(text: str) -> None:
-    _console(stderr=True).print(f"lowrank: {text}", soft_wrap=True, markup=False)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Any]:
-    """Bars on stderr while it is a terminal; a line a stage where it is not."""
-    console = _console(stderr=True)
-    if not console.is_terminal:
-
-        def plain(items: Iterable[T], label: str, total: int) -> Iterable[T]:
-            console.print(f"{label} ({total})", markup=False)
-            return items
-
-        yield plain
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-
-        def bar(items: Iterable[T], label: str, total: int) -> Iterable[T]:
-            return progress.track(items, total=total, description=label)
-
-        yield bar
+        say(f"  {path}{'/' if path.is_dir() else ''}  {size:,} bytes")
 
 
 def main() -> None:
@@ -388,9 +335,12 @@ def main() -> None:
     try:
         app()
     except LowRankError as error:
-        _complain(str(error))
+        complain(str(error))
+        sys.exit(1)
+    except OSError as error:
+        complain(f"{error.filename or 'a file'}: {error.strerror or error}; choose another path, or make it readable")
         sys.exit(1)
     except SystemExit as ending:
         if ending.code == INTERRUPTED:
-            _complain("interrupted; what was there before is unchanged")
+            complain("interrupted; what was there before is unchanged")
         raise

@@ -124,8 +124,13 @@ def load_analysis(folder: Path) -> Analysis:
         grams: dict[str, Folds] = {}
         for name, entry in content["grams"].items():
             grams[name] = grams[entry["same_as"]] if "same_as" in entry else _read_folds(name, entry, tensors)
+        weights = tuple(_read_weight(entry, tensors) for entry in content["weights"])
+        if not weights or len({r.weight.name for r in weights}) < len(weights):
+            raise ValueError("its weights are missing or named twice")
+        if not isinstance(content["source"], dict) or not isinstance(content["settings"], dict):
+            raise ValueError("source and settings must be objects")
         return Analysis(
-            weights=tuple(_read_weight(entry, tensors) for entry in content["weights"]),
+            weights=weights,
             skips=tuple(Skip(s["name"], tuple(s["shape"]), s["reason"]) for s in content["skipped"]),
             grams=grams,
             source=content["source"],
@@ -153,6 +158,9 @@ def _read_weight(entry: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) 
         tensors.get(f"{name}:heldout"),
         float(entry["sensitivity"]),
     )
+    arrays = [record.plain.values, record.error_curve, *([] if activation is None else [activation])]
+    if not all(np.isfinite(a).all() and (a >= 0).all() for a in arrays) or not 0 <= record.sensitivity < np.inf:
+        raise ValueError(f"the figures of {name} are not finite")
     if len(record.plain.values) != weight.full_rank or len(record.error_curve) != weight.full_rank + 1:
         raise ValueError(f"the spectrum of {name} has the wrong length")
     return record

@@ -19,6 +19,12 @@ from lowrank.errors import ArtifactError, LowRankError
 
 SCHEMA_MAJOR = 1
 SCHEMA_MINOR = 0
+MAKERS = {
+    "analysis": "run `lowrank analyze MODEL` first, or name its folder with -o",
+    "plan": "`lowrank select` writes one",
+    "model": "run `lowrank compress` first, or give the folder of a finished run",
+}
+"""What makes a file of each kind, for the error when it is missing."""
 STAGE_PREFIX = ".lowrank-staging-"
 
 
@@ -65,7 +71,7 @@ def staged(folder: Path, owned: Iterable[str] = ()) -> Iterator[Path]:
         ArtifactError: if something cannot be written.
     """
     make_folder(folder)
-    sweep(folder)
+    _sweep(folder)
     stage = folder / f"{STAGE_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
     try:
         stage.mkdir()
@@ -100,7 +106,7 @@ def _replace_entries(stage: Path, folder: Path, owned: Iterable[str]) -> None:
         raise
 
 
-def sweep(folder: Path) -> None:
+def _sweep(folder: Path) -> None:
     """Remove what a killed process left half-written; nothing else starts with these names."""
     for leftover in folder.glob(f"{STAGE_PREFIX}*"):
         if not _is_alive(leftover.name.split("-")[1]):
@@ -134,9 +140,7 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ArtifactError(
-            f"there is no {path}; run `lowrank analyze MODEL` first, or name its folder with -o"
-        ) from None
+        raise ArtifactError(f"there is no {path}; {MAKERS.get(kind, 'give the folder of a finished run')}") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ArtifactError(f"cannot read {path}: {error}; delete it and make it again") from None
     name, _, version = str(content.get("schema") if isinstance(content, dict) else None).partition("/")

@@ -28,7 +28,11 @@ def open_model(model: object, opening: Opening | None = None) -> Backend:
 
         return open_module(model)
     path = Path(model).expanduser()
-    if not path.exists():
+    try:
+        found = bool(str(model)) and path.exists()
+    except OSError:
+        found = False
+    if not found:
         raise UnsupportedModel(f"there is no {path}; give a Hugging Face folder or a model file on this machine")
     if path.suffix == ".onnx":
         raise UnsupportedModel(

@@ -59,6 +59,14 @@ class Backend(Protocol):
         """
         ...
 
+    def check_finite(self) -> None:
+        """Nothing, if the numbers that running the model needs beside its weights are finite.
+
+        Raises:
+            NonFiniteWeight: with the first tensor's name.
+        """
+        ...
+
     def rewrite(self, replacements: Mapping[str, Replacement]) -> Backend:
         """A new backend whose model has the replacements in the weights' places; this one is unchanged."""
         ...

@@ -156,14 +156,22 @@ def _from_arrays(backend: ModuleBackend, path: Path, samples: int) -> Calibratio
         ) from None
     except Exception as error:
         raise CalibrationError(
-            f"{path} cannot be read as .npz: {error}; save it with numpy.savez(path, name=array)"
+            f"{path} cannot be read as .npz ({type(error).__name__}); save it with numpy.savez(path, name=array)"
         ) from None
+    odd = [name for name, a in arrays.items() if not isinstance(a, np.ndarray) or a.dtype.kind not in "fiub"]
+    if odd:
+        raise CalibrationError(f"{path}: {odd[0]} does not hold numbers; save arrays of floats or integers")
+    arrays = {name: a.astype(a.dtype.newbyteorder("=")) for name, a in arrays.items()}
     counts = {len(a) if a.ndim else 0 for a in arrays.values()}
     if len(counts) != 1 or 0 in counts:
         raise CalibrationError(
             f"{path}: its arrays must have the same number of samples along their first axis, at least one"
         )
     signature = _signature_for(backend, path, arrays)
+    for spec in signature.inputs:
+        given = arrays[spec.name]
+        if not spec.dtype.is_floating_point and not np.array_equal(given, np.trunc(given)):
+            raise CalibrationError(f"{path}: {spec.name} must hold whole numbers, and holds fractions")
     numbers = {i.name: torch.from_numpy(arrays[i.name]).to(i.dtype) for i in signature.inputs}
     if any(not torch.isfinite(t).all() for t in numbers.values() if t.is_floating_point()):
         raise CalibrationError(f"{path} holds NaN or infinite inputs; remove those samples")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import json
 import sys
 import zlib
@@ -34,7 +33,10 @@ def read_samples(path: Path, column: str | None = None) -> list[str]:
         samples = _json_lines(path, text, column)
     else:
         samples = iter(text.splitlines())
-    found = list(dict.fromkeys(s for s in (" ".join(sample.split()) for sample in samples) if s))
+    try:
+        found = list(dict.fromkeys(s for s in (" ".join(sample.split()) for sample in samples) if s))
+    except csv.Error as error:
+        raise CalibrationError(f"{path} is not a table that can be read: {error}; save it again as UTF-8 CSV") from None
     if not found:
         raise CalibrationError(f"{path} holds no text; give a file with a sample a line, a hundred or more")
     return found
@@ -71,11 +73,11 @@ def _decode(path: Path) -> str:
 def _table(path: Path, text: str, column: str | None, suffix: str) -> Iterator[str]:
     plain = suffix == ".tsv"
     rows = csv.reader(
-        io.StringIO(text),
+        text.splitlines(keepends=not plain),
         delimiter="\t" if plain else ",",
         quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL,
     )
-    header = next(rows)
+    header = next(rows, [])
     if column is None and len(header) > 1:
         raise CalibrationError(f"{path} has the columns {', '.join(header)}; say with --column which holds the text")
     wanted = [_index(path, name.strip(), header) for name in column.split(",")] if column else [0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from lowrank.errors import InfeasibleBudget
 
@@ -32,6 +32,21 @@ class Budget:
                 f"an error of {self.limit:g}: it is the relative output error that each weight may have, "
                 "so it must be at least 0 and below 1; try 0.05"
             )
+
+    @classmethod
+    def from_json(cls, content: object) -> Budget | None:
+        """The budget in a plan.json; None if the plan has none.
+
+        Raises:
+            InfeasibleBudget: if it is no budget.
+        """
+        if content is None:
+            return None
+        entry = cast("dict[str, object]", content) if isinstance(content, dict) else {}
+        kind, limit = entry.get("kind"), entry.get("limit")
+        if kind not in ("params", "error") or not isinstance(limit, int | float):
+            raise InfeasibleBudget(f"the plan's budget {content!r} must have a kind (params or error) and a limit")
+        return cls(kind, float(limit))
 
     @classmethod
     def params(cls, keep: float) -> Budget:

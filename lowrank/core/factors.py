@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.core.gram import Gram
-from lowrank.core.linalg import Matrix, Vector, column_basis, eigh_descending
+from lowrank.core.linalg import Matrix, Vector, column_basis, eigh_descending, magnitude
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +80,15 @@ def directions(weight: Matrix, gram: Gram | None = None, *, name: str = "matrix"
         >>> directions(w).truncate(w, 2).product().diagonal().tolist()
         [3.0, 2.0, 0.0]
     """
-    basis, core = column_basis(weight)
+    if gram is None or gram.tokens == 0:
+        # Directions do not depend on scale, and squares of extreme numbers would leave float64.
+        scale = magnitude(weight)
+        basis, core = column_basis(weight / scale)
+    else:
+        scale = 1.0
+        basis, core = column_basis(weight)
     energies, vectors = eigh_descending(_metric(core, basis, gram), name=name)
-    return Directions(vectors if basis is None else basis @ vectors, energies)
+    return Directions(vectors if basis is None else basis @ vectors, energies * scale**2)
 
 
 def residual_curve(chosen: Directions, weight: Matrix, gram: Gram) -> Vector:

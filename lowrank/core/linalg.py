@@ -80,5 +80,12 @@ def singular_values(weight: Matrix, *, name: str = "matrix") -> Vector:
     below any rank decision, and two to eight times faster than an SVD.
     """
     rows, cols = weight.shape
-    gram = weight @ weight.T if rows <= cols else weight.T @ weight
-    return np.sqrt(eigvalsh_descending(gram, name=name))
+    scale = magnitude(weight)
+    unit = weight / scale
+    gram = unit @ unit.T if rows <= cols else unit.T @ unit
+    return scale * np.sqrt(eigvalsh_descending(gram, name=name))
+
+
+def magnitude(weight: Matrix) -> float:
+    """The largest absolute value, 1 for a zero matrix: squares of what is divided by it neither over- nor underflow."""
+    return float(np.abs(weight).max(initial=0.0)) or 1.0

@@ -100,16 +100,22 @@ class Plan:
             raise PlanMismatch('the plan has no list "groups"; give back a plan.json that lowrank wrote')
         for entry in cast("list[Any]", entries):
             option = _read_option(entry, groups, analysis)
+            if option.group in chosen:
+                raise PlanMismatch(f"the plan names {option.group} twice; keep one of the two entries")
             chosen[option.group] = option
         for group in analysis.groups:
             if group.name not in chosen:
                 chosen[group.name] = STRUCTURES[0].at(group, analysis, 0)
+        options = tuple(chosen[group.name] for group in analysis.groups)
+        larger = [o.group for o in options if o.cost > sum(analysis[n].weight.params for n in groups[o.group].weights)]
+        notes = (f"{len(larger)} weights are larger than dense at the plan's ranks: {', '.join(larger[:4])}",)
         return cls(
             analysis=analysis.fingerprint,
             budget=budget,
             selector={"type": "given"},
-            options=tuple(chosen[group.name] for group in analysis.groups),
+            options=options,
             dense_cost=analysis.dense_params,
+            notes=notes if larger else (),
         )
 
 

@@ -17,7 +17,7 @@ from lowrank.core.budget import Budget
 from lowrank.core.linalg import Vector
 from lowrank.core.plan import Plan
 from lowrank.core.structures import STRUCTURES, Curve, Dense, Option, TwoFactor
-from lowrank.core.weight import Group
+from lowrank.core.weight import Group, Weight
 from lowrank.errors import InfeasibleBudget
 
 
@@ -83,10 +83,11 @@ class Uniform:
             elif len(within):
                 chosen.append(curve.option(group.name, int(within[-1])))
             else:
-                smallest = self.multiple * sum(analysis[group.name].weight.shape) / int(dense.costs[0])
+                smallest = max(_uniform_minimum(analysis[g.name].weight, self.multiple) for g in analysis.groups)
                 raise InfeasibleBudget(
-                    f"{group.name}: no rank keeps {budget.limit:g} of it; the smallest uniform budget it can meet "
-                    f"is {min(smallest, 1.0):.4f}; raise the budget, lower --multiple, or use the default selector"
+                    f"{group.name}: no rank keeps {budget.limit:g} of it; the smallest budget that uniform ranks "
+                    f"can meet is "
+                    f"{_round_up(smallest)}; the default selector can go lower"
                 )
         return _plan(self, analysis, budget, chosen)
 
@@ -180,6 +181,10 @@ def _infeasible(analysis: Analysis, budget: Budget, cheapest: int) -> Infeasible
         f"targeted weights still hold {smallest:.6f} of their parameters; the smallest budget that can be met is "
         f"{_round_up(smallest)}"
     )
+
+
+def _uniform_minimum(weight: Weight, multiple: int) -> float:
+    return min(multiple * (weight.rows + weight.cols) / weight.params, 1.0)
 
 
 def _round_up(ratio: float, digits: int = 4) -> float:

@@ -30,7 +30,8 @@ class Spectrum:
 
         This is the squared relative error of the best rank-r approximation (Eckart and Young 1936, Mirsky 1960).
         """
-        energy = self.values**2
+        top = float(self.values[0]) if len(self.values) else 0.0
+        energy = (self.values / top) ** 2 if top > 0 else np.zeros_like(self.values)
         # Summed from the small end, so that a tail near zero keeps its digits.
         tail = np.concatenate([np.cumsum(energy[::-1])[::-1], [0.0]])
         return tail / tail[0] if tail[0] > 0 else np.zeros_like(tail)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.backends.torch.inputs import Signature
+from lowrank.backends.torch.inputs import Signature, as_float32
 from lowrank.edge.tidy import gemm_to_matmul, name_initializers
 from lowrank.errors import ExportError, first_line
 
@@ -41,7 +41,7 @@ def export_onnx(module: nn.Module, signature: Signature, path: Path, opset: int 
 
     wrapped = _ByPosition(_float32(module), signature).eval()
     # Sizes that no dimension of a model is likely to share by chance; the exporter keeps the names.
-    example = tuple(signature.example(2, 6).values())
+    example = tuple(as_float32(value) for value in signature.example(2, 6).values())
     dynamic = tuple({i: d for i, d in enumerate(spec.dims) if isinstance(d, str)} for spec in signature.inputs)
     try:
         with _plain_attention(module), _hushed(), torch.no_grad():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lowrank.errors import ExportError
+from lowrank.errors import ExportError, first_line
 
 
 def open_session(path: Path, threads: int = 1) -> Any:
@@ -23,4 +23,4 @@ def open_session(path: Path, threads: int = 1) -> Any:
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise ExportError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0][:200]}") from None
+        raise ExportError(f"ONNX Runtime cannot load {path}: {first_line(error)}; compress again") from None

@@ -59,6 +59,7 @@ def analyze_backend(
 ) -> Analysis:
     """The analysis of an open model; the one that was kept, if it is of the same model with the same settings."""
     weights, skips = _targeted(backend, settings)
+    backend.check_finite()
     with clock.stage("read calibration"):
         calibration = read_calibration(backend, settings)
     asked = {**settings.to_json(), "opening": opening.provenance(), "lowrank": __version__}

@@ -9,12 +9,13 @@ from typing import Any
 
 from lowrank import __version__
 from lowrank.artifacts import hash_json, load_analysis, save_analysis, staged, write_json
+from lowrank.artifacts.analysis import JSON_FILE
 from lowrank.backends import Backend, Opening, open_model
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan
 from lowrank.core.select import Selector
-from lowrank.errors import ExportError, LowRankError, PlanMismatch, UnsupportedModel
+from lowrank.errors import ArtifactError, ExportError, LowRankError, PlanMismatch, UnsupportedModel
 from lowrank.evaluate.report import Report
 from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_calibration
 from lowrank.pipeline.planning import factorize, read_plan, select
@@ -68,23 +69,27 @@ def compress(
         budget = Budget.params(budget)
     run, clock = Path(output).expanduser(), Clock()
     kept = load_analysis(run) if model is None else kept_analysis(run)
+    anew = model is not None
     if model is None:
         assert kept is not None
         model, opening = source_of(kept, run, opening)
-        settings = settings or Settings.from_json(dict(kept.settings))
+        settings = settings or Settings.from_json(kept.settings)
     settings, opening = settings or Settings(), opening or Opening()
     with clock.stage("open"):
         backend = open_model(model, opening)
-    if kept is not None:
+    if kept is not None and not anew:
         check_source(kept, backend, run)
     analysis = analyze_backend(backend, settings, opening, kept, track, clock)
-    if analysis is not kept:
+    if not (run / JSON_FILE).exists():
+        # The expensive part is worth keeping even if what follows fails; it must not displace that of an earlier run.
         save_analysis(analysis, run)
     with clock.stage("select"):
         chosen = _plan(analysis, budget, plan, selector)
     with clock.stage("factorize"):
         small = backend.rewrite(factorize(backend, analysis, chosen, track))
     with staged(run, owned=RESULTS) as stage:
+        if analysis is not kept:
+            save_analysis(analysis, stage)
         report = _write_and_measure(backend, small, analysis, chosen, stage, settings, latency, track, clock)
     return report
 
@@ -152,9 +157,11 @@ def source_of(analysis: Analysis, run: Path, opening: Opening | None) -> tuple[s
     path = analysis.source.get("path")
     if path is None:
         raise UnsupportedModel(f"the analysis in {run} is of a module in memory; give compress the module too")
-    known = analysis.settings["opening"]
+    known = analysis.settings.get("opening")
+    if not isinstance(path, str) or not isinstance(known, dict):
+        raise ArtifactError(f"the analysis in {run} does not say where its model is; run `lowrank analyze MODEL` again")
     given = opening or Opening()
-    return path, replace(given, arch=given.arch or known["arch"], config=given.config or known["config"])
+    return path, replace(given, arch=given.arch or known.get("arch"), config=given.config or known.get("config"))
 
 
 def check_source(kept: Analysis, backend: Backend, run: Path) -> None:

@@ -31,8 +31,7 @@ def evaluate(run: str | Path = RUN, *, opening: Opening | None = None, track: Tr
     folder, clock = Path(run).expanduser(), Clock()
     analysis = load_analysis(folder)
     content = read_json(folder / PLAN_FILE, "plan")
-    asked = content.get("budget")
-    plan = Plan.from_json(content, analysis, Budget(**asked) if asked else None)
+    plan = Plan.from_json(content, analysis, Budget.from_json(content.get("budget")))
     path, opening = source_of(analysis, folder, opening)
     dense = open_model(path, opening)
     check_source(analysis, dense, folder)
@@ -43,7 +42,7 @@ def evaluate(run: str | Path = RUN, *, opening: Opening | None = None, track: Tr
     else:
         assert isinstance(dense, StateDictBackend) and isinstance(loaded, dict)
         small = replace(dense, tensors=loaded)
-    settings = Settings.from_json(dict(analysis.settings))
+    settings = Settings.from_json(analysis.settings)
     report = measure(dense, small, analysis, plan, folder, read_calibration(dense, settings), True, track, clock)
     report = replace(report, seconds=clock.seconds, provenance=provenance(analysis, plan))
     write_json(folder / REPORT_FILE, "report", report.to_json())

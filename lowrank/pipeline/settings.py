@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lowrank.core.weight import Role
+from lowrank.errors import ArtifactError
 
 NO_DATA = "none"
 ROLES: dict[str, tuple[Role, ...]] = {
@@ -42,6 +43,17 @@ class Settings:
         }
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Settings:
-        """What `to_json` gave."""
-        return cls(**{name: content[name] for name in cls.__dataclass_fields__})
+    def from_json(cls, content: Mapping[str, Any]) -> Settings:
+        """What `to_json` gave.
+
+        Raises:
+            ArtifactError: if it is anything else.
+        """
+        names = {"include": list, "exclude": list, "targets": list, "calib": str, "column": str, "samples": int}
+        for name, kind in names.items():
+            value = content.get(name)
+            optional = name in ("calib", "column") and value is None
+            valid = isinstance(value, kind) and (not isinstance(value, list) or all(isinstance(v, str) for v in value))
+            if not optional and not valid:
+                raise ArtifactError(f"the analysis has no valid setting {name!r}; run `lowrank analyze MODEL` again")
+        return cls(**{name: content[name] for name in names})

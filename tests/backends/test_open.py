@@ -218,7 +218,7 @@ def test_config_of_another_model(bert_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(bert_folder, tmp_path / "m")
     config = json.loads((tmp_path / "m/config.json").read_text())
     (tmp_path / "m/config.json").write_text(json.dumps(config | {"hidden_size": 48}))
-    with pytest.raises(UnsupportedModel, match=r"shapes|could not load"):
+    with pytest.raises(UnsupportedModel, match="has the shape .64, 32., but config.json says .64, 48."):
         open_model(tmp_path / "m")
 
 
@@ -227,7 +227,7 @@ def test_shard_index(bert_folder: Path, tmp_path: Path) -> None:
         folder = tmp_path / name
         shutil.copytree(bert_folder, folder)
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
-        with pytest.raises(UnsupportedModel, match=r"gone.safetensors|outside its folder"):
+        with pytest.raises(UnsupportedModel, match=r"gone.safetensors is not there|no file of its folder"):
             open_model(folder)
 
 

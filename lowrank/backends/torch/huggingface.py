@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowrank.backends.torch.pickles import read_torch_file
+from lowrank.core.match import in_block
 from lowrank.errors import UnsupportedModel, first_line
 
 WEIGHT_SUFFIXES = set(
@@ -47,33 +50,48 @@ def read_config(path: Path) -> Any:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UnsupportedModel(f"there is no {path}; give the config.json that belongs to the weights") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UnsupportedModel(f"{path} is not a config.json ({first_line(error)}); copy it again") from None
     from transformers import CONFIG_MAPPING, AutoConfig
 
     kind = content.get("model_type") if isinstance(content, dict) else None
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise UnsupportedModel(
             f"{path}: the model type {kind!r} is not one that transformers knows by itself, and code that comes with a "
             "model is not run; give a state dict with --arch package.module:factory instead"
+        )
+    if content.get("quantization_config"):
+        raise UnsupportedModel(
+            f"{path} is of a quantised model; compress the model that it was made from, then quantise"
         )
     try:
         with quiet():
             return AutoConfig.for_model(**content)
     except Exception as error:
-        raise UnsupportedModel(f"{path}: transformers cannot build this config: {first_line(error)}") from None
+        reason = " ".join(str(error).split())[:200]
+        raise UnsupportedModel(
+            f"{path}: transformers cannot build this config ({reason}); correct it, or copy it again"
+        ) from None
 
 
 def model_class(config: Any) -> Any:
     """The class that the config's `architectures` names, else the plain encoder or decoder of its type."""
     import transformers
 
-    for name in getattr(config, "architectures", None) or ():
+    named = getattr(config, "architectures", None)
+    for name in named if isinstance(named, list | tuple) else ():
         found = getattr(transformers, str(name), None)
         if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
             return found
-    with quiet():
-        return transformers.AutoModel._model_mapping[type(config)]
+    try:
+        with quiet():
+            return transformers.AutoModel._model_mapping[type(config)]
+    except KeyError:
+        raise UnsupportedModel(
+            f"transformers has no model class for the model type {config.model_type!r} and the architectures "
+            f"{named!r}; "
+            "correct them in config.json"
+        ) from None
 
 
 def build_dense(config: Any, dtype: torch.dtype) -> nn.Module:
@@ -84,13 +102,46 @@ def build_dense(config: Any, dtype: torch.dtype) -> nn.Module:
 
 def from_folder(folder: Path, config: Any) -> tuple[nn.Module, tuple[str, ...]]:
     """The trained model of a folder, and the names of tensors that the checkpoint did not have."""
-    check_safetensors(folder)
+    shapes = check_safetensors(folder)
+    if not shapes:
+        for path in sorted(folder.glob("*.bin")):
+            content = read_torch_file(path, unsafe_pickle=False)
+            shapes |= {name: tuple(t.shape) for name, t in content.items()} if isinstance(content, dict) else {}
+    _check_sizes(folder, config, shapes)
     return _from_pretrained(folder, str(folder), config, None)
 
 
 def from_state(origin: Path, config: Any, state: Mapping[str, Tensor]) -> tuple[nn.Module, tuple[str, ...]]:
     """The model of a config with the tensors of a state dict in it, and the names that it did not have."""
+    _check_sizes(origin, config, {name: tuple(tensor.shape) for name, tensor in state.items()})
     return _from_pretrained(origin, None, config, dict(state))
+
+
+def _check_sizes(origin: Path, config: Any, stored: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse weights that are not of the config's shapes before memory is taken for them."""
+    try:
+        with quiet(), torch.device("meta"):
+            skeleton = model_class(config)(config)
+    except UnsupportedModel:
+        raise
+    except Exception as error:
+        raise UnsupportedModel(
+            f"{origin}: transformers cannot build the model that config.json describes ({first_line(error)}); "
+            f"correct it"
+        ) from None
+    for name, parameter in skeleton.named_parameters():
+        if name in stored and tuple(parameter.shape) != stored[name]:
+            raise UnsupportedModel(
+                f"{origin}: {name} has the shape {stored[name]}, but config.json says {tuple(parameter.shape)}; "
+                f"give the "
+                "config.json that belongs to these weights"
+            )
+    wanted, there = sum(p.numel() for p in skeleton.parameters()), sum(math.prod(shape) for shape in stored.values())
+    if wanted > 2 * there:
+        raise UnsupportedModel(
+            f"{origin}: config.json describes {wanted:,} parameters, but the checkpoint holds {there:,}; give the "
+            "config.json that belongs to these weights, and all of their files"
+        )
 
 
 def _from_pretrained(
@@ -116,17 +167,19 @@ def _from_pretrained(
             "config.json belong together and that every shard is there"
         ) from None
     missing = sorted(str(name) for name in info["missing_keys"])
-    if info.get("mismatched_keys"):
-        raise UnsupportedModel(
-            f"{origin}: {len(info['mismatched_keys'])} tensors have other shapes than config.json says, "
-            f"{info['mismatched_keys'][0]} for one; give the config.json that belongs to these weights"
+    matrices = {name for name, p in model.named_parameters() if p.dim() >= 2}
+    lacking = [name for name in missing if name in matrices and in_block(name)]
+    unused = [str(name) for name in sorted(info["unexpected_keys"]) if in_block(str(name)) and name.endswith("weight")]
+    if lacking or unused or info.get("mismatched_keys"):
+        what = (
+            f"the checkpoint lacks {lacking[0]}"
+            if lacking
+            else f"{kind.__name__} has no place for {(unused or ['?'])[0]}"
         )
-    matrices = sum(p.dim() >= 2 for p in model.parameters())
-    lacking = [name for name in missing if model.get_parameter_or_buffer(name).dim() >= 2]
-    if matrices and len(lacking) * 2 > matrices:
         raise UnsupportedModel(
-            f"{origin}: {len(lacking)} of the {matrices} matrices of {kind.__name__} are not in the checkpoint, "
-            f"{lacking[0]} for one; the weights belong to another model than config.json"
+            f"{origin}: {what} ({len(lacking)} block weights missing, {len(unused)} left over); give the "
+            f"config.json that "
+            "belongs to these weights, and all of their files"
         )
     return model.eval(), tuple(missing)
 
@@ -135,23 +188,27 @@ def _dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
     return next((t.dtype for t in state.values() if t.is_floating_point()), torch.float32)
 
 
-def check_safetensors(folder: Path) -> None:
-    """Refuse a damaged or missing shard with its name, before anything is built.
+def check_safetensors(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in a folder's shards; a damaged or missing one is refused before anything is built.
 
     Raises:
         UnsupportedModel: if one cannot be opened, or the index names a file that is not there.
     """
     index = folder / "model.safetensors.index.json"
-    names = {path.name for path in folder.glob("*.safetensors")}
+    names: set[Any] = {path.name for path in folder.glob("*.safetensors")}
     if index.is_file():
         try:
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise UnsupportedModel(f"{index} is not a shard index ({first_line(error)}); copy it again") from None
-    for name in sorted(names):
-        if Path(name).name != name:
-            raise UnsupportedModel(f"{index} names {name!r}, which is outside its folder; that is refused")
-        open_safetensors(folder / name)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in sorted(names, key=str):
+        if not isinstance(name, str) or Path(name).name != name or name in {"", ".", ".."}:
+            raise UnsupportedModel(f"{index} names {name!r}, which is no file of its folder; copy the index again")
+        if not (folder / name).is_file():
+            raise UnsupportedModel(f"{folder / name} is not there, but {index.name} names it; download the whole model")
+        shapes |= open_safetensors(folder / name)
+    return shapes
 
 
 def open_safetensors(path: Path) -> dict[str, tuple[int, ...]]:

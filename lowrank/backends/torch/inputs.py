@@ -219,5 +219,10 @@ def of_program(program: torch.export.ExportedProgram) -> Signature | str:
 
 
 def to_arrays(values: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
-    """The same inputs for ONNX Runtime."""
-    return {name: np.ascontiguousarray(value.numpy()) for name, value in values.items()}
+    """The same inputs for ONNX Runtime; an exported graph computes in float32 whatever its module does."""
+    return {name: np.ascontiguousarray(as_float32(value).numpy()) for name, value in values.items()}
+
+
+def as_float32(value: Tensor) -> Tensor:
+    """The tensor in float32 if it holds other floating numbers."""
+    return value.float() if value.is_floating_point() else value

@@ -11,6 +11,7 @@ from functools import singledispatch
 import torch
 from torch import nn
 
+from lowrank.backends.torch.tensors import as_stored
 from lowrank.core.factors import Factors
 from lowrank.core.weight import View
 from lowrank.nn import LowRankLinear
@@ -47,13 +48,13 @@ def reason_against(module: nn.Module, ancestors: list[nn.Module]) -> str:
     return ""
 
 
-def replacement_for(module: nn.Module, factors: Factors, weight: torch.Tensor) -> LowRankLinear:
+def replacement_for(name: str, module: nn.Module, factors: Factors, weight: torch.Tensor) -> LowRankLinear:
     """The layer that applies the factors, in the dtype and on the device of the dense weight, bias kept."""
     rows, cols = factors.left.shape[0], factors.right.shape[1]
     empty = empty_replacement(module, rows, cols, factors.rank, weight)
     with torch.no_grad():
-        empty.left.weight.copy_(torch.from_numpy(factors.left))
-        empty.right.weight.copy_(torch.from_numpy(factors.right))
+        empty.left.weight.copy_(as_stored(name, factors.left, weight))
+        empty.right.weight.copy_(as_stored(name, factors.right, weight))
     return empty
 
 

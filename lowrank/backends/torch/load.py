@@ -16,7 +16,7 @@ from lowrank.backends.torch.module import MODEL_FILE, RECORD_FILE
 from lowrank.backends.torch.open import build_arch
 from lowrank.backends.torch.pickles import read_program
 from lowrank.backends.torch.program import PROGRAM_FILE, unflatten
-from lowrank.errors import ArtifactError
+from lowrank.errors import ArtifactError, LowRankError, first_line
 
 
 def load(folder: str | Path, *, arch: str | Callable[[], nn.Module] | None = None) -> nn.Module | dict[str, Tensor]:
@@ -37,9 +37,24 @@ def load(folder: str | Path, *, arch: str | Callable[[], nn.Module] | None = Non
         model = lowrank.load("lowrank-run")
     """
     path = Path(folder).expanduser()
-    if not (path / RECORD_FILE).is_file() and (path / "model" / RECORD_FILE).is_file():
+    if not (path / RECORD_FILE).is_file() and ((path / "model").is_dir() or (path / "plan.json").is_file()):
         path = path / "model"
     record = read_json(path / RECORD_FILE, "model")
+    try:
+        return _load(path, record, arch)
+    except (KeyError, TypeError, AttributeError, ValueError, AssertionError) as error:
+        if isinstance(error, LowRankError):
+            raise
+        raise ArtifactError(
+            f"{path / RECORD_FILE} does not describe the model beside it ({type(error).__name__}: "
+            f"{first_line(error)}); "
+            "compress the original again"
+        ) from None
+
+
+def _load(
+    path: Path, record: Mapping[str, Any], arch: str | Callable[[], nn.Module] | None
+) -> nn.Module | dict[str, Tensor]:
     rebuild: Mapping[str, Any] = record["rebuild"]
     if rebuild["kind"] == "program":
         return unflatten(read_program(path / PROGRAM_FILE, unsafe_pickle=False)).eval()
@@ -49,7 +64,10 @@ def load(folder: str | Path, *, arch: str | Callable[[], nn.Module] | None = Non
     elif rebuild["kind"] == "huggingface":
         config = huggingface.read_config(path / "config.json")
         config.architectures = [rebuild["class"]]
-        dense = huggingface.build_dense(config, getattr(torch, rebuild["dtype"]))
+        dtype = getattr(torch, rebuild["dtype"])
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"{rebuild['dtype']!r} is no dtype")
+        dense = huggingface.build_dense(config, dtype)
     elif rebuild["kind"] == "state_dict":
         return {**state, **{alias: state[kept] for alias, kept in record["aliases"].items()}}
     else:

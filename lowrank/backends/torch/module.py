@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lowrank.artifacts.files import write_json
@@ -27,6 +28,7 @@ from lowrank.core.linalg import Matrix
 from lowrank.core.match import roles
 from lowrank.core.structures.base import Replacement
 from lowrank.core.weight import Layer, Skip, Weight
+from lowrank.errors import NonFiniteWeight
 
 MODEL_FILE = "model.safetensors"
 RECORD_FILE = "lowrank.json"
@@ -74,6 +76,14 @@ class ModuleBackend:
         weight = next(w for w in self.weights if w.name == name)
         return as_matrix(name, self.module.get_parameter(name), weight.view)
 
+    def check_finite(self) -> None:
+        """Look at every parameter that is not a weight: one NaN in an embedding spoils every output."""
+        known = {weight.name for weight in self.weights}
+        for name, parameter in self.module.named_parameters():
+            if name not in known and parameter.is_floating_point() and not torch.isfinite(parameter).all():
+                shape = " x ".join(map(str, parameter.shape))
+                raise NonFiniteWeight(f"{name} ({shape}) holds NaN or infinite values; repair the checkpoint")
+
     def rewrite(self, replacements: Mapping[str, Replacement]) -> ModuleBackend:
         """A backend whose module has low-rank layers; a tie stays one pair of tensors."""
         module = self.fresh() if self.fresh else copy.deepcopy(self.module)
@@ -83,7 +93,7 @@ class ModuleBackend:
             stored = module.get_parameter(name)
             first = None
             for layer in by_name[name].layers:
-                new = replacement_for(module.get_submodule(layer.name), factors, stored)
+                new = replacement_for(name, module.get_submodule(layer.name), factors, stored)
                 if first is not None:
                     new.left.weight, new.right.weight = first.left.weight, first.right.weight
                 first = first or new

@@ -29,8 +29,14 @@ def open_path(path: Path, opening: Opening) -> TorchBackend:
     Raises:
         UnsupportedModel: if it cannot be read or built; the message says what to try.
     """
+    if (opening.arch or opening.config) and (path.is_dir() or path.suffix == ".pt2"):
+        raise UnsupportedModel(f"{path} says itself how its model is built; leave --arch and --config out")
     if path.is_dir():
         return _open_folder(path)
+    if (path.parent / RECORD_FILE).is_file():
+        raise UnsupportedModel(
+            f"{path} is of a model that lowrank has compressed already; give the original model instead"
+        )
     if path.suffix == ".pt2":
         return _open_program(path, opening)
     stored = path.suffix == ".safetensors"
@@ -142,7 +148,7 @@ def build_arch(arch: str) -> nn.Module:
         sys.path.insert(0, here)
     try:
         module = getattr(importlib.import_module(name), factory)()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UnsupportedModel(
             f"--arch {arch}: {type(error).__name__}: {first_line(error)}; it must be importable from here and "
             f"take no arguments"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 import zipfile
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from lowrank.backends.torch.archive import check_archive
 from lowrank.errors import UnsupportedModel, first_line
 
+# What torch says when a file is whole and asks for more than tensors.
+REFUSED_BY_TORCH = ("Unsupported global", "Unsupported class", "Trying to call reduce", "Trying to instantiate")
 NESTED_KEYS = ("state_dict", "model_state_dict", "model", "module", "ema")
 
 
@@ -37,14 +40,13 @@ def read_torch_file(path: Path, unsafe_pickle: bool) -> dict[str, Tensor] | nn.M
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=not unsafe_pickle)  # noqa: TID251
     except Exception as error:
-        if not unsafe_pickle and "weights_only" in str(error).lower() and _is_pickle(path):
+        if any(sign in str(error) for sign in REFUSED_BY_TORCH):
             raise UnsupportedModel(
                 f"{path} holds pickled Python objects, which run code when they are read; save the model's state dict "
                 "instead, or pass --unsafe-pickle if you trust where the file comes from"
             ) from None
         raise UnsupportedModel(
-            f"{path} cannot be read as a torch file ({first_line(error)}); it may be cut short or of another kind: "
-            "copy or save it again"
+            f"{path} cannot be read as a torch file; it is cut short, damaged or of another kind: copy or save it again"
         ) from None
     if isinstance(content, nn.Module):
         return content
@@ -59,10 +61,20 @@ def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
         if isinstance(inner, Mapping):
             tensors = {str(k): v for k, v in inner.items() if isinstance(v, Tensor)}
             if tensors:
-                return tensors
+                return _plain(path, tensors)
     raise UnsupportedModel(
         f"{path} holds no tensors ({type(content).__name__}); save a state dict: torch.save(model.state_dict(), path)"
     )
+
+
+def _plain(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    for name, tensor in tensors.items():
+        kind = "quantised" if tensor.is_quantized else "data-free" if tensor.is_meta else ""
+        kind = kind or ("" if tensor.layout is torch.strided else "sparse")
+        if kind or name == "__metadata__":
+            what = f"a {kind} tensor, {name!r}" if kind else f"a tensor called {name!r}, which safetensors cannot hold"
+            raise UnsupportedModel(f"{path} holds {what}; save the model with plain tensors and other names")
+    return tensors
 
 
 def read_program(path: Path, unsafe_pickle: bool) -> torch.export.ExportedProgram:
@@ -74,14 +86,14 @@ def read_program(path: Path, unsafe_pickle: bool) -> torch.export.ExportedProgra
     if not unsafe_pickle:
         check_archive(path)
     try:
-        with warnings.catch_warnings(), _weights_only(not unsafe_pickle):
+        with warnings.catch_warnings(), _weights_only(not unsafe_pickle), _no_logs():
             warnings.simplefilter("ignore")
             return torch.export.load(path)
     except Exception as error:
         raise UnsupportedModel(
-            f"{path} cannot be read as a torch.export archive ({first_line(error)}); it may be cut short, made by "
-            "another torch, or hold pickled objects: save it again with torch.export.save (or pass --unsafe-pickle "
-            "if you trust where it comes from)"
+            f"{path} cannot be read as a torch.export archive ({first_line(error)}); it is damaged, was made by "
+            f"another torch, or "
+            "holds more than tensors: save it again with torch.export.save"
         ) from None
 
 
@@ -101,19 +113,20 @@ def _weights_only(force: bool) -> Iterator[None]:
                 os.environ[switch] = before
 
 
+@contextmanager
+def _no_logs() -> Iterator[None]:
+    """Torch logs its own tracebacks before it raises."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def _is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any("/code/" in name and name.endswith(".py") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except Exception:  # a damaged archive is some other kind of file, which its reader will say
         return False
-
-
-def _is_pickle(path: Path) -> bool:
-    """Whether the file is whole enough to be a pickle, so that the advice to allow pickles makes sense."""
-    if zipfile.is_zipfile(path):
-        return True
-    with path.open("rb") as stream:
-        start = stream.read(2)
-        stream.seek(-1, os.SEEK_END)
-        return start[:1] == b"\x80" and len(start) == 2 and start[1] <= 5

@@ -8,12 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lowrank.artifacts.files import write_json
 from lowrank.backends.torch.module import MODEL_FILE, RECORD_FILE
-from lowrank.backends.torch.tensors import as_matrix, save_state, storage_key
+from lowrank.backends.torch.tensors import as_matrix, as_stored, save_state, storage_key
 from lowrank.core.linalg import Matrix
 from lowrank.core.match import looks_like_embedding, roles, stem
 from lowrank.core.structures.base import Replacement
@@ -38,7 +37,7 @@ class StateDictBackend:
         skips: list[Skip] = []
         for tied in names.values():
             name, tensor = tied[0], self.tensors[tied[0]]
-            reason = _why_not(tied, tensor)
+            reason = _why_not(tied, tensor) or _clash(tied, self.tensors)
             if reason:
                 skips.append(Skip(name, tuple(tensor.shape), reason))
             else:
@@ -77,12 +76,15 @@ class StateDictBackend:
         """One tensor as a float64 matrix."""
         return as_matrix(name, self.tensors[name], View())
 
+    def check_finite(self) -> None:
+        """Nothing to look at: a state dict is not run, and each weight is checked when it is read."""
+
     def rewrite(self, replacements: Mapping[str, Replacement]) -> StateDictBackend:
         """The state dict with `<name>.left.weight` and `<name>.right.weight` in place of `<name>.weight`."""
         by_name = {weight.name: weight for weight in self.weights}
         layers = {layer.name: name for name in replacements for layer in by_name[name].layers}
         pairs = {
-            name: tuple(torch.from_numpy(m).to(self.tensors[name].dtype) for m in (f.left, f.right))
+            name: tuple(as_stored(name, m, self.tensors[name]) for m in (f.left, f.right))
             for name, f in replacements.items()
         }
         tensors: dict[str, Tensor] = {}
@@ -114,4 +116,13 @@ def _why_not(tied: list[str], tensor: Tensor) -> str:
         return "an embedding, by its name: a lookup, not a product"
     if min(tensor.shape) < 1:
         return "it is empty"
+    return ""
+
+
+def _clash(tied: list[str], tensors: Mapping[str, Tensor]) -> str:
+    """Why the factors' names would be taken already, or an empty string."""
+    for name in tied:
+        taken = {stem(name), f"{stem(name)}.left.weight", f"{stem(name)}.right.weight"} - {name}
+        if taken & set(tensors):
+            return f"its factors' names would clash with {sorted(taken & set(tensors))[0]}"
     return ""

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lowrank.core.linalg import Matrix
@@ -31,6 +32,22 @@ def as_matrix(name: str, stored: Tensor, view: View) -> Matrix:
             "checkpoint, or leave this weight out with --exclude"
         )
     return matrix
+
+
+def as_stored(name: str, factor: NDArray[np.floating], like: Tensor) -> Tensor:
+    """A factor in the dtype and on the device of the weight that it replaces.
+
+    Raises:
+        NonFiniteWeight: if it does not fit the dtype's range.
+    """
+    tensor = torch.from_numpy(np.ascontiguousarray(factor)).to(like)
+    if not torch.isfinite(tensor).all():
+        raise NonFiniteWeight(
+            f"{name}: a factor holds numbers beyond the range of {str(like.dtype).removeprefix('torch.')}; "
+            f"convert the model to "
+            "float32 or bfloat16 first, or leave this weight out with --exclude"
+        )
+    return tensor
 
 
 def storage_key(tensor: Tensor) -> tuple[Any, ...]:

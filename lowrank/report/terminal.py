@@ -1,0 +1,73 @@
+"""What goes to the terminal: results on stdout, progress and complaints on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def console(stderr: bool = False) -> Any:
+    """A console on which names from model files are text and nothing else."""
+    from rich.console import Console
+
+    # Names come from model files: nothing in them is markup or an emoji. A file or a pipe has no width: tables are then
+    # as wide as they need to be.
+    plain: dict[str, Any] = {"stderr": stderr, "highlight": False, "markup": False, "emoji": False}
+    console = Console(**plain)
+    return console if console.is_terminal else Console(**plain, width=400, no_color=True)
+
+
+def print_table(table: Any) -> None:
+    """Print a table with an empty line after it."""
+    console = console()
+    console.print(table)
+    console.print()
+
+
+def say(text: str) -> None:
+    """Print a line, however long."""
+    console().print(text, soft_wrap=True)
+
+
+def notes(texts: Iterable[str]) -> None:
+    """Print what the reader must know."""
+    for note in texts:
+        say(f"Note: {note}")
+
+
+def print_json(content: Any) -> None:
+    """Print JSON for machines."""
+    sys.stdout.write(json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def complain(text: str) -> None:
+    """Print a line to stderr."""
+    console(stderr=True).print(f"lowrank: {text}", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def progress_bars() -> Iterator[Any]:
+    """Bars on stderr while it is a terminal; a line a stage where it is not."""
+    console = console(stderr=True)
+    if not console.is_terminal:
+
+        def plain(items: Iterable[T], label: str, total: int) -> Iterable[T]:
+            console.print(f"{label} ({total})")
+            return items
+
+        yield plain
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+
+        def bar(items: Iterable[T], label: str, total: int) -> Iterable[T]:
+            return progress.track(items, total=total, description=label)
+
+        yield bar

@@ -18,15 +18,13 @@ def console(stderr: bool = False) -> Any:
     # Names come from model files: nothing in them is markup or an emoji. A file or a pipe has no width: tables are then
     # as wide as they need to be.
     plain: dict[str, Any] = {"stderr": stderr, "highlight": False, "markup": False, "emoji": False}
-    console = Console(**plain)
-    return console if console.is_terminal else Console(**plain, width=400, no_color=True)
+    made = Console(**plain)
+    return made if made.is_terminal else Console(**plain, width=400, no_color=True)
 
 
 def print_table(table: Any) -> None:
     """Print a table with an empty line after it."""
-    console = console()
-    console.print(table)
-    console.print()
+    console().print(table, "")
 
 
 def say(text: str) -> None:
@@ -53,11 +51,11 @@ def complain(text: str) -> None:
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Any]:
     """Bars on stderr while it is a terminal; a line a stage where it is not."""
-    console = console(stderr=True)
-    if not console.is_terminal:
+    screen = console(stderr=True)
+    if not screen.is_terminal:
 
         def plain(items: Iterable[T], label: str, total: int) -> Iterable[T]:
-            console.print(f"{label} ({total})")
+            screen.print(f"{label} ({total})")
             return items
 
         yield plain
@@ -65,7 +63,7 @@ def progress_bars() -> Iterator[Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=screen, transient=True) as progress:
 
         def bar(items: Iterable[T], label: str, total: int) -> Iterable[T]:
             return progress.track(items, total=total, description=label)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -86,7 +87,7 @@ def test_json_and_tensors_round_trip_and_refuse_others(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="not a lowrank report"):
         read_json(tmp_path / "a.json", "report")
     write_tensors(tmp_path / "a.safetensors", {"x": np.arange(6.0).reshape(2, 3).T}, {})
-    assert np.array_equal(read_tensors(tmp_path / "a.safetensors")["x"], np.arange(6.0).reshape(2, 3).T)
+    assert np.array_equal(read_tensors(tmp_path / "a.safetensors")[0]["x"], np.arange(6.0).reshape(2, 3).T)
     for content in (b"", b"[]", b"\xff\xfe", b'{"schema": 3}', b'{"schema": "lowrank.plan"}'):
         (tmp_path / "b.json").write_bytes(content)
         with pytest.raises(ArtifactError):
@@ -134,3 +135,61 @@ def test_sources_say_nothing_of_where_they_were_written() -> None:
 def test_schema_is_on_every_file(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", "plan", {})
     assert json.loads((tmp_path / "a.json").read_text()) == {"schema": "lowrank.plan/1.0"}
+
+
+def test_an_interrupted_move_is_undone_by_the_next_one(tmp_path: Path) -> None:
+    """Killed between moving the old entries out and the new ones in: the old ones come back."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    attic = tmp_path / f".lowrank-staging-{gone.pid}-abcd" / ".replaced"
+    attic.mkdir(parents=True)
+    (attic / "model").mkdir()
+    (attic / "model" / "precious").write_text("old")
+    with staged(tmp_path) as stage:
+        (stage / "other").write_text("new")
+    assert (tmp_path / "model" / "precious").read_text() == "old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "other"]
+
+
+@pytest.mark.parametrize("failing", range(1, 6))
+def test_any_interruption_of_the_moves_restores_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """After each rename in turn, as a signal may come: everything is as it was."""
+    import lowrank.artifacts.files as files
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "a").write_text("old")
+    (tmp_path / "plan").write_text("old")
+    real, calls = os.replace, 0
+
+    def interrupted(source: object, target: object) -> None:
+        nonlocal calls
+        calls += 1
+        real(source, target)  # type: ignore[arg-type]
+        if calls == failing:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.os, "replace", interrupted)
+    try:
+        with staged(tmp_path) as stage:
+            (stage / "model").mkdir()
+            (stage / "model" / "a").write_text("new")
+            (stage / "plan").write_text("new")
+    except KeyboardInterrupt:
+        assert (tmp_path / "model" / "a").read_text() == "old"
+        assert (tmp_path / "plan").read_text() == "old"
+    else:
+        assert failing > 4
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "plan"]
+
+
+def test_files_of_two_analyses_are_not_taken_together(tmp_path: Path) -> None:
+    import torch
+
+    for name in ("a", "b"):
+        torch.save({"w": torch.randn(8, 8)}, tmp_path / f"{name}.pt")
+        lowrank.analyze(tmp_path / f"{name}.pt", output=tmp_path / name)
+    (tmp_path / "b/analysis.safetensors").replace(tmp_path / "a/analysis.safetensors")
+    with pytest.raises(ArtifactError, match="beside it of"):
+        lowrank.artifacts.load_analysis(tmp_path / "a")

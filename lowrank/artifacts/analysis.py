@@ -119,7 +119,12 @@ def load_analysis(folder: Path) -> Analysis:
         ArtifactError: if a file is missing or damaged, or the two do not belong together.
     """
     content = read_json(folder / JSON_FILE, "analysis")
-    tensors = read_tensors(folder / TENSOR_FILE)
+    tensors, metadata = read_tensors(folder / TENSOR_FILE)
+    if metadata.get("analysis") != content.get("fingerprint"):
+        raise ArtifactError(
+            f"{folder / JSON_FILE} is of the analysis {content.get('fingerprint')}, {TENSOR_FILE} beside it of "
+            f"{metadata.get('analysis')}; run `lowrank analyze MODEL` again"
+        )
     try:
         grams: dict[str, Folds] = {}
         for name, entry in content["grams"].items():

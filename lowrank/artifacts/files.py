@@ -26,6 +26,7 @@ MAKERS = {
 }
 """What makes a file of each kind, for the error when it is missing."""
 STAGE_PREFIX = ".lowrank-staging-"
+ATTIC = ".replaced"
 
 
 def _cannot_write(path: Path, error: Exception) -> ArtifactError:
@@ -82,34 +83,42 @@ def staged(folder: Path, owned: Iterable[str] = ()) -> Iterator[Path]:
             raise _cannot_write(folder, error) from error
         raise
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        # Never with anything of the user's still in it.
+        if not (stage / ATTIC).is_dir() or not any((stage / ATTIC).iterdir()):
+            shutil.rmtree(stage, ignore_errors=True)
 
 
 def _replace_entries(stage: Path, folder: Path, owned: Iterable[str]) -> None:
     """Move each entry of `stage` over its namesake; on failure put everything back."""
-    attic = stage / ".replaced"
+    attic = stage / ATTIC
     attic.mkdir()
     new = sorted(entry.name for entry in stage.iterdir() if entry != attic)
-    placed: list[str] = []
     try:
         for name in sorted({*new, *owned}):
             if (folder / name).exists() or (folder / name).is_symlink():
                 os.replace(folder / name, attic / name)
         for name in new:
             os.replace(stage / name, folder / name)
-            placed.append(name)
     except BaseException:
-        for name in placed:
-            os.replace(folder / name, stage / name)
-        for old in attic.iterdir():
-            os.replace(old, folder / old.name)
+        _put_back(stage, folder)
         raise
+    shutil.rmtree(attic)
+
+
+def _put_back(stage: Path, folder: Path) -> None:
+    """What was moved out of `folder` returns to it; what had taken its place goes back to the stage."""
+    attic = stage / ATTIC
+    for old in list(attic.iterdir()) if attic.is_dir() else []:
+        if (folder / old.name).exists():
+            os.replace(folder / old.name, stage / f"{old.name}.unfinished")
+        os.replace(old, folder / old.name)
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what a killed process left half-written; nothing else starts with these names."""
+    """Undo what a killed process left unfinished; nothing else starts with these names."""
     for leftover in folder.glob(f"{STAGE_PREFIX}*"):
-        if not _is_alive(leftover.name.split("-")[1]):
+        if not _is_alive(leftover.name.removeprefix(STAGE_PREFIX).split("-")[0]):
+            _put_back(leftover, folder)
             shutil.rmtree(leftover, ignore_errors=True)
 
 
@@ -161,17 +170,17 @@ def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Map
         save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary, dict(metadata))
 
 
-def read_tensors(path: Path) -> dict[str, NDArray[Any]]:
-    """What `write_tensors` wrote.
+def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """The arrays that `write_tensors` wrote, and the metadata.
 
     Raises:
         ArtifactError: if it is missing or damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError:
         raise ArtifactError(f"there is no {path}; run `lowrank analyze MODEL` again") from None
     except (OSError, SafetensorError) as error:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowrank.backends.torch.inputs import MASK
 from lowrank.calibrate.data import Batch, Calibration
 from lowrank.core.analysis import Folds
 from lowrank.core.gram import Gram, Side
@@ -23,7 +24,7 @@ def collect_grams(calibration: Calibration, weights: Sequence[Weight], track: Tr
 
     Weights that are wide (fewer rows than columns) get the Gram of their outputs, the others that of their inputs:
     the smaller of the two always decides the truncation. Layers fed with the same tensor, such as query, key and value,
-    have their product computed once. Batches hold no padding, so none can enter.
+    have their product computed once. Where a batch has an attention mask, the rows that it masks are left out.
 
     Raises:
         CalibrationError: if the model cannot be run on the data.
@@ -37,6 +38,7 @@ def _run(calibration: Calibration, weights: Sequence[Weight], batches: Iterable[
     collector = _Collector(weights)
     with collector.watching(calibration.module), torch.no_grad():
         for batch in batches:
+            collector.mask = batch.get(MASK)
             try:
                 calibration.signature.call(calibration.module, batch)
             except Exception as error:
@@ -52,11 +54,12 @@ class _Collector:
     def __init__(self, weights: Sequence[Weight]) -> None:
         self.grams = {w.name: Gram.zeros(*_side_and_width(w)) for w in weights}
         self._weights = weights
-        self._last: tuple[Tensor | None, Gram | None] = (None, None)
+        self.mask: Tensor | None = None
+        self._last: tuple[Tensor, int, Gram] | None = None
 
     def forget(self) -> None:
         """Let go of the last batch's tensor."""
-        self._last = (None, None)
+        self._last = None
 
     @contextmanager
     def watching(self, module: nn.Module) -> Iterator[None]:
@@ -64,7 +67,7 @@ class _Collector:
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         handles = [
-            module.get_submodule(layer.name).register_forward_hook(self._hook(weight))
+            module.get_submodule(layer.name).register_forward_hook(self._hook(weight), with_kwargs=True)
             for weight in self._weights
             for layer in weight.layers
         ]
@@ -75,46 +78,46 @@ class _Collector:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, weight: Weight) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def hook(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            seen: Tensor = args[0]
+    def _hook(self, weight: Weight) -> Callable[..., None]:
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            seen: Tensor = args[0] if args else next(iter(kwargs.values()))
             gram = self.grams[weight.name]
             if gram.side == "output":
                 bias = getattr(layer, "bias", None)
-                product = output if bias is None else output - bias
-                self.grams[weight.name] = gram + _gram("output", product, _energy(seen))
+                product = output.double() if bias is None else output.double() - bias.double()
+                self.grams[weight.name] = gram + _gram("output", self._rows(product), _energy(self._rows(seen)))
             else:
                 self.grams[weight.name] = gram + self._input_gram(seen)
 
         return hook
 
     def _input_gram(self, seen: Tensor) -> Gram:
-        tensor, gram = self._last
-        # The same object, still alive: the address alone could belong to a later tensor.
-        if tensor is not seen or gram is None:
-            gram = _gram("input", seen, _energy(seen))
-            self._last = (seen, gram)
-        return gram
+        # The same object, still alive and not written to since: the address alone could belong to a later tensor.
+        if self._last is None or self._last[0] is not seen or self._last[1] != seen._version:
+            rows = self._rows(seen)
+            self._last = (seen, seen._version, _gram("input", rows, _energy(rows)))
+        return self._last[2]
+
+    def _rows(self, tensor: Tensor) -> Tensor:
+        """Tokens x width in float64, without those that the batch's mask leaves out."""
+        tensor = tensor.detach().to(device="cpu", dtype=torch.float64)
+        if self.mask is not None and tensor.shape[:-1] == self.mask.shape:
+            return tensor[self.mask != 0]
+        return tensor.reshape(-1, tensor.shape[-1])
 
 
 def _side_and_width(weight: Weight) -> tuple[Side, int]:
     return ("output", weight.rows) if weight.rows < weight.cols else ("input", weight.cols)
 
 
-def _gram(side: Side, tensor: Tensor, energy: float) -> Gram:
+def _gram(side: Side, rows: Tensor, energy: float) -> Gram:
     """The Gram of a batch, multiplied by torch: numpy's threads and torch's would get in each other's way."""
-    rows = _rows(tensor)
     finite = torch.isfinite(rows).all(1)
     kept = rows if finite.all() else rows[finite]
     return Gram(side, (kept.T @ kept).numpy(), len(kept), energy, len(rows) - len(kept))
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    return tensor.detach().reshape(-1, tensor.shape[-1]).to(device="cpu", dtype=torch.float64)
-
-
-def _energy(seen: Tensor) -> float:
-    rows = _rows(seen)
+def _energy(rows: Tensor) -> float:
     return float(rows[torch.isfinite(rows).all(1)].square().sum())
 
 

@@ -38,9 +38,10 @@ class Calibration:
     provenance: Mapping[str, Any]
 
     @property
-    def size(self) -> int:
-        """Batches that the Grams are collected on."""
-        return len(self.fit) + len(self.heldout)
+    def report_label(self) -> str:
+        """What a measurement on the report fold was made on; with few samples they had to serve twice."""
+        apart = self.provenance["samples"] > 5
+        return "samples that neither ranks nor factors saw" if apart else "the calibration samples themselves"
 
 
 def split_folds(count: int) -> tuple[list[int], list[int], list[int]]:
@@ -95,7 +96,7 @@ def load_calibration(
         "column": column,
         "samples": len(lines),
         "tokens": sum(map(len, lines)),
-        "hash": hash_json(text),
+        "hash": hash_json(lines),
     }
     fit, heldout, report = (_token_batches([lines[i] for i in fold], signature) for fold in split_folds(len(lines)))
     return Calibration(fit, heldout, report, backend.module, signature, provenance)

@@ -8,6 +8,7 @@ from statistics import median
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lowrank.calibrate.data import Batch, Calibration
@@ -50,7 +51,7 @@ def measure_sensitivity(
         measured: list[float] = []
         for record in track(records, "measuring sensitivity", len(records)):
             truncated, own = _truncated(record, read(record.weight.name), grams.get(record.weight.name))
-            with _Swapped(parameters[record.weight.name], truncated):
+            with _Swapped(parameters[record.weight.name], record.weight.view.stored_from(truncated)):
                 lost = sum(
                     float((signature.call(module, batch).double() - y).square().sum())
                     for batch, y in zip(chosen, reference, strict=True)
@@ -86,12 +87,11 @@ def _truncated(record: WeightAnalysis, matrix: Matrix, folds: Folds | None) -> t
 class _Swapped:
     """A parameter that holds other numbers inside the block."""
 
-    def __init__(self, parameter: Tensor, matrix: Matrix) -> None:
-        self.parameter, self.matrix, self.before = parameter, matrix, parameter.data
+    def __init__(self, parameter: Tensor, stored: NDArray[np.generic]) -> None:
+        self.parameter, self.stored, self.before = parameter, stored, parameter.data
 
     def __enter__(self) -> None:
-        stored = self.matrix if self.matrix.shape == tuple(self.parameter.shape) else self.matrix.T
-        self.parameter.data = torch.from_numpy(np.ascontiguousarray(stored)).to(self.before)
+        self.parameter.data = torch.from_numpy(np.ascontiguousarray(self.stored)).to(self.before)
 
     def __exit__(self, *_: object) -> None:
         self.parameter.data = self.before

@@ -93,7 +93,7 @@ def _index(path: Path, name: str, header: Sequence[str]) -> int:
 
 def _json_lines(path: Path, text: str, column: str | None) -> Iterator[str]:
     names = [name.strip() for name in column.split(",")] if column else ["text"]
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:

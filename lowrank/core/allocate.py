@@ -74,7 +74,7 @@ def allocate(costs: Sequence[Costs], errors: Sequence[Vector], limit: int) -> Al
     exact = False
     for width in WIDTHS:
         error = _total(errors, best)
-        exact = error - bound <= 1e-12 * max(error, 1.0)
+        exact = error - bound <= 1e-12 * error
         if exact:
             break
         better, exact = _search(costs, errors, reduced, limit, error - bound, width)

@@ -25,8 +25,8 @@ class Plan:
     selector: Mapping[str, Any]
     options: tuple[Option, ...]
     dense_cost: int
-    gap: float = 0.0
-    """How far the summed error can be from the best possible, as a share of that sum; 0 is optimal."""
+    gap: float | None = None
+    """How far the summed error can be from the best possible, as a share of that sum: 0 is optimal, None unknown."""
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -109,10 +109,18 @@ class Plan:
         options = tuple(chosen[group.name] for group in analysis.groups)
         larger = [o.group for o in options if o.cost > sum(analysis[n].weight.params for n in groups[o.group].weights)]
         notes = (f"{len(larger)} weights are larger than dense at the plan's ranks: {', '.join(larger[:4])}",)
+        gap, selector = content.get("optimality_gap"), content.get("selector")
+        untouched = content.get("cost") == sum(o.cost for o in options) and all(
+            isinstance(e, dict)
+            and cast("dict[str, Any]", e).get("cost") == chosen[cast("dict[str, Any]", e)["name"]].cost
+            for e in cast("list[Any]", entries)
+        )
+        known = untouched and isinstance(selector, dict) and isinstance(gap, int | float | None)
         return cls(
             analysis=analysis.fingerprint,
             budget=budget,
-            selector={"type": "given"},
+            selector=cast("dict[str, Any]", selector) if known else {"type": "given"},
+            gap=gap if known else None,
             options=options,
             dense_cost=analysis.dense_params,
             notes=notes if larger else (),

@@ -114,7 +114,7 @@ class RelativeError:
 
     def select(self, analysis: Analysis, budget: Budget) -> Plan:
         """The plan with one error tolerance everywhere."""
-        return _one_tolerance(self, analysis, budget, lambda name: analysis[name].error_curve)
+        return _one_tolerance(self, analysis, budget, _output_error(analysis))
 
 
 SELECTORS: dict[str, type[Knapsack] | type[Uniform] | type[Energy] | type[RelativeError]] = {
@@ -146,6 +146,9 @@ def _one_tolerance(selector: Selector, analysis: Analysis, budget: Budget, lost:
     multiple: int = getattr(selector, "multiple", 1)
     dense = [Dense().curve(group, analysis, multiple) for group in analysis.groups]
     curves = [TwoFactor().curve(group, analysis, multiple) for group in analysis.groups]
+    if budget.kind == "error":
+        # The budget is about output errors, whatever the policy compares otherwise.
+        lost = _output_error(analysis)
     losses = [lost(g.name)[c.ranks] for g, c in zip(analysis.groups, curves, strict=True)]
 
     def at(tolerance: float) -> list[Option]:
@@ -167,6 +170,10 @@ def _one_tolerance(selector: Selector, analysis: Analysis, budget: Budget, lost:
         else:
             low = middle + 1
     return _plan(selector, analysis, budget, at(float(steps[high])))
+
+
+def _output_error(analysis: Analysis) -> Callable[[str], Vector]:
+    return lambda name: analysis[name].error_curve
 
 
 def _cheapest(group: Group, dense: Curve, curve: Curve, loss: Vector, tolerance: float) -> Option:
@@ -191,7 +198,9 @@ def _round_up(ratio: float, digits: int = 4) -> float:
     return float(np.ceil(ratio * 10**digits) / 10**digits)
 
 
-def _plan(selector: Selector, analysis: Analysis, budget: Budget, options: Sequence[Option], gap: float = 0.0) -> Plan:
+def _plan(
+    selector: Selector, analysis: Analysis, budget: Budget, options: Sequence[Option], gap: float | None = None
+) -> Plan:
     name = next(key for key, kind in SELECTORS.items() if isinstance(selector, kind))
     settings: dict[str, Any] = {"type": name, **asdict(selector)}  # pyright: ignore[reportArgumentType, reportCallIssue]
     return Plan(

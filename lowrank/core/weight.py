@@ -32,6 +32,12 @@ class View:
 
         return rearrange(stored, f"{self.stored} -> rows cols")
 
+    def stored_from(self, matrix: NDArray[np.generic]) -> NDArray[np.generic]:
+        """A rows x cols matrix as it is stored; the inverse of `matrix`."""
+        from einops import rearrange
+
+        return rearrange(matrix, f"rows cols -> {self.stored}")
+
     def shape(self, stored: Sequence[int]) -> tuple[int, int]:
         """(rows, cols) of a stored tensor of this shape."""
         sizes = dict(zip(self.stored.split(), stored, strict=True))

@@ -39,7 +39,8 @@ def export_onnx(module: nn.Module, signature: Signature, path: Path, opset: int 
     """
     import onnx_ir as ir
 
-    wrapped = _ByPosition(_float32(module), signature).eval()
+    module = in_float32(module)
+    wrapped = _ByPosition(module, signature).eval()
     # Sizes that no dimension of a model is likely to share by chance; the exporter keeps the names.
     example = tuple(as_float32(value) for value in signature.example(2, 6).values())
     dynamic = tuple({i: d for i, d in enumerate(spec.dims) if isinstance(d, str)} for spec in signature.inputs)
@@ -85,7 +86,8 @@ class _ByPosition(nn.Module):
         return self.signature.call(self.module, named)
 
 
-def _float32(module: nn.Module) -> nn.Module:
+def in_float32(module: nn.Module) -> nn.Module:
+    """The module itself, or a copy of it if any of its numbers are of another floating type."""
     half = any(p.is_floating_point() and p.dtype != torch.float32 for p in module.parameters())
     return copy.deepcopy(module).float() if half else module
 

@@ -41,22 +41,21 @@ def gemm_to_matmul(model: Any) -> None:
     The exporter writes a bias-free linear layer as Gemm when its input has two axes and as MatMul when it has three;
     a chain of two factors is to look the same in both. `model` is an `onnx_ir.Model`, changed in place.
     """
-    import numpy as np
     import onnx_ir as ir
 
-    graph = model.graph
+    graph, transposed = model.graph, dict[str, Any]()
     for node in list(graph):
         if node.op_type != "Gemm" or len(node.inputs) != 2:
             continue
         value = node.inputs[1]
         settings = {name: attribute.value for name, attribute in node.attributes.items()}
         plain = settings.get("alpha", 1.0) == 1.0 and not settings.get("transA", 0)
-        if not plain or value is None or value.const_value is None or len(value.uses()) != 1:
+        if not plain or value is None or value.name not in graph.initializers:
             continue
         if settings.get("transB", 0):
-            value.const_value = ir.tensor(np.ascontiguousarray(value.const_value.numpy().T), name=value.name)
-            value.shape = value.const_value.shape
-        new = ir.node("MatMul", list(node.inputs), name=node.name)
+            # A tied weight is transposed once, for all that read it.
+            value = transposed.get(value.name) or transposed.setdefault(value.name, _transpose(graph, value))
+        new = ir.node("MatMul", [node.inputs[0], value], name=node.name)
         new.metadata_props.update(node.metadata_props)
         new.outputs[0].name, new.outputs[0].shape, new.outputs[0].type = (
             node.outputs[0].name,
@@ -66,6 +65,26 @@ def gemm_to_matmul(model: Any) -> None:
         graph.insert_before(node, new)
         ir.convenience.replace_all_uses_with(node.outputs, new.outputs, replace_graph_outputs=True)
         graph.remove(node, safe=True)
+
+
+def _transpose(graph: Any, value: Any) -> Any:
+    """A new initializer with the transposed numbers; the old one stays for whoever else reads it."""
+    import numpy as np
+    import onnx_ir as ir
+
+    alone = len(value.uses()) == len([use for use in value.uses() if use.node.op_type == "Gemm"])
+    name = value.name
+    tensor = ir.tensor(np.ascontiguousarray(value.const_value.numpy().T), name=name)
+    if alone:
+        graph.initializers.pop(name)
+    new = ir.Value(
+        name=name if alone else f"{name}.transposed",
+        const_value=tensor,
+        shape=ir.Shape(tensor.numpy().shape),
+        type=value.type,
+    )
+    graph.register_initializer(new)
+    return new
 
 
 def _module_path(node: Any, prefix: str) -> str:

@@ -9,15 +9,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from lowrank.backends.torch.inputs import MASK, Signature, to_arrays
-from lowrank.errors import ExportError
+from lowrank.backends.torch.inputs import MASK, Signature, as_float32, to_arrays
+from lowrank.edge.export import in_float32
+from lowrank.errors import ExportError, first_line
 from lowrank.evaluate.session import open_session
 
 SIZES = ((1, 1), (1, 16), (3, 9), (4, 33))
 TOLERANCE = 1e-4
 """Largest difference allowed, relative to the largest output."""
-HALF_TOLERANCE = 5e-2
-"""For modules in half precision: the exported graph computes in float32 what they round at every step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +26,11 @@ class Parity:
     max_abs: float
     relative: float
     cases: tuple[str, ...]
-    tolerance: float = TOLERANCE
 
     @property
     def holds(self) -> bool:
         """Whether the difference is within tolerance (never for NaN)."""
-        return self.relative <= self.tolerance
+        return self.relative <= TOLERANCE
 
 
 def check_parity(module: nn.Module, signature: Signature, path: Path) -> Parity:
@@ -42,19 +40,20 @@ def check_parity(module: nn.Module, signature: Signature, path: Path) -> Parity:
         ExportError: if ONNX Runtime cannot load or run the file.
     """
     session = open_session(path)
-    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    # The graph computes in float32 what a half-precision module would round at every step.
+    module = in_float32(module)
     worst_abs, worst_relative, cases = 0.0, 0.0, []
     for seed, (batch, sequence) in enumerate(SIZES):
         sequence = min(sequence, signature.max_sequence)
         padded = MASK in signature.names and batch > 1
-        values = signature.example(batch, sequence, seed, padded)
-        with torch.no_grad():
-            ours = signature.call(module, values).float().numpy()
+        values = {k: as_float32(v) for k, v in signature.example(batch, sequence, seed, padded).items()}
         try:
+            with torch.no_grad():
+                ours = signature.call(module, values).numpy()
             theirs = session.run([signature.output], to_arrays(values))[0]
         except Exception as error:
             raise ExportError(
-                f"{path.name} does not run at batch {batch}, sequence {sequence}: {str(error).splitlines()[0][:200]}"
+                f"{path.name} does not run at batch {batch}, sequence {sequence}: {first_line(error)}"
             ) from None
         difference = np.abs(ours - theirs)
         if padded and difference.ndim >= 2 and difference.shape[:2] == (batch, sequence):
@@ -64,7 +63,7 @@ def check_parity(module: nn.Module, signature: Signature, path: Path) -> Parity:
         worst_relative = _worse(worst_relative, float(difference.max(initial=0.0)) / scale)
         size = f"batch {batch}" + (f", sequence {sequence}" if signature.has_sequence else "")
         cases.append(size + (", padded" if padded else ""))
-    return Parity(worst_abs, worst_relative, tuple(cases), TOLERANCE if dtype == torch.float32 else HALF_TOLERANCE)
+    return Parity(worst_abs, worst_relative, tuple(cases))
 
 
 def _worse(a: float, b: float) -> float:

@@ -105,7 +105,7 @@ def _targeted(backend: Backend, settings: Settings) -> tuple[tuple[Weight, ...],
         raise PatternError(
             f"--targets {unknown[0]}: it can be {', '.join(ROLES)}; embeddings and convolutions cannot be factored yet"
         )
-    names = [weight.name for weight in backend.weights]
+    names = [weight.name for weight in backend.weights] + [skip.name for skip in backend.skips]
     wanted = selector_of(settings.include, settings.exclude, names)
     roles = {role for target in settings.targets for role in ROLES[target]}
     # A name that is given is asked for, whatever its role.

@@ -123,12 +123,13 @@ def _write_and_measure(
         if not isinstance(signature, str):
             try:
                 with clock.stage("export"):
-                    export_onnx(small.module, signature, onnx)
+                    for path in track((onnx,), "exporting to ONNX", 1):
+                        export_onnx(small.module, signature, path)
             except ExportError as error:
                 problems.append(str(error))
     report = measure(dense, small, analysis, plan, stage, calibration, latency, track, clock)
     problems += report.problems
-    if problems:
+    if report.parity is None:
         # A graph that failed its check is not left for anyone to ship.
         for name in (ONNX_FILE, f"{ONNX_FILE}.data"):
             (stage / name).unlink(missing_ok=True)
@@ -136,7 +137,7 @@ def _write_and_measure(
     report = replace(
         report,
         problems=problems,
-        files=_files(stage),
+        files=files_of(stage),
         seconds=clock.seconds,
         provenance=provenance(analysis, plan),
     )
@@ -144,7 +145,8 @@ def _write_and_measure(
     return report
 
 
-def _files(folder: Path) -> dict[str, int]:
+def files_of(folder: Path) -> dict[str, int]:
+    """Bytes of every file of a run, by its path in the folder."""
     return {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
 
 

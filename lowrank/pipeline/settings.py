@@ -37,7 +37,9 @@ class Settings:
             "include": list(self.include),
             "exclude": list(self.exclude),
             "targets": list(self.targets),
-            "calib": str(Path(self.calib).resolve()) if self.calib and self.calib != NO_DATA else self.calib,
+            "calib": str(Path(self.calib).expanduser().resolve())
+            if self.calib and self.calib != NO_DATA
+            else self.calib,
             "column": self.column,
             "samples": self.samples,
         }

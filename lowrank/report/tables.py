@@ -91,11 +91,11 @@ def plan_table(plan: Plan, analysis: Analysis) -> Table:
             f"{option.cost / weight.params:.2f}",
             f"{option.error**0.5:.3f}",
         )
-    best = "no choice of ranks has a smaller predicted error"
-    if plan.gap > 0:
-        best = f"at most {plan.gap:.3%} above the smallest predicted error of any choice of ranks"
-    by_knapsack = plan.selector.get("type") == "knapsack" and plan.budget is not None and plan.budget.kind == "params"
-    table.caption = f"keep ratio {plan.keep_ratio:.4f}" + (f"; {best}" if by_knapsack else "")
+    table.caption = f"keep ratio {plan.keep_ratio:.4f}"
+    if plan.gap == 0:
+        table.caption += "; no choice of ranks has a smaller predicted error"
+    elif plan.gap is not None:
+        table.caption += f"; at most {plan.gap:.3%} above the smallest predicted error of any choice of ranks"
     return table
 
 

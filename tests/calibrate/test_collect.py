@@ -11,6 +11,7 @@ from builders import tiny_transformer, write_text
 
 from lowrank.backends import open_model
 from lowrank.backends.torch import ModuleBackend
+from lowrank.backends.torch.inputs import Input, Signature
 from lowrank.calibrate import Calibration, collect_grams, load_calibration, measure_sensitivity
 from lowrank.calibrate.data import split_folds
 from lowrank.core.analysis import Folds, analyze_weight
@@ -151,3 +152,48 @@ def test_text_for_a_model_without_tokenizer(tmp_path: Path) -> None:
     assert load_calibration(backend, None) is None
     with pytest.raises(CalibrationError, match="reads pixel_values, not text"):
         load_calibration(backend, write_text(tmp_path / "a.txt"))
+
+
+def test_padding_in_npz_inputs_stays_out_of_the_grams(
+    backend: ModuleBackend, weights: list[Weight], tmp_path: Path
+) -> None:
+    ids = np.random.default_rng(0).integers(4, 20, (24, 6))
+    mask = np.ones_like(ids)
+    mask[:, 3:] = 0
+    np.savez(tmp_path / "a.npz", input_ids=ids, attention_mask=mask, token_type_ids=np.zeros_like(ids))
+    np.savez(tmp_path / "b.npz", **{k: v[:, :3] for k, v in np.load(tmp_path / "a.npz").items()})
+    grams = []
+    for name in ("a.npz", "b.npz"):
+        found = load_calibration(backend, tmp_path / name)
+        assert found is not None
+        grams.append(collect_grams(found, weights, silent))
+    for weight in weights:
+        padded, bare = (g[weight.name].fit for g in grams)
+        assert padded.tokens == bare.tokens
+        assert np.allclose(padded.moment, bare.moment, rtol=1e-3, atol=1e-4 * np.abs(bare.moment).max())
+
+
+def test_sensitivity_of_square_transposed_layers() -> None:
+    """A square Conv1D stores its matrix transposed, which its shape does not show."""
+    from transformers.pytorch_utils import Conv1D
+
+    torch.manual_seed(0)
+    conv, linear = torch.nn.Sequential(), torch.nn.Sequential()
+    for i in range(2):
+        c, plain = Conv1D(16, 16), torch.nn.Linear(16, 16)
+        torch.nn.init.normal_(c.weight)
+        plain.weight.data, plain.bias.data = c.weight.data.T.contiguous(), c.bias.data
+        conv.add_module(f"layer{i}", c)
+        linear.add_module(f"layer{i}", plain)
+    found = []
+    for module in (conv, linear):
+        backend = open_model(module)
+        assert isinstance(backend, ModuleBackend)
+        signature = Signature((Input("input", torch.float32, ("batch", 16)),), "output", 1)
+        batches = tuple({"input": torch.randn(50, 16, generator=torch.Generator().manual_seed(s))} for s in range(2))
+        calibration = Calibration(batches, batches, batches, backend.module, signature, {"samples": 100})
+        grams = collect_grams(calibration, backend.weights, silent)
+        records = tuple(analyze_weight(w, backend.read(w.name), grams[w.name]) for w in backend.weights)
+        measured = measure_sensitivity(calibration, records, grams, backend.read, silent)
+        found.append([r.sensitivity for r in measured])
+    assert found[0] == pytest.approx(found[1], rel=1e-3)

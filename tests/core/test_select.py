@@ -52,7 +52,7 @@ def test_never_over_budget(name: str, keep: float, seed: int, multiple: int) -> 
 
 @given(st.sampled_from(["knapsack", "energy", "relative-error"]), st.floats(0.01, 0.9))
 def test_error_budget_holds_for_every_weight(name: str, limit: float) -> None:
-    analysis = an_analysis(with_data=False)
+    analysis = an_analysis()
     plan = SELECTORS[name]().select(analysis, Budget.error(limit))
     assert plan.worst_error <= limit
     assert plan.meets_budget

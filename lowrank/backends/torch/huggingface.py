@@ -237,6 +237,7 @@ def belongings(folder: Path) -> tuple[Path, ...]:
         and not entry.name.endswith(".index.json")
         and not entry.name.startswith((".", "__"))
         and entry.name not in OTHER_FORMATS
+        and not (entry.is_dir() and ((entry / "analysis.json").exists() or entry.name.startswith("checkpoint-")))
     )
 
 

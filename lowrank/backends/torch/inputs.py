@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -161,9 +161,23 @@ def of_module(module: nn.Module) -> Signature | str:
                 for sequence in (5, 8):
                     candidate.call(module, candidate.example(2, sequence))
         except Exception:
+            # A guess that does not run is not the answer.
             continue
-        return candidate
+        return replace(candidate, max_sequence=_longest(module, candidate)) if candidate.has_sequence else candidate
     return "the shape of its input cannot be guessed from its first layer"
+
+
+def _longest(module: nn.Module, signature: Signature) -> int:
+    """A sequence length that the module still takes: learned positions end somewhere."""
+    longest = 8
+    for sequence in (16, 33, 64, 128, 256, 512):
+        try:
+            with torch.no_grad():
+                signature.call(module, signature.example(1, sequence))
+        except Exception:
+            break
+        longest = sequence
+    return longest
 
 
 def _candidates(module: nn.Module, name: str) -> list[Signature]:

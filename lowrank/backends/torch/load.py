@@ -17,6 +17,7 @@ from lowrank.backends.torch.open import build_arch
 from lowrank.backends.torch.pickles import read_program
 from lowrank.backends.torch.program import PROGRAM_FILE, unflatten
 from lowrank.errors import ArtifactError, LowRankError, first_line
+from lowrank.nn import LowRankLinear
 
 
 def load(folder: str | Path, *, arch: str | Callable[[], nn.Module] | None = None) -> nn.Module | dict[str, Tensor]:
@@ -84,7 +85,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     huggingface.open_safetensors(path)
-    return load_file(path)
+    # Copies: tensors that are views of a file start at odd addresses, where kernels round differently.
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
 def _fill(
@@ -99,9 +101,18 @@ def _fill(
     for entry in replaced.values():
         for layer in entry["layers"]:
             old = module.get_submodule(layer)
+            if isinstance(old, LowRankLinear):
+                # One module under two names.
+                continue
             view = view_of(old)
             stored = old.weight
             assert view is not None and isinstance(stored, Tensor)
+            if view.stored != entry.get("stored", "rows cols"):
+                raise ArtifactError(
+                    f"{origin}: {layer} stores its weight as {view.stored!r}, but its factors were made without "
+                    f"knowing the "
+                    "module; compress again with --arch or --config"
+                )
             put(module, layer, empty_replacement(old, *view.shape(stored.shape), entry["rank"], stored))
     full = {**state, **{alias: state[kept] for alias, kept in aliases.items()}}
     try:

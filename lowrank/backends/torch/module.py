@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from lowrank.backends.torch.layers import (
     view_of,
 )
 from lowrank.backends.torch.tensors import as_matrix, save_state
+from lowrank.core.factors import Factors
 from lowrank.core.linalg import Matrix
 from lowrank.core.match import roles
 from lowrank.core.structures.base import Replacement
@@ -49,6 +50,8 @@ class ModuleBackend:
     tokenizer_folder: Path | None = None
     extras: tuple[Path, ...] = ()
     """Files and folders that belong to the model and are copied along when it is saved."""
+    config_file: Path | None = None
+    """The one of them that is the config, whatever it is called."""
     replaced: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What `rewrite` did, by weight name."""
 
@@ -98,22 +101,13 @@ class ModuleBackend:
                     new.left.weight, new.right.weight = first.left.weight, first.right.weight
                 first = first or new
                 put(module, layer.name, new)
-            replaced[name] = {"layers": [layer.name for layer in by_name[name].layers], "rank": factors.rank}
-        return ModuleBackend(
-            module,
-            self.source,
-            self.signature,
-            self.rebuild,
-            None,
-            self.tokenizer_folder,
-            self.extras,
-            replaced,
-        )
+            replaced[name] = record_of(by_name[name], factors)
+        return replace(self, module=module, fresh=None, replaced=replaced)
 
     def save(self, folder: Path) -> None:
         """Weights as safetensors, what was replaced as JSON, and the model's other files copied along."""
         for extra in self.extras:
-            target = folder / extra.name
+            target = folder / ("config.json" if extra == self.config_file else extra.name)
             if extra.is_dir():
                 shutil.copytree(extra, target, ignore=shutil.ignore_patterns(".*"))
             else:
@@ -127,6 +121,12 @@ class ModuleBackend:
         else:
             record["aliases"] = save_state(self.module.state_dict(keep_vars=True), folder / MODEL_FILE)
         write_json(folder / RECORD_FILE, "model", record)
+
+
+def record_of(weight: Weight, factors: Factors) -> dict[str, Any]:
+    """What `load` must know to put a replacement back in its place."""
+    layers = [layer.name for layer in weight.layers]
+    return {"structure": "two_factor", "layers": layers, "rank": factors.rank, "stored": weight.view.stored}
 
 
 def _describe(module: nn.Module) -> tuple[tuple[Weight, ...], tuple[Skip, ...]]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from lowrank.artifacts.files import hash_files
+from lowrank.artifacts.files import hash_files, hash_json
 from lowrank.backends.base import Opening
 from lowrank.backends.torch import huggingface, inputs
 from lowrank.backends.torch.module import RECORD_FILE, ModuleBackend
@@ -61,11 +63,9 @@ def open_module(model: object) -> ModuleBackend:
     """
     if not isinstance(model, nn.Module):
         raise UnsupportedModel(f"a {type(model).__name__} is not a model; give a path or a torch.nn.Module")
-    source = {"path": None, "kind": "live", "fingerprint": hash_state(model.state_dict())}
-    if hasattr(model, "config") and hasattr(model, "main_input_name"):
-        rebuild = {"kind": "module", "class": type(model).__qualname__}
-        return ModuleBackend(model.eval(), source, inputs.of_transformers(model), rebuild)
-    return _of_module(model.eval(), source, {"kind": "module", "class": type(model).__qualname__})
+    source = {"path": None, "kind": "live", "fingerprint": hash_json([hash_state(model.state_dict()), repr(model)])}
+    rebuild = {"kind": "module", "class": type(model).__qualname__}
+    return _of_module(copy.deepcopy(model).eval(), source, rebuild)
 
 
 def _open_folder(folder: Path) -> ModuleBackend:
@@ -93,7 +93,8 @@ def _open_with_config(path: Path, state: Mapping[str, Tensor], config_path: Path
     config = huggingface.read_config(config_path)
     module, missing = huggingface.from_state(path, config, state)
     extras = (config_path, *huggingface.tokenizer_files(config_path.parent))
-    return _of_transformers(module, path, config_path.parent, [path, config_path], missing, extras)
+    backend = _of_transformers(module, path, config_path.parent, [path, config_path], missing, extras)
+    return replace(backend, config_file=config_path)
 
 
 def _of_transformers(
@@ -130,7 +131,8 @@ def _open_with_arch(path: Path, state: Mapping[str, Tensor], arch: str) -> Modul
         raise UnsupportedModel(
             f"{path} does not fit the module that {arch} builds: {' '.join(lines[1:3]) or lines[0]}"[:400]
         ) from None
-    source = {"path": str(path), "kind": "arch", "arch": arch, "fingerprint": hash_files([path])}
+    fingerprint = hash_json([hash_files([path]), repr(module)])
+    source = {"path": str(path), "kind": "arch", "arch": arch, "fingerprint": fingerprint}
     return _of_module(module, source, {"kind": "arch", "arch": arch})
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from lowrank.artifacts.files import write_json
-from lowrank.backends.torch.module import MODEL_FILE, RECORD_FILE
+from lowrank.backends.torch.module import MODEL_FILE, RECORD_FILE, record_of
 from lowrank.backends.torch.tensors import as_matrix, as_stored, save_state, storage_key
 from lowrank.core.linalg import Matrix
 from lowrank.core.match import looks_like_embedding, roles, stem
@@ -94,10 +94,7 @@ class StateDictBackend:
                 tensors[name] = tensor
             else:
                 tensors[f"{stem(name)}.left.weight"], tensors[f"{stem(name)}.right.weight"] = pairs[owner]
-        replaced = {
-            name: {"layers": [layer.name for layer in by_name[name].layers], "rank": factors.rank}
-            for name, factors in replacements.items()
-        }
+        replaced = {name: record_of(by_name[name], factors) for name, factors in replacements.items()}
         return StateDictBackend(tensors, self.source, replaced)
 
     def save(self, folder: Path) -> None:
@@ -114,6 +111,8 @@ def _why_not(tied: list[str], tensor: Tensor) -> str:
         return f"it has {tensor.dim()} dimensions, and a state dict does not say what layer it belongs to"
     if any(looks_like_embedding(name) for name in tied):
         return "an embedding, by its name: a lookup, not a product"
+    if any(name.endswith("in_proj_weight") for name in tied):
+        return "the packed projection of nn.MultiheadAttention, which reads it directly"
     if min(tensor.shape) < 1:
         return "it is empty"
     return ""

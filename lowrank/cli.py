@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar
@@ -16,7 +17,6 @@ from lowrank.report.terminal import complain, notes, print_json, print_table, pr
 if TYPE_CHECKING:
     from lowrank.core.budget import Budget
     from lowrank.core.select import Selector
-    from lowrank.pipeline import Settings
 
 T = TypeVar("T")
 
@@ -51,11 +51,11 @@ Calib = Annotated[
     ),
 ]
 Column = Annotated[str | None, typer.Option(help="Column of a table, or key of .jsonl; several with commas.")]
-Samples = Annotated[int, typer.Option(min=1, help="Calibration samples at most.")]
+Samples = Annotated[int | None, typer.Option(min=1, help="Calibration samples at most (4096).")]
 Include = Annotated[list[str] | None, typer.Option(help="Only weights of this name, glob or re:regex. Repeatable.")]
 Exclude = Annotated[list[str] | None, typer.Option(help="Not weights of this name, glob or re:regex. Repeatable.")]
 Targets = Annotated[
-    str,
+    str | None,
     typer.Option(help="projections (in attention and feed-forward blocks), head, all; several with commas."),
 ]
 Arch = Annotated[str | None, typer.Option(help="package.module:factory that builds the dense module of a state dict.")]
@@ -95,10 +95,10 @@ def analyze(
     output: Run = Path("lowrank-run"),
     calib: Calib = None,
     column: Column = None,
-    samples: Samples = 4096,
+    samples: Samples = None,
     include: Include = None,
     exclude: Exclude = None,
-    targets: Targets = "projections",
+    targets: Targets = None,
     arch: Arch = None,
     config: Config = None,
     unsafe_pickle: UnsafePickle = False,
@@ -110,7 +110,7 @@ def analyze(
     from lowrank.backends import Opening
 
     opening = Opening(arch=arch, config=config, unsafe_pickle=unsafe_pickle)
-    settings = _settings(calib, column, samples, include, exclude, targets)
+    settings = pipeline.Settings(**_changes(calib, column, samples, include, exclude, targets))
     with progress_bars() as track:
         analysis = pipeline.analyze(model, output=output, settings=settings, opening=opening, track=track)
     if as_json:
@@ -164,10 +164,10 @@ def compress(
     multiple: Multiple = 1,
     calib: Calib = None,
     column: Column = None,
-    samples: Samples = 4096,
+    samples: Samples = None,
     include: Include = None,
     exclude: Exclude = None,
-    targets: Targets = "projections",
+    targets: Targets = None,
     arch: Arch = None,
     config: Config = None,
     unsafe_pickle: UnsafePickle = False,
@@ -183,11 +183,9 @@ def compress(
     if wanted is None and plan is None:
         raise typer.BadParameter("give --budget, --error or --plan")
     opening = Opening(arch=arch, config=config, unsafe_pickle=unsafe_pickle)
-    given = (calib, column, include, exclude) != (None, None, None, None) or (samples, targets) != (
-        4096,
-        "projections",
-    )
-    settings = _settings(calib, column, samples, include, exclude, targets) if model is not None or given else None
+    changes = _changes(calib, column, samples, include, exclude, targets)
+    kept = pipeline.kept_analysis(output)
+    settings = replace(pipeline.settings_of(kept, model), **changes) if changes else None
     with progress_bars() as track:
         report = pipeline.compress(
             model,
@@ -276,24 +274,24 @@ def demo(
     compress(None, budget=budget, output=output)
 
 
-def _settings(
+def _changes(
     calib: str | None,
     column: str | None,
-    samples: int,
+    samples: int | None,
     include: list[str] | None,
     exclude: list[str] | None,
-    targets: str,
-) -> Settings:
-    from lowrank.pipeline import Settings
-
-    return Settings(
-        include=tuple(include or ()),
-        exclude=tuple(exclude or ()),
-        targets=tuple(part.strip() for part in targets.split(",")),
-        calib=calib,
-        column=column,
-        samples=samples,
-    )
+    targets: str | None,
+) -> dict[str, Any]:
+    """The settings that the command line names; the others stay what they are."""
+    named = {
+        "calib": calib,
+        "column": column,
+        "samples": samples,
+        "include": tuple(include) if include else None,
+        "exclude": tuple(exclude) if exclude else None,
+        "targets": tuple(part.strip() for part in targets.split(",")) if targets is not None else None,
+    }
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def _budget(budget: float | None, error: float | None) -> Budget | None:

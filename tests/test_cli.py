@@ -391,3 +391,47 @@ def test_half_precision_models(cli: Cli, here: Path) -> None:
     tiny_transformer("bert").to(torch.bfloat16).save_pretrained(here / "m")
     done = cli("compress", "m", "--budget", "0.5", "--no-latency")
     assert done.code == 0, done.err
+
+
+def test_changing_one_setting_keeps_the_others(cli: Cli, here: Path, bert_folder: Path) -> None:
+    """The calibration of the analysis stays when `compress` names other weights, or the model again."""
+    write_text(here / "text.txt")
+    assert cli("analyze", bert_folder, "--calib", "text.txt").code == 0
+    first = read(here / "lowrank-run/analysis.json")
+    done = cli("compress", bert_folder, "--budget", "0.5", "--no-latency")
+    assert done.code == 0, done.err
+    assert read(here / "lowrank-run/analysis.json") == first, (
+        "the same model with the same settings is not analysed again"
+    )
+    done = cli("compress", "--budget", "0.5", "--exclude", "layer.1", "--no-latency")
+    assert done.code == 0, done.err
+    settings = read(here / "lowrank-run/analysis.json")["settings"]
+    assert settings["calib"] == str(here / "text.txt") and settings["exclude"] == ["layer.1"]
+
+
+def test_evaluate_refuses_a_plan_that_the_model_does_not_follow(cli: Cli, here: Path) -> None:
+    saved_state(here / "model.pt")
+    assert cli("compress", "model.pt", "--budget", "0.3").code == 0
+    assert cli("evaluate").code == 0
+    assert cli("select", "--budget", "0.8").code == 0
+    refused = cli("evaluate")
+    assert (refused.code, "is not the plan that" in refused.err) == (1, True)
+
+
+def test_a_refusal_with_other_settings_keeps_the_analysis(cli: Cli, here: Path) -> None:
+    saved_state(here / "model.pt")
+    assert cli("compress", "model.pt", "--budget", "0.5").code == 0
+    before = snapshot(here / "lowrank-run")
+    assert cli("compress", "--budget", "0.001", "--targets", "all").code == 1
+    assert snapshot(here / "lowrank-run") == before
+
+
+def test_nan_beside_the_weights_is_named(cli: Cli, here: Path, bert_folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(bert_folder, here / "m")
+    state = load_file(here / "m/model.safetensors")
+    state["embeddings.LayerNorm.weight"][3] = float("nan")
+    save_file(state, here / "m/model.safetensors", {"format": "pt"})
+    refused = cli("compress", "m", "--budget", "0.5")
+    assert (refused.code, "embeddings.LayerNorm.weight (32) holds NaN" in refused.err) == (1, True)

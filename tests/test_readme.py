@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from builders import saved_state
 from conftest import Outcome
 
 ROOT = Path(__file__).parent.parent
@@ -47,3 +48,18 @@ def test_make_targets_exist() -> None:
     for target in set(re.findall(r"make ([a-z-]+)", README)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8")
+
+
+def test_the_two_commands_of_the_readme(
+    cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Typed as they stand there, on a model of that name."""
+    monkeypatch.chdir(tmp_path)
+    saved_state(tmp_path / "model.pt")
+    block = re.search(r"((?:^    lowrank .*\n)+)", README, re.MULTILINE)
+    assert block is not None
+    commands = [shlex.split(line) for line in block.group(1).splitlines()]
+    assert [command[1] for command in commands] == ["analyze", "compress"]
+    for command in commands:
+        outcome = cli(*command[1:])
+        assert outcome.code == 0, outcome.err

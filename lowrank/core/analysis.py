@@ -81,6 +81,10 @@ class Analysis:
         """The units of decision: each weight by itself (a tie is one weight already)."""
         return tuple(Group(r.weight.name, (r.weight.name,)) for r in self.weights)
 
+    def params(self, group: Group) -> int:
+        """Numbers in the dense weights of a group."""
+        return sum(self[name].weight.params for name in group.weights)
+
     @property
     def dense_params(self) -> int:
         """Numbers in all the targeted weights."""

@@ -107,7 +107,7 @@ class Plan:
             if group.name not in chosen:
                 chosen[group.name] = STRUCTURES[0].at(group, analysis, 0)
         options = tuple(chosen[group.name] for group in analysis.groups)
-        larger = [o.group for o in options if o.cost > sum(analysis[n].weight.params for n in groups[o.group].weights)]
+        larger = [o.group for o in options if o.cost > analysis.params(groups[o.group])]
         notes = (f"{len(larger)} weights are larger than dense at the plan's ranks: {', '.join(larger[:4])}",)
         gap, selector = content.get("optimality_gap"), content.get("selector")
         untouched = content.get("cost") == sum(o.cost for o in options) and all(

@@ -17,7 +17,7 @@ from lowrank.core.budget import Budget
 from lowrank.core.linalg import Vector
 from lowrank.core.plan import Plan
 from lowrank.core.structures import STRUCTURES, Curve, Dense, Option, TwoFactor
-from lowrank.core.weight import Group, Weight
+from lowrank.core.weight import Group
 from lowrank.errors import InfeasibleBudget
 
 
@@ -83,7 +83,7 @@ class Uniform:
             elif len(within):
                 chosen.append(curve.option(group.name, int(within[-1])))
             else:
-                smallest = max(_uniform_minimum(analysis[g.name].weight, self.multiple) for g in analysis.groups)
+                smallest = max(_uniform_minimum(g, analysis, self.multiple) for g in analysis.groups)
                 raise InfeasibleBudget(
                     f"{group.name}: no rank keeps {budget.limit:g} of it; the smallest budget that uniform ranks "
                     f"can meet is "
@@ -149,7 +149,7 @@ def _one_tolerance(selector: Selector, analysis: Analysis, budget: Budget, lost:
     if budget.kind == "error":
         # The budget is about output errors, whatever the policy compares otherwise.
         lost = _output_error(analysis)
-    losses = [lost(g.name)[c.ranks] for g, c in zip(analysis.groups, curves, strict=True)]
+    losses = [lost(g.weights[0])[c.ranks] for g, c in zip(analysis.groups, curves, strict=True)]
 
     def at(tolerance: float) -> list[Option]:
         pairs = zip(analysis.groups, dense, curves, losses, strict=True)
@@ -190,8 +190,9 @@ def _infeasible(analysis: Analysis, budget: Budget, cheapest: int) -> Infeasible
     )
 
 
-def _uniform_minimum(weight: Weight, multiple: int) -> float:
-    return min(multiple * (weight.rows + weight.cols) / weight.params, 1.0)
+def _uniform_minimum(group: Group, analysis: Analysis, multiple: int) -> float:
+    curve = TwoFactor().curve(group, analysis, multiple)
+    return float(curve.costs[0]) / analysis.params(group) if len(curve.costs) else 1.0
 
 
 def _round_up(ratio: float, digits: int = 4) -> float:

@@ -19,6 +19,7 @@ from lowrank.backends.torch import ModuleBackend, StateDictBackend, load
 from lowrank.backends.torch.inputs import Signature
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
+from lowrank.core.match import stem
 from lowrank.core.plan import Plan
 from lowrank.errors import ArtifactError, ExportError
 from lowrank.evaluate.fidelity import measure_fidelity
@@ -57,7 +58,7 @@ def measure(
     """
     notes, problems = [*analysis.notes, *plan.notes], list[str]()
     parity = times = quality = None
-    relative = _plain_error(dense, small, plan)
+    relative = _plain_error(dense, small, analysis)
     onnx = folder / ONNX_FILE
     if isinstance(dense, ModuleBackend) and isinstance(small, ModuleBackend):
         signature = signature_of(small, calibration)
@@ -184,15 +185,18 @@ def _compare_latency(dense: nn.Module, signature: Signature, small: Path) -> dic
     }
 
 
-def _plain_error(dense: Backend, small: Backend, plan: Plan) -> float | None:
-    """Relative error of the replaced matrices themselves, when there is nothing to run."""
+def _plain_error(dense: Backend, small: Backend, analysis: Analysis) -> float | None:
+    """Relative error of the targeted matrices themselves, as stored, when there is nothing to run."""
     if not isinstance(dense, StateDictBackend) or not isinstance(small, StateDictBackend):
         return None
     lost = total = 0.0
-    for option in plan.options:
-        matrix = dense.read(option.group)
+    for weight in (record.weight for record in analysis.weights):
+        matrix = dense.read(weight.name)
         total += float(np.square(matrix).sum())
-        lost += option.error * float(np.square(matrix).sum())
+        left = small.tensors.get(f"{stem(weight.name)}.left.weight")
+        right = small.tensors.get(f"{stem(weight.name)}.right.weight")
+        if left is not None and right is not None:
+            lost += float(np.square(matrix - (left.double() @ right.double()).numpy()).sum())
     return (lost / total) ** 0.5 if total else 0.0
 
 
@@ -205,8 +209,8 @@ def _sizes(dense: Backend, small: Backend, analysis: Analysis, plan: Plan) -> di
     """Numbers, bytes of the tensors, and multiply-adds for one token in the linear layers."""
     uses = {w.name: max(len(w.layers), 1) for w in dense.weights}
     macs_before = sum(w.params * uses[w.name] for w in dense.weights)
-    targeted = {r.weight.name: r.weight for r in analysis.weights}
-    saved = sum((targeted[o.group].params - o.cost) * uses[o.group] for o in plan.options)
+    groups = {group.name: group for group in analysis.groups}
+    saved = sum((analysis.params(groups[o.group]) - o.cost) * uses[groups[o.group].weights[0]] for o in plan.options)
     bytes_before, bytes_after = _bytes(dense), _bytes(small)
     return {
         "params_before": dense.params,

@@ -1,6 +1,6 @@
 """The stages wired together. Every stage leaves files that the next one reads."""
 
-from lowrank.pipeline.analyzing import analyze, analyze_weights
+from lowrank.pipeline.analyzing import analyze, analyze_weights, kept_analysis, settings_of
 from lowrank.pipeline.compressing import ONNX_FILE, PLAN_FILE, REPORT_FILE, RUN, compress
 from lowrank.pipeline.evaluating import evaluate
 from lowrank.pipeline.exporting import export
@@ -19,6 +19,8 @@ __all__ = [
     "evaluate",
     "export",
     "factorize",
+    "kept_analysis",
     "read_plan",
     "select",
+    "settings_of",
 ]

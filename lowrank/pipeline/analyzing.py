@@ -48,20 +48,27 @@ def analyze(
     opening = opening or Opening()
     run = Path(output).expanduser() if output is not None else None
     kept = kept_analysis(run) if run is not None else None
-    analysis = analyze_backend(open_model(model, opening), settings or Settings(), opening, kept, track, Clock())
+    settings = settings or Settings()
+    backend = open_model(model, opening)
+    calibration = read_calibration(backend, settings)
+    analysis = analyze_backend(backend, calibration, settings, opening, kept, track, Clock())
     if run is not None and analysis is not kept:
         save_analysis(analysis, run)
     return analysis
 
 
 def analyze_backend(
-    backend: Backend, settings: Settings, opening: Opening, kept: Analysis | None, track: Track, clock: Clock
+    backend: Backend,
+    calibration: Calibration | None,
+    settings: Settings,
+    opening: Opening,
+    kept: Analysis | None,
+    track: Track,
+    clock: Clock,
 ) -> Analysis:
     """The analysis of an open model; the one that was kept, if it is of the same model with the same settings."""
     weights, skips = _targeted(backend, settings)
     backend.check_finite()
-    with clock.stage("read calibration"):
-        calibration = read_calibration(backend, settings)
     asked = {**settings.to_json(), "opening": opening.provenance(), "lowrank": __version__}
     asked["calibration"] = dict(calibration.provenance) if calibration else None
     fingerprint = hash_json([backend.source["fingerprint"], asked, [w.name for w in weights]])
@@ -89,6 +96,16 @@ def analyze_backend(
         fingerprint=fingerprint,
         notes=_notes(backend, grams, calibration is not None),
     )
+
+
+def settings_of(kept: Analysis | None, model: object) -> Settings:
+    """The settings of a run's analysis if it is of this model (or none is named), else the defaults."""
+    if kept is None:
+        return Settings()
+    same = model is None
+    if isinstance(model, str | Path):
+        same = kept.source.get("path") == str(Path(model).expanduser().resolve())
+    return Settings.from_json(kept.settings) if same else Settings()
 
 
 def kept_analysis(run: Path) -> Analysis | None:

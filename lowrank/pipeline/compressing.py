@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lowrank import __version__
 from lowrank.artifacts import hash_json, load_analysis, save_analysis, staged, write_json
@@ -17,10 +17,13 @@ from lowrank.core.plan import Plan
 from lowrank.core.select import Selector
 from lowrank.errors import ArtifactError, ExportError, LowRankError, PlanMismatch, UnsupportedModel
 from lowrank.evaluate.report import Report
-from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_calibration
+from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_calibration, settings_of
 from lowrank.pipeline.planning import factorize, read_plan, select
 from lowrank.pipeline.settings import Settings
 from lowrank.progress import Clock, Track, silent
+
+if TYPE_CHECKING:
+    from lowrank.calibrate import Calibration
 
 RUN = "lowrank-run"
 PLAN_FILE, REPORT_FILE, ONNX_FILE, MODEL_FOLDER = "plan.json", "report.json", "model.onnx", "model"
@@ -50,7 +53,7 @@ def compress(
         output: the run folder.
         plan: a plan.json to follow instead of selecting.
         selector: the policy; by default the exact knapsack.
-        settings: which weights, and on what data; with a kept analysis, its own.
+        settings: which weights, and on what data; by default those of the run's analysis, if it is of this model.
         opening: how to build the model if its file does not say.
         latency: export the dense model too and time both.
         track: shows progress.
@@ -69,17 +72,19 @@ def compress(
         budget = Budget.params(budget)
     run, clock = Path(output).expanduser(), Clock()
     kept = load_analysis(run) if model is None else kept_analysis(run)
+    settings = settings or settings_of(kept, model)
     anew = model is not None
     if model is None:
         assert kept is not None
         model, opening = source_of(kept, run, opening)
-        settings = settings or Settings.from_json(kept.settings)
-    settings, opening = settings or Settings(), opening or Opening()
+    opening = opening or Opening()
     with clock.stage("open"):
         backend = open_model(model, opening)
     if kept is not None and not anew:
         check_source(kept, backend, run)
-    analysis = analyze_backend(backend, settings, opening, kept, track, clock)
+    with clock.stage("read calibration"):
+        calibration = read_calibration(backend, settings)
+    analysis = analyze_backend(backend, calibration, settings, opening, kept, track, clock)
     if not (run / JSON_FILE).exists():
         # The expensive part is worth keeping even if what follows fails; it must not displace that of an earlier run.
         save_analysis(analysis, run)
@@ -90,7 +95,7 @@ def compress(
     with staged(run, owned=RESULTS) as stage:
         if analysis is not kept:
             save_analysis(analysis, stage)
-        report = _write_and_measure(backend, small, analysis, chosen, stage, settings, latency, track, clock)
+        report = _write_and_measure(backend, small, analysis, chosen, stage, calibration, latency, track, clock)
     return report
 
 
@@ -100,7 +105,7 @@ def _write_and_measure(
     analysis: Analysis,
     plan: Plan,
     stage: Path,
-    settings: Settings,
+    calibration: Calibration | None,
     latency: bool,
     track: Track,
     clock: Clock,
@@ -115,7 +120,6 @@ def _write_and_measure(
     folder.mkdir()
     with clock.stage("save"):
         small.save(folder)
-    calibration = read_calibration(dense, settings)
     if isinstance(small, ModuleBackend):
         with clock.stage("load again"):
             small = reloaded(small, folder)

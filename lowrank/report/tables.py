@@ -81,14 +81,16 @@ def plan_table(plan: Plan, analysis: Analysis) -> Table:
     table.add_column("weight", no_wrap=True)
     for name in ("shape", "structure", "rank", "kept", "error"):
         table.add_column(name, justify="right", no_wrap=True)
+    groups = {group.name: group for group in analysis.groups}
     for option in plan.options:
-        weight = analysis[option.group].weight
+        group = groups[option.group]
+        shapes = (analysis[name].weight.shape for name in group.weights)
         table.add_row(
             stem(option.group),
-            f"{weight.rows} x {weight.cols}",
+            ", ".join(f"{rows} x {cols}" for rows, cols in shapes),
             option.structure,
             str(option.rank) if option.structure != "dense" else "-",
-            f"{option.cost / weight.params:.2f}",
+            f"{option.cost / analysis.params(group):.2f}",
             f"{option.error**0.5:.3f}",
         )
     table.caption = f"keep ratio {plan.keep_ratio:.4f}"

@@ -21,7 +21,10 @@ class TwoFactor:
     name: str = "two_factor"
 
     def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
-        """Ranks up to break-even, in steps of `multiple`."""
+        """Ranks up to break-even, in steps of `multiple`; nothing for a group of several weights."""
+        if len(group.weights) > 1:
+            none = np.zeros(0, np.int64)
+            return Curve(self.name, none, none, np.zeros(0))
         record = self._record(group, analysis)
         ranks = np.arange(multiple, record.break_even + 1, multiple, dtype=np.int64)
         costs = ranks * two_factor_cost(record.weight.rows, record.weight.cols, 1)
@@ -29,6 +32,8 @@ class TwoFactor:
 
     def at(self, group: Group, analysis: Analysis, rank: int) -> Option:
         """Any rank from 1 to full: lossless at full rank, and larger than the matrix beyond break-even."""
+        if len(group.weights) > 1:
+            raise ValueError("two factors hold one weight")
         record = self._record(group, analysis)
         weight = record.weight
         if not 1 <= rank <= weight.full_rank:

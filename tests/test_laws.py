@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowrank.core.analysis import Folds, analyze_weight
-from lowrank.core.factors import directions, residual_curve
+from lowrank.core.factors import directions, measure, residual_curve
 from lowrank.core.gram import Gram
 from lowrank.core.linalg import singular_values
 from lowrank.core.spectrum import Spectrum
@@ -93,10 +93,13 @@ def test_directions_are_orthonormal_and_curves_fall(
     gram = gram_of(w, x, side)
     basis = directions(w, gram).basis
     assert np.allclose(basis.T @ basis, np.eye(min(rows, cols)), atol=1e-10)
-    for curve in (
-        analyze_weight(weight, w).error_curve,
-        analyze_weight(weight, w, Folds(gram, gram)).error_curve,
-    ):
+    curves = [analyze_weight(weight, w).error_curve, residual_curve(directions(w, gram), w, gram)]
+    if side == "input" or rows <= cols:
+        curves.append(analyze_weight(weight, w, Folds(gram, gram)).error_curve)
+    else:
+        with pytest.raises(ValueError, match="moments of its inputs"):
+            measure(w, gram, gram)
+    for curve in curves:
         assert curve[0] == pytest.approx(1.0)
         assert curve[-1] == pytest.approx(0.0, abs=1e-12)
         assert (np.diff(curve) <= 1e-12).all()
@@ -170,3 +173,39 @@ def test_figures_of_a_known_spectrum() -> None:
     assert spectrum.rank_at_energy(0.6) == 1
     assert spectrum.rank_at_energy(0.9) == 3
     assert spectrum.relative_error(1) == pytest.approx(np.sqrt(2 / 6))
+
+
+@given(sizes, sizes, seeds, conditions)
+def test_the_analysis_measures_what_factorising_gives(rows: int, cols: int, seed: int, condition: float) -> None:
+    """The fast path without directions agrees with the directions themselves: spectra, and errors on other data."""
+    w = drawn(rows, cols, seed)
+    rng = np.random.default_rng(seed)
+    side = "output" if rows < cols else "input"
+    fit, held = (gram_of(w, inputs(rng, 4 * cols, cols, c), side) for c in (condition, 10.0))
+    found, chosen = measure(w, fit, held), directions(w, fit)
+    assert np.allclose(found.plain, singular_values(w), atol=1e-7 * found.plain[0])
+    assert np.allclose(found.activation, np.sqrt(chosen.energies), atol=1e-6 * found.activation[0])
+    assert found.curve[0] == pytest.approx(1.0) and found.curve[-1] == pytest.approx(0.0, abs=1e-12)
+    # Where eigenvalues are not apart, directions may differ and lose the same on the data that chose them.
+    same = measure(w, fit, fit).curve
+    assert np.allclose(same, residual_curve(chosen, w, fit), atol=1e-6)
+    if condition == 1.0:
+        assert np.allclose(found.curve, residual_curve(chosen, w, held), atol=1e-6)
+
+
+def test_a_solver_that_fails_is_replaced_and_two_that_fail_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never a random or an unconverged result."""
+    from lowrank.core import linalg
+    from lowrank.errors import DecompositionError
+
+    def fails(*_: object) -> None:
+        raise np.linalg.LinAlgError
+
+    moment = np.diag([3.0, 2.0, 1.0])
+    monkeypatch.setattr(np.linalg, "eigh", fails)
+    monkeypatch.setattr(np.linalg, "eigvalsh", fails)
+    assert linalg.eigh_descending(moment)[0].tolist() == [3.0, 2.0, 1.0]
+    assert linalg.eigvalsh_descending(moment).tolist() == [3.0, 2.0, 1.0]
+    monkeypatch.setattr(linalg, "_qr_iteration", fails)
+    with pytest.raises(DecompositionError, match="layer.7"):
+        linalg.eigh_descending(moment, name="layer.7")

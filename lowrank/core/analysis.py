@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from lowrank.core.cost import break_even_rank
-from lowrank.core.factors import Directions, directions, residual_curve
+from lowrank.core.factors import Directions, directions, measure
 from lowrank.core.gram import Gram
 from lowrank.core.linalg import Matrix, Vector, singular_values
 from lowrank.core.spectrum import Spectrum
@@ -107,14 +107,8 @@ def analyze_weight(weight: Weight, matrix: Matrix, folds: Folds | None = None) -
     Raises:
         DecompositionError: if no solver converges.
     """
-    plain = Spectrum(singular_values(matrix, name=weight.name))
     if folds is None or folds.fit.tokens == 0:
-        return WeightAnalysis(weight, plain)
-    chosen = directions(matrix, folds.fit, name=weight.name)
-    judged_by = folds.heldout if folds.heldout.tokens else folds.fit
-    return WeightAnalysis(
-        weight,
-        plain,
-        activation=Spectrum(chosen.energies**0.5),
-        heldout=residual_curve(chosen, matrix, judged_by),
-    )
+        return WeightAnalysis(weight, Spectrum(singular_values(matrix, name=weight.name)))
+    judge = folds.heldout if folds.heldout.tokens else folds.fit
+    found = measure(matrix, folds.fit, judge, name=weight.name)
+    return WeightAnalysis(weight, Spectrum(found.plain), Spectrum(found.activation), heldout=found.curve)

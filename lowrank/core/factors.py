@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.core.gram import Gram
-from lowrank.core.linalg import Matrix, Vector, column_basis, eigh_descending, magnitude
+from lowrank.core.linalg import Matrix, Vector, column_basis, eigh_descending, eigvalsh_descending, magnitude
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +105,62 @@ def residual_curve(chosen: Directions, weight: Matrix, gram: Gram) -> Vector:
         captured = np.einsum("ij,ij->i", projected @ gram.moment, projected)
     else:
         captured = np.einsum("ij,ij->j", gram.moment @ chosen.basis, chosen.basis)
-    captured = np.maximum(captured, 0.0)
+    return _tail(np.maximum(captured, 0.0))
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What an analysis needs of one weight: spectra in both metrics, and the error at every rank."""
+
+    plain: Vector
+    """Singular values, largest first."""
+    activation: Vector
+    """Singular values in the metric of the data."""
+    curve: Vector
+    """Squared relative error at rank 0 ... k on the judging fold."""
+
+
+def measure(weight: Matrix, fit: Gram, judge: Gram, *, name: str = "matrix") -> Measured:
+    """The figures of `directions` and `residual_curve`, without forming the directions themselves.
+
+    Errors do not depend on the coordinates that outputs are written in. So a tall weight is replaced by the square
+    root of `W'W`, `core = S V'`, which its plain spectrum gives along the way: no QR, and nothing is divided.
+
+    Args:
+        weight: rows x cols, float64.
+        fit: the fold that chooses directions, with tokens in it; of the outputs only if the weight is not tall.
+        judge: the fold that the errors are measured on, of the same side.
+        name: the weight's name, for errors.
+
+    Raises:
+        DecompositionError: if no solver converges.
+    """
+    rows, cols = weight.shape
+    if rows > cols and "output" in (fit.side, judge.side):
+        raise ValueError("a tall weight is measured by the moments of its inputs, which are the smaller ones")
+    scale = magnitude(weight)
+    unit = weight / scale
+    if rows <= cols:
+        core, plain = unit, unit @ unit.T
+        squares = eigvalsh_descending(plain, name=name)
+    else:
+        squares, vectors = eigh_descending(unit.T @ unit, name=name)
+        core, plain = np.sqrt(squares)[:, None] * vectors.T, np.diag(squares)
+    moments = [_output_moment(core, gram, scale) for gram in (fit, judge)]
+    ridge = RIDGE * fit.energy / fit.tokens / cols * plain
+    energies, chosen = eigh_descending(moments[0] + ridge, name=name)
+    captured = np.maximum(np.einsum("ij,ij->j", moments[1] @ chosen, chosen), 0.0)
+    return Measured(scale * np.sqrt(squares), scale * np.sqrt(energies), _tail(captured))
+
+
+def _output_moment(core: Matrix, gram: Gram, scale: float) -> Matrix:
+    """`E[(Wx)(Wx)']` of the scaled weight, in the coordinates of the core."""
+    count = max(gram.tokens, 1)
+    if gram.side == "input":
+        return core @ (gram.moment / count) @ core.T
+    return gram.moment / (count * scale**2)
+
+
+def _tail(captured: Vector) -> Vector:
     tail = np.concatenate([np.cumsum(captured[::-1])[::-1], [0.0]])
     return tail / tail[0] if tail[0] > 0 else np.zeros_like(tail)

@@ -20,8 +20,10 @@ Vector = NDArray[np.float64]
 def eigh_descending(symmetric: Matrix, *, name: str = "matrix") -> tuple[Vector, Matrix]:
     """Eigenvalues of a positive semi-definite matrix, largest first and none negative, with eigenvectors.
 
-    LAPACK's divide and conquer (`syevd`) first; if it does not converge, QR iteration (`syev`), which is
-    slower and fails on other inputs. If both fail the error names the matrix: never an unconverged result.
+    LAPACK's divide and conquer (`syevd`, called through numpy, which lets other threads run meanwhile) first; if it
+    does
+    not converge, QR iteration (`syev`), which is slower and fails on other inputs. If both fail the error names
+    the matrix: never an unconverged result.
 
     Args:
         symmetric: n x n; only its lower triangle is read.
@@ -37,9 +39,9 @@ def eigh_descending(symmetric: Matrix, *, name: str = "matrix") -> tuple[Vector,
         >>> eigh_descending(np.diag([1.0, 4.0]))[0].tolist()
         [4.0, 1.0]
     """
-    for driver in ("evd", "ev"):
+    for solve in (np.linalg.eigh, _qr_iteration):
         try:
-            values, vectors = _lapack.eigh(symmetric, driver=driver, check_finite=False)
+            values, vectors = solve(symmetric)
         except np.linalg.LinAlgError:
             continue
         if np.isfinite(values).all():
@@ -50,10 +52,14 @@ def eigh_descending(symmetric: Matrix, *, name: str = "matrix") -> tuple[Vector,
     )
 
 
+def _qr_iteration(symmetric: Matrix) -> tuple[Vector, Matrix]:
+    return _lapack.eigh(symmetric, driver="ev", check_finite=False)
+
+
 def eigvalsh_descending(symmetric: Matrix, *, name: str = "matrix") -> Vector:
     """The eigenvalues alone, largest first and none negative; see `eigh_descending`."""
     try:
-        values = _lapack.eigvalsh(symmetric, driver="evd", check_finite=False)
+        values = np.linalg.eigvalsh(symmetric)
     except np.linalg.LinAlgError:
         return eigh_descending(symmetric, name=name)[0]
     return np.maximum(values[::-1], 0.0)

@@ -101,18 +101,20 @@ def test_pickled_module_only_when_asked(tmp_path: Path) -> None:
 
 
 class Payload:
-    """Runs something when it is unpickled."""
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
 
     def __reduce__(self) -> Any:
-        return (exec, ("import pathlib; pathlib.Path('/tmp/lowrank-was-here').touch()",))
+        return (exec, (f"import pathlib; pathlib.Path({str(self.mark)!r}).touch()",))
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".bin"])
 def test_pickled_code_does_not_run(tmp_path: Path, suffix: str) -> None:
-    mark = Path("/tmp/lowrank-was-here")
-    mark.unlink(missing_ok=True)
-    torch.save({"w": torch.zeros(3, 3), "x": Payload()}, tmp_path / f"m{suffix}")
-    with pytest.raises(UnsupportedModel):
+    mark = tmp_path / "was-here"
+    torch.save({"w": torch.zeros(3, 3), "x": Payload(mark)}, tmp_path / f"m{suffix}")
+    with pytest.raises(UnsupportedModel, match="--unsafe-pickle"):
         open_model(tmp_path / f"m{suffix}")
     assert not mark.exists()
 

@@ -152,8 +152,8 @@ def _search(
     slack: float,
     width: int,
 ) -> tuple[Indices | None, bool]:
-    """Dynamic programming over what the reduced costs leave: the best choice found, and whether no state was "
-    "dropped."""
+    """Dynamic programming over what the reduced costs leave: the best choice found, and whether no state was
+    dropped."""
     complete = True
     tolerance = slack * (1 + 1e-9)
     alive = [np.flatnonzero(r <= tolerance) for r in reduced]
@@ -189,8 +189,8 @@ def _search(
 
 
 def _thinned(cost: Costs, excess: Vector, width: int) -> Indices:
-    """The state of least excess in each of `width` equal stretches of cost, so that any remainder can still be "
-    "filled."""
+    """The state of least excess in each of `width` equal stretches of cost, so that any remainder can still be
+    filled."""
     span = int(cost.max() - cost.min()) + 1
     stretch = (cost - cost.min()) * width // span
     order = np.lexsort((excess, stretch))

@@ -8,7 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.core.gram import Gram
-from lowrank.core.linalg import Matrix, Vector, column_basis, eigh_descending, eigvalsh_descending, magnitude
+from lowrank.core.linalg import (
+    Matrix,
+    Vector,
+    column_basis,
+    eigh_descending,
+    eigvalsh_descending,
+    magnitude,
+    tail_shares,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +71,8 @@ def directions(weight: Matrix, gram: Gram | None = None, *, name: str = "matrix"
 
     The minimiser of `E|Wx - W_r x|^2` over matrices of rank r is `U_r U_r' W`, with `U_r` the leading
     eigenvectors of `W C W'`, `C = E[x x']` (reduced-rank regression; DRONE, NeurIPS 2021; AFM, AAAI 2023). No
-    Cholesky factor,
-    no inverse and no damping: it is right for a singular `C` too. A tall `W` is first reduced by its thin QR,
-    so the eigenproblem has min(rows, cols) rows and nothing is ever divided by a singular value.
+    Cholesky factor, no inverse and no damping: it is right for a singular `C` too. A tall `W` is first reduced by its
+    thin QR, so the eigenproblem has min(rows, cols) rows and nothing is ever divided by a singular value.
 
     Args:
         weight: rows x cols, float64.
@@ -105,7 +112,7 @@ def residual_curve(chosen: Directions, weight: Matrix, gram: Gram) -> Vector:
         captured = np.einsum("ij,ij->i", projected @ gram.moment, projected)
     else:
         captured = np.einsum("ij,ij->j", gram.moment @ chosen.basis, chosen.basis)
-    return _tail(np.maximum(captured, 0.0))
+    return tail_shares(np.maximum(captured, 0.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +157,7 @@ def measure(weight: Matrix, fit: Gram, judge: Gram, *, name: str = "matrix") -> 
     ridge = RIDGE * fit.energy / fit.tokens / cols * plain
     energies, chosen = eigh_descending(moments[0] + ridge, name=name)
     captured = np.maximum(np.einsum("ij,ij->j", moments[1] @ chosen, chosen), 0.0)
-    return Measured(scale * np.sqrt(squares), scale * np.sqrt(energies), _tail(captured))
+    return Measured(scale * np.sqrt(squares), scale * np.sqrt(energies), tail_shares(captured))
 
 
 def _output_moment(core: Matrix, gram: Gram, scale: float) -> Matrix:
@@ -159,8 +166,3 @@ def _output_moment(core: Matrix, gram: Gram, scale: float) -> Matrix:
     if gram.side == "input":
         return core @ (gram.moment / count) @ core.T
     return gram.moment / (count * scale**2)
-
-
-def _tail(captured: Vector) -> Vector:
-    tail = np.concatenate([np.cumsum(captured[::-1])[::-1], [0.0]])
-    return tail / tail[0] if tail[0] > 0 else np.zeros_like(tail)

@@ -36,8 +36,7 @@ class Gram:
 
     @classmethod
     def of(cls, side: Side, vectors: NDArray[np.floating], energy: float | None = None) -> Gram:
-        """The Gram of some tokens (rows of `vectors`: tokens x width); those that are not finite are counted "
-        "instead."""
+        """The Gram of some tokens (rows of `vectors`: tokens x width); those not finite are only counted."""
         rows = np.asarray(vectors, dtype=np.float64)
         finite = np.isfinite(rows).all(axis=1)
         kept = rows if finite.all() else rows[finite]

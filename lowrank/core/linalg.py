@@ -95,3 +95,10 @@ def singular_values(weight: Matrix, *, name: str = "matrix") -> Vector:
 def magnitude(weight: Matrix) -> float:
     """The largest absolute value, 1 for a zero matrix: squares of what is divided by it neither over- nor underflow."""
     return float(np.abs(weight).max(initial=0.0)) or 1.0
+
+
+def tail_shares(energies: Vector) -> Vector:
+    """What is left of some energies after the first 0, 1, ..., k of them, as a share of all; zeros if there is none."""
+    # Summed from the small end, so that a tail near zero keeps its digits.
+    tail = np.concatenate([np.cumsum(energies[::-1])[::-1], [0.0]])
+    return tail / tail[0] if tail[0] > 0 else np.zeros_like(tail)

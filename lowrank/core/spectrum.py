@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from lowrank.core.linalg import Vector
+from lowrank.core.linalg import Vector, tail_shares
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +32,7 @@ class Spectrum:
         """
         top = float(self.values[0]) if len(self.values) else 0.0
         energy = (self.values / top) ** 2 if top > 0 else np.zeros_like(self.values)
-        # Summed from the small end, so that a tail near zero keeps its digits.
-        tail = np.concatenate([np.cumsum(energy[::-1])[::-1], [0.0]])
-        return tail / tail[0] if tail[0] > 0 else np.zeros_like(tail)
+        return tail_shares(energy)
 
     def relative_error(self, rank: int) -> float:
         """`|W - W_r| / |W|` in the spectrum's own metric."""

@@ -1,5 +1,5 @@
-"""Fidelity: how far the compressed model's outputs are from the dense model's, on data that neither rank nor "
-"factor saw."""
+"""Fidelity: how far the compressed model's outputs are from the dense model's, on data that neither rank nor
+factor saw."""
 
 from __future__ import annotations
 

@@ -25,10 +25,9 @@ from lowrank.errors import ArtifactError, ExportError
 from lowrank.evaluate.fidelity import measure_fidelity
 from lowrank.evaluate.latency import measure_latency
 from lowrank.evaluate.parity import check_parity
-from lowrank.evaluate.report import Report
+from lowrank.evaluate.report import ONNX_FILE, Report
 from lowrank.progress import Clock, Track
 
-ONNX_FILE = "model.onnx"
 SEQUENCE = 128
 
 

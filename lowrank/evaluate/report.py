@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+ONNX_FILE = "model.onnx"
+"""The exported model's name in a run."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:

@@ -16,7 +16,7 @@ from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan
 from lowrank.core.select import Selector
 from lowrank.errors import ArtifactError, ExportError, LowRankError, PlanMismatch, UnsupportedModel
-from lowrank.evaluate.report import Report
+from lowrank.evaluate.report import ONNX_FILE, Report
 from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_calibration, settings_of
 from lowrank.pipeline.planning import factorize, read_plan, select
 from lowrank.pipeline.settings import Settings
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lowrank.calibrate import Calibration
 
 RUN = "lowrank-run"
-PLAN_FILE, REPORT_FILE, ONNX_FILE, MODEL_FOLDER = "plan.json", "report.json", "model.onnx", "model"
+PLAN_FILE, REPORT_FILE, MODEL_FOLDER = "plan.json", "report.json", "model"
 RESULTS = (PLAN_FILE, REPORT_FILE, ONNX_FILE, f"{ONNX_FILE}.data", MODEL_FOLDER)
 
 

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from lowrank.core.factors import directions
 from lowrank.core.gram import Gram
+from lowrank.core.structures import Replacement
 
 WORDS = [
     "the",
@@ -63,6 +65,11 @@ def gram_of(weight: np.ndarray, x: np.ndarray, side: str = "input") -> Gram:
     """The Gram of a layer with this weight on these inputs, from either side."""
     energy = float((x**2).sum())
     return Gram.of("input", x) if side == "input" else Gram.of("output", x @ weight.T, energy)
+
+
+def two_factors(matrix: np.ndarray, rank: int) -> Replacement:
+    """What replaces a weight in the plain metric."""
+    return Replacement("two_factor", directions(matrix).truncate(matrix, rank))
 
 
 def shape_spectra_(module: nn.Module, power: float = 0.7) -> nn.Module:

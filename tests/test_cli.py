@@ -169,8 +169,10 @@ def test_include_exclude_and_targets(cli: Cli, here: Path) -> None:
     assert len(read(here / "lowrank-run/analysis.json")["weights"]) == 5
     wrong = cli("analyze", "model.pt", "--include", "upp")
     assert (wrong.code, "did you mean 'up'" in wrong.err) == (1, True)
+    wrong = cli("analyze", "model.pt", "--targets", "attention")
+    assert (wrong.code, "embeddings, conv, all" in wrong.err) == (1, True)
     wrong = cli("analyze", "model.pt", "--targets", "conv")
-    assert (wrong.code, "cannot be factored yet" in wrong.err) == (1, True)
+    assert (wrong.code, "has no weight that is targeted" in wrong.err) == (1, True)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from builders import decaying
+from builders import decaying, two_factors
 from torch import nn
 
 from lowrank.backends.torch import ModuleBackend, open_module
-from lowrank.core.factors import directions
 from lowrank.core.spectrum import Spectrum
 
 ROWS, COLS = 24, 16
@@ -48,7 +47,7 @@ def test_layer(layer: Callable[[bool], nn.Module], bias: bool, dtype: torch.dtyp
     (weight,) = backend.weights
     assert weight.shape == (ROWS, COLS)
     matrix, rank = backend.read(weight.name), REGIMES[regime]
-    small = backend.rewrite({weight.name: directions(matrix).truncate(matrix, rank)})
+    small = backend.rewrite({weight.name: two_factors(matrix, rank)})
     new = small.module.get_submodule("inner")
     x = torch.eye(COLS, dtype=dtype)
     with torch.no_grad():

@@ -127,7 +127,7 @@ def test_scaling_and_rotation_do_not_change_relative_errors(size: int, seed: int
 @given(sizes, seeds, st.integers(1, 5))
 def test_grams_add(width: int, seed: int, parts: int) -> None:
     x = np.random.default_rng(seed).standard_normal((20, width))
-    whole, total = Gram.of("input", x), Gram.zeros("input", width)
+    whole, total = Gram.of("input", x), Gram.zeros(Weight("w", width, width, "float64", "projection"))
     for part in np.array_split(x, parts):
         total = total + Gram.of("input", part)
     assert np.allclose(whole.moment, total.moment)

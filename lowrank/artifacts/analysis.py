@@ -38,6 +38,8 @@ def save_analysis(analysis: Analysis, folder: Path) -> None:
             tensors[f"{name}:activation"] = record.activation.values
         if record.heldout is not None:
             tensors[f"{name}:heldout"] = record.heldout
+        if record.spatial is not None:
+            tensors[f"{name}:spatial"] = record.spatial
     owners: dict[int, str] = {}
     for name, folds in analysis.grams.items():
         owner = owners.setdefault(id(folds), name)
@@ -46,7 +48,7 @@ def save_analysis(analysis: Analysis, folder: Path) -> None:
             continue
         grams[name] = {}
         for fold, gram in (("fit", folds.fit), ("held", folds.heldout)):
-            tensors[f"{name}:gram:{fold}"] = gram.moment[np.tril_indices(len(gram.moment))]
+            tensors[f"{name}:gram:{fold}"] = gram.moment[..., *np.tril_indices(gram.moment.shape[-1])]
             facts = {
                 "side": gram.side,
                 "tokens": gram.tokens,
@@ -83,7 +85,9 @@ def _weight_figures(record: WeightAnalysis, spectra: bool) -> dict[str, Any]:
     return {
         "name": weight.name,
         "layers": [asdict(layer) for layer in weight.layers],
-        "view": weight.view.stored,
+        "view": asdict(weight.view),
+        "spatial_view": weight.spatial and asdict(weight.spatial),
+        "stack": weight.stack,
         "role": weight.role,
         "shape": list(weight.shape),
         "dtype": weight.dtype,
@@ -154,7 +158,9 @@ def load_analysis(folder: Path) -> Analysis:
 def _read_weight(entry: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> WeightAnalysis:
     name, (rows, cols) = entry["name"], entry["shape"]
     layers = tuple(Layer(layer["name"], layer["kind"]) for layer in entry["layers"])
-    weight = Weight(name, rows, cols, entry["dtype"], entry["role"], layers, View(entry["view"]))
+    spatial = entry["spatial_view"] and _read_view(entry["spatial_view"])
+    view, stack = _read_view(entry["view"]), entry["stack"]
+    weight = Weight(name, rows, cols, entry["dtype"], entry["role"], layers, view, stack, spatial)
     activation = tensors.get(f"{name}:activation")
     record = WeightAnalysis(
         weight,
@@ -162,8 +168,10 @@ def _read_weight(entry: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) 
         None if activation is None else Spectrum(activation),
         tensors.get(f"{name}:heldout"),
         float(entry["sensitivity"]),
+        tensors.get(f"{name}:spatial"),
     )
-    arrays = [record.plain.values, record.error_curve, *([] if activation is None else [activation])]
+    found = (record.plain.values, record.error_curve, activation, record.spatial)
+    arrays = [array for array in found if array is not None]
     if not all(np.isfinite(a).all() and (a >= 0).all() for a in arrays) or not 0 <= record.sensitivity < np.inf:
         raise ValueError(f"the figures of {name} are not finite")
     if len(record.plain.values) != weight.full_rank or len(record.error_curve) != weight.full_rank + 1:
@@ -171,13 +179,17 @@ def _read_weight(entry: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) 
     return record
 
 
+def _read_view(entry: Mapping[str, Any]) -> View:
+    return View(str(entry["stored"]), str(entry["seen"]), tuple((str(k), int(n)) for k, n in entry["sizes"]))
+
+
 def _read_folds(name: str, entry: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Folds:
     return Folds(*(_read_gram(entry[fold], tensors[f"{name}:gram:{fold}"]) for fold in ("fit", "held")))
 
 
 def _read_gram(facts: Mapping[str, Any], packed: NDArray[Any]) -> Gram:
-    size = int((np.sqrt(8 * len(packed) + 1) - 1) / 2)
-    moment = np.zeros((size, size))
-    moment[np.tril_indices(size)] = packed
-    moment += np.tril(moment, -1).T
+    size = int((np.sqrt(8 * packed.shape[-1] + 1) - 1) / 2)
+    moment = np.zeros((*packed.shape[:-1], size, size))
+    moment[..., *np.tril_indices(size)] = packed
+    moment += np.tril(moment, -1).swapaxes(-1, -2)
     return Gram(facts["side"], moment, facts["tokens"], facts["energy"], facts["nonfinite"])

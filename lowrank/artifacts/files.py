@@ -25,6 +25,8 @@ MAKERS = {
     "model": "run `lowrank compress` first, or give the folder of a finished run",
 }
 """What makes a file of each kind, for the error when it is missing."""
+RECORD_FILE = "lowrank.json"
+"""What was replaced in a saved model, beside its tensors."""
 STAGE_PREFIX = ".lowrank-staging-"
 ATTIC = ".replaced"
 
@@ -209,6 +211,13 @@ def hash_files(paths: Iterable[Path]) -> str:
         digest.update(path.name.encode())
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:32]
+
+
+def hash_array(array: NDArray[Any]) -> str:
+    """SHA-256 of an array's type, shape and numbers."""
+    digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:32]
 
 

@@ -16,7 +16,8 @@ def open_model(model: object, opening: Opening | None = None) -> Backend:
     """The backend that reads a model.
 
     Args:
-        model: a Hugging Face folder, a `.safetensors`, `.pt`, `.pth`, `.bin` or `.pt2` file, or a live `nn.Module`.
+        model: a Hugging Face folder, a `.safetensors`, `.pt`, `.pth`, `.bin`, `.pt2` or `.onnx` file, or a live
+            `nn.Module`.
         opening: how to build it, and what it may run.
 
     Raises:
@@ -35,14 +36,15 @@ def open_model(model: object, opening: Opening | None = None) -> Backend:
     if not found:
         raise UnsupportedModel(f"there is no {path}; give a Hugging Face folder or a model file on this machine")
     if path.suffix == ".onnx":
-        raise UnsupportedModel(
-            f"{path}: ONNX files cannot be read yet, only written; give the torch model that it was exported from"
-        )
+        if path.is_dir():
+            raise UnsupportedModel(f"{path} is a folder; give the .onnx file itself")
+        from lowrank.backends.onnx import open_onnx
+
+        return open_onnx(path.resolve(), opening)
     if path.is_file() and path.suffix not in TORCH_FILES:
         raise UnsupportedModel(
             f"{path}: {path.suffix or 'a file without a suffix'} is not a kind of model that can be read; give a "
-            f"Hugging Face "
-            f"folder or one of {', '.join(sorted(TORCH_FILES))}"
+            f"Hugging Face folder or one of {', '.join(sorted({*TORCH_FILES, '.onnx'}))}"
         )
     from lowrank.backends.torch import open_path
 

@@ -1,12 +1,17 @@
-"""Backend: a model in one format. It names its weights, reads one, takes replacements back, and saves."""
+"""Backend: a model in one format. It names its weights, reads one, takes replacements back, runs, and saves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
+from numpy.typing import NDArray
+
+from lowrank.backends.inputs import Feed, Signature
+from lowrank.core.gram import Gram, Side
 from lowrank.core.linalg import Matrix
 from lowrank.core.structures.base import Replacement
 from lowrank.core.weight import Skip, Weight
@@ -20,12 +25,15 @@ class Opening:
     """`package.module:factory`: a function without arguments that gives the dense `nn.Module`."""
     config: str | None = None
     """A Hugging Face config.json that says how to build the model."""
+    tokenizer: str | None = None
+    """A tokenizer.json, or a folder with a tokenizer, for models that come without one."""
     unsafe_pickle: bool = False
     """Allow a file to run code of its own while it is read."""
 
     def provenance(self) -> dict[str, Any]:
         """What must be the same for a second opening to give the same model. Never the permission to unpickle."""
-        return {"arch": self.arch, "config": self.config and str(Path(self.config).resolve())}
+        named = {"config": self.config, "tokenizer": self.tokenizer}
+        return {"arch": self.arch, **{key: path and str(Path(path).resolve()) for key, path in named.items()}}
 
 
 class Backend(Protocol):
@@ -51,8 +59,23 @@ class Backend(Protocol):
         """Numbers in the whole model, shared ones counted once."""
         ...
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its tensors, shared ones counted once."""
+        ...
+
+    @property
+    def signature(self) -> Signature | str:
+        """How it is fed, or the reason why it cannot be run."""
+        ...
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The folder or the tokenizer.json that makes its inputs from text."""
+        ...
+
     def read(self, name: str) -> Matrix:
-        """One weight as a rows x cols float64 matrix.
+        """One weight as a rows x cols float64 matrix (stack x rows x cols for a stack).
 
         Raises:
             NonFiniteWeight: if it holds NaN or infinity.
@@ -67,10 +90,54 @@ class Backend(Protocol):
         """
         ...
 
-    def rewrite(self, replacements: Mapping[str, Replacement]) -> Backend:
+    def rewrite(self, replacements: Mapping[str, Replacement]) -> Self:
         """A new backend whose model has the replacements in the weights' places; this one is unchanged."""
         ...
 
     def save(self, folder: Path) -> None:
         """Write the model so that `lowrank.load(folder)` gives it back without the original."""
+        ...
+
+    def reloaded(self, folder: Path) -> Self:
+        """This model as `save` wrote it to a folder and as a user will load it, checked to be the same.
+
+        Raises:
+            ArtifactError: if it is not.
+        """
+        ...
+
+    def saved_in(self, run: Path, replacements: Callable[[], Mapping[str, Replacement]]) -> Self:
+        """The compressed model of a run that was made from this one.
+
+        Args:
+            run: its folder, whose `model` is loaded where it holds one.
+            replacements: what was put in, for formats where it does not.
+        """
+        ...
+
+    def fed_with(self, signature: Signature) -> Self:
+        """The same model with another description of its inputs."""
+        ...
+
+    def run(self, feed: Feed) -> NDArray[Any]:
+        """The main output of one forward pass, in floating numbers."""
+        ...
+
+    def oracle(self) -> Callable[[Feed], NDArray[Any]]:
+        """What an ONNX file of this model must agree with, in float32, by a way that does not go through the file."""
+        ...
+
+    def watching(
+        self, sides: Mapping[str, Side], observe: Callable[[str, Gram], None]
+    ) -> AbstractContextManager[Callable[[Feed], None]]:
+        """A function that runs the model and shows `observe` the moment that each weight's layers saw, batch by batch.
+
+        Args:
+            sides: which moment is wanted of each weight, by name.
+            observe: called with a weight's name and the Gram of one batch.
+        """
+        ...
+
+    def swapped(self, name: str, matrix: Matrix) -> AbstractContextManager[None]:
+        """Inside the block `run` computes with other numbers in one weight."""
         ...

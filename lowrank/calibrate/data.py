@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from lowrank.artifacts.files import hash_json
-from lowrank.backends.torch.inputs import MASK, Signature, of_arrays
-from lowrank.backends.torch.module import ModuleBackend
+from lowrank.artifacts.files import hash_array, hash_json
+from lowrank.backends.base import Backend
+from lowrank.backends.inputs import MASK, Feed, Signature, of_arrays
 from lowrank.calibrate.text import builtin_samples, read_samples
+from lowrank.calibrate.tokenize import tokenize
 from lowrank.errors import CalibrationError, first_line
-
-Batch = Mapping[str, Tensor]
 
 MAX_TOKENS = 128
 """Longer samples are cut: the moments of a layer's inputs hardly change with longer context."""
@@ -29,12 +26,11 @@ BATCH_ROWS = 64
 class Calibration:
     """Batches that choose directions (`fit`), that judge ranks (`heldout`) and that neither saw (`report`)."""
 
-    fit: tuple[Batch, ...]
-    heldout: tuple[Batch, ...]
-    report: tuple[Batch, ...]
-    module: nn.Module
-    """The model that the batches feed."""
-    signature: Signature
+    fit: tuple[Feed, ...]
+    heldout: tuple[Feed, ...]
+    report: tuple[Feed, ...]
+    backend: Backend
+    """The model that the batches feed, with the signature that they fit."""
     provenance: Mapping[str, Any]
 
     @property
@@ -58,7 +54,7 @@ def split_folds(count: int) -> tuple[list[int], list[int], list[int]]:
 
 
 def load_calibration(
-    backend: ModuleBackend, path: Path | None, column: str | None = None, samples: int = 4096
+    backend: Backend, path: Path | None, column: str | None = None, samples: int = 4096
 ) -> Calibration | None:
     """The calibration data for a model; None if there is none that fits it.
 
@@ -79,18 +75,16 @@ def load_calibration(
         if path is None:
             return None
         raise CalibrationError(f"{path}: the model cannot be run on text: {signature}; give its inputs as .npz")
-    if not signature.reads_tokens or backend.tokenizer_folder is None:
+    if not signature.reads_tokens or backend.tokenizer is None:
         if path is None:
             return None
         lacking = (
             "comes without a tokenizer" if signature.reads_tokens else f"reads {', '.join(signature.names)}, not text"
         )
-        raise CalibrationError(
-            f"{path}: the model {lacking}; put tokenizer.json beside its config.json, or give its inputs as .npz"
-        )
+        raise CalibrationError(f"{path}: the model {lacking}; give --tokenizer tokenizer.json, or its inputs as .npz")
     text = read_samples(path, column) if path else builtin_samples()
     text = _spread(text, samples)
-    lines = _tokenize(backend.tokenizer_folder, text, min(MAX_TOKENS, signature.max_sequence))
+    lines = tokenize(backend.tokenizer, text, min(MAX_TOKENS, signature.max_sequence))
     provenance = {
         "text": str(path.resolve()) if path else "pydoc_data.topics",
         "column": column,
@@ -99,7 +93,7 @@ def load_calibration(
         "hash": hash_json(lines),
     }
     fit, heldout, report = (_token_batches([lines[i] for i in fold], signature) for fold in split_folds(len(lines)))
-    return Calibration(fit, heldout, report, backend.module, signature, provenance)
+    return Calibration(fit, heldout, report, backend, provenance)
 
 
 def _spread(items: list[str], most: int) -> list[str]:
@@ -108,46 +102,31 @@ def _spread(items: list[str], most: int) -> list[str]:
     return [items[i * len(items) // most] for i in range(most)]
 
 
-def _tokenize(folder: Path, text: list[str], most: int) -> list[list[int]]:
-    from transformers import AutoTokenizer
-
-    from lowrank.backends.torch.huggingface import quiet
-
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-            encoded = tokenizer(text, truncation=True, max_length=most, padding=False)["input_ids"]
-    except Exception as error:
-        raise CalibrationError(
-            f"the tokenizer in {folder} cannot be used: {first_line(error)}; repair it, or give the model's "
-            f"inputs as .npz"
-        ) from None
-    lines = [list(ids) for ids in encoded if len(ids) > 0]
-    if not lines:
-        raise CalibrationError(f"the tokenizer in {folder} makes no tokens of the calibration text; give other text")
-    return lines
-
-
-def _token_batches(lines: Sequence[Sequence[int]], signature: Signature) -> tuple[Batch, ...]:
+def _token_batches(lines: Sequence[Sequence[int]], signature: Signature) -> tuple[Feed, ...]:
     """Batches of samples of one length each, so that no row is padded and no padding can enter a Gram."""
     by_length: dict[int, list[Sequence[int]]] = {}
     for ids in lines:
         by_length.setdefault(len(ids), []).append(ids)
-    batches: list[Batch] = []
+    batches: list[Feed] = []
     for length, rows in sorted(by_length.items()):
         step = max(1, min(BATCH_ROWS, BATCH_TOKENS // length))
         batches += [_token_batch(rows[i : i + step], signature) for i in range(0, len(rows), step)]
     return tuple(batches)
 
 
-def _token_batch(rows: Sequence[Sequence[int]], signature: Signature) -> Batch:
-    ids = torch.tensor(rows, dtype=torch.int64)
-    ones, zeros = torch.ones_like(ids), torch.zeros_like(ids)
-    filled = {"input_ids": ids, MASK: ones}
-    return {name: filled.get(name, zeros) for name in signature.names}
+def _token_batch(rows: Sequence[Sequence[int]], signature: Signature) -> Feed:
+    ids = np.asarray(rows)
+    # A decoder that is trained to copy, translate or continue sees text like that of its encoder.
+    filled = {
+        "input_ids": ids,
+        "decoder_input_ids": ids,
+        MASK: np.ones_like(ids),
+        "position_ids": np.broadcast_to(np.arange(ids.shape[1]), ids.shape),
+    }
+    return {i.name: filled.get(i.name, np.zeros_like(ids)).astype(i.array_dtype) for i in signature.inputs}
 
 
-def _from_arrays(backend: ModuleBackend, path: Path, samples: int) -> Calibration:
+def _from_arrays(backend: Backend, path: Path, samples: int) -> Calibration:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -171,48 +150,42 @@ def _from_arrays(backend: ModuleBackend, path: Path, samples: int) -> Calibratio
     signature = _signature_for(backend, path, arrays)
     for spec in signature.inputs:
         given = arrays[spec.name]
-        if not spec.dtype.is_floating_point and not np.array_equal(given, np.trunc(given)):
+        if not spec.is_floating and not np.array_equal(given, np.trunc(given)):
             raise CalibrationError(f"{path}: {spec.name} must hold whole numbers, and holds fractions")
-    numbers = {i.name: torch.from_numpy(arrays[i.name]).to(i.dtype) for i in signature.inputs}
-    if any(not torch.isfinite(t).all() for t in numbers.values() if t.is_floating_point()):
+    numbers = {i.name: arrays[i.name].astype(i.array_dtype) for i in signature.inputs}
+    if any(not np.isfinite(a).all() for a in numbers.values() if a.dtype.kind == "f"):
         raise CalibrationError(f"{path} holds NaN or infinite inputs; remove those samples")
     count = counts.pop()
     chosen = [i * count // samples for i in range(samples)] if count > samples else list(range(count))
 
-    def batches(fold: list[int]) -> tuple[Batch, ...]:
+    def batches(fold: list[int]) -> tuple[Feed, ...]:
         rows = [chosen[i] for i in fold]
         parts = [rows[i : i + BATCH_ROWS] for i in range(0, len(rows), BATCH_ROWS)]
-        return tuple({name: t[part] for name, t in numbers.items()} for part in parts)
+        return tuple({name: a[part] for name, a in numbers.items()} for part in parts)
 
     fit, heldout, report = (batches(fold) for fold in split_folds(len(chosen)))
-    digest = hash_json({name: hash_json(t.flatten().tolist()) for name, t in numbers.items()})
+    digest = hash_json({name: hash_array(a) for name, a in numbers.items()})
     return Calibration(
         fit,
         heldout,
         report,
-        backend.module,
-        signature,
+        backend.fed_with(signature),
         {"arrays": str(path.resolve()), "samples": len(chosen), "hash": digest},
     )
 
 
-def _signature_for(backend: ModuleBackend, path: Path, arrays: Mapping[str, Any]) -> Signature:
+def _signature_for(backend: Backend, path: Path, arrays: Feed) -> Signature:
     """The model's own signature if the arrays fit it, else the one that the arrays show, tried on the model."""
     known = backend.signature
     if isinstance(known, Signature) and set(known.names) <= set(arrays):
         return known
     shown = of_arrays(arrays)
-    first = {
-        name: torch.from_numpy(np.asarray(a[:1])).to(i.dtype)
-        for i, (name, a) in zip(shown.inputs, arrays.items(), strict=True)
-    }
+    first = {i.name: arrays[i.name][:1].astype(i.array_dtype) for i in shown.inputs}
     try:
-        with torch.no_grad():
-            shown.call(backend.module, first)
+        backend.fed_with(shown).run(first)
     except Exception as error:
         wanted = f" (it reads {', '.join(known.names)})" if isinstance(known, Signature) else ""
         raise CalibrationError(
-            f"{path}: the model does not run on its arrays {', '.join(arrays)}{wanted}: "
-            f"{str(error).splitlines()[0][:160]}"
+            f"{path}: the model does not run on its arrays {', '.join(arrays)}{wanted}: {first_line(error)}"
         ) from None
     return shown

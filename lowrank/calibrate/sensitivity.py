@@ -7,11 +7,9 @@ from dataclasses import replace
 from statistics import median
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from lowrank.calibrate.data import Batch, Calibration
+from lowrank.backends.inputs import Feed
+from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Folds, WeightAnalysis
 from lowrank.core.factors import directions
 from lowrank.core.linalg import Matrix
@@ -42,21 +40,16 @@ def measure_sensitivity(
     that never matter, and then looks easy to truncate. One measurement puts all layers on the scale of the model's
     output (the idea of LEMS, ICML 2026, with the squared relative output error in place of a divergence).
     """
-    module, signature = calibration.module, calibration.signature
+    backend = calibration.backend
     chosen = _some(calibration.heldout or calibration.fit)
-    parameters = dict(module.named_parameters(remove_duplicate=False))
-    with torch.no_grad():
-        reference = [signature.call(module, batch).double() for batch in chosen]
-        scale = sum(float(y.square().sum()) for y in reference)
-        measured: list[float] = []
-        for record in track(records, "measuring sensitivity", len(records)):
-            truncated, own = _truncated(record, read(record.weight.name), grams.get(record.weight.name))
-            with _Swapped(parameters[record.weight.name], record.weight.view.stored_from(truncated)):
-                lost = sum(
-                    float((signature.call(module, batch).double() - y).square().sum())
-                    for batch, y in zip(chosen, reference, strict=True)
-                )
-            measured.append(lost / scale / own if own > 0 and scale > 0 else 0.0)
+    reference = [backend.run(feed).astype(np.float64) for feed in chosen]
+    scale = sum(float(np.square(y).sum()) for y in reference)
+    measured: list[float] = []
+    for record in track(records, "measuring sensitivity", len(records)):
+        truncated, own = _truncated(record, read(record.weight.name), grams.get(record.weight.name))
+        with backend.swapped(record.weight.name, truncated):
+            lost = sum(float(np.square(backend.run(f) - y).sum()) for f, y in zip(chosen, reference, strict=True))
+        measured.append(lost / scale / own if own > 0 and scale > 0 else 0.0)
     positive = [s for s in measured if s > 0 and np.isfinite(s)]
     floor = FLOOR * median(positive) if positive else 1.0
     return tuple(
@@ -65,16 +58,16 @@ def measure_sensitivity(
     )
 
 
-def _some(batches: Sequence[Batch]) -> list[Batch]:
+def _some(batches: Sequence[Feed]) -> list[Feed]:
     """A few batches, spread over the lengths that there are, cut to an equal share of the tokens."""
     count = min(BATCHES, len(batches))
     spread = [batches[(2 * i + 1) * len(batches) // (2 * count)] for i in range(count)]
     return [{name: values[: _rows(batch, count)] for name, values in batch.items()} for batch in spread]
 
 
-def _rows(batch: Batch, count: int) -> int:
+def _rows(batch: Feed, count: int) -> int:
     first = next(iter(batch.values()))
-    return max(1, TOKENS // count // (first.shape[1] if first.dim() == 2 else 16))
+    return max(1, TOKENS // count // (first.shape[1] if first.ndim == 2 else 16))
 
 
 def _truncated(record: WeightAnalysis, matrix: Matrix, folds: Folds | None) -> tuple[Matrix, float]:
@@ -82,16 +75,3 @@ def _truncated(record: WeightAnalysis, matrix: Matrix, folds: Folds | None) -> t
     rank = max(1, int(KEEP * weight.params / (weight.rows + weight.cols)))
     chosen = directions(matrix, folds.fit if folds else None, name=weight.name)
     return np.asarray(chosen.truncate(matrix, rank).product(), np.float64), float(record.error_curve[rank])
-
-
-class _Swapped:
-    """A parameter that holds other numbers inside the block."""
-
-    def __init__(self, parameter: Tensor, stored: NDArray[np.generic]) -> None:
-        self.parameter, self.stored, self.before = parameter, stored, parameter.data
-
-    def __enter__(self) -> None:
-        self.parameter.data = torch.from_numpy(np.ascontiguousarray(self.stored)).to(self.before)
-
-    def __exit__(self, *_: object) -> None:
-        self.parameter.data = self.before

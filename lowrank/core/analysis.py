@@ -11,6 +11,7 @@ from lowrank.core.cost import break_even_rank
 from lowrank.core.factors import Directions, directions, measure
 from lowrank.core.gram import Gram
 from lowrank.core.linalg import Matrix, Vector, singular_values
+from lowrank.core.spatial import spatial_curve
 from lowrank.core.spectrum import Spectrum
 from lowrank.core.weight import Group, Skip, Weight
 
@@ -27,6 +28,8 @@ class WeightAnalysis:
     """Squared relative output error at rank 0 ... k on the fold that did not choose the directions."""
     sensitivity: float = 1.0
     """Squared relative error of the model's output for one unit of this weight's own; 1 where it was not measured."""
+    spatial: Vector | None = None
+    """Squared relative output error of spatial factors at rank 0 ... ; None for what is no k x k convolution."""
 
     @cached_property
     def error_curve(self) -> Vector:
@@ -101,14 +104,20 @@ def analyze_weight(weight: Weight, matrix: Matrix, folds: Folds | None = None) -
 
     Args:
         weight: its record.
-        matrix: rows x cols, float64, finite.
+        matrix: rows x cols (or a stack of them), float64, finite.
         folds: Grams of its layer's data; None, or without tokens, leaves the plain metric alone.
 
     Raises:
         DecompositionError: if no solver converges.
     """
     if folds is None or folds.fit.tokens == 0:
-        return WeightAnalysis(weight, Spectrum(singular_values(matrix, name=weight.name)))
+        spatial = spatial_curve(weight, matrix, None, None) if weight.spatial else None
+        return WeightAnalysis(weight, Spectrum(singular_values(matrix, name=weight.name)), spatial=spatial)
     judge = folds.heldout if folds.heldout.tokens else folds.fit
     found = measure(matrix, folds.fit, judge, name=weight.name)
-    return WeightAnalysis(weight, Spectrum(found.plain), Spectrum(found.activation), heldout=found.curve)
+    # The errors of spatial factors can only be compared with the others' in the metric of whole patches.
+    known = weight.spatial is not None and folds.fit.side == "input"
+    spatial = spatial_curve(weight, matrix, folds.fit, judge) if known else None
+    return WeightAnalysis(
+        weight, Spectrum(found.plain), Spectrum(found.activation), heldout=found.curve, spatial=spatial
+    )

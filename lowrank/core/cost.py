@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 
-def dense_cost(rows: int, cols: int) -> int:
-    """Numbers in the dense matrix."""
-    return rows * cols
-
-
-def two_factor_cost(rows: int, cols: int, rank: int) -> int:
-    """Numbers in `left @ right`: rank (rows + cols)."""
-    return rank * (rows + cols)
+def two_factor_cost(rows: int, cols: int, rank: int, stack: int = 1) -> int:
+    """Numbers in `left @ right`: rank (rows + cols), for each matrix of a stack."""
+    return stack * rank * (rows + cols)
 
 
 def break_even_rank(rows: int, cols: int) -> int:

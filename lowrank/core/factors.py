@@ -21,7 +21,7 @@ from lowrank.core.linalg import (
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """`left @ right`, rows x rank times rank x cols: the input meets `right` first."""
+    """`left @ right`, rows x rank times rank x cols: the input meets `right` first. A stack has one more axis."""
 
     left: NDArray[np.floating]
     right: NDArray[np.floating]
@@ -29,7 +29,7 @@ class Factors:
     @property
     def rank(self) -> int:
         """The inner width."""
-        return int(self.left.shape[1])
+        return int(self.left.shape[-1])
 
     def product(self) -> NDArray[np.floating]:
         """The dense matrix that the factors stand for."""
@@ -41,7 +41,7 @@ class Directions:
     """Output directions of a weight in the order in which truncation keeps them.
 
     `basis` is rows x k orthonormal, k = min(rows, cols); `energies` are the output energies along them on the
-    data that chose them, largest first.
+    data that chose them, largest first. A stack has one more axis in front of either.
     """
 
     basis: Matrix
@@ -49,8 +49,8 @@ class Directions:
 
     def truncate(self, weight: Matrix, rank: int) -> Factors:
         """`left = U_r`, `right = U_r' W`: the projection of the outputs on the first `rank` directions."""
-        left = self.basis[:, :rank]
-        return Factors(left, left.T @ weight)
+        left = self.basis[..., :rank]
+        return Factors(left, left.swapaxes(-1, -2) @ weight)
 
 
 # A trace of the plain metric keeps directions that no calibration token reached in the order of the weight's own
@@ -75,7 +75,7 @@ def directions(weight: Matrix, gram: Gram | None = None, *, name: str = "matrix"
     thin QR, so the eigenproblem has min(rows, cols) rows and nothing is ever divided by a singular value.
 
     Args:
-        weight: rows x cols, float64.
+        weight: rows x cols, float64, or a stack of them, whose matrices are taken one by one.
         gram: moment of the layer's inputs or outputs; None, or an empty one, gives the plain SVD's directions.
         name: the weight's name, for errors.
 
@@ -87,6 +87,9 @@ def directions(weight: Matrix, gram: Gram | None = None, *, name: str = "matrix"
         >>> directions(w).truncate(w, 2).product().diagonal().tolist()
         [3.0, 2.0, 0.0]
     """
+    if weight.ndim == 3:
+        parts = [directions(w, gram and gram.part(i), name=name) for i, w in enumerate(weight)]
+        return Directions(np.stack([p.basis for p in parts]), np.stack([p.energies for p in parts]))
     if gram is None or gram.tokens == 0:
         # Directions do not depend on scale, and squares of extreme numbers would leave float64.
         scale = magnitude(weight)
@@ -107,12 +110,17 @@ def residual_curve(chosen: Directions, weight: Matrix, gram: Gram) -> Vector:
     Returns:
         k + 1 numbers from 1 down to 0.
     """
-    projected = chosen.basis.T @ weight
     if gram.side == "input":
-        captured = np.einsum("ij,ij->i", projected @ gram.moment, projected)
+        projected = chosen.basis.swapaxes(-1, -2) @ weight
+        captured = np.einsum("...ij,...ij->...i", projected @ gram.moment, projected)
     else:
-        captured = np.einsum("ij,ij->j", gram.moment @ chosen.basis, chosen.basis)
-    return tail_shares(np.maximum(captured, 0.0))
+        captured = np.einsum("...ij,...ij->...j", gram.moment @ chosen.basis, chosen.basis)
+    return tail_shares(_of_stack(np.maximum(captured, 0.0)))
+
+
+def _of_stack(energies: Vector) -> Vector:
+    """Energies by rank of a stack as a whole: what every matrix keeps at a rank adds up."""
+    return energies if energies.ndim == 1 else energies.sum(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +142,7 @@ def measure(weight: Matrix, fit: Gram, judge: Gram, *, name: str = "matrix") -> 
     root of `W'W`, `core = S V'`, which its plain spectrum gives along the way: no QR, and nothing is divided.
 
     Args:
-        weight: rows x cols, float64.
+        weight: rows x cols, float64, or a stack of them.
         fit: the fold that chooses directions, with tokens in it; of the outputs only if the weight is not tall.
         judge: the fold that the errors are measured on, of the same side.
         name: the weight's name, for errors.
@@ -142,6 +150,16 @@ def measure(weight: Matrix, fit: Gram, judge: Gram, *, name: str = "matrix") -> 
     Raises:
         DecompositionError: if no solver converges.
     """
+    if weight.ndim == 3:
+        parts = [_measure(w, fit.part(i), judge.part(i), name) for i, w in enumerate(weight)]
+    else:
+        parts = [_measure(weight, fit, judge, name)]
+    plain, activation, captured = (_of_stack(np.stack(energies)) for energies in zip(*parts, strict=True))
+    return Measured(np.sqrt(plain), np.sqrt(activation), tail_shares(captured))
+
+
+def _measure(weight: Matrix, fit: Gram, judge: Gram, name: str) -> tuple[Vector, Vector, Vector]:
+    """Energies of one matrix: plain, in the metric of `fit`, and on `judge` along the directions that `fit` chose."""
     rows, cols = weight.shape
     if rows > cols and "output" in (fit.side, judge.side):
         raise ValueError("a tall weight is measured by the moments of its inputs, which are the smaller ones")
@@ -157,7 +175,7 @@ def measure(weight: Matrix, fit: Gram, judge: Gram, *, name: str = "matrix") -> 
     ridge = RIDGE * fit.energy / fit.tokens / cols * plain
     energies, chosen = eigh_descending(moments[0] + ridge, name=name)
     captured = np.maximum(np.einsum("ij,ij->j", moments[1] @ chosen, chosen), 0.0)
-    return Measured(scale * np.sqrt(squares), scale * np.sqrt(energies), tail_shares(captured))
+    return scale**2 * squares, scale**2 * energies, scale**2 * captured
 
 
 def _output_moment(core: Matrix, gram: Gram, scale: float) -> Matrix:

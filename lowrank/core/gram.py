@@ -9,8 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.core.linalg import Matrix
+from lowrank.core.weight import Weight
 
 Side = Literal["input", "output"]
+
+SPATIAL_INPUTS = 2304
+"""Patches wider than this (256 channels of 3 x 3) get no input moment, so no spatial factors in the metric of data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,9 @@ class Gram:
     `input`: `x` is what the layer multiplies (cols wide). `output`: `x` is `W` times that, without the bias
     (rows wide), which is all that truncation needs and smaller when the layer is wide. `energy` is the sum of
     the squared norms of the layer's *inputs* on either side, so that a ridge can be added without them.
+
+    A stack of matrices (groups of channels, experts) has a stack of moments; tokens and energy are those of all of
+    them together, so that a matrix that few tokens reach counts for little.
     """
 
     side: Side
@@ -30,9 +37,19 @@ class Gram:
     """Tokens with NaN or infinity: counted, and never added."""
 
     @classmethod
-    def zeros(cls, side: Side, width: int) -> Gram:
-        """An empty Gram for vectors of this width."""
-        return cls(side, np.zeros((width, width)))
+    def zeros(cls, weight: Weight) -> Gram:
+        """An empty Gram for a weight, of the side that is cheaper.
+
+        A wide weight is decided by its outputs, unless a spatial view of it needs the inputs and they are not too many.
+        """
+        spatial = weight.spatial is not None and weight.cols <= SPATIAL_INPUTS
+        side: Side = "output" if weight.rows < weight.cols and not spatial else "input"
+        width = weight.rows if side == "output" else weight.cols
+        return cls(side, np.zeros((width, width) if weight.stack == 1 else (weight.stack, width, width)))
+
+    def part(self, index: int) -> Gram:
+        """The Gram of one matrix of a stack."""
+        return Gram(self.side, self.moment[index], self.tokens, self.energy, self.nonfinite)
 
     @classmethod
     def of(cls, side: Side, vectors: NDArray[np.floating], energy: float | None = None) -> Gram:

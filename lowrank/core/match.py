@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 
-from lowrank.core.weight import Role
+from lowrank.core.weight import Role, Weight
 from lowrank.errors import PatternError
 
 HEAD_NAMES = frozenset(
@@ -85,21 +85,29 @@ def nearest(wrong: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
 
 
-def roles(shapes: dict[str, tuple[int, int]]) -> dict[str, Role]:
-    """The role of each linear weight, from its name alone, so that no architecture needs code.
+def role_of(weights: Iterable[Weight]) -> dict[str, Role]:
+    """The role of each weight, by weight name; from its layers' kind and its name alone: no architecture needs code.
 
-    A weight inside a numbered block (`layer.3.attention.query`) is a projection. Outside, it is part of a head. A
-    model without numbered blocks has only projections, except what is named like a head or shaped like a
-    classifier (at least eight times as many inputs as outputs).
+    Tables and convolutions are told by how they are applied. A linear weight inside a numbered block
+    (`layer.3.attention.query`) is a projection. Outside, it is part of a head. A model without numbered blocks has only
+    projections, except what is named like a head or shaped like a classifier (at least eight times as many inputs
+    as outputs).
     """
-    blocks = [name for name in shapes if in_block(name)]
     found: dict[str, Role] = {}
-    for name, (rows, cols) in shapes.items():
-        if blocks:
-            found[name] = "projection" if in_block(name) else "head"
+    linear: list[Weight] = []
+    for weight in weights:
+        kinds = {layer.kind for layer in weight.layers}
+        if "lookup" in kinds or "conv" in kinds:
+            found[weight.name] = "embedding" if "lookup" in kinds else "conv"
         else:
-            is_head = bool(HEAD_NAMES & set(stem(name).split("."))) or rows * 8 <= cols
-            found[name] = "head" if is_head else "projection"
+            linear.append(weight)
+    has_blocks = any(in_block(weight.name) for weight in linear)
+    for weight in linear:
+        if has_blocks:
+            found[weight.name] = "projection" if in_block(weight.name) else "head"
+        else:
+            named = bool(HEAD_NAMES & set(stem(weight.name).split(".")))
+            found[weight.name] = "head" if named or weight.rows * 8 <= weight.cols else "projection"
     return found
 
 

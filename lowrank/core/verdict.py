@@ -32,7 +32,8 @@ def keep_at_tolerance(record: WeightAnalysis, measured: bool) -> float:
     """The share of its parameters that two factors need to stay within the tolerance; above 1 they do not pay."""
     allowed = OUTPUT_TOLERANCE**2 / record.sensitivity if measured else OWN_TOLERANCE**2
     rank = int(np.argmax(record.error_curve <= allowed))
-    return two_factor_cost(record.weight.rows, record.weight.cols, max(rank, 1)) / record.weight.params
+    weight = record.weight
+    return two_factor_cost(weight.rows, weight.cols, max(rank, 1), weight.stack) / weight.params
 
 
 def verdict(analysis: Analysis) -> str:

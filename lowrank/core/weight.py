@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,8 +10,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Role = Literal["projection", "head"]
+Role = Literal["projection", "head", "embedding", "conv"]
 """`projection`: inside a repeated block (attention, feed-forward). `head`: outside, near the output."""
+
+LayerKind = Literal["linear", "lookup", "conv", "experts"]
+"""How a layer applies its weight: a product, a table of rows, a convolution, or one product for each of a stack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,27 +25,53 @@ class View:
         >>> import numpy as np
         >>> View("cols rows").matrix(np.zeros((3, 5))).shape
         (5, 3)
+        >>> View.of_conv((8, 4, 3, 3), groups=2).matrix(np.zeros((8, 4, 3, 3))).shape
+        (2, 4, 36)
     """
 
     stored: str = "rows cols"
-    """The stored axes, as an einops pattern over `rows` and `cols`."""
+    """The stored axes, as an einops pattern."""
+    seen: str = "rows cols"
+    """The matrix, or the stack of them, as a pattern over the same axes."""
+    sizes: tuple[tuple[str, int], ...] = ()
+    """The length of every axis that stands in parentheses in either pattern."""
+
+    @classmethod
+    def of_conv(cls, stored: Sequence[int], groups: int = 1) -> View:
+        """Outputs against whole patches (outputs, inputs / groups, k ...): a matrix for each group of channels."""
+        axes = ["i", "h", "w", "d"][: len(stored) - 1]
+        patch = f"({' '.join(axes)})"
+        sizes = tuple(zip(axes, map(int, stored[1:]), strict=True))
+        if groups == 1:
+            return cls(f"rows {' '.join(axes)}", f"rows {patch}", sizes)
+        return cls(f"(stack rows) {' '.join(axes)}", f"stack rows {patch}", (("stack", groups), *sizes))
+
+    @classmethod
+    def of_spatial(cls, stored: Sequence[int]) -> View:
+        """Columns of the kernel against rows of it: what a vertical convolution after a horizontal one can be."""
+        sizes = tuple(zip("oihw", map(int, stored), strict=True))
+        return cls("o i h w", "(o h) (i w)", sizes)
 
     def matrix(self, stored: NDArray[np.generic]) -> NDArray[np.generic]:
-        """The stored tensor as a rows x cols matrix (a view of the same memory where possible)."""
+        """The stored tensor as a rows x cols matrix, or stack x rows x cols (the same memory where possible)."""
         from einops import rearrange
 
-        return rearrange(stored, f"{self.stored} -> rows cols")
+        return rearrange(stored, f"{self.stored} -> {self.seen}", **self._sizes(self.stored))
 
     def stored_from(self, matrix: NDArray[np.generic]) -> NDArray[np.generic]:
-        """A rows x cols matrix as it is stored; the inverse of `matrix`."""
+        """A matrix as it is stored; the inverse of `matrix`."""
         from einops import rearrange
 
-        return rearrange(matrix, f"rows cols -> {self.stored}")
+        return rearrange(matrix, f"{self.seen} -> {self.stored}", **self._sizes(self.seen))
 
-    def shape(self, stored: Sequence[int]) -> tuple[int, int]:
-        """(rows, cols) of a stored tensor of this shape."""
-        sizes = dict(zip(self.stored.split(), stored, strict=True))
-        return int(sizes["rows"]), int(sizes["cols"])
+    def shape(self, stored: Sequence[int]) -> tuple[int, int, int]:
+        """(stack, rows, cols) of a stored tensor of this shape."""
+        found = self.matrix(np.broadcast_to(np.int8(0), tuple(stored))).shape
+        return (1, *found) if len(found) == 2 else (found[0], found[1], found[2])
+
+    def _sizes(self, pattern: str) -> dict[str, int]:
+        inside = " ".join(re.findall(r"\(([^)]*)\)", pattern)).split()
+        return {name: size for name, size in self.sizes if name in inside}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +79,15 @@ class Layer:
     """One place that applies a Weight; the unit of rewriting."""
 
     name: str
-    kind: str
+    kind: LayerKind
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """One stored tensor seen as a matrix; the unit of analysis, selection and factorisation. Holds no data.
+    """One stored tensor seen as a matrix, or as a stack of them that share a rank (groups of channels, experts).
 
-    A weight with more than one layer is tied: it is analysed once, costs once and is stored once.
+    The unit of analysis, selection and factorisation. Holds no data. A weight with more than one layer is tied: it is
+    analysed once, costs once and is stored once.
     """
 
     name: str
@@ -66,6 +97,10 @@ class Weight:
     role: Role
     layers: tuple[Layer, ...] = ()
     view: View = View()
+    stack: int = 1
+    """How many matrices of this shape there are."""
+    spatial: View | None = None
+    """For a k x k convolution: the other matrix that it can be seen as."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -74,8 +109,8 @@ class Weight:
 
     @property
     def params(self) -> int:
-        """How many numbers the dense matrix holds."""
-        return self.rows * self.cols
+        """How many numbers the dense weight holds."""
+        return self.stack * self.rows * self.cols
 
     @property
     def full_rank(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import warnings
@@ -14,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.backends.torch.inputs import Signature, as_float32
+from lowrank.backends.inputs import Signature
+from lowrank.backends.torch.inputs import as_tensors, call, in_float32
+from lowrank.backends.torch.normalize import experts_as
+from lowrank.backends.torch.tensors import module_in_float32
+from lowrank.edge import OPSET
 from lowrank.edge.tidy import gemm_to_matmul, name_initializers
 from lowrank.errors import ExportError, first_line
-
-OPSET = 20
-"""Old enough for any runtime of the last years, new enough for a Gelu operator."""
 
 # Above this the weights go to a file of their own beside the graph, page-aligned so that a runtime can map it; a single
 # protobuf file cannot pass 2 GB.
@@ -39,13 +39,13 @@ def export_onnx(module: nn.Module, signature: Signature, path: Path, opset: int 
     """
     import onnx_ir as ir
 
-    module = in_float32(module)
+    module, signature = module_in_float32(module), in_float32(signature)
     wrapped = _ByPosition(module, signature).eval()
     # Sizes that no dimension of a model is likely to share by chance; the exporter keeps the names.
-    example = tuple(as_float32(value) for value in signature.example(2, 6).values())
+    example = tuple(as_tensors(signature, signature.example(2, 6)).values())
     dynamic = tuple({i: d for i, d in enumerate(spec.dims) if isinstance(d, str)} for spec in signature.inputs)
     try:
-        with _plain_attention(module), _hushed(), torch.no_grad():
+        with _plain_attention(module), experts_as(module, "batched_mm"), _hushed(), torch.no_grad():
             program = torch.onnx.export(
                 wrapped,
                 example,
@@ -83,13 +83,7 @@ class _ByPosition(nn.Module):
 
     def forward(self, *values: Tensor) -> Tensor:
         named: Mapping[str, Tensor] = dict(zip(self.signature.names, values, strict=True))
-        return self.signature.call(self.module, named)
-
-
-def in_float32(module: nn.Module) -> nn.Module:
-    """The module itself, or a copy of it if any of its numbers are of another floating type."""
-    half = any(p.is_floating_point() and p.dtype != torch.float32 for p in module.parameters())
-    return copy.deepcopy(module).float() if half else module
+        return call(self.signature, self.module, named)
 
 
 @contextlib.contextmanager

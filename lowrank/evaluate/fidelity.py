@@ -6,21 +6,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+from numpy.typing import NDArray
 
-from lowrank.backends.torch.inputs import MASK, Signature
-from lowrank.calibrate.data import Batch
+from lowrank.backends.base import Backend
+from lowrank.backends.inputs import MASK, Feed, Signature
+
+Array = NDArray[Any]
 
 
-def measure_fidelity(
-    dense: nn.Module, small: nn.Module, signature: Signature, batches: Iterable[Batch]
-) -> dict[str, float]:
+def measure_fidelity(dense: Backend, small: Backend, batches: Iterable[Feed]) -> dict[str, float]:
     """The measures that fit the model's output, averaged over the samples.
 
     `relative_error`: `|y - y'| / |y|` over all outputs. For hidden states, `cosine`: of the mean-pooled sentence
-    embeddings.
-    For logits, `kl` (of the dense distribution to the compressed one, in nats) and `agreement` of the most
+    embeddings. For logits, `kl` (of the dense distribution to the compressed one, in nats) and `agreement` of the most
     likely class or token.
 
     Returns:
@@ -29,24 +28,24 @@ def measure_fidelity(
     sums: dict[str, float] = {}
     weights: dict[str, float] = {}
 
-    def add(name: str, values: Tensor) -> None:
-        sums[name] = sums.get(name, 0.0) + float(values.double().sum())
-        weights[name] = weights.get(name, 0.0) + values.numel()
+    def add(name: str, values: Array) -> None:
+        sums[name] = sums.get(name, 0.0) + float(values.sum(dtype=np.float64))
+        weights[name] = weights.get(name, 0.0) + values.size
 
     difference, total, samples = 0.0, 0.0, 0
-    measures: Callable[..., None] = _logits if signature.output == "logits" else _hidden
-    with torch.no_grad():
-        for batch in batches:
-            a, b = signature.call(dense, batch).float(), signature.call(small, batch).float()
-            samples += len(a)
-            mask = batch.get(MASK)
-            if mask is not None and a.shape[:2] == mask.shape:
-                # What a model writes at padded positions is nobody's business.
-                keep = (mask != 0).unsqueeze(-1).to(a.dtype)
-                a, b = a * keep, b * keep
-            difference += float((a - b).double().square().sum())
-            total += float(a.double().square().sum())
-            measures(a, b, batch, add)
+    logits = isinstance(dense.signature, Signature) and dense.signature.output == "logits"
+    measures: Callable[..., None] = _logits if logits else _hidden
+    for batch in batches:
+        a, b = dense.run(batch), small.run(batch)
+        samples += len(a)
+        mask = batch.get(MASK)
+        if mask is not None and a.shape[:2] == mask.shape:
+            # What a model writes at padded positions is nobody's business.
+            keep = (mask != 0)[..., None]
+            a, b = a * keep, b * keep
+        difference += float(np.square(a - b, dtype=np.float64).sum())
+        total += float(np.square(a, dtype=np.float64).sum())
+        measures(a, b, batch, add)
     if not samples:
         return {}
     result = {name: sums[name] / weights[name] for name in sums}
@@ -57,23 +56,27 @@ def measure_fidelity(
     }
 
 
-def pooled(hidden: Tensor, mask: Tensor | None) -> Tensor:
+def pooled(hidden: Array, mask: Array | None) -> Array:
     """Mean over the tokens that are not padding: one vector a sentence."""
-    if hidden.dim() < 3:
+    if hidden.ndim < 3:
         return hidden
-    if mask is None:
-        return hidden.flatten(1, -2).mean(1)
-    weight = mask.to(hidden.dtype).unsqueeze(-1)
-    return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9)
+    if mask is None or mask.shape != hidden.shape[:2]:
+        return hidden.reshape(len(hidden), -1, hidden.shape[-1]).mean(1)
+    weight = mask.astype(hidden.dtype)[..., None]
+    return (hidden * weight).sum(1) / np.maximum(weight.sum(1), 1e-9)
 
 
-def _hidden(a: Tensor, b: Tensor, batch: Batch, add: Callable[[str, Tensor], Any]) -> None:
+def _hidden(a: Array, b: Array, batch: Feed, add: Callable[[str, Array], Any]) -> None:
     mask = batch.get(MASK)
-    if a.dim() >= 2:
-        add("cosine", torch.cosine_similarity(pooled(a, mask), pooled(b, mask), dim=-1))
+    if a.ndim >= 2:
+        x, y = pooled(a, mask), pooled(b, mask)
+        norms = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
+        add("cosine", (x * y).sum(-1) / np.maximum(norms, 1e-12))
 
 
-def _logits(a: Tensor, b: Tensor, batch: Batch, add: Callable[[str, Tensor], Any]) -> None:
-    log_p, log_q = a.log_softmax(-1), b.log_softmax(-1)
-    add("kl", (log_p.exp() * (log_p - log_q)).sum(-1))
-    add("agreement", (a.argmax(-1) == b.argmax(-1)).float())
+def _logits(a: Array, b: Array, batch: Feed, add: Callable[[str, Array], Any]) -> None:
+    from scipy.special import log_softmax  # pyright: ignore[reportMissingTypeStubs]
+
+    log_p, log_q = log_softmax(a, axis=-1), log_softmax(b, axis=-1)
+    add("kl", (np.exp(log_p) * (log_p - log_q)).sum(-1))
+    add("agreement", (a.argmax(-1) == b.argmax(-1)).astype(np.float64))

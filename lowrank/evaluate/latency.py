@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
-from lowrank.backends.torch.inputs import Signature, to_arrays
+from lowrank.backends.inputs import Signature
 from lowrank.evaluate.session import open_session
 
 WARMUP = 3
@@ -27,7 +27,7 @@ def measure_latency(
         ExportError: if ONNX Runtime cannot load one.
     """
     sessions = {name: open_session(path, threads) for name, path in files.items()}
-    feed = to_arrays(signature.example(batch, min(sequence, signature.max_sequence)))
+    feed = signature.example(batch, min(sequence, signature.max_sequence))
     times: dict[str, list[float]] = {name: [] for name in files}
     for number in range(WARMUP + rounds):
         for name, session in sessions.items():

@@ -5,23 +5,16 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
 from lowrank.backends.base import Backend
-from lowrank.backends.torch import ModuleBackend, StateDictBackend, load
-from lowrank.backends.torch.inputs import Signature
+from lowrank.backends.inputs import Signature
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
-from lowrank.core.match import stem
 from lowrank.core.plan import Plan
-from lowrank.errors import ArtifactError, ExportError
+from lowrank.errors import ExportError
 from lowrank.evaluate.fidelity import measure_fidelity
 from lowrank.evaluate.latency import measure_latency
 from lowrank.evaluate.parity import check_parity
@@ -57,37 +50,31 @@ def measure(
     """
     notes, problems = [*analysis.notes, *plan.notes], list[str]()
     parity = times = quality = None
-    relative = _plain_error(dense, small, analysis)
+    relative: float | None
     onnx = folder / ONNX_FILE
-    if isinstance(dense, ModuleBackend) and isinstance(small, ModuleBackend):
-        signature = signature_of(small, calibration)
-        if isinstance(signature, str):
-            notes.append(f"no model.onnx and no measured quality: {signature}; give inputs with --calib inputs.npz")
-        else:
-            with clock.stage("fidelity"):
-                quality = _quality(dense.module, small.module, signature, calibration, track)
-            relative = quality["relative_error"]
-            lost = [name for name, value in quality.items() if isinstance(value, float) and not math.isfinite(value)]
-            if lost:
-                problems.append(
-                    f"the outputs are not finite, so {', '.join(lost)} cannot be measured; look at the weights"
-                )
-                quality, relative = None, None
-            try:
-                if onnx.exists():
-                    with clock.stage("parity"):
-                        parity = _parity(small.module, signature, onnx)
-                    if latency:
-                        with clock.stage("latency"):
-                            shown = track((onnx,), "timing both models", 1)
-                            times = next(_compare_latency(dense.module, signature, path) for path in shown)
-            except ExportError as error:
-                problems.append(str(error))
+    if isinstance(small.signature, Signature):
+        with clock.stage("fidelity"):
+            quality = _quality(dense, small, calibration, track)
+        relative = quality["relative_error"]
+        lost = [name for name, value in quality.items() if isinstance(value, float) and not math.isfinite(value)]
+        if lost:
+            problems.append(f"the outputs are not finite, so {', '.join(lost)} cannot be measured; look at the weights")
+            quality, relative = None, None
+        try:
+            if onnx.exists():
+                with clock.stage("parity"):
+                    parity = _parity(small, onnx)
+                if latency:
+                    with clock.stage("latency"):
+                        shown = track((onnx,), "timing both models", 1)
+                        times = next(_compare_latency(dense, path) for path in shown)
+        except ExportError as error:
+            problems.append(str(error))
     else:
+        relative = _weight_error(analysis, plan)
         notes.append(
-            "no model.onnx: a plain state dict does not say how its tensors are applied; give --arch "
-            "package.module:factory or "
-            "--config config.json"
+            f"no model.onnx and no measured quality: {small.signature}; give inputs with --calib inputs.npz, or say "
+            "with --arch package.module:factory or --config config.json how the model is built"
         )
     return Report(
         targets=_targets(analysis, plan),
@@ -106,68 +93,34 @@ def measure(
     )
 
 
-def signature_of(backend: ModuleBackend, calibration: Calibration | None) -> Signature | str:
-    """How to feed the model: as its calibration data showed, else as it says itself."""
-    return calibration.signature if calibration is not None else backend.signature
-
-
-def reloaded(small: ModuleBackend, folder: Path) -> ModuleBackend:
-    """The saved model as a user will load it, checked to be the one that was made, tensor for tensor.
-
-    A module that takes code to build cannot be loaded without it, and is returned as it is in memory.
-
-    Raises:
-        ArtifactError: if any differs.
-    """
-    if small.rebuild["kind"] not in {"huggingface", "program", "arch"}:
-        return small
-    loaded = load(folder, arch=small.rebuild.get("arch"))
-    assert isinstance(loaded, nn.Module)
-    if small.rebuild["kind"] != "program":
-        # A program is traced anew when it is saved, under other names; its outputs are compared with ONNX all the same.
-        saved, before = loaded.state_dict(), small.module.state_dict()
-        wrong = [name for name in before if name not in saved or not _identical(before[name], saved[name])]
-        if wrong or len(saved) != len(before):
-            raise ArtifactError(
-                f"{folder}: the saved model is not the one that was made: {len(wrong)} tensors differ, "
-                f"{(wrong or ['?'])[0]} for one; please report this with the model's config"
-            )
-    return replace(small, module=loaded)
-
-
-def _identical(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num())
-
-
-def _quality(
-    dense: nn.Module, small: nn.Module, signature: Signature, calibration: Calibration | None, track: Track
-) -> dict[str, Any]:
-    random = [signature.example(4, 16, seed) for seed in range(4)]
+def _quality(dense: Backend, small: Backend, calibration: Calibration | None, track: Track) -> dict[str, Any]:
+    signature = small.signature
+    assert isinstance(signature, Signature)
+    random = [signature.example(4, min(16, signature.max_sequence), seed) for seed in range(4)]
     batches = list(calibration.report) if calibration is not None else random
-    found = measure_fidelity(dense, small, signature, track(batches, "measuring fidelity", len(batches)))
-    return {
-        **found,
-        "data": "random inputs" if calibration is None else calibration.report_label,
-    }
+    found = measure_fidelity(dense, small, track(batches, "measuring fidelity", len(batches)))
+    return {**found, "data": "random inputs" if calibration is None else calibration.report_label}
 
 
-def _parity(module: nn.Module, signature: Signature, path: Path) -> dict[str, Any]:
-    parity = check_parity(module, signature, path)
+def _parity(small: Backend, path: Path) -> dict[str, Any]:
+    parity = check_parity(small, path)
     if not parity.holds:
         raise ExportError(
-            f"{ONNX_FILE} differs from torch by {parity.max_abs:.2e} ({parity.relative:.1e} of the largest "
+            f"{ONNX_FILE} differs from the model by {parity.max_abs:.2e} ({parity.relative:.1e} of the largest "
             f"output) over "
             f"{'; '.join(parity.cases)}; the factored model itself is complete"
         )
     return {"max_abs": parity.max_abs, "relative": parity.relative, "cases": list(parity.cases)}
 
 
-def _compare_latency(dense: nn.Module, signature: Signature, small: Path) -> dict[str, Any]:
-    from lowrank.edge import export_onnx
+def _compare_latency(dense: Backend, small: Path) -> dict[str, Any]:
+    from lowrank.edge import write_onnx
 
+    signature = dense.signature
+    assert isinstance(signature, Signature)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ONNX_FILE
-        export_onnx(dense, signature, path)
+        write_onnx(dense, path)
         dense_bytes = sum(p.stat().st_size for p in Path(folder).iterdir())
         found = measure_latency({"dense": path, "compressed": small}, signature, 1, SEQUENCE)
     small_bytes = sum(p.stat().st_size for p in small.parent.glob(f"{ONNX_FILE}*"))
@@ -184,18 +137,12 @@ def _compare_latency(dense: nn.Module, signature: Signature, small: Path) -> dic
     }
 
 
-def _plain_error(dense: Backend, small: Backend, analysis: Analysis) -> float | None:
-    """Relative error of the targeted matrices themselves, as stored, when there is nothing to run."""
-    if not isinstance(dense, StateDictBackend) or not isinstance(small, StateDictBackend):
-        return None
-    lost = total = 0.0
-    for weight in (record.weight for record in analysis.weights):
-        matrix = dense.read(weight.name)
-        total += float(np.square(matrix).sum())
-        left = small.tensors.get(f"{stem(weight.name)}.left.weight")
-        right = small.tensors.get(f"{stem(weight.name)}.right.weight")
-        if left is not None and right is not None:
-            lost += float(np.square(matrix - (left.double() @ right.double()).numpy()).sum())
+def _weight_error(analysis: Analysis, plan: Plan) -> float:
+    """Relative error of all targeted matrices together, when there is nothing to run: exact, by their spectra."""
+    energy = {r.weight.name: float((r.plain.values**2).sum()) for r in analysis.weights}
+    groups = {group.name: group for group in analysis.groups}
+    lost = sum(o.error * sum(energy[name] for name in groups[o.group].weights) for o in plan.options)
+    total = sum(energy.values())
     return (lost / total) ** 0.5 if total else 0.0
 
 
@@ -205,28 +152,26 @@ def _targets(analysis: Analysis, plan: Plan) -> dict[str, Any]:
 
 
 def _sizes(dense: Backend, small: Backend, analysis: Analysis, plan: Plan) -> dict[str, Any]:
-    """Numbers, bytes of the tensors, and multiply-adds for one token in the linear layers."""
-    uses = {w.name: max(len(w.layers), 1) for w in dense.weights}
-    macs_before = sum(w.params * uses[w.name] for w in dense.weights)
+    """Numbers, bytes of the tensors, and multiply-adds.
+
+    Multiply-adds are those of one token (one position of a convolution) in the layers that multiply; a dense lookup
+    costs none. All experts of a mixture are counted.
+    """
+    lookups = {w.name: sum(layer.kind == "lookup" for layer in w.layers) for w in dense.weights}
+    products = {w.name: max(len(w.layers), 1) - lookups[w.name] for w in dense.weights}
+    macs_before = macs_after = sum(w.params * products[w.name] for w in dense.weights)
     groups = {group.name: group for group in analysis.groups}
-    saved = sum((analysis.params(groups[o.group]) - o.cost) * uses[groups[o.group].weights[0]] for o in plan.options)
-    bytes_before, bytes_after = _bytes(dense), _bytes(small)
+    for option in plan.options:
+        group = groups[option.group]
+        name = group.weights[0]
+        macs_after -= (analysis.params(group) - option.cost) * products[name]
+        if option.structure != "dense":
+            macs_after += lookups[name] * option.rank * analysis[name].weight.rows
     return {
         "params_before": dense.params,
         "params_after": small.params,
-        "bytes_before": bytes_before,
-        "bytes_after": bytes_after,
+        "bytes_before": dense.nbytes,
+        "bytes_after": small.nbytes,
         "macs_before": macs_before,
-        "macs_after": macs_before - saved,
+        "macs_after": macs_after,
     }
-
-
-def _bytes(backend: Backend) -> int:
-    from lowrank.backends.torch.tensors import storage_key
-
-    if isinstance(backend, ModuleBackend):
-        state: Mapping[str, Tensor] = backend.module.state_dict()
-    else:
-        assert isinstance(backend, StateDictBackend)
-        state = backend.tensors
-    return sum({storage_key(t): t.numel() * t.element_size() for t in state.values() if t.numel()}.values())

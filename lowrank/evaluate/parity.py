@@ -1,4 +1,4 @@
-"""Parity: the ONNX file gives what the torch module gives, at several shapes, padded batches among them."""
+"""Parity: the ONNX file gives what the model gives by another way, at several shapes, padded batches among them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import nn
 
-from lowrank.backends.torch.inputs import MASK, Signature, as_float32, to_arrays
-from lowrank.edge.export import in_float32
+from lowrank.backends.base import Backend
+from lowrank.backends.inputs import MASK, Signature
 from lowrank.errors import ExportError, first_line
 from lowrank.evaluate.session import open_session
 
@@ -21,7 +19,7 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """The largest difference between torch and ONNX Runtime, and over what."""
+    """The largest difference between the model and its ONNX file, and over what."""
 
     max_abs: float
     relative: float
@@ -33,31 +31,29 @@ class Parity:
         return self.relative <= TOLERANCE
 
 
-def check_parity(module: nn.Module, signature: Signature, path: Path) -> Parity:
-    """Run both on random inputs of several shapes; padded positions are masked out of the comparison.
+def check_parity(backend: Backend, path: Path) -> Parity:
+    """Run a model's oracle and its ONNX file on random inputs of several shapes; padded positions do not count.
 
     Raises:
         ExportError: if ONNX Runtime cannot load or run the file.
     """
-    session = open_session(path)
-    # The graph computes in float32 what a half-precision module would round at every step.
-    module = in_float32(module)
+    signature = backend.signature
+    assert isinstance(signature, Signature)
+    session, oracle = open_session(path), backend.oracle()
     worst_abs, worst_relative, cases = 0.0, 0.0, []
     for seed, (batch, sequence) in enumerate(SIZES):
         sequence = min(sequence, signature.max_sequence)
         padded = MASK in signature.names and batch > 1
-        values = {k: as_float32(v) for k, v in signature.example(batch, sequence, seed, padded).items()}
+        values = signature.example(batch, sequence, seed, padded)
         try:
-            with torch.no_grad():
-                ours = signature.call(module, values).numpy()
-            theirs = session.run([signature.output], to_arrays(values))[0]
+            ours, theirs = oracle(values), session.run([signature.output], values)[0]
         except Exception as error:
             raise ExportError(
                 f"{path.name} does not run at batch {batch}, sequence {sequence}: {first_line(error)}"
             ) from None
         difference = np.abs(ours - theirs)
         if padded and difference.ndim >= 2 and difference.shape[:2] == (batch, sequence):
-            difference = difference[values[MASK].numpy() == 1]
+            difference = difference[values[MASK] == 1]
         scale = max(float(np.abs(ours).max(initial=0.0)), 1e-6)
         worst_abs = _worse(worst_abs, float(difference.max(initial=0.0)))
         worst_relative = _worse(worst_relative, float(difference.max(initial=0.0)) / scale)

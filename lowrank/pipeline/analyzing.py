@@ -13,13 +13,21 @@ from lowrank.backends import Backend, Opening, open_model
 from lowrank.core.analysis import Analysis, Folds, WeightAnalysis, analyze_weight
 from lowrank.core.match import selector_of
 from lowrank.core.weight import Skip, Weight
-from lowrank.errors import ArtifactError, CalibrationError, PatternError, UnsupportedModel
+from lowrank.errors import ArtifactError, PatternError, UnsupportedModel
 from lowrank.parallel import windowed_map
 from lowrank.pipeline.settings import NO_DATA, ROLES, Settings
 from lowrank.progress import Clock, Track, silent
 
 if TYPE_CHECKING:
     from lowrank.calibrate import Calibration
+
+
+NOT_TARGETED = {
+    "projection": "a projection; --targets projections adds it",
+    "head": "outside the repeated blocks, so taken for a head; --targets head adds it",
+    "embedding": "a table that is looked up; --targets embeddings adds it",
+    "conv": "a convolution; --targets conv adds it",
+}
 
 
 def analyze(
@@ -51,6 +59,7 @@ def analyze(
     settings = settings or Settings()
     backend = open_model(model, opening)
     calibration = read_calibration(backend, settings)
+    backend = calibration.backend if calibration else backend
     analysis = analyze_backend(backend, calibration, settings, opening, kept, track, Clock())
     if run is not None and analysis is not kept:
         save_analysis(analysis, run)
@@ -119,9 +128,7 @@ def kept_analysis(run: Path) -> Analysis | None:
 def _targeted(backend: Backend, settings: Settings) -> tuple[tuple[Weight, ...], tuple[Skip, ...]]:
     unknown = [t for t in settings.targets if t not in ROLES]
     if unknown:
-        raise PatternError(
-            f"--targets {unknown[0]}: it can be {', '.join(ROLES)}; embeddings and convolutions cannot be factored yet"
-        )
+        raise PatternError(f"--targets {unknown[0]}: it can be {', '.join(ROLES)}, several with commas")
     names = [weight.name for weight in backend.weights] + [skip.name for skip in backend.skips]
     wanted = selector_of(settings.include, settings.exclude, names)
     roles = {role for target in settings.targets for role in ROLES[target]}
@@ -132,13 +139,7 @@ def _targeted(backend: Backend, settings: Settings) -> tuple[tuple[Weight, ...],
         if not wanted(weight.name):
             skips.append(Skip(weight.name, weight.shape, "left out by --include or --exclude"))
         elif not asked and weight.role not in roles:
-            skips.append(
-                Skip(
-                    weight.name,
-                    weight.shape,
-                    "outside the repeated blocks, so taken for a head; --targets head adds it",
-                )
-            )
+            skips.append(Skip(weight.name, weight.shape, NOT_TARGETED[weight.role]))
         elif weight.full_rank < 2:
             skips.append(Skip(weight.name, weight.shape, "a vector: it has rank 1 already"))
         else:
@@ -158,22 +159,14 @@ def _nothing(skips: Sequence[Skip]) -> str:
 
 def read_calibration(backend: Backend, settings: Settings) -> Calibration | None:
     """The data that the settings name, as inputs of the model."""
-    from lowrank.backends.torch import ModuleBackend
-
     if settings.calib == NO_DATA:
         return None
     path = Path(settings.calib).expanduser() if settings.calib else None
-    if isinstance(backend, ModuleBackend):
-        from lowrank.calibrate import load_calibration
+    if path is None and (isinstance(backend.signature, str) or backend.tokenizer is None):
+        return None
+    from lowrank.calibrate import load_calibration
 
-        return load_calibration(backend, path, settings.column, settings.samples)
-    if path is not None:
-        raise CalibrationError(
-            f"{path}: a plain state dict cannot be run, so there is nothing to calibrate; say with --arch or "
-            f"--config how the model "
-            "is built, or leave --calib out"
-        )
-    return None
+    return load_calibration(backend, path, settings.column, settings.samples)
 
 
 def analyze_weights(

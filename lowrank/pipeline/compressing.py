@@ -84,6 +84,7 @@ def compress(
         check_source(kept, backend, run)
     with clock.stage("read calibration"):
         calibration = read_calibration(backend, settings)
+        backend = calibration.backend if calibration else backend
     analysis = analyze_backend(backend, calibration, settings, opening, kept, track, clock)
     if not (run / JSON_FILE).exists():
         # The expensive part is worth keeping even if what follows fails; it must not displace that of an earlier run.
@@ -111,26 +112,23 @@ def _write_and_measure(
     clock: Clock,
 ) -> Report:
     """Everything of a run but its analysis, in `stage`."""
-    from lowrank.backends.torch import ModuleBackend
-    from lowrank.edge import export_onnx
-    from lowrank.evaluate.measure import measure, reloaded, signature_of
+    from lowrank.edge import write_onnx
+    from lowrank.evaluate.measure import measure
 
     problems: list[str] = []
     folder, onnx = stage / MODEL_FOLDER, stage / ONNX_FILE
     folder.mkdir()
     with clock.stage("save"):
         small.save(folder)
-    if isinstance(small, ModuleBackend):
-        with clock.stage("load again"):
-            small = reloaded(small, folder)
-        signature = signature_of(small, calibration)
-        if not isinstance(signature, str):
-            try:
-                with clock.stage("export"):
-                    for path in track((onnx,), "exporting to ONNX", 1):
-                        export_onnx(small.module, signature, path)
-            except ExportError as error:
-                problems.append(str(error))
+    with clock.stage("load again"):
+        small = small.reloaded(folder)
+    if not isinstance(small.signature, str):
+        try:
+            with clock.stage("export"):
+                for path in track((onnx,), "writing ONNX", 1):
+                    write_onnx(small, path)
+        except ExportError as error:
+            problems.append(str(error))
     report = measure(dense, small, analysis, plan, stage, calibration, latency, track, clock)
     problems += report.problems
     if report.parity is None:
@@ -167,7 +165,8 @@ def source_of(analysis: Analysis, run: Path, opening: Opening | None) -> tuple[s
     if not isinstance(path, str) or not isinstance(known, dict):
         raise ArtifactError(f"the analysis in {run} does not say where its model is; run `lowrank analyze MODEL` again")
     given = opening or Opening()
-    return path, replace(given, arch=given.arch or known.get("arch"), config=given.config or known.get("config"))
+    names = ("arch", "config", "tokenizer")
+    return path, replace(given, **{name: getattr(given, name) or known.get(name) for name in names})
 
 
 def check_source(kept: Analysis, backend: Backend, run: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 
 from lowrank.artifacts import load_analysis, read_json, write_json
-from lowrank.backends import Backend, Opening, open_model
+from lowrank.artifacts.files import RECORD_FILE
+from lowrank.backends import Opening, open_model
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan
 from lowrank.errors import PlanMismatch
@@ -23,6 +23,7 @@ from lowrank.pipeline.compressing import (
     provenance,
     source_of,
 )
+from lowrank.pipeline.planning import factorize
 from lowrank.pipeline.settings import Settings
 from lowrank.progress import Clock, Track, silent
 
@@ -34,9 +35,6 @@ def evaluate(run: str | Path = RUN, *, opening: Opening | None = None, track: Tr
         PlanMismatch: if the original has changed since.
         ArtifactError: if the run is not complete.
     """
-    from torch import nn
-
-    from lowrank.backends.torch import ModuleBackend, StateDictBackend, load
     from lowrank.evaluate.measure import measure
 
     folder, clock = Path(run).expanduser(), Clock()
@@ -47,17 +45,10 @@ def evaluate(run: str | Path = RUN, *, opening: Opening | None = None, track: Tr
     path, opening = source_of(analysis, folder, opening)
     dense = open_model(path, opening)
     check_source(analysis, dense, folder)
-    skeleton = dense.module if isinstance(dense, ModuleBackend) else None
-    takes_code = skeleton is not None and dense.source["kind"] in ("module", "arch")
-    loaded = load(folder, arch=(lambda: copy.deepcopy(skeleton)) if takes_code and skeleton is not None else None)
-    small: Backend
-    if isinstance(dense, ModuleBackend) and isinstance(loaded, nn.Module):
-        small = replace(dense, module=loaded)
-    else:
-        assert isinstance(dense, StateDictBackend) and isinstance(loaded, dict)
-        small = replace(dense, tensors=loaded)
-    settings = Settings.from_json(analysis.settings)
-    report = measure(dense, small, analysis, plan, folder, read_calibration(dense, settings), True, track, clock)
+    calibration = read_calibration(dense, Settings.from_json(analysis.settings))
+    dense = calibration.backend if calibration else dense
+    small = dense.saved_in(folder, lambda: factorize(dense, analysis, plan, track))
+    report = measure(dense, small, analysis, plan, folder, calibration, True, track, clock)
     report = replace(report, files=files_of(folder), seconds=clock.seconds, provenance=provenance(analysis, plan))
     write_json(folder / REPORT_FILE, "report", report.to_json())
     return report
@@ -65,8 +56,6 @@ def evaluate(run: str | Path = RUN, *, opening: Opening | None = None, track: Tr
 
 def _check_plan(folder: Path, plan: Plan) -> None:
     """Refuse a plan that the saved model does not follow: `select` writes a new one beside it."""
-    from lowrank.backends.torch.module import RECORD_FILE
-
     record = read_json(folder / MODEL_FOLDER / RECORD_FILE, "model")
     replaced = record.get("replaced")
     ranks = {name: entry.get("rank") for name, entry in replaced.items()} if isinstance(replaced, dict) else {}

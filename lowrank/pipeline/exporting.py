@@ -16,19 +16,15 @@ def export(model: object, output: str | Path, *, opening: Opening | None = None,
     Raises:
         ExportError: if it cannot be traced, or what was written does not agree with torch.
     """
-    from lowrank.backends.torch import ModuleBackend
-    from lowrank.backends.torch.inputs import Signature
-    from lowrank.edge import OPSET, export_onnx
+    from lowrank.edge import write_onnx
     from lowrank.evaluate import check_parity
 
     backend = open_model(model, opening or Opening())
-    if not isinstance(backend, ModuleBackend):
-        raise ExportError(f"{model} is a plain state dict; say with --arch or --config how the model is built")
-    if not isinstance(backend.signature, Signature):
-        raise ExportError(f"{model} cannot be exported: {backend.signature}")
+    if backend.source["kind"] == "onnx":
+        raise ExportError(f"{model} is an ONNX file already; `lowrank compress {model}` makes a smaller one of it")
     with staged(Path(output).expanduser(), owned=(ONNX_FILE, f"{ONNX_FILE}.data")) as stage:
-        export_onnx(backend.module, backend.signature, stage / ONNX_FILE, opset or OPSET)
-        parity = check_parity(backend.module, backend.signature, stage / ONNX_FILE)
+        write_onnx(backend, stage / ONNX_FILE, opset)
+        parity = check_parity(backend, stage / ONNX_FILE)
         if not parity.holds:
             raise ExportError(
                 f"the exported graph differs from torch by {parity.max_abs:.2e} over {', '.join(parity.cases)}"

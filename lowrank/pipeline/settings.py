@@ -14,7 +14,9 @@ NO_DATA = "none"
 ROLES: dict[str, tuple[Role, ...]] = {
     "projections": ("projection",),
     "head": ("head",),
-    "all": ("projection", "head"),
+    "embeddings": ("embedding",),
+    "conv": ("conv",),
+    "all": ("projection", "head", "embedding", "conv"),
 }
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import Blocks, saved_state, tiny_transformer, trained_blocks
+from builders import Blocks, saved_state, tiny_transformer, trained_blocks, two_factors
 from torch import nn
 
 import lowrank
 from lowrank.backends import Opening, open_model
 from lowrank.backends.torch import ModuleBackend, StateDictBackend, load
-from lowrank.core.factors import directions
+from lowrank.backends.torch.inputs import call
 from lowrank.core.structures.base import Replacement
 from lowrank.errors import ArtifactError
 from lowrank.nn import LowRankLinear
@@ -20,7 +20,7 @@ from lowrank.nn import LowRankLinear
 
 def replacements(backend: ModuleBackend | StateDictBackend, rank: int = 4) -> dict[str, Replacement]:
     wanted = [w.name for w in backend.weights if w.role == "projection"]
-    return {name: directions(backend.read(name)).truncate(backend.read(name), rank) for name in wanted}
+    return {name: two_factors(backend.read(name), rank) for name in wanted}
 
 
 def test_the_original_is_unchanged() -> None:
@@ -51,7 +51,7 @@ def assert_same(small: ModuleBackend, loaded: nn.Module) -> None:
     assert not isinstance(small.signature, str)
     values = small.signature.example(2, 6, padded=True)
     with torch.no_grad():
-        assert torch.equal(small.signature.call(small.module, values), small.signature.call(loaded, values))
+        assert torch.equal(call(small.signature, small.module, values), call(small.signature, loaded, values))
 
 
 def test_state_dict_becomes_a_factored_state_dict(tmp_path: Path) -> None:

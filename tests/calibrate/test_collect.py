@@ -10,12 +10,13 @@ import torch
 from builders import tiny_transformer, write_text
 
 from lowrank.backends import open_model
+from lowrank.backends.inputs import Input, Signature
 from lowrank.backends.torch import ModuleBackend
-from lowrank.backends.torch.inputs import Input, Signature
 from lowrank.calibrate import Calibration, collect_grams, load_calibration, measure_sensitivity
 from lowrank.calibrate.data import split_folds
 from lowrank.core.analysis import Folds, analyze_weight
 from lowrank.core.factors import directions
+from lowrank.core.structures import Replacement
 from lowrank.core.weight import Weight
 from lowrank.errors import CalibrationError
 from lowrank.evaluate import measure_fidelity
@@ -74,7 +75,7 @@ def test_grams_are_those_of_the_samples_one_by_one(
     with torch.no_grad():
         for batch in calibration.fit:
             for i in range(len(batch["input_ids"])):
-                calibration.signature.call(backend.module, {k: v[i : i + 1] for k, v in batch.items()})
+                backend.run({k: v[i : i + 1] for k, v in batch.items()})
     for handle in handles:
         handle.remove()
     for w in weights:
@@ -121,8 +122,8 @@ def test_sensitivity_predicts_what_truncating_one_weight_does(
     rank = record.weight.full_rank // 2
     matrix = backend.read(record.weight.name)
     factors = directions(matrix, grams[record.weight.name].fit).truncate(matrix, rank)
-    small = backend.rewrite({record.weight.name: factors})
-    fidelity = measure_fidelity(backend.module, small.module, calibration.signature, calibration.heldout)
+    small = backend.rewrite({record.weight.name: Replacement("two_factor", factors)})
+    fidelity = measure_fidelity(backend, small, calibration.heldout)
     predicted = record.sensitivity * record.error_curve[rank]
     assert fidelity["relative_error"] ** 2 == pytest.approx(predicted, rel=0.5)
 
@@ -189,9 +190,11 @@ def test_sensitivity_of_square_transposed_layers() -> None:
     for module in (conv, linear):
         backend = open_model(module)
         assert isinstance(backend, ModuleBackend)
-        signature = Signature((Input("input", torch.float32, ("batch", 16)),), "output", 1)
-        batches = tuple({"input": torch.randn(50, 16, generator=torch.Generator().manual_seed(s))} for s in range(2))
-        calibration = Calibration(batches, batches, batches, backend.module, signature, {"samples": 100})
+        signature = Signature((Input("input", "float32", ("batch", 16)),), "output", 1)
+        batches = tuple(
+            {"input": np.random.default_rng(s).standard_normal((50, 16)).astype("float32")} for s in range(2)
+        )
+        calibration = Calibration(batches, batches, batches, backend.fed_with(signature), {"samples": 100})
         grams = collect_grams(calibration, backend.weights, silent)
         records = tuple(analyze_weight(w, backend.read(w.name), grams[w.name]) for w in backend.weights)
         measured = measure_sensitivity(calibration, records, grams, backend.read, silent)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from lowrank.core.match import looks_like_embedding, matches, roles, selector_of
+from lowrank.core.match import looks_like_embedding, matches, role_of, selector_of
 from lowrank.core.verdict import kind_of
+from lowrank.core.weight import Layer, Weight
 from lowrank.errors import PatternError
 
 NAMES = [
@@ -42,6 +43,11 @@ def test_a_pattern_that_selects_nothing_suggests_names() -> None:
         selector_of(["querry"], [], NAMES)
     with pytest.raises(PatternError, match="not a regular expression"):
         selector_of(["re:["], [], NAMES)
+
+
+def roles(shapes: dict[str, tuple[int, int]]) -> dict[str, str]:
+    linear = (Layer("layer", "linear"),)
+    return role_of([Weight(name, *shape, "float32", "projection", linear) for name, shape in shapes.items()])
 
 
 def test_roles_come_from_numbered_blocks() -> None:

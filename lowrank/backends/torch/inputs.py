@@ -1,84 +1,47 @@
-"""How a model is fed: the names, types and shapes of its inputs, found without running code of the model's file."""
+"""How a torch model is fed, found without running code of the model's file."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from lowrank.backends.inputs import MASK, Dim, Feed, Input, Signature
 from lowrank.core.match import in_block
 
-Dim = int | str
-"""A fixed size, or the name of one that may vary: `batch`, `sequence`."""
 
-MASK = "attention_mask"
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """One input: its name, type and axes. Integers are drawn from 0 to `high - 1`."""
-
-    name: str
-    dtype: torch.dtype
-    dims: tuple[Dim, ...]
-    high: int = 1
+def call(signature: Signature, module: nn.Module, values: Feed | Mapping[str, Tensor]) -> Tensor:
+    """The output tensor of one forward pass, on arrays or tensors."""
+    tensors = as_tensors(signature, values)
+    args = [tensors[name] for name in signature.names[: signature.positional]]
+    kwargs = {name: tensors[name] for name in signature.names[signature.positional :]}
+    return main_output(module(*args, **kwargs, **dict(signature.fixed_kwargs)))
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """All the inputs that a model is fed with, and the name of the output that is looked at."""
+def as_tensors(signature: Signature, values: Feed | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs as tensors of the signature's types; tensors are left as they are."""
+    found: dict[str, Tensor] = {}
+    for spec in signature.inputs:
+        value = values[spec.name]
+        made = value if isinstance(value, Tensor) else torch.from_numpy(value).to(getattr(torch, spec.dtype))
+        found[spec.name] = made
+    return found
 
-    inputs: tuple[Input, ...]
-    output: str
-    positional: int = 0
-    """How many of the first inputs are passed by position."""
-    max_sequence: int = 512
-    fixed_kwargs: tuple[tuple[str, Any], ...] = ()
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Input names in order."""
-        return tuple(i.name for i in self.inputs)
+def in_float32(signature: Signature) -> Signature:
+    """The same inputs for a module whose floating numbers are all float32."""
+    inputs = (replace(i, dtype="float32") if i.is_floating else i for i in signature.inputs)
+    return replace(signature, inputs=tuple(inputs))
 
-    @property
-    def reads_tokens(self) -> bool:
-        """Whether it is fed with `input_ids`."""
-        return "input_ids" in self.names
 
-    @property
-    def has_sequence(self) -> bool:
-        """Whether some input has a sequence axis."""
-        return any("sequence" in i.dims for i in self.inputs)
-
-    def example(self, batch: int, sequence: int, seed: int = 0, padded: bool = False) -> dict[str, Tensor]:
-        """Random inputs of a size; with `padded`, every second row ends in padding."""
-        sizes = {"batch": batch, "sequence": sequence}
-        generator = torch.Generator().manual_seed(seed)
-        values: dict[str, Tensor] = {}
-        for spec in self.inputs:
-            shape = [sizes[d] if isinstance(d, str) else d for d in spec.dims]
-            if spec.name == MASK:
-                values[spec.name] = torch.ones(shape, dtype=spec.dtype)
-                if padded:
-                    values[spec.name][1::2, max(1, sequence // 2) :] = 0
-            elif spec.dtype.is_floating_point:
-                values[spec.name] = torch.randn(shape, generator=generator).to(spec.dtype)
-            else:
-                values[spec.name] = torch.randint(0, max(spec.high, 1), shape, generator=generator).to(spec.dtype)
-        return values
-
-    def call(self, module: nn.Module, values: Mapping[str, Tensor]) -> Tensor:
-        """The output tensor of one forward pass."""
-        args = [values[name] for name in self.names[: self.positional]]
-        kwargs = {name: values[name] for name in self.names[self.positional :]}
-        return main_output(module(*args, **kwargs, **dict(self.fixed_kwargs)))
+def name_of(dtype: torch.dtype) -> str:
+    """`float32` for `torch.float32`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def main_output(result: Any) -> Tensor:
@@ -107,11 +70,11 @@ def of_transformers(model: Any) -> Signature | str:
     if model.main_input_name != "input_ids":
         return f"its main input is {model.main_input_name!r}; only token and image models can be fed yet"
     vocabulary = config.get_text_config().vocab_size
-    tokens: list[Input] = [Input("input_ids", torch.int64, ("batch", "sequence"), vocabulary)]
+    tokens: list[Input] = [Input("input_ids", "int64", ("batch", "sequence"), vocabulary)]
     if MASK in accepted:
-        tokens.append(Input(MASK, torch.int64, ("batch", "sequence"), 2))
+        tokens.append(Input(MASK, "int64", ("batch", "sequence"), 2))
     if "token_type_ids" in accepted and getattr(config, "type_vocab_size", 0) > 1:
-        tokens.append(Input("token_type_ids", torch.int64, ("batch", "sequence"), config.type_vocab_size))
+        tokens.append(Input("token_type_ids", "int64", ("batch", "sequence"), config.type_vocab_size))
     fixed = (("use_cache", False),) if "use_cache" in accepted else ()
     positions = getattr(config, "max_position_embeddings", None) or 512
     # RoBERTa and its kin count positions from the padding index on.
@@ -125,25 +88,11 @@ def _of_images(model: Any, config: Any) -> Signature | str:
         return "its config does not say how large an image is"
     height, width = (size, size) if isinstance(size, int) else tuple(size)
     dims = ("batch", getattr(config, "num_channels", 3), height, width)
-    return Signature((Input("pixel_values", torch.float32, dims),), _output_name(model))
+    return Signature((Input("pixel_values", "float32", dims),), _output_name(model))
 
 
 def _output_name(model: Any) -> str:
     return "last_hidden_state" if model.base_model is model else "logits"
-
-
-def of_arrays(arrays: Mapping[str, NDArray[Any]]) -> Signature:
-    """The signature that sample inputs show: the first axis is the batch, a second one of token ids the sequence."""
-    inputs: list[Input] = []
-    for name, array in arrays.items():
-        floating = array.dtype.kind == "f"
-        dims: list[Dim] = ["batch", *array.shape[1:]]
-        if not floating and len(dims) == 2:
-            dims[1] = "sequence"
-        dtype = torch.float32 if floating else torch.int64
-        high = 1 if floating or not array.size else int(array.max()) + 1
-        inputs.append(Input(name, dtype, tuple(dims), high))
-    return Signature(tuple(inputs), "output")
 
 
 def of_module(module: nn.Module) -> Signature | str:
@@ -159,7 +108,7 @@ def of_module(module: nn.Module) -> Signature | str:
         try:
             with torch.no_grad():
                 for sequence in (5, 8):
-                    candidate.call(module, candidate.example(2, sequence))
+                    call(candidate, module, candidate.example(2, sequence))
         except Exception:
             # A guess that does not run is not the answer.
             continue
@@ -173,7 +122,7 @@ def _longest(module: nn.Module, signature: Signature) -> int:
     for sequence in (16, 33, 64, 128, 256, 512):
         try:
             with torch.no_grad():
-                signature.call(module, signature.example(1, sequence))
+                call(signature, module, signature.example(1, sequence))
         except Exception:
             break
         longest = sequence
@@ -183,12 +132,12 @@ def _longest(module: nn.Module, signature: Signature) -> int:
 def _candidates(module: nn.Module, name: str) -> list[Signature]:
     first = next((m for m in module.modules() if next(m.parameters(recurse=False), None) is not None), None)
     if isinstance(first, nn.Embedding):
-        tokens = Input(name, torch.int64, ("batch", "sequence"), first.num_embeddings)
+        tokens = Input(name, "int64", ("batch", "sequence"), first.num_embeddings)
         return [Signature((tokens,), "output", 1)]
     linear = next((m for m in module.modules() if isinstance(m, nn.Linear)), None)
     if linear is None:
         return []
-    dtype, width = linear.weight.dtype, linear.in_features
+    dtype, width = name_of(linear.weight.dtype), linear.in_features
     shapes: list[tuple[Dim, ...]] = [("batch", width), ("batch", "sequence", width)]
     # What is built of numbered blocks reads sequences; a plain stack of layers reads rows.
     if any(in_block(path) for path, _ in module.named_parameters()):
@@ -225,18 +174,8 @@ def of_program(program: torch.export.ExportedProgram) -> Signature | str:
             dims.append(seen[key])
         sample = samples.get(node.name)
         high = int(sample.max()) + 1 if isinstance(sample, Tensor) and not sample.is_floating_point() else 1
-        inputs.append(Input(str(node.name), value.dtype, tuple(dims), high))
+        inputs.append(Input(str(node.name), name_of(value.dtype), tuple(dims), high))
     positional = program.call_spec.in_spec.child(0).num_children if program.call_spec.in_spec else len(inputs)
     named = [*inputs[:positional]]
     # Keyword inputs keep the name that the caller used, which the placeholder carries too.
     return Signature(tuple(named + inputs[positional:]), "output", positional)
-
-
-def to_arrays(values: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
-    """The same inputs for ONNX Runtime; an exported graph computes in float32 whatever its module does."""
-    return {name: np.ascontiguousarray(as_float32(value).numpy()) for name, value in values.items()}
-
-
-def as_float32(value: Tensor) -> Tensor:
-    """The tensor in float32 if it holds other floating numbers."""
-    return value.float() if value.is_floating_point() else value

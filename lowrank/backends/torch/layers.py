@@ -1,88 +1,129 @@
 """Which modules apply a matrix, how they store it, and what takes their place.
 
-A new layer type is one registration of `view_of`. Anything not registered comes back as a Skip.
+A new layer type is one registration of `form_of` and one of `_empty`. Anything not registered comes back as a Skip.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from functools import singledispatch
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank.backends.torch.tensors import as_stored
-from lowrank.core.factors import Factors
-from lowrank.core.weight import View
-from lowrank.nn import LowRankLinear
+from lowrank.core.structures.base import Replacement
+from lowrank.core.weight import LayerKind, View, Weight
+from lowrank.nn import LowRankConv, LowRankEmbedding, LowRankLinear, LowRankStack, SpatialConv
+from lowrank.nn.embedding import embedding_reason
+
+LowRank = LowRankLinear | LowRankConv | SpatialConv | LowRankEmbedding | LowRankStack
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a module stores its `weight` and applies it."""
+
+    view: View
+    kind: LayerKind
+    spatial: View | None = None
 
 
 @singledispatch
-def view_of(module: nn.Module) -> View | None:
-    """How `module.weight` is stored, if the module multiplies its input by it; None for other modules."""
-    return None
+def form_of(module: nn.Module) -> Form | str:
+    """How a module applies its `weight`, or why it cannot be replaced."""
+    return f"{type(module).__name__} is not a layer type that can be factored"
 
 
-@view_of.register
-def _(module: nn.Linear) -> View | None:
-    return View("rows cols") if type(module).forward is nn.Linear.forward else None
+@form_of.register
+def _(module: nn.Linear) -> Form | str:
+    if type(module).forward is not nn.Linear.forward:
+        return f"{type(module).__name__} is not a layer type that can be factored"
+    return Form(View("rows cols"), "linear")
+
+
+@form_of.register
+def _(module: nn.Embedding) -> Form | str:
+    return embedding_reason(module) or Form(View("cols rows"), "lookup")
+
+
+@form_of.register(nn.Conv1d)
+@form_of.register(nn.Conv2d)
+def _(module: nn.Conv1d | nn.Conv2d) -> Form | str:
+    if type(module).forward not in (nn.Conv1d.forward, nn.Conv2d.forward):
+        return f"{type(module).__name__} is not a layer type that can be factored"
+    shape = module.weight.shape
+    square = module.groups == 1 and min(module.kernel_size) > 1
+    spatial = square and isinstance(module, nn.Conv2d)
+    return Form(View.of_conv(shape, module.groups), "conv", View.of_spatial(shape) if spatial else None)
+
+
+def form_of_stack(view: View) -> Form:
+    """The form of a stack of matrices that a module multiplies by itself, as mixtures of experts do."""
+    return Form(view, "experts")
 
 
 def register_optional_layers() -> None:
     """Register the layers of packages that are imported already; others cannot occur in a model."""
     package = sys.modules.get("transformers.pytorch_utils")
     if package is not None:
-        view_of.register(package.Conv1D, lambda module: View("cols rows"))
+        form_of.register(package.Conv1D, lambda module: Form(View("cols rows"), "linear"))
 
 
-def reason_against(module: nn.Module, ancestors: list[nn.Module]) -> str:
-    """Why a module's tensor cannot be replaced, or an empty string if it can."""
-    if any(isinstance(a, nn.MultiheadAttention) for a in ancestors) or isinstance(module, nn.MultiheadAttention):
-        return "nn.MultiheadAttention reads its tensors directly, without calling a layer"
+def empty_replacement(module: nn.Module, structure: str, weight: Tensor, form: Form, rank: int) -> LowRank:
+    """The layer that holds factors of this rank in the place of a dense one, before they are filled in.
+
+    Args:
+        module: the dense layer; for experts, the module that holds the tensor.
+        structure: `two_factor` or `spatial`.
+        weight: the dense tensor, for its shape, type and device.
+        form: how the layer stores and applies it.
+        rank: the inner width.
+    """
+    like = {"dtype": weight.dtype, "device": weight.device}
+    _, rows, cols = form.view.shape(weight.shape)
+    new: LowRank
+    if form.kind == "experts":
+        return LowRankStack(*weight.shape, rank, **like)
     if isinstance(module, nn.Embedding):
-        return "an embedding: a lookup, not a product"
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return "a convolution"
-    if view_of(module) is None:
-        return f"{type(module).__name__} is not a layer type that can be factored"
-    return ""
-
-
-def replacement_for(name: str, module: nn.Module, factors: Factors, weight: torch.Tensor) -> LowRankLinear:
-    """The layer that applies the factors, in the dtype and on the device of the dense weight, bias kept."""
-    rows, cols = factors.left.shape[0], factors.right.shape[1]
-    empty = empty_replacement(module, rows, cols, factors.rank, weight)
-    with torch.no_grad():
-        empty.left.weight.copy_(as_stored(name, factors.left, weight))
-        empty.right.weight.copy_(as_stored(name, factors.right, weight))
-    return empty
-
-
-def empty_replacement(module: nn.Module, rows: int, cols: int, rank: int, weight: torch.Tensor) -> LowRankLinear:
-    """The same layer before its factors are filled in."""
+        new = LowRankEmbedding(module, rank, **like)
+    elif isinstance(module, nn.Conv1d | nn.Conv2d):
+        kind = SpatialConv if structure == "spatial" else LowRankConv
+        new = kind(module, rank, bias=False, **like)
+    else:
+        new = LowRankLinear(cols, rows, rank, bias=False, **like)
     bias = getattr(module, "bias", None)
-    new = LowRankLinear(cols, rows, rank, bias=False, dtype=weight.dtype, device=weight.device)
-    if bias is not None:
+    if isinstance(bias, Tensor):
         new.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
-    new.train(module.training)
-    return new
+    return new.train(module.training)
+
+
+def fill_(new: LowRank, weight: Weight, replacement: Replacement, dense: Tensor) -> None:
+    """Put factors into an empty replacement, in the dtype of the dense weight."""
+    left, right = replacement.factors.left, replacement.factors.right
+    if any(layer.kind == "lookup" for layer in weight.layers) or weight.view.stored == "stack cols rows":
+        # Held as they are stored, so that a table and the head that is tied to it share them.
+        left, right = right.swapaxes(-1, -2), left.swapaxes(-1, -2)
+    pair = (as_stored(weight.name, left, dense), as_stored(weight.name, right, dense))
+    with torch.no_grad():
+        if isinstance(new, LowRankConv | SpatialConv):
+            new.fill_(*pair)
+            return
+        holders = (new.left, new.right) if isinstance(new, LowRankStack) else (new.left.weight, new.right.weight)
+        for holder, tensor in zip(holders, pair, strict=True):
+            holder.copy_(tensor)
+
+
+def tie(new: LowRank, first: LowRank) -> None:
+    """Share the factors of two layers of one weight."""
+    assert not isinstance(new, LowRankStack) and not isinstance(first, LowRankStack)
+    new.left.weight, new.right.weight = first.left.weight, first.right.weight
 
 
 def put(root: nn.Module, name: str, new: nn.Module) -> None:
-    """Set the submodule called `name`, and keep its parents from bypassing it."""
+    """Set the submodule called `name`, or the parameter that becomes one."""
     parent_name, _, child = name.rpartition(".")
     parent = root.get_submodule(parent_name)
+    parent._parameters.pop(child, None)
     parent._modules[child] = new
-    for module in (root, *ancestors_of(root, name)):
-        # In evaluation nn.TransformerEncoderLayer hands its weights to a fused kernel, and the stack around it packs
-        # padded batches for that kernel. Both then multiply by the dense product instead of the factors.
-        if isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0
-        if isinstance(module, nn.TransformerEncoder):
-            module.use_nested_tensor = False
-
-
-def ancestors_of(root: nn.Module, name: str) -> list[nn.Module]:
-    """The modules on the way from the root to `name`, without either end."""
-    parts = name.split(".")[:-1]
-    return [root.get_submodule(".".join(parts[: i + 1])) for i in range(len(parts))]

@@ -9,15 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.artifacts.files import read_json
+from lowrank.artifacts.files import RECORD_FILE, read_json
 from lowrank.backends.torch import huggingface
-from lowrank.backends.torch.layers import empty_replacement, put, register_optional_layers, view_of
-from lowrank.backends.torch.module import MODEL_FILE, RECORD_FILE
+from lowrank.backends.torch.layers import (
+    LowRank,
+    empty_replacement,
+    form_of,
+    form_of_stack,
+    put,
+    register_optional_layers,
+)
+from lowrank.backends.torch.module import MODEL_FILE
+from lowrank.backends.torch.normalize import choose_experts_, normalize_
 from lowrank.backends.torch.open import build_arch
 from lowrank.backends.torch.pickles import read_program
 from lowrank.backends.torch.program import PROGRAM_FILE, unflatten
+from lowrank.core.weight import View
 from lowrank.errors import ArtifactError, LowRankError, first_line
-from lowrank.nn import LowRankLinear
 
 
 def load(folder: str | Path, *, arch: str | Callable[[], nn.Module] | None = None) -> nn.Module | dict[str, Tensor]:
@@ -98,22 +106,27 @@ def _fill(
 ) -> nn.Module:
     """Low-rank layers in the places that the record names, then every tensor, then the ties."""
     register_optional_layers()
+    normalize_(module)
     for entry in replaced.values():
         for layer in entry["layers"]:
-            old = module.get_submodule(layer)
-            if isinstance(old, LowRankLinear):
-                # One module under two names.
-                continue
-            view = view_of(old)
-            stored = old.weight
-            assert view is not None and isinstance(stored, Tensor)
-            if view.stored != entry.get("stored", "rows cols"):
+            if entry["kind"] == "experts":
+                old, dense = module.get_submodule(layer.rpartition(".")[0]), module.get_parameter(layer)
+                form = form_of_stack(View(entry["stored"], "stack rows cols"))
+            else:
+                old = module.get_submodule(layer)
+                if isinstance(old, LowRank):
+                    # One module under two names.
+                    continue
+                form, dense = form_of(old), old.weight
+            assert not isinstance(form, str) and isinstance(dense, Tensor)
+            if form.kind == "linear" and entry["kind"] == "linear" and form.view.stored != entry["stored"]:
                 raise ArtifactError(
-                    f"{origin}: {layer} stores its weight as {view.stored!r}, but its factors were made without "
-                    f"knowing the "
-                    "module; compress again with --arch or --config"
+                    f"{origin}: {layer} stores its weight as {form.view.stored!r}, but its factors were made without "
+                    "knowing the module; compress again with --arch or --config"
                 )
-            put(module, layer, empty_replacement(old, *view.shape(stored.shape), entry["rank"], stored))
+            if form.kind == "experts":
+                choose_experts_(module, "eager")
+            put(module, layer, empty_replacement(old, entry["structure"], dense, form, entry["rank"]))
     full = {**state, **{alias: state[kept] for alias, kept in aliases.items()}}
     try:
         module.load_state_dict(full, assign=True)

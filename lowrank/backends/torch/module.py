@@ -4,35 +4,33 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lowrank.artifacts.files import write_json
-from lowrank.backends.torch.inputs import Signature
-from lowrank.backends.torch.layers import (
-    ancestors_of,
-    put,
-    reason_against,
-    register_optional_layers,
-    replacement_for,
-    view_of,
-)
-from lowrank.backends.torch.tensors import as_matrix, save_state
-from lowrank.core.factors import Factors
+from lowrank.artifacts.files import RECORD_FILE, write_json
+from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.torch.describe import describe
+from lowrank.backends.torch.inputs import call, in_float32
+from lowrank.backends.torch.layers import LowRank, empty_replacement, fill_, form_of, form_of_stack, put, tie
+from lowrank.backends.torch.normalize import choose_experts_
+from lowrank.backends.torch.tensors import as_matrix, module_in_float32, save_state, storage_key
+from lowrank.backends.torch.watch import watching
+from lowrank.core.gram import Gram, Side
 from lowrank.core.linalg import Matrix
-from lowrank.core.match import roles
 from lowrank.core.structures.base import Replacement
-from lowrank.core.weight import Layer, Skip, Weight
-from lowrank.errors import NonFiniteWeight
+from lowrank.core.weight import Skip, Weight
+from lowrank.errors import ArtifactError, NonFiniteWeight
 
 MODEL_FILE = "model.safetensors"
-RECORD_FILE = "lowrank.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +45,7 @@ class ModuleBackend:
     """How `load` builds the dense module: `kind` and what that kind needs."""
     fresh: Callable[[], nn.Module] | None = None
     """A second module with the same weights; None copies this one."""
-    tokenizer_folder: Path | None = None
+    tokenizer: Path | None = None
     extras: tuple[Path, ...] = ()
     """Files and folders that belong to the model and are copied along when it is saved."""
     config_file: Path | None = None
@@ -57,7 +55,7 @@ class ModuleBackend:
 
     @cached_property
     def _described(self) -> tuple[tuple[Weight, ...], tuple[Skip, ...]]:
-        return _describe(self.module)
+        return describe(self.module, self.signature)
 
     @property
     def weights(self) -> tuple[Weight, ...]:
@@ -74,10 +72,18 @@ class ModuleBackend:
         """Numbers in the model, ties counted once."""
         return sum(p.numel() for p in self.module.parameters())
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its state, ties counted once."""
+        return bytes_of(self.module.state_dict())
+
+    @cached_property
+    def _by_name(self) -> dict[str, Weight]:
+        return {weight.name: weight for weight in self.weights}
+
     def read(self, name: str) -> Matrix:
         """One weight as a float64 matrix."""
-        weight = next(w for w in self.weights if w.name == name)
-        return as_matrix(name, self.module.get_parameter(name), weight.view)
+        return as_matrix(name, self.module.get_parameter(name), self._by_name[name].view)
 
     def check_finite(self) -> None:
         """Look at every parameter that is not a weight: one NaN in an embedding spoils every output."""
@@ -90,19 +96,102 @@ class ModuleBackend:
     def rewrite(self, replacements: Mapping[str, Replacement]) -> ModuleBackend:
         """A backend whose module has low-rank layers; a tie stays one pair of tensors."""
         module = self.fresh() if self.fresh else copy.deepcopy(self.module)
-        by_name = {weight.name: weight for weight in self.weights}
         replaced: dict[str, dict[str, Any]] = {}
-        for name, factors in replacements.items():
-            stored = module.get_parameter(name)
-            first = None
-            for layer in by_name[name].layers:
-                new = replacement_for(name, module.get_submodule(layer.name), factors, stored)
-                if first is not None:
-                    new.left.weight, new.right.weight = first.left.weight, first.right.weight
-                first = first or new
+        for name, replacement in replacements.items():
+            weight, dense = self._by_name[name], module.get_parameter(name)
+            first: LowRank | None = None
+            for layer in weight.layers:
+                old = module.get_submodule(layer.name if layer.kind != "experts" else layer.name.rpartition(".")[0])
+                form = form_of(old) if layer.kind != "experts" else form_of_stack(weight.view)
+                assert not isinstance(form, str)
+                new = empty_replacement(old, replacement.structure, dense, form, replacement.factors.rank)
+                if first is None:
+                    fill_(new, weight, replacement, dense)
+                    first = new
+                else:
+                    tie(new, first)
                 put(module, layer.name, new)
-            replaced[name] = record_of(by_name[name], factors)
+            replaced[name] = record_of(weight, replacement)
+        if any(entry["kind"] == "experts" for entry in replaced.values()):
+            choose_experts_(module, "eager")
         return replace(self, module=module, fresh=None, replaced=replaced)
+
+    def fed_with(self, signature: Signature) -> ModuleBackend:
+        """The same module with other inputs."""
+        return replace(self, signature=signature)
+
+    def run(self, feed: Feed) -> NDArray[Any]:
+        """One forward pass in evaluation mode."""
+        assert isinstance(self.signature, Signature)
+        with torch.no_grad():
+            return as_array(call(self.signature, self.module, feed))
+
+    def oracle(self) -> Callable[[Feed], NDArray[Any]]:
+        """The module in float32: an exported graph does not round as a half-precision module does at every step."""
+        assert isinstance(self.signature, Signature)
+        module, signature = module_in_float32(self.module), in_float32(self.signature)
+
+        def run(feed: Feed) -> NDArray[Any]:
+            with torch.no_grad():
+                return as_array(call(signature, module, feed))
+
+        return run
+
+    @contextmanager
+    def watching(
+        self, sides: Mapping[str, Side], observe: Callable[[str, Gram], None]
+    ) -> Iterator[Callable[[Feed], None]]:
+        """Hooks on every layer of the named weights, for as long as the block lasts."""
+        assert isinstance(self.signature, Signature)
+        weights = [self._by_name[name] for name in sides]
+        with watching(self.module, self.signature, weights, sides, observe) as run:
+            yield run
+
+    @contextmanager
+    def swapped(self, name: str, matrix: Matrix) -> Iterator[None]:
+        """The parameter holds other numbers inside the block."""
+        parameter = self.module.get_parameter(name)
+        before = parameter.data
+        stored = np.ascontiguousarray(self._by_name[name].view.stored_from(matrix))
+        parameter.data = torch.from_numpy(stored).to(before)
+        try:
+            yield
+        finally:
+            parameter.data = before
+
+    def reloaded(self, folder: Path) -> ModuleBackend:
+        """The saved module as a user will load it, checked tensor for tensor; itself, if it takes code to build."""
+        from lowrank.backends.torch.load import load
+
+        if self.rebuild["kind"] not in {"huggingface", "program", "arch"}:
+            return self
+        loaded = load(folder, arch=self.rebuild.get("arch"))
+        assert isinstance(loaded, nn.Module)
+        if self.rebuild["kind"] != "program":
+            # A program is traced anew when it is saved, under other names; its outputs are compared with ONNX all the
+            # same.
+            saved, before = loaded.state_dict(), self.module.state_dict()
+            wrong = [name for name in before if name not in saved or not _identical(before[name], saved[name])]
+            if wrong or len(saved) != len(before):
+                raise ArtifactError(
+                    f"{folder}: the saved model is not the one that was made: {len(wrong)} tensors differ, "
+                    f"{(wrong or ['?'])[0]} for one; please report this with the model's config"
+                )
+        return replace(self, module=loaded)
+
+    def saved_in(self, run: Path, replacements: Callable[[], Mapping[str, Replacement]]) -> ModuleBackend:
+        """The module as `lowrank.load` gives it; what takes code to build is built from this dense module.
+
+        Raises:
+            ArtifactError: if the folder holds no model, or one that differs from what was made.
+        """
+        from lowrank.backends.torch.load import load
+
+        dense = self.module
+        takes_code = self.rebuild["kind"] in ("module", "arch")
+        loaded = load(run, arch=(lambda: copy.deepcopy(dense)) if takes_code else None)
+        assert isinstance(loaded, nn.Module)
+        return replace(self, module=loaded, fresh=None)
 
     def save(self, folder: Path) -> None:
         """Weights as safetensors, what was replaced as JSON, and the model's other files copied along."""
@@ -123,53 +212,27 @@ class ModuleBackend:
         write_json(folder / RECORD_FILE, "model", record)
 
 
-def record_of(weight: Weight, factors: Factors) -> dict[str, Any]:
+def record_of(weight: Weight, replacement: Replacement) -> dict[str, Any]:
     """What `load` must know to put a replacement back in its place."""
-    layers = [layer.name for layer in weight.layers]
-    return {"structure": "two_factor", "layers": layers, "rank": factors.rank, "stored": weight.view.stored}
+    return {
+        "structure": replacement.structure,
+        "layers": [layer.name for layer in weight.layers],
+        "kind": weight.layers[0].kind if weight.layers else "linear",
+        "rank": replacement.factors.rank,
+        "stored": weight.view.stored,
+    }
 
 
-def _describe(module: nn.Module) -> tuple[tuple[Weight, ...], tuple[Skip, ...]]:
-    register_optional_layers()
-    owners: dict[int, list[tuple[str, str, Tensor, nn.Module]]] = {}
-    for path, child in module.named_modules(remove_duplicate=False):
-        for key, parameter in child.named_parameters(recurse=False):
-            if parameter.dim() >= 2:
-                owners.setdefault(id(parameter), []).append((path, key, parameter, child))
-    found: dict[str, Weight] = {}
-    skips: list[Skip] = []
-    for uses in owners.values():
-        path, key, parameter, _ = uses[0]
-        name = f"{path}.{key}" if path else key
-        reason = _why_not(module, uses)
-        if reason:
-            skips.append(Skip(name, tuple(parameter.shape), reason))
-            continue
-        view = view_of(uses[0][3])
-        assert view is not None
-        rows, cols = view.shape(parameter.shape)
-        layers = tuple(Layer(p, "linear") for p, *_ in uses)
-        dtype = str(parameter.dtype).removeprefix("torch.")
-        found[name] = Weight(name, rows, cols, dtype, "projection", layers, view)
-    named = roles({name: w.shape for name, w in found.items()})
-    weights = [Weight(w.name, w.rows, w.cols, w.dtype, named[w.name], w.layers, w.view) for w in found.values()]
-    return tuple(weights), tuple(skips)
+def _identical(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
-def _why_not(root: nn.Module, uses: list[tuple[str, str, Tensor, nn.Module]]) -> str:
-    """Why a tensor with these uses stays as it is, or an empty string."""
-    parameter = uses[0][2]
-    if not parameter.is_floating_point():
-        return f"its numbers are {str(parameter.dtype).removeprefix('torch.')}: compress before quantising"
-    for path, key, _, owner in uses:
-        reason = reason_against(owner, [root, *ancestors_of(root, path)] if path else [])
-        if not reason and key != "weight":
-            reason = f"a {type(owner).__name__} does not multiply by it"
-        if reason:
-            others = [p for p, *_ in uses if p != path]
-            return reason + (f" (tied with {', '.join(others)})" if others else "")
-    if len({view_of(owner) for *_, owner in uses}) > 1:
-        return "tied between layers that store it differently"
-    if not uses[0][0]:
-        return "the model is this one layer, so there is no place to put another"
-    return ""
+def bytes_of(state: Mapping[str, Tensor]) -> int:
+    """Bytes of a state dict, tensors under several names counted once."""
+    return sum({storage_key(t): t.numel() * t.element_size() for t in state.values() if t.numel()}.values())
+
+
+def as_array(output: Tensor) -> NDArray[Any]:
+    """An output as an array of float32, or of float64 if it is that."""
+    output = output.detach().cpu()
+    return output.numpy() if output.dtype == torch.float64 else output.float().numpy()

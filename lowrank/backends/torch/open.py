@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lowrank.artifacts.files import hash_files, hash_json
+from lowrank.artifacts.files import RECORD_FILE, hash_files, hash_json
 from lowrank.backends.base import Opening
 from lowrank.backends.torch import huggingface, inputs
-from lowrank.backends.torch.module import RECORD_FILE, ModuleBackend
+from lowrank.backends.torch.module import ModuleBackend
+from lowrank.backends.torch.normalize import normalize_
 from lowrank.backends.torch.pickles import read_program, read_torch_file
 from lowrank.backends.torch.program import unflatten
 from lowrank.backends.torch.state_dict import StateDictBackend
@@ -105,6 +106,7 @@ def _of_transformers(
     missing: tuple[str, ...],
     extras: tuple[Path, ...],
 ) -> ModuleBackend:
+    normalize_(module)
     source: dict[str, Any] = {"path": str(path), "kind": "huggingface", "fingerprint": hash_files(files)}
     if missing:
         source["not_in_checkpoint"] = list(missing)
@@ -117,7 +119,7 @@ def _of_transformers(
             "class": type(module).__name__,
             "dtype": str(module.dtype).removeprefix("torch."),
         },
-        tokenizer_folder=folder if huggingface.tokenizer_files(folder) else None,
+        tokenizer=folder if huggingface.tokenizer_files(folder) else None,
         extras=extras,
     )
 
@@ -161,6 +163,7 @@ def build_arch(arch: str) -> nn.Module:
 
 
 def _of_module(module: nn.Module, source: Mapping[str, Any], rebuild: Mapping[str, Any]) -> ModuleBackend:
+    normalize_(module)
     if hasattr(module, "config") and hasattr(module, "main_input_name"):
         return ModuleBackend(module, source, inputs.of_transformers(module), rebuild)
     return ModuleBackend(module, source, inputs.of_module(module), rebuild)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowrank.backends.torch.inputs import Signature
+from lowrank.backends.inputs import Signature
+from lowrank.backends.torch.inputs import as_tensors
 from lowrank.errors import ExportError
 
 PROGRAM_FILE = "model.pt2"
@@ -55,7 +56,7 @@ def _as_linear(parameters: dict[str, nn.Parameter]) -> nn.Linear:
 
 def export_program(module: nn.Module, signature: Signature) -> torch.export.ExportedProgram:
     """The module as an exported program, open in the dimensions that the signature leaves open."""
-    values = signature.example(2, 6)
+    values = as_tensors(signature, signature.example(2, 6))
     names = signature.names
     positional, named = names[: signature.positional], names[signature.positional :]
     open_dims: dict[str, Any] = {

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
-from lowrank.artifacts.files import write_json
-from lowrank.backends.torch.module import MODEL_FILE, RECORD_FILE, record_of
+from lowrank.artifacts.files import RECORD_FILE, write_json
+from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.torch.module import MODEL_FILE, bytes_of, record_of
 from lowrank.backends.torch.tensors import as_matrix, as_stored, save_state, storage_key
+from lowrank.core.gram import Gram, Side
 from lowrank.core.linalg import Matrix
-from lowrank.core.match import looks_like_embedding, roles, stem
+from lowrank.core.match import looks_like_embedding, role_of, stem
 from lowrank.core.structures.base import Replacement
 from lowrank.core.weight import Layer, Skip, View, Weight
+from lowrank.errors import UnsupportedModel
+
+HOW_TO_RUN = "say with --arch package.module:factory or --config config.json how the model is built"
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,18 +48,18 @@ class StateDictBackend:
             else:
                 matrices[name] = tied
         shapes = {n: (self.tensors[n].shape[0], self.tensors[n].shape[1]) for n in matrices}
-        named = roles(shapes)
         weights = tuple(
             Weight(
                 name,
                 *shapes[name],
                 str(self.tensors[name].dtype).removeprefix("torch."),
-                named[name],
+                "projection",
                 tuple(Layer(stem(n), "linear") for n in tied),
             )
             for name, tied in matrices.items()
         )
-        return weights, tuple(skips)
+        named = role_of(weights)
+        return tuple(replace(w, role=named[w.name]) for w in weights), tuple(skips)
 
     @property
     def weights(self) -> tuple[Weight, ...]:
@@ -72,6 +77,21 @@ class StateDictBackend:
         unique = {storage_key(t): t.numel() for t in self.tensors.values() if t.is_floating_point() and t.numel()}
         return sum(unique.values())
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, ties counted once."""
+        return bytes_of(self.tensors)
+
+    @property
+    def signature(self) -> str:
+        """There is none."""
+        return "a plain state dict does not say how its tensors are applied"
+
+    @property
+    def tokenizer(self) -> None:
+        """There is none."""
+        return None
+
     def read(self, name: str) -> Matrix:
         """One tensor as a float64 matrix."""
         return as_matrix(name, self.tensors[name], View())
@@ -84,8 +104,8 @@ class StateDictBackend:
         by_name = {weight.name: weight for weight in self.weights}
         layers = {layer.name: name for name in replacements for layer in by_name[name].layers}
         pairs = {
-            name: tuple(as_stored(name, m, self.tensors[name]) for m in (f.left, f.right))
-            for name, f in replacements.items()
+            name: tuple(as_stored(name, m, self.tensors[name]) for m in (r.factors.left, r.factors.right))
+            for name, r in replacements.items()
         }
         tensors: dict[str, Tensor] = {}
         for name, tensor in self.tensors.items():
@@ -94,8 +114,40 @@ class StateDictBackend:
                 tensors[name] = tensor
             else:
                 tensors[f"{stem(name)}.left.weight"], tensors[f"{stem(name)}.right.weight"] = pairs[owner]
-        replaced = {name: record_of(by_name[name], factors) for name, factors in replacements.items()}
+        replaced = {name: record_of(by_name[name], replacement) for name, replacement in replacements.items()}
         return StateDictBackend(tensors, self.source, replaced)
+
+    def reloaded(self, folder: Path) -> StateDictBackend:
+        """Itself: what was written is what it holds."""
+        return self
+
+    def saved_in(self, run: Path, replacements: Callable[[], Mapping[str, Replacement]]) -> StateDictBackend:
+        """The factored state dict of a run."""
+        from lowrank.backends.torch.load import load
+
+        tensors = load(run)
+        assert isinstance(tensors, dict)
+        return replace(self, tensors=tensors)
+
+    def fed_with(self, signature: Signature) -> NoReturn:
+        """Not possible."""
+        raise UnsupportedModel(f"{self.signature}; {HOW_TO_RUN}")
+
+    def run(self, feed: Feed) -> NoReturn:
+        """Not possible."""
+        raise UnsupportedModel(f"{self.signature}; {HOW_TO_RUN}")
+
+    def oracle(self) -> NoReturn:
+        """Not possible."""
+        raise UnsupportedModel(f"{self.signature}; {HOW_TO_RUN}")
+
+    def watching(self, sides: Mapping[str, Side], observe: Callable[[str, Gram], None]) -> NoReturn:
+        """Not possible."""
+        raise UnsupportedModel(f"{self.signature}; {HOW_TO_RUN}")
+
+    def swapped(self, name: str, matrix: Matrix) -> NoReturn:
+        """Not possible."""
+        raise UnsupportedModel(f"{self.signature}; {HOW_TO_RUN}")
 
     def save(self, folder: Path) -> None:
         """The factored state dict as safetensors, and what was replaced as JSON."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowrank.core.linalg import Matrix
 from lowrank.core.weight import View
@@ -48,6 +49,12 @@ def as_stored(name: str, factor: NDArray[np.floating], like: Tensor) -> Tensor:
             "float32 or bfloat16 first, or leave this weight out with --exclude"
         )
     return tensor
+
+
+def module_in_float32(module: nn.Module) -> nn.Module:
+    """The module itself, or a copy of it if any of its numbers are of another floating type."""
+    other = any(p.is_floating_point() and p.dtype != torch.float32 for p in module.parameters())
+    return copy.deepcopy(module).float() if other else module
 
 
 def storage_key(tensor: Tensor) -> tuple[Any, ...]:

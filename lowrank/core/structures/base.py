@@ -14,8 +14,13 @@ from lowrank.core.factors import Factors
 from lowrank.core.linalg import Matrix, Vector
 from lowrank.core.weight import Group
 
-Replacement = Factors
-"""What a backend puts in a weight's place."""
+
+@dataclass(frozen=True, eq=False)
+class Replacement:
+    """What a backend puts in a weight's place: a chain of two small operators, and which two the structure says."""
+
+    structure: str
+    factors: Factors
 
 
 @dataclass(frozen=True, slots=True)

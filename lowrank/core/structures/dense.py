@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from lowrank.core.analysis import Analysis
-from lowrank.core.cost import dense_cost
 from lowrank.core.linalg import Matrix
 from lowrank.core.structures.base import Curve, Option, Replacement
 from lowrank.core.weight import Group
@@ -22,9 +21,8 @@ class Dense:
 
     def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
         """One point."""
-        shapes = [analysis[name].weight.shape for name in group.weights]
-        rank = max(min(shape) for shape in shapes)
-        cost = sum(dense_cost(*shape) for shape in shapes)
+        rank = max(analysis[name].weight.full_rank for name in group.weights)
+        cost = analysis.params(group)
         return Curve(self.name, np.array([rank]), np.array([cost]), np.zeros(1))
 
     def at(self, group: Group, analysis: Analysis, rank: int) -> Option:

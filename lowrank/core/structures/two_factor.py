@@ -27,7 +27,7 @@ class TwoFactor:
             return Curve(self.name, none, none, np.zeros(0))
         record = self._record(group, analysis)
         ranks = np.arange(multiple, record.break_even + 1, multiple, dtype=np.int64)
-        costs = ranks * two_factor_cost(record.weight.rows, record.weight.cols, 1)
+        costs = ranks * two_factor_cost(*record.weight.shape, 1, record.weight.stack)
         return Curve(self.name, ranks, costs, record.error_curve[ranks])
 
     def at(self, group: Group, analysis: Analysis, rank: int) -> Option:
@@ -38,7 +38,7 @@ class TwoFactor:
         weight = record.weight
         if not 1 <= rank <= weight.full_rank:
             raise ValueError(f"its rank can be 1 to {weight.full_rank}")
-        cost = two_factor_cost(weight.rows, weight.cols, rank)
+        cost = two_factor_cost(*weight.shape, rank, weight.stack)
         return Option(group.name, self.name, rank, cost, float(record.error_curve[rank]))
 
     def factorize(
@@ -47,7 +47,7 @@ class TwoFactor:
         """The projection of the outputs on their leading directions."""
         name = group.weights[0]
         matrix = read(name)
-        return {name: analysis.directions(name, matrix).truncate(matrix, rank)}
+        return {name: Replacement(self.name, analysis.directions(name, matrix).truncate(matrix, rank))}
 
     @staticmethod
     def _record(group: Group, analysis: Analysis) -> WeightAnalysis:

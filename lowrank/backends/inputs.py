@@ -1,0 +1,118 @@
+"""How a model is fed: the names, types and shapes of its inputs, whatever its format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Dim = int | str
+"""A fixed size, or the name of one that may vary: `batch`, `sequence`, any other, or a sum: `past + sequence`."""
+
+Feed = Mapping[str, NDArray[Any]]
+"""The inputs of one forward pass, by name."""
+
+MASK = "attention_mask"
+
+HALF = {"float16", "bfloat16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One input: its name, type and axes. Integers are drawn from 0 to `high - 1`."""
+
+    name: str
+    dtype: str
+    dims: tuple[Dim, ...]
+    high: int = 1
+    scale: int = 1
+    """How many numbers of this input make one step of `sequence`: samples of a sound wave, for one."""
+    offset: int = 0
+    """How many it takes before the first step."""
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether it holds numbers rather than indices or flags."""
+        return self.dtype.startswith(("float", "bfloat"))
+
+    @property
+    def array_dtype(self) -> str:
+        """The type of its array: numpy has no bfloat16, and halves are drawn in float32."""
+        return "float32" if self.dtype in HALF else self.dtype
+
+    def shape(self, batch: int, sequence: int) -> tuple[int, ...]:
+        """Its shape at a batch and sequence size. Other sizes that may vary are one more than the sequence."""
+        sizes = {"batch": batch, "sequence": sequence}
+        found: list[int] = []
+        for dim in self.dims:
+            if isinstance(dim, int):
+                found.append(dim)
+            else:
+                size = sum(sizes.get(part.strip(), sequence + 1) for part in dim.split("+"))
+                found.append(size * self.scale + self.offset if dim == "sequence" else size)
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """All the inputs that a model is fed with, and the name of the output that is looked at."""
+
+    inputs: tuple[Input, ...]
+    output: str
+    positional: int = 0
+    """How many of the first inputs are passed by position."""
+    max_sequence: int = 512
+    fixed_kwargs: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Input names in order."""
+        return tuple(i.name for i in self.inputs)
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether it is fed with `input_ids`, and with nothing that text does not give."""
+        return "input_ids" in self.names and set(self.names) <= FROM_TEXT
+
+    @property
+    def has_sequence(self) -> bool:
+        """Whether some input has a sequence axis."""
+        return any("sequence" in i.dims for i in self.inputs)
+
+    def example(self, batch: int, sequence: int, seed: int = 0, padded: bool = False) -> dict[str, NDArray[Any]]:
+        """Random inputs of a size; with `padded`, every second row ends in padding."""
+        rng = np.random.default_rng(seed)
+        values: dict[str, NDArray[Any]] = {}
+        for spec in self.inputs:
+            shape, dtype = spec.shape(batch, sequence), np.dtype(spec.array_dtype)
+            if "mask" in spec.name and not spec.is_floating:
+                values[spec.name] = np.ones(shape, dtype)
+                if padded and spec.name == MASK:
+                    values[spec.name][1::2, max(1, shape[1] // 2) :] = 0
+            elif spec.name == "position_ids" and len(shape) == 2:
+                values[spec.name] = np.broadcast_to(np.arange(shape[1], dtype=dtype), shape).copy()
+            elif spec.is_floating:
+                values[spec.name] = rng.standard_normal(shape).astype(dtype)
+            else:
+                values[spec.name] = rng.integers(0, max(spec.high, 1), shape).astype(dtype)
+        return values
+
+
+FROM_TEXT = frozenset(["input_ids", MASK, "token_type_ids", "position_ids", "decoder_input_ids"])
+"""Inputs that a tokenizer and a text are enough for."""
+
+
+def of_arrays(arrays: Feed) -> Signature:
+    """The signature that sample inputs show: the first axis is the batch, a second one of token ids the sequence."""
+    inputs: list[Input] = []
+    for name, array in arrays.items():
+        floating = array.dtype.kind == "f"
+        dims: list[Dim] = ["batch", *array.shape[1:]]
+        if not floating and len(dims) == 2:
+            dims[1] = "sequence"
+        high = 1 if floating or not array.size else int(array.max()) + 1
+        inputs.append(Input(name, "float32" if floating else "int64", tuple(dims), high))
+    return Signature(tuple(inputs), "output")

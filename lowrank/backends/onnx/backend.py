@@ -1,0 +1,283 @@
+"""OnnxBackend: a graph that is read, run and rewritten without torch."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank.artifacts.files import RECORD_FILE, write_json
+from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.onnx.constants import tensor_of
+from lowrank.backends.onnx.describe import Described, Use, constants_of, describe
+from lowrank.backends.onnx.rewrite import replace_weight
+from lowrank.backends.onnx.runtime import INLINE_BYTES, Runner
+from lowrank.backends.onnx.watch import Watch, values_for, watched
+from lowrank.core.gram import Gram, Side
+from lowrank.core.linalg import Matrix
+from lowrank.core.structures.base import Replacement
+from lowrank.core.weight import Skip, Weight
+from lowrank.errors import ExportError, NonFiniteWeight, first_line
+
+PAGE = 4096
+LENGTHS = (4, 8, 16, 32, 64, 128)
+"""Sequences that are tried: no more is needed for calibration or timing."""
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxBackend:
+    """A graph with what is needed to feed it."""
+
+    model: Any
+    """An `onnx_ir.Model`."""
+    source: Mapping[str, Any]
+    declared: Signature | str
+    """What the graph says of its inputs, or what calibration data showed."""
+    folder: Path
+    """Where its external tensors are."""
+    path: Path | None = None
+    """The file that holds just this graph."""
+    tokenizer: Path | None = None
+    external: bool = False
+    """Whether its numbers are to be kept beside the graph."""
+    tried: bool = False
+    """Whether the declared inputs are known to work."""
+    dense: OnnxBackend | None = None
+    """Of a compressed graph: the one that it was made from."""
+    replacements: Mapping[str, Replacement] = field(default_factory=dict)
+    replaced: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @cached_property
+    def _described(self) -> Described:
+        return describe(self.model)
+
+    @cached_property
+    def _by_name(self) -> dict[str, Weight]:
+        return {weight.name: weight for weight in self.weights}
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        """Every constant that a MatMul, Gemm, Conv, Gather or Einsum applies."""
+        return self._described.weights
+
+    @property
+    def skips(self) -> tuple[Skip, ...]:
+        """Every other floating tensor of two or more dimensions."""
+        return self._described.skips
+
+    @cached_property
+    def signature(self) -> Signature | str:
+        """How it is fed, after a try: a graph does not say how long a sequence its positions allow."""
+        if isinstance(self.declared, str) or self.tried:
+            return self.declared
+        try:
+            runner, longest = self._runner, 0
+        except ExportError as error:
+            return str(error)
+        for sequence in LENGTHS if self.declared.has_sequence else (1,):
+            try:
+                runner(self.declared.example(1, sequence), [self.declared.output])
+            except Exception as error:
+                if not longest:
+                    return f"it does not run on random inputs: {first_line(error)}"
+                break
+            longest = sequence
+        return replace(self.declared, max_sequence=min(longest, self.declared.max_sequence))
+
+    @cached_property
+    def _tensors(self) -> list[Any]:
+        return [tensor_of(value) for value in constants_of(self.model)]
+
+    @property
+    def params(self) -> int:
+        """Floating numbers in initializers and constants."""
+        return sum(t.size for t in self._tensors if t.dtype.is_floating_point())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all initializers and constants."""
+        return sum(t.nbytes for t in self._tensors)
+
+    def read(self, name: str) -> Matrix:
+        """One weight as a float64 matrix, or a stack of them."""
+        use = self._described.uses[name][0]
+        matrix = np.ascontiguousarray(use.site.matrix(), dtype=np.float64)
+        if not np.isfinite(matrix).all():
+            nan, infinite = int(np.isnan(matrix).sum()), int(np.isinf(matrix).sum())
+            shape = " x ".join(map(str, use.site.constant.shape))
+            raise NonFiniteWeight(
+                f"{name} ({shape}) holds {nan} NaN and {infinite} infinite values, so it has no spectrum; repair the "
+                "model, or leave this weight out with --exclude"
+            )
+        return matrix
+
+    def check_finite(self) -> None:
+        """Look for NaN in every constant that is no weight; infinities are common in masks."""
+        taken = {id(use.site.constant.root) for uses in self._described.uses.values() for use in uses}
+        for value in constants_of(self.model):
+            tensor = tensor_of(value)
+            wide = tensor.dtype.is_floating_point() and tensor.dtype.itemsize >= 2
+            if id(value) not in taken and wide and np.isnan(tensor.numpy()).any():
+                shape = " x ".join(map(str, tensor.shape.numpy()))
+                raise NonFiniteWeight(f"{value.name} ({shape}) holds NaN; repair the model")
+
+    def rewrite(self, replacements: Mapping[str, Replacement]) -> OnnxBackend:
+        """A backend whose graph has two factors in the weights' places."""
+        model = self.model.clone()
+        # The same walk over the same graph: the copy's uses have the same names.
+        found = describe(model)
+        replaced: dict[str, dict[str, Any]] = {}
+        for name, replacement in replacements.items():
+            uses = found.uses[name]
+            tensors = replace_weight(model, self._by_name[name], uses, replacement)
+            replaced[name] = {
+                "structure": replacement.structure,
+                "layers": [layer.name for layer in self._by_name[name].layers],
+                "rank": replacement.factors.rank,
+                "tensors": tensors,
+            }
+        made = {"dense": self, "replacements": dict(replacements), "replaced": replaced}
+        return replace(self, model=model, path=None, declared=self.signature, tried=True, **made)
+
+    def fed_with(self, signature: Signature) -> OnnxBackend:
+        """The same graph: what it declares of its inputs is all there is, but sizes and ranges may be known better."""
+        output = self.declared.output if isinstance(self.declared, Signature) else self.model.graph.outputs[0].name
+        return replace(self, declared=replace(signature, output=output), tried=True)
+
+    @cached_property
+    def _runner(self) -> Runner:
+        return Runner(self.model, self.folder, self.path)
+
+    @cached_property
+    def _swaps(self) -> dict[str, Any]:
+        return {}
+
+    def run(self, feed: Feed) -> NDArray[Any]:
+        """One forward pass, in ONNX Runtime."""
+        assert isinstance(self.signature, Signature)
+        if self._swaps:
+            runner, numbers = self._swaps["runner"], self._swaps["numbers"]
+            return _floating(runner(feed, [self.signature.output], numbers)[0])
+        return _floating(self._runner(feed, [self.signature.output])[0])
+
+    def oracle(self) -> Callable[[Feed], NDArray[Any]]:
+        """The dense graph with the factors' products as its weights: the same function by a graph nobody rewrote."""
+        if self.dense is None:
+            return self.run
+        products: dict[int, NDArray[Any]] = {}
+        for name, replacement in self.replacements.items():
+            matrix = np.asarray(replacement.factors.product(), np.float64)
+            weight = self._by_name_of_dense(name)
+            if replacement.structure == "spatial":
+                assert weight.spatial is not None
+                matrix = np.asarray(weight.view.matrix(weight.spatial.stored_from(matrix)), np.float64)
+            products |= self.dense._roots_with(name, matrix)
+        dense, output = self.dense, self.signature
+        assert isinstance(output, Signature)
+        runner = Runner(_with_numbers(dense.model, products), dense.folder)
+        return lambda feed: _floating(runner(feed, [output.output])[0])
+
+    def _by_name_of_dense(self, name: str) -> Weight:
+        assert self.dense is not None
+        return self.dense._by_name[name]
+
+    def _roots_with(self, name: str, matrix: Matrix) -> dict[int, NDArray[Any]]:
+        """By the id of its value: what each constant of a weight would hold for the weight to be this matrix."""
+        found: dict[int, NDArray[Any]] = {}
+        for use in self._described.uses[name]:
+            constant = use.site.constant
+            own = matrix.T if use.transposed else matrix
+            stored = constant.stored(np.ascontiguousarray(use.site.view.stored_from(own)))
+            found[id(constant.root)] = np.ascontiguousarray(stored).astype(constant.tensor.dtype.numpy())
+        return found
+
+    @contextmanager
+    def watching(
+        self, sides: Mapping[str, Side], observe: Callable[[str, Gram], None]
+    ) -> Iterator[Callable[[Feed], None]]:
+        """A session with extra outputs on what the weights see."""
+        uses: list[tuple[Weight, Use]] = [
+            (self._by_name[name], use)
+            for name in sides
+            for use in watched(self._described.uses[name], self.model.graph)
+        ]
+        extra = {value for weight, use in uses for value in values_for(use, sides[weight.name])}
+        runner = Runner(self.model, self.folder, self.path, extra=sorted(extra))
+        yield Watch(runner, uses, sides, observe)
+
+    @cached_property
+    def _open(self) -> Runner:
+        """A session whose weights are inputs, as far as they are initializers of the main graph."""
+        return Runner(self.model, self.folder, open_weights=sorted(self._open_names))
+
+    @cached_property
+    def _open_names(self) -> set[str]:
+        own = self.model.graph.initializers
+        roots = (use.site.constant.root for uses in self._described.uses.values() for use in uses)
+        return {root.name for root in roots if own.get(root.name) is root}
+
+    @contextmanager
+    def swapped(self, name: str, matrix: Matrix) -> Iterator[None]:
+        """Runs with other numbers in one weight: as inputs of one session, or else of a session of their own."""
+        numbers = self._roots_with(name, matrix)
+        names = {id(self.model.graph.initializers[n]): n for n in self._open_names}
+        if set(numbers) <= set(names):
+            runner, given = self._open, {names[key]: array for key, array in numbers.items()}
+        else:
+            runner, given = Runner(_with_numbers(self.model, numbers), self.folder), {}
+        self._swaps.update(runner=runner, numbers=given)
+        try:
+            yield
+        finally:
+            self._swaps.clear()
+
+    def write(self, path: Path) -> None:
+        """The graph as a file, with its numbers beside it if they were so before or are too many."""
+        import onnx_ir as ir
+
+        if self.external or self.nbytes > INLINE_BYTES:
+            ir.save(self.model, path, external_data=f"{path.name}.data", alignment=PAGE, align_threshold=PAGE)
+        else:
+            ir.save(self.model, path)
+
+    def save(self, folder: Path) -> None:
+        """What was replaced, and the tokenizer; the graph itself is the run's model.onnx."""
+        if self.tokenizer is not None and self.tokenizer.is_file():
+            shutil.copyfile(self.tokenizer, folder / "tokenizer.json")
+        record = {"rebuild": {"kind": "onnx"}, "replaced": self.replaced, "aliases": {}}
+        write_json(folder / RECORD_FILE, "model", record)
+
+    def reloaded(self, folder: Path) -> OnnxBackend:
+        """Itself: its file is compared with it when it is measured."""
+        return self
+
+    def saved_in(self, run: Path, replacements: Callable[[], Mapping[str, Replacement]]) -> OnnxBackend:
+        """The graph with the same factors; the run's file is compared with it when it is measured."""
+        return self.rewrite(replacements())
+
+
+def _with_numbers(model: Any, numbers: Mapping[int, NDArray[Any]]) -> Any:
+    """A copy of a model with other numbers in some constants, which are named by the id of their value."""
+    import onnx_ir as ir
+
+    copy = model.clone()
+    for old, new in zip(constants_of(model), constants_of(copy), strict=True):
+        if id(old) not in numbers:
+            continue
+        tensor = ir.tensor(numbers[id(old)], dtype=tensor_of(old).dtype, name=old.name)
+        if new.producer() is None:
+            new.const_value = tensor
+        else:
+            new.producer().attributes["value"] = ir.AttrTensor("value", tensor)
+    return copy
+
+
+def _floating(output: NDArray[Any]) -> NDArray[Any]:
+    return output if output.dtype in (np.float32, np.float64) else output.astype(np.float32)

@@ -1,0 +1,133 @@
+"""Constants of a graph, seen through the operators that only move or cast them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOVES = ("Transpose", "Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze")
+QUANTISED = ("DequantizeLinear", "DequantizeBFP")
+FLOATS = ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE")
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A stored tensor and the operators between it and where it is read."""
+
+    root: Any
+    """The `onnx_ir.Value` that holds it: an initializer, or the output of a Constant node."""
+    chain: tuple[Any, ...] = ()
+    """Nodes from the root to the reader."""
+
+    @property
+    def tensor(self) -> Any:
+        """The stored tensor."""
+        return tensor_of(self.root)
+
+    def array(self) -> NDArray[Any]:
+        """The numbers as they are read. A tensor in a file is mapped, not copied."""
+        value = self.tensor.numpy()
+        for node in self.chain:
+            value = _moved(value, node)
+        return value
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape as it is read."""
+        value = np.broadcast_to(np.int8(0), tuple(self.tensor.shape.numpy()))
+        for node in self.chain:
+            value = _moved(value, node)
+        return tuple(value.shape)
+
+    def stored(self, read: NDArray[Any]) -> NDArray[Any]:
+        """The stored numbers that would be read as these: the inverse of `array`."""
+        shape = tuple(self.tensor.shape.numpy())
+        if self.is_transposed is not None:
+            return read.T if self.is_transposed else read
+        # The operators only move numbers about: moving their places along tells where each came from.
+        places = np.arange(read.size).reshape(shape)
+        for node in self.chain:
+            places = _moved(places, node)
+        found = np.empty(read.size, read.dtype)
+        found[places.reshape(-1)] = read.reshape(-1)
+        return found.reshape(shape)
+
+    @property
+    def is_transposed(self) -> bool | None:
+        """Whether a matrix is read transposed; None if anything but transposes happens to its axes."""
+        odd = False
+        for node in self.chain:
+            if node.op_type == "Transpose" and len(self.tensor.shape) == 2:
+                odd ^= _permutation(node, 2) == [1, 0]
+            elif node.op_type not in ("Identity", "Cast"):
+                return None
+        return odd
+
+
+def tensor_of(value: Any) -> Any:
+    """The tensor that a value always has, or None."""
+    if value is None:
+        return None
+    node = value.producer()
+    if node is None:
+        return value.const_value if value.is_initializer() else None
+    if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+        attribute = node.attributes.get("value")
+        return attribute.value if attribute is not None else None
+    return None
+
+
+def resolve(value: Any) -> Constant | str | None:
+    """The constant behind a value.
+
+    Returns:
+        The constant; a reason, if it is computed from constants in a way that is not seen through; None if it is
+        computed from the model's inputs.
+    """
+    chain: list[Any] = []
+    while value is not None:
+        if tensor_of(value) is not None:
+            return Constant(value, tuple(reversed(chain)))
+        node = value.producer()
+        if node is None:
+            return None
+        if node.op_type in QUANTISED:
+            stored = node.inputs[0]
+            return "quantised: DequantizeLinear makes it" if tensor_of(stored) is not None else None
+        if node.domain not in ("", "ai.onnx") or node.op_type not in MOVES:
+            return _computed(node)
+        if len(node.inputs) > 1 and tensor_of(node.inputs[1]) is None:
+            return None
+        chain.append(node)
+        value = node.inputs[0]
+    return None
+
+
+def _computed(node: Any) -> str | None:
+    """A reason if a node computes something from constants alone."""
+    constant = bool(node.inputs) and all(v is None or isinstance(resolve(v), Constant | str) for v in node.inputs)
+    return f"computed by {node.op_type}: fold the graph's constants first" if constant else None
+
+
+def _permutation(node: Any, rank: int) -> list[int]:
+    attribute = node.attributes.get("perm")
+    return list(attribute.value) if attribute is not None else list(range(rank))[::-1]
+
+
+def _moved(value: NDArray[Any], node: Any) -> NDArray[Any]:
+    if node.op_type == "Transpose":
+        return value.transpose(_permutation(node, value.ndim))
+    if node.op_type == "Reshape":
+        target = [int(n) for n in tensor_of(node.inputs[1]).numpy()]
+        copied = [value.shape[i] if n == 0 else n for i, n in enumerate(target)]
+        return value.reshape(copied)
+    if node.op_type in ("Squeeze", "Unsqueeze"):
+        # Until operator set 12 the axes are an attribute, later an input.
+        given = node.attributes.get("axes")
+        axes = given.value if given is not None else tensor_of(node.inputs[1]).numpy() if len(node.inputs) > 1 else None
+        chosen = None if axes is None else tuple(int(a) for a in axes)
+        return np.squeeze(value, chosen) if node.op_type == "Squeeze" else np.expand_dims(value, chosen or ())
+    return value

@@ -1,0 +1,194 @@
+"""The weights of a graph: sites that read one constant are layers of one weight."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lowrank.backends.onnx.constants import tensor_of
+from lowrank.backends.onnx.sites import Site, find_sites, nodes_of
+from lowrank.core.match import role_of, stem
+from lowrank.core.weight import Layer, Skip, Weight
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+DTYPES = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16", "DOUBLE": "float64"}
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """A site of a weight, and whether it reads the transpose of the weight's matrix."""
+
+    site: Site
+    transposed: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Described:
+    """What is known of a graph's constants."""
+
+    weights: tuple[Weight, ...]
+    uses: dict[str, tuple[Use, ...]]
+    """By weight name; the first one defines the weight's matrix."""
+    skips: tuple[Skip, ...]
+
+
+def describe(model: Any) -> Described:
+    """Weights with their uses, and a reason for every other floating tensor of two or more dimensions."""
+    sites, reasons = find_sites(model)
+    by_root: dict[int, list[Site]] = {}
+    for site in sites:
+        by_root.setdefault(id(site.constant.root), []).append(site)
+    groups: list[tuple[Use, ...]] = []
+    for members in by_root.values():
+        found = _together(members) if not _is_public(members[0].constant.root, model) else PUBLIC
+        if isinstance(found, str):
+            reasons[id(members[0].constant.root)] = found
+        else:
+            groups.append(found)
+    groups = _tied_by_content(groups)
+    named: dict[str, tuple[Use, ...]] = {}
+    for uses in groups:
+        name = _unique(_name_of(uses[0].site), named)
+        named[name] = uses
+    weights = tuple(_weight(name, uses) for name, uses in named.items())
+    roles = role_of(weights)
+    taken = {id(use.site.constant.root) for uses in named.values() for use in uses}
+    return Described(
+        tuple(replace(w, role=roles[w.name]) for w in weights),
+        named,
+        tuple(_skips(model, taken, reasons)),
+    )
+
+
+PUBLIC = "the graph also gives it to callers, or takes it from them"
+
+
+def _is_public(root: Any, model: Any) -> bool:
+    # Until IR version 3 every initializer stands among the inputs too; later that makes it one to override.
+    overridable = root.is_graph_input() and model.ir_version >= 4
+    return overridable or root.is_graph_output()
+
+
+def _together(sites: list[Site]) -> tuple[Use, ...] | str:
+    """The sites of one constant as uses of one matrix, or why they are not."""
+    first = next((s for s in sites if s.kind == "lookup"), sites[0])
+    others = [s for s in sites if s is not first]
+    uses = [Use(first)]
+    for site in others:
+        plain = {first.kind, site.kind} <= {"linear", "lookup"} and {first.node.op_type, site.node.op_type} <= {
+            "MatMul",
+            "Gemm",
+            "Gather",
+        }
+        turns = [s.constant.is_transposed for s in (first, site)]
+        if plain and None not in turns:
+            flips = [bool(turn) ^ (s.view.stored == "cols rows") for turn, s in zip(turns, (first, site), strict=True)]
+            uses.append(Use(site, flips[0] != flips[1]))
+        elif site.kind == first.kind and site.view == first.view and _same_value(site, first):
+            uses.append(Use(site))
+        else:
+            return "shared by operators that read it in different ways"
+    return tuple(uses)
+
+
+def _same_value(a: Site, b: Site) -> bool:
+    return a.node.inputs[a.at] is b.node.inputs[b.at]
+
+
+def _tied_by_content(groups: list[tuple[Use, ...]]) -> list[tuple[Use, ...]]:
+    """Join a table and a matrix that hold the same numbers: exporters fold a tied head's transpose into a copy."""
+    result = list(groups)
+    tables = [g for g in groups if g[0].site.kind == "lookup"]
+    for table in tables:
+        rows, cols = table[0].site.constant.shape
+        for other in list(result):
+            site = other[0].site
+            shape = site.constant.shape
+            if site.kind != "linear" or len(shape) != 2 or sorted(shape) != sorted((rows, cols)):
+                continue
+            a, b = table[0].site.constant.array(), site.constant.array()
+            for flipped, same in ((False, b), (True, b.T)):
+                # The table's matrix is its transpose; the other's own view says whether it is read as it stands.
+                if same.shape == a.shape and a.dtype == b.dtype and np.array_equal(a, same):
+                    own = site.view.stored == "rows cols"
+                    joined = tuple(Use(u.site, u.transposed ^ own ^ flipped) for u in other)
+                    result.remove(other)
+                    result = [g if g[0].site is not table[0].site else (*g, *joined) for g in result]
+                    break
+    return result
+
+
+def _weight(name: str, uses: tuple[Use, ...]) -> Weight:
+    site = uses[0].site
+    stack, rows, cols = site.view.shape(site.constant.shape)
+    dtype = DTYPES.get(site.constant.tensor.dtype.name, site.constant.tensor.dtype.name.lower())
+    layers = tuple(Layer(_layer_name(use.site, name), use.site.kind) for use in uses)
+    return Weight(name, rows, cols, dtype, "projection", layers, site.view, stack, site.spatial)
+
+
+def _layer_name(site: Site, weight: str) -> str:
+    return site.node.name or site.node.outputs[0].name or stem(weight)
+
+
+def _name_of(site: Site) -> str:
+    """The initializer's name, if an exporter did not make it up; else that of the module that the node came from."""
+    name = str(site.constant.root.name or "")
+    made_up = re.fullmatch(r"onnx::\w+|val_\d+|_?\d+|.*[Cc]onst(ant|_fold_opt)?(_output)?_*\d*(_output_0)?|", name)
+    if not made_up:
+        return name.removesuffix(":0")
+    return f"{_module_path(site.node)}.weight" if _module_path(site.node) else name
+
+
+def _module_path(node: Any) -> str:
+    """Where a node stands in the module that was exported, as far as its exporter says."""
+    try:
+        scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
+    except (ValueError, SyntaxError):
+        scopes = []
+    if len(scopes) >= 2:
+        return str(scopes[-2])
+    parts = [part for part in str(node.name or "").split("/") if part]
+    return ".".join(parts[:-1]) if len(parts) > 1 else str(node.name or "")
+
+
+def _unique(name: str, taken: Iterable[str]) -> str:
+    found, number = name, 2
+    while found in taken:
+        found, number = f"{stem(name)}.{number}.weight", number + 1
+    return found
+
+
+def _skips(model: Any, taken: set[int], reasons: dict[int, str]) -> list[Skip]:
+    found: list[Skip] = []
+    for value in constants_of(model):
+        tensor = tensor_of(value)
+        shape = tuple(tensor.shape.numpy())
+        reason = reasons.get(id(value))
+        matters = tensor.dtype.is_floating_point() or (reason or "").startswith("quantised")
+        if id(value) not in taken and len(shape) >= 2 and matters:
+            found.append(Skip(str(value.name), shape, reason or _passed_on(value)))
+    return found
+
+
+def _passed_on(value: Any) -> str:
+    readers = {node.op_type for node in value.consumers()}
+    called = next((n for n in value.consumers() if n.domain not in ("", "ai.onnx")), None)
+    if called is not None:
+        return f"passed into the function {called.op_type}: inline functions first (onnx.inliner)"
+    return f"an operand of {', '.join(sorted(readers))}" if readers else "nothing reads it"
+
+
+def constants_of(model: Any) -> list[Any]:
+    """The value of every stored tensor, once: initializers of all graphs and outputs of Constant nodes."""
+    found: dict[int, Any] = {}
+    for graph in (model.graph, *(g for f in (model.graph, *model.functions.values()) for g in f.subgraphs())):
+        found |= {id(v): v for v in graph.initializers.values() if v.const_value is not None}
+    for node in nodes_of(model):
+        if node.op_type == "Constant" and tensor_of(node.outputs[0]) is not None:
+            found[id(node.outputs[0])] = node.outputs[0]
+    return list(found.values())

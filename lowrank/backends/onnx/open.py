@@ -1,0 +1,59 @@
+"""From a path to an OnnxBackend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lowrank.artifacts.files import RECORD_FILE, hash_files
+from lowrank.backends.base import Opening
+from lowrank.backends.onnx.backend import OnnxBackend
+from lowrank.backends.onnx.constants import resolve
+from lowrank.backends.onnx.load import external_files, load_model
+from lowrank.backends.onnx.signature import signature_of
+from lowrank.backends.onnx.sites import INTEGER_PRODUCTS, WEIGHT_INPUT, nodes_of
+from lowrank.errors import UnsupportedModel
+
+
+def open_onnx(path: Path, opening: Opening) -> OnnxBackend:
+    """The backend for an ONNX file that exists.
+
+    Raises:
+        UnsupportedModel: if it is damaged or invalid, was quantised, or is lowrank's own already.
+    """
+    if opening.arch or opening.config:
+        raise UnsupportedModel(f"{path} says itself what it computes; leave --arch and --config out")
+    if (path.parent / "model" / RECORD_FILE).is_file() or (path.parent / RECORD_FILE).is_file():
+        raise UnsupportedModel(
+            f"{path} is of a model that lowrank has compressed already; give the original model instead"
+        )
+    model = load_model(path)
+    _refuse_quantised(path, model)
+    outside = external_files(path)
+    tokenizer = Path(opening.tokenizer).expanduser() if opening.tokenizer else path.parent / "tokenizer.json"
+    return OnnxBackend(
+        model=model,
+        source={"path": str(path), "kind": "onnx", "fingerprint": hash_files([path, *outside])},
+        declared=signature_of(model),
+        folder=path.parent,
+        path=path,
+        tokenizer=tokenizer if tokenizer.exists() else None,
+        external=bool(outside),
+    )
+
+
+def _refuse_quantised(path: Path, model: Any) -> None:
+    """A graph most of whose products have integer weights has lost the numbers that low rank would start from."""
+    quantised = plain = 0
+    for node in nodes_of(model):
+        if node.op_type in INTEGER_PRODUCTS:
+            quantised += 1
+        elif node.op_type in WEIGHT_INPUT and node.op_type != "Gather":
+            found = [resolve(node.inputs[at]) for at in WEIGHT_INPUT[node.op_type] if at < len(node.inputs)]
+            quantised += any(isinstance(f, str) and f.startswith("quantised") for f in found)
+            plain += any(not isinstance(f, str) and f is not None for f in found)
+    if quantised > plain:
+        raise UnsupportedModel(
+            f"{path} is quantised ({quantised} of its {quantised + plain} products have integer weights); compress the "
+            "model that it was made from, then quantise model.onnx"
+        )

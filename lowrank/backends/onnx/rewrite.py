@@ -1,0 +1,359 @@
+"""Two factors in a constant's place, for every operator that a site can be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank.backends.onnx.constants import tensor_of
+from lowrank.backends.onnx.describe import Use
+from lowrank.backends.onnx.sites import Site, attribute
+from lowrank.core.match import stem
+from lowrank.core.structures.base import Replacement
+from lowrank.core.weight import Weight
+from lowrank.errors import NonFiniteWeight
+
+Which = Literal["left", "right"]
+Layout = Callable[[NDArray[np.floating]], NDArray[np.floating]]
+
+
+def replace_weight(model: Any, weight: Weight, uses: tuple[Use, ...], replacement: Replacement) -> dict[str, str]:
+    """Put a weight's factors in the places of all its sites, in `model` itself.
+
+    Each node is replaced by new ones right where it was, whose last output has the old one's name. Other nodes, names
+    and metadata stay. What nothing reads any more is removed.
+
+    Returns:
+        The names of the tensors that hold the factors, by `left` and `right`, if they are in the graph itself.
+    """
+    held = _Held(model, weight, replacement, uses[0].site)
+    for use in uses:
+        EMITTERS[use.site.node.op_type](use, held)
+    for use in uses:
+        _sweep(use.site.constant)
+    return held.names
+
+
+@dataclass(eq=False)
+class _Held:
+    """The factors as values of the graph. Stored once, in the layout of the first site that asks; others transpose."""
+
+    model: Any
+    weight: Weight
+    replacement: Replacement
+    first: Site
+    names: dict[str, str] = field(default_factory=dict)
+    _values: dict[tuple[Which, int], tuple[Any, bool]] = field(default_factory=dict)
+    _turned: dict[tuple[Which, int], Any] = field(default_factory=dict)
+
+    def factor(self, which: Which, turned: bool, node: Any, layout: Layout | None = None) -> Any:
+        """The left (rows x rank) or right (rank x cols) factor, `turned` with its last two axes swapped.
+
+        Args:
+            which: the factor.
+            turned: whether to swap its axes.
+            node: the node that will read it.
+            layout: how to lay it out for operators that want more axes.
+        """
+        key = (which, id(self._home(node)))
+        if key not in self._values:
+            array = getattr(self.replacement.factors, which)
+            array = array.swapaxes(-1, -2) if turned else array
+            self._values[key] = self._store(which, layout(array) if layout else array, node), turned
+        value, as_turned = self._values[key]
+        if as_turned == turned:
+            return self._cast(value, node)
+        # Constant folding in the runtime does this once, and the file holds the numbers once.
+        import onnx_ir as ir
+
+        last = len(value.shape)
+        swap = [*range(last - 2), last - 1, last - 2]
+        turn = ir.node("Transpose", [value], {"perm": swap}, name=f"{value.name}.transpose")
+        node.graph.insert_before(node, turn)
+        turn.outputs[0].name = f"{value.name}.transposed.{len(self._turned)}"
+        self._turned[which, len(self._turned)] = turn
+        return self._cast(turn.outputs[0], node)
+
+    def _home(self, node: Any) -> Any:
+        """The graph that the factors are stored in: where the constant was, or the node's own for a function's."""
+        root = self.first.constant.root
+        return root.graph if root.is_initializer() else node.graph
+
+    def _store(self, which: Which, array: NDArray[np.floating], node: Any) -> Any:
+        import onnx_ir as ir
+
+        root = self.first.constant.root
+        like = tensor_of(root)
+        numbers = np.ascontiguousarray(array).astype(like.dtype.numpy())
+        if not np.isfinite(numbers.astype(np.float32)).all():
+            raise NonFiniteWeight(
+                f"{self.weight.name}: a factor holds numbers beyond the range of {self.weight.dtype}; leave this "
+                "weight out with --exclude"
+            )
+        name = f"{stem(self.weight.name)}.{which}.weight"
+        tensor = ir.tensor(numbers, dtype=like.dtype, name=name)
+        if root.is_initializer():
+            value = ir.Value(name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(like.dtype))
+            root.graph.register_initializer(value)
+            if self.model.ir_version < 4 and root.graph is self.model.graph:
+                self.model.graph.inputs.append(value)
+            self.names[which] = name
+            return value
+        constant = ir.node("Constant", [], {"value": tensor}, name=name)
+        constant.outputs[0].name, constant.outputs[0].shape = name, tensor.shape
+        node.graph.insert_before(node, constant)
+        return constant.outputs[0]
+
+    def _cast(self, value: Any, node: Any) -> Any:
+        """As the node read it: a weight may be stored in a narrower type than it is used in."""
+        casts = [n for n in self.first.constant.chain if n.op_type == "Cast"]
+        if not casts:
+            return value
+        import onnx_ir as ir
+
+        cast = ir.node("Cast", [value], {"to": attribute(casts[-1], "to", 1)}, name=f"{value.name}.cast")
+        node.graph.insert_before(node, cast)
+        return cast.outputs[0]
+
+
+def _finish(old: Any, *new: Any) -> None:
+    """Put new nodes before an old one; the last of them takes over its output."""
+    import onnx_ir as ir
+
+    graph = old.graph
+    for node in new:
+        graph.insert_before(old, node)
+        node.metadata_props.update(old.metadata_props)
+    last, output = new[-1].outputs[0], old.outputs[0]
+    name, last.shape, last.type = output.name, output.shape, output.type
+    last.metadata_props.update(output.metadata_props)
+    ir.convenience.replace_all_uses_with([output], [last], replace_graph_outputs=True)
+    graph.remove(old, safe=True)
+    last.name = name
+
+
+def _node(old: Any, part: str, op: str, inputs: list[Any], attributes: Mapping[str, Any] | None = None) -> Any:
+    import onnx_ir as ir
+
+    base = old.name or old.outputs[0].name
+    node = ir.node(op, inputs, attributes or {}, name=f"{base}.{part}" if part else old.name)
+    node.outputs[0].name = f"{old.outputs[0].name}.{part}" if part else None
+    return node
+
+
+def _pair(use: Use, held: _Held, node: Any) -> tuple[Any, Any]:
+    """`A` and `B` of `y = (x A) B`, inputs first."""
+    if use.transposed:
+        return held.factor("left", False, node), held.factor("right", False, node)
+    return held.factor("right", True, node), held.factor("left", True, node)
+
+
+def _products(use: Use, held: _Held, node: Any, at: int) -> tuple[Any, Any]:
+    """Two MatMuls in the place of one whose operand `at` is the weight."""
+    if at == 1:
+        a, b = _pair(use, held, node)
+        inner = _node(node, "right", "MatMul", [node.inputs[0], a])
+        return inner, _node(node, "", "MatMul", [inner.outputs[0], b])
+    # From the left the factors are applied as they are: left (right x).
+    turned = use.transposed
+    first, second = ("left", "right") if turned else ("right", "left")
+    inner = _node(node, "right", "MatMul", [held.factor(first, turned, node), node.inputs[1]])
+    return inner, _node(node, "", "MatMul", [held.factor(second, turned, node), inner.outputs[0]])
+
+
+def _matmul(use: Use, held: _Held) -> None:
+    _finish(use.site.node, *_products(use, held, use.site.node, use.site.at))
+
+
+def _gemm(use: Use, held: _Held) -> None:
+    """`alpha x' W + beta C`: the scales and the bias come after the second factor."""
+    node = use.site.node
+    alpha, beta = float(attribute(node, "alpha", 1.0)), float(attribute(node, "beta", 1.0))
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    a, b = _pair(use, held, node)
+    if attribute(node, "transA", 0):
+        inner = _node(node, "right", "Gemm", [node.inputs[0], a, *_zero(held, node, a)], {"transA": 1})
+    else:
+        inner = _node(node, "right", "MatMul", [node.inputs[0], a])
+    if alpha == 1.0 and (bias is None or beta == 1.0):
+        outer = _node(node, "" if bias is None else "left", "MatMul", [inner.outputs[0], b])
+        new = [inner, outer]
+        if bias is not None:
+            new.append(_node(node, "", "Add", [outer.outputs[0], bias]))
+    else:
+        inputs = [inner.outputs[0], b, *([bias] if bias is not None else _zero(held, node, b))]
+        new = [inner, _node(node, "", "Gemm", inputs, {"alpha": alpha, "beta": beta})]
+    _finish(node, *new)
+
+
+def _zero(held: _Held, node: Any, like: Any) -> list[Any]:
+    """Until operator set 10 a Gemm must have a bias."""
+    import onnx_ir as ir
+
+    opset = held.model.opset_imports.get("", 0) or 0
+    if opset >= 11:
+        return []
+    tensor = ir.tensor(np.zeros(1, like.const_value.numpy().dtype if like.const_value is not None else np.float32))
+    constant = ir.node("Constant", [], {"value": tensor})
+    node.graph.insert_before(node, constant)
+    return [constant.outputs[0]]
+
+
+def _conv(use: Use, held: _Held) -> None:
+    """A smaller convolution and one of 1 x 1; or a horizontal one and a vertical one."""
+    node, rank = use.site.node, held.replacement.factors.rank
+    shape = use.site.constant.shape
+    settings = {name: found.value for name, found in node.attributes.items()}
+    outputs, spatial = shape[0], len(shape) - 2
+    groups = int(settings.get("group", 1))
+    if held.replacement.structure == "spatial":
+        inputs, (height, width) = shape[1], shape[2:]
+        first = held.factor("right", False, node, lambda a: a.reshape(rank, inputs, 1, width))
+        # From (outputs kernel rows) x rank to (outputs, rank, kernel rows, 1).
+        second = held.factor("left", False, node, lambda a: a.reshape(outputs, height, rank).swapaxes(1, 2)[..., None])
+        across, down = _one_way(settings, 1), _one_way(settings, 0)
+        inner = _node(node, "right", "Conv", [node.inputs[0], first], {**across, "kernel_shape": [1, width]})
+        outer_settings = {**down, "kernel_shape": [height, 1]}
+    else:
+        first = held.factor("right", False, node, lambda a: a.reshape(groups * rank, *shape[1:]))
+        second = held.factor("left", False, node, lambda a: a.reshape(outputs, rank, *[1] * spatial))
+        inner = _node(node, "right", "Conv", [node.inputs[0], first], settings)
+        outer_settings = {"group": groups, "kernel_shape": [1] * spatial}
+    bias = list(node.inputs[2:3])
+    _finish(node, inner, _node(node, "", "Conv", [inner.outputs[0], second, *bias], outer_settings))
+
+
+def _one_way(settings: Mapping[str, Any], axis: int) -> dict[str, Any]:
+    """A convolution's settings along one axis, with nothing done along the other."""
+    kept: dict[str, Any] = {}
+    if settings.get("auto_pad", "NOTSET") != "NOTSET":
+        kept["auto_pad"] = settings["auto_pad"]
+    for name, neutral in (("strides", 1), ("dilations", 1)):
+        if name in settings:
+            kept[name] = [n if i == axis else neutral for i, n in enumerate(settings[name])]
+    if "pads" in settings:
+        kept["pads"] = [n if i % 2 == axis else 0 for i, n in enumerate(settings["pads"])]
+    return kept
+
+
+def _gather(use: Use, held: _Held) -> None:
+    """The rows of a thin table, times a small matrix; for experts, the factors of those that were picked."""
+    site = use.site
+    node, ids = site.node, site.node.inputs[1]
+    if not site.gathers:
+        table, small = held.factor("right", True, node), held.factor("left", True, node)
+        inner = _node(node, "right", "Gather", [table, ids], {"axis": 0})
+        _finish(node, inner, _node(node, "", "MatMul", [inner.outputs[0], small]))
+        return
+    # As they stand the picked matrices are multiplied from the left by (outputs, inputs), else from the right.
+    rows_first = site.view.stored == "stack rows cols"
+    picked = {}
+    for which in ("left", "right"):
+        value = held.factor(which, not rows_first, node)
+        picked[which] = _node(node, which, "Gather", [value, ids], {"axis": 0})
+        node.graph.insert_before(node, picked[which])
+        picked[which].metadata_props.update(node.metadata_props)
+    for reader in site.gathers:
+        _picked_product(reader, node, picked, rows_first)
+    _drop(node)
+
+
+def _picked_product(reader: Any, gather: Any, picked: Mapping[str, Any], rows_first: bool) -> None:
+    """Two batched products in the place of one."""
+    at = next(i for i, v in enumerate(reader.inputs) if _comes_from(v, gather))
+    through = reader.inputs[at].producer() is not gather
+    turned = through
+
+    def factor(which: str) -> Any:
+        value = picked[which].outputs[0]
+        if not turned:
+            return value
+        move = reader.inputs[at].producer()
+        turn = _node(move, which, "Transpose", [value], {"perm": attribute(move, "perm", ())})
+        reader.graph.insert_before(reader, turn)
+        return turn.outputs[0]
+
+    other = reader.inputs[1 - at]
+    # `x A B` on the right of x, `left (right x)` on the left of it.
+    first, second = factor("right"), factor("left")
+    if at == 1:
+        inner = _node(reader, "right", "MatMul", [other, first])
+        outer = _node(reader, "", "MatMul", [inner.outputs[0], second])
+    else:
+        inner = _node(reader, "right", "MatMul", [first, other])
+        outer = _node(reader, "", "MatMul", [second, inner.outputs[0]])
+    old = reader.inputs[at]
+    _finish(reader, inner, outer)
+    if turned and not old.uses():
+        _drop(old.producer())
+
+
+def _comes_from(value: Any, gather: Any) -> bool:
+    node = value.producer() if value is not None else None
+    while node is not None and node is not gather and node.op_type == "Transpose":
+        node = node.inputs[0].producer()
+    return node is gather
+
+
+def _einsum(use: Use, held: _Held) -> None:
+    """`x, W -> y` becomes `x, A -> z` and `z, B -> y`, with one new letter for the rank."""
+    site = use.site
+    node, at = site.node, site.at
+    terms, _, result = "".join(attribute(node, "equation", "").split()).partition("->")
+    operands = terms.split(",")
+    ours, other = operands[at], operands[1 - at]
+    sizes = dict(site.view.sizes)
+    summed, outputs = [[c for c in ours if (c in result) == out] for out in (False, True)]
+    # In the view's order, which is that of the constant's own axes.
+    rank = next(c for c in "rzyxwvutsqponmlkjihgfedcba" if c not in terms + result)
+    size = held.replacement.factors.rank
+    first = held.factor("right", False, node, lambda a: a.reshape(size, *(sizes[c] for c in summed)))
+    second = held.factor("left", False, node, lambda a: a.reshape(*(sizes[c] for c in outputs), size))
+    between = "".join(c for c in other if c not in summed) + rank
+    inner = _node(
+        node,
+        "right",
+        "Einsum",
+        [node.inputs[1 - at], first],
+        {"equation": f"{other},{rank}{''.join(summed)}->{between}"},
+    )
+    outer = _node(
+        node, "", "Einsum", [inner.outputs[0], second], {"equation": f"{between},{''.join(outputs)}{rank}->{result}"}
+    )
+    _finish(node, inner, outer)
+
+
+def _drop(node: Any) -> None:
+    """Remove a node that nothing reads."""
+    if not any(v.uses() or v.is_graph_output() for v in node.outputs):
+        node.graph.remove(node, safe=True)
+
+
+def _sweep(constant: Any) -> None:
+    """Remove a constant, and the nodes that only led from it, unless something else reads them."""
+    for node in reversed(constant.chain):
+        if node.graph is not None:
+            _drop(node)
+    root = constant.root
+    if root.uses() or root.is_graph_output():
+        return
+    if root.is_initializer():
+        graph = root.graph
+        graph.initializers.pop(root.name)
+        if root in graph.inputs:
+            graph.inputs.remove(root)
+    elif root.producer() is not None and root.producer().graph is not None:
+        _drop(root.producer())
+
+
+EMITTERS: dict[str, Callable[[Use, _Held], None]] = {
+    "MatMul": _matmul,
+    "Gemm": _gemm,
+    "Conv": _conv,
+    "Gather": _gather,
+    "Einsum": _einsum,
+}

@@ -1,0 +1,118 @@
+"""The weights of a module, and a reason for every other tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.backends.inputs import Signature
+from lowrank.backends.torch.inputs import call, name_of
+from lowrank.backends.torch.layers import Form, form_of, form_of_stack, register_optional_layers
+from lowrank.backends.torch.normalize import experts_as
+from lowrank.core.match import in_block, role_of
+from lowrank.core.weight import Layer, Skip, View, Weight
+from lowrank.nn import LowRankStack, ObservedStack
+
+Use = tuple[str, str, Tensor, nn.Module]
+"""Module path, key of the parameter in it, the parameter, the module."""
+
+
+def describe(module: nn.Module, signature: Signature | str) -> tuple[tuple[Weight, ...], tuple[Skip, ...]]:
+    """Every matrix that a layer of a known type applies, and every other tensor of two or more dimensions."""
+    register_optional_layers()
+    owners: dict[int, list[Use]] = {}
+    for path, child in module.named_modules(remove_duplicate=False):
+        for key, parameter in child.named_parameters(recurse=False):
+            if parameter.dim() >= 2:
+                owners.setdefault(id(parameter), []).append((path, key, parameter, child))
+    stacks = _applied_stacks(module, signature, owners)
+    found: dict[str, Weight] = {}
+    skips: list[Skip] = []
+    for uses in owners.values():
+        path, key, parameter, _ = uses[0]
+        name = f"{path}.{key}" if path else key
+        view = stacks.get(name)
+        forms: list[Form] | str = [form_of_stack(view)] if view else _forms(uses)
+        if isinstance(forms, str):
+            skips.append(Skip(name, tuple(parameter.shape), forms))
+            continue
+        # A tie between a table and a head is looked at as the table stores it.
+        main = next((f for f in forms if f.kind == "lookup"), forms[0])
+        stack, rows, cols = main.view.shape(parameter.shape)
+        places = [name] if view else [p for p, *_ in uses]
+        layers = tuple(Layer(p, f.kind) for p, f in zip(places, forms, strict=True))
+        dtype = name_of(parameter.dtype)
+        found[name] = Weight(name, rows, cols, dtype, "projection", layers, main.view, stack, main.spatial)
+    weights = tuple(found.values())
+    named = role_of(weights)
+    return tuple(replace(w, role=named[w.name]) for w in weights), tuple(skips)
+
+
+def _forms(uses: Sequence[Use]) -> list[Form] | str:
+    """How each layer applies a tensor, or why it stays as it is."""
+    parameter = uses[0][2]
+    if not parameter.is_floating_point():
+        return f"its numbers are {name_of(parameter.dtype)}: compress before quantising"
+    forms: list[Form] = []
+    for path, key, _, owner in uses:
+        form = form_of(owner)
+        if not isinstance(form, str) and key != "weight":
+            form = f"a {type(owner).__name__} does not multiply by it"
+        if isinstance(form, str):
+            others = [p for p, *_ in uses if p != path]
+            return form + (f" (tied with {', '.join(others)})" if others else "")
+        forms.append(form)
+    kinds = {(f.kind, f.view) for f in forms}
+    tied_head = {("lookup", View("cols rows")), ("linear", View("rows cols"))}
+    if len(kinds) > 1 and kinds != tied_head:
+        return "tied between layers that store it differently"
+    if not uses[0][0]:
+        return "the model is this one layer, so there is no place to put another"
+    return forms
+
+
+def _applied_stacks(module: nn.Module, signature: Signature | str, owners: dict[int, list[Use]]) -> dict[str, View]:
+    """The three-dimensional parameters that their module multiplies by, and which of their axes meets the input.
+
+    Mixtures hold the matrices of all experts in one tensor, some as (experts, outputs, inputs), some as (experts,
+    inputs, outputs). Nothing but running the module on a few random tokens tells.
+    """
+    candidates = [
+        uses[0]
+        for uses in owners.values()
+        if len(uses) == 1 and uses[0][2].dim() == 3 and uses[0][2].shape[0] > 1 and _is_bare(uses[0][3], uses[0][0])
+    ]
+    if not candidates or isinstance(signature, str):
+        return {}
+    seen: dict[str, str] = {}
+    placed: list[Use] = []
+    for path, key, parameter, owner in candidates:
+        name = f"{path}.{key}"
+
+        def observe(index: int | None, rows: Tensor, side: str, name: str = name) -> None:
+            seen[name] = side if seen.get(name, side) == side else "both"
+
+        owner._parameters.pop(key)
+        owner._modules[key] = ObservedStack(parameter, observe)
+        placed.append((path, key, parameter, owner))
+    try:
+        with torch.no_grad(), experts_as(module, "eager"):
+            call(signature, module, signature.example(2, 8))
+    except Exception:
+        # A model that does not run on random inputs tells nothing of its stacks.
+        seen.clear()
+    finally:
+        for _, key, parameter, owner in placed:
+            owner._modules.pop(key)
+            owner._parameters[key] = parameter
+    patterns = {"cols": "stack rows cols", "rows": "stack cols rows"}
+    return {name: View(patterns[side], "stack rows cols") for name, side in seen.items() if side in patterns}
+
+
+def _is_bare(owner: nn.Module, path: str) -> bool:
+    """Whether a module of a model's own multiplies by its tensors itself, inside a block."""
+    ours = type(owner).__module__.startswith("torch.")
+    return not ours and in_block(f"{path}.weight") and not isinstance(owner, LowRankStack)

@@ -1,0 +1,56 @@
+"""Spatial: a k x k convolution as a horizontal one and a vertical one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from lowrank.core.analysis import Analysis
+from lowrank.core.linalg import Matrix
+from lowrank.core.spatial import spatial_directions, spatial_matrix
+from lowrank.core.structures.base import Curve, Option, Replacement
+from lowrank.core.weight import Group, Weight
+
+
+@dataclass(frozen=True, slots=True)
+class Spatial:
+    """Rank (outputs x kernel rows + inputs x kernel columns) numbers; for convolutions with one group of channels."""
+
+    name: str = "spatial"
+
+    def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
+        """Every rank at which it is smaller than the kernel; nothing for other weights."""
+        record = analysis[group.weights[0]]
+        if len(group.weights) > 1 or record.spatial is None:
+            none = np.zeros(0, np.int64)
+            return Curve(self.name, none, none, np.zeros(0))
+        each = _cost(record.weight)
+        largest = min((record.weight.params - 1) // each, len(record.spatial) - 1)
+        ranks = np.arange(multiple, largest + 1, multiple, dtype=np.int64)
+        return Curve(self.name, ranks, ranks * each, record.spatial[ranks])
+
+    def at(self, group: Group, analysis: Analysis, rank: int) -> Option:
+        """Any rank from 1 to full."""
+        record = analysis[group.weights[0]]
+        if len(group.weights) > 1 or record.spatial is None:
+            raise ValueError("spatial factors hold one convolution of k x k")
+        if not 1 <= rank < len(record.spatial):
+            raise ValueError(f"its rank can be 1 to {len(record.spatial) - 1}")
+        return Option(group.name, self.name, rank, rank * _cost(record.weight), float(record.spatial[rank]))
+
+    def factorize(
+        self, group: Group, rank: int, analysis: Analysis, read: Callable[[str], Matrix]
+    ) -> Mapping[str, Replacement]:
+        """The projection of the spatial matrix on its leading directions."""
+        (name,) = group.weights
+        weight, matrix, folds = analysis[name].weight, read(name), analysis.grams.get(name)
+        fit = folds.fit if folds and folds.fit.side == "input" else None
+        chosen = spatial_directions(weight, matrix, fit)
+        return {name: Replacement(self.name, chosen.truncate(spatial_matrix(weight, matrix), rank))}
+
+
+def _cost(weight: Weight) -> int:
+    sizes = dict(weight.spatial.sizes) if weight.spatial else {}
+    return sizes["o"] * sizes["h"] + sizes["i"] * sizes["w"]

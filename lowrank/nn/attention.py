@@ -1,0 +1,149 @@
+"""SplitAttention: `nn.MultiheadAttention` as four linear layers, which can be factored one by one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class SplitAttention(nn.Module):
+    """What `nn.MultiheadAttention` computes, with `q_proj`, `k_proj`, `v_proj` and `out_proj` as plain linear layers.
+
+    The original keeps query, key and value in one packed tensor and hands its tensors to fused kernels, so that
+    a layer in their place would never be called. Masks, unbatched inputs, separate key and value widths, the biases of
+    key and value, zero attention and averaged or separate weights are as in the original.
+
+    Example:
+        >>> dense = nn.MultiheadAttention(8, 2, batch_first=True).eval()
+        >>> x = torch.ones(1, 3, 8)
+        >>> torch.allclose(SplitAttention(dense)(x, x, x)[0], dense(x, x, x)[0], atol=1e-6)
+        True
+    """
+
+    def __init__(self, dense: nn.MultiheadAttention) -> None:
+        super().__init__()
+        width = dense.embed_dim
+        self.embed_dim, self.num_heads, self.head_dim = width, dense.num_heads, dense.head_dim
+        self.kdim, self.vdim, self.dropout = dense.kdim, dense.vdim, dense.dropout
+        self.batch_first, self.add_zero_attn = dense.batch_first, dense.add_zero_attn
+        # nn.TransformerEncoderLayer asks these before it hands tensors to its own fused kernel.
+        self._qkv_same_embed_dim = False
+        self.in_proj_bias = None
+        if dense.in_proj_weight is not None:
+            weights = dense.in_proj_weight.detach().chunk(3)
+        else:
+            weights = tuple(w.detach() for w in (dense.q_proj_weight, dense.k_proj_weight, dense.v_proj_weight))
+        biases = (None,) * 3 if dense.in_proj_bias is None else dense.in_proj_bias.detach().chunk(3)
+        self.q_proj, self.k_proj, self.v_proj = (_linear(w, b) for w, b in zip(weights, biases, strict=True))
+        self.out_proj = _linear(dense.out_proj.weight.detach(), dense.out_proj.bias)
+        self.bias_k = None if dense.bias_k is None else nn.Parameter(dense.bias_k.detach().clone())
+        self.bias_v = None if dense.bias_v is None else nn.Parameter(dense.bias_v.detach().clone())
+        self.train(dense.training)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention of `query` to `key` and `value`; the arguments are those of `nn.MultiheadAttention`."""
+        if is_causal and attn_mask is None:
+            raise RuntimeError("is_causal is a hint about attn_mask, so that mask must be given too")
+        batched = query.dim() == 3
+        if not batched:
+            query, key, value = query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0)
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
+        elif not self.batch_first:
+            query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
+        batch = query.shape[0]
+        q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
+        # Positions that every query sees, whatever the masks say.
+        extra = 0
+        if self.bias_k is not None and self.bias_v is not None:
+            k = torch.cat([k, self.bias_k.expand(batch, 1, -1)], 1)
+            v = torch.cat([v, self.bias_v.expand(batch, 1, -1)], 1)
+            extra += 1
+        if self.add_zero_attn:
+            k, v = functional.pad(k, (0, 0, 0, 1)), functional.pad(v, (0, 0, 0, 1))
+            extra += 1
+        q, k, v = (t.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for t in (q, k, v))
+        mask = self._mask(key_padding_mask, attn_mask, batch, extra, q.dtype)
+        dropout = self.dropout if self.training else 0.0
+        weights = None
+        if need_weights:
+            scores = (q * self.head_dim**-0.5) @ k.transpose(-1, -2)
+            weights = (scores if mask is None else scores + mask).softmax(-1)
+            weights = functional.dropout(weights, dropout)
+            mixed = weights @ v
+        else:
+            mixed = functional.scaled_dot_product_attention(q, k, v, mask, dropout)
+        output = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        if weights is not None:
+            weights = weights.mean(1) if average_attn_weights else weights
+            weights = weights if batched else weights.squeeze(0)
+        if not batched:
+            return output.squeeze(0), weights
+        return (output if self.batch_first else output.transpose(0, 1)), weights
+
+    def _mask(
+        self, padding: Tensor | None, attention: Tensor | None, batch: int, extra: int, dtype: torch.dtype
+    ) -> Tensor | None:
+        """Both masks as one that is added to the scores: (batch or 1) x (heads or 1) x (queries or 1) x keys."""
+        found: Tensor | None = None
+        if attention is not None:
+            found = _additive(attention, dtype)
+            found = found.unflatten(0, (batch, self.num_heads)) if found.dim() == 3 else found[None, None]
+        if padding is not None:
+            shown = _additive(padding, dtype)[:, None, None]
+            found = shown if found is None else found + shown
+        return functional.pad(found, (0, extra)) if found is not None and extra else found
+
+
+def split_attention_(root: nn.Module) -> list[str]:
+    """Put a `SplitAttention` in the place of every `nn.MultiheadAttention` under a module.
+
+    The layers and stacks around them are told not to use their fused kernels. A subclass with a `forward` of its own is
+    left alone.
+
+    Returns:
+        The names of what was replaced.
+    """
+    made: dict[int, SplitAttention] = {}
+    names: list[str] = []
+    for name, module in list(root.named_modules(remove_duplicate=False)):
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        if isinstance(module, nn.TransformerEncoder):
+            # Padded batches are packed for the fused kernel only.
+            module.use_nested_tensor = False
+            module.enable_nested_tensor = False
+        if not name or not isinstance(module, nn.MultiheadAttention):
+            continue
+        if type(module).forward is not nn.MultiheadAttention.forward:
+            continue
+        if id(module) not in made:
+            made[id(module)] = SplitAttention(module)
+        parent, _, child = name.rpartition(".")
+        root.get_submodule(parent)._modules[child] = made[id(module)]
+        names.append(name)
+    return names
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    made.weight = nn.Parameter(weight.clone())
+    if bias is not None:
+        made.bias = nn.Parameter(bias.detach().clone())
+    return made
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask, float("-inf"))

@@ -62,33 +62,75 @@ def main_output(result: Any) -> Tensor:
 def of_transformers(model: Any) -> Signature | str:
     """The signature of a `transformers` model from its config, or the reason why there is none."""
     config = model.config
-    accepted = inspect.signature(model.forward).parameters
-    if getattr(config, "is_encoder_decoder", False):
-        return "encoder-decoder models are fed with two sequences, which is not supported yet"
-    if model.main_input_name == "pixel_values":
-        return _of_images(model, config)
-    if model.main_input_name != "input_ids":
-        return f"its main input is {model.main_input_name!r}; only token and image models can be fed yet"
-    vocabulary = config.get_text_config().vocab_size
-    tokens: list[Input] = [Input("input_ids", "int64", ("batch", "sequence"), vocabulary)]
-    if MASK in accepted:
-        tokens.append(Input(MASK, "int64", ("batch", "sequence"), 2))
-    if "token_type_ids" in accepted and getattr(config, "type_vocab_size", 0) > 1:
-        tokens.append(Input("token_type_ids", "int64", ("batch", "sequence"), config.type_vocab_size))
+    accepted = set(inspect.signature(model.forward).parameters)
+    main = model.main_input_name
+    readers = {"input_ids": _tokens, "pixel_values": _images, "input_features": _spectrogram, "input_values": _waves}
+    if main not in readers:
+        return f"its main input is {main!r}; what that holds is not known: give its inputs as .npz"
+    # A model of text and images is fed with both.
+    two = main == "input_ids" and "pixel_values" in accepted and hasattr(config, "vision_config")
+    found: list[Input] = []
+    for name in (main, "pixel_values") if two else (main,):
+        inputs = readers[name](config, accepted)
+        if isinstance(inputs, str):
+            return inputs
+        found += inputs
+    usable = _positions(config)
+    if config.is_encoder_decoder and "decoder_input_ids" in accepted:
+        open_already = any("sequence" in i.dims for i in found)
+        dims: tuple[Dim, ...] = ("batch", "target" if open_already else "sequence")
+        found.append(Input("decoder_input_ids", "int64", dims, config.get_text_config().vocab_size))
+        # The target is drawn one longer than the source.
+        usable -= 1
     fixed = (("use_cache", False),) if "use_cache" in accepted else ()
-    positions = getattr(config, "max_position_embeddings", None) or 512
+    return Signature(tuple(found), "logits_per_image" if two else _output_name(model), 0, usable, fixed)
+
+
+def _positions(config: Any) -> int:
+    """How long a sequence may be."""
+    text = config.get_text_config()
+    positions = getattr(text, "max_target_positions", None) or getattr(text, "max_position_embeddings", None) or 512
     # RoBERTa and its kin count positions from the padding index on.
-    usable = positions - (2 if getattr(config, "pad_token_id", None) == 1 else 0)
-    return Signature(tuple(tokens), _output_name(model), 0, usable, fixed)
+    return positions - (2 if getattr(config, "pad_token_id", None) == 1 else 0)
 
 
-def _of_images(model: Any, config: Any) -> Signature | str:
-    size = getattr(config, "image_size", None)
-    if size is None:
-        return "its config does not say how large an image is"
+def _tokens(config: Any, accepted: set[str]) -> list[Input] | str:
+    dims: tuple[Dim, ...] = ("batch", "sequence")
+    found = [Input("input_ids", "int64", dims, config.get_text_config().vocab_size)]
+    if MASK in accepted:
+        found.append(Input(MASK, "int64", dims, 2))
+    if "token_type_ids" in accepted and getattr(config, "type_vocab_size", 0) > 1:
+        found.append(Input("token_type_ids", "int64", dims, config.type_vocab_size))
+    return found
+
+
+USUAL_IMAGE = 224
+"""What image models are trained on; those of convolutions alone take any size, and their configs name none."""
+
+
+def _images(config: Any, accepted: set[str]) -> list[Input] | str:
+    vision = getattr(config, "vision_config", config)
+    size = getattr(vision, "image_size", None) or USUAL_IMAGE
     height, width = (size, size) if isinstance(size, int) else tuple(size)
-    dims = ("batch", getattr(config, "num_channels", 3), height, width)
-    return Signature((Input("pixel_values", "float32", dims),), _output_name(model))
+    return [Input("pixel_values", "float32", ("batch", getattr(vision, "num_channels", 3), height, width))]
+
+
+def _spectrogram(config: Any, accepted: set[str]) -> list[Input] | str:
+    bins, positions = getattr(config, "num_mel_bins", None), getattr(config, "max_source_positions", None)
+    if bins is None or positions is None:
+        return "its config does not say how long a spectrogram is; give its inputs as .npz"
+    # Every second frame is a position: the encoder's convolutions take steps of 1 and 2.
+    return [Input("input_features", "float32", ("batch", bins, 2 * positions))]
+
+
+def _waves(config: Any, accepted: set[str]) -> list[Input] | str:
+    kernels, strides = getattr(config, "conv_kernel", None), getattr(config, "conv_stride", None)
+    if not kernels or not strides:
+        return "its config does not say how samples become steps; give its inputs as .npz"
+    span, step = 1, 1
+    for kernel, stride in zip(kernels, strides, strict=True):
+        span, step = span + (kernel - 1) * step, step * stride
+    return [Input("input_values", "float32", ("batch", "sequence"), 1, step, span - step)]
 
 
 def _output_name(model: Any) -> str:

@@ -65,7 +65,7 @@ def export_onnx(module: nn.Module, signature: Signature, path: Path, opset: int 
     assert program is not None
     model = program.model
     gemm_to_matmul(model)
-    name_initializers(model, prefix="module.")
+    name_initializers(model, wrapped, prefix="module.")
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     if size > INLINE_BYTES:
         ir.save(model, path, external_data=f"{path.name}.data", alignment=PAGE, align_threshold=PAGE)

@@ -5,27 +5,52 @@ from __future__ import annotations
 import ast
 from typing import Any
 
+import numpy as np
+from torch import nn
+
 SCOPES = "pkg.torch.onnx.name_scopes"
 
 
-def name_initializers(model: Any, prefix: str) -> None:
-    """Rename each weight that one node of one module reads to `<module>.weight`.
+def name_initializers(model: Any, module: nn.Module, prefix: str) -> None:
+    """Rename each weight to the parameter that it holds.
 
-    The exporter folds a linear layer's transpose into its weight, which then loses its name (`val_83`); the module's
-    path is
-    kept in the node's metadata. `model` is an `onnx_ir.Model`, changed in place; `prefix` is dropped from every name.
+    The exporter folds transposes into weights, which then lose their names (`val_83`); the path of the module that a
+    node came from is kept in the node's metadata. What that module holds in the same numbers gives the name.
+
+    Args:
+        model: an `onnx_ir.Model`, changed in place.
+        module: what was exported.
+        prefix: dropped from every name.
     """
     graph = model.graph
     for value in list(graph.initializers.values()):
         if value.name.startswith(prefix):
             _rename(graph, value, value.name.removeprefix(prefix))
     for node in graph:
-        if node.op_type != "MatMul" or len(node.inputs) != 2:
+        for value in node.inputs:
+            if value is None or not str(value.name).startswith("val_") or value.name not in graph.initializers:
+                continue
+            path = _module_path(node)
+            name = _parameter_of(module, path, value.const_value) if path and len(value.shape) > 1 else ""
+            if name:
+                _rename(graph, value, name.removeprefix(prefix))
+
+
+def _parameter_of(module: nn.Module, path: str, tensor: Any) -> str:
+    """The full name of a parameter under `path` with a tensor's numbers, as they are or transposed."""
+    try:
+        owner = module.get_submodule(path)
+    except AttributeError:
+        return ""
+    numbers = None
+    for key, parameter in owner.named_parameters():
+        if sorted(parameter.shape) != sorted(tensor.shape.numpy()):
             continue
-        value = node.inputs[1]
-        path = _module_path(node, prefix)
-        if path and value is not None and value.name in graph.initializers and value.name.startswith("val_"):
-            _rename(graph, value, f"{path}.weight")
+        numbers = tensor.numpy() if numbers is None else numbers
+        ours = parameter.detach().numpy()
+        if np.array_equal(ours, numbers) or np.array_equal(ours.swapaxes(-1, -2), numbers):
+            return f"{path}.{key}"
+    return ""
 
 
 def _rename(graph: Any, value: Any, name: str) -> None:
@@ -69,7 +94,6 @@ def gemm_to_matmul(model: Any) -> None:
 
 def _transpose(graph: Any, value: Any) -> Any:
     """A new initializer with the transposed numbers; the old one stays for whoever else reads it."""
-    import numpy as np
     import onnx_ir as ir
 
     alone = len(value.uses()) == len([use for use in value.uses() if use.node.op_type == "Gemm"])
@@ -87,10 +111,10 @@ def _transpose(graph: Any, value: Any) -> Any:
     return new
 
 
-def _module_path(node: Any, prefix: str) -> str:
+def _module_path(node: Any) -> str:
     """The innermost module that a node came from, `` if the exporter did not say."""
     try:
         scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
     except (ValueError, SyntaxError):
         return ""
-    return str(scopes[-2]).removeprefix(prefix) if len(scopes) >= 2 else ""
+    return str(scopes[-2]) if len(scopes) >= 2 else ""

@@ -29,6 +29,8 @@ from lowrank.errors import ExportError, NonFiniteWeight, first_line
 PAGE = 4096
 LENGTHS = (4, 8, 16, 32, 64, 128)
 """Sequences that are tried: no more is needed for calibration or timing."""
+WAVES = (512, 2048, 16384)
+"""What is tried if none of them is long enough, and the input is one of floating numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,14 +83,24 @@ class OnnxBackend:
             runner, longest = self._runner, 0
         except ExportError as error:
             return str(error)
-        for sequence in LENGTHS if self.declared.has_sequence else (1,):
+        tries = LENGTHS if self.declared.has_sequence else (1,)
+        waves = any(i.is_floating and "sequence" in i.dims for i in self.declared.inputs)
+        failure = ""
+        for sequence in (*tries, *WAVES) if waves else tries:
             try:
                 runner(self.declared.example(1, sequence), [self.declared.output])
             except Exception as error:
-                if not longest:
-                    return f"it does not run on random inputs: {first_line(error)}"
-                break
+                failure = first_line(error)
+                if longest:
+                    break
+                continue
+            if sequence > LENGTHS[-1]:
+                # Samples of sound: below some number of them there is not one step.
+                inputs = (replace(i, offset=sequence) if "sequence" in i.dims else i for i in self.declared.inputs)
+                return replace(self.declared, inputs=tuple(inputs))
             longest = sequence
+        if not longest:
+            return f"it does not run on random inputs: {failure}"
         return replace(self.declared, max_sequence=min(longest, self.declared.max_sequence))
 
     @cached_property

@@ -23,7 +23,7 @@ def open_onnx(path: Path, opening: Opening) -> OnnxBackend:
     """
     if opening.arch or opening.config:
         raise UnsupportedModel(f"{path} says itself what it computes; leave --arch and --config out")
-    if (path.parent / "model" / RECORD_FILE).is_file() or (path.parent / RECORD_FILE).is_file():
+    if path.name == "model.onnx" and (path.parent / "model" / RECORD_FILE).is_file():
         raise UnsupportedModel(
             f"{path} is of a model that lowrank has compressed already; give the original model instead"
         )
@@ -48,7 +48,7 @@ def _refuse_quantised(path: Path, model: Any) -> None:
     for node in nodes_of(model):
         if node.op_type in INTEGER_PRODUCTS:
             quantised += 1
-        elif node.op_type in WEIGHT_INPUT and node.op_type != "Gather":
+        elif node.op_type in WEIGHT_INPUT and not node.op_type.startswith("Gather"):
             found = [resolve(node.inputs[at]) for at in WEIGHT_INPUT[node.op_type] if at < len(node.inputs)]
             quantised += any(isinstance(f, str) and f.startswith("quantised") for f in found)
             plain += any(not isinstance(f, str) and f is not None for f in found)

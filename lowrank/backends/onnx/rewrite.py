@@ -145,6 +145,10 @@ def _node(old: Any, part: str, op: str, inputs: list[Any], attributes: Mapping[s
     return node
 
 
+def _settings(node: Any) -> dict[str, Any]:
+    return {name: found.value for name, found in node.attributes.items()}
+
+
 def _pair(use: Use, held: _Held, node: Any) -> tuple[Any, Any]:
     """`A` and `B` of `y = (x A) B`, inputs first."""
     if use.transposed:
@@ -207,7 +211,7 @@ def _conv(use: Use, held: _Held) -> None:
     """A smaller convolution and one of 1 x 1; or a horizontal one and a vertical one."""
     node, rank = use.site.node, held.replacement.factors.rank
     shape = use.site.constant.shape
-    settings = {name: found.value for name, found in node.attributes.items()}
+    settings = _settings(node)
     outputs, spatial = shape[0], len(shape) - 2
     groups = int(settings.get("group", 1))
     if held.replacement.structure == "spatial":
@@ -246,7 +250,7 @@ def _gather(use: Use, held: _Held) -> None:
     node, ids = site.node, site.node.inputs[1]
     if not site.gathers:
         table, small = held.factor("right", True, node), held.factor("left", True, node)
-        inner = _node(node, "right", "Gather", [table, ids], {"axis": 0})
+        inner = _node(node, "right", node.op_type, [table, ids], _settings(node))
         _finish(node, inner, _node(node, "", "MatMul", [inner.outputs[0], small]))
         return
     # As they stand the picked matrices are multiplied from the left by (outputs, inputs), else from the right.
@@ -254,7 +258,7 @@ def _gather(use: Use, held: _Held) -> None:
     picked = {}
     for which in ("left", "right"):
         value = held.factor(which, not rows_first, node)
-        picked[which] = _node(node, which, "Gather", [value, ids], {"axis": 0})
+        picked[which] = _node(node, which, node.op_type, [value, ids], _settings(node))
         node.graph.insert_before(node, picked[which])
         picked[which].metadata_props.update(node.metadata_props)
     for reader in site.gathers:
@@ -355,5 +359,6 @@ EMITTERS: dict[str, Callable[[Use, _Held], None]] = {
     "Gemm": _gemm,
     "Conv": _conv,
     "Gather": _gather,
+    "GatherND": _gather,
     "Einsum": _einsum,
 }

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lowrank.backends.onnx.constants import Constant, resolve, tensor_of
 from lowrank.core.weight import LayerKind, View
 
-WEIGHT_INPUT = {"MatMul": (1, 0), "Gemm": (1,), "Conv": (1,), "Gather": (0,), "Einsum": (1, 0)}
+WEIGHT_INPUT = {"MatMul": (1, 0), "Gemm": (1,), "Conv": (1,), "Gather": (0,), "GatherND": (0,), "Einsum": (1, 0)}
 """Which inputs of an operator may be the weight, the usual one first."""
 
 INTEGER_PRODUCTS = frozenset(
@@ -126,8 +126,12 @@ def _conv(node: Any, at: int, constant: Constant) -> Site | str:
 
 
 def _gather(node: Any, at: int, constant: Constant) -> Site | str:
-    shape = constant.shape
-    if attribute(node, "axis", 0) != 0 or isinstance(resolve(node.inputs[1]), Constant):
+    shape, ids = constant.shape, node.inputs[1]
+    by_row = attribute(node, "axis", 0) == 0
+    if node.op_type == "GatherND":
+        # Index vectors of one number each pick along the first axis, as a Gather does.
+        by_row = attribute(node, "batch_dims", 0) == 0 and ids.shape is not None and ids.shape[-1] == 1
+    if not by_row or isinstance(resolve(ids), Constant):
         return "a Gather that is no lookup of rows by index"
     if len(shape) == 2:
         return Site(node, at, constant, "lookup", View("cols rows"))
@@ -196,5 +200,6 @@ READERS: dict[str, Callable[[Any, int, Constant], Site | str]] = {
     "Gemm": _gemm,
     "Conv": _conv,
     "Gather": _gather,
+    "GatherND": _gather,
     "Einsum": _einsum,
 }

@@ -42,7 +42,9 @@ class SelectorName(StrEnum):
     relative_error = "relative-error"
 
 
-Model = Annotated[str, typer.Argument(help="A Hugging Face folder, or a .safetensors, .pt, .pth, .bin or .pt2 file.")]
+Model = Annotated[
+    str, typer.Argument(help="A Hugging Face folder, or a .safetensors, .pt, .pth, .bin, .pt2 or .onnx file.")
+]
 Run = Annotated[Path, typer.Option("--output", "-o", help="The run folder.")]
 Calib = Annotated[
     Optional[str],  # noqa: UP045 - typer reads this form in every version
@@ -56,10 +58,18 @@ Include = Annotated[list[str] | None, typer.Option(help="Only weights of this na
 Exclude = Annotated[list[str] | None, typer.Option(help="Not weights of this name, glob or re:regex. Repeatable.")]
 Targets = Annotated[
     str | None,
-    typer.Option(help="projections (in attention and feed-forward blocks), head, all; several with commas."),
+    typer.Option(
+        help="projections (in attention and feed-forward blocks), head, embeddings, conv, all; several with commas."
+    ),
 ]
 Arch = Annotated[str | None, typer.Option(help="package.module:factory that builds the dense module of a state dict.")]
 Config = Annotated[str | None, typer.Option(help="config.json that says how to build the model of a state dict.")]
+Tokenizer = Annotated[
+    str | None, typer.Option(help="tokenizer.json, or a folder with a tokenizer, for a model that has none beside it.")
+]
+WithPast = Annotated[
+    bool, typer.Option("--with-past", help="Also write model_with_past.onnx: a causal LM with its key-value cache.")
+]
 UnsafePickle = Annotated[
     bool, typer.Option("--unsafe-pickle", help="Let a model file run its own code while it is read.")
 ]
@@ -101,6 +111,7 @@ def analyze(
     targets: Targets = None,
     arch: Arch = None,
     config: Config = None,
+    tokenizer: Tokenizer = None,
     unsafe_pickle: UnsafePickle = False,
     as_json: Json = False,
 ) -> None:
@@ -109,7 +120,7 @@ def analyze(
     from lowrank.artifacts.analysis import figures
     from lowrank.backends import Opening
 
-    opening = Opening(arch=arch, config=config, unsafe_pickle=unsafe_pickle)
+    opening = Opening(arch=arch, config=config, tokenizer=tokenizer, unsafe_pickle=unsafe_pickle)
     settings = pipeline.Settings(**_changes(calib, column, samples, include, exclude, targets))
     with progress_bars() as track:
         analysis = pipeline.analyze(model, output=output, settings=settings, opening=opening, track=track)
@@ -170,7 +181,9 @@ def compress(
     targets: Targets = None,
     arch: Arch = None,
     config: Config = None,
+    tokenizer: Tokenizer = None,
     unsafe_pickle: UnsafePickle = False,
+    with_past: WithPast = False,
     latency: Annotated[bool, typer.Option(help="Time the dense and the compressed model in ONNX Runtime.")] = True,
     as_json: Json = False,
 ) -> None:
@@ -182,7 +195,7 @@ def compress(
     wanted = _budget(budget, error)
     if wanted is None and plan is None:
         raise typer.BadParameter("give --budget, --error or --plan")
-    opening = Opening(arch=arch, config=config, unsafe_pickle=unsafe_pickle)
+    opening = Opening(arch=arch, config=config, tokenizer=tokenizer, unsafe_pickle=unsafe_pickle)
     changes = _changes(calib, column, samples, include, exclude, targets)
     kept = pipeline.kept_analysis(output)
     settings = replace(pipeline.settings_of(kept, model), **changes) if changes else None
@@ -196,6 +209,7 @@ def compress(
             settings=settings,
             opening=opening,
             latency=latency,
+            with_past=with_past,
             track=track,
         )
     if as_json:
@@ -222,13 +236,14 @@ def export(
     arch: Arch = None,
     config: Config = None,
     unsafe_pickle: UnsafePickle = False,
+    with_past: WithPast = False,
 ) -> None:
     """Write the dense model to ONNX the same way as a compressed one, for comparison."""
     from lowrank import pipeline
     from lowrank.backends import Opening
 
     opening = Opening(arch=arch, config=config, unsafe_pickle=unsafe_pickle)
-    path = pipeline.export(model, output, opening=opening, opset=opset)
+    path = pipeline.export(model, output, opening=opening, opset=opset, with_past=with_past)
     say(f"{path} ({path.stat().st_size:,} bytes), same outputs as torch.")
 
 

@@ -35,6 +35,9 @@ def open_model(model: object, opening: Opening | None = None) -> Backend:
         found = False
     if not found:
         raise UnsupportedModel(f"there is no {path}; give a Hugging Face folder or a model file on this machine")
+    tokenizer = Path(opening.tokenizer).expanduser() if opening.tokenizer else None
+    if tokenizer is not None and not tokenizer.exists():
+        raise UnsupportedModel(f"there is no {tokenizer}; give a tokenizer.json, or a folder with a tokenizer")
     if path.suffix == ".onnx":
         if path.is_dir():
             raise UnsupportedModel(f"{path} is a folder; give the .onnx file itself")
@@ -48,4 +51,5 @@ def open_model(model: object, opening: Opening | None = None) -> Backend:
         )
     from lowrank.backends.torch import open_path
 
-    return open_path(path.resolve(), opening)
+    backend = open_path(path.resolve(), opening)
+    return backend.with_tokenizer(tokenizer) if tokenizer else backend

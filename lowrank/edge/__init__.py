@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 OPSET = 20
 """Old enough for any runtime of the last years, new enough for a Gelu operator."""
 
-__all__ = ["OPSET", "write_onnx"]
+WITH_PAST_FILE = "model_with_past.onnx"
+
+__all__ = ["OPSET", "WITH_PAST_FILE", "write_onnx", "write_with_past"]
 
 
 def write_onnx(backend: Backend, path: Path, opset: int | None = None) -> None:
@@ -39,3 +41,21 @@ def write_onnx(backend: Backend, path: Path, opset: int | None = None) -> None:
 
     assert isinstance(backend, ModuleBackend)
     export_onnx(backend.module, backend.signature, path, opset or OPSET)
+
+
+def write_with_past(backend: Backend, folder: Path, opset: int | None = None) -> Path:
+    """Write `model_with_past.onnx` to a folder: the same model with its key-value cache.
+
+    Raises:
+        ExportError: if it has none, or came as ONNX, where a graph has the inputs that it has.
+    """
+    if backend.source["kind"] == "onnx":
+        raise ExportError("an ONNX model keeps the inputs that it has; export it with its cache first")
+    from lowrank.backends.torch import ModuleBackend
+    from lowrank.backends.torch.tensors import module_in_float32
+    from lowrank.edge.cache import export_with_past
+
+    if not isinstance(backend, ModuleBackend):
+        raise ExportError(f"--with-past cannot be had: {backend.signature}")
+    export_with_past(module_in_float32(backend.module), folder / WITH_PAST_FILE, opset)
+    return folder / WITH_PAST_FILE

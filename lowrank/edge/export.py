@@ -31,21 +31,18 @@ def export_onnx(module: nn.Module, signature: Signature, path: Path, opset: int 
     """Write `path` (and `path.data` for a large model).
 
     A low-rank layer becomes `Add(MatMul(MatMul(x, A), B), bias)`. Attention is exported in its plain form, which
-    gives the
-    smallest graph; numbers are float32 whatever the module's are.
+    gives the smallest graph; numbers are float32 whatever the module's are.
 
     Raises:
         ExportError: if the exporter cannot trace the module; the message carries its reason.
     """
-    import onnx_ir as ir
-
     module, signature = module_in_float32(module), in_float32(signature)
     wrapped = _ByPosition(module, signature).eval()
     # Sizes that no dimension of a model is likely to share by chance; the exporter keeps the names.
     example = tuple(as_tensors(signature, signature.example(2, 6)).values())
     dynamic = tuple({i: d for i, d in enumerate(spec.dims) if isinstance(d, str)} for spec in signature.inputs)
     try:
-        with _plain_attention(module), experts_as(module, "batched_mm"), _hushed(), torch.no_grad():
+        with exporting(module):
             program = torch.onnx.export(
                 wrapped,
                 example,
@@ -57,15 +54,33 @@ def export_onnx(module: nn.Module, signature: Signature, path: Path, opset: int 
                 verbose=False,
             )
     except Exception as error:
-        raise ExportError(
-            f"torch.onnx.export could not trace {type(module).__name__}: {first_line(_root(error))}; the factored "
-            f"model itself "
-            "is complete and loads with lowrank.load"
-        ) from error
+        raise failed(module, error) from error
     assert program is not None
     model = program.model
     gemm_to_matmul(model)
     name_initializers(model, wrapped, prefix="module.")
+    save(model, path)
+
+
+@contextlib.contextmanager
+def exporting(module: nn.Module) -> Iterator[None]:
+    """The plain forms of everything that has several, and no chatter."""
+    with _plain_attention(module), experts_as(module, "batched_mm"), _hushed(), torch.no_grad():
+        yield
+
+
+def failed(module: nn.Module, error: Exception) -> ExportError:
+    """The exporter's reason in a sentence."""
+    return ExportError(
+        f"torch.onnx.export could not trace {type(module).__name__}: {first_line(_root(error))}; the factored model "
+        "itself is complete and loads with lowrank.load"
+    )
+
+
+def save(model: Any, path: Path) -> None:
+    """Write an `onnx_ir.Model`, its numbers beside it if they are many."""
+    import onnx_ir as ir
+
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     if size > INLINE_BYTES:
         ir.save(model, path, external_data=f"{path.name}.data", alignment=PAGE, align_threshold=PAGE)

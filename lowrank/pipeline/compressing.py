@@ -15,6 +15,7 @@ from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan
 from lowrank.core.select import Selector
+from lowrank.edge import WITH_PAST_FILE
 from lowrank.errors import ArtifactError, ExportError, LowRankError, PlanMismatch, UnsupportedModel
 from lowrank.evaluate.report import ONNX_FILE, Report
 from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_calibration, settings_of
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
 RUN = "lowrank-run"
 PLAN_FILE, REPORT_FILE, MODEL_FOLDER = "plan.json", "report.json", "model"
-RESULTS = (PLAN_FILE, REPORT_FILE, ONNX_FILE, f"{ONNX_FILE}.data", MODEL_FOLDER)
+GRAPHS = (ONNX_FILE, f"{ONNX_FILE}.data", WITH_PAST_FILE, f"{WITH_PAST_FILE}.data")
+RESULTS = (PLAN_FILE, REPORT_FILE, MODEL_FOLDER, *GRAPHS)
 
 
 def compress(
@@ -40,6 +42,7 @@ def compress(
     settings: Settings | None = None,
     opening: Opening | None = None,
     latency: bool = True,
+    with_past: bool = False,
     track: Track = silent,
 ) -> Report:
     """Analyze, select, factorize, rewrite, save, export and measure.
@@ -56,6 +59,7 @@ def compress(
         settings: which weights, and on what data; by default those of the run's analysis, if it is of this model.
         opening: how to build the model if its file does not say.
         latency: export the dense model too and time both.
+        with_past: also write `model_with_past.onnx`, a causal language model with its key-value cache.
         track: shows progress.
 
     Raises:
@@ -96,7 +100,7 @@ def compress(
     with staged(run, owned=RESULTS) as stage:
         if analysis is not kept:
             save_analysis(analysis, stage)
-        report = _write_and_measure(backend, small, analysis, chosen, stage, calibration, latency, track, clock)
+        report = _write_and_measure(backend, small, analysis, chosen, stage, calibration, latency, with_past, track, clock)
     return report
 
 
@@ -108,11 +112,13 @@ def _write_and_measure(
     stage: Path,
     calibration: Calibration | None,
     latency: bool,
+    with_past: bool,
     track: Track,
     clock: Clock,
 ) -> Report:
     """Everything of a run but its analysis, in `stage`."""
-    from lowrank.edge import write_onnx
+    from lowrank.edge import write_onnx, write_with_past
+    from lowrank.evaluate.generation import check_generation
     from lowrank.evaluate.measure import measure
 
     problems: list[str] = []
@@ -129,12 +135,19 @@ def _write_and_measure(
                     write_onnx(small, path)
         except ExportError as error:
             problems.append(str(error))
+    if with_past:
+        try:
+            with clock.stage("export with past"):
+                path = write_with_past(small, stage)
+                check_generation(small, path)
+        except ExportError as error:
+            problems.append(str(error))
+            _drop(stage, WITH_PAST_FILE)
     report = measure(dense, small, analysis, plan, stage, calibration, latency, track, clock)
     problems += report.problems
     if report.parity is None:
         # A graph that failed its check is not left for anyone to ship.
-        for name in (ONNX_FILE, f"{ONNX_FILE}.data"):
-            (stage / name).unlink(missing_ok=True)
+        _drop(stage, ONNX_FILE)
     write_json(stage / PLAN_FILE, "plan", plan.to_json())
     report = replace(
         report,
@@ -145,6 +158,11 @@ def _write_and_measure(
     )
     write_json(stage / REPORT_FILE, "report", report.to_json())
     return report
+
+
+def _drop(folder: Path, name: str) -> None:
+    for each in (name, f"{name}.data"):
+        (folder / each).unlink(missing_ok=True)
 
 
 def files_of(folder: Path) -> dict[str, int]:

@@ -116,6 +116,10 @@ class ModuleBackend:
             choose_experts_(module, "eager")
         return replace(self, module=module, fresh=None, replaced=replaced)
 
+    def with_tokenizer(self, tokenizer: Path) -> ModuleBackend:
+        """The same module with another tokenizer."""
+        return replace(self, tokenizer=tokenizer)
+
     def fed_with(self, signature: Signature) -> ModuleBackend:
         """The same module with other inputs."""
         return replace(self, signature=signature)

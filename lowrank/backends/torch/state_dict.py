@@ -129,6 +129,10 @@ class StateDictBackend:
         assert isinstance(tensors, dict)
         return replace(self, tensors=tensors)
 
+    def with_tokenizer(self, tokenizer: Path) -> NoReturn:
+        """Not possible."""
+        raise UnsupportedModel(f"{self.signature}; {HOW_TO_RUN}, for a tokenizer to be of use")
+
     def fed_with(self, signature: Signature) -> NoReturn:
         """Not possible."""
         raise UnsupportedModel(f"{self.signature}; {HOW_TO_RUN}")

@@ -222,7 +222,8 @@ class OnnxBackend:
         ]
         extra = {value for weight, use in uses for value in values_for(use, sides[weight.name])}
         runner = Runner(self.model, self.folder, self.path, extra=sorted(extra))
-        yield Watch(runner, uses, sides, observe)
+        inputs = self.declared.inputs if isinstance(self.declared, Signature) else ()
+        yield Watch(runner, uses, all(i.dims[:1] == ("batch",) for i in inputs), sides, observe)
 
     @cached_property
     def _open(self) -> Runner:

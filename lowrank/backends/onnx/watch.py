@@ -54,10 +54,12 @@ class Watch:
         self,
         runner: Runner,
         uses: Sequence[tuple[Weight, Use]],
+        by_rows: bool,
         sides: Mapping[str, Side],
         observe: Callable[[str, Gram], None],
     ) -> None:
         self.runner, self.uses, self.sides, self.observe = runner, uses, sides, observe
+        self.by_rows = by_rows
         names = {name for weight, use in uses for name in values_for(use, sides[weight.name])}
         self.names = sorted(name for name in names if name in runner.outputs)
         self._bytes = 0.0
@@ -71,8 +73,8 @@ class Watch:
             self._show({**part, **found}, part.get(MASK))
 
     def _parts(self, feed: Feed) -> Iterator[Feed]:
-        rows = min(len(array) for array in feed.values()) if all(a.ndim for a in feed.values()) else 1
-        if rows < 2 or any(len(a) != rows for a in feed.values()):
+        rows = len(next(iter(feed.values()))) if self.by_rows else 1
+        if rows < 2:
             yield feed
             return
         start = 0

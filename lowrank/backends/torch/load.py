@@ -67,6 +67,8 @@ def _load(
     rebuild: Mapping[str, Any] = record["rebuild"]
     if rebuild["kind"] == "program":
         return unflatten(read_program(path / PROGRAM_FILE, unsafe_pickle=False)).eval()
+    if rebuild["kind"] == "onnx":
+        raise ArtifactError(f"{path} is of an ONNX model: open {path.parent / 'model.onnx'} with onnxruntime")
     state = _read_state(path / MODEL_FILE)
     if arch is not None:
         dense = build_arch(arch) if isinstance(arch, str) else arch().eval()

@@ -4,16 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 BENCH := bench
 
-.PHONY: demo test test-fast lint bench clean
+.PHONY: demo test test-fast lint bench bench-small bench-onnx clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lowrank demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-fast: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -24,6 +24,14 @@ lint: $(VENV)/.dev
 # STS=stsb_dev.tsv adds the Spearman column; CALIB=stsb_train.tsv COLUMN=sentence1,sentence2 calibrates on it.
 bench: $(VENV)/.demo
 	$(BIN)/python tools/bench_minilm.py $(if $(STS),--sts $(STS)) $(if $(CALIB),--calib $(CALIB)) $(if $(COLUMN),--column $(COLUMN)) --output $(BENCH)
+
+# Two small trained models: STORIES=models/stories260K SORT=models/gpt-nano-sort.
+bench-small: $(VENV)/.demo
+	$(BIN)/python tools/bench_small.py $(if $(STORIES),--stories $(STORIES)) $(if $(SORT),--sort $(SORT))
+
+# ONNX in against torch in, for the same model.
+bench-onnx: $(VENV)/.demo
+	$(BIN)/python tools/bench_onnx.py
 
 $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)

@@ -93,9 +93,7 @@ ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {
     "llama": transformers_model("LlamaForCausalLM", "LlamaConfig", **DECODER),
     "qwen3": transformers_model("Qwen3ForCausalLM", "Qwen3Config", **DECODER, head_dim=8),
     "gemma3": transformers_model("Gemma3ForCausalLM", "Gemma3TextConfig", **DECODER, head_dim=8, sliding_window=16),
-    "modernbert": transformers_model(
-        "ModernBertModel", "ModernBertConfig", **TEXT, pad_token_id=0, local_attention=16
-    ),
+    "modernbert": transformers_model("ModernBertModel", "ModernBertConfig", **TEXT, pad_token_id=0, local_attention=16),
     "t5": transformers_model(
         "T5ForConditionalGeneration", "T5Config", d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, vocab_size=64
     ),

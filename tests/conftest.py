@@ -8,6 +8,10 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores: one thread each is faster than fighting over them.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -199,9 +199,7 @@ def function() -> Built:
 
 
 def half() -> Built:
-    made = model(
-        [node("MatMul", ["x", "w"], "y")], [init(weight().astype(np.float16), "w")], kind=10, output=10
-    )
+    made = model([node("MatMul", ["x", "w"], "y")], [init(weight().astype(np.float16), "w")], kind=10, output=10)
     return made, {"x": floats(2, 3, IN)["x"].astype(np.float16)}
 
 

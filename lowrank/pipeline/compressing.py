@@ -100,7 +100,9 @@ def compress(
     with staged(run, owned=RESULTS) as stage:
         if analysis is not kept:
             save_analysis(analysis, stage)
-        report = _write_and_measure(backend, small, analysis, chosen, stage, calibration, latency, with_past, track, clock)
+        report = _write_and_measure(
+            backend, small, analysis, chosen, stage, calibration, latency, with_past, track, clock
+        )
     return report
 
 

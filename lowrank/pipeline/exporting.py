@@ -11,7 +11,12 @@ from lowrank.pipeline.compressing import GRAPHS, ONNX_FILE
 
 
 def export(
-    model: object, output: str | Path, *, opening: Opening | None = None, opset: int | None = None, with_past: bool = False
+    model: object,
+    output: str | Path,
+    *,
+    opening: Opening | None = None,
+    opset: int | None = None,
+    with_past: bool = False,
 ) -> Path:
     """The dense model as `output/model.onnx`, written the same way as a compressed one and checked against torch.
 

@@ -85,7 +85,9 @@ def test_spatial_factors(name: str, tmp_path: Path) -> None:
         assert lost == pytest.approx(analysis.spatial[rank], rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["matmul_right", "matmul_left", "gemm_111.52.0True", "conv_3x3", "conv_groups", "einsum"])
+@pytest.mark.parametrize(
+    "name", ["matmul_right", "matmul_left", "gemm_111.52.0True", "conv_3x3", "conv_groups", "einsum"]
+)
 @pytest.mark.parametrize("side", ["input", "output"])
 def test_grams_are_the_error(name: str, side: str, tmp_path: Path) -> None:
     """The tail of the metric is the error of the output, for every operator: so the moments are the right ones."""
@@ -316,7 +318,9 @@ def test_more_than_two_gigabytes(tmp_path: Path) -> None:
 
     names = [f"layers.{i}.weight" for i in range(5)]
     initializers = [external(name, [wide, wide], i * size, size) for i, name in enumerate(names)]
-    nodes = [node("MatMul", ["x" if i == 0 else f"h{i}", n], f"h{i + 1}" if i < 4 else "y") for i, n in enumerate(names)]
+    nodes = [
+        node("MatMul", ["x" if i == 0 else f"h{i}", n], f"h{i + 1}" if i < 4 else "y") for i, n in enumerate(names)
+    ]
     (tmp_path / "big.onnx").write_bytes(model(nodes, initializers, ("batch", wide)).SerializeToString())
     backend = open_model(tmp_path / "big.onnx")
     assert isinstance(backend, OnnxBackend) and backend.nbytes > 1 << 31

@@ -18,6 +18,8 @@ DTYPES = {
     "UINT8": "uint8",
     "BOOL": "bool",
 }
+PASSING = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Add", "Where", "Mod")
+"""Operators that an index may go through on its way to a table: some exporters wrap negative ones first."""
 OUTPUTS = ("logits", "last_hidden_state")
 
 
@@ -77,7 +79,7 @@ def _range(value: Any) -> int:
                 table = resolve(node.inputs[0])
                 if isinstance(table, Constant):
                     return table.shape[0]
-            elif node.op_type in ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten"):
+            elif node.op_type in PASSING:
                 waiting += node.outputs
     return 2
 

@@ -1,0 +1,104 @@
+"""Two small trained models: perplexity of a story teller, and how many inputs a sorter still sorts, by keep ratio.
+
+make bench-small STORIES=models/stories260K SORT=models/gpt-nano-sort
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import sort_gpt
+from convert_stories import START, convert, tell
+
+import lowrank
+from lowrank.backends import open_model
+from lowrank.pipeline.planning import factorize
+
+METHODS: dict[str, tuple[bool, Any]] = {
+    "plain SVD, uniform ranks": (False, lowrank.Uniform()),
+    "lowrank, no data": (False, lowrank.Knapsack()),
+    "lowrank, default": (True, lowrank.Knapsack()),
+}
+
+
+def variants(source: Any, calib: Path, keeps: list[float]) -> Any:
+    """Method, keep ratio and the factored module of each row."""
+    dense = open_model(source)
+    for method, (with_data, selector) in METHODS.items():
+        settings = lowrank.Settings(calib=str(calib) if with_data else "none")
+        analysis = lowrank.analyze(source, settings=settings)
+        for keep in keeps:
+            plan = lowrank.select(analysis, keep, selector)
+            yield method, keep, dense.rewrite(factorize(dense, analysis, plan)).module  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def sample(model: Any, count: int, length: int, seed: int) -> torch.Tensor:
+    """Stories that the model tells at temperature 1."""
+    torch.manual_seed(seed)
+    start = torch.full((count, 1), START)
+    with torch.no_grad():
+        return model.generate(start, max_new_tokens=length, min_new_tokens=length, do_sample=True, top_k=0)
+
+
+def perplexity(model: Any, ids: torch.Tensor) -> float:
+    """Of every token after the first."""
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[:, :-1].log_softmax(-1)
+    return float((-logits.gather(-1, ids[:, 1:, None]).mean()).exp())
+
+
+def stories(folder: Path, work: Path) -> list[str]:
+    """Rows of the first table."""
+    model, _ = convert(folder, work / "stories")
+    heard, calib = sample(model, 64, 200, 1), sample(model, 256, 127, 2)
+    np.savez(work / "stories.npz", input_ids=calib.numpy(), attention_mask=np.ones(calib.shape, np.int64))
+    known = tell(model, 150)
+    rows = ["|  | keep | perplexity | tokens of the story |", "| --- | --- | --- | --- |"]
+
+    def row(name: str, keep: float, module: Any) -> None:
+        told = tell(module, 150)
+        same = next((i for i, (a, b) in enumerate(zip(told, known, strict=True)) if a != b), len(known))
+        rows.append(f"| {name} | {keep:g} | {perplexity(module, heard):.2f} | {same} of {len(known)} |")
+
+    row("dense", 1, model)
+    for name, keep, module in variants(work / "stories", work / "stories.npz", [0.9, 0.8, 0.65, 0.5, 0.3]):
+        row(name, keep, module)
+    return rows
+
+
+def sorter(folder: Path, work: Path) -> list[str]:
+    """Rows of the second table."""
+    (source,) = folder.glob("*.json")
+    model = sort_gpt.build().eval()
+    model.load_state_dict(sort_gpt.read_state(source))
+    digits = np.random.default_rng(0).permutation(sort_gpt.inputs())
+    np.savez(work / "sort.npz", idx=np.concatenate([digits, np.sort(digits, 1)[:, :-1]], 1))
+    rows = ["|  | keep | sorted |", "| --- | --- | --- |"]
+    rows.append(f"| dense | 1 | {sort_gpt.sorted_right(model)} of {len(digits)} |")
+    for name, keep, module in variants(model, work / "sort.npz", [0.8, 0.5]):
+        rows.append(f"| {name} | {keep:g} | {sort_gpt.sorted_right(module)} of {len(digits)} |")
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--stories", type=Path, help="folder with a llama2.c checkpoint and its tokenizer")
+    parser.add_argument("--sort", type=Path, help="folder with the sorting model's JSON file")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as work:
+        tables = [stories(arguments.stories, Path(work))] if arguments.stories else []
+        tables += [sorter(arguments.sort, Path(work))] if arguments.sort else []
+    print("\n\n".join("\n".join(table) for table in tables))
+
+
+if __name__ == "__main__":
+    main()

@@ -103,7 +103,8 @@ class Factored:
             if isinstance(a, Factored) != isinstance(b, Factored):
                 return a.__matmul__(b) if isinstance(a, Factored) else b.__rmatmul__(a)
         if function in TRANSPOSES and isinstance(args[0], Factored) and len(args) == 3:
-            return args[0].transpose(args[1], args[2])
+            first: Any = args[0]
+            return first.transpose(args[1], args[2])
         dense = [a.materialize() if isinstance(a, Factored) else a for a in args]
         named = {k: v.materialize() if isinstance(v, Factored) else v for k, v in named.items()}
         return function(*dense, **named)

@@ -74,9 +74,13 @@ class OnnxBackend:
         """Every other floating tensor of two or more dimensions."""
         return self._described.skips
 
-    @cached_property
+    @property
     def signature(self) -> Signature | str:
         """How it is fed, after a try: a graph does not say how long a sequence its positions allow."""
+        return self._tried_signature
+
+    @cached_property
+    def _tried_signature(self) -> Signature | str:
         if isinstance(self.declared, str) or self.tried:
             return self.declared
         try:

@@ -126,7 +126,8 @@ def _tied_by_content(groups: list[tuple[Use, ...]]) -> list[tuple[Use, ...]]:
 def _weight(name: str, uses: tuple[Use, ...]) -> Weight:
     site = uses[0].site
     stack, rows, cols = site.view.shape(site.constant.shape)
-    dtype = DTYPES.get(site.constant.tensor.dtype.name, site.constant.tensor.dtype.name.lower())
+    stored = str(site.constant.tensor.dtype.name)
+    dtype = DTYPES.get(stored, stored.lower())
     layers = tuple(Layer(_layer_name(use.site, name), use.site.kind) for use in uses)
     return Weight(name, rows, cols, dtype, "projection", layers, site.view, stack, site.spatial)
 

@@ -95,7 +95,7 @@ class _Held:
                 "weight out with --exclude"
             )
         name = f"{stem(self.weight.name)}.{which}.weight"
-        tensor = ir.tensor(numbers, dtype=like.dtype, name=name)
+        tensor: Any = ir.tensor(numbers, dtype=like.dtype, name=name)
         if root.is_initializer():
             value = ir.Value(name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(like.dtype))
             root.graph.register_initializer(value)

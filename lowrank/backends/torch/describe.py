@@ -107,7 +107,7 @@ def _applied_stacks(module: nn.Module, signature: Signature | str, owners: dict[
     finally:
         for _, key, parameter, owner in placed:
             owner._modules.pop(key)
-            owner._parameters[key] = parameter
+            owner.register_parameter(key, parameter)  # pyright: ignore[reportArgumentType]
     patterns = {"cols": "stack rows cols", "rows": "stack cols rows"}
     return {name: View(patterns[side], "stack rows cols") for name, side in seen.items() if side in patterns}
 

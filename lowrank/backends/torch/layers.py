@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from functools import singledispatch
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,11 +86,12 @@ def empty_replacement(module: nn.Module, structure: str, weight: Tensor, form: F
     _, rows, cols = form.view.shape(weight.shape)
     new: LowRank
     if form.kind == "experts":
-        return LowRankStack(*weight.shape, rank, **like)
+        stack, a, b = weight.shape
+        return LowRankStack(stack, a, b, rank, **like)
     if isinstance(module, nn.Embedding):
         new = LowRankEmbedding(module, rank, **like)
     elif isinstance(module, nn.Conv1d | nn.Conv2d):
-        kind = SpatialConv if structure == "spatial" else LowRankConv
+        kind: Any = SpatialConv if structure == "spatial" else LowRankConv
         new = kind(module, rank, bias=False, **like)
     else:
         new = LowRankLinear(cols, rows, rank, bias=False, **like)

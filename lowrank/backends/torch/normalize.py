@@ -38,10 +38,11 @@ def choose_experts_(module: nn.Module, way: str) -> str | None:
     Returns:
         How it was before; None if there is no choice.
     """
+    model: Any = module
     config: Any = getattr(module, "config", None)
     switch = getattr(module, "set_experts_implementation", None)
     before = getattr(config, "_experts_implementation", None)
-    if switch is None or before is None or not module._can_set_experts_implementation():
+    if switch is None or before is None or not model._can_set_experts_implementation():
         return None
     switch(way)
     return str(before)

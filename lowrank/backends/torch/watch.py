@@ -169,7 +169,7 @@ def _observed(module: nn.Module, layer: Layer, weight: Weight, watch: _Watch) ->
         yield
     finally:
         owner._modules.pop(key)
-        owner._parameters[key] = parameter
+        owner.register_parameter(key, parameter)
 
 
 def moment(side: Side, rows: Tensor, energy: float) -> Gram:

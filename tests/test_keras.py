@@ -31,9 +31,8 @@ for i in range(2):
     x = layers.LayerNormalization()(x + layers.EinsumDense("bth,ho->bto", output_shape=(None, 24), bias_axes="o")(h))
 model = keras.Model(ids, layers.Dense(5)(layers.GlobalAveragePooling1D()(x)))
 model(keras.ops.zeros((1, 8), "int32"))
-model.export(
-    sys.argv[1], format="onnx", verbose=False, input_signature=[keras.InputSpec(shape=(1, 8), dtype="int32", name="ids")]
-)
+shown = [keras.InputSpec(shape=(1, 8), dtype="int32", name="ids")]
+model.export(sys.argv[1], format="onnx", verbose=False, input_signature=shown)
 """
 
 

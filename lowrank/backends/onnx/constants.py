@@ -108,8 +108,35 @@ def resolve(value: Any) -> Constant | str | None:
 
 def _computed(node: Any) -> str | None:
     """A reason if a node computes something from constants alone."""
-    constant = bool(node.inputs) and all(v is None or isinstance(resolve(v), Constant | str) for v in node.inputs)
-    return f"computed by {node.op_type}: fold the graph's constants first" if constant else None
+    return f"computed by {node.op_type}: fold the graph's constants first" if _depends_on_nothing(node) else None
+
+
+KNOWN = "lowrank.depends_on_nothing"
+
+
+def _depends_on_nothing(node: Any) -> bool:
+    """Whether all that a node reads, near and far, is stored. Remembered in each node: graphs are deep."""
+    waiting = [node]
+    while waiting:
+        current = waiting[-1]
+        if KNOWN in current.meta:
+            waiting.pop()
+            continue
+        values = [v for v in current.inputs if v is not None and tensor_of(v) is None]
+        makers = [v.producer() for v in values]
+        if not current.inputs or any(maker is None for maker in makers):
+            # An input of the graph, of a loop's body or of a function; or something drawn at random.
+            current.meta[KNOWN] = False
+        elif any(maker.meta.get(KNOWN) is False for maker in makers):
+            current.meta[KNOWN] = False
+        else:
+            unknown = [maker for maker in makers if KNOWN not in maker.meta]
+            if unknown:
+                waiting += unknown
+                continue
+            current.meta[KNOWN] = True
+        waiting.pop()
+    return bool(node.meta[KNOWN])
 
 
 def _permutation(node: Any, rank: int) -> list[int]:

@@ -46,6 +46,7 @@ class Runner:
         self.names = [output.name for output in model.graph.outputs]
         shown = model.clone() if open_weights or extra else model
         self.weights: dict[str, Any] = {}
+        self._own: dict[str, Any] = {}
         values = _values_of(shown.graph)
         for name in open_weights:
             value = shown.graph.initializers.pop(name)
@@ -78,11 +79,13 @@ class Runner:
 
         if not self.weights:
             return self.session.run(list(names), {k: _typed(feed[k], dtype) for k, dtype in self.inputs.items()})
-        given = weights or {}
-        fed = {k: _typed(feed[k], dtype) for k, dtype in self.inputs.items() if k in feed}
-        fed |= {k: given.get(k, t.numpy()) for k, t in self.weights.items()}
-        held = {k: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(a)) for k, a in fed.items()}
-        return [value.numpy() for value in self.session.run_with_ort_values(list(names), held)]
+        if not self._own:
+            self._own = {k: ort.OrtValue.ortvalue_from_numpy(t.numpy()) for k, t in self.weights.items()}
+        # The arrays must outlive the run: a value borrows their memory.
+        fed = {k: _typed(feed[k], dtype) for k, dtype in self.inputs.items() if k in feed} | dict(weights or {})
+        fed = {k: np.ascontiguousarray(a) for k, a in fed.items()}
+        held = {k: ort.OrtValue.ortvalue_from_numpy(a) for k, a in fed.items()}
+        return [value.numpy() for value in self.session.run_with_ort_values(list(names), {**self._own, **held})]
 
 
 _TYPES = {

@@ -15,7 +15,7 @@ from lowrank.backends.onnx.sites import Site, attribute
 from lowrank.core.gram import Gram, Side
 from lowrank.core.weight import Weight
 
-BYTES = 256 << 20
+BYTES = 64 << 20
 """Activations that one run may give back; a batch that would give more is run in parts."""
 
 Array = NDArray[Any]

@@ -146,6 +146,8 @@ class OnnxBackend:
 
     def rewrite(self, replacements: Mapping[str, Replacement]) -> OnnxBackend:
         """A backend whose graph has two factors in the weights' places."""
+        # What comes next measures the rewritten graph: the session for sensitivities has done its work.
+        self.__dict__.pop("_open", None)
         model = self.model.clone()
         # The same walk over the same graph: the copy's uses have the same names.
         found = describe(model)

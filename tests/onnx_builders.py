@@ -188,6 +188,32 @@ def loop() -> Built:
     return model(nodes, []), floats(2, 3, IN)
 
 
+def scan() -> Built:
+    body = helper.make_graph(
+        [
+            node("MatMul", ["row", "w"], "out"),
+            node("Identity", ["carried"], "kept"),
+        ],
+        "body",
+        [helper.make_tensor_value_info("carried", 1, None), helper.make_tensor_value_info("row", 1, None)],
+        [helper.make_tensor_value_info("kept", 1, None), helper.make_tensor_value_info("out", 1, None)],
+    )
+    nodes = [
+        helper.make_node("Constant", [], ["nothing"], value=init(np.zeros(1, np.float32), "nothing")),
+        helper.make_node("Scan", ["nothing", "x"], ["last", "y"], name="each", body=body, num_scan_inputs=1),
+    ]
+    return model(nodes, [init(weight(), "w")]), floats(2, 3, IN)
+
+
+def argument(weight_name: str = "w") -> Built:
+    """A function that gets the weight from its caller."""
+    made = helper.make_function(
+        "local", "Dense", ["a", "k"], ["b"], [node("MatMul", ["a", "k"], "b")], [helper.make_opsetid("", 17)]
+    )
+    call = helper.make_node("Dense", ["x", weight_name], ["y"], name="call", domain="local")
+    return model([call], [init(weight(), weight_name)], functions=[made]), floats(2, 3, IN)
+
+
 def function() -> Built:
     inside = [
         helper.make_node("Constant", [], ["w"], name="own", value=init(weight(), "w")),
@@ -264,6 +290,7 @@ GOOD: dict[str, Callable[[], Built]] = {
     "shared_turned": lambda: shared(True),
     "branches": branches,
     "loop": loop,
+    "scan": scan,
     "function": function,
     "half": half,
     "stacked": stacked,

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from lowrank.backends.inputs import Signature
-from lowrank.evaluate.session import open_session
+from lowrank.evaluate.session import open_session, typed
 
 WARMUP = 3
 
@@ -28,11 +28,12 @@ def measure_latency(
     """
     sessions = {name: open_session(path, threads) for name, path in files.items()}
     feed = signature.example(batch, min(sequence, signature.max_sequence))
+    feeds = {name: typed(session, feed) for name, session in sessions.items()}
     times: dict[str, list[float]] = {name: [] for name in files}
     for number in range(WARMUP + rounds):
         for name, session in sessions.items():
             start = time.perf_counter()
-            session.run(None, feed)
+            session.run(None, feeds[name])
             if number >= WARMUP:
                 times[name].append((time.perf_counter() - start) * 1e3)
     return {name: median(values) for name, values in times.items()}

@@ -134,7 +134,7 @@ def report_table(report: Report) -> Table:
     if report.quality is None and report.error["relative"] is not None:
         table.add_row("relative error of the weights", "", f"{report.error['relative']:.4f}", "")
     if report.parity:
-        table.add_row("torch against ONNX, largest difference", "", f"{report.parity['max_abs']:.1e}", "")
+        table.add_row("model against its ONNX file, largest difference", "", f"{report.parity['max_abs']:.1e}", "")
     return table
 
 

@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 from builders import Replacement, read, two_factors, write_text, write_tokenizer
 from onnx import TensorProto, helper, numpy_helper
-from onnx_builders import GOOD, IN, floats, init, matmul_right, model, node, weight
+from onnx_builders import GOOD, IN, argument, floats, init, matmul_right, model, node, weight
 
 import lowrank
 from lowrank.backends import open_model
@@ -142,6 +142,20 @@ def test_deep_graphs_are_walked_without_recursion(tmp_path: Path) -> None:
     nodes = [node("Relu", ["x" if i == 0 else f"h{i}"], f"h{i + 1}") for i in range(3000)]
     onnx.save(model([*nodes, node("MatMul", ["h3000", "w"], "y")], [init(weight(), "w")]), tmp_path / "m.onnx")
     assert [w.name for w in open_model(tmp_path / "m.onnx").weights] == ["w"]
+
+
+def test_a_weight_in_a_call_says_what_to_do(tmp_path: Path) -> None:
+    onnx.save(argument()[0], tmp_path / "m.onnx")
+    backend = open_model(tmp_path / "m.onnx")
+    assert not backend.weights and "inline functions first" in backend.skips[0].reason
+
+
+def test_half_precision_goes_all_the_way(tmp_path: Path) -> None:
+    onnx.save(GOOD["half"]()[0], tmp_path / "m.onnx")
+    settings = lowrank.Settings(calib="none", targets=("all",))
+    report = lowrank.compress(tmp_path / "m.onnx", 0.6, output=tmp_path / "run", settings=settings)
+    assert not report.problems and report.parity is not None and report.latency is not None
+    assert onnx.load(tmp_path / "run/model.onnx").graph.initializer[0].data_type == TensorProto.FLOAT16
 
 
 def test_a_weight_that_callers_may_see_or_change_stays(tmp_path: Path) -> None:

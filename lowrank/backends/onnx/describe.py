@@ -178,9 +178,6 @@ def _skips(model: Any, taken: set[int], reasons: dict[int, str]) -> list[Skip]:
 
 def _passed_on(value: Any) -> str:
     readers = {node.op_type for node in value.consumers()}
-    called = next((n for n in value.consumers() if n.domain not in ("", "ai.onnx")), None)
-    if called is not None:
-        return f"passed into the function {called.op_type}: inline functions first (onnx.inliner)"
     return f"an operand of {', '.join(sorted(readers))}" if readers else "nothing reads it"
 
 

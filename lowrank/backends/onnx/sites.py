@@ -60,7 +60,11 @@ def find_sites(model: Any) -> tuple[list[Site], dict[int, str]]:
     reasons: dict[int, str] = {}
     for node in nodes_of(model):
         if node.domain not in ("", "ai.onnx"):
-            _explain(node, f"{node.domain}.{node.op_type} multiplies by it in its own way", reasons)
+            local = any(f.domain == node.domain and f.name == node.op_type for f in model.functions.values())
+            reason = f"{node.domain}.{node.op_type} reads it in its own way"
+            if local:
+                reason = f"passed into the function {node.op_type}: inline functions first (onnx.inliner)"
+            _explain(node, reason, reasons)
             continue
         for at in WEIGHT_INPUT.get(node.op_type, ()):
             if at >= len(node.inputs):

@@ -16,6 +16,12 @@ def spatial_matrix(weight: Weight, matrix: Matrix) -> Matrix:
     return np.asarray(weight.spatial.matrix(weight.view.stored_from(matrix)), np.float64)
 
 
+def channel_matrix(weight: Weight, spatial: Matrix) -> Matrix:
+    """The weight's first matrix from its spatial one: the inverse of `spatial_matrix`."""
+    assert weight.spatial is not None
+    return np.asarray(weight.view.matrix(weight.spatial.stored_from(spatial)), np.float64)
+
+
 def spatial_directions(weight: Weight, matrix: Matrix, fit: Gram | None) -> Directions:
     """The order in which a truncation of the spatial matrix keeps directions.
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.backends.inputs import MASK
+from lowrank.backends.onnx.save import save_model
 from lowrank.edge import OPSET
-from lowrank.edge.export import exporting, failed, save
-from lowrank.edge.tidy import gemm_to_matmul, name_initializers
+from lowrank.edge.export import trace
 from lowrank.errors import ExportError
 
 
@@ -34,26 +34,11 @@ def export_with_past(module: nn.Module, path: Path, opset: int | None = None) ->
     auto = torch.export.Dim.DYNAMIC
     dynamic: Any = ({0: auto, 1: auto}, {0: auto, 1: auto}, tuple({0: auto, 2: auto} for _ in floats))
     names = [f"{i}.{part}" for i in range(len(shapes)) for part in ("key", "value")]
-    try:
-        with exporting(module):
-            program = torch.onnx.export(
-                wrapped,
-                (ids, mask, tuple(floats)),
-                dynamo=True,
-                opset_version=opset or OPSET,
-                input_names=["input_ids", MASK, *(f"past_key_values.{n}" for n in names)],
-                output_names=["logits", *(f"present.{n}" for n in names)],
-                dynamic_shapes=dynamic,
-                verbose=False,
-            )
-    except Exception as error:
-        raise failed(module, error) from error
-    assert program is not None
-    model = program.model
+    inputs = ["input_ids", MASK, *(f"past_key_values.{n}" for n in names)]
+    outputs = ["logits", *(f"present.{n}" for n in names)]
+    model = trace(wrapped, (ids, mask, tuple(floats)), dynamic, inputs, outputs, opset or OPSET)
     _name_axes(model)
-    gemm_to_matmul(model)
-    name_initializers(model, wrapped, prefix="module.")
-    save(model, path)
+    save_model(model, path)
 
 
 def cache_shapes(module: nn.Module) -> list[tuple[int, int]]:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.backends.inputs import Signature
+from lowrank.backends.onnx.save import save_model
 from lowrank.backends.torch.inputs import as_tensors, call, in_float32
 from lowrank.backends.torch.normalize import experts_as
 from lowrank.backends.torch.tensors import module_in_float32
 from lowrank.edge import OPSET
 from lowrank.edge.tidy import gemm_to_matmul, name_initializers
 from lowrank.errors import ExportError, first_line
-
-# Above this the weights go to a file of their own beside the graph, page-aligned so that a runtime can map it; a single
-# protobuf file cannot pass 2 GB.
-INLINE_BYTES = 1 << 30
-PAGE = 4096
 
 
 def export_onnx(module: nn.Module, signature: Signature, path: Path, opset: int = OPSET) -> None:
@@ -41,6 +37,31 @@ def export_onnx(module: nn.Module, signature: Signature, path: Path, opset: int 
     # Sizes that no dimension of a model is likely to share by chance; the exporter keeps the names.
     example = tuple(as_tensors(signature, signature.example(2, 6)).values())
     dynamic = tuple({i: d for i, d in enumerate(spec.dims) if isinstance(d, str)} for spec in signature.inputs)
+    save_model(trace(wrapped, example, (dynamic,), signature.names, [signature.output], opset), path)
+
+
+def trace(
+    wrapped: nn.Module,
+    example: tuple[Any, ...],
+    dynamic: tuple[Any, ...],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    opset: int,
+) -> Any:
+    """The graph of a wrapper, as an `onnx_ir.Model` in the form that readers expect.
+
+    Args:
+        wrapped: holds the module to export as `module`.
+        example: what to call it with.
+        dynamic: which axes stay open.
+        inputs: what to call them.
+        outputs: what to call what it gives.
+        opset: the operator set.
+
+    Raises:
+        ExportError: if the exporter cannot trace it.
+    """
+    module: Any = wrapped.module
     try:
         with exporting(module):
             program = torch.onnx.export(
@@ -48,18 +69,20 @@ def export_onnx(module: nn.Module, signature: Signature, path: Path, opset: int 
                 example,
                 dynamo=True,
                 opset_version=opset,
-                input_names=list(signature.names),
-                output_names=[signature.output],
-                dynamic_shapes=(dynamic,),
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_shapes=dynamic,
                 verbose=False,
             )
     except Exception as error:
-        raise failed(module, error) from error
+        raise ExportError(
+            f"torch.onnx.export could not trace {type(module).__name__}: {first_line(_root(error))}; the factored "
+            "model itself is complete and loads with lowrank.load"
+        ) from error
     assert program is not None
-    model = program.model
-    gemm_to_matmul(model)
-    name_initializers(model, wrapped, prefix="module.")
-    save(model, path)
+    gemm_to_matmul(program.model)
+    name_initializers(program.model, wrapped, prefix="module.")
+    return program.model
 
 
 @contextlib.contextmanager
@@ -67,25 +90,6 @@ def exporting(module: nn.Module) -> Iterator[None]:
     """The plain forms of everything that has several, and no chatter."""
     with _plain_attention(module), experts_as(module, "batched_mm"), _hushed(), torch.no_grad():
         yield
-
-
-def failed(module: nn.Module, error: Exception) -> ExportError:
-    """The exporter's reason in a sentence."""
-    return ExportError(
-        f"torch.onnx.export could not trace {type(module).__name__}: {first_line(_root(error))}; the factored model "
-        "itself is complete and loads with lowrank.load"
-    )
-
-
-def save(model: Any, path: Path) -> None:
-    """Write an `onnx_ir.Model`, its numbers beside it if they are many."""
-    import onnx_ir as ir
-
-    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    if size > INLINE_BYTES:
-        ir.save(model, path, external_data=f"{path.name}.data", alignment=PAGE, align_threshold=PAGE)
-    else:
-        ir.save(model, path)
 
 
 class _ByPosition(nn.Module):

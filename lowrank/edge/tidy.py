@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-SCOPES = "pkg.torch.onnx.name_scopes"
+from lowrank.backends.onnx.describe import scope_of
 
 
 def name_initializers(model: Any, module: nn.Module, prefix: str) -> None:
@@ -30,7 +29,7 @@ def name_initializers(model: Any, module: nn.Module, prefix: str) -> None:
         for value in node.inputs:
             if value is None or not str(value.name).startswith("val_") or value.name not in graph.initializers:
                 continue
-            path = _module_path(node)
+            path = scope_of(node)
             name = _parameter_of(module, path, value.const_value) if path and len(value.shape) > 1 else ""
             if name:
                 _rename(graph, value, name.removeprefix(prefix))
@@ -109,12 +108,3 @@ def _transpose(graph: Any, value: Any) -> Any:
     )
     graph.register_initializer(new)
     return new
-
-
-def _module_path(node: Any) -> str:
-    """The innermost module that a node came from, `` if the exporter did not say."""
-    try:
-        scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
-    except (ValueError, SyntaxError):
-        return ""
-    return str(scopes[-2]) if len(scopes) >= 2 else ""

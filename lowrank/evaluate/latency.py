@@ -8,7 +8,8 @@ from pathlib import Path
 from statistics import median
 
 from lowrank.backends.inputs import Signature
-from lowrank.evaluate.session import open_session, typed
+from lowrank.backends.session import typed
+from lowrank.evaluate.session import open_session
 
 WARMUP = 3
 

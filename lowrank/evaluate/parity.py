@@ -9,8 +9,9 @@ import numpy as np
 
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import HALF, MASK, Signature
+from lowrank.backends.session import typed
 from lowrank.errors import ExportError, first_line
-from lowrank.evaluate.session import open_session, typed
+from lowrank.evaluate.session import open_session
 
 SIZES = ((1, 1), (1, 16), (3, 9), (4, 33))
 TOLERANCE = 1e-4

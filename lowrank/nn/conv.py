@@ -10,7 +10,33 @@ from torch import Tensor, nn
 Conv = nn.Conv1d | nn.Conv2d
 
 
-class LowRankConv(nn.Module):
+class _TwoConvs(nn.Module):
+    """`left(right(x)) + bias`, with the geometry of the dense layer for whoever asks."""
+
+    left: Conv
+    right: Conv
+
+    def __init__(
+        self, like: Conv, rank: int, bias: bool, dtype: torch.dtype | None, device: torch.device | str | None
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = like.in_channels, like.out_channels
+        self.kernel_size, self.stride, self.padding = like.kernel_size, like.stride, like.padding
+        self.dilation, self.groups, self.padding_mode = like.dilation, like.groups, like.padding_mode
+        self.rank = rank
+        self.bias = nn.Parameter(torch.zeros(like.out_channels, dtype=dtype, device=device)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply `right`, then `left`, then the bias."""
+        y = self.left(self.right(x))
+        return y if self.bias is None else y + self.bias.reshape(-1, *[1] * len(self.kernel_size))
+
+    def extra_repr(self) -> str:
+        """Channels and rank."""
+        return f"{self.in_channels}, {self.out_channels}, rank={self.rank}"
+
+
+class LowRankConv(_TwoConvs):
     """A k x k convolution to few channels, then one of 1 x 1: the channel factors of a `Conv1d` or `Conv2d`.
 
     Groups stay groups: each has `rank` channels of its own in between. The state is `right.weight`
@@ -30,13 +56,9 @@ class LowRankConv(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(like, rank, bias, dtype, device)
         kind: Any = nn.Conv1d if isinstance(like, nn.Conv1d) else nn.Conv2d
         own = {"bias": False, "dtype": dtype, "device": device}
-        self.in_channels, self.out_channels = like.in_channels, like.out_channels
-        self.kernel_size, self.stride, self.padding = like.kernel_size, like.stride, like.padding
-        self.dilation, self.groups, self.padding_mode = like.dilation, like.groups, like.padding_mode
-        self.rank = rank
         self.right = kind(
             like.in_channels,
             like.groups * rank,
@@ -49,11 +71,6 @@ class LowRankConv(nn.Module):
             **own,
         )
         self.left = kind(like.groups * rank, like.out_channels, 1, groups=like.groups, **own)
-        self.bias = _bias(like, dtype, device) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply `right`, then `left`, then the bias."""
-        return _with_bias(self.left(self.right(x)), self.bias, self.left.weight.dim() - 2)
 
     @property
     def weight(self) -> Tensor:
@@ -73,12 +90,8 @@ class LowRankConv(nn.Module):
             self.left.weight.copy_(left.reshape(self.left.weight.shape))
             self.right.weight.copy_(right.reshape(self.right.weight.shape))
 
-    def extra_repr(self) -> str:
-        """Channels and rank."""
-        return f"{self.in_channels}, {self.out_channels}, rank={self.rank}"
 
-
-class SpatialConv(nn.Module):
+class SpatialConv(_TwoConvs):
     """A 1 x k convolution, then one of k x 1: the spatial factors of a `Conv2d` with one group.
 
     The state is `right.weight` (rank x inputs x 1 x k), `left.weight` (outputs x rank x k x 1) and, if there is one,
@@ -98,21 +111,13 @@ class SpatialConv(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(like, rank, bias, dtype, device)
         own: dict[str, Any] = {"bias": False, "dtype": dtype, "device": device, "padding_mode": like.padding_mode}
-        self.in_channels, self.out_channels, self.groups = like.in_channels, like.out_channels, 1
-        self.kernel_size, self.stride, self.padding = like.kernel_size, like.stride, like.padding
-        self.dilation, self.padding_mode, self.rank = like.dilation, like.padding_mode, rank
         named = isinstance(like.padding, str)
         padding: Any = (like.padding, like.padding) if named else ((0, like.padding[1]), (like.padding[0], 0))
         (high, wide), (down, along) = like.kernel_size, like.stride
         self.right = nn.Conv2d(like.in_channels, rank, (1, wide), (1, along), padding[0], (1, like.dilation[1]), **own)
         self.left = nn.Conv2d(rank, like.out_channels, (high, 1), (down, 1), padding[1], (like.dilation[0], 1), **own)
-        self.bias = _bias(like, dtype, device) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply `right`, then `left`, then the bias."""
-        return _with_bias(self.left(self.right(x)), self.bias, 2)
 
     @property
     def weight(self) -> Tensor:
@@ -130,15 +135,3 @@ class SpatialConv(nn.Module):
         with torch.no_grad():
             self.left.weight.copy_(left.reshape(self.out_channels, high, self.rank).transpose(1, 2).unsqueeze(-1))
             self.right.weight.copy_(right.reshape(self.rank, self.in_channels, 1, wide))
-
-    def extra_repr(self) -> str:
-        """Channels and rank."""
-        return f"{self.in_channels}, {self.out_channels}, rank={self.rank}"
-
-
-def _bias(like: Conv, dtype: torch.dtype | None, device: torch.device | str | None) -> nn.Parameter:
-    return nn.Parameter(torch.zeros(like.out_channels, dtype=dtype, device=device))
-
-
-def _with_bias(y: Tensor, bias: Tensor | None, axes: int) -> Tensor:
-    return y if bias is None else y + bias.reshape(-1, *[1] * axes)

@@ -8,7 +8,8 @@ right.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -197,6 +198,19 @@ class ObservedStack(_Stack):
     def value(self) -> Seen:
         """The dense stack, watched."""
         return Seen(self.dense, self._observe, None, False)
+
+
+@contextmanager
+def observed(owner: nn.Module, key: str, observe: Observe) -> Iterator[None]:
+    """Inside the block an `ObservedStack` stands in the place of a module's parameter."""
+    parameter = owner._parameters.pop(key)
+    assert parameter is not None
+    owner._modules[key] = ObservedStack(parameter, observe)
+    try:
+        yield
+    finally:
+        owner._modules.pop(key)
+        owner.register_parameter(key, parameter)
 
 
 class Seen:

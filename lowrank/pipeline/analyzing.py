@@ -162,8 +162,6 @@ def read_calibration(backend: Backend, settings: Settings) -> Calibration | None
     if settings.calib == NO_DATA:
         return None
     path = Path(settings.calib).expanduser() if settings.calib else None
-    if path is None and (isinstance(backend.signature, str) or backend.tokenizer is None):
-        return None
     from lowrank.calibrate import load_calibration
 
     return load_calibration(backend, path, settings.column, settings.samples)

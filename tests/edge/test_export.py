@@ -89,9 +89,9 @@ def of_rows() -> tuple:
 
 
 def test_large_models_keep_their_weights_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lowrank.edge import export
+    from lowrank.backends.onnx import save
 
-    monkeypatch.setattr(export, "INLINE_BYTES", 1000)
+    monkeypatch.setattr(save, "INLINE_BYTES", 1000)
     small, signature = factored(trained_blocks())
     export_onnx(small.module, signature, tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx.data").stat().st_size > 1000

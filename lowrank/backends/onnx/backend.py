@@ -14,19 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.artifacts.files import RECORD_FILE, write_json
+from lowrank.backends.finite import finite
 from lowrank.backends.inputs import Feed, Signature
-from lowrank.backends.onnx.constants import tensor_of
-from lowrank.backends.onnx.describe import Described, Use, constants_of, describe
+from lowrank.backends.onnx.constants import constants_of, tensor_of
+from lowrank.backends.onnx.describe import Described, Use, describe
 from lowrank.backends.onnx.rewrite import replace_weight
-from lowrank.backends.onnx.runtime import INLINE_BYTES, Runner
+from lowrank.backends.onnx.runtime import Runner
+from lowrank.backends.onnx.save import save_model
 from lowrank.backends.onnx.watch import Watch, values_for, watched
 from lowrank.core.gram import Gram, Side
 from lowrank.core.linalg import Matrix
+from lowrank.core.spatial import channel_matrix
 from lowrank.core.structures.base import Replacement
 from lowrank.core.weight import Skip, Weight
 from lowrank.errors import ExportError, NonFiniteWeight, first_line
 
-PAGE = 4096
 LENGTHS = (4, 8, 16, 32, 64, 128)
 """Sequences that are tried: no more is needed for calibration or timing."""
 WAVES = (512, 2048, 16384)
@@ -125,14 +127,7 @@ class OnnxBackend:
         """One weight as a float64 matrix, or a stack of them."""
         use = self._described.uses[name][0]
         matrix = np.ascontiguousarray(use.site.matrix(), dtype=np.float64)
-        if not np.isfinite(matrix).all():
-            nan, infinite = int(np.isnan(matrix).sum()), int(np.isinf(matrix).sum())
-            shape = " x ".join(map(str, use.site.constant.shape))
-            raise NonFiniteWeight(
-                f"{name} ({shape}) holds {nan} NaN and {infinite} infinite values, so it has no spectrum; repair the "
-                "model, or leave this weight out with --exclude"
-            )
-        return matrix
+        return finite(name, matrix, use.site.constant.shape)
 
     def check_finite(self) -> None:
         """Look for NaN in every constant that is no weight; infinities are common in masks."""
@@ -189,22 +184,16 @@ class OnnxBackend:
         """The dense graph with the factors' products as its weights: the same function by a graph nobody rewrote."""
         if self.dense is None:
             return self.run
+        dense, output = self.dense, self.signature
         products: dict[int, NDArray[Any]] = {}
         for name, replacement in self.replacements.items():
             matrix = np.asarray(replacement.factors.product(), np.float64)
-            weight = self._by_name_of_dense(name)
             if replacement.structure == "spatial":
-                assert weight.spatial is not None
-                matrix = np.asarray(weight.view.matrix(weight.spatial.stored_from(matrix)), np.float64)
-            products |= self.dense._roots_with(name, matrix)
-        dense, output = self.dense, self.signature
+                matrix = channel_matrix(dense._by_name[name], matrix)
+            products |= dense._roots_with(name, matrix)
         assert isinstance(output, Signature)
         runner = Runner(_with_numbers(dense.model, products), dense.folder)
         return lambda feed: _floating(runner(feed, [output.output])[0])
-
-    def _by_name_of_dense(self, name: str) -> Weight:
-        assert self.dense is not None
-        return self.dense._by_name[name]
 
     def _roots_with(self, name: str, matrix: Matrix) -> dict[int, NDArray[Any]]:
         """By the id of its value: what each constant of a weight would hold for the weight to be this matrix."""
@@ -259,12 +248,7 @@ class OnnxBackend:
 
     def write(self, path: Path) -> None:
         """The graph as a file, with its numbers beside it if they were so before or are too many."""
-        import onnx_ir as ir
-
-        if self.external or self.nbytes > INLINE_BYTES:
-            ir.save(self.model, path, external_data=f"{path.name}.data", alignment=PAGE, align_threshold=PAGE)
-        else:
-            ir.save(self.model, path)
+        save_model(self.model, path, beside=self.external)
 
     def save(self, folder: Path) -> None:
         """What was replaced, and the tokenizer; the graph itself is the run's model.onnx."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 
 MOVES = ("Transpose", "Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze")
 QUANTISED = ("DequantizeLinear", "DequantizeBFP")
-FLOATS = ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +65,30 @@ class Constant:
             elif node.op_type not in ("Identity", "Cast"):
                 return None
         return odd
+
+
+def graphs_of(model: Any) -> Iterator[Any]:
+    """Every graph that may hold initializers: the main one, and those in its nodes and in local functions."""
+    yield model.graph
+    for holder in (model.graph, *model.functions.values()):
+        yield from holder.subgraphs()
+
+
+def nodes_of(model: Any) -> Iterator[Any]:
+    """Every node of the graph, its subgraphs and the local functions."""
+    for graph in (model.graph, *model.functions.values()):
+        yield from graph.all_nodes()
+
+
+def constants_of(model: Any) -> list[Any]:
+    """The value of every stored tensor, once: initializers of all graphs and outputs of Constant nodes."""
+    found: dict[int, Any] = {}
+    for graph in graphs_of(model):
+        found |= {id(v): v for v in graph.initializers.values() if v.const_value is not None}
+    for node in nodes_of(model):
+        if node.op_type == "Constant" and tensor_of(node.outputs[0]) is not None:
+            found[id(node.outputs[0])] = node.outputs[0]
+    return list(found.values())
 
 
 def tensor_of(value: Any) -> Any:

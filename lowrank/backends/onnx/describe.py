@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from lowrank.backends.onnx.constants import tensor_of
-from lowrank.backends.onnx.sites import Site, find_sites, nodes_of
+from lowrank.backends.onnx.constants import constants_of, tensor_of
+from lowrank.backends.onnx.sites import Site, find_sites
 from lowrank.core.match import role_of, stem
 from lowrank.core.weight import Layer, Skip, Weight
 
 SCOPES = "pkg.torch.onnx.name_scopes"
-DTYPES = {"FLOAT": "float32", "FLOAT16": "float16", "BFLOAT16": "bfloat16", "DOUBLE": "float64"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,8 +125,7 @@ def _tied_by_content(groups: list[tuple[Use, ...]]) -> list[tuple[Use, ...]]:
 def _weight(name: str, uses: tuple[Use, ...]) -> Weight:
     site = uses[0].site
     stack, rows, cols = site.view.shape(site.constant.shape)
-    stored = str(site.constant.tensor.dtype.name)
-    dtype = DTYPES.get(stored, stored.lower())
+    dtype = site.constant.tensor.dtype.numpy().name
     layers = tuple(Layer(_layer_name(use.site, name), use.site.kind) for use in uses)
     return Weight(name, rows, cols, dtype, "projection", layers, site.view, stack, site.spatial)
 
@@ -145,14 +143,19 @@ def _name_of(site: Site) -> str:
     return f"{_module_path(site.node)}.weight" if _module_path(site.node) else name
 
 
-def _module_path(node: Any) -> str:
-    """Where a node stands in the module that was exported, as far as its exporter says."""
+def scope_of(node: Any) -> str:
+    """The innermost module that torch's exporter says a node came from, `` if it does not say."""
     try:
         scopes = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
     except (ValueError, SyntaxError):
-        scopes = []
-    if len(scopes) >= 2:
-        return str(scopes[-2])
+        return ""
+    return str(scopes[-2]) if len(scopes) >= 2 else ""
+
+
+def _module_path(node: Any) -> str:
+    """Where a node stands in the module that was exported, as far as its exporter says."""
+    if scope_of(node):
+        return scope_of(node)
     parts = [part for part in str(node.name or "").split("/") if part]
     return ".".join(parts[:-1]) if len(parts) > 1 else str(node.name or "")
 
@@ -179,14 +182,3 @@ def _skips(model: Any, taken: set[int], reasons: dict[int, str]) -> list[Skip]:
 def _passed_on(value: Any) -> str:
     readers = {node.op_type for node in value.consumers()}
     return f"an operand of {', '.join(sorted(readers))}" if readers else "nothing reads it"
-
-
-def constants_of(model: Any) -> list[Any]:
-    """The value of every stored tensor, once: initializers of all graphs and outputs of Constant nodes."""
-    found: dict[int, Any] = {}
-    for graph in (model.graph, *(g for f in (model.graph, *model.functions.values()) for g in f.subgraphs())):
-        found |= {id(v): v for v in graph.initializers.values() if v.const_value is not None}
-    for node in nodes_of(model):
-        if node.op_type == "Constant" and tensor_of(node.outputs[0]) is not None:
-            found[id(node.outputs[0])] = node.outputs[0]
-    return list(found.values())

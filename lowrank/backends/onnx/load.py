@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lowrank.backends.onnx.constants import graphs_of
 from lowrank.errors import UnsupportedModel, first_line
 
 OLDEST = 7
 """Operator sets before this one broadcast in another way."""
 
 
-def load_model(path: Path) -> Any:
-    """The model, its external tensors mapped from their files when they are read.
+def load_model(path: Path) -> tuple[Any, list[Path]]:
+    """The model, its external tensors mapped from their files when they are read, and those files.
 
     Raises:
         UnsupportedModel: if it is damaged, invalid, newer than this machine's onnx, or reads files that it must not.
@@ -36,17 +37,9 @@ def load_model(path: Path) -> Any:
         model = ir.serde.deserialize_model(proto)
     except Exception as error:
         raise _invalid(path, error) from None
-    for graph in (model.graph, *(g for f in (model.graph, *model.functions.values()) for g in f.subgraphs())):
+    for graph in graphs_of(model):
         ir.external_data.set_base_dir(graph, path.parent)
-    return model
-
-
-def external_files(path: Path) -> list[Path]:
-    """The files beside an ONNX file that hold its external tensors."""
-    import onnx
-
-    proto = onnx.load(path, load_external_data=False)
-    return sorted({path.parent / _entry(tensor, "location") for tensor in _external(proto)})
+    return model, sorted({path.parent / _entry(tensor, "location") for tensor in outside})
 
 
 def _check_opset(path: Path, proto: Any) -> None:
@@ -68,28 +61,17 @@ def _external(proto: Any) -> Iterator[Any]:
     """Every tensor of a model proto whose numbers are in another file."""
     import onnx
 
-    for tensor in _tensors(proto.graph):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            yield tensor
-    for function in proto.functions:
-        for tensor in _tensors(function):
+    for graph in (inner for whole in (proto.graph, *proto.functions) for inner in _graphs(whole)):
+        attributes = [attribute for node in graph.node for attribute in node.attribute]
+        own = [attribute.t for attribute in attributes if attribute.HasField("t")]
+        many = [tensor for attribute in attributes for tensor in attribute.tensors]
+        for tensor in (*getattr(graph, "initializer", ()), *own, *many):
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
                 yield tensor
 
 
-def _tensors(graph: Any) -> Iterator[Any]:
-    yield from getattr(graph, "initializer", ())
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _tensors(inner)
-
-
 def _graphs(graph: Any) -> Iterator[Any]:
-    """A graph and all graphs in its nodes."""
+    """A graph, or a function, and all graphs in its nodes."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:

@@ -8,10 +8,10 @@ from typing import Any
 from lowrank.artifacts.files import RECORD_FILE, hash_files
 from lowrank.backends.base import Opening
 from lowrank.backends.onnx.backend import OnnxBackend
-from lowrank.backends.onnx.constants import resolve
-from lowrank.backends.onnx.load import external_files, load_model
+from lowrank.backends.onnx.constants import nodes_of, resolve
+from lowrank.backends.onnx.load import load_model
 from lowrank.backends.onnx.signature import signature_of
-from lowrank.backends.onnx.sites import INTEGER_PRODUCTS, WEIGHT_INPUT, nodes_of
+from lowrank.backends.onnx.sites import INTEGER_PRODUCTS, WEIGHT_INPUT
 from lowrank.errors import UnsupportedModel
 
 
@@ -27,9 +27,8 @@ def open_onnx(path: Path, opening: Opening) -> OnnxBackend:
         raise UnsupportedModel(
             f"{path} is of a model that lowrank has compressed already; give the original model instead"
         )
-    model = load_model(path)
+    model, outside = load_model(path)
     _refuse_quantised(path, model)
-    outside = external_files(path)
     tokenizer = Path(opening.tokenizer).expanduser() if opening.tokenizer else path.parent / "tokenizer.json"
     return OnnxBackend(
         model=model,

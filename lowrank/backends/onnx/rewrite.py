@@ -48,7 +48,7 @@ class _Held:
     first: Site
     names: dict[str, str] = field(default_factory=dict)
     _values: dict[tuple[Which, int], tuple[Any, bool]] = field(default_factory=dict)
-    _turned: dict[tuple[Which, int], Any] = field(default_factory=dict)
+    _turns: int = 0
 
     def factor(self, which: Which, turned: bool, node: Any, layout: Layout | None = None) -> Any:
         """The left (rows x rank) or right (rank x cols) factor, `turned` with its last two axes swapped.
@@ -74,8 +74,8 @@ class _Held:
         swap = [*range(last - 2), last - 1, last - 2]
         turn = ir.node("Transpose", [value], {"perm": swap}, name=f"{value.name}.transpose")
         node.graph.insert_before(node, turn)
-        turn.outputs[0].name = f"{value.name}.transposed.{len(self._turned)}"
-        self._turned[which, len(self._turned)] = turn
+        turn.outputs[0].name = f"{value.name}.transposed.{self._turns}"
+        self._turns += 1
         return self._cast(turn.outputs[0], node)
 
     def _home(self, node: Any) -> Any:
@@ -236,9 +236,9 @@ def _one_way(settings: Mapping[str, Any], axis: int) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     if settings.get("auto_pad", "NOTSET") != "NOTSET":
         kept["auto_pad"] = settings["auto_pad"]
-    for name, neutral in (("strides", 1), ("dilations", 1)):
+    for name in ("strides", "dilations"):
         if name in settings:
-            kept[name] = [n if i == axis else neutral for i, n in enumerate(settings[name])]
+            kept[name] = [n if i == axis else 1 for i, n in enumerate(settings[name])]
     if "pads" in settings:
         kept["pads"] = [n if i % 2 == axis else 0 for i, n in enumerate(settings["pads"])]
     return kept
@@ -262,15 +262,14 @@ def _gather(use: Use, held: _Held) -> None:
         node.graph.insert_before(node, picked[which])
         picked[which].metadata_props.update(node.metadata_props)
     for reader in site.gathers:
-        _picked_product(reader, node, picked, rows_first)
+        _picked_product(reader, node, picked)
     _drop(node)
 
 
-def _picked_product(reader: Any, gather: Any, picked: Mapping[str, Any], rows_first: bool) -> None:
+def _picked_product(reader: Any, gather: Any, picked: Mapping[str, Any]) -> None:
     """Two batched products in the place of one."""
     at = next(i for i, v in enumerate(reader.inputs) if _comes_from(v, gather))
-    through = reader.inputs[at].producer() is not gather
-    turned = through
+    turned = reader.inputs[at].producer() is not gather
 
     def factor(which: str) -> Any:
         value = picked[which].outputs[0]

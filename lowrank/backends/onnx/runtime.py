@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.backends.inputs import Feed
-from lowrank.backends.onnx.constants import tensor_of
-from lowrank.backends.onnx.describe import constants_of
+from lowrank.backends.onnx.constants import constants_of, tensor_of
+from lowrank.backends.onnx.save import INLINE_BYTES, save_model
+from lowrank.backends.session import start_session, typed
 from lowrank.errors import ExportError, first_line
-
-INLINE_BYTES = 1 << 30
 
 
 class Runner:
@@ -43,7 +42,7 @@ class Runner:
         """
         import onnx_ir as ir
 
-        self.names = [output.name for output in model.graph.outputs]
+        given = {output.name for output in model.graph.outputs}
         shown = model.clone() if open_weights or extra else model
         self.weights: dict[str, Any] = {}
         self._own: dict[str, Any] = {}
@@ -55,21 +54,23 @@ class Runner:
             if value not in shown.graph.inputs:
                 shown.graph.inputs.append(value)
         for name in extra:
-            if name not in self.names and not values[name].is_graph_input():
+            if name not in given and not values[name].is_graph_input():
                 shown.graph.outputs.append(values[name])
         self.outputs = [output.name for output in shown.graph.outputs]
         self._spill: tempfile.TemporaryDirectory[str] | None = None
-        if shown is model and path is not None:
-            self.session = _session(str(path), folder)
-        elif _inline_bytes(shown) < INLINE_BYTES:
-            self.session = _session(ir.serde.serialize_model(shown).SerializeToString(), folder)
-        else:
-            # One protobuf message cannot pass 2 GB.
-            self._spill = tempfile.TemporaryDirectory()
-            spilled = Path(self._spill.name) / "model.onnx"
-            ir.save(shown, spilled, external_data="model.onnx.data")
-            self.session = _session(str(spilled), spilled.parent)
-        self.inputs = {i.name: _TYPES.get(i.type) for i in self.session.get_inputs()}
+        try:
+            if shown is model and path is not None:
+                self.session = start_session(path)
+            elif _inline_bytes(shown) < INLINE_BYTES:
+                self.session = start_session(ir.serde.serialize_model(shown).SerializeToString(), folder=folder)
+            else:
+                # One protobuf message cannot pass 2 GB.
+                self._spill = tempfile.TemporaryDirectory()
+                spilled = Path(self._spill.name) / "model.onnx"
+                save_model(shown, spilled, beside=True)
+                self.session = start_session(spilled)
+        except Exception as error:
+            raise ExportError(f"ONNX Runtime cannot run the model: {first_line(error)}") from None
 
     def __call__(
         self, feed: Feed, names: Sequence[str], weights: Mapping[str, NDArray[Any]] | None = None
@@ -78,30 +79,14 @@ class Runner:
         import onnxruntime as ort
 
         if not self.weights:
-            return self.session.run(list(names), {k: _typed(feed[k], dtype) for k, dtype in self.inputs.items()})
+            return self.session.run(list(names), typed(self.session, feed))
         if not self._own:
             self._own = {k: ort.OrtValue.ortvalue_from_numpy(t.numpy()) for k, t in self.weights.items()}
         # The arrays must outlive the run: a value borrows their memory.
-        fed = {k: _typed(feed[k], dtype) for k, dtype in self.inputs.items() if k in feed} | dict(weights or {})
+        fed = typed(self.session, feed) | dict(weights or {})
         fed = {k: np.ascontiguousarray(a) for k, a in fed.items()}
         held = {k: ort.OrtValue.ortvalue_from_numpy(a) for k, a in fed.items()}
         return [value.numpy() for value in self.session.run_with_ort_values(list(names), {**self._own, **held})]
-
-
-_TYPES = {
-    "tensor(float)": "float32",
-    "tensor(float16)": "float16",
-    "tensor(double)": "float64",
-    "tensor(int64)": "int64",
-    "tensor(int32)": "int32",
-    "tensor(int8)": "int8",
-    "tensor(uint8)": "uint8",
-    "tensor(bool)": "bool",
-}
-
-
-def _typed(array: NDArray[Any], dtype: str | None) -> NDArray[Any]:
-    return array if dtype is None or array.dtype == dtype else array.astype(dtype)
 
 
 def _values_of(graph: Any) -> dict[str, Any]:
@@ -114,19 +99,3 @@ def _inline_bytes(model: Any) -> int:
 
     tensors = (tensor_of(value) for value in constants_of(model))
     return sum(t.nbytes for t in tensors if not isinstance(t, ir.ExternalTensor))
-
-
-def _session(content: bytes | str, folder: Path) -> Any:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    # Its errors come as exceptions too.
-    options.log_severity_level = 4
-    # Between runs numpy works: threads that wait by spinning would take its cores.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if isinstance(content, bytes):
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    try:
-        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ExportError(f"ONNX Runtime cannot run the model: {first_line(error)}") from None

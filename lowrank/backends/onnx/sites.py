@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
 
-from lowrank.backends.onnx.constants import Constant, resolve, tensor_of
+from lowrank.backends.onnx.constants import Constant, nodes_of, resolve, tensor_of
 from lowrank.core.weight import LayerKind, View
 
 WEIGHT_INPUT = {"MatMul": (1, 0), "Gemm": (1,), "Conv": (1,), "Gather": (0,), "GatherND": (0,), "Einsum": (1, 0)}
@@ -46,12 +46,6 @@ class Site:
     def matrix(self) -> NDArray[Any]:
         """The weight as a matrix of numbers."""
         return self.view.matrix(self.constant.array())
-
-
-def nodes_of(model: Any) -> Iterator[Any]:
-    """Every node of the graph, its subgraphs and the local functions."""
-    for graph in (model.graph, *model.functions.values()):
-        yield from graph.all_nodes()
 
 
 def find_sites(model: Any) -> tuple[list[Site], dict[int, str]]:

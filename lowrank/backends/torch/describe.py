@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor, nn
 
 from lowrank.backends.inputs import Signature
 from lowrank.backends.torch.inputs import call, name_of
-from lowrank.backends.torch.layers import Form, form_of, form_of_stack, register_optional_layers
+from lowrank.backends.torch.layers import Form, form_of, register_optional_layers
 from lowrank.backends.torch.normalize import experts_as
 from lowrank.core.match import in_block, role_of
 from lowrank.core.weight import Layer, Skip, View, Weight
-from lowrank.nn import LowRankStack, ObservedStack
+from lowrank.nn import LowRankStack
+from lowrank.nn.experts import observed
 
 Use = tuple[str, str, Tensor, nn.Module]
 """Module path, key of the parameter in it, the parameter, the module."""
@@ -35,7 +37,7 @@ def describe(module: nn.Module, signature: Signature | str) -> tuple[tuple[Weigh
         path, key, parameter, _ = uses[0]
         name = f"{path}.{key}" if path else key
         view = stacks.get(name)
-        forms: list[Form] | str = [form_of_stack(view)] if view else _forms(uses)
+        forms: list[Form] | str = [Form(view, "experts")] if view else _forms(uses)
         if isinstance(forms, str):
             skips.append(Skip(name, tuple(parameter.shape), forms))
             continue
@@ -88,26 +90,19 @@ def _applied_stacks(module: nn.Module, signature: Signature | str, owners: dict[
     if not candidates or isinstance(signature, str):
         return {}
     seen: dict[str, str] = {}
-    placed: list[Use] = []
-    for path, key, parameter, owner in candidates:
-        name = f"{path}.{key}"
-
-        def observe(index: int | None, rows: Tensor, side: str, name: str = name) -> None:
-            seen[name] = side if seen.get(name, side) == side else "both"
-
-        owner._parameters.pop(key)
-        owner._modules[key] = ObservedStack(parameter, observe)
-        placed.append((path, key, parameter, owner))
     try:
-        with torch.no_grad(), experts_as(module, "eager"):
+        with ExitStack() as places, torch.no_grad(), experts_as(module, "eager"):
+            for path, key, _, owner in candidates:
+                name = f"{path}.{key}"
+
+                def observe(index: int | None, rows: Tensor, side: str, name: str = name) -> None:
+                    seen[name] = side if seen.get(name, side) == side else "both"
+
+                places.enter_context(observed(owner, key, observe))
             call(signature, module, signature.example(2, 8))
     except Exception:
         # A model that does not run on random inputs tells nothing of its stacks.
         seen.clear()
-    finally:
-        for _, key, parameter, owner in placed:
-            owner._modules.pop(key)
-            owner.register_parameter(key, parameter)  # pyright: ignore[reportArgumentType]
     patterns = {"cols": "stack rows cols", "rows": "stack cols rows"}
     return {name: View(patterns[side], "stack rows cols") for name, side in seen.items() if side in patterns}
 

@@ -1,6 +1,7 @@
 """Which modules apply a matrix, how they store it, and what takes their place.
 
-A new layer type is one registration of `form_of` and one of `_empty`. Anything not registered comes back as a Skip.
+A new layer type is one registration of `form_of` and a case of `empty_replacement`. Anything not registered comes back
+as a Skip.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowrank.backends.torch.normalize import choose_experts_
 from lowrank.backends.torch.tensors import as_stored
 from lowrank.core.structures.base import Replacement
 from lowrank.core.weight import LayerKind, View, Weight
@@ -60,9 +62,22 @@ def _(module: nn.Conv1d | nn.Conv2d) -> Form | str:
     return Form(View.of_conv(shape, module.groups), "conv", View.of_spatial(shape) if spatial else None)
 
 
-def form_of_stack(view: View) -> Form:
-    """The form of a stack of matrices that a module multiplies by itself, as mixtures of experts do."""
-    return Form(view, "experts")
+def dense_layer(root: nn.Module, layer: str, kind: str, stored: str) -> tuple[nn.Module, Form, Tensor]:
+    """What a layer is before it is replaced: the module, how it applies its tensor, and the tensor.
+
+    Args:
+        root: the whole model.
+        layer: the module's name; for experts, the parameter's.
+        kind: how the layer applies its weight.
+        stored: the weight's pattern, which for experts nothing but a run would tell.
+    """
+    if kind == "experts":
+        module = root.get_submodule(layer.rpartition(".")[0])
+        return module, Form(View(stored, "stack rows cols"), "experts"), root.get_parameter(layer)
+    module = root.get_submodule(layer)
+    form, tensor = form_of(module), module.weight
+    assert not isinstance(form, str) and isinstance(tensor, Tensor)
+    return module, form, tensor
 
 
 def register_optional_layers() -> None:
@@ -129,3 +144,6 @@ def put(root: nn.Module, name: str, new: nn.Module) -> None:
     parent = root.get_submodule(parent_name)
     parent._parameters.pop(child, None)
     parent._modules[child] = new
+    if isinstance(new, LowRankStack):
+        # Fused kernels would take the whole stack, and so the product of the factors.
+        choose_experts_(root, "eager")

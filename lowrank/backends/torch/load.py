@@ -11,20 +11,12 @@ from torch import Tensor, nn
 
 from lowrank.artifacts.files import RECORD_FILE, read_json
 from lowrank.backends.torch import huggingface
-from lowrank.backends.torch.layers import (
-    LowRank,
-    empty_replacement,
-    form_of,
-    form_of_stack,
-    put,
-    register_optional_layers,
-)
+from lowrank.backends.torch.layers import LowRank, dense_layer, empty_replacement, put, register_optional_layers
 from lowrank.backends.torch.module import MODEL_FILE
-from lowrank.backends.torch.normalize import choose_experts_, normalize_
+from lowrank.backends.torch.normalize import normalize_
 from lowrank.backends.torch.open import build_arch
 from lowrank.backends.torch.pickles import read_program
 from lowrank.backends.torch.program import PROGRAM_FILE, unflatten
-from lowrank.core.weight import View
 from lowrank.errors import ArtifactError, LowRankError, first_line
 
 
@@ -111,23 +103,15 @@ def _fill(
     normalize_(module)
     for entry in replaced.values():
         for layer in entry["layers"]:
-            if entry["kind"] == "experts":
-                old, dense = module.get_submodule(layer.rpartition(".")[0]), module.get_parameter(layer)
-                form = form_of_stack(View(entry["stored"], "stack rows cols"))
-            else:
-                old = module.get_submodule(layer)
-                if isinstance(old, LowRank):
-                    # One module under two names.
-                    continue
-                form, dense = form_of(old), old.weight
-            assert not isinstance(form, str) and isinstance(dense, Tensor)
+            if entry["kind"] != "experts" and isinstance(module.get_submodule(layer), LowRank):
+                # One module under two names.
+                continue
+            old, form, dense = dense_layer(module, layer, entry["kind"], entry["stored"])
             if form.kind == "linear" and entry["kind"] == "linear" and form.view.stored != entry["stored"]:
                 raise ArtifactError(
                     f"{origin}: {layer} stores its weight as {form.view.stored!r}, but its factors were made without "
                     "knowing the module; compress again with --arch or --config"
                 )
-            if form.kind == "experts":
-                choose_experts_(module, "eager")
             put(module, layer, empty_replacement(old, entry["structure"], dense, form, entry["rank"]))
     full = {**state, **{alias: state[kept] for alias, kept in aliases.items()}}
     try:

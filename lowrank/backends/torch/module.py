@@ -20,8 +20,7 @@ from lowrank.artifacts.files import RECORD_FILE, write_json
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.torch.describe import describe
 from lowrank.backends.torch.inputs import call, in_float32
-from lowrank.backends.torch.layers import LowRank, empty_replacement, fill_, form_of, form_of_stack, put, tie
-from lowrank.backends.torch.normalize import choose_experts_
+from lowrank.backends.torch.layers import LowRank, dense_layer, empty_replacement, fill_, put, tie
 from lowrank.backends.torch.tensors import as_matrix, module_in_float32, save_state, storage_key
 from lowrank.backends.torch.watch import watching
 from lowrank.core.gram import Gram, Side
@@ -98,12 +97,10 @@ class ModuleBackend:
         module = self.fresh() if self.fresh else copy.deepcopy(self.module)
         replaced: dict[str, dict[str, Any]] = {}
         for name, replacement in replacements.items():
-            weight, dense = self._by_name[name], module.get_parameter(name)
+            weight = self._by_name[name]
             first: LowRank | None = None
             for layer in weight.layers:
-                old = module.get_submodule(layer.name if layer.kind != "experts" else layer.name.rpartition(".")[0])
-                form = form_of(old) if layer.kind != "experts" else form_of_stack(weight.view)
-                assert not isinstance(form, str)
+                old, form, dense = dense_layer(module, layer.name, layer.kind, weight.view.stored)
                 new = empty_replacement(old, replacement.structure, dense, form, replacement.factors.rank)
                 if first is None:
                     fill_(new, weight, replacement, dense)
@@ -112,8 +109,6 @@ class ModuleBackend:
                     tie(new, first)
                 put(module, layer.name, new)
             replaced[name] = record_of(weight, replacement)
-        if any(entry["kind"] == "experts" for entry in replaced.values()):
-            choose_experts_(module, "eager")
         return replace(self, module=module, fresh=None, replaced=replaced)
 
     def with_tokenizer(self, tokenizer: Path) -> ModuleBackend:

@@ -129,29 +129,32 @@ class StateDictBackend:
         assert isinstance(tensors, dict)
         return replace(self, tensors=tensors)
 
+    def _refuse(self) -> NoReturn:
+        raise UnsupportedModel(f"{self.signature}; {HOW_TO_RUN}")
+
     def with_tokenizer(self, tokenizer: Path) -> NoReturn:
         """Not possible."""
-        raise UnsupportedModel(f"{self.signature}; {HOW_TO_RUN}, for a tokenizer to be of use")
+        self._refuse()
 
     def fed_with(self, signature: Signature) -> NoReturn:
         """Not possible."""
-        raise UnsupportedModel(f"{self.signature}; {HOW_TO_RUN}")
+        self._refuse()
 
     def run(self, feed: Feed) -> NoReturn:
         """Not possible."""
-        raise UnsupportedModel(f"{self.signature}; {HOW_TO_RUN}")
+        self._refuse()
 
     def oracle(self) -> NoReturn:
         """Not possible."""
-        raise UnsupportedModel(f"{self.signature}; {HOW_TO_RUN}")
+        self._refuse()
 
     def watching(self, sides: Mapping[str, Side], observe: Callable[[str, Gram], None]) -> NoReturn:
         """Not possible."""
-        raise UnsupportedModel(f"{self.signature}; {HOW_TO_RUN}")
+        self._refuse()
 
     def swapped(self, name: str, matrix: Matrix) -> NoReturn:
         """Not possible."""
-        raise UnsupportedModel(f"{self.signature}; {HOW_TO_RUN}")
+        self._refuse()
 
     def save(self, folder: Path) -> None:
         """The factored state dict as safetensors, and what was replaced as JSON."""

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lowrank.backends.finite import finite
 from lowrank.core.linalg import Matrix
 from lowrank.core.weight import View
 from lowrank.errors import NonFiniteWeight
@@ -25,14 +26,7 @@ def as_matrix(name: str, stored: Tensor, view: View) -> Matrix:
         NonFiniteWeight: if it holds NaN or infinity; the message says how many of which.
     """
     matrix = cast(Matrix, view.matrix(stored.detach().to(device="cpu", dtype=torch.float64).numpy()))
-    if not np.isfinite(matrix).all():
-        nan, infinite = int(np.isnan(matrix).sum()), int(np.isinf(matrix).sum())
-        shape = " x ".join(str(n) for n in stored.shape)
-        raise NonFiniteWeight(
-            f"{name} ({shape}) holds {nan} NaN and {infinite} infinite values, so it has no spectrum; repair the "
-            "checkpoint, or leave this weight out with --exclude"
-        )
-    return matrix
+    return finite(name, matrix, stored.shape)
 
 
 def as_stored(name: str, factor: NDArray[np.floating], like: Tensor) -> Tensor:

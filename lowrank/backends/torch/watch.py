@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,8 +14,8 @@ from lowrank.backends.inputs import MASK, Feed, Signature
 from lowrank.backends.torch.inputs import call
 from lowrank.backends.torch.normalize import experts_as
 from lowrank.core.gram import Gram, Side
-from lowrank.core.weight import Layer, Weight
-from lowrank.nn import ObservedStack
+from lowrank.core.weight import Weight
+from lowrank.nn.experts import observed
 
 Observe = Callable[[str, Gram], None]
 
@@ -33,7 +34,7 @@ def watching(
         watch.mask = None if mask is None else torch.from_numpy(mask) != 0
         with torch.no_grad():
             call(signature, module, feed)
-        watch.forget()
+        watch.finish()
 
     try:
         with ExitStack() as stack:
@@ -42,7 +43,9 @@ def watching(
                 tied_table = any(layer.kind == "lookup" for layer in weight.layers)
                 for layer in weight.layers:
                     if layer.kind == "experts":
-                        stack.enter_context(_observed(module, layer, weight, watch))
+                        path, _, key = layer.name.rpartition(".")
+                        observer = _observer(module.get_parameter(layer.name), weight, watch)
+                        stack.enter_context(observed(module.get_submodule(path), key, observer))
                     elif layer.kind == "lookup" or not tied_table:
                         # Of a table with a tied head the lookups decide: the head's outputs are another space.
                         hook = watch.hook(weight)
@@ -57,10 +60,15 @@ class _Watch:
     def __init__(self, sides: Mapping[str, Side], observe: Observe) -> None:
         self.sides, self.observe = sides, observe
         self.mask: Tensor | None = None
+        self.stacks: dict[str, Gram] = {}
+        """What the experts of each stack have seen in this batch."""
         self._last: tuple[Tensor, int, Gram] | None = None
 
-    def forget(self) -> None:
-        """Let go of the last batch's tensor."""
+    def finish(self) -> None:
+        """Show what was gathered over a batch, and let go of its last tensor."""
+        for name, gram in self.stacks.items():
+            self.observe(name, gram)
+        self.stacks.clear()
         self._last = None
 
     def hook(self, weight: Weight) -> Callable[..., None]:
@@ -140,11 +148,8 @@ def _patch_energy(layer: nn.Conv1d | nn.Conv2d, seen: Tensor) -> Tensor:
     return function(squares, ones, None, layer.stride, padding, layer.dilation).sum()
 
 
-@contextmanager
-def _observed(module: nn.Module, layer: Layer, weight: Weight, watch: _Watch) -> Iterator[None]:
-    """A stack of experts that shows what each of them is multiplied with, in the place of its parameter."""
-    path, _, key = layer.name.rpartition(".")
-    owner, parameter = module.get_submodule(path), module.get_parameter(layer.name)
+def _observer(parameter: Tensor, weight: Weight, watch: _Watch) -> Callable[[int | None, Tensor, str], None]:
+    """What to call with the rows that an expert of a stack is multiplied with."""
     side = watch.sides[weight.name]
 
     def observe(index: int | None, rows: Tensor, _: str) -> None:
@@ -155,21 +160,20 @@ def _observed(module: nn.Module, layer: Layer, weight: Weight, watch: _Watch) ->
             dense = dense if weight.view.stored == "stack rows cols" else dense.transpose(1, 2)
             rows = rows @ (dense[index].T if index is not None else dense.transpose(1, 2))
         width = rows.shape[-1]
-        total = torch.zeros(weight.stack, width, width, dtype=torch.float64)
-        parts = [(index, rows)] if index is not None else list(enumerate(rows))
-        grams = {i: moment(side, part.reshape(-1, width), 0.0) for i, part in parts}
-        for i, gram in grams.items():
-            total[i] += torch.from_numpy(gram.moment)
-        tokens, bad = sum(g.tokens for g in grams.values()), sum(g.nonfinite for g in grams.values())
-        watch.observe(weight.name, Gram(side, total.numpy(), tokens, energy, bad))
+        if weight.name not in watch.stacks:
+            watch.stacks[weight.name] = Gram(side, np.zeros((weight.stack, width, width)))
+        stack = watch.stacks[weight.name]
+        tokens, bad = 0, 0
+        for i, part in [(index, rows)] if index is not None else enumerate(rows):
+            gram = moment(side, part.reshape(-1, width), 0.0)
+            # In place: a whole stack of moments for every expert would be allocated and added otherwise.
+            stack.moment[i] += gram.moment
+            tokens, bad = tokens + gram.tokens, bad + gram.nonfinite
+        watch.stacks[weight.name] = Gram(
+            side, stack.moment, stack.tokens + tokens, stack.energy + energy, stack.nonfinite + bad
+        )
 
-    owner._parameters.pop(key)
-    owner._modules[key] = ObservedStack(parameter, observe)
-    try:
-        yield
-    finally:
-        owner._modules.pop(key)
-        owner.register_parameter(key, parameter)
+    return observe
 
 
 def moment(side: Side, rows: Tensor, energy: float) -> Gram:

@@ -45,6 +45,12 @@ class Curve:
     costs: NDArray[np.int64]
     errors: Vector
 
+    @classmethod
+    def empty(cls, structure: str) -> Curve:
+        """Nothing on offer."""
+        none = np.zeros(0, np.int64)
+        return cls(structure, none, none, np.zeros(0))
+
     def option(self, group: str, at: int) -> Option:
         """The point at an index of the curve."""
         return Option(group, self.structure, int(self.ranks[at]), int(self.costs[at]), float(self.errors[at]))

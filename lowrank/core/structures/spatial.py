@@ -24,8 +24,7 @@ class Spatial:
         """Every rank at which it is smaller than the kernel; nothing for other weights."""
         record = analysis[group.weights[0]]
         if len(group.weights) > 1 or record.spatial is None:
-            none = np.zeros(0, np.int64)
-            return Curve(self.name, none, none, np.zeros(0))
+            return Curve.empty(self.name)
         each = _cost(record.weight)
         largest = min((record.weight.params - 1) // each, len(record.spatial) - 1)
         ranks = np.arange(multiple, largest + 1, multiple, dtype=np.int64)

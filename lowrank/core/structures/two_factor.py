@@ -23,8 +23,7 @@ class TwoFactor:
     def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
         """Ranks up to break-even, in steps of `multiple`; nothing for a group of several weights."""
         if len(group.weights) > 1:
-            none = np.zeros(0, np.int64)
-            return Curve(self.name, none, none, np.zeros(0))
+            return Curve.empty(self.name)
         record = self._record(group, analysis)
         ranks = np.arange(multiple, record.break_even + 1, multiple, dtype=np.int64)
         costs = ranks * two_factor_cost(*record.weight.shape, 1, record.weight.stack)

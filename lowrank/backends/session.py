@@ -1,0 +1,52 @@
+"""ONNX Runtime sessions, opened and fed one way everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from lowrank.backends.inputs import Feed
+
+TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+
+
+def start_session(content: bytes | Path, *, threads: int = 0, folder: Path | None = None) -> Any:
+    """A CPU session with full graph optimisation; errors are ONNX Runtime's own.
+
+    Args:
+        content: a file, or a model in memory.
+        threads: inside an operator; 0 takes as many as there are cores, which then do not wait by spinning, since
+            between runs others work on them.
+        folder: where the external tensors of a model in memory are.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    # Its errors come as exceptions too.
+    options.log_severity_level = 4
+    if threads:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    else:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    source = content if isinstance(content, bytes) else str(content)
+    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def typed(session: Any, feed: Feed) -> dict[str, NDArray[Any]]:
+    """What a session reads of a feed, in its types: numpy draws half-precision inputs in single precision."""
+    wanted = {i.name: TYPES.get(i.type) for i in session.get_inputs() if i.name in feed}
+    return {name: feed[name].astype(dtype or feed[name].dtype, copy=False) for name, dtype in wanted.items()}

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lowrank.core.cost import break_even_rank
 from lowrank.core.factors import Directions, directions, measure
@@ -14,6 +17,48 @@ from lowrank.core.linalg import Matrix, Vector, singular_values
 from lowrank.core.spatial import spatial_curve
 from lowrank.core.spectrum import Spectrum
 from lowrank.core.weight import Group, Skip, Weight
+
+Measured = tuple[tuple[float, float], ...]
+"""Pairs of squared relative errors, rising: of the weights' own output, and of the model's output that it led to."""
+
+
+class Numbers(Protocol):
+    """Where the numbers of a model are."""
+
+    def read(self, name: str) -> Matrix:
+        """A weight as a rows x cols float64 matrix, or a stack of them."""
+        ...
+
+    def bias(self, name: str) -> Vector | None:
+        """The bias of the layer that applies a weight, if it has one."""
+        ...
+
+
+def loss_of(errors: Vector, measured: Measured) -> Vector:
+    """The model's squared output error for a group's own: through the measured pairs, a power law between them.
+
+    Beyond the pairs the law of the two nearest goes on, with an exponent between 0.5 and 2; with one pair it is
+    proportional. Without any it is the error itself.
+
+    Example:
+        >>> loss_of(np.array([0.0, 0.1, 0.2]), ((0.1, 0.01),)).tolist()
+        [0.0, 0.01, 0.02]
+    """
+    sound = [(own, out) for own, out in measured if own > 0 and out > 0]
+    if not sound:
+        return errors * 1.0
+    x, y = (np.log(np.array(column)) for column in zip(*sorted(sound), strict=True))
+    slopes = np.clip(np.diff(y) / np.maximum(np.diff(x), 1e-9), *EXPONENTS) if len(x) > 1 else np.ones(1)
+    # From the larger errors down, where what was measured stands out of rounding most.
+    y = np.concatenate([[y[-1]], y[-1] - np.cumsum((slopes * np.diff(x))[::-1])])[::-1] if len(x) > 1 else y
+    logs = np.log(np.maximum(errors, 1e-300))
+    inside = np.interp(logs, x, y)
+    below, above = y[0] + slopes[0] * (logs - x[0]), y[-1] + slopes[-1] * (logs - x[-1])
+    found = np.exp(np.where(logs < x[0], below, np.where(logs > x[-1], above, inside)))
+    return np.where(errors > 0, found, 0.0)
+
+
+EXPONENTS = (0.5, 2.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +71,16 @@ class WeightAnalysis:
     """In the metric of the calibration data; None without any."""
     heldout: Vector | None = None
     """Squared relative output error at rank 0 ... k on the fold that did not choose the directions."""
-    sensitivity: float = 1.0
-    """Squared relative error of the model's output for one unit of this weight's own; 1 where it was not measured."""
+    measured: Measured = ()
+    """What truncating this weight alone did to the model's output; empty where it was not measured."""
     spatial: Vector | None = None
     """Squared relative output error of spatial factors at rank 0 ... ; None for what is no k x k convolution."""
+
+    @property
+    def sensitivity(self) -> float:
+        """Squared error of the model's output for one unit of this weight's own, where most was cut; 1 if unknown."""
+        own, lost = self.measured[-1] if self.measured else (1.0, 1.0)
+        return lost / own if own > 0 else 1.0
 
     @cached_property
     def error_curve(self) -> Vector:
@@ -42,6 +93,27 @@ class WeightAnalysis:
     def break_even(self) -> int:
         """The largest rank at which two factors are smaller than the matrix."""
         return break_even_rank(*self.weight.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class BondAnalysis:
+    """What one structure can make of bonded weights."""
+
+    group: Group
+    structure: str
+    ranks: NDArray[np.int64]
+    """Where the error is known: ascending, the last one being full."""
+    errors: Vector
+    """Squared relative error of what the bond gives, at those ranks, on the fold that judges."""
+    order: NDArray[np.int64] | None = None
+    """Of neurons: which are kept first."""
+    measured: Measured = ()
+
+    def error_at(self, ranks: NDArray[np.int64]) -> Vector:
+        """The error at any ranks, a power law between the known ones."""
+        floor = 1e-300
+        found = np.exp(np.interp(ranks, self.ranks, np.log(np.maximum(self.errors, floor))))
+        return np.where(found > 2 * floor, found, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +130,8 @@ class Analysis:
 
     weights: tuple[WeightAnalysis, ...]
     skips: tuple[Skip, ...] = ()
+    bonds: tuple[BondAnalysis, ...] = ()
+    """Weights that can be narrowed together, each with what that loses."""
     grams: Mapping[str, Folds] = field(default_factory=dict[str, Folds])
     """By weight name; weights that share an input share the object."""
     source: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -80,9 +154,29 @@ class Analysis:
         return {record.weight.name: record for record in self.weights}
 
     @cached_property
-    def groups(self) -> tuple[Group, ...]:
-        """The units of decision: each weight by itself (a tie is one weight already)."""
+    def singles(self) -> tuple[Group, ...]:
+        """Each weight by itself (a tie is one weight already)."""
         return tuple(Group(r.weight.name, (r.weight.name,)) for r in self.weights)
+
+    @cached_property
+    def groups(self) -> Mapping[str, Group]:
+        """All that can be decided on, by name: each weight by itself, and each bond. They overlap."""
+        return {group.name: group for group in (*self.singles, *(b.group for b in self.bonds))}
+
+    @cached_property
+    def _bonds(self) -> dict[tuple[str, str], BondAnalysis]:
+        return {(b.group.name, b.structure): b for b in self.bonds}
+
+    def bond(self, group: Group, structure: str) -> BondAnalysis | None:
+        """What a structure can make of a group's bond; None if nothing."""
+        return self._bonds.get((group.name, structure))
+
+    def measured(self, group: Group, structure: str) -> Measured:
+        """What cutting a group with a structure did to the model's output."""
+        if group.bond is None:
+            return self[group.name].measured
+        found = self.bond(group, structure)
+        return found.measured if found else ()
 
     def params(self, group: Group) -> int:
         """Numbers in the dense weights of a group."""

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.core.linalg import Matrix
+from lowrank.core.linalg import Matrix, Vector
 from lowrank.core.weight import Weight
 
 Side = Literal["input", "output"]
@@ -35,17 +35,34 @@ class Gram:
     energy: float = 0.0
     nonfinite: int = 0
     """Tokens with NaN or infinity: counted, and never added."""
+    total: Vector | None = None
+    """Sum of `x` over tokens; None where nobody asked for it."""
 
     @classmethod
-    def zeros(cls, weight: Weight) -> Gram:
-        """An empty Gram for a weight, of the side that is cheaper.
+    def zeros(cls, weight: Weight, side: Side | None = None) -> Gram:
+        """An empty Gram for a weight, of the side that is cheaper unless one is named.
 
         A wide weight is decided by its outputs, unless a spatial view of it needs the inputs and they are not too many.
         """
-        spatial = weight.spatial is not None and weight.cols <= SPATIAL_INPUTS
-        side: Side = "output" if weight.rows < weight.cols and not spatial else "input"
+        if side is None:
+            spatial = weight.spatial is not None and weight.cols <= SPATIAL_INPUTS
+            side = "output" if weight.rows < weight.cols and not spatial else "input"
         width = weight.rows if side == "output" else weight.cols
-        return cls(side, np.zeros((width, width) if weight.stack == 1 else (weight.stack, width, width)))
+        if weight.stack > 1:
+            return cls(side, np.zeros((weight.stack, width, width)))
+        return cls(side, np.zeros((width, width)), total=np.zeros(width))
+
+    @property
+    def mean(self) -> Vector:
+        """`E[x]`; zeros where the sum was not kept."""
+        if self.total is None:
+            return np.zeros(self.moment.shape[-1])
+        return self.total / max(self.tokens, 1)
+
+    @property
+    def covariance(self) -> Matrix:
+        """`E[(x - E[x])(x - E[x])']`."""
+        return self.moment / max(self.tokens, 1) - np.outer(self.mean, self.mean)
 
     def part(self, index: int) -> Gram:
         """The Gram of one matrix of a stack."""
@@ -58,7 +75,7 @@ class Gram:
         finite = np.isfinite(rows).all(axis=1)
         kept = rows if finite.all() else rows[finite]
         own = float(np.vdot(kept, kept)) if energy is None else energy
-        return cls(side, kept.T @ kept, len(kept), own, len(rows) - len(kept))
+        return cls(side, kept.T @ kept, len(kept), own, len(rows) - len(kept), kept.sum(0))
 
     def __add__(self, other: Gram) -> Gram:
         return Gram(
@@ -67,6 +84,7 @@ class Gram:
             self.tokens + other.tokens,
             self.energy + other.energy,
             self.nonfinite + other.nonfinite,
+            None if self.total is None or other.total is None else self.total + other.total,
         )
 
     def metric(self, core: Matrix, basis: Matrix | None) -> Matrix:

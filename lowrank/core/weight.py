@@ -127,9 +127,50 @@ class Skip:
     reason: str
 
 
+BondKind = Literal["query_key", "rotary_query_key", "value_output", "hidden", "same_input"]
+"""What ties weights to each other: a freedom of the model, which keeps its outputs while the weights change together.
+
+`query_key`, `value_output`: any invertible map of a head's channels between the two. `rotary_query_key`: any scale of
+a pair of a head's channels. `hidden`: any order of the neurons between the first weights and the last.
+`same_input`: the weights read one input; nothing else is between them.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Bond:
+    """Weights between which the model is free to choose coordinates, and so to have fewer of them."""
+
+    kind: BondKind
+    weights: tuple[str, ...]
+    """In the order of the kind's name; of `hidden` the last one reads what the others give."""
+    heads: int = 1
+    """Of the queries."""
+    kv_heads: int = 1
+    """Of keys and values; each serves `heads / kv_heads` neighbouring query heads."""
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Weights that are decided together. One option is chosen for each group."""
+    """Weights that are decided together. A plan has one option for each group of a partition of the weights."""
 
     name: str
     weights: tuple[str, ...]
+    bond: Bond | None = None
+    """What there is between several weights; None for a weight by itself."""
+
+    @classmethod
+    def of(cls, bond: Bond) -> Group:
+        """The group of bonded weights, named after what their names have in common.
+
+        Example:
+            >>> Group.of(Bond("query_key", ("layer.0.attn.query.weight", "layer.0.attn.key.weight"))).name
+            'layer.0.attn.{query,key}.weight'
+        """
+        parts = [name.split(".") for name in bond.weights]
+        same = [len(set(column)) == 1 for column in zip(*parts, strict=False)]
+        front = same.index(False) if False in same else len(same)
+        same = [len(set(column)) == 1 for column in zip(*(p[front:][::-1] for p in parts), strict=False)]
+        back = same.index(False) if False in same else len(same)
+        middle = ",".join(".".join(p[front : len(p) - back]) for p in parts)
+        ends = parts[0][len(parts[0]) - back :]
+        return cls(".".join([*parts[0][:front], f"{{{middle}}}", *ends]), bond.weights, bond)

@@ -2,17 +2,29 @@
 
 from lowrank.core.structures.base import Curve, Option, Replacement, Structure
 from lowrank.core.structures.dense import Dense
+from lowrank.core.structures.neurons import Neurons
+from lowrank.core.structures.pivoted import PivotedFactors
+from lowrank.core.structures.product import Product
+from lowrank.core.structures.shared import SharedBasis
 from lowrank.core.structures.spatial import Spatial
 from lowrank.core.structures.two_factor import TwoFactor
 
-STRUCTURES: tuple[Structure, ...] = (Dense(), TwoFactor(), Spatial())
+BONDED = (Product(), Neurons(), SharedBasis())
+"""Those of several weights, each of which measures what it can make of a bond."""
+
+STRUCTURES: tuple[Structure, ...] = (Dense(), TwoFactor(), PivotedFactors(), Spatial(), *BONDED)
 
 __all__ = [
+    "BONDED",
     "STRUCTURES",
     "Curve",
     "Dense",
+    "Neurons",
     "Option",
+    "PivotedFactors",
+    "Product",
     "Replacement",
+    "SharedBasis",
     "Spatial",
     "Structure",
     "TwoFactor",

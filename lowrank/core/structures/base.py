@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.core.analysis import Analysis
+from lowrank.core.analysis import Analysis, Numbers
 from lowrank.core.factors import Factors
 from lowrank.core.linalg import Matrix, Vector
-from lowrank.core.weight import Group
+from lowrank.core.narrow import Narrow
+from lowrank.core.pivot import Pivoted
+from lowrank.core.weight import Group, Weight
 
 
 @dataclass(frozen=True, eq=False)
 class Replacement:
-    """What a backend puts in a weight's place: a chain of two small operators, and which two the structure says."""
+    """What a backend puts in a weight's place.
+
+    Factors and pivoted factors are a chain of small operators, a narrow matrix resizes the layer; the structure says
+    which factors they are.
+    """
 
     structure: str
-    factors: Factors
+    factors: Factors | Pivoted | Narrow
+    bias: Vector | None = None
+    """In place of the layer's bias, before zeros are put in; None leaves it, an empty one removes it."""
+
+    def dense(self, weight: Weight) -> Matrix:
+        """The matrix that it stands for, in the weight's own shape."""
+        if isinstance(self.factors, Narrow):
+            return np.asarray(self.factors.dense(*weight.shape), np.float64)
+        return np.asarray(self.factors.product(), np.float64)
+
+    def dense_bias(self, weight: Weight) -> Vector | None:
+        """The bias that goes with it, in the layer's own width; None if it is as it was."""
+        if self.bias is None:
+            return None
+        if not self.bias.size:
+            return np.zeros(weight.rows)
+        if isinstance(self.factors, Narrow) and self.factors.outputs is not None:
+            return Narrow(self.bias[:, None], self.factors.outputs).dense(weight.rows, 1)[:, 0]
+        return self.bias
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +57,7 @@ class Option:
     cost: int
     """Numbers stored."""
     error: float
-    """Squared relative output error, as the analysis estimates it."""
+    """Squared relative error of the group's own output, as the analysis estimates it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +100,6 @@ class Structure(Protocol):
         """
         ...
 
-    def factorize(
-        self, group: Group, rank: int, analysis: Analysis, read: Callable[[str], Matrix]
-    ) -> Mapping[str, Replacement]:
+    def factorize(self, group: Group, rank: int, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
         """What replaces each weight of the group, by weight name; a weight not named stays as it is."""
         ...

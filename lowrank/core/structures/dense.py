@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from lowrank.core.analysis import Analysis
-from lowrank.core.linalg import Matrix
+from lowrank.core.analysis import Analysis, Numbers
 from lowrank.core.structures.base import Curve, Option, Replacement
 from lowrank.core.weight import Group
 
@@ -20,17 +19,19 @@ class Dense:
     name: str = "dense"
 
     def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
-        """One point."""
+        """One point, for a weight by itself: a bond leaves its weights to their own."""
+        if group.bond is not None:
+            return Curve.empty(self.name)
         rank = max(analysis[name].weight.full_rank for name in group.weights)
         cost = analysis.params(group)
         return Curve(self.name, np.array([rank]), np.array([cost]), np.zeros(1))
 
     def at(self, group: Group, analysis: Analysis, rank: int) -> Option:
         """The same point, whatever the rank says."""
+        if group.bond is not None:
+            raise ValueError("weights stay dense each by itself")
         return self.curve(group, analysis, 1).option(group.name, 0)
 
-    def factorize(
-        self, group: Group, rank: int, analysis: Analysis, read: Callable[[str], Matrix]
-    ) -> Mapping[str, Replacement]:
+    def factorize(self, group: Group, rank: int, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
         """Nothing to replace."""
         return {}

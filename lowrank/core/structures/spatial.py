@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from lowrank.core.analysis import Analysis
-from lowrank.core.linalg import Matrix
+from lowrank.core.analysis import Analysis, Numbers
 from lowrank.core.spatial import spatial_directions, spatial_matrix
 from lowrank.core.structures.base import Curve, Option, Replacement
 from lowrank.core.weight import Group, Weight
@@ -39,12 +38,10 @@ class Spatial:
             raise ValueError(f"its rank can be 1 to {len(record.spatial) - 1}")
         return Option(group.name, self.name, rank, rank * _cost(record.weight), float(record.spatial[rank]))
 
-    def factorize(
-        self, group: Group, rank: int, analysis: Analysis, read: Callable[[str], Matrix]
-    ) -> Mapping[str, Replacement]:
+    def factorize(self, group: Group, rank: int, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
         """The projection of the spatial matrix on its leading directions."""
         (name,) = group.weights
-        weight, matrix, folds = analysis[name].weight, read(name), analysis.grams.get(name)
+        weight, matrix, folds = analysis[name].weight, numbers.read(name), analysis.grams.get(name)
         fit = folds.fit if folds and folds.fit.side == "input" else None
         chosen = spatial_directions(weight, matrix, fit)
         return {name: Replacement(self.name, chosen.truncate(spatial_matrix(weight, matrix), rank))}

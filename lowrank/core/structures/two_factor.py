@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from lowrank.core.analysis import Analysis, WeightAnalysis
+from lowrank.core.analysis import Analysis, Numbers, WeightAnalysis
 from lowrank.core.cost import two_factor_cost
-from lowrank.core.linalg import Matrix
 from lowrank.core.structures.base import Curve, Option, Replacement
 from lowrank.core.weight import Group
 
@@ -40,12 +39,10 @@ class TwoFactor:
         cost = two_factor_cost(*weight.shape, rank, weight.stack)
         return Option(group.name, self.name, rank, cost, float(record.error_curve[rank]))
 
-    def factorize(
-        self, group: Group, rank: int, analysis: Analysis, read: Callable[[str], Matrix]
-    ) -> Mapping[str, Replacement]:
+    def factorize(self, group: Group, rank: int, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
         """The projection of the outputs on their leading directions."""
         name = group.weights[0]
-        matrix = read(name)
+        matrix = numbers.read(name)
         return {name: Replacement(self.name, analysis.directions(name, matrix).truncate(matrix, rank))}
 
     @staticmethod

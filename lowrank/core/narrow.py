@@ -1,0 +1,40 @@
+"""Narrow: a matrix with fewer rows or columns, and how it meets neighbours that may not know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Narrow:
+    """A smaller dense matrix, of some of the outputs from some of the inputs, in whatever coordinates those are.
+
+    `outputs[i]` says which of its rows output i of the layer is, -1 if it is always zero; None keeps them all.
+    `inputs` are the inputs that it reads; None reads them all. A `padded` layer keeps the widths it had, so that what
+    is around it need not change: zeros are put in and picked out again. Otherwise the neighbours are narrower too.
+    """
+
+    matrix: NDArray[np.floating]
+    outputs: NDArray[np.int64] | None = None
+    inputs: NDArray[np.int64] | None = None
+    padded: bool = False
+
+    @property
+    def rank(self) -> int:
+        """The smaller side."""
+        return min(self.matrix.shape)
+
+    def dense(self, rows: int, cols: int) -> NDArray[np.floating]:
+        """As a matrix of the layer's former shape: zero where there is nothing."""
+        wide = self.matrix
+        if self.inputs is not None:
+            wide = np.zeros((wide.shape[0], cols), wide.dtype)
+            wide[:, self.inputs] = self.matrix
+        if self.outputs is None:
+            return wide
+        full = np.zeros((rows, cols), wide.dtype)
+        full[self.outputs >= 0] = wide[self.outputs[self.outputs >= 0]]
+        return full

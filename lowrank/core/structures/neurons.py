@@ -1,0 +1,69 @@
+"""Neurons: a feed-forward block with fewer of them, the last weight fitted to those that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from lowrank.core.analysis import Analysis, BondAnalysis, Folds, Numbers
+from lowrank.core.narrow import Narrow
+from lowrank.core.neurons import neuron_curve, neuron_order, refit
+from lowrank.core.structures.base import Curve, Option, Replacement
+from lowrank.core.structures.bonded import bonded_curve, bonded_option
+from lowrank.core.weight import Bond, Group
+
+
+@dataclass(frozen=True, slots=True)
+class Neurons:
+    """Rank is the number of neurons that stay: no operator more, and no break-even."""
+
+    name: str = "neurons"
+
+    def measure(self, bond: Bond, grams: Mapping[str, Folds], numbers: Numbers) -> BondAnalysis | None:
+        """The order in which neurons are kept, and held-out errors; None without moments of the hidden activations."""
+        last = bond.weights[-1]
+        folds = grams.get(last)
+        if bond.kind != "hidden" or folds is None or not folds.fit.tokens or folds.fit.side != "input":
+            return None
+        judge = folds.heldout if folds.heldout.tokens else folds.fit
+        weight, shifts = numbers.read(last), numbers.bias(last) is not None
+        fit, held = (g.covariance if shifts else g.moment / max(g.tokens, 1) for g in (folds.fit, judge))
+        order = neuron_order(weight, fit)
+        ranks, errors = neuron_curve(weight, order, fit, held)
+        return BondAnalysis(Group.of(bond), self.name, ranks, errors, order)
+
+    def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
+        """Every number of neurons below all of them."""
+        return bonded_curve(self.name, group, analysis, multiple, self._cost(group, analysis))
+
+    def at(self, group: Group, analysis: Analysis, rank: int) -> Option:
+        """Any number of neurons."""
+        return bonded_option(self.name, group, analysis, rank, self._cost(group, analysis))
+
+    def factorize(self, group: Group, rank: int, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
+        """The rows of the first weights and the columns of the last that stay; what is lost on average goes into the
+        bias."""
+        record = analysis.bond(group, self.name)
+        assert record is not None and record.order is not None
+        kept = np.sort(record.order[:rank])
+        *first, last = group.weights
+        gram, weight, bias = analysis.grams[last].fit, numbers.read(last), numbers.bias(last)
+        fitted = refit(weight, gram.moment / max(gram.tokens, 1) if bias is None else gram.covariance, kept)
+        if bias is not None:
+            bias = bias + weight @ gram.mean - fitted @ gram.mean[kept]
+        spread = np.full(weight.shape[1], -1, np.int64)
+        spread[kept] = np.arange(len(kept))
+        made = {last: Replacement(self.name, Narrow(fitted, inputs=kept), bias)}
+        for name in first:
+            before = numbers.bias(name)
+            rows = Narrow(numbers.read(name)[kept], outputs=spread)
+            made[name] = Replacement(self.name, rows, None if before is None else before[kept])
+        return made
+
+    def _cost(self, group: Group, analysis: Analysis) -> int:
+        if group.bond is None or analysis.bond(group, self.name) is None:
+            return 0
+        *first, last = (analysis[name].weight for name in group.weights)
+        return sum(w.cols for w in first) + last.rows

@@ -1,0 +1,49 @@
+"""PivotedFactors: the same function as two factors, in rank^2 fewer numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from lowrank.core.analysis import Analysis, Numbers
+from lowrank.core.pivot import pivot, pivoted_cost
+from lowrank.core.structures.base import Curve, Option, Replacement
+from lowrank.core.weight import Group, Weight
+
+
+@dataclass(frozen=True, slots=True)
+class PivotedFactors:
+    """Rank (rows + cols) - rank^2 numbers: every rank below full saves. For linear layers."""
+
+    name: str = "pivoted"
+
+    def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
+        """Every rank below full."""
+        weight = analysis[group.weights[0]].weight
+        if group.bond is not None or not _fits(weight):
+            return Curve.empty(self.name)
+        ranks = np.arange(multiple, weight.full_rank, multiple, dtype=np.int64)
+        costs = ranks * (weight.rows + weight.cols) - ranks * ranks
+        return Curve(self.name, ranks, costs, analysis[weight.name].error_curve[ranks])
+
+    def at(self, group: Group, analysis: Analysis, rank: int) -> Option:
+        """Any rank below full."""
+        record = analysis[group.weights[0]]
+        if group.bond is not None or not _fits(record.weight):
+            raise ValueError("pivoted factors hold one weight of a linear layer")
+        if not 1 <= rank < record.weight.full_rank:
+            raise ValueError(f"its rank can be 1 to {record.weight.full_rank - 1}")
+        cost = pivoted_cost(*record.weight.shape, rank)
+        return Option(group.name, self.name, rank, cost, float(record.error_curve[rank]))
+
+    def factorize(self, group: Group, rank: int, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
+        """The projection on the leading directions, pivoted."""
+        (name,) = group.weights
+        matrix = numbers.read(name)
+        return {name: Replacement(self.name, pivot(analysis.directions(name, matrix).truncate(matrix, rank)))}
+
+
+def _fits(weight: Weight) -> bool:
+    return weight.stack == 1 and all(layer.kind == "linear" for layer in weight.layers)

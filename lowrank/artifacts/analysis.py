@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.artifacts.files import read_json, read_tensors, staged, write_json, write_tensors
-from lowrank.core.analysis import Analysis, Folds, WeightAnalysis
+from lowrank.core.analysis import Analysis, BondAnalysis, Folds, Measured, WeightAnalysis
 from lowrank.core.gram import Gram
 from lowrank.core.spectrum import Spectrum
 from lowrank.core.verdict import verdict
-from lowrank.core.weight import Layer, Skip, View, Weight
+from lowrank.core.weight import Bond, Group, Layer, Skip, View, Weight
 from lowrank.errors import ArtifactError
 
 JSON_FILE = "analysis.json"
@@ -40,6 +40,13 @@ def save_analysis(analysis: Analysis, folder: Path) -> None:
             tensors[f"{name}:heldout"] = record.heldout
         if record.spatial is not None:
             tensors[f"{name}:spatial"] = record.spatial
+    bonds: list[dict[str, Any]] = []
+    for number, bond in enumerate(analysis.bonds):
+        tensors[f"bond:{number}:ranks"], tensors[f"bond:{number}:errors"] = bond.ranks, bond.errors
+        if bond.order is not None:
+            tensors[f"bond:{number}:order"] = bond.order
+        assert bond.group.bond is not None
+        bonds.append({"structure": bond.structure, **asdict(bond.group.bond), "measured": bond.measured})
     owners: dict[int, str] = {}
     for name, folds in analysis.grams.items():
         owner = owners.setdefault(id(folds), name)
@@ -48,6 +55,8 @@ def save_analysis(analysis: Analysis, folder: Path) -> None:
             continue
         grams[name] = {}
         for fold, gram in (("fit", folds.fit), ("held", folds.heldout)):
+            if gram.total is not None:
+                tensors[f"{name}:total:{fold}"] = gram.total
             tensors[f"{name}:gram:{fold}"] = gram.moment[..., *np.tril_indices(gram.moment.shape[-1])]
             facts = {
                 "side": gram.side,
@@ -58,7 +67,7 @@ def save_analysis(analysis: Analysis, folder: Path) -> None:
             grams[name][fold] = facts
     with staged(folder, owned=(JSON_FILE, TENSOR_FILE)) as stage:
         write_tensors(stage / TENSOR_FILE, tensors, {"analysis": analysis.fingerprint})
-        write_json(stage / JSON_FILE, "analysis", {**figures(analysis), "grams": grams})
+        write_json(stage / JSON_FILE, "analysis", {**figures(analysis), "bonds": bonds, "grams": grams})
 
 
 def figures(analysis: Analysis, spectra: bool = False) -> dict[str, Any]:
@@ -96,6 +105,7 @@ def _weight_figures(record: WeightAnalysis, spectra: bool) -> dict[str, Any]:
         "metric": "activation" if record.activation else "plain",
         "heldout": record.heldout is not None,
         "sensitivity": record.sensitivity,
+        "measured": record.measured,
         "error_at_break_even": float(np.sqrt(record.error_curve[record.break_even])),
         "plain": _spectrum_figures(record.plain, record.break_even, spectra),
         "activation": record.activation and _spectrum_figures(record.activation, record.break_even, spectra),
@@ -141,6 +151,7 @@ def load_analysis(folder: Path) -> Analysis:
         return Analysis(
             weights=weights,
             skips=tuple(Skip(s["name"], tuple(s["shape"]), s["reason"]) for s in content["skipped"]),
+            bonds=tuple(_read_bond(i, entry, tensors) for i, entry in enumerate(content["bonds"])),
             grams=grams,
             source=content["source"],
             settings=content["settings"],
@@ -167,16 +178,32 @@ def _read_weight(entry: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) 
         Spectrum(tensors[f"{name}:plain"]),
         None if activation is None else Spectrum(activation),
         tensors.get(f"{name}:heldout"),
-        float(entry["sensitivity"]),
+        _read_measured(entry["measured"]),
         tensors.get(f"{name}:spatial"),
     )
     found = (record.plain.values, record.error_curve, activation, record.spatial)
     arrays = [array for array in found if array is not None]
-    if not all(np.isfinite(a).all() and (a >= 0).all() for a in arrays) or not 0 <= record.sensitivity < np.inf:
+    if not all(np.isfinite(a).all() and (a >= 0).all() for a in arrays):
         raise ValueError(f"the figures of {name} are not finite")
     if len(record.plain.values) != weight.full_rank or len(record.error_curve) != weight.full_rank + 1:
         raise ValueError(f"the spectrum of {name} has the wrong length")
     return record
+
+
+def _read_bond(number: int, entry: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> BondAnalysis:
+    bond = Bond(entry["kind"], tuple(map(str, entry["weights"])), int(entry["heads"]), int(entry["kv_heads"]))
+    ranks, errors = tensors[f"bond:{number}:ranks"], tensors[f"bond:{number}:errors"]
+    if len(ranks) != len(errors) or not np.isfinite(errors).all() or (errors < 0).any():
+        raise ValueError(f"the errors of {', '.join(bond.weights)} are not finite")
+    order = tensors.get(f"bond:{number}:order")
+    return BondAnalysis(Group.of(bond), entry["structure"], ranks, errors, order, _read_measured(entry["measured"]))
+
+
+def _read_measured(pairs: Any) -> Measured:
+    found = tuple((float(own), float(lost)) for own, lost in pairs)
+    if not all(0 <= number < np.inf for pair in found for number in pair):
+        raise ValueError("what was measured is not finite")
+    return found
 
 
 def _read_view(entry: Mapping[str, Any]) -> View:
@@ -184,12 +211,17 @@ def _read_view(entry: Mapping[str, Any]) -> View:
 
 
 def _read_folds(name: str, entry: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Folds:
-    return Folds(*(_read_gram(entry[fold], tensors[f"{name}:gram:{fold}"]) for fold in ("fit", "held")))
+    return Folds(
+        *(
+            _read_gram(entry[fold], tensors[f"{name}:gram:{fold}"], tensors.get(f"{name}:total:{fold}"))
+            for fold in ("fit", "held")
+        )
+    )
 
 
-def _read_gram(facts: Mapping[str, Any], packed: NDArray[Any]) -> Gram:
+def _read_gram(facts: Mapping[str, Any], packed: NDArray[Any], total: NDArray[Any] | None) -> Gram:
     size = int((np.sqrt(8 * packed.shape[-1] + 1) - 1) / 2)
     moment = np.zeros((*packed.shape[:-1], size, size))
     moment[..., *np.tril_indices(size)] = packed
     moment += np.tril(moment, -1).swapaxes(-1, -2)
-    return Gram(facts["side"], moment, facts["tokens"], facts["energy"], facts["nonfinite"])
+    return Gram(facts["side"], moment, facts["tokens"], facts["energy"], facts["nonfinite"], total)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +10,14 @@ from typing import Any, Protocol, Self
 
 from numpy.typing import NDArray
 
-from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.inputs import Feed, OutputKind, Signature
 from lowrank.core.gram import Gram, Side
-from lowrank.core.linalg import Matrix
+from lowrank.core.linalg import Matrix, Vector
 from lowrank.core.structures.base import Replacement
-from lowrank.core.weight import Skip, Weight
+from lowrank.core.weight import Bond, Skip, Weight
+
+Change = tuple[Matrix, Vector | None]
+"""Other numbers for a weight, and for its layer's bias unless that stays."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def bonds(self) -> tuple[Bond, ...]:
+        """Weights that can be narrowed together, or can share a basis."""
+        ...
+
+    @property
     def skips(self) -> tuple[Skip, ...]:
         """Every other tensor of two or more dimensions, and why it cannot."""
         ...
@@ -70,6 +78,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def output_kind(self) -> OutputKind:
+        """What the main output is for, and so how two of them are compared."""
+        ...
+
+    @property
     def tokenizer(self) -> Path | None:
         """The folder or the tokenizer.json that makes its inputs from text."""
         ...
@@ -80,6 +93,10 @@ class Backend(Protocol):
         Raises:
             NonFiniteWeight: if it holds NaN or infinity.
         """
+        ...
+
+    def bias(self, name: str) -> Vector | None:
+        """The bias of the layer that applies a weight, if it has one that can be changed."""
         ...
 
     def check_finite(self) -> None:
@@ -138,6 +155,17 @@ class Backend(Protocol):
         """
         ...
 
-    def swapped(self, name: str, matrix: Matrix) -> AbstractContextManager[None]:
-        """Inside the block `run` computes with other numbers in one weight."""
+    def swapped(self, changes: Mapping[str, Change]) -> AbstractContextManager[None]:
+        """Inside the block `run` computes with other numbers in some weights, and in their layers' biases."""
+        ...
+
+    def trials(
+        self, feeds: Sequence[Feed], base: Mapping[str, Change] | None = None
+    ) -> AbstractContextManager[Callable[[Mapping[str, Change]], list[NDArray[Any]]]]:
+        """A function from changes to the outputs for all feeds, for many trials in a row.
+
+        Args:
+            feeds: what is run.
+            base: changes that hold in all trials; they may be undone in one by naming them again.
+        """
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,10 @@ Dim = int | str
 
 Feed = Mapping[str, NDArray[Any]]
 """The inputs of one forward pass, by name."""
+
+OutputKind = Literal["logits", "embedding", "hidden"]
+"""`logits`: scores of classes or tokens. `embedding`: token vectors that are pooled, and compared by their angle.
+`hidden`: anything else."""
 
 MASK = "attention_mask"
 

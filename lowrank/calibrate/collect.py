@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import Calibration
@@ -14,23 +14,27 @@ from lowrank.errors import CalibrationError, first_line
 from lowrank.progress import Track
 
 
-def collect_grams(calibration: Calibration, weights: Sequence[Weight], track: Track) -> dict[str, Folds]:
+def collect_grams(
+    calibration: Calibration, weights: Sequence[Weight], track: Track, bonded: Collection[str] = ()
+) -> dict[str, Folds]:
     """The second moments of what each weight's layers see (or give), by weight name, for the two folds.
 
     Weights that are wide (fewer rows than columns) get the Gram of their outputs, the others that of their inputs:
-    the smaller of the two always decides the truncation. Where a batch has an attention mask, the rows that it masks
+    the smaller of the two always decides the truncation. What is `bonded` gets that of its inputs. Where a batch has an attention mask, the rows that it masks
     are left out.
 
     Raises:
         CalibrationError: if the model cannot be run on the data.
     """
-    fit = _run(calibration, weights, track(calibration.fit, "calibrating", len(calibration.fit)))
-    held = _run(calibration, weights, track(calibration.heldout, "held-out fold", len(calibration.heldout)))
+    fit = _run(calibration, weights, bonded, track(calibration.fit, "calibrating", len(calibration.fit)))
+    held = _run(calibration, weights, bonded, track(calibration.heldout, "held-out fold", len(calibration.heldout)))
     return _share({w.name: Folds(fit[w.name], held[w.name]) for w in weights})
 
 
-def _run(calibration: Calibration, weights: Sequence[Weight], batches: Iterable[Feed]) -> dict[str, Gram]:
-    grams = {w.name: Gram.zeros(w) for w in weights}
+def _run(
+    calibration: Calibration, weights: Sequence[Weight], bonded: Collection[str], batches: Iterable[Feed]
+) -> dict[str, Gram]:
+    grams = {w.name: Gram.zeros(w, "input" if w.name in bonded else None) for w in weights}
 
     def observe(name: str, gram: Gram) -> None:
         grams[name] += gram

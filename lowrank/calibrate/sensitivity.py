@@ -1,65 +1,89 @@
-"""Measured sensitivity: how much an error in one weight's output moves the model's output. No labels needed."""
+"""Measured sensitivity: what cutting one group does to the model's output. No labels needed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
 import numpy as np
 
+from lowrank.backends.base import Change
 from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import Calibration
-from lowrank.core.analysis import Folds, WeightAnalysis
-from lowrank.core.factors import directions
-from lowrank.core.linalg import Matrix
+from lowrank.calibrate.outputs import Reference
+from lowrank.core.analysis import Analysis, Measured
+from lowrank.core.structures import BONDED, Replacement, Structure, TwoFactor
+from lowrank.core.weight import Group
 from lowrank.progress import Track
 
-KEEP = 0.3
-"""Each weight is truncated to the rank that keeps this share of it. The ratio that is measured hardly depends on it."""
+KEEPS = (0.6, 0.25)
+"""Each group is cut to the ranks that keep these shares of it."""
 BATCHES = 8
 TOKENS = 2048
 FLOOR = 1e-3
 """Of the median: a weight that these samples happen not to move is not free to be destroyed."""
 
 
-def measure_sensitivity(
-    calibration: Calibration,
-    records: Sequence[WeightAnalysis],
-    grams: Mapping[str, Folds],
-    read: Callable[[str], Matrix],
-    track: Track,
-) -> tuple[WeightAnalysis, ...]:
-    """The records with their `sensitivity` measured.
-
-    It is the squared relative error of the model's output with this weight alone truncated, over the weight's own
-    squared
-    relative error.
+def measure_sensitivity(calibration: Calibration, analysis: Analysis, track: Track) -> Analysis:
+    """The analysis with what was measured of every group and structure.
 
     Layer errors are not comparable as they are: a feed-forward output may carry most of its energy in a few directions
-    that never matter, and then looks easy to truncate. One measurement puts all layers on the scale of the model's
-    output (the idea of LEMS, ICML 2026, with the squared relative output error in place of a divergence).
+    that never matter, and then looks easy to truncate. Measurements put all groups and all structures on the scale of
+    the model's output (the idea of LEMS, ICML 2026, with several ranks and an output's own measure).
     """
     backend = calibration.backend
-    chosen = _some(calibration.heldout or calibration.fit)
-    reference = [backend.run(feed).astype(np.float64) for feed in chosen]
-    scale = sum(float(np.square(y).sum()) for y in reference)
-    measured: list[float] = []
-    for record in track(records, "measuring sensitivity", len(records)):
-        truncated, own = _truncated(record, read(record.weight.name), grams.get(record.weight.name))
-        with backend.swapped(record.weight.name, truncated):
-            lost = sum(float(np.square(backend.run(f) - y).sum()) for f, y in zip(chosen, reference, strict=True))
-        measured.append(lost / scale / own if own > 0 and scale > 0 else 0.0)
-    positive = [s for s in measured if s > 0 and np.isfinite(s)]
-    floor = FLOOR * median(positive) if positive else 1.0
-    return tuple(
-        replace(record, sensitivity=max(s, floor) if np.isfinite(s) else max(positive, default=1.0))
-        for record, s in zip(records, measured, strict=True)
+    feeds = some_batches(calibration)
+    tasks: list[tuple[Group, Structure]] = [(group, TwoFactor()) for group in analysis.singles]
+    known = {structure.name: structure for structure in BONDED}
+    tasks += [(bond.group, known[bond.structure]) for bond in analysis.bonds]
+    place = {single.name: i for i, single in enumerate(analysis.singles)}
+    # In the order of the model, so that what comes before is run once.
+    tasks.sort(key=lambda task: min(place[name] for name in task[0].weights))
+    found: dict[tuple[str, str], Measured] = {}
+    with backend.trials(feeds) as run:
+        reference = Reference(run({}), backend.output_kind)
+        for group, structure in track(tasks, "measuring sensitivity", len(tasks)):
+            pairs: list[tuple[float, float]] = []
+            for keep in KEEPS:
+                rank = _rank_at(keep, structure, group, analysis)
+                made = structure.factorize(group, rank, analysis, backend)
+                own = structure.at(group, analysis, rank).error
+                pairs.append((own, reference.loss(run(changes_of(made, analysis)))))
+            found[group.name, structure.name] = tuple(sorted(pairs))
+    found = _floored(found)
+    return replace(
+        analysis,
+        weights=tuple(replace(r, measured=found[r.weight.name, TwoFactor().name]) for r in analysis.weights),
+        bonds=tuple(replace(b, measured=found[b.group.name, b.structure]) for b in analysis.bonds),
     )
 
 
-def _some(batches: Sequence[Feed]) -> list[Feed]:
-    """A few batches, spread over the lengths that there are, cut to an equal share of the tokens."""
+def changes_of(made: Mapping[str, Replacement], analysis: Analysis) -> dict[str, Change]:
+    """Replacements as other numbers in the dense weights, for a trial."""
+    weights = {name: analysis[name].weight for name in made}
+    return {name: (r.dense(weights[name]), r.dense_bias(weights[name])) for name, r in made.items()}
+
+
+def _rank_at(keep: float, structure: Structure, group: Group, analysis: Analysis) -> int:
+    cost = structure.at(group, analysis, 1).cost
+    return max(1, int(keep * analysis.params(group) / cost))
+
+
+def _floored(found: Mapping[tuple[str, str], Measured]) -> dict[tuple[str, str], Measured]:
+    """No ratio of output to own error far below the median, and no infinite one."""
+    ratios = [lost / own for pairs in found.values() for own, lost in pairs if own > 0 and 0 < lost < np.inf]
+    floor = FLOOR * median(ratios) if ratios else 1.0
+    most = max(ratios, default=1.0)
+    return {
+        key: tuple((own, min(max(lost, floor * own), most * own)) for own, lost in pairs if own > 0)
+        for key, pairs in found.items()
+    }
+
+
+def some_batches(calibration: Calibration) -> list[Feed]:
+    """A few held-out batches, spread over the lengths that there are, cut to an equal share of the tokens."""
+    batches: Sequence[Feed] = calibration.heldout or calibration.fit
     count = min(BATCHES, len(batches))
     spread = [batches[(2 * i + 1) * len(batches) // (2 * count)] for i in range(count)]
     return [{name: values[: _rows(batch, count)] for name, values in batch.items()} for batch in spread]
@@ -68,10 +92,3 @@ def _some(batches: Sequence[Feed]) -> list[Feed]:
 def _rows(batch: Feed, count: int) -> int:
     first = next(iter(batch.values()))
     return max(1, TOKENS // count // (first.shape[1] if first.ndim == 2 else 16))
-
-
-def _truncated(record: WeightAnalysis, matrix: Matrix, folds: Folds | None) -> tuple[Matrix, float]:
-    weight = record.weight
-    rank = max(1, int(KEEP * weight.params / (weight.rows + weight.cols)))
-    chosen = directions(matrix, folds.fit if folds else None, name=weight.name)
-    return np.asarray(chosen.truncate(matrix, rank).product(), np.float64), float(record.error_curve[rank])

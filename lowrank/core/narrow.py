@@ -21,11 +21,8 @@ class Narrow:
     outputs: NDArray[np.int64] | None = None
     inputs: NDArray[np.int64] | None = None
     padded: bool = False
-
-    @property
-    def rank(self) -> int:
-        """The smaller side."""
-        return min(self.matrix.shape)
+    rank: int = 0
+    """What its structure calls the rank: channels of a head, neurons."""
 
     def dense(self, rows: int, cols: int) -> NDArray[np.floating]:
         """As a matrix of the layer's former shape: zero where there is nothing."""

@@ -6,10 +6,11 @@ that S allows (the Nystrom approximation in the metric of the hidden activations
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import scipy.linalg  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import NDArray
-from typing import Any
 
 from lowrank.core.linalg import Matrix, Vector
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
@@ -93,7 +93,7 @@ class Plan:
                 f"the plan was made from the analysis {parent}, but this one is {analysis.fingerprint}; "
                 "select again, or give the model and settings that the plan was made from"
             )
-        groups = {group.name: group for group in analysis.groups}
+        groups, taken = analysis.groups, dict[str, str]()
         chosen: dict[str, Option] = {}
         entries = content.get("groups")
         if not isinstance(entries, list):
@@ -102,11 +102,16 @@ class Plan:
             option = _read_option(entry, groups, analysis)
             if option.group in chosen:
                 raise PlanMismatch(f"the plan names {option.group} twice; keep one of the two entries")
+            for name in groups[option.group].weights:
+                if taken.setdefault(name, option.group) != option.group:
+                    raise PlanMismatch(
+                        f"the plan decides {name} twice, in {taken[name]} and in {option.group}; keep one of the two"
+                    )
             chosen[option.group] = option
-        for group in analysis.groups:
-            if group.name not in chosen:
+        for group in analysis.singles:
+            if group.name not in taken:
                 chosen[group.name] = STRUCTURES[0].at(group, analysis, 0)
-        options = tuple(chosen[group.name] for group in analysis.groups)
+        options = in_order(chosen.values(), analysis)
         larger = [o.group for o in options if o.cost > analysis.params(groups[o.group])]
         notes = (f"{len(larger)} weights are larger than dense at the plan's ranks: {', '.join(larger[:4])}",)
         gap, selector = content.get("optimality_gap"), content.get("selector")
@@ -125,6 +130,12 @@ class Plan:
             dense_cost=analysis.dense_params,
             notes=notes if larger else (),
         )
+
+
+def in_order(options: Iterable[Option], analysis: Analysis) -> tuple[Option, ...]:
+    """Options in the order of the first weight of each."""
+    place = {single.name: i for i, single in enumerate(analysis.singles)}
+    return tuple(sorted(options, key=lambda o: place[analysis.groups[o.group].weights[0]]))
 
 
 def _read_option(entry: Any, groups: Mapping[str, Group], analysis: Analysis) -> Option:

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lowrank.core.allocate import allocate
-from lowrank.core.analysis import Analysis
+from lowrank.core.analysis import Analysis, loss_of
+from lowrank.core.blocks import choose, partitions
 from lowrank.core.budget import Budget
 from lowrank.core.linalg import Vector
-from lowrank.core.plan import Plan
+from lowrank.core.plan import Plan, in_order
 from lowrank.core.structures import STRUCTURES, Curve, Dense, Option, TwoFactor
 from lowrank.core.weight import Group
 from lowrank.errors import InfeasibleBudget
@@ -35,31 +35,50 @@ class Selector(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Knapsack:
-    """Least predicted error of the model's output for the cost, over all weights at once, each free to stay dense.
+    """Least predicted error of the model's output for the cost, over all structures and ranks of all blocks at once.
 
-    The prediction is the sum over weights of sensitivity times squared relative error. The choice is exact for it (see
-    `allocate`); the sum itself is a heuristic, as errors of different layers are taken as additive.
+    The prediction is a sum over groups of what cutting each was measured to do to the model's output (`loss_of`). The
+    choice is exact for it (see `choose`); the sum itself is a heuristic, as errors of different layers are taken as
+    additive.
 
-    Under an error budget every weight takes its cheapest option within the error.
+    Under an error budget every weight takes its cheapest option within the error, by itself: the errors of bonded
+    weights are those of what they give together.
     """
 
     multiple: int = 1
+    structures: tuple[str, ...] = tuple(s.name for s in STRUCTURES)
+    """Those on offer; weights can always stay dense."""
 
     def select(self, analysis: Analysis, budget: Budget) -> Plan:
         """The plan of least error within the budget."""
-        curves = [_curves(group, analysis, self.multiple) for group in analysis.groups]
         if budget.kind == "error":
+            curves = [self._options(group, analysis) for group in analysis.singles]
             within = [[o for o in c if o.error <= budget.limit**2] for c in curves]
             cheapest: list[Option] = [min(options, key=_cost) for options in within]
             return _plan(self, analysis, budget, cheapest)
-        costs = [np.array([o.cost for o in c], dtype=np.int64) for c in curves]
-        sensitivity = [_sensitivity(group, analysis) for group in analysis.groups]
-        errors = [np.array([o.error for o in c]) * s for c, s in zip(curves, sensitivity, strict=True)]
-        found = allocate(costs, errors, int(budget.limit * analysis.dense_params))
+        curves = {name: self._curves(group, analysis) for name, group in analysis.groups.items()}
+        costs = {name: np.concatenate([c.costs for c in found]) for name, found in curves.items()}
+        losses = {
+            name: np.concatenate(
+                [loss_of(c.errors, analysis.measured(analysis.groups[name], c.structure)) for c in found]
+            )
+            for name, found in curves.items()
+        }
+        blocks = partitions(analysis.groups)
+        found = choose(costs, losses, blocks, int(budget.limit * analysis.dense_params))
         if found is None:
-            raise _infeasible(analysis, budget, sum(int(c.min()) for c in costs))
-        gap = found.gap / found.error if found.error > 0 else 0.0
-        return _plan(self, analysis, budget, [c[int(i)] for c, i in zip(curves, found.chosen, strict=True)], gap)
+            usable = [[p for p in splits if all(len(costs[n]) for n in p)] for splits in blocks]
+            smallest = sum(min(sum(int(costs[n].min()) for n in p) for p in splits) for splits in usable)
+            raise _infeasible(analysis, budget, smallest)
+        gap = found.allocation.gap / found.allocation.error if found.allocation.error > 0 else 0.0
+        return _plan(self, analysis, budget, [_at(n, curves[n], i) for n, i in found.options.items()], gap)
+
+    def _curves(self, group: Group, analysis: Analysis) -> list[Curve]:
+        on_offer = [s for s in STRUCTURES if s.name == "dense" or s.name in self.structures]
+        return [structure.curve(group, analysis, self.multiple) for structure in on_offer]
+
+    def _options(self, group: Group, analysis: Analysis) -> list[Option]:
+        return [c.option(group.name, i) for c in self._curves(group, analysis) for i in range(len(c.ranks))]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +92,7 @@ class Uniform:
         if budget.kind != "params":
             raise InfeasibleBudget("uniform ranks need --budget, a keep ratio; for --error use another selector")
         chosen: list[Option] = []
-        for group in analysis.groups:
+        for group in analysis.singles:
             dense = Dense().curve(group, analysis, self.multiple)
             limit = budget.limit * int(dense.costs[0])
             curve = TwoFactor().curve(group, analysis, self.multiple)
@@ -83,7 +102,7 @@ class Uniform:
             elif len(within):
                 chosen.append(curve.option(group.name, int(within[-1])))
             else:
-                smallest = max(_uniform_minimum(g, analysis, self.multiple) for g in analysis.groups)
+                smallest = max(_uniform_minimum(g, analysis, self.multiple) for g in analysis.singles)
                 raise InfeasibleBudget(
                     f"{group.name}: no rank keeps {budget.limit:g} of it; the smallest budget that uniform ranks "
                     f"can meet is "
@@ -129,30 +148,27 @@ def _cost(option: Option) -> int:
     return option.cost
 
 
-def _curves(group: Group, analysis: Analysis, multiple: int) -> list[Option]:
-    options: list[Option] = []
-    for structure in STRUCTURES:
-        curve = structure.curve(group, analysis, multiple)
-        options += [curve.option(group.name, i) for i in range(len(curve.ranks))]
-    return options
-
-
-def _sensitivity(group: Group, analysis: Analysis) -> float:
-    return sum(analysis[name].sensitivity for name in group.weights) / len(group.weights)
+def _at(group: str, curves: Sequence[Curve], index: int) -> Option:
+    """The option at an index of several curves in a row."""
+    for curve in curves:
+        if index < len(curve.ranks):
+            return curve.option(group, index)
+        index -= len(curve.ranks)
+    raise IndexError(index)
 
 
 def _one_tolerance(selector: Selector, analysis: Analysis, budget: Budget, lost: Callable[[str], Vector]) -> Plan:
     """The least tolerance at which every weight's cheapest option within it meets the budget."""
     multiple: int = getattr(selector, "multiple", 1)
-    dense = [Dense().curve(group, analysis, multiple) for group in analysis.groups]
-    curves = [TwoFactor().curve(group, analysis, multiple) for group in analysis.groups]
+    dense = [Dense().curve(group, analysis, multiple) for group in analysis.singles]
+    curves = [TwoFactor().curve(group, analysis, multiple) for group in analysis.singles]
     if budget.kind == "error":
         # The budget is about output errors, whatever the policy compares otherwise.
         lost = _output_error(analysis)
-    losses = [lost(g.weights[0])[c.ranks] for g, c in zip(analysis.groups, curves, strict=True)]
+    losses = [lost(g.weights[0])[c.ranks] for g, c in zip(analysis.singles, curves, strict=True)]
 
     def at(tolerance: float) -> list[Option]:
-        pairs = zip(analysis.groups, dense, curves, losses, strict=True)
+        pairs = zip(analysis.singles, dense, curves, losses, strict=True)
         return [_cheapest(group, d, c, loss, tolerance) for group, d, c, loss in pairs]
 
     if budget.kind == "error":
@@ -208,7 +224,7 @@ def _plan(
         analysis=analysis.fingerprint,
         budget=budget,
         selector=settings,
-        options=tuple(options),
+        options=in_order(options, analysis),
         dense_cost=analysis.dense_params,
         gap=gap,
     )

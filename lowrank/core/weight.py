@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 Role = Literal["projection", "head", "embedding", "conv"]
 """`projection`: inside a repeated block (attention, feed-forward). `head`: outside, near the output."""
 
-LayerKind = Literal["linear", "lookup", "conv", "experts"]
-"""How a layer applies its weight: a product, a table of rows, a convolution, or one product for each of a stack."""
+LayerKind = Literal["linear", "contraction", "lookup", "conv", "experts"]
+"""How a layer applies its weight: a plain product, a product of any other form, a table of rows, a convolution, or one
+product for each of a stack."""
 
 
 @dataclass(frozen=True, slots=True)

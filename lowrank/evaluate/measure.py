@@ -83,7 +83,7 @@ def measure(
             **(asdict(plan.budget) if plan.budget else {"kind": "plan", "limit": None}),
             "reached": plan.reached,
         },
-        error={"relative": relative, "per_weight": {o.group: o.error**0.5 for o in plan.options}},
+        error={"relative": relative, "per_weight": _per_weight(analysis, plan)},
         parity=parity,
         latency=times,
         quality=quality,
@@ -137,10 +137,15 @@ def _compare_latency(dense: Backend, small: Path) -> dict[str, Any]:
     }
 
 
+def _per_weight(analysis: Analysis, plan: Plan) -> dict[str, float]:
+    """Of each weight's own output; of weights that were decided together, that of what they give together."""
+    return {name: o.error**0.5 for o in plan.options for name in analysis.groups[o.group].weights}
+
+
 def _weight_error(analysis: Analysis, plan: Plan) -> float:
     """Relative error of all targeted matrices together, when there is nothing to run: exact, by their spectra."""
     energy = {r.weight.name: float((r.plain.values**2).sum()) for r in analysis.weights}
-    groups = {group.name: group for group in analysis.groups}
+    groups = analysis.groups
     lost = sum(o.error * sum(energy[name] for name in groups[o.group].weights) for o in plan.options)
     total = sum(energy.values())
     return (lost / total) ** 0.5 if total else 0.0
@@ -160,7 +165,7 @@ def _sizes(dense: Backend, small: Backend, analysis: Analysis, plan: Plan) -> di
     lookups = {w.name: sum(layer.kind == "lookup" for layer in w.layers) for w in dense.weights}
     products = {w.name: max(len(w.layers), 1) - lookups[w.name] for w in dense.weights}
     macs_before = macs_after = sum(w.params * products[w.name] for w in dense.weights)
-    groups = {group.name: group for group in analysis.groups}
+    groups = analysis.groups
     for option in plan.options:
         group = groups[option.group]
         name = group.weights[0]

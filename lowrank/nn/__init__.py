@@ -5,13 +5,17 @@ from lowrank.nn.conv import LowRankConv, SpatialConv
 from lowrank.nn.embedding import LowRankEmbedding
 from lowrank.nn.experts import LowRankStack, ObservedStack
 from lowrank.nn.linear import LowRankLinear
+from lowrank.nn.narrow import NarrowLinear
+from lowrank.nn.pivoted import PivotedLinear
 
 __all__ = [
     "LowRankConv",
     "LowRankEmbedding",
     "LowRankLinear",
     "LowRankStack",
+    "NarrowLinear",
     "ObservedStack",
+    "PivotedLinear",
     "SpatialConv",
     "SplitAttention",
 ]

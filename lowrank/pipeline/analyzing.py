@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,10 @@ from lowrank import __version__
 from lowrank.artifacts import hash_json, load_analysis, save_analysis
 from lowrank.artifacts.analysis import JSON_FILE
 from lowrank.backends import Backend, Opening, open_model
-from lowrank.core.analysis import Analysis, Folds, WeightAnalysis, analyze_weight
+from lowrank.core.analysis import Analysis, BondAnalysis, Folds, WeightAnalysis, analyze_weight
 from lowrank.core.match import selector_of
-from lowrank.core.weight import Skip, Weight
+from lowrank.core.structures import BONDED
+from lowrank.core.weight import Bond, Skip, Weight
 from lowrank.errors import ArtifactError, PatternError, UnsupportedModel
 from lowrank.parallel import windowed_map
 from lowrank.pipeline.settings import NO_DATA, ROLES, Settings
@@ -21,6 +23,9 @@ from lowrank.progress import Clock, Track, silent
 if TYPE_CHECKING:
     from lowrank.calibrate import Calibration
 
+
+BONDED_INPUTS = 4096
+"""Wider inputs of bonded weights get no moment: it would take 128 MB for each fold of each."""
 
 NOT_TARGETED = {
     "projection": "a projection; --targets projections adds it",
@@ -84,22 +89,28 @@ def analyze_backend(
     if kept is not None and kept.fingerprint == fingerprint:
         return kept
     grams: dict[str, Folds] = {}
+    bonds: list[Bond] = []
     if calibration is not None:
         from lowrank.calibrate import collect_grams
 
+        with clock.stage("bonds"):
+            bonds = _usable(backend, weights)
         with clock.stage("calibrate"):
-            grams = collect_grams(calibration, weights, track)
+            grams = collect_grams(calibration, weights, track, {name for bond in bonds for name in bond.weights})
     with clock.stage("analyze"):
-        records = analyze_weights(backend, weights, grams, track)
+        analysis = Analysis(
+            weights=analyze_weights(backend, weights, grams, track),
+            bonds=analyze_bonds(backend, bonds, grams, track),
+            grams={name: folds for name, folds in grams.items() if folds.fit.tokens},
+        )
     if calibration is not None:
         from lowrank.calibrate import measure_sensitivity
 
         with clock.stage("sensitivity"):
-            records = measure_sensitivity(calibration, records, grams, backend.read, track)
-    return Analysis(
-        weights=records,
+            analysis = measure_sensitivity(calibration, analysis, track)
+    return replace(
+        analysis,
         skips=skips,
-        grams={name: folds for name, folds in grams.items() if folds.fit.tokens},
         source=dict(backend.source),
         settings=asked,
         fingerprint=fingerprint,
@@ -180,6 +191,31 @@ def analyze_weights(
     # then do not depend on how many jobs run.
     with threadpool_limits(1):
         return tuple(track(windowed_map(job, weights), "analyzing", len(weights)))
+
+
+def analyze_bonds(
+    backend: Backend, bonds: Sequence[Bond], grams: dict[str, Folds], track: Track = silent
+) -> tuple[BondAnalysis, ...]:
+    """What every structure can make of every bond, a thread for each core."""
+    from threadpoolctl import threadpool_limits
+
+    def job(bond: Bond) -> list[BondAnalysis]:
+        found = (structure.measure(bond, grams, backend) for structure in BONDED)
+        return [each for each in found if each is not None]
+
+    with threadpool_limits(1):
+        parts = list(track(windowed_map(job, bonds), "analyzing bonds", len(bonds)))
+    return tuple(each for part in parts for each in part)
+
+
+def _usable(backend: Backend, weights: Sequence[Weight]) -> list[Bond]:
+    """The bonds between targeted weights whose moments are not too wide to keep."""
+    targeted = {w.name: w for w in weights}
+    return [
+        bond
+        for bond in backend.bonds
+        if all(name in targeted and targeted[name].cols <= BONDED_INPUTS for name in bond.weights)
+    ]
 
 
 def _notes(backend: Backend, grams: dict[str, Folds], calibrated: bool) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from lowrank.artifacts import load_analysis, read_json, write_json
 from lowrank.artifacts.files import RECORD_FILE
 from lowrank.backends import Opening, open_model
+from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan
 from lowrank.errors import PlanMismatch
@@ -41,7 +42,7 @@ def evaluate(run: str | Path = RUN, *, opening: Opening | None = None, track: Tr
     analysis = load_analysis(folder)
     content = read_json(folder / PLAN_FILE, "plan")
     plan = Plan.from_json(content, analysis, Budget.from_json(content.get("budget")))
-    _check_plan(folder, plan)
+    _check_plan(folder, plan, analysis)
     path, opening = source_of(analysis, folder, opening)
     dense = open_model(path, opening)
     check_source(analysis, dense, folder)
@@ -54,12 +55,13 @@ def evaluate(run: str | Path = RUN, *, opening: Opening | None = None, track: Tr
     return report
 
 
-def _check_plan(folder: Path, plan: Plan) -> None:
+def _check_plan(folder: Path, plan: Plan, analysis: Analysis) -> None:
     """Refuse a plan that the saved model does not follow: `select` writes a new one beside it."""
     record = read_json(folder / MODEL_FOLDER / RECORD_FILE, "model")
     replaced = record.get("replaced")
     ranks = {name: entry.get("rank") for name, entry in replaced.items()} if isinstance(replaced, dict) else {}
-    wanted = {option.group: option.rank for option in plan.options if option.structure != "dense"}
+    chosen = [option for option in plan.options if option.structure != "dense"]
+    wanted = {name: option.rank for option in chosen for name in analysis.groups[option.group].weights}
     if ranks != wanted:
         odd = sorted(name for name in {*ranks, *wanted} if ranks.get(name) != wanted.get(name))
         raise PlanMismatch(

@@ -48,12 +48,10 @@ def factorize(backend: Backend, analysis: Analysis, plan: Plan, track: Track = s
     """What replaces each weight that the plan does not leave dense, by weight name."""
     from threadpoolctl import threadpool_limits
 
-    groups = {group.name: group for group in analysis.groups}
-
     def job(option: Option) -> dict[str, Replacement]:
         structure = structure_named(option.structure)
         assert structure is not None
-        return dict(structure.factorize(groups[option.group], option.rank, analysis, backend.read))
+        return dict(structure.factorize(analysis.groups[option.group], option.rank, analysis, backend))
 
     with threadpool_limits(1):
         parts = list(track(windowed_map(job, plan.options), "factorizing", len(plan.options)))

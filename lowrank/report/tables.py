@@ -81,7 +81,7 @@ def plan_table(plan: Plan, analysis: Analysis) -> Table:
     table.add_column("weight", no_wrap=True)
     for name in ("shape", "structure", "rank", "kept", "error"):
         table.add_column(name, justify="right", no_wrap=True)
-    groups = {group.name: group for group in analysis.groups}
+    groups = analysis.groups
     for option in plan.options:
         group = groups[option.group]
         shapes = (analysis[name].weight.shape for name in group.weights)

@@ -79,7 +79,7 @@ def test_sensitivity_moves_rank_to_where_it_matters() -> None:
 
     even = an_analysis()
     first = even.weights[0]
-    skewed = replace(even, weights=(replace(first, sensitivity=0.01), *even.weights[1:]))
+    skewed = replace(even, weights=(replace(first, measured=((1.0, 0.01),)), *even.weights[1:]))
     before, after = (Knapsack().select(a, Budget.params(0.4)).options for a in (even, skewed))
     assert after[0].cost < before[0].cost
     assert sum(o.error for o in after[1:]) < sum(o.error for o in before[1:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.artifacts.files import RECORD_FILE, write_json
+from lowrank.backends.base import Change
 from lowrank.backends.finite import finite
-from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.inputs import Feed, OutputKind, Signature
 from lowrank.backends.onnx.constants import constants_of, tensor_of
 from lowrank.backends.onnx.describe import Described, Use, describe
 from lowrank.backends.onnx.rewrite import replace_weight
@@ -70,6 +71,17 @@ class OnnxBackend:
     def weights(self) -> tuple[Weight, ...]:
         """Every constant that a MatMul, Gemm, Conv, Gather or Einsum applies."""
         return self._described.weights
+
+    @property
+    def output_kind(self) -> OutputKind:
+        """By the output's name."""
+        named = self.signature.output if isinstance(self.signature, Signature) else ""
+        return "logits" if "logits" in named else "hidden"
+
+    @property
+    def bonds(self) -> tuple[()]:
+        """None are known."""
+        return ()
 
     @property
     def skips(self) -> tuple[Skip, ...]:
@@ -129,6 +141,10 @@ class OnnxBackend:
         matrix = np.ascontiguousarray(use.site.matrix(), dtype=np.float64)
         return finite(name, matrix, use.site.constant.shape)
 
+    def bias(self, name: str) -> None:
+        """Not known: in a graph it is one more operand of some node."""
+        return None
+
     def check_finite(self) -> None:
         """Look for NaN in every constant that is no weight; infinities are common in masks."""
         taken = {id(use.site.constant.root) for uses in self._described.uses.values() for use in uses}
@@ -187,7 +203,7 @@ class OnnxBackend:
         dense, output = self.dense, self.signature
         products: dict[int, NDArray[Any]] = {}
         for name, replacement in self.replacements.items():
-            matrix = np.asarray(replacement.factors.product(), np.float64)
+            matrix = replacement.dense(dense._by_name[name])
             if replacement.structure == "spatial":
                 matrix = channel_matrix(dense._by_name[name], matrix)
             products |= dense._roots_with(name, matrix)
@@ -232,9 +248,11 @@ class OnnxBackend:
         return {root.name for root in roots if own.get(root.name) is root}
 
     @contextmanager
-    def swapped(self, name: str, matrix: Matrix) -> Iterator[None]:
-        """Runs with other numbers in one weight: as inputs of one session, or else of a session of their own."""
-        numbers = self._roots_with(name, matrix)
+    def swapped(self, changes: Mapping[str, Change]) -> Iterator[None]:
+        """Runs with other numbers in some weights: as inputs of one session, or else of a session of their own."""
+        numbers: dict[int, NDArray[Any]] = {}
+        for name, (matrix, _) in changes.items():
+            numbers |= self._roots_with(name, matrix)
         names = {id(self.model.graph.initializers[n]): n for n in self._open_names}
         if set(numbers) <= set(names):
             runner, given = self._open, {names[key]: array for key, array in numbers.items()}
@@ -245,6 +263,18 @@ class OnnxBackend:
             yield
         finally:
             self._swaps.clear()
+
+    @contextmanager
+    def trials(
+        self, feeds: Sequence[Feed], base: Mapping[str, Change] | None = None
+    ) -> Iterator[Callable[[Mapping[str, Change]], list[NDArray[Any]]]]:
+        """The whole graph is run for each trial."""
+
+        def run(changes: Mapping[str, Change]) -> list[NDArray[Any]]:
+            with self.swapped({**(base or {}), **changes}):
+                return [self.run(feed) for feed in feeds]
+
+        yield run
 
     def write(self, path: Path) -> None:
         """The graph as a file, with its numbers beside it if they were so before or are too many."""

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from lowrank.backends.onnx.constants import constants_of, tensor_of
-from lowrank.backends.onnx.sites import Site, find_sites
+from lowrank.backends.onnx.sites import Site, attribute, find_sites
 from lowrank.core.match import role_of, stem
-from lowrank.core.weight import Layer, Skip, Weight
+from lowrank.core.weight import Layer, LayerKind, Skip, Weight
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -126,8 +126,17 @@ def _weight(name: str, uses: tuple[Use, ...]) -> Weight:
     site = uses[0].site
     stack, rows, cols = site.view.shape(site.constant.shape)
     dtype = site.constant.tensor.dtype.numpy().name
-    layers = tuple(Layer(_layer_name(use.site, name), use.site.kind) for use in uses)
+    layers = tuple(Layer(_layer_name(use.site, name), _kind(use)) for use in uses)
     return Weight(name, rows, cols, dtype, "projection", layers, site.view, stack, site.spatial)
+
+
+def _kind(use: Use) -> LayerKind:
+    node = use.site.node
+    scaled = attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0
+    plain = (
+        node.op_type in ("MatMul", "Gemm") and not scaled and not attribute(node, "transA", 0) and not use.transposed
+    )
+    return use.site.kind if plain or use.site.kind != "linear" else "contraction"
 
 
 def _layer_name(site: Site, weight: str) -> str:

@@ -13,6 +13,7 @@ from lowrank.backends.onnx.constants import tensor_of
 from lowrank.backends.onnx.describe import Use
 from lowrank.backends.onnx.sites import Site, attribute
 from lowrank.core.match import stem
+from lowrank.core.pivot import Pivoted
 from lowrank.core.structures.base import Replacement
 from lowrank.core.weight import Weight
 from lowrank.errors import NonFiniteWeight
@@ -47,7 +48,7 @@ class _Held:
     replacement: Replacement
     first: Site
     names: dict[str, str] = field(default_factory=dict)
-    _values: dict[tuple[Which, int], tuple[Any, bool]] = field(default_factory=dict)
+    _values: dict[tuple[str, int], tuple[Any, bool]] = field(default_factory=dict)
     _turns: int = 0
 
     def factor(self, which: Which, turned: bool, node: Any, layout: Layout | None = None) -> Any:
@@ -78,14 +79,19 @@ class _Held:
         self._turns += 1
         return self._cast(turn.outputs[0], node)
 
+    def indices(self, which: str, numbers: NDArray[np.int64], node: Any) -> Any:
+        """An index tensor, stored once beside the factors."""
+        key = (which, id(self._home(node)))
+        if key not in self._values:
+            self._values[key] = self._keep(f"{stem(self.weight.name)}.{which}", numbers, which, node), False
+        return self._values[key][0]
+
     def _home(self, node: Any) -> Any:
         """The graph that the factors are stored in: where the constant was, or the node's own for a function's."""
         root = self.first.constant.root
         return root.graph if root.is_initializer() else node.graph
 
     def _store(self, which: Which, array: NDArray[np.floating], node: Any) -> Any:
-        import onnx_ir as ir
-
         root = self.first.constant.root
         like = tensor_of(root)
         numbers = np.ascontiguousarray(array).astype(like.dtype.numpy())
@@ -94,10 +100,17 @@ class _Held:
                 f"{self.weight.name}: a factor holds numbers beyond the range of {self.weight.dtype}; leave this "
                 "weight out with --exclude"
             )
-        name = f"{stem(self.weight.name)}.{which}.weight"
-        tensor: Any = ir.tensor(numbers, dtype=like.dtype, name=name)
+        return self._keep(f"{stem(self.weight.name)}.{which}.weight", numbers, which, node)
+
+    def _keep(self, name: str, numbers: NDArray[Any], which: str, node: Any) -> Any:
+        """A constant of the graph: an initializer where the weight was one."""
+        import onnx_ir as ir
+
+        root = self.first.constant.root
+        dtype = tensor_of(root).dtype if numbers.dtype.kind == "f" else ir.DataType.INT64
+        tensor: Any = ir.tensor(numbers, dtype=dtype, name=name)
         if root.is_initializer():
-            value = ir.Value(name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(like.dtype))
+            value = ir.Value(name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(dtype))
             root.graph.register_initializer(value)
             if self.model.ir_version < 4 and root.graph is self.model.graph:
                 self.model.graph.inputs.append(value)
@@ -169,7 +182,40 @@ def _products(use: Use, held: _Held, node: Any, at: int) -> tuple[Any, Any]:
     return inner, _node(node, "", "MatMul", [held.factor(second, turned, node), inner.outputs[0]])
 
 
+def _pivoted(use: Use, held: _Held, node: Any, vectors: Any, at: int, last: str) -> list[Any]:
+    """`[z; left z]` in order, as MatMul, MatMul, Concat and Gather along the axis of the outputs.
+
+    Args:
+        use: the site.
+        held: the factors.
+        node: what is replaced.
+        vectors: what the weight is multiplied with.
+        at: on which side the weight stands.
+        last: what the last node's name ends with.
+    """
+    factors = held.replacement.factors
+    assert isinstance(factors, Pivoted)
+
+    def product(which: Which, part: str, other: Any) -> Any:
+        operand = held.factor(which, at == 1, node)
+        return _node(node, part, "MatMul", [other, operand] if at == 1 else [operand, other])
+
+    axis = -1 if at == 1 else -2
+    first = product("right", "right", vectors)
+    second = product("left", "left", first.outputs[0])
+    joined = [first.outputs[0], second.outputs[0]]
+    if factors.order is None:
+        return [first, second, _node(node, last, "Concat", joined, {"axis": axis})]
+    joint = _node(node, "joint", "Concat", joined, {"axis": axis})
+    order = held.indices("order", factors.order, node)
+    return [first, second, joint, _node(node, last, "Gather", [joint.outputs[0], order], {"axis": axis})]
+
+
 def _matmul(use: Use, held: _Held) -> None:
+    if isinstance(held.replacement.factors, Pivoted):
+        node, at = use.site.node, use.site.at
+        _finish(node, *_pivoted(use, held, node, node.inputs[1 - at], at, ""))
+        return
     _finish(use.site.node, *_products(use, held, use.site.node, use.site.at))
 
 
@@ -178,6 +224,12 @@ def _gemm(use: Use, held: _Held) -> None:
     node = use.site.node
     alpha, beta = float(attribute(node, "alpha", 1.0)), float(attribute(node, "beta", 1.0))
     bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if isinstance(held.replacement.factors, Pivoted):
+        new = _pivoted(use, held, node, node.inputs[0], 1, "" if bias is None else "ordered")
+        if bias is not None:
+            new.append(_node(node, "", "Add", [new[-1].outputs[0], bias]))
+        _finish(node, *new)
+        return
     a, b = _pair(use, held, node)
     if attribute(node, "transA", 0):
         inner = _node(node, "right", "Gemm", [node.inputs[0], a, *_zero(held, node, a)], {"transA": 1})

@@ -7,21 +7,43 @@ as a Skip.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lowrank.backends.torch.normalize import choose_experts_
 from lowrank.backends.torch.tensors import as_stored
+from lowrank.core.narrow import Narrow
+from lowrank.core.pivot import Pivoted
 from lowrank.core.structures.base import Replacement
 from lowrank.core.weight import LayerKind, View, Weight
-from lowrank.nn import LowRankConv, LowRankEmbedding, LowRankLinear, LowRankStack, SpatialConv
+from lowrank.nn import (
+    LowRankConv,
+    LowRankEmbedding,
+    LowRankLinear,
+    LowRankStack,
+    NarrowLinear,
+    PivotedLinear,
+    SpatialConv,
+)
 from lowrank.nn.embedding import embedding_reason
 
-LowRank = LowRankLinear | LowRankConv | SpatialConv | LowRankEmbedding | LowRankStack
+LowRank: Any = (
+    LowRankLinear
+    | LowRankConv
+    | SpatialConv
+    | LowRankEmbedding
+    | LowRankStack
+    | PivotedLinear
+    | NarrowLinear
+    | nn.Linear
+)
+"""What a replacement can be; plain where a layer only got narrower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +109,42 @@ def register_optional_layers() -> None:
         form_of.register(package.Conv1D, lambda module: Form(View("cols rows"), "linear"))
 
 
-def empty_replacement(module: nn.Module, structure: str, weight: Tensor, form: Form, rank: int) -> LowRank:
-    """The layer that holds factors of this rank in the place of a dense one, before they are filled in.
+def record_of(weight: Weight, replacement: Replacement, bias: bool) -> dict[str, Any]:
+    """What it takes to put a replacement's layers in their places again, as JSON can hold it.
+
+    Args:
+        weight: what is replaced.
+        replacement: by what.
+        bias: whether the layers have a bias then.
+    """
+    factors = replacement.factors
+    record: dict[str, Any] = {
+        "structure": replacement.structure,
+        "layers": [layer.name for layer in weight.layers],
+        "kind": weight.layers[0].kind if weight.layers else "linear",
+        "rank": factors.rank,
+        "stored": weight.view.stored,
+        "bias": bias,
+    }
+    if isinstance(factors, Pivoted):
+        record["ordered"] = factors.order is not None
+    elif isinstance(factors, Narrow):
+        record["shape"] = list(factors.matrix.shape)
+        record["spread"] = factors.padded and factors.outputs is not None
+        record["picks"] = factors.padded and factors.inputs is not None
+    return record
+
+
+def empty_replacement(module: nn.Module, record: Mapping[str, Any], weight: Tensor, form: Form) -> LowRank:
+    """The layer that a record tells of in the place of a dense one, before it is filled in.
 
     Args:
         module: the dense layer; for experts, the module that holds the tensor.
-        structure: `two_factor` or `spatial`.
+        record: see `record_of`.
         weight: the dense tensor, for its shape, type and device.
         form: how the layer stores and applies it.
-        rank: the inner width.
     """
-    like = {"dtype": weight.dtype, "device": weight.device}
+    rank, like = int(record["rank"]), {"dtype": weight.dtype, "device": weight.device}
     _, rows, cols = form.view.shape(weight.shape)
     new: LowRank
     if form.kind == "experts":
@@ -106,30 +153,70 @@ def empty_replacement(module: nn.Module, structure: str, weight: Tensor, form: F
     if isinstance(module, nn.Embedding):
         new = LowRankEmbedding(module, rank, **like)
     elif isinstance(module, nn.Conv1d | nn.Conv2d):
-        kind: Any = SpatialConv if structure == "spatial" else LowRankConv
-        new = kind(module, rank, bias=False, **like)
+        kind: Any = SpatialConv if record["structure"] == "spatial" else LowRankConv
+        new = kind(module, rank, bias=record["bias"], **like)
+    elif "ordered" in record:
+        new = PivotedLinear(cols, rows, rank, record["ordered"], record["bias"], **like)
+    elif record.get("spread") or record.get("picks"):
+        shape = (int(record["shape"][0]), int(record["shape"][1]))
+        new = NarrowLinear(cols, rows, shape, record["spread"], record["picks"], record["bias"], **like)
+    elif "shape" in record:
+        new = nn.Linear(record["shape"][1], record["shape"][0], record["bias"], **like)
     else:
-        new = LowRankLinear(cols, rows, rank, bias=False, **like)
-    bias = getattr(module, "bias", None)
-    if isinstance(bias, Tensor):
-        new.bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+        new = LowRankLinear(cols, rows, rank, bias=record["bias"], **like)
     return new.train(module.training)
 
 
-def fill_(new: LowRank, weight: Weight, replacement: Replacement, dense: Tensor) -> None:
-    """Put factors into an empty replacement, in the dtype of the dense weight."""
-    left, right = replacement.factors.left, replacement.factors.right
-    if any(layer.kind == "lookup" for layer in weight.layers) or weight.view.stored == "stack cols rows":
-        # Held as they are stored, so that a table and the head that is tied to it share them.
-        left, right = right.swapaxes(-1, -2), left.swapaxes(-1, -2)
-    pair = (as_stored(weight.name, left, dense), as_stored(weight.name, right, dense))
+def fill_(new: LowRank, weight: Weight, replacement: Replacement, dense: nn.Module, stored: Tensor) -> None:
+    """Put a replacement's numbers into the empty layer for it, in the dtype of the dense weight.
+
+    Args:
+        new: the layer.
+        weight: what is replaced.
+        replacement: by what.
+        dense: the layer that was there, for its bias.
+        stored: its tensor.
+    """
+    factors = replacement.factors
+    before = getattr(dense, "bias", None)
+    holder = new.linear if isinstance(new, NarrowLinear) else new
     with torch.no_grad():
+        if isinstance(getattr(holder, "bias", None), nn.Parameter):
+            if replacement.bias is not None:
+                holder.bias.copy_(as_stored(weight.name, replacement.bias, stored))
+            elif isinstance(before, Tensor):
+                holder.bias.copy_(before)
+                holder.bias.requires_grad_(before.requires_grad)
+        if isinstance(factors, Narrow):
+            holder.weight.copy_(as_stored(weight.name, factors.matrix, stored))
+            if isinstance(new, NarrowLinear):
+                if new.spread is not None and factors.outputs is not None:
+                    zero = factors.matrix.shape[0]
+                    new.spread.copy_(torch.from_numpy(np.where(factors.outputs < 0, zero, factors.outputs)))
+                if new.picks is not None and factors.inputs is not None:
+                    new.picks.copy_(torch.from_numpy(factors.inputs))
+            return
+        if isinstance(factors, Pivoted) and factors.order is not None:
+            assert isinstance(new, PivotedLinear) and new.order is not None
+            new.order.copy_(torch.from_numpy(factors.order))
+        left, right = factors.left, factors.right
+        if any(layer.kind == "lookup" for layer in weight.layers) or weight.view.stored == "stack cols rows":
+            # Held as they are stored, so that a table and the head that is tied to it share them.
+            left, right = right.swapaxes(-1, -2), left.swapaxes(-1, -2)
+        pair = (as_stored(weight.name, left, stored), as_stored(weight.name, right, stored))
         if isinstance(new, LowRankConv | SpatialConv):
             new.fill_(*pair)
             return
         holders = (new.left, new.right) if isinstance(new, LowRankStack) else (new.left.weight, new.right.weight)
-        for holder, tensor in zip(holders, pair, strict=True):
-            holder.copy_(tensor)
+        for place, tensor in zip(holders, pair, strict=True):
+            place.copy_(tensor)
+
+
+def has_bias(module: nn.Module, replacement: Replacement) -> bool:
+    """Whether the layer in the place of a module has a bias."""
+    if replacement.bias is not None:
+        return replacement.bias.size > 0
+    return isinstance(getattr(module, "bias", None), Tensor)
 
 
 def tie(new: LowRank, first: LowRank) -> None:

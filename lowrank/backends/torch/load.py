@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lowrank.artifacts.files import RECORD_FILE, read_json
 from lowrank.backends.torch import huggingface
-from lowrank.backends.torch.layers import LowRank, dense_layer, empty_replacement, put, register_optional_layers
+from lowrank.backends.torch.layers import dense_layer, empty_replacement, put, register_optional_layers
 from lowrank.backends.torch.module import MODEL_FILE
 from lowrank.backends.torch.normalize import normalize_
 from lowrank.backends.torch.open import build_arch
@@ -101,9 +101,10 @@ def _fill(
     """Low-rank layers in the places that the record names, then every tensor, then the ties."""
     register_optional_layers()
     normalize_(module)
+    made: dict[int, nn.Module] = {}
     for entry in replaced.values():
         for layer in entry["layers"]:
-            if entry["kind"] != "experts" and isinstance(module.get_submodule(layer), LowRank):
+            if entry["kind"] != "experts" and id(module.get_submodule(layer)) in made:
                 # One module under two names.
                 continue
             old, form, dense = dense_layer(module, layer, entry["kind"], entry["stored"])
@@ -112,7 +113,9 @@ def _fill(
                     f"{origin}: {layer} stores its weight as {form.view.stored!r}, but its factors were made without "
                     "knowing the module; compress again with --arch or --config"
                 )
-            put(module, layer, empty_replacement(old, entry["structure"], dense, form, entry["rank"]))
+            new = empty_replacement(old, entry, dense, form)
+            made[id(new)] = new
+            put(module, layer, new)
     full = {**state, **{alias: state[kept] for alias, kept in aliases.items()}}
     try:
         module.load_state_dict(full, assign=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,17 +17,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lowrank.artifacts.files import RECORD_FILE, write_json
-from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.base import Change
+from lowrank.backends.inputs import Feed, OutputKind, Signature
+from lowrank.backends.torch.bonds import find_bonds
 from lowrank.backends.torch.describe import describe
 from lowrank.backends.torch.inputs import call, in_float32
-from lowrank.backends.torch.layers import LowRank, dense_layer, empty_replacement, fill_, put, tie
+from lowrank.backends.torch.layers import dense_layer, empty_replacement, fill_, has_bias, put, record_of, tie
+from lowrank.backends.torch.prefix import Prefix
 from lowrank.backends.torch.tensors import as_matrix, module_in_float32, save_state, storage_key
 from lowrank.backends.torch.watch import watching
+from lowrank.core.factors import Factors
 from lowrank.core.gram import Gram, Side
-from lowrank.core.linalg import Matrix
+from lowrank.core.linalg import Matrix, Vector
 from lowrank.core.structures.base import Replacement
-from lowrank.core.weight import Skip, Weight
+from lowrank.core.weight import Bond, Skip, Weight
 from lowrank.errors import ArtifactError, NonFiniteWeight
+from lowrank.nn import LowRankLinear
 
 MODEL_FILE = "model.safetensors"
 
@@ -67,6 +72,19 @@ class ModuleBackend:
         return self._described[1]
 
     @property
+    def output_kind(self) -> OutputKind:
+        """By the output's name, and by a pooling layer beside the model in the layout of sentence-transformers."""
+        named = self.signature.output if isinstance(self.signature, Signature) else ""
+        if "logits" in named:
+            return "logits"
+        return "embedding" if any(extra.name == "1_Pooling" for extra in self.extras) else "hidden"
+
+    @cached_property
+    def bonds(self) -> tuple[Bond, ...]:
+        """Found by running the module on a few random tokens with its weights changed."""
+        return find_bonds(self.module, self.signature, self.weights)
+
+    @property
     def params(self) -> int:
         """Numbers in the model, ties counted once."""
         return sum(p.numel() for p in self.module.parameters())
@@ -84,6 +102,12 @@ class ModuleBackend:
         """One weight as a float64 matrix."""
         return as_matrix(name, self.module.get_parameter(name), self._by_name[name].view)
 
+    def bias(self, name: str) -> Vector | None:
+        """The bias of the layer that applies a weight, in float64."""
+        (layer, *_) = self._by_name[name].layers
+        found = getattr(self.module.get_submodule(layer.name), "bias", None) if layer.kind == "linear" else None
+        return found.detach().cpu().double().numpy() if isinstance(found, Tensor) else None
+
     def check_finite(self) -> None:
         """Look at every parameter that is not a weight: one NaN in an embedding spoils every output."""
         known = {weight.name for weight in self.weights}
@@ -96,19 +120,25 @@ class ModuleBackend:
         """A backend whose module has low-rank layers; a tie stays one pair of tensors."""
         module = self.fresh() if self.fresh else copy.deepcopy(self.module)
         replaced: dict[str, dict[str, Any]] = {}
+        shared: dict[int, LowRankLinear] = {}
         for name, replacement in replacements.items():
             weight = self._by_name[name]
-            first: LowRank | None = None
+            first: Any = None
             for layer in weight.layers:
                 old, form, dense = dense_layer(module, layer.name, layer.kind, weight.view.stored)
-                new = empty_replacement(old, replacement.structure, dense, form, replacement.factors.rank)
+                record = record_of(weight, replacement, has_bias(old, replacement))
+                new = empty_replacement(old, record, dense, form)
                 if first is None:
-                    fill_(new, weight, replacement, dense)
+                    fill_(new, weight, replacement, old, dense)
                     first = new
                 else:
                     tie(new, first)
                 put(module, layer.name, new)
-            replaced[name] = record_of(weight, replacement)
+                replaced[name] = record
+            if isinstance(first, LowRankLinear) and isinstance(replacement.factors, Factors):
+                # One array for several weights is one parameter.
+                other = shared.setdefault(id(replacement.factors.right), first)
+                first.right.weight = other.right.weight
         return replace(self, module=module, fresh=None, replaced=replaced)
 
     def with_tokenizer(self, tokenizer: Path) -> ModuleBackend:
@@ -147,16 +177,41 @@ class ModuleBackend:
             yield run
 
     @contextmanager
-    def swapped(self, name: str, matrix: Matrix) -> Iterator[None]:
-        """The parameter holds other numbers inside the block."""
-        parameter = self.module.get_parameter(name)
-        before = parameter.data
-        stored = np.ascontiguousarray(self._by_name[name].view.stored_from(matrix))
-        parameter.data = torch.from_numpy(stored).to(before)
+    def swapped(self, changes: Mapping[str, Change]) -> Iterator[None]:
+        """The parameters hold other numbers inside the block."""
+        before: list[tuple[nn.Parameter, Tensor]] = []
         try:
+            for name, (matrix, bias) in changes.items():
+                weight = self._by_name[name]
+                stored = np.ascontiguousarray(weight.view.stored_from(matrix))
+                places = [(self.module.get_parameter(name), stored)]
+                if bias is not None:
+                    owner = getattr(self.module.get_submodule(weight.layers[0].name), "bias", None)
+                    places += [(owner, bias)] if isinstance(owner, nn.Parameter) else []
+                for parameter, numbers in places:
+                    before.append((parameter, parameter.data))
+                    parameter.data = torch.from_numpy(numbers).to(parameter.data)
             yield
         finally:
-            parameter.data = before
+            for parameter, data in reversed(before):
+                parameter.data = data
+
+    @contextmanager
+    def trials(
+        self, feeds: Sequence[Feed], base: Mapping[str, Change] | None = None
+    ) -> Iterator[Callable[[Mapping[str, Change]], list[NDArray[Any]]]]:
+        """Blocks before the first change are run once for all trials that follow each other."""
+        assert isinstance(self.signature, Signature)
+        with self.swapped(base or {}):
+            prefix = Prefix(self.module, self.signature, feeds)
+
+            def run(changes: Mapping[str, Change]) -> list[NDArray[Any]]:
+                places = [layer.name for name in changes for layer in self._by_name[name].layers]
+                prefix.advance(min(map(prefix.block_of, places), default=0))
+                with self.swapped(changes):
+                    return [as_array(prefix.run(i)) for i in range(len(feeds))]
+
+            yield run
 
     def reloaded(self, folder: Path) -> ModuleBackend:
         """The saved module as a user will load it, checked tensor for tensor; itself, if it takes code to build."""
@@ -209,17 +264,6 @@ class ModuleBackend:
         else:
             record["aliases"] = save_state(self.module.state_dict(keep_vars=True), folder / MODEL_FILE)
         write_json(folder / RECORD_FILE, "model", record)
-
-
-def record_of(weight: Weight, replacement: Replacement) -> dict[str, Any]:
-    """What `load` must know to put a replacement back in its place."""
-    return {
-        "structure": replacement.structure,
-        "layers": [layer.name for layer in weight.layers],
-        "kind": weight.layers[0].kind if weight.layers else "linear",
-        "rank": replacement.factors.rank,
-        "stored": weight.view.stored,
-    }
 
 
 def _identical(a: Tensor, b: Tensor) -> bool:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 
 from lowrank.artifacts.files import RECORD_FILE, write_json
+from lowrank.backends.base import Change
 from lowrank.backends.inputs import Feed, Signature
-from lowrank.backends.torch.module import MODEL_FILE, bytes_of, record_of
+from lowrank.backends.torch.layers import record_of
+from lowrank.backends.torch.module import MODEL_FILE, bytes_of
 from lowrank.backends.torch.tensors import as_matrix, as_stored, save_state, storage_key
 from lowrank.core.gram import Gram, Side
 from lowrank.core.linalg import Matrix
 from lowrank.core.match import looks_like_embedding, role_of, stem
+from lowrank.core.narrow import Narrow
+from lowrank.core.pivot import Pivoted
 from lowrank.core.structures.base import Replacement
 from lowrank.core.weight import Layer, Skip, View, Weight
 from lowrank.errors import UnsupportedModel
@@ -67,6 +72,16 @@ class StateDictBackend:
         return self._described[0]
 
     @property
+    def output_kind(self) -> NoReturn:
+        """There is no output."""
+        self._refuse()
+
+    @property
+    def bonds(self) -> tuple[()]:
+        """None are known."""
+        return ()
+
+    @property
     def skips(self) -> tuple[Skip, ...]:
         """Every other tensor of two or more dimensions."""
         return self._described[1]
@@ -100,22 +115,38 @@ class StateDictBackend:
         """Nothing to look at: a state dict is not run, and each weight is checked when it is read."""
 
     def rewrite(self, replacements: Mapping[str, Replacement]) -> StateDictBackend:
-        """The state dict with `<name>.left.weight` and `<name>.right.weight` in place of `<name>.weight`."""
+        """The state dict with `<name>.left.weight` and `<name>.right.weight` in place of `<name>.weight`.
+
+        Pivoted factors have their `<name>.order` too.
+        """
         by_name = {weight.name: weight for weight in self.weights}
         layers = {layer.name: name for name in replacements for layer in by_name[name].layers}
-        pairs = {
-            name: tuple(as_stored(name, m, self.tensors[name]) for m in (r.factors.left, r.factors.right))
-            for name, r in replacements.items()
-        }
+        made: dict[str, dict[str, Tensor]] = {}
+        for name, replacement in replacements.items():
+            factors = replacement.factors
+            assert not isinstance(factors, Narrow)
+            pair = {"left.weight": factors.left, "right.weight": factors.right}
+            made[name] = {key: as_stored(name, m, self.tensors[name]) for key, m in pair.items()}
+            if isinstance(factors, Pivoted) and factors.order is not None:
+                made[name]["order"] = torch.from_numpy(factors.order)
         tensors: dict[str, Tensor] = {}
         for name, tensor in self.tensors.items():
             owner = layers.get(stem(name))
             if owner is None or tensor.dim() != 2:
                 tensors[name] = tensor
             else:
-                tensors[f"{stem(name)}.left.weight"], tensors[f"{stem(name)}.right.weight"] = pairs[owner]
-        replaced = {name: record_of(by_name[name], replacement) for name, replacement in replacements.items()}
+                tensors |= {f"{stem(name)}.{key}": value for key, value in made[owner].items()}
+        replaced = {
+            name: record_of(by_name[name], r, self._has_bias(by_name[name])) for name, r in replacements.items()
+        }
         return StateDictBackend(tensors, self.source, replaced)
+
+    def bias(self, name: str) -> None:
+        """Not known: a state dict does not say which tensors belong together."""
+        return None
+
+    def _has_bias(self, weight: Weight) -> bool:
+        return f"{weight.layers[0].name}.bias" in self.tensors
 
     def reloaded(self, folder: Path) -> StateDictBackend:
         """Itself: what was written is what it holds."""
@@ -152,7 +183,11 @@ class StateDictBackend:
         """Not possible."""
         self._refuse()
 
-    def swapped(self, name: str, matrix: Matrix) -> NoReturn:
+    def swapped(self, changes: Mapping[str, Change]) -> NoReturn:
+        """Not possible."""
+        self._refuse()
+
+    def trials(self, feeds: Sequence[Feed], base: Mapping[str, Change] | None = None) -> NoReturn:
         """Not possible."""
         self._refuse()
 

@@ -180,7 +180,8 @@ def moment(side: Side, rows: Tensor, energy: float) -> Gram:
     """The Gram of a batch, multiplied by torch: numpy's threads and torch's would get in each other's way."""
     finite = torch.isfinite(rows).all(1)
     kept = rows if finite.all() else rows[finite]
-    return Gram(side, (kept.T @ kept).numpy(), len(kept), energy, len(rows) - len(kept))
+    total = kept.sum(0).numpy()
+    return Gram(side, (kept.T @ kept).numpy(), len(kept), energy, len(rows) - len(kept), total)
 
 
 def _energy(rows: Tensor) -> float:

@@ -55,10 +55,10 @@ class Neurons:
             bias = bias + weight @ gram.mean - fitted @ gram.mean[kept]
         spread = np.full(weight.shape[1], -1, np.int64)
         spread[kept] = np.arange(len(kept))
-        made = {last: Replacement(self.name, Narrow(fitted, inputs=kept), bias)}
+        made = {last: Replacement(self.name, Narrow(fitted, inputs=kept, rank=rank), bias)}
         for name in first:
             before = numbers.bias(name)
-            rows = Narrow(numbers.read(name)[kept], outputs=spread)
+            rows = Narrow(numbers.read(name)[kept], outputs=spread, rank=rank)
             made[name] = Replacement(self.name, rows, None if before is None else before[kept])
         return made
 

@@ -137,14 +137,14 @@ def _value_output(structure: str, bond: Bond, chosen: Channels, rank: int, numbe
     picks = picks_of(bond.heads, rank, full)
     return {
         value: _outputs(structure, numbers.read(value), bond.kv_heads, downs, bias),
-        output: Replacement(structure, Narrow(narrow, inputs=picks, padded=True), output_bias),
+        output: Replacement(structure, Narrow(narrow, inputs=picks, padded=True, rank=rank), output_bias),
     }
 
 
 def _outputs(structure: str, weight: Matrix, heads: int, maps: Matrix, bias: Vector | None) -> Replacement:
     rank, full = maps.shape[1:]
     return Replacement(
-        structure, Narrow(_per_head(maps, weight), outputs=spread_of(heads, rank, full), padded=True), bias
+        structure, Narrow(_per_head(maps, weight), outputs=spread_of(heads, rank, full), padded=True, rank=rank), bias
     )
 
 

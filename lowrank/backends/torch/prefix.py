@@ -1,0 +1,158 @@
+"""Running a module again and again with a change in one block: the blocks before it are not run again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.torch.inputs import call
+
+
+class Prefix:
+    """What the first blocks of a module give for some feeds, so that only what follows has to run.
+
+    A block is a child of an outermost `nn.ModuleList`; all that is remembered is the last output of each list. What
+    is outside the lists (embeddings, heads) is run every time.
+    """
+
+    def __init__(self, module: nn.Module, signature: Signature, feeds: Sequence[Feed]) -> None:
+        self.module, self.signature, self.feeds = module, signature, list(feeds)
+        self.blocks = _blocks(module, lambda: self._call(self.feeds[0])) if feeds else []
+        self._lists = [path.rpartition(".")[0] for path, _ in self.blocks]
+        self._at = 0
+        self._known: list[dict[str, Any]] = [{} for _ in self.feeds]
+        if self.blocks and not self._faithful():
+            self.blocks, self._at = [], 0
+
+    def block_of(self, name: str) -> int:
+        """The index of the block that a layer is in; 0 for one that is in none."""
+        return next((i for i, (path, _) in enumerate(self.blocks) if name.startswith(f"{path}.")), 0)
+
+    def advance(self, at: int) -> None:
+        """Remember what the blocks before `at` give, as the module now is; those remembered already are not run."""
+        at = min(at, len(self.blocks))
+        if at < self._at:
+            self._at, self._known = 0, [{} for _ in self.feeds]
+        if at == self._at:
+            return
+        for i, feed in enumerate(self.feeds):
+            seen = dict(self._known[i])
+
+            def keep(index: int, output: Any, seen: dict[str, Any] = seen) -> None:
+                seen[self._lists[index]] = output
+
+            with self._skipping(i), self._listening(range(self._at, at), keep):
+                self._call(feed)
+            self._known[i] = seen
+        self._at = at
+
+    def run(self, index: int) -> Tensor:
+        """The output for one feed, the remembered blocks not run."""
+        with self._skipping(index):
+            output = self._call(self.feeds[index])
+        assert output is not None
+        return output
+
+    def watch(self, index: int, names: Sequence[str], see: Callable[[str, Tensor, Tensor], None]) -> None:
+        """Run one feed until the last of some layers has been called, and show each one's input and output."""
+        waiting = set(names)
+        handles = []
+        for name in names:
+
+            def hook(layer: nn.Module, args: Any, kwargs: Any, output: Tensor, name: str = name) -> None:
+                see(name, args[0] if args else next(iter(kwargs.values())), output)
+                waiting.discard(name)
+                if not waiting:
+                    raise _Enough
+
+            handles.append(self.module.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
+        try:
+            with self._skipping(index):
+                self._call(self.feeds[index])
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _call(self, feed: Feed) -> Tensor | None:
+        with torch.no_grad():
+            try:
+                return call(self.signature, self.module, feed)
+            except _Enough:
+                return None
+
+    @contextmanager
+    def _skipping(self, index: int) -> Iterator[None]:
+        known = self._known[index]
+        skipped = self.blocks[: self._at]
+        try:
+            for (_, block), place in zip(skipped, self._lists, strict=False):
+                # A copy: what follows may write to what it is given.
+                block.forward = lambda *_, output=known[place], **__: tree_map(_copied, output)
+            yield
+        finally:
+            for _, block in skipped:
+                block.__dict__.pop("forward", None)
+
+    @contextmanager
+    def _listening(self, which: range, keep: Callable[[int, Any], None]) -> Iterator[None]:
+        """Keep the outputs of some blocks, and stop after the last of them."""
+
+        def hook(index: int) -> Callable[..., None]:
+            def listen(block: nn.Module, args: Any, output: Any) -> None:
+                keep(index, tree_map(_copied, output))
+                if index == which[-1]:
+                    raise _Enough
+
+            return listen
+
+        handles = [self.blocks[i][1].register_forward_hook(hook(i)) for i in which]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _faithful(self) -> bool:
+        """Whether the module gives the same with its first blocks skipped."""
+        whole = self._call(self.feeds[0])
+        feeds, self.feeds = self.feeds, self.feeds[:1]
+        try:
+            self.advance(len(self.blocks) - 1)
+            again = self.run(0)
+        except Exception:
+            # Code that looks into its blocks is run whole.
+            return False
+        finally:
+            self.feeds, self._at, self._known = feeds, 0, [{} for _ in feeds]
+        return whole is not None and torch.equal(whole, again)
+
+
+class _Enough(Exception):
+    """All that was wanted of a forward pass has been seen."""
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _blocks(module: nn.Module, run: Callable[[], Any]) -> list[tuple[str, nn.Module]]:
+    """The children of the outermost lists in the order in which they are called; none if one is called twice."""
+    lists = [path for path, child in module.named_modules() if isinstance(child, nn.ModuleList)]
+    outermost = [p for p in lists if not any(p.startswith(f"{other}.") for other in lists)]
+    found = {
+        f"{path}.{name}": child for path in outermost for name, child in module.get_submodule(path).named_children()
+    }
+    called: list[str] = []
+    handles = [child.register_forward_hook(lambda *_, path=path: called.append(path)) for path, child in found.items()]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [(path, found[path]) for path in called] if len(set(called)) == len(called) else []

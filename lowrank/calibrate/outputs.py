@@ -1,0 +1,55 @@
+"""How far one output of a model is from another: in the measure that fits what the output is for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank.backends.inputs import OutputKind
+from lowrank.core.linalg import Vector
+
+
+class Reference:
+    """The outputs of the dense model on some batches, and the loss of others against them.
+
+    Args:
+        outputs: one array a batch.
+        kind: what they are.
+    """
+
+    def __init__(self, outputs: Sequence[NDArray[Any]], kind: OutputKind) -> None:
+        self.kind: OutputKind = kind
+        self.outputs = [_seen(np.asarray(y, np.float64), kind) for y in outputs]
+        # Of hidden states the squared norm makes the error relative; the other two are relative already.
+        self.scale = sum(float(np.square(y).sum() if kind == "hidden" else y[..., 0].size) for y in self.outputs)
+
+    def loss(self, outputs: Sequence[NDArray[Any]]) -> float:
+        """Mean divergence KL(dense | other), mean 1 - cosine, or relative squared error. Infinite if it is no number."""
+        lost = 0.0
+        for dense, other in zip(self.outputs, outputs, strict=True):
+            with np.errstate(over="ignore", invalid="ignore"):
+                lost += _lost(dense, _seen(np.asarray(other, np.float64), self.kind), self.kind)
+        found = lost / self.scale if self.scale > 0 else 0.0
+        return max(found, 0.0) if np.isfinite(found) else float("inf")
+
+
+def _seen(output: NDArray[np.float64], kind: OutputKind) -> NDArray[np.float64]:
+    """What is compared: log probabilities, unit vectors of the mean over tokens, or the numbers themselves."""
+    if kind == "logits":
+        shifted = output - output.max(-1, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    if kind == "embedding":
+        pooled: Vector = output.mean(1) if output.ndim == 3 else output
+        return pooled / np.maximum(np.linalg.norm(pooled, axis=-1, keepdims=True), 1e-300)
+    return output
+
+
+def _lost(dense: NDArray[np.float64], other: NDArray[np.float64], kind: OutputKind) -> float:
+    if kind == "logits":
+        return float((np.exp(dense) * (dense - other)).sum())
+    if kind == "embedding":
+        return float((1.0 - (dense * other).sum(-1)).sum())
+    return float(np.square(other - dense).sum())

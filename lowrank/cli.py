@@ -82,6 +82,10 @@ ErrorOption = Annotated[
 ]
 SelectorOption = Annotated[SelectorName, typer.Option("--selector", help="How ranks are chosen.")]
 Multiple = Annotated[int, typer.Option(min=1, help="Round ranks down to a multiple of this.")]
+Structures = Annotated[
+    str | None,
+    typer.Option(help="Only these, with commas: two_factor, pivoted, product, neurons, shared, spatial. Default: all."),
+]
 
 
 def _version(wanted: bool) -> None:
@@ -141,6 +145,7 @@ def select(
     error: ErrorOption = None,
     selector: SelectorOption = SelectorName.knapsack,
     multiple: Multiple = 1,
+    structures: Structures = None,
     as_json: Json = False,
 ) -> None:
     """Choose ranks for a budget from the analysis of a run, and write plan.json. Takes milliseconds."""
@@ -152,7 +157,7 @@ def select(
     if wanted is None:
         raise typer.BadParameter("give --budget or --error")
     analysis = load_analysis(output)
-    plan = pipeline.select(analysis, wanted, _selector(selector, multiple))
+    plan = pipeline.select(analysis, wanted, _selector(selector, multiple, structures))
     write_json(output / pipeline.PLAN_FILE, "plan", plan.to_json())
     if as_json:
         print_json(plan.to_json())
@@ -173,6 +178,7 @@ def compress(
     output: Run = Path("lowrank-run"),
     selector: SelectorOption = SelectorName.knapsack,
     multiple: Multiple = 1,
+    structures: Structures = None,
     calib: Calib = None,
     column: Column = None,
     samples: Samples = None,
@@ -184,6 +190,7 @@ def compress(
     tokenizer: Tokenizer = None,
     unsafe_pickle: UnsafePickle = False,
     with_past: WithPast = False,
+    refit: Annotated[bool, typer.Option(help="Fit what is replaced to what it sees in the compressed model.")] = True,
     latency: Annotated[bool, typer.Option(help="Time the dense and the compressed model in ONNX Runtime.")] = True,
     as_json: Json = False,
 ) -> None:
@@ -205,9 +212,10 @@ def compress(
             wanted,
             output=output,
             plan=plan,
-            selector=_selector(selector, multiple),
+            selector=_selector(selector, multiple, structures),
             settings=settings,
             opening=opening,
+            refit=refit,
             latency=latency,
             with_past=with_past,
             track=track,
@@ -319,10 +327,20 @@ def _budget(budget: float | None, error: float | None) -> Budget | None:
     return Budget.error(error) if error is not None else None
 
 
-def _selector(name: SelectorName, multiple: int) -> Selector:
-    from lowrank.core.select import SELECTORS
+def _selector(name: SelectorName, multiple: int, structures: str | None) -> Selector:
+    from lowrank.core.select import SELECTORS, Knapsack
+    from lowrank.core.structures import STRUCTURES
 
-    return SELECTORS[name.value](multiple=multiple)
+    if structures is None:
+        return SELECTORS[name.value](multiple=multiple)
+    if name is not SelectorName.knapsack:
+        raise typer.BadParameter(f"--structures is for the knapsack; {name.value} ranks are those of two factors")
+    wanted = tuple(part.strip() for part in structures.split(","))
+    known = [structure.name for structure in STRUCTURES]
+    unknown = [part for part in wanted if part not in known]
+    if unknown:
+        raise typer.BadParameter(f"there is no structure {unknown[0]!r}; there is {', '.join(known)}")
+    return Knapsack(multiple=multiple, structures=wanted)
 
 
 def _show_analysis(analysis: Any) -> None:

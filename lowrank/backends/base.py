@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lowrank.backends.inputs import Feed, OutputKind, Signature
 from lowrank.core.gram import Gram, Side
 from lowrank.core.linalg import Matrix, Vector
+from lowrank.core.refit import Joint
 from lowrank.core.structures.base import Replacement
 from lowrank.core.weight import Bond, Skip, Weight
 
@@ -37,6 +38,26 @@ class Opening:
         """What must be the same for a second opening to give the same model. Never the permission to unpickle."""
         named = {"config": self.config, "tokenizer": self.tokenizer}
         return {"arch": self.arch, **{key: path and str(Path(path).resolve()) for key, path in named.items()}}
+
+
+class Paired(Protocol):
+    """A dense model and its compressed one, side by side on the same batches."""
+
+    def stages(self, weights: Sequence[Weight]) -> list[list[Weight]]:
+        """Weights in the order in which they are applied, those that read the very same numbers together."""
+        ...
+
+    def moments(self, stage: Sequence[Weight], made: Mapping[str, Replacement]) -> dict[str, tuple[Joint, Joint]]:
+        """For each weight of a stage the joint moments of the two folds."""
+        ...
+
+    def put(self, weight: Weight, replacement: Replacement) -> None:
+        """Give a replaced layer new numbers, in the structure that it has."""
+        ...
+
+    def bias(self, weight: Weight) -> Vector | None:
+        """The bias of a replaced layer, as wide as what it gives."""
+        ...
 
 
 class Backend(Protocol):
@@ -167,5 +188,15 @@ class Backend(Protocol):
         Args:
             feeds: what is run.
             base: changes that hold in all trials; they may be undone in one by naming them again.
+        """
+        ...
+
+    def paired(self, small: Self, fit: Sequence[Feed], judge: Sequence[Feed]) -> Paired | None:
+        """This model beside a compressed one; None if the format has no way to refit.
+
+        Args:
+            small: what `rewrite` gave; its numbers are changed.
+            fit: batches for the moments that choose.
+            judge: batches for those that judge.
         """
         ...

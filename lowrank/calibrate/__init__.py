@@ -2,6 +2,7 @@
 
 from lowrank.calibrate.collect import collect_grams
 from lowrank.calibrate.data import Calibration, load_calibration
+from lowrank.calibrate.refitting import sequential_refit
 from lowrank.calibrate.sensitivity import measure_sensitivity
 
-__all__ = ["Calibration", "collect_grams", "load_calibration", "measure_sensitivity"]
+__all__ = ["Calibration", "collect_grams", "load_calibration", "measure_sensitivity", "sequential_refit"]

@@ -17,6 +17,9 @@ from lowrank.core.allocate import Allocation, Costs, Indices, allocate
 from lowrank.core.linalg import Vector
 from lowrank.core.weight import Group
 
+SHARES = (0.002, 0.02, 0.1)
+"""Of the first slack: how far from the best an option may be in the first tries."""
+
 Partition = tuple[str, ...]
 """Names of groups that hold every weight of a block once."""
 
@@ -87,8 +90,14 @@ def choose(
     cheapest = sum(min(sum(int(costs[n].min()) for n in p) for p in splits) for splits in usable)
     if cheapest > limit:
         return None
-    price, slack = _price(costs, errors, usable, limit)
+    price, bound, slack = _price(costs, errors, usable, limit)
     reduced = {name: errors[name] + price * costs[name] for name in costs}
+    # A good choice first, from few options: it shows that most of the others cannot matter.
+    for share in SHARES:
+        written = [_written_out(splits, costs, errors, reduced, share * slack) for splits in usable]
+        found = allocate([w.costs for w in written], [w.errors for w in written], limit)
+        if found is not None:
+            slack = min(slack, max(found.error - bound, 0.0))
     written = [_written_out(splits, costs, errors, reduced, slack) for splits in usable]
     found = allocate([w.costs for w in written], [w.errors for w in written], limit)
     assert found is not None
@@ -100,8 +109,9 @@ def choose(
 
 def _price(
     costs: Mapping[str, Costs], errors: Mapping[str, Vector], blocks: Sequence[Sequence[Partition]], limit: int
-) -> tuple[float, float]:
-    """A price at which the best separate choices keep the limit, and how far they are above its bound at most."""
+) -> tuple[float, float, float]:
+    """A price at which the best separate choices keep the limit, the bound on the error that it gives, and how far
+    those choices are above it."""
 
     def at(price: float) -> tuple[int, float, float]:
         """Cost, error and relaxed error of the best choice at a price."""
@@ -117,7 +127,7 @@ def _price(
 
     cost, error, relaxed = at(0.0)
     if cost <= limit:
-        return 0.0, error - relaxed
+        return 0.0, relaxed, error - relaxed
     high = 1e-12
     while at(high)[0] > limit and high < 1e30:
         high *= 16
@@ -131,7 +141,8 @@ def _price(
         if high - low <= 1e-9 * high:
             break
     _, error, relaxed = at(high)
-    return high, max(error - (relaxed - high * limit), 0.0)
+    bound = relaxed - high * limit
+    return high, bound, max(error - bound, 0.0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,6 +41,7 @@ def compress(
     selector: Selector | None = None,
     settings: Settings | None = None,
     opening: Opening | None = None,
+    refit: bool = True,
     latency: bool = True,
     with_past: bool = False,
     track: Track = silent,
@@ -58,6 +59,7 @@ def compress(
         selector: the policy; by default the exact knapsack.
         settings: which weights, and on what data; by default those of the run's analysis, if it is of this model.
         opening: how to build the model if its file does not say.
+        refit: fit every replacement to what it sees in the compressed model (`sequential_refit`).
         latency: export the dense model too and time both.
         with_past: also write `model_with_past.onnx`, a causal language model with its key-value cache.
         track: shows progress.
@@ -96,7 +98,13 @@ def compress(
     with clock.stage("select"):
         chosen = _plan(analysis, budget, plan, selector)
     with clock.stage("factorize"):
-        small = backend.rewrite(factorize(backend, analysis, chosen, track))
+        made = factorize(backend, analysis, chosen, track)
+        small = backend.rewrite(made)
+    if refit and calibration is not None and made:
+        from lowrank.calibrate import sequential_refit
+
+        with clock.stage("refit"):
+            small = backend.rewrite(sequential_refit(calibration, small, made, track))
     with staged(run, owned=RESULTS) as stage:
         if analysis is not kept:
             save_analysis(analysis, stage)

@@ -276,6 +276,10 @@ class OnnxBackend:
 
         yield run
 
+    def paired(self, small: OnnxBackend, fit: Sequence[Feed], judge: Sequence[Feed]) -> None:
+        """There is no refit in this format."""
+        return None
+
     def write(self, path: Path) -> None:
         """The graph as a file, with its numbers beside it if they were so before or are too many."""
         save_model(self.model, path, beside=self.external)

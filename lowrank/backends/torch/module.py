@@ -23,6 +23,7 @@ from lowrank.backends.torch.bonds import find_bonds
 from lowrank.backends.torch.describe import describe
 from lowrank.backends.torch.inputs import call, in_float32
 from lowrank.backends.torch.layers import dense_layer, empty_replacement, fill_, has_bias, put, record_of, tie
+from lowrank.backends.torch.pair import Pair
 from lowrank.backends.torch.prefix import Prefix
 from lowrank.backends.torch.tensors import as_matrix, module_in_float32, save_state, storage_key
 from lowrank.backends.torch.watch import watching
@@ -212,6 +213,12 @@ class ModuleBackend:
                     return [as_array(prefix.run(i)) for i in range(len(feeds))]
 
             yield run
+
+    def paired(self, small: ModuleBackend, fit: Sequence[Feed], judge: Sequence[Feed]) -> Pair | None:
+        """Both modules side by side."""
+        if not isinstance(self.signature, Signature) or not fit:
+            return None
+        return Pair(self.module, small.module, self.signature, fit, judge)
 
     def reloaded(self, folder: Path) -> ModuleBackend:
         """The saved module as a user will load it, checked tensor for tensor; itself, if it takes code to build."""

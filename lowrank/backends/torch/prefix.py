@@ -59,16 +59,15 @@ class Prefix:
         assert output is not None
         return output
 
-    def watch(self, index: int, names: Sequence[str], see: Callable[[str, Tensor, Tensor], None]) -> None:
-        """Run one feed until the last of some layers has been called, and show each one's input and output."""
-        waiting = set(names)
-        handles = []
+    def watch(self, index: int, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Run one feed until the last of some layers has been called: each one's input and output."""
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        handles: list[Any] = []
         for name in names:
 
             def hook(layer: nn.Module, args: Any, kwargs: Any, output: Tensor, name: str = name) -> None:
-                see(name, args[0] if args else next(iter(kwargs.values())), output)
-                waiting.discard(name)
-                if not waiting:
+                found[name] = (args[0] if args else next(iter(kwargs.values())), output)
+                if len(found) == len(names):
                     raise _Enough
 
             handles.append(self.module.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
@@ -78,6 +77,7 @@ class Prefix:
         finally:
             for handle in handles:
                 handle.remove()
+        return found
 
     def _call(self, feed: Feed) -> Tensor | None:
         with torch.no_grad():

@@ -191,6 +191,10 @@ class StateDictBackend:
         """Not possible."""
         self._refuse()
 
+    def paired(self, small: StateDictBackend, fit: Sequence[Feed], judge: Sequence[Feed]) -> None:
+        """There is no refit in this format."""
+        return None
+
     def save(self, folder: Path) -> None:
         """The factored state dict as safetensors, and what was replaced as JSON."""
         aliases = save_state(self.tensors, folder / MODEL_FILE)

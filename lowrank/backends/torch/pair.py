@@ -1,0 +1,125 @@
+"""A dense module and its compressed one, run side by side on the same batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.backends.inputs import MASK, Feed, Signature
+from lowrank.backends.torch.layers import fill_
+from lowrank.backends.torch.prefix import Prefix
+from lowrank.core.linalg import Vector
+from lowrank.core.refit import Joint, kept_outputs
+from lowrank.core.structures.base import Replacement
+from lowrank.core.weight import Weight
+from lowrank.nn import NarrowLinear
+
+
+class Pair:
+    """Joint moments of layers that read one input, and new numbers for them, in the order of the model.
+
+    Args:
+        dense: the module as it was.
+        small: the compressed one, which `put` changes.
+        signature: how both are fed.
+        fit: batches for the moments that choose.
+        judge: batches for those that judge.
+    """
+
+    def __init__(
+        self,
+        dense: nn.Module,
+        small: nn.Module,
+        signature: Signature,
+        fit: Sequence[Feed],
+        judge: Sequence[Feed],
+    ) -> None:
+        self.dense, self.small = dense, small
+        self.feeds, self.fit_count = [*fit, *judge], len(fit)
+        self._before = Prefix(dense, signature, self.feeds)
+        self._after = Prefix(small, signature, self.feeds)
+
+    def stages(self, weights: Sequence[Weight]) -> list[list[Weight]]:
+        """Weights in the order in which they are called, those that read the very same tensor together."""
+        by_layer = {w.layers[0].name: w for w in weights}
+        calls: list[tuple[int, Weight]] = []
+        seen: list[Tensor] = []
+        handles = []
+        for path, weight in by_layer.items():
+
+            def hook(layer: nn.Module, args: tuple[Tensor, ...], _: object, weight: Weight = weight) -> None:
+                seen.append(args[0])
+                calls.append((id(args[0]), weight))
+
+            handles.append(self.dense.get_submodule(path).register_forward_hook(hook))
+        try:
+            self._before.run(0)
+        finally:
+            for handle in handles:
+                handle.remove()
+        stages: list[tuple[int, list[Weight]]] = []
+        for tensor, weight in calls:
+            if stages and stages[-1][0] == tensor:
+                stages[-1][1].append(weight)
+            else:
+                stages.append((tensor, [weight]))
+        return [stage for _, stage in stages]
+
+    def moments(self, stage: Sequence[Weight], made: Mapping[str, Replacement]) -> dict[str, tuple[Joint, Joint]]:
+        """For each weight of a stage the moments of both folds."""
+        names = {w.layers[0].name: w for w in stage}
+        at = min(map(self._before.block_of, names))
+        self._before.advance(at)
+        self._after.advance(at)
+        folds: dict[str, list[Joint | None]] = {w.name: [None, None] for w in stage}
+        for i, feed in enumerate(self.feeds):
+            dense, small = (model.watch(i, list(names)) for model in (self._before, self._after))
+            for path, weight in names.items():
+                layer, x, y = self.small.get_submodule(path), small[path][0], dense[path][1]
+                if isinstance(layer, NarrowLinear) and layer.picks is not None:
+                    x = x.index_select(-1, layer.picks)
+                kept = torch.from_numpy(kept_outputs(made[weight.name], weight.rows))
+                joint = _joint(_rows(x, feed), _rows(y.index_select(-1, kept), feed))
+                fold = folds[weight.name]
+                known = fold[i >= self.fit_count]
+                fold[i >= self.fit_count] = joint if known is None else known + joint
+        return {name: (fit, judge or fit) for name, (fit, judge) in folds.items() if fit is not None}
+
+    def put(self, weight: Weight, replacement: Replacement) -> None:
+        """Give a layer of the compressed module new numbers, in the structure that it has."""
+        path = weight.layers[0].name
+        layer, dense = self.small.get_submodule(path), self.dense.get_submodule(path)
+        stored = dense.get_parameter("weight")
+        fill_(layer, weight, replacement, dense, stored)
+
+    def bias(self, weight: Weight) -> Vector | None:
+        """The bias of a layer of the compressed module, as wide as what it gives."""
+        layer = self.small.get_submodule(weight.layers[0].name)
+        found = layer.linear.bias if isinstance(layer, NarrowLinear) else getattr(layer, "bias", None)
+        return found.detach().double().cpu().numpy() if isinstance(found, Tensor) else None
+
+
+def _joint(x: Tensor, y: Tensor) -> Joint:
+    finite = torch.isfinite(x).all(1) & torch.isfinite(y).all(1)
+    if not finite.all():
+        x, y = x[finite], y[finite]
+    # Products of a batch in float32, their sum over batches in float64.
+    return Joint(
+        (x.T @ x).double().numpy(),
+        (y.T @ x).double().numpy(),
+        x.double().sum(0).numpy(),
+        y.double().sum(0).numpy(),
+        float(y.double().square().sum()),
+        len(x),
+    )
+
+
+def _rows(tensor: Tensor, feed: Feed) -> Tensor:
+    """Tokens x width, without those that the feed's mask leaves out."""
+    tensor = tensor.detach().float().cpu()
+    mask = feed.get(MASK)
+    if mask is not None and tuple(tensor.shape[:-1]) == mask.shape:
+        return tensor[torch.from_numpy(mask) != 0]
+    return tensor.reshape(-1, tensor.shape[-1])

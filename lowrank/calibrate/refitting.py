@@ -1,0 +1,55 @@
+"""Sequential refit: every replacement fitted to what it sees in the compressed model, from the first layer on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from lowrank.backends.base import Backend
+from lowrank.backends.inputs import Feed
+from lowrank.calibrate.data import Calibration
+from lowrank.core.refit import can_refit, kept_outputs, refitted
+from lowrank.core.structures.base import Replacement
+from lowrank.progress import Track
+
+TOKENS = 65_536
+"""Of each fold at most; the activations of one block for all of them are held in memory, twice."""
+
+
+def sequential_refit(
+    calibration: Calibration, small: Backend, made: Mapping[str, Replacement], track: Track
+) -> dict[str, Replacement]:
+    """The replacements with their numbers refitted, in place in `small` and as they are to be put in again.
+
+    Args:
+        calibration: data, with the dense model.
+        small: the compressed model; it is changed.
+        made: what `small` was made with.
+        track: shows progress.
+
+    Returns:
+        Replacements of the same structures and ranks. Those that no refit makes better on held-out data, and those of
+        layers that have no output of the dense layer to be fitted to, are as they were.
+    """
+    found = dict(made)
+    dense = calibration.backend
+    pair = dense.paired(small, _some(calibration.fit), _some(calibration.heldout))
+    if pair is None:
+        return found
+    linear = [w for w in dense.weights if w.name in made and [layer.kind for layer in w.layers] == ["linear"]]
+    stages = pair.stages([w for w in linear if can_refit(made[w.name])])
+    for stage in track(stages, "refitting", len(stages)):
+        for name, (fit, judge) in pair.moments(stage, found).items():
+            weight = next(w for w in stage if w.name == name)
+            original = dense.read(name)[kept_outputs(found[name], weight.rows)]
+            better = refitted(found[name], original, pair.bias(weight), fit, judge, name=name)
+            if better is not None:
+                found[name] = better
+                pair.put(weight, better)
+    return found
+
+
+def _some(batches: Sequence[Feed]) -> list[Feed]:
+    """All batches, or some spread over the lengths that there are if they hold too many tokens."""
+    sizes = [next(iter(b.values())).size for b in batches]
+    step = max(1, -(-sum(sizes) // TOKENS))
+    return list(batches[::step])

@@ -24,6 +24,10 @@ from lowrank.pipeline.planning import factorize
 CONVOLUTIONAL = {"resnet"}
 
 
+FUSED = {"gpt2", "mingpt", "modernbert"}
+"""Query, key and value are one weight in the dense graph and three in torch, so that no plan fits both."""
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architecture(name: str, tmp_path: Path) -> None:
     targets = ("conv",) if name in CONVOLUTIONAL else ("projections",)
@@ -41,7 +45,7 @@ def test_architecture(name: str, tmp_path: Path) -> None:
     small = dense.rewrite(factorize(dense, analysis, plan))
     (tmp_path / "model").mkdir()
     small.save(tmp_path / "model")
-    loaded = small.saved_in(tmp_path, dict)
+    loaded = dense.saved_in(tmp_path, dict)
     feed = small.signature.example(2, 9, padded=True)
     assert np.array_equal(loaded.run(feed), small.run(feed))
 
@@ -49,16 +53,19 @@ def test_architecture(name: str, tmp_path: Path) -> None:
     parity = check_parity(loaded, tmp_path / "small.onnx")
     assert parity.holds, parity
 
+    dense_output = dense.run(feed)
+    ours = small.oracle()(feed)
+    assert np.abs(ours - dense_output).max() > 1e-3 * np.abs(dense_output).max(), "the plan must matter"
+    if name in FUSED:
+        return
     write_onnx(dense, tmp_path / "dense.onnx")
     graph = open_model(tmp_path / "dense.onnx")
     assert isinstance(graph, OnnxBackend)
     seen = lowrank.analyze(tmp_path / "dense.onnx", settings=lowrank.Settings(calib="none", targets=("all",)))
     same = Plan.from_json({**plan.to_json(), "analysis": seen.fingerprint}, seen, None)
     other = graph.rewrite(factorize(graph, seen, same))
-    ours, theirs = small.oracle()(feed), other.run(feed)
+    theirs = other.run(feed)
     assert np.abs(ours - theirs).max() <= 1e-4 * max(np.abs(ours).max(), 1e-6)
-    dense_output = dense.run(feed)
-    assert np.abs(ours - dense_output).max() > 1e-3 * np.abs(dense_output).max(), "the plan must matter"
 
 
 def test_a_mixture_is_calibrated_and_factored_expert_by_expert(tmp_path: Path) -> None:

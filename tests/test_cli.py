@@ -80,7 +80,7 @@ def test_huggingface_folder_end_to_end(cli: Cli, here: Path, bert_folder: Path) 
     assert report["parity"]["max_abs"] < 1e-4 and len(report["parity"]["cases"]) >= 3
     assert set(report["latency"]) >= {"dense_ms", "compressed_ms", "speedup", "threads", "shapes"}
     assert 0 < report["quality"]["cosine"] <= 1 + 1e-6
-    assert set(report["error"]["per_weight"]) == {g["name"] for g in read(here / "run/plan.json")["groups"]}
+    assert set(report["error"]["per_weight"]) == {w["name"] for w in read(here / "run/analysis.json")["weights"]}
     assert {s["name"] for s in report["skipped"]} >= {
         "embeddings.word_embeddings.weight",
         "pooler.dense.weight",

@@ -20,8 +20,8 @@ def collect_grams(
     """The second moments of what each weight's layers see (or give), by weight name, for the two folds.
 
     Weights that are wide (fewer rows than columns) get the Gram of their outputs, the others that of their inputs:
-    the smaller of the two always decides the truncation. What is `bonded` gets that of its inputs. Where a batch has an attention mask, the rows that it masks
-    are left out.
+    the smaller of the two always decides the truncation. What is `bonded` gets that of its inputs. Where a batch has
+    an attention mask, the rows that it masks are left out.
 
     Raises:
         CalibrationError: if the model cannot be run on the data.

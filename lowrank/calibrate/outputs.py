@@ -27,7 +27,7 @@ class Reference:
         self.scale = sum(float(np.square(y).sum() if kind == "hidden" else y[..., 0].size) for y in self.outputs)
 
     def loss(self, outputs: Sequence[NDArray[Any]]) -> float:
-        """Mean divergence KL(dense | other), mean 1 - cosine, or relative squared error. Infinite if it is no number."""
+        """Mean divergence KL(dense | other), mean 1 - cosine, or relative squared error; infinite if not a number."""
         lost = 0.0
         for dense, other in zip(self.outputs, outputs, strict=True):
             with np.errstate(over="ignore", invalid="ignore"):

@@ -46,8 +46,8 @@ class Knapsack:
     """
 
     multiple: int = 1
-    structures: tuple[str, ...] = tuple(s.name for s in STRUCTURES)
-    """Those on offer; weights can always stay dense."""
+    structures: tuple[str, ...] | None = None
+    """Those on offer, None for all; weights can always stay dense."""
 
     def select(self, analysis: Analysis, budget: Budget) -> Plan:
         """The plan of least error within the budget."""
@@ -74,7 +74,7 @@ class Knapsack:
         return _plan(self, analysis, budget, [_at(n, curves[n], i) for n, i in found.options.items()], gap)
 
     def _curves(self, group: Group, analysis: Analysis) -> list[Curve]:
-        on_offer = [s for s in STRUCTURES if s.name == "dense" or s.name in self.structures]
+        on_offer = [s for s in STRUCTURES if s.name == "dense" or self.structures is None or s.name in self.structures]
         return [structure.curve(group, analysis, self.multiple) for structure in on_offer]
 
     def _options(self, group: Group, analysis: Analysis) -> list[Option]:
@@ -219,11 +219,11 @@ def _plan(
     selector: Selector, analysis: Analysis, budget: Budget, options: Sequence[Option], gap: float | None = None
 ) -> Plan:
     name = next(key for key, kind in SELECTORS.items() if isinstance(selector, kind))
-    settings: dict[str, Any] = {"type": name, **asdict(selector)}  # pyright: ignore[reportArgumentType, reportCallIssue]
+    settings: dict[str, Any] = {k: v for k, v in asdict(selector).items() if v is not None}  # pyright: ignore[reportArgumentType, reportCallIssue]
     return Plan(
         analysis=analysis.fingerprint,
         budget=budget,
-        selector=settings,
+        selector={"type": name, **settings},
         options=in_order(options, analysis),
         dense_cost=analysis.dense_params,
         gap=gap,

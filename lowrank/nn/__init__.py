@@ -7,6 +7,7 @@ from lowrank.nn.experts import LowRankStack, ObservedStack
 from lowrank.nn.linear import LowRankLinear
 from lowrank.nn.narrow import NarrowLinear
 from lowrank.nn.pivoted import PivotedLinear
+from lowrank.nn.split import SplitLinear
 
 __all__ = [
     "LowRankConv",
@@ -18,4 +19,5 @@ __all__ = [
     "PivotedLinear",
     "SpatialConv",
     "SplitAttention",
+    "SplitLinear",
 ]

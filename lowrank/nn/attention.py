@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lowrank.nn.linear import linear_of
+
 
 class SplitAttention(nn.Module):
     """What `nn.MultiheadAttention` computes, with `q_proj`, `k_proj`, `v_proj` and `out_proj` as plain linear layers.
@@ -35,8 +37,8 @@ class SplitAttention(nn.Module):
         else:
             weights = tuple(w.detach() for w in (dense.q_proj_weight, dense.k_proj_weight, dense.v_proj_weight))
         biases = (None,) * 3 if dense.in_proj_bias is None else dense.in_proj_bias.detach().chunk(3)
-        self.q_proj, self.k_proj, self.v_proj = (_linear(w, b) for w, b in zip(weights, biases, strict=True))
-        self.out_proj = _linear(dense.out_proj.weight.detach(), dense.out_proj.bias)
+        self.q_proj, self.k_proj, self.v_proj = (linear_of(w, b) for w, b in zip(weights, biases, strict=True))
+        self.out_proj = linear_of(dense.out_proj.weight.detach(), dense.out_proj.bias)
         self.bias_k = None if dense.bias_k is None else nn.Parameter(dense.bias_k.detach().clone())
         self.bias_v = None if dense.bias_v is None else nn.Parameter(dense.bias_v.detach().clone())
         self.train(dense.training)
@@ -133,14 +135,6 @@ def split_attention_(root: nn.Module) -> list[str]:
         root.get_submodule(parent)._modules[child] = made[id(module)]
         names.append(name)
     return names
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    made.weight = nn.Parameter(weight.clone())
-    if bias is not None:
-        made.bias = nn.Parameter(bias.detach().clone())
-    return made
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -51,3 +51,12 @@ class LowRankLinear(nn.Module):
     def extra_repr(self) -> str:
         """Shape and rank."""
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
+
+
+def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer with a copy of these numbers."""
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    made.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        made.bias = nn.Parameter(bias.detach().clone())
+    return made

@@ -14,7 +14,7 @@ from lowrank.backends.inputs import Input, Signature
 from lowrank.backends.torch import ModuleBackend
 from lowrank.calibrate import Calibration, collect_grams, load_calibration, measure_sensitivity
 from lowrank.calibrate.data import split_folds
-from lowrank.core.analysis import Folds, analyze_weight
+from lowrank.core.analysis import Analysis, Folds, analyze_weight, loss_of
 from lowrank.core.factors import directions
 from lowrank.core.structures import Replacement
 from lowrank.core.weight import Weight
@@ -114,17 +114,17 @@ def test_sensitivity_predicts_what_truncating_one_weight_does(
 ) -> None:
     records = tuple(analyze_weight(w, backend.read(w.name), grams[w.name]) for w in weights)
     before = {k: v.clone() for k, v in backend.module.state_dict().items()}
-    measured = measure_sensitivity(calibration, records, grams, backend.read, silent)
+    measured = measure_sensitivity(calibration, Analysis(records, grams=grams), silent).weights
     assert all(torch.equal(v, before[k]) for k, v in backend.module.state_dict().items())
     assert all(r.sensitivity > 0 for r in measured)
-    # Sensitivity times own error is what happens when one weight alone is truncated, at another rank too.
+    # What is read off the measured pairs is what happens when one weight alone is truncated, at another rank too.
     record = measured[4]
     rank = record.weight.full_rank // 2
     matrix = backend.read(record.weight.name)
     factors = directions(matrix, grams[record.weight.name].fit).truncate(matrix, rank)
     small = backend.rewrite({record.weight.name: Replacement("two_factor", factors)})
     fidelity = measure_fidelity(backend, small, calibration.heldout)
-    predicted = record.sensitivity * record.error_curve[rank]
+    predicted = loss_of(record.error_curve[rank : rank + 1], record.measured)[0]
     assert fidelity["relative_error"] ** 2 == pytest.approx(predicted, rel=0.5)
 
 
@@ -197,6 +197,6 @@ def test_sensitivity_of_square_transposed_layers() -> None:
         calibration = Calibration(batches, batches, batches, backend.fed_with(signature), {"samples": 100})
         grams = collect_grams(calibration, backend.weights, silent)
         records = tuple(analyze_weight(w, backend.read(w.name), grams[w.name]) for w in backend.weights)
-        measured = measure_sensitivity(calibration, records, grams, backend.read, silent)
-        found.append([r.sensitivity for r in measured])
+        measured = measure_sensitivity(calibration, Analysis(records, grams=grams), silent)
+        found.append([r.sensitivity for r in measured.weights])
     assert found[0] == pytest.approx(found[1], rel=1e-3)

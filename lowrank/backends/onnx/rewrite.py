@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from lowrank.backends.onnx.constants import tensor_of
 from lowrank.backends.onnx.describe import Use
-from lowrank.backends.onnx.sites import Site, attribute
-from lowrank.core.match import stem
+from lowrank.backends.onnx.held import Held, Which
+from lowrank.backends.onnx.sites import attribute
 from lowrank.core.pivot import Pivoted
 from lowrank.core.structures.base import Replacement
 from lowrank.core.weight import Weight
-from lowrank.errors import NonFiniteWeight
-
-Which = Literal["left", "right"]
-Layout = Callable[[NDArray[np.floating]], NDArray[np.floating]]
 
 
 def replace_weight(model: Any, weight: Weight, uses: tuple[Use, ...], replacement: Replacement) -> dict[str, str]:
@@ -31,106 +24,12 @@ def replace_weight(model: Any, weight: Weight, uses: tuple[Use, ...], replacemen
     Returns:
         The names of the tensors that hold the factors, by `left` and `right`, if they are in the graph itself.
     """
-    held = _Held(model, weight, replacement, uses[0].site)
+    held = Held(model, weight, replacement, uses[0].site)
     for use in uses:
         EMITTERS[use.site.node.op_type](use, held)
     for use in uses:
         _sweep(use.site.constant)
     return held.names
-
-
-@dataclass(eq=False)
-class _Held:
-    """The factors as values of the graph. Stored once, in the layout of the first site that asks; others transpose."""
-
-    model: Any
-    weight: Weight
-    replacement: Replacement
-    first: Site
-    names: dict[str, str] = field(default_factory=dict)
-    _values: dict[tuple[str, int], tuple[Any, bool]] = field(default_factory=dict)
-    _turns: int = 0
-
-    def factor(self, which: Which, turned: bool, node: Any, layout: Layout | None = None) -> Any:
-        """The left (rows x rank) or right (rank x cols) factor, `turned` with its last two axes swapped.
-
-        Args:
-            which: the factor.
-            turned: whether to swap its axes.
-            node: the node that will read it.
-            layout: how to lay it out for operators that want more axes.
-        """
-        key = (which, id(self._home(node)))
-        if key not in self._values:
-            array = getattr(self.replacement.factors, which)
-            array = array.swapaxes(-1, -2) if turned else array
-            self._values[key] = self._store(which, layout(array) if layout else array, node), turned
-        value, as_turned = self._values[key]
-        if as_turned == turned:
-            return self._cast(value, node)
-        # Constant folding in the runtime does this once, and the file holds the numbers once.
-        import onnx_ir as ir
-
-        last = len(value.shape)
-        swap = [*range(last - 2), last - 1, last - 2]
-        turn = ir.node("Transpose", [value], {"perm": swap}, name=f"{value.name}.transpose")
-        node.graph.insert_before(node, turn)
-        turn.outputs[0].name = f"{value.name}.transposed.{self._turns}"
-        self._turns += 1
-        return self._cast(turn.outputs[0], node)
-
-    def indices(self, which: str, numbers: NDArray[np.int64], node: Any) -> Any:
-        """An index tensor, stored once beside the factors."""
-        key = (which, id(self._home(node)))
-        if key not in self._values:
-            self._values[key] = self._keep(f"{stem(self.weight.name)}.{which}", numbers, which, node), False
-        return self._values[key][0]
-
-    def _home(self, node: Any) -> Any:
-        """The graph that the factors are stored in: where the constant was, or the node's own for a function's."""
-        root = self.first.constant.root
-        return root.graph if root.is_initializer() else node.graph
-
-    def _store(self, which: Which, array: NDArray[np.floating], node: Any) -> Any:
-        root = self.first.constant.root
-        like = tensor_of(root)
-        numbers = np.ascontiguousarray(array).astype(like.dtype.numpy())
-        if not np.isfinite(numbers.astype(np.float32)).all():
-            raise NonFiniteWeight(
-                f"{self.weight.name}: a factor holds numbers beyond the range of {self.weight.dtype}; leave this "
-                "weight out with --exclude"
-            )
-        return self._keep(f"{stem(self.weight.name)}.{which}.weight", numbers, which, node)
-
-    def _keep(self, name: str, numbers: NDArray[Any], which: str, node: Any) -> Any:
-        """A constant of the graph: an initializer where the weight was one."""
-        import onnx_ir as ir
-
-        root = self.first.constant.root
-        dtype = tensor_of(root).dtype if numbers.dtype.kind == "f" else ir.DataType.INT64
-        tensor: Any = ir.tensor(numbers, dtype=dtype, name=name)
-        if root.is_initializer():
-            value = ir.Value(name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(dtype))
-            root.graph.register_initializer(value)
-            if self.model.ir_version < 4 and root.graph is self.model.graph:
-                self.model.graph.inputs.append(value)
-            self.names[which] = name
-            return value
-        constant = ir.node("Constant", [], {"value": tensor}, name=name)
-        constant.outputs[0].name, constant.outputs[0].shape = name, tensor.shape
-        node.graph.insert_before(node, constant)
-        return constant.outputs[0]
-
-    def _cast(self, value: Any, node: Any) -> Any:
-        """As the node read it: a weight may be stored in a narrower type than it is used in."""
-        casts = [n for n in self.first.constant.chain if n.op_type == "Cast"]
-        if not casts:
-            return value
-        import onnx_ir as ir
-
-        cast = ir.node("Cast", [value], {"to": attribute(casts[-1], "to", 1)}, name=f"{value.name}.cast")
-        node.graph.insert_before(node, cast)
-        return cast.outputs[0]
 
 
 def _finish(old: Any, *new: Any) -> None:
@@ -162,14 +61,14 @@ def _settings(node: Any) -> dict[str, Any]:
     return {name: found.value for name, found in node.attributes.items()}
 
 
-def _pair(use: Use, held: _Held, node: Any) -> tuple[Any, Any]:
+def _pair(use: Use, held: Held, node: Any) -> tuple[Any, Any]:
     """`A` and `B` of `y = (x A) B`, inputs first."""
     if use.transposed:
         return held.factor("left", False, node), held.factor("right", False, node)
     return held.factor("right", True, node), held.factor("left", True, node)
 
 
-def _products(use: Use, held: _Held, node: Any, at: int) -> tuple[Any, Any]:
+def _products(use: Use, held: Held, node: Any, at: int) -> tuple[Any, Any]:
     """Two MatMuls in the place of one whose operand `at` is the weight."""
     if at == 1:
         a, b = _pair(use, held, node)
@@ -182,7 +81,7 @@ def _products(use: Use, held: _Held, node: Any, at: int) -> tuple[Any, Any]:
     return inner, _node(node, "", "MatMul", [held.factor(second, turned, node), inner.outputs[0]])
 
 
-def _pivoted(use: Use, held: _Held, node: Any, vectors: Any, at: int, last: str) -> list[Any]:
+def _pivoted(use: Use, held: Held, node: Any, vectors: Any, at: int, last: str) -> list[Any]:
     """`[z; left z]` in order, as MatMul, MatMul, Concat and Gather along the axis of the outputs.
 
     Args:
@@ -211,7 +110,7 @@ def _pivoted(use: Use, held: _Held, node: Any, vectors: Any, at: int, last: str)
     return [first, second, joint, _node(node, last, "Gather", [joint.outputs[0], order], {"axis": axis})]
 
 
-def _matmul(use: Use, held: _Held) -> None:
+def _matmul(use: Use, held: Held) -> None:
     if isinstance(held.replacement.factors, Pivoted):
         node, at = use.site.node, use.site.at
         _finish(node, *_pivoted(use, held, node, node.inputs[1 - at], at, ""))
@@ -219,7 +118,7 @@ def _matmul(use: Use, held: _Held) -> None:
     _finish(use.site.node, *_products(use, held, use.site.node, use.site.at))
 
 
-def _gemm(use: Use, held: _Held) -> None:
+def _gemm(use: Use, held: Held) -> None:
     """`alpha x' W + beta C`: the scales and the bias come after the second factor."""
     node = use.site.node
     alpha, beta = float(attribute(node, "alpha", 1.0)), float(attribute(node, "beta", 1.0))
@@ -246,7 +145,7 @@ def _gemm(use: Use, held: _Held) -> None:
     _finish(node, *new)
 
 
-def _zero(held: _Held, node: Any, like: Any) -> list[Any]:
+def _zero(held: Held, node: Any, like: Any) -> list[Any]:
     """Until operator set 10 a Gemm must have a bias."""
     import onnx_ir as ir
 
@@ -259,7 +158,7 @@ def _zero(held: _Held, node: Any, like: Any) -> list[Any]:
     return [constant.outputs[0]]
 
 
-def _conv(use: Use, held: _Held) -> None:
+def _conv(use: Use, held: Held) -> None:
     """A smaller convolution and one of 1 x 1; or a horizontal one and a vertical one."""
     node, rank = use.site.node, held.replacement.factors.rank
     shape = use.site.constant.shape
@@ -296,7 +195,7 @@ def _one_way(settings: Mapping[str, Any], axis: int) -> dict[str, Any]:
     return kept
 
 
-def _gather(use: Use, held: _Held) -> None:
+def _gather(use: Use, held: Held) -> None:
     """The rows of a thin table, times a small matrix; for experts, the factors of those that were picked."""
     site = use.site
     node, ids = site.node, site.node.inputs[1]
@@ -354,7 +253,7 @@ def _comes_from(value: Any, gather: Any) -> bool:
     return node is gather
 
 
-def _einsum(use: Use, held: _Held) -> None:
+def _einsum(use: Use, held: Held) -> None:
     """`x, W -> y` becomes `x, A -> z` and `z, B -> y`, with one new letter for the rank."""
     site = use.site
     node, at = site.node, site.at
@@ -405,7 +304,7 @@ def _sweep(constant: Any) -> None:
         _drop(root.producer())
 
 
-EMITTERS: dict[str, Callable[[Use, _Held], None]] = {
+EMITTERS: dict[str, Callable[[Use, Held], None]] = {
     "MatMul": _matmul,
     "Gemm": _gemm,
     "Conv": _conv,

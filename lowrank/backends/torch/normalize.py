@@ -9,11 +9,13 @@ from typing import Any
 from torch import nn
 
 from lowrank.nn.attention import split_attention_
+from lowrank.nn.split import split_fused_
 
 
 def normalize_(module: nn.Module) -> nn.Module:
-    """Every `nn.MultiheadAttention` becomes one that is made of four linear layers, with the same outputs."""
+    """Every `nn.MultiheadAttention` becomes one of four linear layers, every fused projection one of three."""
     split_attention_(module)
+    split_fused_(module)
     return module
 
 

@@ -1,0 +1,75 @@
+"""SplitLinear: a fused projection of query, key and value as three layers, which can be factored one by one."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lowrank.nn.linear import linear_of
+
+FUSED = re.compile(r"^(c_attn|Wqkv|qkv)$")
+"""Names under which models hold all queries, then all keys, then all values in one layer."""
+
+
+class SplitLinear(nn.Module):
+    """What a linear layer three times as wide as its input gives, from `query`, `key` and `value`.
+
+    While a model is exported and none of the three has been replaced they are one product again.
+
+    Example:
+        >>> dense = nn.Linear(4, 12)
+        >>> x = torch.ones(2, 4)
+        >>> torch.allclose(SplitLinear(dense)(x), dense(x), atol=1e-6)
+        True
+    """
+
+    def __init__(self, dense: nn.Module) -> None:
+        super().__init__()
+        weight, bias = dense.weight, getattr(dense, "bias", None)
+        assert isinstance(weight, Tensor)
+        self.transposed = type(dense) is not nn.Linear
+        parts = (weight.detach().T if self.transposed else weight.detach()).chunk(3)
+        biases = (None,) * 3 if not isinstance(bias, Tensor) else bias.detach().chunk(3)
+        self.query, self.key, self.value = (linear_of(w, b) for w, b in zip(parts, biases, strict=True))
+        self.train(dense.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Queries, keys and values side by side."""
+        if torch.compiler.is_exporting() and all(type(part) is nn.Linear for part in self.children()):
+            biases = [part.bias for part in self.children() if isinstance(part, nn.Linear)]
+            stacked = torch.cat([part.weight for part in self.children() if isinstance(part, nn.Linear)])
+            return functional.linear(x, stacked, torch.cat(biases) if biases[0] is not None else None)
+        return torch.cat([self.query(x), self.key(x), self.value(x)], -1)
+
+    @property
+    def weight(self) -> Tensor:
+        """The fused weight, as the layer that was split stored it."""
+        stacked = torch.cat([part.get_parameter("weight") for part in self.children()])
+        return stacked.T if self.transposed else stacked
+
+
+def split_fused_(root: nn.Module) -> list[str]:
+    """Put a `SplitLinear` in the place of every fused projection under a module.
+
+    Returns:
+        The names of what was replaced.
+    """
+    made: dict[int, SplitLinear] = {}
+    names: list[str] = []
+    for name, module in list(root.named_modules(remove_duplicate=False)):
+        parent, _, child = name.rpartition(".")
+        weight = getattr(module, "weight", None)
+        if not FUSED.match(child) or not isinstance(weight, nn.Parameter) or weight.dim() != 2:
+            continue
+        plain = type(module) is nn.Linear or type(module).__name__ == "Conv1D"
+        outputs, inputs = weight.shape if type(module) is nn.Linear else weight.shape[::-1]
+        if not plain or outputs != 3 * inputs:
+            continue
+        if id(module) not in made:
+            made[id(module)] = SplitLinear(module)
+        root.get_submodule(parent)._modules[child] = made[id(module)]
+        names.append(name)
+    return names

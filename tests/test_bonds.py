@@ -1,4 +1,4 @@
-"""Structures of several weights on every architecture: found by experiment, lossless at full width, as predicted below."""
+"""Structures of several weights on every architecture: found by experiment, lossless at full width, true below it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import ARCHITECTURES, build
+
 from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.torch.module import ModuleBackend

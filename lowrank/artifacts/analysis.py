@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.artifacts.files import read_json, read_tensors, staged, write_json, write_tensors
-from lowrank.core.analysis import Analysis, BondAnalysis, Folds, Measured, WeightAnalysis
+from lowrank.core.analysis import Analysis, BondAnalysis, Context, Folds, Measured, WeightAnalysis
 from lowrank.core.gram import Gram
 from lowrank.core.spectrum import Spectrum
 from lowrank.core.verdict import verdict
@@ -47,6 +47,8 @@ def save_analysis(analysis: Analysis, folder: Path) -> None:
             tensors[f"bond:{number}:order"] = bond.order
         assert bond.group.bond is not None
         bonds.append({"structure": bond.structure, **asdict(bond.group.bond), "measured": bond.measured})
+    for name, curvature in analysis.curvatures.items():
+        tensors[f"{name}:curvature"] = curvature
     owners: dict[int, str] = {}
     for name, folds in analysis.grams.items():
         owner = owners.setdefault(id(folds), name)
@@ -65,9 +67,12 @@ def save_analysis(analysis: Analysis, folder: Path) -> None:
                 "nonfinite": gram.nonfinite,
             }
             grams[name][fold] = facts
+    contexts = [asdict(context) for context in analysis.contexts]
     with staged(folder, owned=(JSON_FILE, TENSOR_FILE)) as stage:
         write_tensors(stage / TENSOR_FILE, tensors, {"analysis": analysis.fingerprint})
-        write_json(stage / JSON_FILE, "analysis", {**figures(analysis), "bonds": bonds, "grams": grams})
+        write_json(
+            stage / JSON_FILE, "analysis", {**figures(analysis), "bonds": bonds, "contexts": contexts, "grams": grams}
+        )
 
 
 def figures(analysis: Analysis, spectra: bool = False) -> dict[str, Any]:
@@ -152,7 +157,9 @@ def load_analysis(folder: Path) -> Analysis:
             weights=weights,
             skips=tuple(Skip(s["name"], tuple(s["shape"]), s["reason"]) for s in content["skipped"]),
             bonds=tuple(_read_bond(i, entry, tensors) for i, entry in enumerate(content["bonds"])),
+            contexts=tuple(_read_context(entry, weights) for entry in content["contexts"]),
             grams=grams,
+            curvatures={n.removesuffix(":curvature"): t for n, t in tensors.items() if n.endswith(":curvature")},
             source=content["source"],
             settings=content["settings"],
             fingerprint=content["fingerprint"],
@@ -197,6 +204,13 @@ def _read_bond(number: int, entry: Mapping[str, Any], tensors: Mapping[str, NDAr
         raise ValueError(f"the errors of {', '.join(bond.weights)} are not finite")
     order = tensors.get(f"bond:{number}:order")
     return BondAnalysis(Group.of(bond), entry["structure"], ranks, errors, order, _read_measured(entry["measured"]))
+
+
+def _read_context(entry: Mapping[str, Any], weights: Sequence[WeightAnalysis]) -> Context:
+    factors = {record.weight.name: float(entry["factors"][record.weight.name]) for record in weights}
+    if not all(0 < factor < np.inf for factor in factors.values()) or not 0 < entry["keep"] <= 1:
+        raise ValueError("the factors of a context are not positive")
+    return Context(float(entry["keep"]), factors)
 
 
 def _read_measured(pairs: Any) -> Measured:

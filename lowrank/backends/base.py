@@ -200,3 +200,8 @@ class Backend(Protocol):
             judge: batches for those that judge.
         """
         ...
+
+    def curvature(self, feeds: Sequence[Feed], names: Sequence[str]) -> Mapping[str, Matrix]:
+        """Second moments of gradients of the output with respect to what linear layers give; empty where there are
+        none to be had."""
+        ...

@@ -1,8 +1,16 @@
 """Calibration: data that the model is run on, and the Grams that it leaves."""
 
 from lowrank.calibrate.collect import collect_grams
+from lowrank.calibrate.context import measure_contexts
 from lowrank.calibrate.data import Calibration, load_calibration
 from lowrank.calibrate.refitting import sequential_refit
 from lowrank.calibrate.sensitivity import measure_sensitivity
 
-__all__ = ["Calibration", "collect_grams", "load_calibration", "measure_sensitivity", "sequential_refit"]
+__all__ = [
+    "Calibration",
+    "collect_grams",
+    "load_calibration",
+    "measure_contexts",
+    "measure_sensitivity",
+    "sequential_refit",
+]

@@ -21,6 +21,7 @@ KEEPS = (0.6, 0.25)
 """Each group is cut to the ranks that keep these shares of it."""
 BATCHES = 8
 TOKENS = 2048
+CURVATURE_TOKENS = 16_384
 FLOOR = 1e-3
 """Of the median: a weight that these samples happen not to move is not free to be destroyed."""
 
@@ -40,16 +41,28 @@ def measure_sensitivity(calibration: Calibration, analysis: Analysis, track: Tra
     place = {single.name: i for i, single in enumerate(analysis.singles)}
     # In the order of the model, so that what comes before is run once.
     tasks.sort(key=lambda task: min(place[name] for name in task[0].weights))
+    curvatures = backend.curvature(some_batches(calibration, CURVATURE_TOKENS, fit=True), _not_tall(analysis))
     found: dict[tuple[str, str], Measured] = {}
     with backend.trials(feeds) as run:
         reference = Reference(run({}), backend.output_kind)
-        for group, structure in track(tasks, "measuring sensitivity", len(tasks)):
+
+        def measured(group: Group, structure: Structure, known: Analysis) -> Measured:
             pairs: list[tuple[float, float]] = []
             for keep in KEEPS:
-                rank = _rank_at(keep, structure, group, analysis)
-                made = structure.factorize(group, rank, analysis, backend)
-                own = structure.at(group, analysis, rank).error
-                pairs.append((own, reference.loss(run(changes_of(made, analysis)))))
+                rank = _rank_at(keep, structure, group, known)
+                made = structure.factorize(group, rank, known, backend)
+                own = structure.at(group, known, rank).error
+                pairs.append((own, reference.loss(run(changes_of(made, known)))))
+            return tuple(pairs)
+
+        for group, structure in track(tasks, "measuring sensitivity", len(tasks)):
+            pairs = measured(group, structure, analysis)
+            if structure.name == TwoFactor().name and group.name in curvatures:
+                # The two-sided metric is a guess at what matters; what it does decides whether it is used.
+                curved = analysis.curved(group.name, backend.read(group.name), curvatures[group.name])
+                others = measured(group, structure, curved)
+                if all(ours[1] <= theirs[1] for ours, theirs in zip(others, pairs, strict=True)):
+                    analysis, pairs = curved, others
             found[group.name, structure.name] = tuple(sorted(pairs))
     found = _floored(found)
     return replace(
@@ -81,14 +94,26 @@ def _floored(found: Mapping[tuple[str, str], Measured]) -> dict[tuple[str, str],
     }
 
 
-def some_batches(calibration: Calibration) -> list[Feed]:
-    """A few held-out batches, spread over the lengths that there are, cut to an equal share of the tokens."""
-    batches: Sequence[Feed] = calibration.heldout or calibration.fit
-    count = min(BATCHES, len(batches))
+def _not_tall(analysis: Analysis) -> list[str]:
+    """Weights that directions can be chosen for in their outputs' space, from moments that they have."""
+    plain = [r.weight for r in analysis.weights if r.weight.stack == 1 and r.weight.rows <= r.weight.cols]
+    return [weight.name for weight in plain if weight.name in analysis.grams]
+
+
+def some_batches(calibration: Calibration, tokens: int = TOKENS, *, fit: bool = False) -> list[Feed]:
+    """A few batches, spread over the lengths that there are, cut to an equal share of the tokens.
+
+    Args:
+        calibration: where from.
+        tokens: about how many there are to be.
+        fit: from the fold that chooses; by default from the held-out one.
+    """
+    batches: Sequence[Feed] = calibration.fit if fit else calibration.heldout or calibration.fit
+    count = min(BATCHES * max(1, tokens // TOKENS), len(batches))
     spread = [batches[(2 * i + 1) * len(batches) // (2 * count)] for i in range(count)]
-    return [{name: values[: _rows(batch, count)] for name, values in batch.items()} for batch in spread]
+    return [{name: values[: _rows(batch, tokens // count)] for name, values in batch.items()} for batch in spread]
 
 
-def _rows(batch: Feed, count: int) -> int:
+def _rows(batch: Feed, tokens: int) -> int:
     first = next(iter(batch.values()))
-    return max(1, TOKENS // count // (first.shape[1] if first.ndim == 2 else 16))
+    return max(1, tokens // (first.shape[1] if first.ndim == 2 else 16))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.core.cost import break_even_rank
-from lowrank.core.factors import Directions, directions, measure
+from lowrank.core.factors import Directions, curved_curve, curved_directions, directions, measure
 from lowrank.core.gram import Gram
 from lowrank.core.linalg import Matrix, Vector, singular_values
 from lowrank.core.spatial import spatial_curve
@@ -116,6 +116,16 @@ class BondAnalysis:
         return np.where(found > 2 * floor, found, 0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Context:
+    """How much more each weight matters in a model that is compressed already than in the dense one."""
+
+    keep: float
+    """The keep ratio it was measured at."""
+    factors: Mapping[str, float]
+    """By weight name: of the measured loss."""
+
+
 @dataclass(frozen=True, eq=False)
 class Folds:
     """The Grams of one layer's data: those that choose directions, and those that judge them."""
@@ -132,8 +142,12 @@ class Analysis:
     skips: tuple[Skip, ...] = ()
     bonds: tuple[BondAnalysis, ...] = ()
     """Weights that can be narrowed together, each with what that loses."""
+    contexts: tuple[Context, ...] = ()
+    """By falling keep ratio; none where nothing was measured."""
     grams: Mapping[str, Folds] = field(default_factory=dict[str, Folds])
     """By weight name; weights that share an input share the object."""
+    curvatures: Mapping[str, Matrix] = field(default_factory=dict[str, Matrix])
+    """Of the model's output with respect to that of a weight, for the weights whose truncation it was found to help."""
     source: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Where the model is, and the fingerprint of what was read."""
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -178,6 +192,19 @@ class Analysis:
         found = self.bond(group, structure)
         return found.measured if found else ()
 
+    def loss(self, group: Group, structure: str, errors: Vector, keep: float) -> Vector:
+        """What own errors of a group do to the model's output, in a model of this keep ratio: squared, relative."""
+        return loss_of(errors, self.measured(group, structure)) * self._factor(group, keep)
+
+    def _factor(self, group: Group, keep: float) -> float:
+        """Between the contexts by the logarithm of the keep ratio; 1 in the dense model."""
+        if not self.contexts:
+            return 1.0
+        logs = [[np.log(context.factors[name]) for name in group.weights] for context in self.contexts]
+        places = [0.0, *(np.log(context.keep) for context in self.contexts)]
+        means = [0.0, *(float(np.mean(each)) for each in logs)]
+        return float(np.exp(np.interp(-np.log(keep), -np.array(places), means)))
+
     def params(self, group: Group) -> int:
         """Numbers in the dense weights of a group."""
         return sum(self[name].weight.params for name in group.weights)
@@ -190,7 +217,17 @@ class Analysis:
     def directions(self, name: str, matrix: Matrix) -> Directions:
         """The truncation order of one weight, from its fit Gram where there is one."""
         folds = self.grams.get(name)
+        if folds and name in self.curvatures:
+            return curved_directions(matrix, folds.fit, self.curvatures[name], name=name)
         return directions(matrix, folds.fit if folds else None, name=name)
+
+    def curved(self, name: str, matrix: Matrix, curvature: Matrix) -> Analysis:
+        """The same analysis with one weight's truncation in the two-sided metric, and its errors measured anew."""
+        folds = self.grams[name]
+        judge = folds.heldout if folds.heldout.tokens else folds.fit
+        curve = curved_curve(curved_directions(matrix, folds.fit, curvature, name=name), matrix, judge)
+        weights = tuple(replace(r, heldout=curve) if r.weight.name == name else r for r in self.weights)
+        return replace(self, weights=weights, curvatures={**self.curvatures, name: curvature})
 
 
 def analyze_weight(weight: Weight, matrix: Matrix, folds: Folds | None = None) -> WeightAnalysis:

@@ -46,11 +46,14 @@ class Directions:
 
     basis: Matrix
     energies: Vector
+    reader: Matrix | None = None
+    """For a projection that is not orthogonal: k x rows, what reads the outputs that `basis` writes."""
 
     def truncate(self, weight: Matrix, rank: int) -> Factors:
         """`left = U_r`, `right = U_r' W`: the projection of the outputs on the first `rank` directions."""
         left = self.basis[..., :rank]
-        return Factors(left, left.swapaxes(-1, -2) @ weight)
+        read = left.swapaxes(-1, -2) if self.reader is None else self.reader[:rank]
+        return Factors(left, read @ weight)
 
 
 # A trace of the plain metric keeps directions that no calibration token reached in the order of the weight's own
@@ -184,3 +187,43 @@ def _output_moment(core: Matrix, gram: Gram, scale: float) -> Matrix:
     if gram.side == "input":
         return core @ (gram.moment / count) @ core.T
     return gram.moment / (count * scale**2)
+
+
+SHRINKAGE = 0.3
+"""Of an output's curvature toward a multiple of the identity: it is known from few gradients, and it is inverted
+(LEMS, ICML 2026, found 0.3 right for language models)."""
+
+
+def curved_directions(weight: Matrix, gram: Gram, curvature: Matrix, *, name: str = "matrix") -> Directions:
+    """The order of output directions that is best for the model's output rather than for the weight's own.
+
+    Minimises `|G^(1/2) (W - W_r) C^(1/2)|` with `C` the inputs' moment and `G` the curvature of the model's output
+    with respect to this one, shrunk: `W_r = G^(-1/2) P_r P_r' G^(1/2) W`, `P` the eigenvectors of
+    `G^(1/2) W C W' G^(1/2)` (a Kronecker-factored second-order metric; KFAC-SVD and IO-SVD, 2026). For weights that are
+    not tall.
+    """
+    root, inverse = _curved_roots(curvature, name)
+    energies, vectors = eigh_descending(root @ _metric(weight, None, gram) @ root, name=name)
+    return Directions(inverse @ vectors, energies, vectors.T @ root)
+
+
+def curved_curve(chosen: Directions, weight: Matrix, gram: Gram) -> Vector:
+    """Squared relative error of the weight's own output at rank 0 ... k along directions that are not orthogonal."""
+    assert chosen.reader is not None
+    moment = gram.metric(weight, None)
+    lost = trailing_blocks((chosen.basis.T @ chosen.basis) * (chosen.reader @ moment @ chosen.reader.T))
+    total = float(np.trace(moment))
+    return np.maximum(lost, 0.0) / total if total > 0 else np.zeros_like(lost)
+
+
+def trailing_blocks(square: Matrix) -> Vector:
+    """The sums of the blocks from row and column 0, 1, ..., k on."""
+    return np.concatenate([np.cumsum(np.cumsum(square[::-1, ::-1], 0), 1).diagonal()[::-1], [0.0]])
+
+
+def _curved_roots(curvature: Matrix, name: str) -> tuple[Matrix, Matrix]:
+    mean = float(np.trace(curvature)) / len(curvature)
+    values, vectors = eigh_descending(
+        (1 - SHRINKAGE) * curvature + SHRINKAGE * (mean or 1.0) * np.eye(len(curvature)), name=name
+    )
+    return (vectors * np.sqrt(values)) @ vectors.T, (vectors / np.sqrt(values)) @ vectors.T

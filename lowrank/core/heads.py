@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank.core.factors import trailing_blocks
 from lowrank.core.linalg import Matrix, Vector, eigh_descending
 
 FLOOR = 1e-10
@@ -43,7 +44,8 @@ def channels(outer: Matrix, inner: Matrix, *, name: str = "attention") -> Channe
         inner: T, of the same shape.
         name: what to call it in an error.
     """
-    downs, ups = [], []
+    downs: list[Matrix] = []
+    ups: list[Matrix] = []
     for a, t in zip(outer, inner, strict=True):
         root, inverse = _roots(a, name)
         _, chosen = eigh_descending(root @ t @ root, name=name)
@@ -60,8 +62,7 @@ def channel_curve(chosen: Channels, outer: Matrix, inner: Matrix) -> Vector:
         a_seen, t_seen = up.T @ a @ up, down @ t @ down.T
         product = a_seen * t_seen
         total += float(product.sum())
-        # Sum over the block of indices from r on, for every r.
-        lost += np.concatenate([np.cumsum(np.cumsum(product[::-1, ::-1], 0), 1).diagonal()[::-1], [0.0]])
+        lost += trailing_blocks(product)
     return np.maximum(lost, 0.0) / total if total > 0 else np.zeros_like(lost)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lowrank.core.analysis import Analysis, loss_of
+from lowrank.core.analysis import Analysis
 from lowrank.core.blocks import choose, partitions
 from lowrank.core.budget import Budget
 from lowrank.core.linalg import Vector
@@ -60,7 +60,7 @@ class Knapsack:
         costs = {name: np.concatenate([c.costs for c in found]) for name, found in curves.items()}
         losses = {
             name: np.concatenate(
-                [loss_of(c.errors, analysis.measured(analysis.groups[name], c.structure)) for c in found]
+                [analysis.loss(analysis.groups[name], c.structure, c.errors, budget.limit) for c in found]
             )
             for name, found in curves.items()
         }

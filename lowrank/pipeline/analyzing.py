@@ -104,10 +104,12 @@ def analyze_backend(
             grams={name: folds for name, folds in grams.items() if folds.fit.tokens},
         )
     if calibration is not None:
-        from lowrank.calibrate import measure_sensitivity
+        from lowrank.calibrate import measure_contexts, measure_sensitivity
 
         with clock.stage("sensitivity"):
             analysis = measure_sensitivity(calibration, analysis, track)
+        with clock.stage("contexts"):
+            analysis = measure_contexts(calibration, analysis, track)
     return replace(
         analysis,
         skips=skips,

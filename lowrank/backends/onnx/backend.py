@@ -276,6 +276,10 @@ class OnnxBackend:
 
         yield run
 
+    def curvature(self, feeds: Sequence[Feed], names: Sequence[str]) -> dict[str, Matrix]:
+        """There are no gradients in this format."""
+        return {}
+
     def paired(self, small: OnnxBackend, fit: Sequence[Feed], judge: Sequence[Feed]) -> None:
         """There is no refit in this format."""
         return None

@@ -20,6 +20,7 @@ from lowrank.artifacts.files import RECORD_FILE, write_json
 from lowrank.backends.base import Change
 from lowrank.backends.inputs import Feed, OutputKind, Signature
 from lowrank.backends.torch.bonds import find_bonds
+from lowrank.backends.torch.curvature import output_curvature
 from lowrank.backends.torch.describe import describe
 from lowrank.backends.torch.inputs import call, in_float32
 from lowrank.backends.torch.layers import dense_layer, empty_replacement, fill_, has_bias, put, record_of, tie
@@ -213,6 +214,13 @@ class ModuleBackend:
                     return [as_array(prefix.run(i)) for i in range(len(feeds))]
 
             yield run
+
+    def curvature(self, feeds: Sequence[Feed], names: Sequence[str]) -> Mapping[str, Matrix]:
+        """By backward passes; empty for what has no gradients (an exported program)."""
+        weights = [w for w in self.weights if w.name in names and [layer.kind for layer in w.layers] == ["linear"]]
+        if not isinstance(self.signature, Signature) or self.rebuild["kind"] == "program":
+            return {}
+        return output_curvature(self.module, self.signature, self.output_kind, weights, feeds)
 
     def paired(self, small: ModuleBackend, fit: Sequence[Feed], judge: Sequence[Feed]) -> Pair | None:
         """Both modules side by side."""

@@ -191,6 +191,10 @@ class StateDictBackend:
         """Not possible."""
         self._refuse()
 
+    def curvature(self, feeds: Sequence[Feed], names: Sequence[str]) -> dict[str, Matrix]:
+        """There are no gradients in this format."""
+        return {}
+
     def paired(self, small: StateDictBackend, fit: Sequence[Feed], judge: Sequence[Feed]) -> None:
         """There is no refit in this format."""
         return None

@@ -1,0 +1,80 @@
+"""How the output of a module bends with what its layers give: second moments of gradients, without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.backends.inputs import MASK, Feed, OutputKind, Signature
+from lowrank.backends.torch.inputs import call
+from lowrank.core.linalg import Matrix
+from lowrank.core.weight import Weight
+
+CLIP = 10.0
+"""Of the mean norm: one token's gradient counts at most this much, so that no outlier decides."""
+
+
+def output_curvature(
+    module: nn.Module, signature: Signature, kind: OutputKind, weights: Sequence[Weight], feeds: Sequence[Feed]
+) -> dict[str, Matrix]:
+    """`E[g g']` of the gradient of the output's own measure with respect to what each layer gives, rows x rows.
+
+    The Gauss-Newton matrix of the measure by sampling: for logits the gradient of the log probability of a label drawn
+    from the model itself (its Fisher information); for an embedding and for hidden states that of a random projection
+    of the unit vector, or of the numbers (Martens 2020, section 9; K-FAC uses the same moments). Token by token: never
+    of gradients summed over a batch, whose rank collapses.
+    """
+    moments: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    generator = torch.Generator().manual_seed(0)
+    mask: Tensor | None = None
+
+    def listen(name: str) -> Callable[..., Tensor]:
+        def hook(layer: nn.Module, args: Any, output: Tensor) -> Tensor:
+            output = output if output.requires_grad else output.detach().requires_grad_()
+
+            def add(gradient: Tensor) -> None:
+                rows = gradient.detach().float().cpu()
+                kept = mask is not None and rows.shape[:-1] == mask.shape
+                rows = rows[mask] if kept else rows.reshape(-1, rows.shape[-1])
+                rows = rows[torch.isfinite(rows).all(1)]
+                norms = rows.norm(dim=1, keepdim=True)
+                rows = rows * (CLIP * norms.mean() / norms.clamp_min(1e-30)).clamp_max(1.0)
+                moments[name] = moments.get(name, torch.zeros(())) + (rows.T @ rows).double()
+                counts[name] = counts.get(name, 0) + len(rows)
+
+            output.register_hook(add)
+            return output
+
+        return hook
+
+    handles = [module.get_submodule(w.layers[0].name).register_forward_hook(listen(w.name)) for w in weights]
+    try:
+        with torch.enable_grad():
+            for feed in feeds:
+                given = feed.get(MASK)
+                mask = None if given is None else torch.from_numpy(given) != 0
+                value = _probe(call(signature, module, feed), kind, generator)
+                # Into the activations alone: the module's parameters keep the gradients that they have.
+                inputs = [p for p in module.parameters() if p.requires_grad]
+                torch.autograd.grad(value, inputs, allow_unused=True) if inputs else value.backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: (moment / max(counts[name], 1)).numpy() for name, moment in moments.items()}
+
+
+def _probe(output: Tensor, kind: OutputKind, generator: torch.Generator) -> Tensor:
+    output = output.float()
+    if kind == "logits":
+        logs = output.log_softmax(-1)
+        flat = logs.detach().exp().reshape(-1, logs.shape[-1])
+        labels = torch.multinomial(flat, 1, generator=generator)
+        return logs.reshape(flat.shape).gather(1, labels).sum()
+    if kind == "embedding":
+        pooled = output.mean(1) if output.dim() == 3 else output
+        output = nn.functional.normalize(pooled, dim=-1)
+    return (output * torch.randn(output.shape, generator=generator)).sum()

@@ -1,0 +1,83 @@
+"""Measured again where it counts: what each group adds to the error of a model that is compressed already."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from statistics import median
+
+import numpy as np
+
+from lowrank.backends.base import Change
+from lowrank.calibrate.data import Calibration
+from lowrank.calibrate.outputs import Reference
+from lowrank.calibrate.sensitivity import changes_of, some_batches
+from lowrank.core.analysis import Analysis, Context
+from lowrank.core.budget import Budget
+from lowrank.core.select import Knapsack
+from lowrank.core.structures import structure_named
+from lowrank.errors import InfeasibleBudget
+from lowrank.progress import Track
+
+KEEPS = (0.5, 0.3)
+"""Keep ratios whose contexts are measured; between them the selector interpolates."""
+ROUNDS = 2
+MOST = 5.0
+"""A factor is between this and its inverse, about the median: marginal errors near zero are noise."""
+
+
+def measure_contexts(calibration: Calibration, analysis: Analysis, track: Track) -> Analysis:
+    """The analysis with its contexts: for some keep ratios, how much more or less each weight matters there.
+
+    Errors of several layers do not add up exactly: some cancel, some reinforce each other. So the model is compressed
+    as the selector would, each group in turn is put back dense, and what that gains is compared with what was predicted
+    for it. The selector then solves again with the predictions corrected, and once more.
+    """
+    backend = calibration.backend
+    feeds = some_batches(calibration)
+    with backend.trials(feeds) as run:
+        reference = Reference(run({}), backend.output_kind)
+    tasks = [(keep, turn) for keep in KEEPS for turn in range(ROUNDS)]
+    contexts: dict[float, Context] = {}
+    for keep, _ in track(tasks, "measuring in context", len(tasks)):
+        known = replace(analysis, contexts=(contexts[keep],) if keep in contexts else ())
+        found = _measured(calibration, known, keep, reference)
+        if found is not None:
+            contexts[keep] = found
+    return replace(analysis, contexts=tuple(contexts.values()))
+
+
+def _measured(calibration: Calibration, analysis: Analysis, keep: float, reference: Reference) -> Context | None:
+    backend = calibration.backend
+    try:
+        plan = Knapsack().select(analysis, Budget.params(keep))
+    except InfeasibleBudget:
+        return None
+    base: dict[str, Change] = {}
+    for option in plan.options:
+        structure = structure_named(option.structure)
+        assert structure is not None
+        made = structure.factorize(analysis.groups[option.group], option.rank, analysis, backend)
+        if option.structure != "spatial":
+            base |= changes_of(made, analysis)
+    dense: dict[str, Change] = {name: (backend.read(name), backend.bias(name)) for name in base}
+    ratios: dict[str, float] = {}
+    with backend.trials(some_batches(calibration), base) as run:
+        whole = reference.loss(run({}))
+        for option in plan.options:
+            group = analysis.groups[option.group]
+            expected = analysis.loss(group, option.structure, np.array([option.error]), keep)[0]
+            if group.weights[0] in base and expected > 0:
+                without = reference.loss(run({name: dense[name] for name in group.weights}))
+                ratios |= dict.fromkeys(group.weights, max(whole - without, 0.0) / float(expected))
+    if not ratios or not np.isfinite(whole):
+        return None
+    middle = median(ratios.values()) or 1.0
+    before = analysis.contexts[0].factors if analysis.contexts else {}
+    return Context(
+        keep,
+        {
+            record.weight.name: before.get(record.weight.name, 1.0)
+            * float(np.clip(ratios.get(record.weight.name, middle) / middle, 1 / MOST, MOST))
+            for record in analysis.weights
+        },
+    )

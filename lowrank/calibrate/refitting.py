@@ -7,16 +7,19 @@ from collections.abc import Mapping, Sequence
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import Calibration
+from lowrank.core.analysis import Analysis
 from lowrank.core.refit import can_refit, kept_outputs, refitted
 from lowrank.core.structures.base import Replacement
 from lowrank.progress import Track
 
+SINGLE = ("two_factor", "pivoted")
+"""The structures of weights by themselves, which the two-sided metric is for."""
 TOKENS = 65_536
 """Of each fold at most; the activations of one block for all of them are held in memory, twice."""
 
 
 def sequential_refit(
-    calibration: Calibration, small: Backend, made: Mapping[str, Replacement], track: Track
+    calibration: Calibration, small: Backend, made: Mapping[str, Replacement], analysis: Analysis, track: Track
 ) -> dict[str, Replacement]:
     """The replacements with their numbers refitted, in place in `small` and as they are to be put in again.
 
@@ -24,6 +27,7 @@ def sequential_refit(
         calibration: data, with the dense model.
         small: the compressed model; it is changed.
         made: what `small` was made with.
+        analysis: what they were chosen from, for the metric that each weight is seen in.
         track: shows progress.
 
     Returns:
@@ -41,7 +45,8 @@ def sequential_refit(
         for name, (fit, judge) in pair.moments(stage, found).items():
             weight = next(w for w in stage if w.name == name)
             original = dense.read(name)[kept_outputs(found[name], weight.rows)]
-            better = refitted(found[name], original, pair.bias(weight), fit, judge, name=name)
+            curvature = analysis.curvatures.get(name) if found[name].structure in SINGLE else None
+            better = refitted(found[name], original, pair.bias(weight), fit, judge, curvature=curvature, name=name)
             if better is not None:
                 found[name] = better
                 pair.put(weight, better)

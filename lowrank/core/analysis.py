@@ -203,7 +203,8 @@ class Analysis:
         logs = [[np.log(context.factors[name]) for name in group.weights] for context in self.contexts]
         places = [0.0, *(np.log(context.keep) for context in self.contexts)]
         means = [0.0, *(float(np.mean(each)) for each in logs)]
-        return float(np.exp(np.interp(-np.log(keep), -np.array(places), means)))
+        at: float = -float(np.log(keep))
+        return float(np.exp(np.interp(at, [-float(place) for place in places], means)))
 
     def params(self, group: Group) -> int:
         """Numbers in the dense weights of a group."""

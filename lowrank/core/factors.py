@@ -202,7 +202,7 @@ def curved_directions(weight: Matrix, gram: Gram, curvature: Matrix, *, name: st
     `G^(1/2) W C W' G^(1/2)` (a Kronecker-factored second-order metric; KFAC-SVD and IO-SVD, 2026). For weights that are
     not tall.
     """
-    root, inverse = _curved_roots(curvature, name)
+    root, inverse = curved_roots(curvature, name)
     energies, vectors = eigh_descending(root @ _metric(weight, None, gram) @ root, name=name)
     return Directions(inverse @ vectors, energies, vectors.T @ root)
 
@@ -221,7 +221,8 @@ def trailing_blocks(square: Matrix) -> Vector:
     return np.concatenate([np.cumsum(np.cumsum(square[::-1, ::-1], 0), 1).diagonal()[::-1], [0.0]])
 
 
-def _curved_roots(curvature: Matrix, name: str) -> tuple[Matrix, Matrix]:
+def curved_roots(curvature: Matrix, name: str = "matrix") -> tuple[Matrix, Matrix]:
+    """The root of a shrunk curvature, and its inverse."""
     mean = float(np.trace(curvature)) / len(curvature)
     values, vectors = eigh_descending(
         (1 - SHRINKAGE) * curvature + SHRINKAGE * (mean or 1.0) * np.eye(len(curvature)), name=name

@@ -62,7 +62,9 @@ class Gram:
     @property
     def covariance(self) -> Matrix:
         """`E[(x - E[x])(x - E[x])']`."""
-        return self.moment / max(self.tokens, 1) - np.outer(self.mean, self.mean)
+        mean = self.mean
+        found: Matrix = self.moment / max(self.tokens, 1) - mean[:, None] * mean
+        return found
 
     def part(self, index: int) -> Gram:
         """The Gram of one matrix of a stack."""

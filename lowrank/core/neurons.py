@@ -78,7 +78,7 @@ def neuron_curve(
     """Errors on the judging fold at some numbers of neurons, from few to all, each with its own refit."""
     count = len(order)
     steps = np.unique(np.linspace(max(1, count // points), count, points).astype(np.int64))
-    errors = []
+    errors: list[float] = []
     for step in steps:
         kept = order[:step]
         errors.append(neuron_error(last, refit(last, fit, kept), kept, judge))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import scipy.linalg  # pyright: ignore[reportMissingTypeStubs]
 
-from lowrank.core.factors import Factors
+from lowrank.core.factors import Factors, curved_roots
 from lowrank.core.linalg import Matrix, Vector, eigh_descending
 from lowrank.core.narrow import Narrow
 from lowrank.core.pivot import Pivoted, pivot
@@ -50,12 +50,16 @@ class Joint:
             self.tokens + other.tokens,
         )
 
+    def seen_through(self, root: Matrix) -> Joint:
+        """The same moments of `root y` in place of `y`, but for its energy, which is that of a constant."""
+        return replace(self, cross=root @ self.cross, output_total=root @ self.output_total, output_energy=0.0)
+
     def error(self, weight: Matrix, bias: Vector) -> float:
         """Mean `|y - W x - b|^2`."""
         fitted = np.vdot(weight @ self.inputs, weight) + self.tokens * np.vdot(bias, bias)
         fitted += 2 * np.vdot(bias, weight @ self.input_total)
         met = np.vdot(self.cross, weight) + np.vdot(bias, self.output_total)
-        return max(float(self.output_energy - 2 * met + fitted), 0.0) / max(self.tokens, 1)
+        return float(self.output_energy - 2 * met + fitted) / max(self.tokens, 1)
 
     def centred(self, shifts: bool) -> tuple[Matrix, Matrix, Vector, Vector]:
         """Second moments of x and of y with x, about their means where a bias can make up for those; and the means."""
@@ -67,7 +71,14 @@ class Joint:
 
 
 def refitted(
-    replacement: Replacement, original: Matrix, bias: Vector | None, fit: Joint, judge: Joint, *, name: str = "weight"
+    replacement: Replacement,
+    original: Matrix,
+    bias: Vector | None,
+    fit: Joint,
+    judge: Joint,
+    *,
+    curvature: Matrix | None = None,
+    name: str = "weight",
 ) -> Replacement | None:
     """The same structure at the same rank with other numbers; None if none of them is better on the judging fold.
 
@@ -77,11 +88,15 @@ def refitted(
         bias: the layer's bias there, None if it has none.
         fit: moments that choose the numbers.
         judge: moments that choose the ridge.
+        curvature: of the model's output with respect to that of the layer, where the errors are to be seen through it.
         name: the weight's name, for errors.
     """
+    roots = None if curvature is None else curved_roots(curvature, name)
+    root = np.eye(len(original)) if roots is None else roots[0]
+    seen = judge if roots is None else judge.seen_through(root)
     before = _matrix(replacement)
     shifts = bias is not None
-    best, found = judge.error(before, bias if bias is not None else np.zeros(len(before))), None
+    best, found = seen.error(root @ before, root @ (bias if bias is not None else np.zeros(len(before)))), None
     inputs, cross, x_mean, y_mean = fit.centred(shifts)
     scale = float(np.trace(inputs)) / len(inputs)
     if not scale > 0:
@@ -89,10 +104,10 @@ def refitted(
     for ridge in RIDGES:
         damped = inputs + ridge * scale * np.eye(len(inputs))
         target = cross + ridge * scale * _anchor(replacement, original)
-        candidate = _solved(replacement, damped, target, name)
+        candidate = _solved(replacement, damped, target, roots, name)
         matrix = _matrix(candidate)
         shift = y_mean - matrix @ x_mean
-        error = judge.error(matrix, shift)
+        error = seen.error(root @ matrix, root @ shift)
         if error < best:
             best, found = error, replace(candidate, bias=shift if shifts else replacement.bias)
     return found
@@ -125,7 +140,9 @@ def _anchor(replacement: Replacement, original: Matrix) -> Matrix:
     return original
 
 
-def _solved(replacement: Replacement, damped: Matrix, target: Matrix, name: str) -> Replacement:
+def _solved(
+    replacement: Replacement, damped: Matrix, target: Matrix, roots: tuple[Matrix, Matrix] | None, name: str
+) -> Replacement:
     factors = replacement.factors
     if replacement.structure == "shared":
         assert isinstance(factors, Factors)
@@ -138,7 +155,8 @@ def _solved(replacement: Replacement, damped: Matrix, target: Matrix, name: str)
     solved = _lapack.solve(damped, target.T, assume_a="pos", check_finite=False).T
     if isinstance(factors, Narrow):
         return replace(replacement, factors=replace(factors, matrix=solved))
-    _, vectors = eigh_descending(solved @ damped @ solved.T, name=name)
-    left = vectors[:, : factors.rank]
-    made = Factors(left, left.T @ solved)
+    root, inverse = roots or (np.eye(len(solved)),) * 2
+    _, vectors = eigh_descending(root @ solved @ damped @ solved.T @ root, name=name)
+    kept = vectors[:, : factors.rank]
+    made = Factors(inverse @ kept, kept.T @ root @ solved)
     return replace(replacement, factors=pivot(made) if isinstance(factors, Pivoted) else made)

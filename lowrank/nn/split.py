@@ -39,9 +39,10 @@ class SplitLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Queries, keys and values side by side."""
         if torch.compiler.is_exporting() and all(type(part) is nn.Linear for part in self.children()):
-            biases = [part.bias for part in self.children() if isinstance(part, nn.Linear)]
-            stacked = torch.cat([part.weight for part in self.children() if isinstance(part, nn.Linear)])
-            return functional.linear(x, stacked, torch.cat(biases) if biases[0] is not None else None)
+            parts = [part for part in self.children() if isinstance(part, nn.Linear)]
+            biases: list[Tensor] = [part.bias for part in parts]
+            weights: list[Tensor] = [part.weight for part in parts]
+            return functional.linear(x, torch.cat(weights), torch.cat(biases) if biases[0] is not None else None)
         return torch.cat([self.query(x), self.key(x), self.value(x)], -1)
 
     @property

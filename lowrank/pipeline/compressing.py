@@ -104,7 +104,7 @@ def compress(
         from lowrank.calibrate import sequential_refit
 
         with clock.stage("refit"):
-            small = backend.rewrite(sequential_refit(calibration, small, made, track))
+            small = backend.rewrite(sequential_refit(calibration, small, made, analysis, track))
     with staged(run, owned=RESULTS) as stage:
         if analysis is not kept:
             save_analysis(analysis, stage)

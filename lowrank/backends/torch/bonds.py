@@ -248,7 +248,7 @@ class _Trial:
         """A function that gives a weight, and its layer's bias, other numbers until the block ends."""
         kept: list[tuple[nn.Module, str, Tensor]] = []
         originals: dict[str, Tensor] = {}
-        widths: list[tuple[nn.Module, str, int]] = []
+        widths: list[tuple[nn.Module, str, Any]] = []
         self._originals = originals
 
         def change(name: str, matrix: Tensor, bias: Tensor | None = None) -> None:
@@ -258,7 +258,7 @@ class _Trial:
             if hasattr(layer, "nf"):
                 # transformers' Conv1D shapes its output by a number of its own.
                 widths.append((layer, "nf", layer.nf))
-                layer.nf = matrix.shape[0]
+                layer.__dict__["nf"] = matrix.shape[0]
             stored = matrix if self.weights[name].view.stored == "rows cols" else matrix.T
             parameter.data = stored.contiguous()
             own = self._bias(name)
@@ -272,7 +272,7 @@ class _Trial:
             for layer, key, data in reversed(kept):
                 getattr(layer, key).data = data
             for layer, key, number in reversed(widths):
-                setattr(layer, key, number)
+                layer.__dict__[key] = number
             self._originals = {}
 
     def _run(self) -> Tensor:

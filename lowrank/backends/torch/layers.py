@@ -33,7 +33,7 @@ from lowrank.nn import (
 )
 from lowrank.nn.embedding import embedding_reason
 
-LowRank: Any = (
+LowRank = (
     LowRankLinear
     | LowRankConv
     | SpatialConv
@@ -179,16 +179,18 @@ def fill_(new: LowRank, weight: Weight, replacement: Replacement, dense: nn.Modu
     """
     factors = replacement.factors
     before = getattr(dense, "bias", None)
-    holder = new.linear if isinstance(new, NarrowLinear) else new
+    plain = new.linear if isinstance(new, NarrowLinear) else new
+    bias = getattr(plain, "bias", None)
     with torch.no_grad():
-        if isinstance(getattr(holder, "bias", None), nn.Parameter):
+        if isinstance(bias, nn.Parameter):
             if replacement.bias is not None:
-                holder.bias.copy_(as_stored(weight.name, replacement.bias, stored))
+                bias.copy_(as_stored(weight.name, replacement.bias, stored))
             elif isinstance(before, Tensor):
-                holder.bias.copy_(before)
-                holder.bias.requires_grad_(before.requires_grad)
+                bias.copy_(before)
+                bias.requires_grad_(before.requires_grad)
         if isinstance(factors, Narrow):
-            holder.weight.copy_(as_stored(weight.name, factors.matrix, stored))
+            assert isinstance(plain, nn.Linear)
+            plain.weight.copy_(as_stored(weight.name, factors.matrix, stored))
             if isinstance(new, NarrowLinear):
                 if new.spread is not None and factors.outputs is not None:
                     zero = factors.matrix.shape[0]
@@ -207,6 +209,7 @@ def fill_(new: LowRank, weight: Weight, replacement: Replacement, dense: nn.Modu
         if isinstance(new, LowRankConv | SpatialConv):
             new.fill_(*pair)
             return
+        assert not isinstance(new, NarrowLinear | nn.Linear)
         holders = (new.left, new.right) if isinstance(new, LowRankStack) else (new.left.weight, new.right.weight)
         for place, tensor in zip(holders, pair, strict=True):
             place.copy_(tensor)
@@ -221,7 +224,8 @@ def has_bias(module: nn.Module, replacement: Replacement) -> bool:
 
 def tie(new: LowRank, first: LowRank) -> None:
     """Share the factors of two layers of one weight."""
-    assert not isinstance(new, LowRankStack) and not isinstance(first, LowRankStack)
+    untied = (LowRankStack, NarrowLinear, nn.Linear)
+    assert not isinstance(new, untied) and not isinstance(first, untied)
     new.left.weight, new.right.weight = first.left.weight, first.right.weight
 
 

@@ -81,9 +81,13 @@ class ModuleBackend:
             return "logits"
         return "embedding" if any(extra.name == "1_Pooling" for extra in self.extras) else "hidden"
 
-    @cached_property
+    @property
     def bonds(self) -> tuple[Bond, ...]:
         """Found by running the module on a few random tokens with its weights changed."""
+        return self._bonds
+
+    @cached_property
+    def _bonds(self) -> tuple[Bond, ...]:
         return find_bonds(self.module, self.signature, self.weights)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +91,8 @@ class Pair:
     def put(self, weight: Weight, replacement: Replacement) -> None:
         """Give a layer of the compressed module new numbers, in the structure that it has."""
         path = weight.layers[0].name
-        layer, dense = self.small.get_submodule(path), self.dense.get_submodule(path)
+        dense = self.dense.get_submodule(path)
+        layer: Any = self.small.get_submodule(path)
         stored = dense.get_parameter("weight")
         fill_(layer, weight, replacement, dense, stored)
 

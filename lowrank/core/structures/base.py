@@ -43,7 +43,7 @@ class Replacement:
         if not self.bias.size:
             return np.zeros(weight.rows)
         if isinstance(self.factors, Narrow) and self.factors.outputs is not None:
-            return Narrow(self.bias[:, None], self.factors.outputs).dense(weight.rows, 1)[:, 0]
+            return np.append(self.bias, 0.0)[self.factors.outputs]
         return self.bias
 
 

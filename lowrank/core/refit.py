@@ -92,11 +92,14 @@ def refitted(
         name: the weight's name, for errors.
     """
     roots = None if curvature is None else curved_roots(curvature, name)
-    root = np.eye(len(original)) if roots is None else roots[0]
-    seen = judge if roots is None else judge.seen_through(root)
+    seen = judge if roots is None else judge.seen_through(roots[0])
+
+    def lost(matrix: Matrix, shift: Vector) -> float:
+        return seen.error(matrix, shift) if roots is None else seen.error(roots[0] @ matrix, roots[0] @ shift)
+
     before = _matrix(replacement)
     shifts = bias is not None
-    best, found = seen.error(root @ before, root @ (bias if bias is not None else np.zeros(len(before)))), None
+    best, found = lost(before, bias if bias is not None else np.zeros(len(before))), None
     inputs, cross, x_mean, y_mean = fit.centred(shifts)
     scale = float(np.trace(inputs)) / len(inputs)
     if not scale > 0:
@@ -107,7 +110,7 @@ def refitted(
         candidate = _solved(replacement, damped, target, roots, name)
         matrix = _matrix(candidate)
         shift = y_mean - matrix @ x_mean
-        error = seen.error(root @ matrix, root @ shift)
+        error = lost(matrix, shift)
         if error < best:
             best, found = error, replace(candidate, bias=shift if shifts else replacement.bias)
     return found
@@ -155,8 +158,8 @@ def _solved(
     solved = _lapack.solve(damped, target.T, assume_a="pos", check_finite=False).T
     if isinstance(factors, Narrow):
         return replace(replacement, factors=replace(factors, matrix=solved))
-    root, inverse = roots or (np.eye(len(solved)),) * 2
-    _, vectors = eigh_descending(root @ solved @ damped @ solved.T @ root, name=name)
+    seen = solved if roots is None else roots[0] @ solved
+    _, vectors = eigh_descending(seen @ damped @ seen.T, name=name)
     kept = vectors[:, : factors.rank]
-    made = Factors(inverse @ kept, kept.T @ root @ solved)
+    made = Factors(kept if roots is None else roots[1] @ kept, kept.T @ seen)
     return replace(replacement, factors=pivot(made) if isinstance(factors, Pivoted) else made)

@@ -48,7 +48,7 @@ def chains(model: onnx.ModelProto) -> int:
     ("kind", "inputs", "output", "projections"),
     [
         ("bert", ["input_ids", "attention_mask", "token_type_ids"], "last_hidden_state", 12),
-        ("gpt2", ["input_ids", "attention_mask"], "logits", 8),
+        ("gpt2", ["input_ids", "attention_mask"], "logits", 12),
         ("vit", ["pixel_values"], "logits", 12),
     ],
 )

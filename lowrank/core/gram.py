@@ -56,8 +56,9 @@ class Gram:
     def mean(self) -> Vector:
         """`E[x]`; zeros where the sum was not kept."""
         if self.total is None:
-            return np.zeros(self.moment.shape[-1])
-        return self.total / max(self.tokens, 1)
+            return np.zeros(int(self.moment.shape[-1]))
+        found: Vector = self.total / float(max(self.tokens, 1))
+        return found
 
     @property
     def covariance(self) -> Matrix:

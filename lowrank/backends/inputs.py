@@ -72,6 +72,11 @@ class Signature:
     fixed_kwargs: tuple[tuple[str, Any], ...] = ()
 
     @property
+    def output_kind(self) -> OutputKind:
+        """What the output is for, by its name."""
+        return "logits" if "logits" in self.output else "hidden"
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Input names in order."""
         return tuple(i.name for i in self.inputs)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
 
 import numpy as np
 
-from lowrank.backends.base import Change
+from lowrank.backends.base import Backend, Change
+from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import Calibration
 from lowrank.calibrate.outputs import Reference
 from lowrank.calibrate.sensitivity import changes_of, some_batches
 from lowrank.core.analysis import Analysis, Context
 from lowrank.core.budget import Budget
 from lowrank.core.select import Knapsack
-from lowrank.core.structures import structure_named
+from lowrank.core.structures import factorized
 from lowrank.errors import InfeasibleBudget
 from lowrank.progress import Track
 
@@ -40,28 +42,26 @@ def measure_contexts(calibration: Calibration, analysis: Analysis, track: Track)
     contexts: dict[float, Context] = {}
     for keep, _ in track(tasks, "measuring in context", len(tasks)):
         known = replace(analysis, contexts=(contexts[keep],) if keep in contexts else ())
-        found = _measured(calibration, known, keep, reference)
+        found = _measured(backend, feeds, known, keep, reference)
         if found is not None:
             contexts[keep] = found
     return replace(analysis, contexts=tuple(contexts.values()))
 
 
-def _measured(calibration: Calibration, analysis: Analysis, keep: float, reference: Reference) -> Context | None:
-    backend = calibration.backend
+def _measured(
+    backend: Backend, feeds: Sequence[Feed], analysis: Analysis, keep: float, reference: Reference
+) -> Context | None:
     try:
         plan = Knapsack().select(analysis, Budget.params(keep))
     except InfeasibleBudget:
         return None
     base: dict[str, Change] = {}
     for option in plan.options:
-        structure = structure_named(option.structure)
-        assert structure is not None
-        made = structure.factorize(analysis.groups[option.group], option.rank, analysis, backend)
         if option.structure != "spatial":
-            base |= changes_of(made, analysis)
+            base |= changes_of(factorized(option, analysis, backend), analysis)
     dense: dict[str, Change] = {name: (backend.read(name), backend.bias(name)) for name in base}
     ratios: dict[str, float] = {}
-    with backend.trials(some_batches(calibration), base) as run:
+    with backend.trials(feeds, base) as run:
         whole = reference.loss(run({}))
         for option in plan.options:
             group = analysis.groups[option.group]

@@ -39,7 +39,7 @@ def sequential_refit(
     pair = dense.paired(small, _some(calibration.fit), _some(calibration.heldout))
     if pair is None:
         return found
-    linear = [w for w in dense.weights if w.name in made and [layer.kind for layer in w.layers] == ["linear"]]
+    linear = [w for w in dense.weights if w.name in made and w.is_linear]
     stages = pair.stages([w for w in linear if can_refit(made[w.name])])
     for stage in track(stages, "refitting", len(stages)):
         for name, (fit, judge) in pair.moments(stage, found).items():

@@ -133,6 +133,11 @@ class Folds:
     fit: Gram
     heldout: Gram
 
+    @property
+    def judge(self) -> Gram:
+        """The held-out fold; with too few samples for one, that which chose."""
+        return self.heldout if self.heldout.tokens else self.fit
+
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
@@ -225,8 +230,7 @@ class Analysis:
     def curved(self, name: str, matrix: Matrix, curvature: Matrix) -> Analysis:
         """The same analysis with one weight's truncation in the two-sided metric, and its errors measured anew."""
         folds = self.grams[name]
-        judge = folds.heldout if folds.heldout.tokens else folds.fit
-        curve = curved_curve(curved_directions(matrix, folds.fit, curvature, name=name), matrix, judge)
+        curve = curved_curve(curved_directions(matrix, folds.fit, curvature, name=name), matrix, folds.judge)
         weights = tuple(replace(r, heldout=curve) if r.weight.name == name else r for r in self.weights)
         return replace(self, weights=weights, curvatures={**self.curvatures, name: curvature})
 
@@ -245,11 +249,10 @@ def analyze_weight(weight: Weight, matrix: Matrix, folds: Folds | None = None) -
     if folds is None or folds.fit.tokens == 0:
         spatial = spatial_curve(weight, matrix, None, None) if weight.spatial else None
         return WeightAnalysis(weight, Spectrum(singular_values(matrix, name=weight.name)), spatial=spatial)
-    judge = folds.heldout if folds.heldout.tokens else folds.fit
-    found = measure(matrix, folds.fit, judge, name=weight.name)
+    found = measure(matrix, folds.fit, folds.judge, name=weight.name)
     # The errors of spatial factors can only be compared with the others' in the metric of whole patches.
     known = weight.spatial is not None and folds.fit.side == "input"
-    spatial = spatial_curve(weight, matrix, folds.fit, judge) if known else None
+    spatial = spatial_curve(weight, matrix, folds.fit, folds.judge) if known else None
     return WeightAnalysis(
         weight, Spectrum(found.plain), Spectrum(found.activation), heldout=found.curve, spatial=spatial
     )

@@ -62,6 +62,15 @@ def _disjoint(groups: Sequence[Group]) -> list[list[Group]]:
     return found
 
 
+def cheapest(costs: Mapping[str, Costs], blocks: Sequence[Sequence[Partition]]) -> int:
+    """The least that all blocks together can cost."""
+    return sum(min(sum(int(costs[n].min()) for n in p) for p in _usable(splits, costs)) for splits in blocks)
+
+
+def _usable(splits: Sequence[Partition], costs: Mapping[str, Costs]) -> list[Partition]:
+    return [p for p in splits if all(len(costs[name]) for name in p)]
+
+
 @dataclass(frozen=True, eq=False)
 class Choice:
     """What was chosen: an index of the options of every group that is in use, and how good that is."""
@@ -86,10 +95,9 @@ def choose(
         blocks: the partitions of each block.
         limit: the largest total cost.
     """
-    usable = [[p for p in splits if all(len(costs[name]) for name in p)] for splits in blocks]
-    cheapest = sum(min(sum(int(costs[n].min()) for n in p) for p in splits) for splits in usable)
-    if cheapest > limit:
+    if cheapest(costs, blocks) > limit:
         return None
+    usable = [_usable(splits, costs) for splits in blocks]
     price, bound, slack = _price(costs, errors, usable, limit)
     reduced = {name: errors[name] + price * costs[name] for name in costs}
     # A good choice first, from few options: it shows that most of the others cannot matter.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,15 +36,6 @@ class Pivoted:
         """The dense matrix that it stands for."""
         rows = np.concatenate([self.right, self.left @ self.right])
         return rows if self.order is None else rows[self.order]
-
-    def absorbed(self) -> tuple[Pivoted, NDArray[np.int64]]:
-        """Without its gather, for a neighbour that takes the outputs as they come.
-
-        Returns:
-            The factors, and for each output as it comes, which one it is.
-        """
-        assert self.order is not None
-        return replace(self, order=None), np.argsort(self.order)
 
 
 def pivoted_cost(rows: int, cols: int, rank: int) -> int:

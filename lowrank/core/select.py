@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lowrank.core.analysis import Analysis
-from lowrank.core.blocks import choose, partitions
+from lowrank.core.blocks import cheapest, choose, partitions
 from lowrank.core.budget import Budget
 from lowrank.core.linalg import Vector
 from lowrank.core.plan import Plan, in_order
@@ -54,8 +54,8 @@ class Knapsack:
         if budget.kind == "error":
             curves = [self._options(group, analysis) for group in analysis.singles]
             within = [[o for o in c if o.error <= budget.limit**2] for c in curves]
-            cheapest: list[Option] = [min(options, key=_cost) for options in within]
-            return _plan(self, analysis, budget, cheapest)
+            least: list[Option] = [min(options, key=_cost) for options in within]
+            return _plan(self, analysis, budget, least)
         curves = {name: self._curves(group, analysis) for name, group in analysis.groups.items()}
         costs = {name: np.concatenate([c.costs for c in found]) for name, found in curves.items()}
         losses = {
@@ -67,9 +67,7 @@ class Knapsack:
         blocks = partitions(analysis.groups)
         found = choose(costs, losses, blocks, int(budget.limit * analysis.dense_params))
         if found is None:
-            usable = [[p for p in splits if all(len(costs[n]) for n in p)] for splits in blocks]
-            smallest = sum(min(sum(int(costs[n].min()) for n in p) for p in splits) for splits in usable)
-            raise _infeasible(analysis, budget, smallest)
+            raise _infeasible(analysis, budget, cheapest(costs, blocks))
         gap = found.allocation.gap / found.allocation.error if found.allocation.error > 0 else 0.0
         return _plan(self, analysis, budget, [_at(n, curves[n], i) for n, i in found.options.items()], gap)
 

@@ -114,6 +114,11 @@ class Weight:
         return self.stack * self.rows * self.cols
 
     @property
+    def is_linear(self) -> bool:
+        """Whether one linear layer, and nothing else, applies it."""
+        return [layer.kind for layer in self.layers] == ["linear"]
+
+    @property
     def full_rank(self) -> int:
         """The largest rank it can have."""
         return min(self.rows, self.cols)
@@ -128,12 +133,11 @@ class Skip:
     reason: str
 
 
-BondKind = Literal["query_key", "rotary_query_key", "value_output", "hidden", "same_input"]
+BondKind = Literal["query_key", "value_output", "hidden", "same_input"]
 """What ties weights to each other: a freedom of the model, which keeps its outputs while the weights change together.
 
-`query_key`, `value_output`: any invertible map of a head's channels between the two. `rotary_query_key`: any scale of
-a pair of a head's channels. `hidden`: any order of the neurons between the first weights and the last.
-`same_input`: the weights read one input; nothing else is between them.
+`query_key`, `value_output`: any invertible map of a head's channels between the two. `hidden`: any order of the neurons
+between the first weights and the last. `same_input`: the weights read one input; nothing else is between them.
 """
 
 

@@ -10,7 +10,7 @@ from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan, check_budget
 from lowrank.core.select import Knapsack, Selector
-from lowrank.core.structures import Option, structure_named
+from lowrank.core.structures import Option, factorized
 from lowrank.core.structures.base import Replacement
 from lowrank.parallel import windowed_map
 from lowrank.progress import Track, silent
@@ -49,9 +49,7 @@ def factorize(backend: Backend, analysis: Analysis, plan: Plan, track: Track = s
     from threadpoolctl import threadpool_limits
 
     def job(option: Option) -> dict[str, Replacement]:
-        structure = structure_named(option.structure)
-        assert structure is not None
-        return dict(structure.factorize(analysis.groups[option.group], option.rank, analysis, backend))
+        return dict(factorized(option, analysis, backend))
 
     with threadpool_limits(1):
         parts = list(track(windowed_map(job, plan.options), "factorizing", len(plan.options)))

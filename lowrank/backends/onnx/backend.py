@@ -75,8 +75,7 @@ class OnnxBackend:
     @property
     def output_kind(self) -> OutputKind:
         """By the output's name."""
-        named = self.signature.output if isinstance(self.signature, Signature) else ""
-        return "logits" if "logits" in named else "hidden"
+        return self.signature.output_kind if isinstance(self.signature, Signature) else "hidden"
 
     @property
     def bonds(self) -> tuple[()]:

@@ -11,14 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lowrank.backends.inputs import Signature
-from lowrank.backends.torch.inputs import call, in_float32
+from lowrank.backends.torch.inputs import call, first_input, in_float32
 from lowrank.backends.torch.tensors import module_in_float32
 from lowrank.core.match import in_block
 from lowrank.core.weight import Bond, Weight
@@ -34,7 +33,7 @@ NAMES = {
 
 def find_bonds(module: nn.Module, signature: Signature | str, weights: Sequence[Weight]) -> tuple[Bond, ...]:
     """The bonds between the linear weights inside a module's blocks; none if it cannot be run."""
-    candidates = [w for w in weights if [layer.kind for layer in w.layers] == ["linear"] and in_block(w.name)]
+    candidates = [w for w in weights if w.is_linear and in_block(w.name)]
     if isinstance(signature, str) or not candidates:
         return ()
     try:
@@ -69,14 +68,6 @@ def _of_attention(trial: _Trial, query: str, key: str, value: str, output: str |
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """One layer of a forward pass: its weight, and which tensor it read."""
-
-    name: str
-    seen: int
-
-
 class _Trial:
     """A module that can be run with some of its parameters changed."""
 
@@ -85,16 +76,17 @@ class _Trial:
         self.weights: Mapping[str, Weight] = {w.name: w for w in weights}
         self.feed = signature.example(2, 8)
         self.generator = torch.Generator().manual_seed(0)
-        self.calls: list[_Call] = []
+        self.calls: list[tuple[str, int]] = []
+        """The weights of a forward pass as they are called, and which tensor each reads."""
         seen: dict[int, Tensor] = {}
         handles: list[Any] = []
         for weight in weights:
 
             def hook(layer: nn.Module, args: Any, kwargs: Any, output: Any, name: str = weight.name) -> None:
-                tensor = args[0] if args else next(iter(kwargs.values()))
+                tensor = first_input(args, kwargs)
                 # Kept alive, so that no later tensor has its address.
                 seen[id(tensor)] = tensor
-                self.calls.append(_Call(name, id(tensor)))
+                self.calls.append((name, id(tensor)))
 
             layer = module.get_submodule(weight.layers[0].name)
             handles.append(layer.register_forward_hook(hook, with_kwargs=True))
@@ -104,8 +96,8 @@ class _Trial:
             for handle in handles:
                 handle.remove()
         # A layer that is called twice (one block applied again and again) is no part of a bond.
-        names = [c.name for c in self.calls]
-        self.calls = [c for c in self.calls if names.count(c.name) == 1]
+        names = [name for name, _ in self.calls]
+        self.calls = [(name, tensor) for name, tensor in self.calls if names.count(name) == 1]
 
     def rows(self, name: str) -> int:
         return self.weights[name].rows
@@ -116,14 +108,14 @@ class _Trial:
     def sharing(self) -> list[tuple[str, ...]]:
         """Weights of one module that read the very same tensor, in the order in which they are called."""
         found: dict[tuple[int, str], list[str]] = {}
-        for each in self.calls:
-            parent = self.weights[each.name].layers[0].name.rpartition(".")[0]
-            found.setdefault((each.seen, parent), []).append(each.name)
+        for name, seen in self.calls:
+            parent = self.weights[name].layers[0].name.rpartition(".")[0]
+            found.setdefault((seen, parent), []).append(name)
         return [tuple(names) for names in found.values()]
 
     def attentions(self) -> list[tuple[str, str, str, str | None]]:
         """Query, key and value projections with the layer that reads what they give, as names and order propose."""
-        order = [c.name for c in self.calls]
+        order = [name for name, _ in self.calls]
         parts: dict[str, dict[str, str]] = {}
         for name in order:
             parent, _, own = self.weights[name].layers[0].name.rpartition(".")
@@ -141,7 +133,7 @@ class _Trial:
 
     def feed_forwards(self) -> list[tuple[str, ...]]:
         """Layers whose outputs are as many as the inputs of one of the next, in one block."""
-        order, found = [c.name for c in self.calls], list[tuple[str, ...]]()
+        order, found = [name for name, _ in self.calls], list[tuple[str, ...]]()
         for names in self.sharing():
             wide = [n for n in names if self.rows(n) == max(map(self.rows, names))]
             after = order.index(wide[-1]) + 1
@@ -159,8 +151,7 @@ class _Trial:
         ]
         owners += [c for c in (getattr(o, "config", None) for o in [*owners, self.module]) if c is not None]
         for owner in owners:
-            fields = {**getattr(owner, "__dict__", {})}
-            for name, number in fields.items():
+            for name, number in vars(owner).items():
                 if "head" in name and isinstance(number, int) and not isinstance(number, bool) and number > 0:
                     counts |= {number, rows // number}
         return sorted(c for c in counts if c and rows % c == 0 and rows // c > 1)
@@ -198,8 +189,7 @@ class _Trial:
 
     def _turn_query_key(self, bond: Bond, change: Any) -> None:
         query, key = bond.weights
-        maps = self._maps(bond.kv_heads, self.rows(key) // bond.kv_heads)
-        outer = torch.linalg.inv(maps).transpose(1, 2).repeat_interleave(bond.heads // bond.kv_heads, 0)
+        maps, outer = self._maps(bond, self.rows(key))
         bias = self._bias(query)
         change(query, _per_head(outer, self._matrix(query)), None if bias is None else _per_head(outer, bias.data))
         # A key's bias adds the same to all scores of a query.
@@ -208,8 +198,7 @@ class _Trial:
 
     def _turn_value_output(self, bond: Bond, change: Any) -> None:
         value, output = bond.weights
-        maps = self._maps(bond.kv_heads, self.rows(value) // bond.kv_heads)
-        outer = torch.linalg.inv(maps).transpose(1, 2).repeat_interleave(bond.heads // bond.kv_heads, 0)
+        maps, outer = self._maps(bond, self.rows(value))
         before, after = self._bias(value), self._bias(output)
         turned = _per_head(outer, self._matrix(output).T).T
         if before is None or after is None:
@@ -223,11 +212,14 @@ class _Trial:
         change(value, _per_head(maps, self._matrix(value)), torch.zeros_like(before))
         change(output, turned, after.data + self._matrix(output) @ repeated)
 
-    def _maps(self, heads: int, width: int) -> Tensor:
-        """Random maps that are neither rotations nor scales, and safely invertible."""
+    def _maps(self, bond: Bond, rows: int) -> tuple[Tensor, Tensor]:
+        """Random maps that are neither rotations nor scales, and safely invertible: one for each key and value head,
+        and what undoes it for each query head."""
+        heads, width = bond.kv_heads, rows // bond.kv_heads
         turns = torch.linalg.qr(torch.randn(heads, width, width, generator=self.generator))[0]
         scales = torch.linspace(0.5, 2.0, width)[torch.randperm(width, generator=self.generator)]
-        return turns * scales @ torch.linalg.qr(torch.randn(heads, width, width, generator=self.generator))[0]
+        maps = turns * scales @ torch.linalg.qr(torch.randn(heads, width, width, generator=self.generator))[0]
+        return maps, torch.linalg.inv(maps).transpose(1, 2).repeat_interleave(bond.heads // heads, 0)
 
     def _layer(self, name: str) -> nn.Module:
         return self.module.get_submodule(self.weights[name].layers[0].name)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.backends.inputs import MASK, Feed, OutputKind, Signature
-from lowrank.backends.torch.inputs import call
+from lowrank.backends.inputs import Feed, OutputKind, Signature
+from lowrank.backends.torch.inputs import call, mask_of, token_rows
 from lowrank.core.linalg import Matrix
 from lowrank.core.weight import Weight
 
@@ -37,9 +37,7 @@ def output_curvature(
             output = output if output.requires_grad else output.detach().requires_grad_()
 
             def add(gradient: Tensor) -> None:
-                rows = gradient.detach().float().cpu()
-                kept = mask is not None and rows.shape[:-1] == mask.shape
-                rows = rows[mask] if kept else rows.reshape(-1, rows.shape[-1])
+                rows = token_rows(gradient.detach().float().cpu(), mask)
                 rows = rows[torch.isfinite(rows).all(1)]
                 norms = rows.norm(dim=1, keepdim=True)
                 rows = rows * (CLIP * norms.mean() / norms.clamp_min(1e-30)).clamp_max(1.0)
@@ -55,8 +53,7 @@ def output_curvature(
     try:
         with torch.enable_grad():
             for feed in feeds:
-                given = feed.get(MASK)
-                mask = None if given is None else torch.from_numpy(given) != 0
+                mask = mask_of(feed)
                 value = _probe(call(signature, module, feed), kind, generator)
                 # Into the activations alone: the module's parameters keep the gradients that they have.
                 inputs = [p for p in module.parameters() if p.requires_grad]

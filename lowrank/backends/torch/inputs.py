@@ -33,6 +33,24 @@ def as_tensors(signature: Signature, values: Feed | Mapping[str, Tensor]) -> dic
     return found
 
 
+def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """What a layer reads, from the arguments that a forward hook is shown."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def mask_of(feed: Feed) -> Tensor | None:
+    """Which tokens of a feed count; None if all do."""
+    mask = feed.get(MASK)
+    return None if mask is None else torch.from_numpy(mask) != 0
+
+
+def token_rows(tensor: Tensor, mask: Tensor | None) -> Tensor:
+    """Tokens x width, without those that a mask of the same shape leaves out."""
+    if mask is not None and tensor.shape[:-1] == mask.shape:
+        return tensor[mask]
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
 def in_float32(signature: Signature) -> Signature:
     """The same inputs for a module whose floating numbers are all float32."""
     inputs = (replace(i, dtype="float32") if i.is_floating else i for i in signature.inputs)

@@ -76,10 +76,9 @@ class ModuleBackend:
     @property
     def output_kind(self) -> OutputKind:
         """By the output's name, and by a pooling layer beside the model in the layout of sentence-transformers."""
-        named = self.signature.output if isinstance(self.signature, Signature) else ""
-        if "logits" in named:
-            return "logits"
-        return "embedding" if any(extra.name == "1_Pooling" for extra in self.extras) else "hidden"
+        named: OutputKind = self.signature.output_kind if isinstance(self.signature, Signature) else "hidden"
+        pooled = any(extra.name == "1_Pooling" for extra in self.extras)
+        return "embedding" if pooled and named == "hidden" else named
 
     @property
     def bonds(self) -> tuple[Bond, ...]:
@@ -221,7 +220,7 @@ class ModuleBackend:
 
     def curvature(self, feeds: Sequence[Feed], names: Sequence[str]) -> Mapping[str, Matrix]:
         """By backward passes; empty for what has no gradients (an exported program)."""
-        weights = [w for w in self.weights if w.name in names and [layer.kind for layer in w.layers] == ["linear"]]
+        weights = [w for w in self.weights if w.name in names and w.is_linear]
         if not isinstance(self.signature, Signature) or self.rebuild["kind"] == "program":
             return {}
         return output_curvature(self.module, self.signature, self.output_kind, weights, feeds)

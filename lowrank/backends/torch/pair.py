@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.backends.inputs import MASK, Feed, Signature
+from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.torch.inputs import first_input, mask_of, token_rows
 from lowrank.backends.torch.layers import fill_
 from lowrank.backends.torch.prefix import Prefix
 from lowrank.core.linalg import Vector
@@ -50,11 +51,12 @@ class Pair:
         handles = []
         for path, weight in by_layer.items():
 
-            def hook(layer: nn.Module, args: tuple[Tensor, ...], _: object, weight: Weight = weight) -> None:
-                seen.append(args[0])
-                calls.append((id(args[0]), weight))
+            def hook(layer: nn.Module, args: Any, kwargs: Any, _: object, weight: Weight = weight) -> None:
+                # Kept alive, so that no later tensor has its address.
+                seen.append(first_input(args, kwargs))
+                calls.append((id(seen[-1]), weight))
 
-            handles.append(self.dense.get_submodule(path).register_forward_hook(hook))
+            handles.append(self.dense.get_submodule(path).register_forward_hook(hook, with_kwargs=True))
         try:
             self._before.run(0)
         finally:
@@ -76,13 +78,15 @@ class Pair:
         self._after.advance(at)
         folds: dict[str, list[Joint | None]] = {w.name: [None, None] for w in stage}
         for i, feed in enumerate(self.feeds):
+            mask = mask_of(feed)
             dense, small = (model.watch(i, list(names)) for model in (self._before, self._after))
             for path, weight in names.items():
                 layer, x, y = self.small.get_submodule(path), small[path][0], dense[path][1]
                 if isinstance(layer, NarrowLinear) and layer.picks is not None:
                     x = x.index_select(-1, layer.picks)
                 kept = torch.from_numpy(kept_outputs(made[weight.name], weight.rows))
-                joint = _joint(_rows(x, feed), _rows(y.index_select(-1, kept), feed))
+                y = y.index_select(-1, kept)
+                joint = _joint(*(token_rows(t.detach().float().cpu(), mask) for t in (x, y)))
                 fold = folds[weight.name]
                 known = fold[i >= self.fit_count]
                 fold[i >= self.fit_count] = joint if known is None else known + joint
@@ -116,12 +120,3 @@ def _joint(x: Tensor, y: Tensor) -> Joint:
         float(y.double().square().sum()),
         len(x),
     )
-
-
-def _rows(tensor: Tensor, feed: Feed) -> Tensor:
-    """Tokens x width, without those that the feed's mask leaves out."""
-    tensor = tensor.detach().float().cpu()
-    mask = feed.get(MASK)
-    if mask is not None and tuple(tensor.shape[:-1]) == mask.shape:
-        return tensor[torch.from_numpy(mask) != 0]
-    return tensor.reshape(-1, tensor.shape[-1])

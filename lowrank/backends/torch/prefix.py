@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lowrank.backends.inputs import Feed, Signature
-from lowrank.backends.torch.inputs import call
+from lowrank.backends.torch.inputs import call, first_input
 
 
 class Prefix:
@@ -66,7 +66,7 @@ class Prefix:
         for name in names:
 
             def hook(layer: nn.Module, args: Any, kwargs: Any, output: Tensor, name: str = name) -> None:
-                found[name] = (args[0] if args else next(iter(kwargs.values())), output)
+                found[name] = (first_input(args, kwargs), output)
                 if len(found) == len(names):
                     raise _Enough
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lowrank.backends.inputs import MASK, Feed, Signature
-from lowrank.backends.torch.inputs import call
+from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.torch.inputs import call, first_input, mask_of, token_rows
 from lowrank.backends.torch.normalize import experts_as
 from lowrank.core.gram import Gram, Side
 from lowrank.core.weight import Weight
@@ -30,8 +30,7 @@ def watching(
     torch.backends.mha.set_fastpath_enabled(False)
 
     def run(feed: Feed) -> None:
-        mask = feed.get(MASK)
-        watch.mask = None if mask is None else torch.from_numpy(mask) != 0
+        watch.mask = mask_of(feed)
         with torch.no_grad():
             call(signature, module, feed)
         watch.finish()
@@ -76,7 +75,7 @@ class _Watch:
         side = self.sides[weight.name]
 
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-            seen: Tensor = args[0] if args else next(iter(kwargs.values()))
+            seen = first_input(args, kwargs)
             if isinstance(layer, nn.Embedding):
                 gram = self._of_lookup(layer, seen, output, side)
             elif isinstance(layer, nn.Conv1d | nn.Conv2d):
@@ -109,10 +108,7 @@ class _Watch:
 
     def _rows(self, tensor: Tensor) -> Tensor:
         """Tokens x width in float64, without those that the batch's mask leaves out."""
-        tensor = tensor.detach().to(device="cpu", dtype=torch.float64)
-        if self.mask is not None and tensor.shape[:-1] == self.mask.shape:
-            return tensor[self.mask]
-        return tensor.reshape(-1, tensor.shape[-1])
+        return token_rows(tensor.detach().to(device="cpu", dtype=torch.float64), self.mask)
 
 
 def _of_conv(layer: nn.Conv1d | nn.Conv2d, seen: Tensor, output: Tensor, side: Side) -> Gram:

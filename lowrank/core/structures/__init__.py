@@ -1,5 +1,8 @@
 """The ways to hold a group of weights in fewer numbers. A new one is a file here and an entry in `STRUCTURES`."""
 
+from collections.abc import Mapping
+
+from lowrank.core.analysis import Analysis, Numbers
 from lowrank.core.structures.base import Curve, Option, Replacement, Structure
 from lowrank.core.structures.dense import Dense
 from lowrank.core.structures.neurons import Neurons
@@ -28,6 +31,7 @@ __all__ = [
     "Spatial",
     "Structure",
     "TwoFactor",
+    "factorized",
     "structure_named",
 ]
 
@@ -35,3 +39,10 @@ __all__ = [
 def structure_named(name: str) -> Structure | None:
     """The structure of this name, or None."""
     return next((s for s in STRUCTURES if s.name == name), None)
+
+
+def factorized(option: Option, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
+    """What replaces each weight of an option's group, by weight name."""
+    structure = structure_named(option.structure)
+    assert structure is not None
+    return structure.factorize(analysis.groups[option.group], option.rank, analysis, numbers)

@@ -2,41 +2,63 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 
-from lowrank.core.analysis import Analysis
-from lowrank.core.structures.base import Curve, Option
-from lowrank.core.weight import Group
+from lowrank.core.analysis import Analysis, BondAnalysis, Folds, Numbers
+from lowrank.core.structures.base import Curve, Option, Replacement
+from lowrank.core.weight import Bond, Group
 
 
-def bonded_curve(structure: str, group: Group, analysis: Analysis, multiple: int, each: int) -> Curve:
-    """Every multiple below the full rank that costs less than the dense weights; empty if the structure does not fit.
+@dataclass(frozen=True)
+class Bonded(ABC):
+    """A structure of several weights that a bond ties to each other."""
 
-    Args:
-        structure: its name.
-        group: the bonded weights.
-        analysis: that knows their errors.
-        multiple: of what the ranks are to be.
-        each: numbers for a unit of rank.
-    """
-    record = analysis.bond(group, structure)
-    if record is None:
-        return Curve.empty(structure)
-    most = min(int(record.ranks[-1]) - 1, (analysis.params(group) - 1) // each)
-    ranks = np.arange(multiple, most + 1, multiple, dtype=np.int64)
-    return Curve(structure, ranks, ranks * each, record.error_at(ranks))
+    name: str
+
+    @abstractmethod
+    def measure(self, bond: Bond, grams: Mapping[str, Folds], numbers: Numbers) -> BondAnalysis | None:
+        """What it can make of a bond, on the fold that judges; None without the moments, or for another kind of
+        bond."""
+
+    @abstractmethod
+    def factorize(self, group: Group, rank: int, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
+        """What replaces each weight of the group, by weight name."""
+
+    @abstractmethod
+    def each(self, bond: Bond, analysis: Analysis) -> int:
+        """Numbers for a unit of rank."""
+
+    def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
+        """Every multiple below the full rank that costs less than the dense weights; empty if it does not fit."""
+        record = analysis.bond(group, self.name)
+        if record is None or group.bond is None:
+            return Curve.empty(self.name)
+        each = self.each(group.bond, analysis)
+        most = min(int(record.ranks[-1]) - 1, (analysis.params(group) - 1) // each)
+        ranks = np.arange(multiple, most + 1, multiple, dtype=np.int64)
+        return Curve(self.name, ranks, ranks * each, record.error_at(ranks))
+
+    def at(self, group: Group, analysis: Analysis, rank: int) -> Option:
+        """Any rank up to the full one.
+
+        Raises:
+            ValueError: if the structure does not fit, or has no such rank.
+        """
+        record = analysis.bond(group, self.name)
+        if record is None or group.bond is None:
+            raise ValueError(f"{self.name} does not fit these weights")
+        full = int(record.ranks[-1])
+        if not 1 <= rank <= full:
+            raise ValueError(f"its rank can be 1 to {full}")
+        cost = rank * self.each(group.bond, analysis)
+        return Option(group.name, self.name, rank, cost, float(record.error_at(np.array([rank]))[0]))
 
 
-def bonded_option(structure: str, group: Group, analysis: Analysis, rank: int, each: int) -> Option:
-    """The option at one rank.
-
-    Raises:
-        ValueError: if the structure does not fit, or has no such rank.
-    """
-    record = analysis.bond(group, structure)
-    if record is None:
-        raise ValueError(f"{structure} does not fit these weights")
-    full = int(record.ranks[-1])
-    if not 1 <= rank <= full:
-        raise ValueError(f"its rank can be 1 to {full}")
-    return Option(group.name, structure, rank, rank * each, float(record.error_at(np.array([rank]))[0]))
+def inputs_known(grams: Mapping[str, Folds], name: str) -> bool:
+    """Whether there are moments of what a weight reads."""
+    folds = grams.get(name)
+    return folds is not None and folds.fit.tokens > 0 and folds.fit.side == "input"

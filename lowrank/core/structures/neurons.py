@@ -10,13 +10,13 @@ import numpy as np
 from lowrank.core.analysis import Analysis, BondAnalysis, Folds, Numbers
 from lowrank.core.narrow import Narrow
 from lowrank.core.neurons import neuron_curve, neuron_order, refit
-from lowrank.core.structures.base import Curve, Option, Replacement
-from lowrank.core.structures.bonded import bonded_curve, bonded_option
+from lowrank.core.structures.base import Replacement
+from lowrank.core.structures.bonded import Bonded, inputs_known
 from lowrank.core.weight import Bond, Group
 
 
-@dataclass(frozen=True, slots=True)
-class Neurons:
+@dataclass(frozen=True)
+class Neurons(Bonded):
     """Rank is the number of neurons that stay: no operator more, and no break-even."""
 
     name: str = "neurons"
@@ -24,23 +24,14 @@ class Neurons:
     def measure(self, bond: Bond, grams: Mapping[str, Folds], numbers: Numbers) -> BondAnalysis | None:
         """The order in which neurons are kept, and held-out errors; None without moments of the hidden activations."""
         last = bond.weights[-1]
-        folds = grams.get(last)
-        if bond.kind != "hidden" or folds is None or not folds.fit.tokens or folds.fit.side != "input":
+        if bond.kind != "hidden" or not inputs_known(grams, last):
             return None
-        judge = folds.heldout if folds.heldout.tokens else folds.fit
+        folds = grams[last]
         weight, shifts = numbers.read(last), numbers.bias(last) is not None
-        fit, held = (g.covariance if shifts else g.moment / max(g.tokens, 1) for g in (folds.fit, judge))
+        fit, held = (g.covariance if shifts else g.moment / max(g.tokens, 1) for g in (folds.fit, folds.judge))
         order = neuron_order(weight, fit)
         ranks, errors = neuron_curve(weight, order, fit, held)
         return BondAnalysis(Group.of(bond), self.name, ranks, errors, order)
-
-    def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
-        """Every number of neurons below all of them."""
-        return bonded_curve(self.name, group, analysis, multiple, self._cost(group, analysis))
-
-    def at(self, group: Group, analysis: Analysis, rank: int) -> Option:
-        """Any number of neurons."""
-        return bonded_option(self.name, group, analysis, rank, self._cost(group, analysis))
 
     def factorize(self, group: Group, rank: int, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
         """The rows of the first weights and the columns of the last that stay; what is lost on average goes into the
@@ -62,8 +53,7 @@ class Neurons:
             made[name] = Replacement(self.name, rows, None if before is None else before[kept])
         return made
 
-    def _cost(self, group: Group, analysis: Analysis) -> int:
-        if group.bond is None or analysis.bond(group, self.name) is None:
-            return 0
-        *first, last = (analysis[name].weight for name in group.weights)
+    def each(self, bond: Bond, analysis: Analysis) -> int:
+        """Numbers for each neuron."""
+        *first, last = (analysis[name].weight for name in bond.weights)
         return sum(w.cols for w in first) + last.rows

@@ -25,7 +25,7 @@ class PivotedFactors:
         if group.bond is not None or not _fits(weight):
             return Curve.empty(self.name)
         ranks = np.arange(multiple, weight.full_rank, multiple, dtype=np.int64)
-        costs = ranks * (weight.rows + weight.cols) - ranks * ranks
+        costs = np.array([pivoted_cost(*weight.shape, int(rank)) for rank in ranks], dtype=np.int64)
         return Curve(self.name, ranks, costs, analysis[weight.name].error_curve[ranks])
 
     def at(self, group: Group, analysis: Analysis, rank: int) -> Option:

@@ -12,13 +12,13 @@ from lowrank.core.gram import Gram
 from lowrank.core.heads import Channels, blocks, channel_curve, channels, of_group, picks_of, spread_of
 from lowrank.core.linalg import Matrix, Vector
 from lowrank.core.narrow import Narrow
-from lowrank.core.structures.base import Curve, Option, Replacement
-from lowrank.core.structures.bonded import bonded_curve, bonded_option
+from lowrank.core.structures.base import Replacement
+from lowrank.core.structures.bonded import Bonded, inputs_known
 from lowrank.core.weight import Bond, Group
 
 
-@dataclass(frozen=True, slots=True)
-class Product:
+@dataclass(frozen=True)
+class Product(Bonded):
     """Rank is the width of a head: rank / width of the bond's numbers, no operator more, and no break-even."""
 
     name: str = "product"
@@ -28,18 +28,10 @@ class Product:
         if bond.kind not in ("query_key", "value_output") or not _has_moments(bond, grams):
             return None
         outer, inner = _moments(bond, {n: grams[n].fit for n in bond.weights}, numbers)
-        judge = {n: grams[n].heldout if grams[n].heldout.tokens else grams[n].fit for n in bond.weights}
+        judge = {n: grams[n].judge for n in bond.weights}
         chosen = channels(outer, inner, name=bond.weights[0])
         errors = channel_curve(chosen, *_moments(bond, judge, numbers))
         return BondAnalysis(Group.of(bond), self.name, np.arange(len(errors), dtype=np.int64), errors)
-
-    def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
-        """Every width below the full one."""
-        return bonded_curve(self.name, group, analysis, multiple, self._cost(group, analysis))
-
-    def at(self, group: Group, analysis: Analysis, rank: int) -> Option:
-        """Any width below the full one."""
-        return bonded_option(self.name, group, analysis, rank, self._cost(group, analysis))
 
     def factorize(self, group: Group, rank: int, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
         """Both weights with fewer channels; biases are folded, see `_query_key` and `_value_output`."""
@@ -48,12 +40,9 @@ class Product:
         chosen = channels(*_moments(bond, {n: analysis.grams[n].fit for n in bond.weights}, numbers), name=group.name)
         return (_query_key if bond.kind == "query_key" else _value_output)(self.name, bond, chosen, rank, numbers)
 
-    def _cost(self, group: Group, analysis: Analysis) -> int:
+    def each(self, bond: Bond, analysis: Analysis) -> int:
         """Numbers for each channel of a head."""
-        if group.bond is None or analysis.bond(group, self.name) is None:
-            return 0
-        first, second = (analysis[name].weight for name in group.weights)
-        bond = group.bond
+        first, second = (analysis[name].weight for name in bond.weights)
         if bond.kind == "query_key":
             return bond.heads * first.cols + bond.kv_heads * second.cols
         return bond.kv_heads * first.cols + bond.heads * second.rows
@@ -61,9 +50,7 @@ class Product:
 
 def _has_moments(bond: Bond, grams: Mapping[str, Folds]) -> bool:
     needed = bond.weights if bond.kind == "query_key" else bond.weights[1:]
-    return all(n in grams and grams[n].fit.tokens and grams[n].fit.side == "input" for n in needed) and all(
-        n in grams for n in bond.weights
-    )
+    return all(inputs_known(grams, name) for name in needed) and all(name in grams for name in bond.weights)
 
 
 def _moments(bond: Bond, grams: Mapping[str, Gram], numbers: Numbers) -> tuple[Matrix, Matrix]:
@@ -75,12 +62,9 @@ def _moments(bond: Bond, grams: Mapping[str, Gram], numbers: Numbers) -> tuple[M
         key = _seen(numbers.read(second), grams[second], None)
         return of_group(blocks(query, bond.heads), bond.kv_heads), blocks(key, bond.kv_heads)
     output, gram = numbers.read(second), grams[second]
-    value_bias = _folded(bond, numbers)
-    mean = gram.mean
+    shift, mean = _folded(bond, numbers), gram.mean
     moment = gram.moment / max(gram.tokens, 1)
-    if value_bias is not None:
-        # Rows of attention sum to one, so that the bias of the values arrives in full at every mixture.
-        shift = np.repeat(value_bias.reshape(bond.kv_heads, -1), bond.heads // bond.kv_heads, 0).ravel()
+    if shift is not None:
         moment = moment - np.outer(mean, shift) - np.outer(shift, mean) + np.outer(shift, shift)
     reading = blocks(output.T @ output, bond.heads)
     return of_group(reading, bond.kv_heads), of_group(blocks(moment, bond.heads), bond.kv_heads)
@@ -96,16 +80,26 @@ def _seen(weight: Matrix, gram: Gram, bias: Vector | None) -> Matrix:
 
 
 def _folded(bond: Bond, numbers: Numbers) -> Vector | None:
-    """The bias of the values, if the output layer has a bias that can take it over."""
-    value, output = bond.weights
-    return numbers.bias(value) if numbers.bias(output) is not None else None
+    """The bias of the values as it arrives at the output layer, if that has a bias that can take it over.
+
+    Rows of attention sum to one, so that it arrives in full at every mixture.
+    """
+    value, output = (numbers.bias(name) for name in bond.weights)
+    if value is None or output is None:
+        return None
+    return _for_queries(value.reshape(bond.kv_heads, -1), bond).ravel()
+
+
+def _for_queries(per_head: Matrix, bond: Bond) -> Matrix:
+    """What belongs to key and value heads, once for each query head."""
+    return np.repeat(per_head, bond.heads // bond.kv_heads, 0)
 
 
 def _query_key(structure: str, bond: Bond, chosen: Channels, rank: int, numbers: Numbers) -> dict[str, Replacement]:
     """`q' = up' q`, `k' = down k`: their product is `q' up down k`. The bias of the key is dropped: softmax cancels
     it."""
     query, key = bond.weights
-    ups = np.repeat(chosen.up[:, :, :rank], bond.heads // bond.kv_heads, 0).swapaxes(1, 2)
+    ups = _for_queries(chosen.up[:, :, :rank], bond).swapaxes(1, 2)
     downs = chosen.down[:, :rank]
     bias = numbers.bias(query)
     return {
@@ -122,13 +116,12 @@ def _value_output(structure: str, bond: Bond, chosen: Channels, rank: int, numbe
     """`v' = down v`, `Wo' = Wo up`. The bias of the values goes into that of the output, where there is one."""
     value, output = bond.weights
     downs = chosen.down[:, :rank]
-    ups = np.repeat(chosen.up[:, :, :rank], bond.heads // bond.kv_heads, 0)
+    ups = _for_queries(chosen.up[:, :, :rank], bond)
     weight, bias = numbers.read(output), numbers.bias(value)
     full = downs.shape[2]
     narrow = np.concatenate([weight[:, h * full : (h + 1) * full] @ up for h, up in enumerate(ups)], axis=1)
-    folded, output_bias = _folded(bond, numbers), None
-    if folded is not None:
-        shift = np.repeat(folded.reshape(bond.kv_heads, -1), bond.heads // bond.kv_heads, 0).ravel()
+    shift, output_bias = _folded(bond, numbers), None
+    if shift is not None:
         before = numbers.bias(output)
         assert before is not None
         output_bias, bias = before + weight @ shift, np.zeros(0)

@@ -11,34 +11,25 @@ from lowrank.core.analysis import Analysis, BondAnalysis, Folds, Numbers
 from lowrank.core.factors import Factors, directions, residual_curve
 from lowrank.core.gram import Gram
 from lowrank.core.linalg import Matrix, Vector
-from lowrank.core.structures.base import Curve, Option, Replacement
-from lowrank.core.structures.bonded import bonded_curve, bonded_option
+from lowrank.core.structures.base import Replacement
+from lowrank.core.structures.bonded import Bonded, inputs_known
 from lowrank.core.weight import Bond, Group
 
 
-@dataclass(frozen=True, slots=True)
-class SharedBasis:
+@dataclass(frozen=True)
+class SharedBasis(Bonded):
     """Rank (all rows + cols) numbers; `right` is one tensor, which the layers share."""
 
     name: str = "shared"
 
     def measure(self, bond: Bond, grams: Mapping[str, Folds], numbers: Numbers) -> BondAnalysis | None:
         """Held-out errors of the stacked weights, each in units of its own output."""
-        if bond.kind != "same_input" or not _has_moments(bond, grams):
+        if bond.kind != "same_input" or not inputs_known(grams, bond.weights[0]):
             return None
         folds = grams[bond.weights[0]]
         stacked, _ = _stacked(bond, folds.fit, numbers)
-        judge = folds.heldout if folds.heldout.tokens else folds.fit
-        errors = residual_curve(directions(stacked, folds.fit, name=bond.weights[0]), stacked, judge)
+        errors = residual_curve(directions(stacked, folds.fit, name=bond.weights[0]), stacked, folds.judge)
         return BondAnalysis(Group.of(bond), self.name, np.arange(len(errors), dtype=np.int64), errors)
-
-    def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
-        """Ranks up to where the weights by themselves are smaller."""
-        return bonded_curve(self.name, group, analysis, multiple, self._cost(group, analysis))
-
-    def at(self, group: Group, analysis: Analysis, rank: int) -> Option:
-        """Any rank."""
-        return bonded_option(self.name, group, analysis, rank, self._cost(group, analysis))
 
     def factorize(self, group: Group, rank: int, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
         """The stack's factors, cut into those of each weight."""
@@ -51,16 +42,10 @@ class SharedBasis:
         named = zip(group.weights, parts, scales, strict=True)
         return {name: Replacement(self.name, Factors(left * scale, whole.right)) for name, left, scale in named}
 
-    def _cost(self, group: Group, analysis: Analysis) -> int:
-        if group.bond is None or analysis.bond(group, self.name) is None:
-            return 0
-        weights = [analysis[name].weight for name in group.weights]
+    def each(self, bond: Bond, analysis: Analysis) -> int:
+        """Numbers for each direction of the basis."""
+        weights = [analysis[name].weight for name in bond.weights]
         return sum(w.rows for w in weights) + weights[0].cols
-
-
-def _has_moments(bond: Bond, grams: Mapping[str, Folds]) -> bool:
-    first = grams.get(bond.weights[0])
-    return first is not None and first.fit.tokens > 0 and first.fit.side == "input"
 
 
 def _stacked(bond: Bond, fit: Gram, numbers: Numbers) -> tuple[Matrix, Vector]:

@@ -24,14 +24,14 @@ KINDS = {
     "distilbert": {"query_key", "value_output", "hidden", "same_input"},
     "gpt2": {"query_key", "value_output", "hidden", "same_input"},
     "opt": {"query_key", "value_output", "hidden", "same_input"},
-    # Rotary positions, and in Qwen 3 norms, stand between query and key.
-    "llama": {"value_output", "hidden", "same_input"},
+    # Rotary positions turn channels in pairs; in Qwen 3 and Gemma 3 norms stand between, too.
+    "llama": {"rotary_halves", "value_output", "hidden", "same_input"},
     "qwen3": {"value_output", "hidden", "same_input"},
     "gemma3": {"value_output", "hidden", "same_input"},
     # Its feed-forward blocks hold gate and up in one weight.
     "modernbert": {"value_output", "same_input"},
     "t5": {"query_key", "value_output", "hidden", "same_input"},
-    "mixtral": {"value_output", "same_input"},
+    "mixtral": {"rotary_halves", "value_output", "same_input"},
     "vit": {"query_key", "value_output", "hidden", "same_input"},
     "deit": {"query_key", "value_output", "hidden", "same_input"},
     "swin": {"query_key", "value_output", "hidden", "same_input"},

@@ -83,6 +83,17 @@ def of_group(per_head: Matrix, groups: int) -> Matrix:
     return per_head.reshape(groups, -1, *per_head.shape[1:]).sum(1)
 
 
+def pairs_of(kind: str, width: int) -> NDArray[np.int64]:
+    """The two channels of each pair that rotary positions turn: pairs x 2.
+
+    Example:
+        >>> pairs_of("rotary_halves", 4).tolist(), pairs_of("rotary_neighbours", 4).tolist()
+        ([[0, 2], [1, 3]], [[0, 1], [2, 3]])
+    """
+    channels = np.arange(width, dtype=np.int64)
+    return channels.reshape(2, -1).T if kind == "rotary_halves" else channels.reshape(-1, 2)
+
+
 def spread_of(heads: int, width: int, full: int) -> NDArray[np.int64]:
     """Where each of heads x full channels comes from among heads x width; -1 for those that are zero."""
     found = np.full((heads, full), -1, np.int64)

@@ -133,12 +133,16 @@ class Skip:
     reason: str
 
 
-BondKind = Literal["query_key", "value_output", "hidden", "same_input"]
+BondKind = Literal["query_key", "rotary_halves", "rotary_neighbours", "value_output", "hidden", "same_input"]
 """What ties weights to each other: a freedom of the model, which keeps its outputs while the weights change together.
 
-`query_key`, `value_output`: any invertible map of a head's channels between the two. `hidden`: any order of the neurons
-between the first weights and the last. `same_input`: the weights read one input; nothing else is between them.
+`query_key`, `value_output`: any invertible map of a head's channels between the two. `rotary_halves`,
+`rotary_neighbours`: query and key whose channels positions turn in pairs, (i, i + width / 2) or (2 i, 2 i + 1): any
+turn and scale of a pair. `hidden`: any order of the neurons between the first weights and the last. `same_input`: the
+weights read one input; nothing else is between them.
 """
+
+ROTARY = ("rotary_halves", "rotary_neighbours")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 Names and shapes only propose. A head's channels can have any coordinates if, and only if, the output is the same after
 a random change of them; a neuron flows through one column of the next weight and nowhere else if, and only if, the
-model without it equals the model with that column at zero. So rotary positions, norms between query and key, attention
+model without it equals the model with that column at zero. So norms between query and key, attention
 sinks or convolutions between neurons need no list of architectures: the experiment fails.
 """
 
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from lowrank.backends.inputs import Signature
 from lowrank.backends.torch.inputs import call, first_input, in_float32
 from lowrank.backends.torch.tensors import module_in_float32
+from lowrank.core.heads import pairs_of
 from lowrank.core.match import in_block
-from lowrank.core.weight import Bond, Weight
+from lowrank.core.weight import ROTARY, Bond, Weight
 
 TOLERANCE = 1e-3
 """Of the output's largest number: float32 leaves 1e-5, another function 1e-1."""
@@ -59,10 +60,14 @@ def _of_attention(trial: _Trial, query: str, key: str, value: str, output: str |
         kv_heads = trial.rows(key) // width
         if trial.rows(key) % width or heads % max(kv_heads, 1) or trial.rows(value) != trial.rows(key):
             continue
-        wanted = [Bond("query_key", (query, key), heads, kv_heads)]
+        # Free channels first: the freedom of pairs is part of it.
+        scores = [
+            Bond(kind, (query, key), heads, kv_heads) for kind in ("query_key", *(ROTARY if width % 2 == 0 else ()))
+        ]
+        found = [bond for bond in scores if trial.keeps([bond])][:1]
         if output is not None and trial.cols(output) == trial.rows(query):
-            wanted.append(Bond("value_output", (value, output), heads, kv_heads))
-        found = [bond for bond in wanted if trial.keeps([bond])]
+            bond = Bond("value_output", (value, output), heads, kv_heads)
+            found += [bond] if trial.keeps([bond]) else []
         if found:
             break
     return found
@@ -176,7 +181,7 @@ class _Trial:
                         bias = self._bias(name)
                         change(name, self._matrix(name)[some], None if bias is None else bias.data[some])
             for bond in bonds:
-                if bond.kind == "query_key":
+                if bond.kind in ("query_key", *ROTARY):
                     self._turn_query_key(bond, change)
                 elif bond.kind == "value_output":
                     self._turn_value_output(bond, change)
@@ -192,9 +197,11 @@ class _Trial:
         maps, outer = self._maps(bond, self.rows(key))
         bias = self._bias(query)
         change(query, _per_head(outer, self._matrix(query)), None if bias is None else _per_head(outer, bias.data))
-        # A key's bias adds the same to all scores of a query.
+        # A key's bias adds the same to all scores of a query, unless positions turn it.
         dropped = self._bias(key)
-        change(key, _per_head(maps, self._matrix(key)), None if dropped is None else torch.zeros_like(dropped))
+        if dropped is not None:
+            dropped = _per_head(maps, dropped.data) if bond.kind in ROTARY else torch.zeros_like(dropped)
+        change(key, _per_head(maps, self._matrix(key)), dropped)
 
     def _turn_value_output(self, bond: Bond, change: Any) -> None:
         value, output = bond.weights
@@ -216,10 +223,24 @@ class _Trial:
         """Random maps that are neither rotations nor scales, and safely invertible: one for each key and value head,
         and what undoes it for each query head."""
         heads, width = bond.kv_heads, rows // bond.kv_heads
+        if bond.kind in ROTARY:
+            maps = self._pair_maps(bond, heads, width)
+            return maps, torch.linalg.inv(maps).transpose(1, 2).repeat_interleave(bond.heads // heads, 0)
         turns = torch.linalg.qr(torch.randn(heads, width, width, generator=self.generator))[0]
         scales = torch.linspace(0.5, 2.0, width)[torch.randperm(width, generator=self.generator)]
         maps = turns * scales @ torch.linalg.qr(torch.randn(heads, width, width, generator=self.generator))[0]
         return maps, torch.linalg.inv(maps).transpose(1, 2).repeat_interleave(bond.heads // heads, 0)
+
+    def _pair_maps(self, bond: Bond, heads: int, width: int) -> Tensor:
+        """A turn and a scale of each pair of channels, which turns by positions do not notice."""
+        pairs = torch.from_numpy(pairs_of(bond.kind, width))
+        size = torch.linspace(0.5, 2.0, len(pairs))[torch.randperm(len(pairs), generator=self.generator)]
+        angle = 6.28 * torch.rand(heads, len(pairs), generator=self.generator)
+        maps, (first, second) = torch.zeros(heads, width, width), pairs.T
+        maps[:, first, first] = maps[:, second, second] = size * angle.cos()
+        maps[:, second, first] = size * angle.sin()
+        maps[:, first, second] = -size * angle.sin()
+        return maps
 
     def _layer(self, name: str) -> nn.Module:
         return self.module.get_submodule(self.weights[name].layers[0].name)

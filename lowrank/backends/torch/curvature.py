@@ -54,7 +54,7 @@ def output_curvature(
         with torch.enable_grad():
             for feed in feeds:
                 mask = mask_of(feed)
-                value = _probe(call(signature, module, feed), kind, generator)
+                value = probe(call(signature, module, feed), kind, generator)
                 # Into the activations alone: the module's parameters keep the gradients that they have.
                 inputs = [p for p in module.parameters() if p.requires_grad]
                 torch.autograd.grad(value, inputs, allow_unused=True) if inputs else value.backward()
@@ -64,7 +64,8 @@ def output_curvature(
     return {name: (moment / max(counts[name], 1)).numpy() for name, moment in moments.items()}
 
 
-def _probe(output: Tensor, kind: OutputKind, generator: torch.Generator) -> Tensor:
+def probe(output: Tensor, kind: OutputKind, generator: torch.Generator) -> Tensor:
+    """A number whose gradients, over draws of the generator, have the curvature of the output's measure."""
     output = output.float()
     if kind == "logits":
         logs = output.log_softmax(-1)

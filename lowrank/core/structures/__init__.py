@@ -8,11 +8,12 @@ from lowrank.core.structures.dense import Dense
 from lowrank.core.structures.neurons import Neurons
 from lowrank.core.structures.pivoted import PivotedFactors
 from lowrank.core.structures.product import Product
+from lowrank.core.structures.rotary import RotaryPairs
 from lowrank.core.structures.shared import SharedBasis
 from lowrank.core.structures.spatial import Spatial
 from lowrank.core.structures.two_factor import TwoFactor
 
-BONDED = (Product(), Neurons(), SharedBasis())
+BONDED = (Product(), RotaryPairs(), Neurons(), SharedBasis())
 """Those of several weights, each of which measures what it can make of a bond."""
 
 STRUCTURES: tuple[Structure, ...] = (Dense(), TwoFactor(), PivotedFactors(), Spatial(), *BONDED)
@@ -27,6 +28,7 @@ __all__ = [
     "PivotedFactors",
     "Product",
     "Replacement",
+    "RotaryPairs",
     "SharedBasis",
     "Spatial",
     "Structure",

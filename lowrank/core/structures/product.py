@@ -57,9 +57,9 @@ def _moments(bond: Bond, grams: Mapping[str, Gram], numbers: Numbers) -> tuple[M
     """A and T of `channels`, a matrix for each key and value head."""
     first, second = bond.weights
     if bond.kind == "query_key":
-        query = _seen(numbers.read(first), grams[first], numbers.bias(first))
+        query = seen_outputs(numbers.read(first), grams[first], numbers.bias(first))
         # The key's bias adds the same to all scores of a query, which softmax does not see.
-        key = _seen(numbers.read(second), grams[second], None)
+        key = seen_outputs(numbers.read(second), grams[second], None)
         return of_group(blocks(query, bond.heads), bond.kv_heads), blocks(key, bond.kv_heads)
     output, gram = numbers.read(second), grams[second]
     shift, mean = _folded(bond, numbers), gram.mean
@@ -70,7 +70,7 @@ def _moments(bond: Bond, grams: Mapping[str, Gram], numbers: Numbers) -> tuple[M
     return of_group(reading, bond.kv_heads), of_group(blocks(moment, bond.heads), bond.kv_heads)
 
 
-def _seen(weight: Matrix, gram: Gram, bias: Vector | None) -> Matrix:
+def seen_outputs(weight: Matrix, gram: Gram, bias: Vector | None) -> Matrix:
     """`E[y y']` of `y = W x + b`."""
     found = weight @ (gram.moment / max(gram.tokens, 1)) @ weight.T
     if bias is None:

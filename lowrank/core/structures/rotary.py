@@ -1,0 +1,85 @@
+"""RotaryPairs: fewer pairs of channels a head, between query and key with rotary positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank.core.analysis import Analysis, BondAnalysis, Folds, Numbers
+from lowrank.core.gram import Gram
+from lowrank.core.heads import blocks, of_group, pairs_of
+from lowrank.core.linalg import Matrix, Vector
+from lowrank.core.narrow import Narrow
+from lowrank.core.structures.base import Replacement
+from lowrank.core.structures.bonded import Bonded, inputs_known
+from lowrank.core.structures.product import seen_outputs
+from lowrank.core.weight import ROTARY, Bond, Group
+
+
+@dataclass(frozen=True)
+class RotaryPairs(Bonded):
+    """Rank is the number of pairs of a head that stay.
+
+    Positions turn the two channels of a pair together, so no other coordinates are free, but pairs can be left out.
+    What one adds to a score is `Re(conj(q) e^(i t) k)` with a phase t that runs over the positions: on average its
+    square is `E|q|^2 E|k|^2 / 2`, and different pairs, which turn at different speeds, do not add up (the score of
+    MoDeGPT, ICLR 2025, section 3, and A3, 2025, squared).
+    """
+
+    name: str = "rotary"
+
+    def measure(self, bond: Bond, grams: Mapping[str, Folds], numbers: Numbers) -> BondAnalysis | None:
+        """Held-out errors at every number of pairs; None without the moments, or for another bond."""
+        if bond.kind not in ROTARY or not all(inputs_known(grams, name) for name in bond.weights):
+            return None
+        chosen = _energies(bond, {n: grams[n].fit for n in bond.weights}, numbers)
+        judged = _energies(bond, {n: grams[n].judge for n in bond.weights}, numbers)
+        kept = np.take_along_axis(judged, _order(chosen), 1).sum(0)
+        total = float(kept.sum())
+        lost = np.append(np.cumsum(kept[::-1])[::-1], 0.0)
+        errors = lost / total if total > 0 else np.zeros_like(lost)
+        return BondAnalysis(Group.of(bond), self.name, np.arange(len(errors), dtype=np.int64), errors)
+
+    def factorize(self, group: Group, rank: int, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
+        """The rows of both weights that stay; zeros take the place of the others."""
+        bond = group.bond
+        assert bond is not None
+        order = _order(_energies(bond, {n: analysis.grams[n].fit for n in bond.weights}, numbers))[:, :rank]
+        query, key = bond.weights
+        made: dict[str, Replacement] = {}
+        for name, heads in ((query, bond.heads), (key, bond.kv_heads)):
+            weight, bias = numbers.read(name), numbers.bias(name)
+            width = len(weight) // heads
+            own = np.repeat(order, heads // bond.kv_heads, 0)
+            channels = np.sort(pairs_of(bond.kind, width)[own].reshape(heads, -1), 1)
+            kept = (channels + width * np.arange(heads)[:, None]).ravel()
+            spread = np.full(len(weight), -1, np.int64)
+            spread[kept] = np.arange(len(kept))
+            narrow = Narrow(weight[kept], outputs=spread, padded=True, rank=rank)
+            made[name] = Replacement(self.name, narrow, None if bias is None else bias[kept])
+        return made
+
+    def each(self, bond: Bond, analysis: Analysis) -> int:
+        """Numbers for each pair of a head."""
+        query, key = (analysis[name].weight for name in bond.weights)
+        return 2 * (bond.heads * query.cols + bond.kv_heads * key.cols)
+
+
+def _energies(bond: Bond, grams: Mapping[str, Gram], numbers: Numbers) -> Vector:
+    """What each pair of each key head adds to the scores of the queries that it serves: kv heads x pairs."""
+    query, key = (seen_outputs(numbers.read(n), grams[n], numbers.bias(n)) for n in bond.weights)
+    outer, inner = of_group(blocks(query, bond.heads), bond.kv_heads), blocks(key, bond.kv_heads)
+    return _of_pairs(outer, bond) * _of_pairs(inner, bond)
+
+
+def _of_pairs(moments: Matrix, bond: Bond) -> Matrix:
+    energies = np.einsum("hii->hi", moments)
+    return energies[:, pairs_of(bond.kind, energies.shape[1])].sum(-1)
+
+
+def _order(energies: Vector) -> NDArray[np.int64]:
+    """The pairs of each head, those first that matter most."""
+    return np.argsort(-energies, axis=1, kind="stable").astype(np.int64)

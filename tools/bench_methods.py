@@ -1,0 +1,185 @@
+"""Quality at equal budgets: published formulas, and what each ingredient of this project adds, on several models.
+
+    python tools/bench_methods.py --data DATA [--stories models/stories260K] [--vit vit] [--gpt gpt] --output bench
+
+DATA holds stsb_train.tsv, stsb_dev.tsv, sst2_train.tsv, sst2_dev.tsv, tinyshakespeare.txt.gz and
+wikitext2_tok_valid.txt.gz. `--vit` and `--gpt` are what `train_vit.py --shifted` and `train_gpt.py` wrote. Every method
+runs in a process of its own; its seconds and its peak memory are those of everything up to the last of its three
+models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import subjects
+from published import PUBLISHED, Compressor, seen
+
+import lowrank
+from lowrank.calibrate import load_calibration, measure_contexts, measure_sensitivity, sequential_refit
+from lowrank.core.analysis import Analysis
+from lowrank.core.select import Knapsack
+from lowrank.pipeline.planning import factorize
+from lowrank.progress import silent
+
+KEEPS = (0.8, 0.5, 0.3)
+OURS = "lowrank"
+ELSEWHERE = ("SVD-LLM", OURS)
+"""Methods that are also calibrated on another domain."""
+
+
+class OneSided:
+    """A backend that knows no curvature of its output."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def curvature(self, *_: object) -> Mapping[str, Any]:
+        """None."""
+        return {}
+
+
+def measured(calibration: Any, *, curved: bool = True, contexts: bool = True) -> Analysis:
+    """What `lowrank.analyze` measures, or less."""
+    if not curved:
+        calibration = replace(calibration, backend=OneSided(calibration.backend))
+    analysis = measure_sensitivity(calibration, seen(calibration, bonds=True), silent)
+    return measure_contexts(calibration, analysis, silent) if contexts else analysis
+
+
+def compressor(calibration: Any, analysis: Analysis, structures: tuple[str, ...] | None, *, refit: bool) -> Compressor:
+    """Exact choice over some structures, with the refit or without."""
+
+    def compress(keep: float) -> Mapping[str, Any]:
+        backend = calibration.backend
+        plan = lowrank.select(analysis, keep, Knapsack(structures=structures))
+        made = factorize(backend, analysis, plan)
+        return sequential_refit(calibration, backend.rewrite(made), made, analysis, silent) if refit else made
+
+    return compress
+
+
+def ours(calibration: Any) -> Compressor:
+    return compressor(calibration, measured(calibration), None, refit=True)
+
+
+def ingredients(calibration: Any) -> Iterator[tuple[str, Compressor]]:
+    """From the activation-aware truncation on, one more thing at a time."""
+    two = ("two_factor",)
+    yield "exact choice of ranks, errors of layers", compressor(calibration, seen(calibration), two, refit=False)
+    plain = measured(calibration, curved=False, contexts=False)
+    yield "+ measured sensitivity", compressor(calibration, plain, two, refit=False)
+    context = measure_contexts(calibration, plain, silent)
+    yield "+ measured in context", compressor(calibration, context, two, refit=False)
+    whole = measured(calibration)
+    yield "+ two-sided metric", compressor(calibration, whole, two, refit=False)
+    offered = two
+    for name in ("pivoted", "shared", "product", "neurons"):
+        offered = (*offered, name)
+        yield f"+ {name}", compressor(calibration, whole, offered, refit=False)
+    yield "+ sequential refit (all)", compressor(calibration, whole, None, refit=True)
+    yield "all but the two-sided metric", compressor(calibration, context, None, refit=True)
+    yield "all but pivoted", compressor(calibration, whole, ("two_factor", "shared", "product", "neurons"), refit=True)
+    yield "all but neurons", compressor(calibration, whole, ("two_factor", "pivoted", "shared", "product"), refit=True)
+
+
+def rows_of(subject: subjects.Subject, calibration: Any, label: str, compress: Compressor) -> Iterator[dict[str, Any]]:
+    """One row for each keep ratio, with the seconds of its own."""
+    backend = calibration.backend
+    for keep in KEEPS:
+        start = time.perf_counter()
+        try:
+            module = backend.rewrite(compress(keep)).module
+        except lowrank.LowRankError:
+            continue
+        seconds = time.perf_counter() - start
+        yield {"method": label, "keep": keep, "found": subject.measure(module), "seconds": seconds}
+
+
+def run(subject: subjects.Subject, method: str, settings: lowrank.Settings) -> list[dict[str, Any]]:
+    """The rows of one method, or of all ingredients."""
+    backend: Any = lowrank.open_model(subject.source)
+    start = time.perf_counter()
+    calibration: Any = load_calibration(backend, Path(str(settings.calib)), settings.column, settings.samples)
+    if method == "ingredients":
+        return [row for label, made in ingredients(calibration) for row in rows_of(subject, calibration, label, made)]
+    compress = (PUBLISHED | {OURS: ours})[method](calibration)
+    once = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return [
+        {**row, "seconds": row["seconds"] + once, "peak": peak}
+        for row in rows_of(subject, calibration, method, compress)
+    ]
+
+
+def table(subject: subjects.Subject, dense: tuple[float, ...], rows: list[dict[str, Any]]) -> str:
+    lines = [
+        f"| {subject.name} | keep | {' | '.join(subject.columns)} | seconds | peak MB |",
+        f"| --- | --- |{' --- |' * (len(subject.columns) + 2)}",
+        f"| dense | 1 | {' | '.join(f'{x:.4f}' for x in dense)} | | |",
+    ]
+    for row in rows:
+        figures = " | ".join(f"{x:.4f}" if x < 100 else f"{x:.0f}" for x in row["found"])
+        peak = f"{row['peak']:.0f}" if "peak" in row else ""
+        lines.append(f"| {row['method']} | {row['keep']:g} | {figures} | {row['seconds']:.0f} | {peak} |")
+    return "\n".join(lines)
+
+
+def subject_of(name: str, args: argparse.Namespace, work: Path) -> subjects.Subject:
+    if name == "minilm":
+        return subjects.minilm(args.data)
+    if name == "stories":
+        return subjects.stories(args.stories, args.data, work)
+    return subjects.gpt(args.gpt, args.data) if name == "gpt" else subjects.vit(args.vit)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    for name in ("stories", "vit", "gpt"):
+        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--only", help="of minilm, stories, vit and gpt")
+    parser.add_argument("--output", type=Path, default=Path("bench"))
+    parser.add_argument("--method", help=argparse.SUPPRESS)
+    parser.add_argument("--elsewhere", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    names = [args.only] if args.only else ["minilm", *(n for n in ("stories", "vit", "gpt") if getattr(args, n))]
+    args.output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as work:
+        for name in names:
+            subject = subject_of(name, args, Path(work))
+            if args.method:
+                print(json.dumps(run(subject, args.method, subject.elsewhere if args.elsewhere else subject.calib)))
+                return
+            opened: Any = lowrank.open_model(subject.source)
+            dense = subject.measure(opened.module)
+            rows: list[dict[str, Any]] = []
+            tasks = [(m, False) for m in (*PUBLISHED, OURS)] + [(m, True) for m in ELSEWHERE] + [("ingredients", False)]
+            for method, elsewhere in tasks:
+                command = [sys.executable, *sys.argv, "--only", name, "--method", method]
+                command += ["--elsewhere"] if elsewhere else []
+                found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+                new = json.loads(found.splitlines()[-1])
+                rows += [r | {"method": f"{r['method']}, calibrated elsewhere"} if elsewhere else r for r in new]
+                text = table(subject, dense, rows)
+                (args.output / f"methods-{name}.md").write_text(text + "\n", encoding="utf-8")
+            print(table(subject, dense, rows), end="\n\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

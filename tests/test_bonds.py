@@ -29,7 +29,7 @@ KINDS = {
     "qwen3": {"value_output", "hidden", "same_input"},
     "gemma3": {"value_output", "hidden", "same_input"},
     # Its feed-forward blocks hold gate and up in one weight.
-    "modernbert": {"value_output", "same_input"},
+    "modernbert": {"rotary_halves", "value_output", "same_input"},
     "t5": {"query_key", "value_output", "hidden", "same_input"},
     "mixtral": {"rotary_halves", "value_output", "same_input"},
     "vit": {"query_key", "value_output", "hidden", "same_input"},

@@ -60,14 +60,14 @@ def _of_attention(trial: _Trial, query: str, key: str, value: str, output: str |
         kv_heads = trial.rows(key) // width
         if trial.rows(key) % width or heads % max(kv_heads, 1) or trial.rows(value) != trial.rows(key):
             continue
-        # Free channels first: the freedom of pairs is part of it.
-        scores = [
-            Bond(kind, (query, key), heads, kv_heads) for kind in ("query_key", *(ROTARY if width % 2 == 0 else ()))
-        ]
-        found = [bond for bond in scores if trial.keeps([bond])][:1]
+        wanted = [Bond("query_key", (query, key), heads, kv_heads)]
         if output is not None and trial.cols(output) == trial.rows(query):
-            bond = Bond("value_output", (value, output), heads, kv_heads)
-            found += [bond] if trial.keeps([bond]) else []
+            wanted.append(Bond("value_output", (value, output), heads, kv_heads))
+        found = [bond for bond in wanted if trial.keeps([bond])]
+        if found and found[0].kind == "value_output" and width % 2 == 0:
+            # The heads are known now; pairs of neighbours would be free in heads of any width.
+            rotary = (Bond(kind, (query, key), heads, kv_heads) for kind in ROTARY)
+            found = [*[bond for bond in rotary if trial.keeps([bond])][:1], *found]
         if found:
             break
     return found

@@ -169,8 +169,8 @@ def gpt(folder: Path, data: Path) -> Subject:
 
 
 def vit(folder: Path) -> Subject:
-    """What `train_vit.py` made: accuracy on held-out images, and the share of these, and of others taken in the dark by a
-    bad camera, that it gives the dense model's class."""
+    """What `train_vit.py` made: accuracy on held-out images, and the share of these, and of others taken in the dark by
+    a bad camera, that it gives the dense model's class."""
     files = [np.load(folder / f"{name}.npz") for name in ("test", "shifted")]
     tests = [(torch.from_numpy(f["pixel_values"]), torch.from_numpy(f["labels"])) for f in files]
 

@@ -9,13 +9,15 @@ Minimise `sum_g error[g, c_g]` subject to `sum_g cost[g, c_g] <= limit`, one cho
 2. *Exact filling.* An option whose reduced cost `error + mu cost - min_c (...)` exceeds the distance between the
    first choice and the bound cannot be in a better one (Pisinger 1995, "A minimal algorithm for the
    multiple-choice knapsack problem"). What is left is small; dynamic programming over (cost, error) states, with
-   dominated and bounded-out states dropped, ends at the optimum.
+   dominated and bounded-out states dropped, ends at the optimum. Where it would be long, branch and cut (HiGHS) takes
+   over, and what neither can finish has a bound.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,12 @@ Indices = NDArray[np.int64]
 # what
 # it finds lowers the bar for the next one; most problems are small enough after the first for the second to be exact.
 WIDTHS = (1_000, 5_000, 20_000)
+WORK = 12_000_000
+"""States that all passes together may look at: a second or two."""
+NEARLY = 1e-4
+"""A relative gap that is not worth the seconds of branch and cut."""
+MOST_OPTIONS, NODES = 10_000, 2_000
+"""Of what is left to branch and cut: some seconds more. They are counted, not timed, so that results repeat."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +57,14 @@ class Allocation:
         return 0.0 if self.exact else max(self.error - self.bound, 0.0)
 
 
-def allocate(costs: Sequence[Costs], errors: Sequence[Vector], limit: int) -> Allocation | None:
+def allocate(costs: Sequence[Costs], errors: Sequence[Vector], limit: int, *, quick: bool = False) -> Allocation | None:
     """The choice of least total error whose total cost is at most `limit`; None if there is none.
 
     Args:
         costs: for each group, the cost of each option.
         errors: the same shapes; not negative.
         limit: the largest total cost.
+        quick: give up exactness early.
 
     Example:
         >>> a = allocate([np.array([1, 4]), np.array([1, 4])], [np.array([.5, 0]), np.array([.9, 0])], 5)
@@ -71,17 +80,25 @@ def allocate(costs: Sequence[Costs], errors: Sequence[Vector], limit: int) -> Al
     bound = max(float(sum(r.min() for r in relaxed)) - price * limit, 0.0)
     best = _fill(costs, errors, first, limit)
     reduced = [r - r.min() for r in relaxed]
-    exact = False
+    exact, left = False, WORK // 4 if quick else WORK
     for width in WIDTHS:
         error = _total(errors, best)
         exact = error - bound <= 1e-12 * error
         if exact:
             break
-        better, exact = _search(costs, errors, reduced, limit, error - bound, width)
+        better, exact, work = _search(costs, errors, reduced, limit, error - bound, width, left)
+        left -= work
         if better is not None and _total(errors, better) < error:
             best = better
-        if exact:
+        if exact or left <= 0:
             break
+    error = _total(errors, best)
+    if not exact and not quick and error - bound > NEARLY * error:
+        better, proven = _branched(costs, errors, reduced, limit, _total(errors, best) - bound)
+        if better is not None and _total(errors, better) < _total(errors, best):
+            best = better
+        bound = max(bound, proven)
+        exact = _total(errors, best) - bound <= 1e-9 * bound
     return Allocation(best, int(_total(costs, best)), float(_total(errors, best)), bound, exact)
 
 
@@ -151,10 +168,11 @@ def _search(
     limit: int,
     slack: float,
     width: int,
-) -> tuple[Indices | None, bool]:
-    """Dynamic programming over what the reduced costs leave: the best choice found, and whether no state was
-    dropped."""
-    complete = True
+    most: int,
+) -> tuple[Indices | None, bool, int]:
+    """Dynamic programming over what the reduced costs leave: the best choice found, whether no state was dropped, and
+    how many were looked at. Beyond `most` of them it gives up."""
+    complete, work = True, 0
     tolerance = slack * (1 + 1e-9)
     alive = [np.flatnonzero(r <= tolerance) for r in reduced]
     # Groups with most to decide come last: states multiply late.
@@ -165,11 +183,14 @@ def _search(
     trail: list[tuple[Indices, Indices]] = []
     for step, g in enumerate(order):
         options = alive[g]
+        work += len(cost) * len(options)
+        if work > most:
+            return None, False, work
         new_cost = (cost[:, None] + costs[g][options]).ravel()
         new_excess = (excess[:, None] + reduced[g][options]).ravel()
         keep = np.flatnonzero((new_excess <= tolerance) & (new_cost + rest[step + 1] <= limit))
         if not len(keep):
-            return None, complete
+            return None, complete, work
         new_error = (error[:, None] + errors[g][options]).ravel()
         keep = keep[np.lexsort((new_error[keep], new_cost[keep]))]
         running = np.minimum.accumulate(new_error[keep])
@@ -185,7 +206,40 @@ def _search(
     for g, (parent, option) in zip(reversed(order), reversed(trail), strict=True):
         chosen[g] = option[at]
         at = int(parent[at])
-    return chosen, complete
+    return chosen, complete, work
+
+
+def _branched(
+    costs: Sequence[Costs], errors: Sequence[Vector], reduced: Sequence[Vector], limit: int, slack: float
+) -> tuple[Indices | None, float]:
+    """The choice that branch and cut finds among what the reduced costs leave, and the bound that it proves."""
+    alive = [np.flatnonzero(r <= slack * (1 + 1e-9)) for r in reduced]
+    count = sum(map(len, alive))
+    if count > MOST_OPTIONS:
+        return None, 0.0
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import csr_matrix
+
+    cost = np.concatenate([c[a] for c, a in zip(costs, alive, strict=True)])
+    error = np.concatenate([e[a] for e, a in zip(errors, alive, strict=True)])
+    group = np.repeat(np.arange(len(alive)), [len(a) for a in alive])
+    unit = float(error.mean()) or 1.0
+    one_each = csr_matrix((np.ones(count), (group, np.arange(count))))
+    within = csr_matrix(cost[None].astype(np.float64))
+    solver: Any = milp
+    found = solver(
+        error / unit,
+        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(within, -np.inf, limit)],
+        integrality=np.ones(count),
+        bounds=Bounds(0, 1),
+        options={"mip_rel_gap": 1e-10, "node_limit": NODES},
+    )
+    proven = float(found.mip_dual_bound) * unit if found.mip_dual_bound is not None else 0.0
+    if found.x is None:
+        return None, proven
+    chosen = np.array([a[int(np.argmax(found.x[group == g]))] for g, a in enumerate(alive)], dtype=np.int64)
+    # A solver's tolerance is no excuse for a cost over the limit.
+    return (chosen if _total(costs, chosen) <= limit else None), proven
 
 
 def _thinned(cost: Costs, excess: Vector, width: int) -> Indices:

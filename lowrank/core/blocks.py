@@ -8,7 +8,7 @@ chosen is a partition of every block and an option for every part.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,14 +101,18 @@ def choose(
     price, bound, slack = _price(costs, errors, usable, limit)
     reduced = {name: errors[name] + price * costs[name] for name in costs}
     # A good choice first, from few options: it shows that most of the others cannot matter.
-    for share in SHARES:
+    best: tuple[list[_Written], Allocation] | None = None
+    for share in (*SHARES, 1.0):
         written = [_written_out(splits, costs, errors, reduced, share * slack) for splits in usable]
-        found = allocate([w.costs for w in written], [w.errors for w in written], limit)
-        if found is not None:
-            slack = min(slack, max(found.error - bound, 0.0))
-    written = [_written_out(splits, costs, errors, reduced, slack) for splits in usable]
-    found = allocate([w.costs for w in written], [w.errors for w in written], limit)
-    assert found is not None
+        found = allocate([w.costs for w in written], [w.errors for w in written], limit, quick=share < 1)
+        if found is None:
+            continue
+        if best is None or found.error < best[1].error:
+            best = written, found
+        slack = min(slack, max(best[1].error - bound, 0.0))
+    assert best is not None and found is not None
+    # What was proven last was of all options that matter.
+    written, found = best[0], replace(best[1], bound=max(bound, found.bound), exact=found.exact)
     options: dict[str, int] = {}
     for block, index in zip(written, found.chosen, strict=True):
         options |= block.options(int(index))

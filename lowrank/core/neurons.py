@@ -46,7 +46,8 @@ def neuron_order(last: Matrix, covariance: Matrix) -> NDArray[np.int64]:
         taken = ranked[: max(1, min(int(free.sum()), -(-count // ROUNDS)))]
         order += [int(i) for i in taken]
         free[taken] = False
-        block = left[np.ix_(taken, taken)] + (floor + RIDGE * float(variance.mean())) * np.eye(len(taken))
+        ridge = floor + RIDGE * max(float(variance.mean()), 0.0)
+        block = left[np.ix_(taken, taken)] + (ridge or 1.0) * np.eye(len(taken))
         solved = _lapack.solve(block, left[taken], assume_a="pos", check_finite=False)
         cross = cross - cross[:, taken] @ solved
         left = left - left[:, taken] @ solved

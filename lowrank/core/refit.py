@@ -24,6 +24,8 @@ _lapack: Any = scipy.linalg
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Of the mean variance of an input."""
+ROUNDING = 1e-12
+"""Of the output's energy: what is gained below it is nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +113,7 @@ def refitted(
         matrix = _matrix(candidate)
         shift = y_mean - matrix @ x_mean
         error = lost(matrix, shift)
-        if error < best:
+        if error < best - ROUNDING * judge.output_energy / max(judge.tokens, 1):
             best, found = error, replace(candidate, bias=shift if shifts else replacement.bias)
     return found
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -217,21 +217,22 @@ def _branched(
     count = sum(map(len, alive))
     if count > MOST_OPTIONS:
         return None, 0.0
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_matrix
+    import scipy.optimize  # pyright: ignore[reportMissingTypeStubs]
+    import scipy.sparse  # pyright: ignore[reportMissingTypeStubs]
 
+    # scipy carries no types.
+    solver, sparse = cast("Any", scipy.optimize), cast("Any", scipy.sparse)
     cost = np.concatenate([c[a] for c, a in zip(costs, alive, strict=True)])
     error = np.concatenate([e[a] for e, a in zip(errors, alive, strict=True)])
     group = np.repeat(np.arange(len(alive)), [len(a) for a in alive])
     unit = float(error.mean()) or 1.0
-    one_each = csr_matrix((np.ones(count), (group, np.arange(count))))
-    within = csr_matrix(cost[None].astype(np.float64))
-    solver: Any = milp
-    found = solver(
+    one_each = sparse.csr_matrix((np.ones(count), (group, np.arange(count))))
+    within = sparse.csr_matrix(cost[None].astype(np.float64))
+    found = solver.milp(
         error / unit,
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(within, -np.inf, limit)],
+        constraints=[solver.LinearConstraint(one_each, 1, 1), solver.LinearConstraint(within, -np.inf, limit)],
         integrality=np.ones(count),
-        bounds=Bounds(0, 1),
+        bounds=solver.Bounds(0, 1),
         options={"mip_rel_gap": 1e-10, "node_limit": NODES},
     )
     proven = float(found.mip_dual_bound) * unit if found.mip_dual_bound is not None else 0.0

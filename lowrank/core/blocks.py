@@ -102,6 +102,7 @@ def choose(
     reduced = {name: errors[name] + price * costs[name] for name in costs}
     # A good choice first, from few options: it shows that most of the others cannot matter.
     best: tuple[list[_Written], Allocation] | None = None
+    found: Allocation | None = None
     for share in (*SHARES, 1.0):
         written = [_written_out(splits, costs, errors, reduced, share * slack) for splits in usable]
         found = allocate([w.costs for w in written], [w.errors for w in written], limit, quick=share < 1)

@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH := bench
+# A comma would end an argument of $(if).
+COLUMNS := sentence1,sentence2
 
-.PHONY: demo test test-fast lint bench bench-small bench-onnx clean
+.PHONY: demo test test-fast lint bench bench-models bench-small bench-onnx clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lowrank demo
@@ -21,9 +23,17 @@ lint: $(VENV)/.dev
 	$(BIN)/python tools/check_imports.py
 	$(BIN)/pyright
 
-# STS=stsb_dev.tsv adds the Spearman column; CALIB=stsb_train.tsv COLUMN=sentence1,sentence2 calibrates on it.
+# DATA=folder with stsb_train.tsv and the others that tools/bench_methods.py names; without it only the first table, on
+# text that ships with Python. STORIES=models/stories260K, and VIT=bench/vit GPT=bench/gpt of bench-models, add models.
 bench: $(VENV)/.demo
-	$(BIN)/python tools/bench_minilm.py $(if $(STS),--sts $(STS)) $(if $(CALIB),--calib $(CALIB)) $(if $(COLUMN),--column $(COLUMN)) --output $(BENCH)
+	$(BIN)/python tools/bench_minilm.py $(if $(DATA),--sts $(DATA)/stsb_dev.tsv --calib $(DATA)/stsb_train.tsv --column $(COLUMNS)) --output $(BENCH)/minilm
+	$(if $(DATA),$(BIN)/python tools/bench_methods.py --data $(DATA) $(if $(STORIES),--stories $(STORIES)) $(if $(VIT),--vit $(VIT)) $(if $(GPT),--gpt $(GPT)) --output $(BENCH))
+
+# Trains the two second models of the bench, some minutes each.
+bench-models: $(VENV)/.demo
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[demo,bench]"
+	$(BIN)/python tools/train_vit.py --data $(DATA)/cifar10_train10k_jpg.zip --output $(BENCH)/vit --shifted
+	$(BIN)/python tools/train_gpt.py --data $(DATA)/tinyshakespeare.txt.gz --output $(BENCH)/gpt
 
 # Two small trained models: STORIES=models/stories260K SORT=models/gpt-nano-sort.
 bench-small: $(VENV)/.demo

@@ -14,7 +14,9 @@ from lowrank.calibrate import Calibration, collect_grams
 from lowrank.calibrate.sensitivity import changes_of
 from lowrank.core.analysis import Analysis, analyze_weight
 from lowrank.core.blocks import partitions
-from lowrank.core.structures import structure_named
+from lowrank.core.pivot import Pivoted
+from lowrank.core.structures import Replacement, structure_named
+from lowrank.core.structures.absorb import absorbed
 from lowrank.pipeline.analyzing import analyze_bonds
 from lowrank.progress import silent
 
@@ -97,3 +99,36 @@ def test_bonds(name: str) -> None:
             saved = dense.params - small.params
             biases = sum(len(b) for n in made if (b := dense.bias(n)) is not None)
             assert removed <= saved <= removed + biases
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "vit"])
+def test_feed_forward_blocks_absorb_permutations(name: str) -> None:
+    """The same function, with one gather less in each feed-forward block; the last layer may be two factors."""
+    torch.manual_seed(0)
+    model = build(name)
+    for key, parameter in model.named_parameters():
+        if key.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    dense = open_model(model)
+    assert isinstance(dense, ModuleBackend) and isinstance(dense.signature, Signature)
+    hidden = [bond for bond in dense.bonds if bond.kind == "hidden"]
+    names = [name for bond in hidden for name in bond.weights]
+    analysis = Analysis(tuple(analyze_weight(w, dense.read(w.name)) for w in dense.weights if w.name in names))
+    made: dict[str, Replacement] = {}
+    for group in analysis.singles:
+        last = group.name in {bond.weights[-1] for bond in hidden}
+        structure = structure_named("two_factor" if last else "pivoted")
+        assert structure is not None
+        made |= structure.factorize(group, analysis[group.name].weight.full_rank // 2, analysis, dense)
+    free = absorbed(made, dense.bonds, dense)
+
+    def gathers(found: dict[str, Replacement]) -> int:
+        return sum(isinstance(r.factors, Pivoted) and r.factors.order is not None for r in found.values())
+
+    assert gathers(free) == gathers(made) - len(hidden)
+    feed = dense.signature.example(2, 9)
+    before, after = dense.rewrite(made).run(feed), dense.rewrite(free).run(feed)
+    assert np.abs(after - before).max() <= 1e-5 * np.abs(before).max()
+    # A block that is not factored whole stays as it was.
+    part = {name: made[name] for name in names if name not in {bond.weights[-1] for bond in hidden}}
+    assert gathers(absorbed(part, dense.bonds, dense)) == gathers(part)

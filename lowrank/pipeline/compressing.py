@@ -15,6 +15,7 @@ from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan
 from lowrank.core.select import Selector
+from lowrank.core.structures.absorb import absorbed
 from lowrank.edge import WITH_PAST_FILE
 from lowrank.errors import ArtifactError, ExportError, LowRankError, PlanMismatch, UnsupportedModel
 from lowrank.evaluate.report import ONNX_FILE, Report
@@ -99,12 +100,14 @@ def compress(
         chosen = _plan(analysis, budget, plan, selector)
     with clock.stage("factorize"):
         made = factorize(backend, analysis, chosen, track)
-        small = backend.rewrite(made)
     if refit and calibration is not None and made:
         from lowrank.calibrate import sequential_refit
 
         with clock.stage("refit"):
-            small = backend.rewrite(sequential_refit(calibration, small, made, analysis, track))
+            made = sequential_refit(calibration, backend.rewrite(made), made, analysis, track)
+    with clock.stage("rewrite"):
+        # Permutations last: until then every weight is compared with its own dense outputs.
+        small = backend.rewrite(absorbed(made, backend.bonds, backend))
     with staged(run, owned=RESULTS) as stage:
         if analysis is not kept:
             save_analysis(analysis, stage)

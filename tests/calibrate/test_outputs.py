@@ -1,0 +1,132 @@
+"""The measures of a model's output, and what is predicted from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import tiny_transformer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lowrank.artifacts import load_analysis, save_analysis
+from lowrank.backends import open_model
+from lowrank.backends.inputs import Signature
+from lowrank.backends.torch.curvature import output_curvature
+from lowrank.backends.torch.module import ModuleBackend
+from lowrank.backends.torch.prefix import Prefix
+from lowrank.calibrate import Calibration, measure_contexts, measure_sensitivity
+from lowrank.calibrate.collect import collect_grams
+from lowrank.calibrate.outputs import Reference
+from lowrank.core.analysis import Analysis, loss_of
+from lowrank.core.budget import Budget
+from lowrank.core.select import Knapsack
+from lowrank.pipeline.analyzing import analyze_bonds, analyze_weights
+from lowrank.progress import silent
+
+seeds = st.integers(0, 1000)
+
+
+@given(seeds, st.sampled_from(["logits", "embedding", "hidden"]))
+def test_only_other_outputs_lose(seed: int, kind: str) -> None:
+    rng = np.random.default_rng(seed)
+    dense = [rng.standard_normal((2, 3, 5)), rng.standard_normal((1, 4, 5))]
+    reference = Reference(dense, kind)  # pyright: ignore[reportArgumentType]
+    assert reference.loss(dense) == pytest.approx(0, abs=1e-12)
+    near, far = ([y + size * rng.standard_normal(y.shape) for y in dense] for size in (1e-3, 1.0))
+    assert 0 < reference.loss(near) < reference.loss(far)
+    assert reference.loss([np.full_like(y, np.nan) for y in dense]) == np.inf
+
+
+def test_measures_do_not_see_what_does_not_matter() -> None:
+    y = [np.random.default_rng(0).standard_normal((2, 3, 5))]
+    assert Reference(y, "logits").loss([y[0] + 7.0]) == pytest.approx(0, abs=1e-12)
+    assert Reference(y, "embedding").loss([y[0] * 7.0]) == pytest.approx(0, abs=1e-12)
+    assert Reference(y, "hidden").loss([y[0] * 0.0]) == pytest.approx(1)
+
+
+def test_divergence_is_that_of_the_distributions() -> None:
+    p, q = np.array([0.5, 0.5]), np.array([0.9, 0.1])
+    found = Reference([np.log(p)[None]], "logits").loss([np.log(q)[None]])
+    assert found == pytest.approx(float((p * np.log(p / q)).sum()))
+
+
+@given(st.floats(1e-4, 0.1), st.floats(1.1, 9), st.floats(1e-4, 0.1), st.floats(0.5, 9))
+def test_loss_goes_through_what_was_measured(own: float, wider: float, lost: float, steeper: float) -> None:
+    pairs = ((own, lost), (own * wider, lost * steeper))
+    errors = np.linspace(0, 1, 50)
+    losses = loss_of(errors, pairs)
+    assert losses[0] == 0 and (np.diff(losses) > 0).all()
+    # The larger error is the one that stands out of rounding; the exponent is held between 0.5 and 2.
+    assert loss_of(np.array([own * wider]), pairs)[0] == pytest.approx(lost * steeper, rel=1e-6)
+    if wider**0.5 <= steeper <= wider**2:
+        assert loss_of(np.array([own]), pairs)[0] == pytest.approx(lost, rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def calibrated() -> tuple[Calibration, Analysis]:
+    torch.manual_seed(0)
+    dense = open_model(tiny_transformer("bert"))
+    assert isinstance(dense, ModuleBackend) and isinstance(dense.signature, Signature)
+    feeds = tuple(dense.signature.example(3, 9, seed=i) for i in range(4))
+    calibration = Calibration(feeds[:2], feeds[2:3], feeds[3:], dense, {"samples": 12})
+    weights = [w for w in dense.weights if w.role == "projection"]
+    grams = collect_grams(calibration, weights, silent, {n for b in dense.bonds for n in b.weights})
+    bonds = analyze_bonds(dense, dense.bonds, grams)
+    analysis = Analysis(analyze_weights(dense, weights, grams), bonds=bonds, grams=grams)
+    return calibration, measure_contexts(calibration, measure_sensitivity(calibration, analysis, silent), silent)
+
+
+def test_everything_is_measured_and_kept(calibrated: tuple[Calibration, Analysis], tmp_path: Path) -> None:
+    _, analysis = calibrated
+    assert all(len(record.measured) == 2 for record in analysis.weights)
+    assert {bond.structure for bond in analysis.bonds} == {"product", "neurons", "shared"}
+    assert all(bond.measured for bond in analysis.bonds)
+    assert [context.keep for context in analysis.contexts] == [0.5, 0.3]
+    save_analysis(analysis, tmp_path)
+    again = load_analysis(tmp_path)
+    for before, after in zip(analysis.bonds, again.bonds, strict=True):
+        assert (after.group, after.structure, after.measured) == (before.group, before.structure, before.measured)
+        assert (after.ranks == before.ranks).all() and (after.errors == before.errors).all()
+    assert again.contexts == analysis.contexts and set(again.curvatures) == set(analysis.curvatures)
+    for keep in (0.8, 0.5, 0.3):
+        plans = [Knapsack().select(each, Budget.params(keep)) for each in (analysis, again)]
+        assert plans[0].options == plans[1].options
+
+
+def test_blocks_that_are_remembered_are_not_run(calibrated: tuple[Calibration, Analysis]) -> None:
+    calibration, _ = calibrated
+    dense = calibration.backend
+    assert isinstance(dense, ModuleBackend) and isinstance(dense.signature, Signature)
+    prefix = Prefix(dense.module, dense.signature, calibration.fit)
+    assert len(prefix.blocks) > 1
+    whole = prefix.run(1)
+    calls: list[str] = []
+    path, first = prefix.blocks[0]
+    inner = next(child for child in first.modules() if isinstance(child, torch.nn.Linear))
+    handle = inner.register_forward_hook(lambda *_: calls.append(path))
+    prefix.advance(1)
+    assert len(calls) == len(calibration.fit)
+    assert torch.equal(prefix.run(1), whole)
+    assert len(calls) == len(calibration.fit)
+    prefix.advance(0)
+    assert torch.equal(prefix.run(1), whole)
+    handle.remove()
+    assert len(calls) == len(calibration.fit) + 1
+
+
+def test_curvature_is_a_second_moment_and_leaves_no_gradients(calibrated: tuple[Calibration, Analysis]) -> None:
+    calibration, _ = calibrated
+    dense = calibration.backend
+    assert isinstance(dense, ModuleBackend) and isinstance(dense.signature, Signature)
+    weights = [w for w in dense.weights if w.role == "projection"]
+    found = output_curvature(dense.module, dense.signature, "hidden", weights, calibration.fit)
+    for weight in weights:
+        matrix = found[weight.name]
+        assert matrix.shape == (weight.rows, weight.rows)
+        assert np.allclose(matrix, matrix.T) and np.linalg.eigvalsh(matrix).min() >= -1e-6 * np.trace(matrix)
+    assert all(parameter.grad is None for parameter in dense.module.parameters())
+    again = output_curvature(dense.module, dense.signature, "hidden", weights, calibration.fit)
+    assert all((again[name] == matrix).all() for name, matrix in found.items())

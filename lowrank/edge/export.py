@@ -19,7 +19,8 @@ from lowrank.backends.torch.inputs import as_tensors, call, in_float32
 from lowrank.backends.torch.normalize import experts_as
 from lowrank.backends.torch.tensors import module_in_float32
 from lowrank.edge import OPSET
-from lowrank.edge.tidy import gemm_to_matmul, name_initializers
+from lowrank.edge.heads import narrow_heads
+from lowrank.edge.tidy import drop_joints, gemm_to_matmul, name_initializers
 from lowrank.errors import ExportError, first_line
 
 
@@ -81,6 +82,8 @@ def trace(
         ) from error
     assert program is not None
     gemm_to_matmul(program.model)
+    drop_joints(program.model)
+    narrow_heads(program.model)
     name_initializers(program.model, wrapped, prefix="module.")
     return program.model
 

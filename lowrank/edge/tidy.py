@@ -91,6 +91,32 @@ def gemm_to_matmul(model: Any) -> None:
         graph.remove(node, safe=True)
 
 
+def drop_joints(model: Any) -> None:
+    """Let what reads a `Split` of a `Concat` of the same sizes read the parts: a fused projection that is several
+    layers now. `model` is an `onnx_ir.Model`, changed in place.
+    """
+    import onnx_ir as ir
+
+    graph = model.graph
+    for node in list(graph):
+        joint = node.inputs[0].producer() if node.op_type == "Split" else None
+        if joint is None or joint.op_type != "Concat" or len(joint.inputs) != len(node.outputs):
+            continue
+        rank, axis = len(joint.outputs[0].shape or ()), joint.attributes["axis"].value
+        same = rank and (node.attributes["axis"].value if "axis" in node.attributes else 0) % rank == axis % rank
+        pairs = list(zip(joint.inputs, node.outputs, strict=True))
+        sizes = [(part.shape and part.shape[axis], cut.shape and cut.shape[axis]) for part, cut in pairs]
+        if not same or any(not isinstance(a, int) or a != b for a, b in sizes):
+            continue
+        if any(cut.is_graph_output() for _, cut in pairs):
+            continue
+        for part, cut in pairs:
+            ir.convenience.replace_all_uses_with(cut, part)
+        graph.remove(node, safe=True)
+        if not joint.outputs[0].uses() and not joint.outputs[0].is_graph_output():
+            graph.remove(joint, safe=True)
+
+
 def _transpose(graph: Any, value: Any) -> Any:
     """A new initializer with the transposed numbers; the old one stays for whoever else reads it."""
     import onnx_ir as ir

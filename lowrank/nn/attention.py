@@ -78,7 +78,8 @@ class SplitAttention(nn.Module):
         mask = self._mask(key_padding_mask, attn_mask, batch, extra, q.dtype)
         dropout = self.dropout if self.training else 0.0
         weights = None
-        if need_weights:
+        # In a graph the fused form becomes reshapes that hide the heads from whoever reads it.
+        if need_weights or torch.compiler.is_exporting():
             scores = (q * self.head_dim**-0.5) @ k.transpose(-1, -2)
             weights = (scores if mask is None else scores + mask).softmax(-1)
             weights = functional.dropout(weights, dropout)
@@ -86,6 +87,7 @@ class SplitAttention(nn.Module):
         else:
             mixed = functional.scaled_dot_product_attention(q, k, v, mask, dropout)
         output = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        weights = weights if need_weights else None
         if weights is not None:
             weights = weights.mean(1) if average_attn_weights else weights
             weights = weights if batched else weights.squeeze(0)

@@ -1,0 +1,125 @@
+"""Narrower heads in a graph: the zeros go, the function stays, and what is not understood stays as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from architectures import build
+
+from lowrank.backends import open_model
+from lowrank.backends.inputs import Signature
+from lowrank.backends.torch.module import ModuleBackend
+from lowrank.calibrate import Calibration, collect_grams
+from lowrank.core.analysis import Analysis, analyze_weight
+from lowrank.core.heads import spread_of
+from lowrank.core.structures import Replacement, structure_named
+from lowrank.edge import write_onnx
+from lowrank.edge.heads import narrow_heads
+from lowrank.evaluate.parity import check_parity
+from lowrank.pipeline.analyzing import analyze_bonds
+from lowrank.progress import silent
+
+
+def narrowed(dense: ModuleBackend) -> tuple[dict[str, Replacement], dict[str, int]]:
+    """Every attention with half of its channels, three eighths between query and key; and the widths by weight."""
+    assert isinstance(dense.signature, Signature)
+    feeds = tuple(dense.signature.example(2, 11) for _ in range(2))
+    calibration = Calibration(feeds, feeds, feeds, dense, {"samples": 4})
+    bonds = [bond for bond in dense.bonds if bond.kind in ("query_key", "value_output")]
+    names = {name for bond in bonds for name in bond.weights}
+    weights = [w for w in dense.weights if w.name in names]
+    grams = collect_grams(calibration, weights, silent, names)
+    records = tuple(analyze_weight(w, dense.read(w.name), grams[w.name]) for w in weights)
+    analysis = Analysis(records, bonds=analyze_bonds(dense, bonds, grams), grams=grams)
+    made: dict[str, Replacement] = {}
+    widths: dict[str, int] = {}
+    structure = structure_named("product")
+    assert structure is not None
+    for bond in analysis.bonds:
+        rank = int(bond.ranks[-1]) // 2 - (bond.group.bond is not None and bond.group.bond.kind == "query_key")
+        made |= structure.factorize(bond.group, rank, analysis, dense)
+        widths |= dict.fromkeys(bond.group.weights, rank)
+    return made, widths
+
+
+def zeros_put_in(graph: ir.Graph) -> int:
+    """Gathers of something with one zero appended."""
+    padded = {n.outputs[0] for n in graph if n.op_type == "Pad" and _appends_one(n)}
+    return sum(n.op_type == "Gather" and n.inputs[0] in padded for n in graph)
+
+
+def _appends_one(node: ir.Node) -> bool:
+    pads = node.inputs[1]
+    return pads is not None and pads.const_value is not None and int(pads.const_value.numpy().sum()) == 1
+
+
+# Positions turn query and key in llama, qwen3 and mixtral, so that there values alone get narrower; in modernbert one
+# tensor holds all three, and the zeros stay.
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [("bert", 0), ("gpt2", 0), ("opt", 0), ("llama", 0), ("t5", 0), ("swin", 0), ("whisper", 0)]
+    + [("encoder", 0), ("mingpt", 0), ("modernbert", 1)],
+)
+def test_heads_are_narrow_in_the_graph(name: str, left: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build(name)
+    for key, parameter in model.named_parameters():
+        if key.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    dense = open_model(model)
+    assert isinstance(dense, ModuleBackend)
+    made, _ = narrowed(dense)
+    small = dense.rewrite(made)
+    write_onnx(small, tmp_path / "model.onnx")
+    graph = ir.load(tmp_path / "model.onnx").graph
+    assert zeros_put_in(graph) == left
+    assert check_parity(small, tmp_path / "model.onnx").holds
+
+
+def attention(*, scale: str = "Mul", keys: int = 3) -> ir.Model:
+    """Query and key of two heads of 4 channels, of which 3 (and `keys`) are real; their product is the output."""
+    text = f"""
+        <ir_version: 10, opset_import: ["" : 20]>
+        g (float[B, S, 6] q, float[B, S, {2 * keys}] k) => (float[B, 2, S, S] scores)
+        <int64[6] pads = {{0, 0, 0, 0, 0, 1}}, int64[4] heads = {{0, -1, 2, 4}}, float[1] factor = {{0.5}}> {{
+            qp = Pad(q, pads)
+            kp = Pad(k, pads)
+            qw = Gather<axis=-1>(qp, qi)
+            kw = Gather<axis=-1>(kp, ki)
+            qh = Reshape(qw, heads)
+            kh = Reshape(kw, heads)
+            qt = Transpose<perm=[0, 2, 1, 3]>(qh)
+            kt = Transpose<perm=[0, 2, 3, 1]>(kh)
+            qs = {scale}(qt, factor)
+            scores = MatMul(qs, kt)
+        }}
+    """
+    import onnx
+
+    proto = onnx.parser.parse_model(text)
+    for name, width in (("qi", 3), ("ki", keys)):
+        index = spread_of(2, width, 4)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.where(index < 0, 2 * width, index), name))
+    return ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
+
+
+def scores(model: ir.Model, keys: int) -> np.ndarray:
+    import onnxruntime
+
+    generator = np.random.default_rng(0)
+    feed = {n: generator.normal(size=(2, 5, 2 * w)).astype(np.float32) for n, w in (("q", 3), ("k", keys))}
+    return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString()).run(None, feed)[0]
+
+
+@pytest.mark.parametrize(("scale", "keys", "changed"), [("Mul", 3, 2), ("Div", 3, 2), ("Add", 3, 0), ("Mul", 2, 0)])
+def test_only_what_is_understood_is_changed(scale: str, keys: int, changed: int) -> None:
+    """A sum would make numbers of the zeros, and sides that differ in width do not fit."""
+    model = attention(scale=scale, keys=keys)
+    before = scores(model, keys)
+    assert narrow_heads(model) == changed
+    np.testing.assert_allclose(scores(model, keys), before, rtol=1e-5, atol=1e-6)
+    assert zeros_put_in(model.graph) == 2 - changed

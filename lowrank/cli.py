@@ -42,6 +42,14 @@ class SelectorName(StrEnum):
     relative_error = "relative-error"
 
 
+class UnitName(StrEnum):
+    """What a budget can be a share of."""
+
+    params = "params"
+    bytes = "bytes"
+    macs = "macs"
+
+
 Model = Annotated[
     str, typer.Argument(help="A Hugging Face folder, or a .safetensors, .pt, .pth, .bin, .pt2 or .onnx file.")
 ]
@@ -77,6 +85,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables
 BudgetOption = Annotated[
     float | None, typer.Option("--budget", help="Share of the targeted weights' parameters to keep: 0.3.")
 ]
+UnitOption = Annotated[UnitName, typer.Option("--of", help="What --budget is a share of.")]
 ErrorOption = Annotated[
     float | None, typer.Option("--error", help="Relative output error that each weight may have: 0.05.")
 ]
@@ -84,7 +93,9 @@ SelectorOption = Annotated[SelectorName, typer.Option("--selector", help="How ra
 Multiple = Annotated[int, typer.Option(min=1, help="Round ranks down to a multiple of this.")]
 Structures = Annotated[
     str | None,
-    typer.Option(help="Only these, with commas: two_factor, pivoted, product, neurons, shared, spatial. Default: all."),
+    typer.Option(
+        help="Only these, with commas: two_factor, pivoted, product, rotary, neurons, shared, spatial. Default: all."
+    ),
 ]
 
 
@@ -142,6 +153,7 @@ def analyze(
 def select(
     output: Run = Path("lowrank-run"),
     budget: BudgetOption = None,
+    of: UnitOption = UnitName.params,
     error: ErrorOption = None,
     selector: SelectorOption = SelectorName.knapsack,
     multiple: Multiple = 1,
@@ -153,7 +165,7 @@ def select(
     from lowrank.artifacts import load_analysis, write_json
     from lowrank.report.tables import plan_table
 
-    wanted = _budget(budget, error)
+    wanted = _budget(budget, of, error)
     if wanted is None:
         raise typer.BadParameter("give --budget or --error")
     analysis = load_analysis(output)
@@ -173,6 +185,7 @@ def select(
 def compress(
     model: Annotated[str | None, typer.Argument(help="As for analyze; without it, the model of the run.")] = None,
     budget: BudgetOption = None,
+    of: UnitOption = UnitName.params,
     error: ErrorOption = None,
     plan: Annotated[Path | None, typer.Option(help="Follow this plan.json, perhaps edited by hand.")] = None,
     output: Run = Path("lowrank-run"),
@@ -199,7 +212,7 @@ def compress(
     from lowrank.artifacts import load_analysis
     from lowrank.backends import Opening
 
-    wanted = _budget(budget, error)
+    wanted = _budget(budget, of, error)
     if wanted is None and plan is None:
         raise typer.BadParameter("give --budget, --error or --plan")
     opening = Opening(arch=arch, config=config, tokenizer=tokenizer, unsafe_pickle=unsafe_pickle)
@@ -317,13 +330,13 @@ def _changes(
     return {name: value for name, value in named.items() if value is not None}
 
 
-def _budget(budget: float | None, error: float | None) -> Budget | None:
+def _budget(budget: float | None, of: UnitName, error: float | None) -> Budget | None:
     from lowrank.core.budget import Budget
 
     if budget is not None and error is not None:
         raise typer.BadParameter("give --budget or --error, not both")
     if budget is not None:
-        return Budget.params(budget)
+        return Budget(of.value, budget)  # pyright: ignore[reportArgumentType]
     return Budget.error(error) if error is not None else None
 
 

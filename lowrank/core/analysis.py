@@ -190,6 +190,17 @@ class Analysis:
         """What a structure can make of a group's bond; None if nothing."""
         return self._bonds.get((group.name, structure))
 
+    @cached_property
+    def heads(self) -> Mapping[str, int]:
+        """How many heads a weight's channels are in, where their order in each is free: by weight name."""
+        found: dict[str, int] = {}
+        for bond in (b.group.bond for b in self.bonds):
+            if bond is not None and bond.kind in ("query_key", "value_output"):
+                first, second = bond.weights
+                of_second = bond.kv_heads if bond.kind == "query_key" else bond.heads
+                found |= {first: bond.heads if bond.kind == "query_key" else bond.kv_heads, second: of_second}
+        return found
+
     def measured(self, group: Group, structure: str) -> Measured:
         """What cutting a group with a structure did to the model's output."""
         if group.bond is None:

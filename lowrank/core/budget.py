@@ -6,25 +6,28 @@ import math
 from dataclasses import dataclass
 from typing import Literal, cast
 
+from lowrank.core.cost import UNITS, Unit
 from lowrank.errors import InfeasibleBudget
+
+NAMES: dict[Unit, str] = {"params": "parameters", "bytes": "bytes", "macs": "multiply-adds"}
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A keep ratio of the targeted weights' parameters, or a relative output error for each of them.
+    """A share of what the targeted weights cost to keep, or a relative output error for each of them.
 
     Example:
         >>> Budget.params(0.3)
         Budget(kind='params', limit=0.3)
     """
 
-    kind: Literal["params", "error"]
+    kind: Unit | Literal["error"]
     limit: float
 
     def __post_init__(self) -> None:
-        if self.kind == "params" and not (math.isfinite(self.limit) and 0 < self.limit <= 1):
+        if self.kind != "error" and not (math.isfinite(self.limit) and 0 < self.limit <= 1):
             raise InfeasibleBudget(
-                f"a budget of {self.limit:g}: it is the share of the targeted weights' parameters to keep, "
+                f"a budget of {self.limit:g}: it is the share of the targeted weights' {NAMES[self.kind]} to keep, "
                 "so it must be above 0 and at most 1; 0.5 keeps half"
             )
         if self.kind == "error" and not (math.isfinite(self.limit) and 0 <= self.limit < 1):
@@ -44,9 +47,11 @@ class Budget:
             return None
         entry = cast("dict[str, object]", content) if isinstance(content, dict) else {}
         kind, limit = entry.get("kind"), entry.get("limit")
-        if kind not in ("params", "error") or not isinstance(limit, int | float):
-            raise InfeasibleBudget(f"the plan's budget {content!r} must have a kind (params or error) and a limit")
-        return cls(kind, float(limit))
+        if kind not in (*UNITS, "error") or not isinstance(limit, int | float):
+            raise InfeasibleBudget(
+                f"the plan's budget {content!r} must have a kind ({', '.join(UNITS)} or error) and a limit"
+            )
+        return cls(cast("Unit", kind), float(limit))
 
     @classmethod
     def params(cls, keep: float) -> Budget:

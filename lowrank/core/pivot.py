@@ -3,39 +3,63 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import scipy.linalg  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import NDArray
 
 from lowrank.core.factors import Factors
+from lowrank.core.linalg import Matrix
 
 # scipy carries no types.
 _lapack: Any = scipy.linalg
 
 
+Side = Literal["output", "input"]
+
+LARGEST = 100.0
+"""What a combination may be multiplied by: float32 leaves five digits then."""
+
+
 @dataclass(frozen=True, eq=False)
 class Pivoted:
-    """`y = [z; left z]` in the order of `order`, with `z = right x`: r outputs are computed, the others follow.
+    """Of the outputs r are computed, `z = right x`, and the others follow from them, `left z`; or, on the side of the
+    inputs, `y = left (x_p + right x_rest)`: the inputs that are no pivots are added to those that are.
 
-    `right` is rank x cols, `left` (rows - rank) x rank. `order[i]` says which of `[z; left z]` output i is; None leaves
-    the outputs in the order in which they come.
+    `right` is rank x cols and `left` (rows - rank) x rank; on the input side `right` is rank x (cols - rank) and `left`
+    rows x rank. Where the pivots are: `order[i]` says which of `[z; left z]` output i is; without an order they are the
+    first channels of each of the `heads`, or the last ones.
     """
 
     left: NDArray[np.floating]
     right: NDArray[np.floating]
-    order: NDArray[np.int64] | None
+    order: NDArray[np.int64] | None = None
+    side: Side = "output"
+    heads: int = 1
+    last: bool = False
 
     @property
     def rank(self) -> int:
-        """The number of outputs that are computed from the input."""
+        """The number of pivots."""
         return int(self.right.shape[0])
 
     def product(self) -> NDArray[np.floating]:
         """The dense matrix that it stands for."""
-        rows = np.concatenate([self.right, self.left @ self.right])
-        return rows if self.order is None else rows[self.order]
+        kept, rest = (
+            (self.right, self.left @ self.right) if self.side == "output" else (self.left, self.left @ self.right)
+        )
+        axis = 0 if self.side == "output" else 1
+        joint = np.concatenate([kept, rest], axis)
+        order = self.order if self.order is not None else self._order(joint.shape[axis])
+        return joint.take(order, axis)
+
+    def _order(self, count: int) -> NDArray[np.int64]:
+        """Which of the pivots and, after them, the others each channel is."""
+        width, each = count // self.heads, self.rank // self.heads
+        pivots = np.arange(self.rank).reshape(self.heads, each)
+        others = np.arange(self.rank, count).reshape(self.heads, width - each)
+        return np.concatenate([others, pivots] if self.last else [pivots, others], 1).ravel()
 
 
 def pivoted_cost(rows: int, cols: int, rank: int) -> int:
@@ -48,6 +72,54 @@ def pivoted_cost(rows: int, cols: int, rank: int) -> int:
         (147455, True)
     """
     return rank * (rows + cols) - rank * rank
+
+
+def chosen_rows(
+    basis: Matrix, heads: int = 1, forced: NDArray[np.bool_] | None = None, allowed: NDArray[np.bool_] | None = None
+) -> NDArray[np.int64]:
+    """Rows of a rows x r matrix that are well conditioned together, equally many of each head; r of them.
+
+    Gram-Schmidt with the largest remainder first, as QR with column pivoting does, with what must and what may be taken
+    given.
+
+    Args:
+        basis: rows x r, r a multiple of `heads`.
+        heads: how many blocks of neighbouring rows there are.
+        forced: rows that are taken first; at most r / heads of each head.
+        allowed: rows that can be taken; at least r / heads of each head.
+    """
+    rows, rank = basis.shape
+    free = np.ones(rows, bool) if allowed is None else allowed.copy()
+    if heads == 1 and forced is None:
+        where = np.flatnonzero(free)
+        _, _, order = _lapack.qr(basis[where].T, mode="economic", pivoting=True, check_finite=False)
+        return where[order[:rank]]
+    head: NDArray[np.int64] = np.arange(rows, dtype=np.int64) * heads // rows
+    left = np.full(heads, rank // heads)
+    waiting = np.zeros(rows, bool) if forced is None else forced & free
+    remainder = basis.astype(np.float64)
+    found: list[int] = []
+    for _ in range(rank):
+        energies = np.einsum("ij,ij->i", remainder, remainder)
+        candidates = waiting if waiting.any() else free & (left[head] > 0)
+        at = int(np.argmax(np.where(candidates, energies, -1.0)))
+        found.append(at)
+        free[at] = waiting[at] = False
+        left[head[at]] -= 1
+        if energies[at] > 0:
+            unit = remainder[at] / np.sqrt(energies[at])
+            remainder -= np.outer(remainder @ unit, unit)
+    return np.array(found, np.int64)
+
+
+def combinations(basis: Matrix, kept: NDArray[np.int64], rest: NDArray[np.int64]) -> Matrix | None:
+    """`C` with `basis[rest] = C basis[kept]`; None if the rows that are kept do not carry the others soundly."""
+    try:
+        found = _lapack.solve(basis[kept].T, basis[rest].T, check_finite=False).T
+    except np.linalg.LinAlgError:
+        return None
+    sound = np.isfinite(found).all() and np.abs(found).max(initial=0.0) <= LARGEST
+    return found if sound else None
 
 
 def pivot(factors: Factors) -> Pivoted:

@@ -6,8 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
+import numpy as np
+
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
+from lowrank.core.cost import Unit, spent
 from lowrank.core.match import nearest
 from lowrank.core.structures import STRUCTURES, Option, structure_named
 from lowrank.core.weight import Group
@@ -25,6 +28,8 @@ class Plan:
     selector: Mapping[str, Any]
     options: tuple[Option, ...]
     dense_cost: int
+    share: float | None = None
+    """What is kept in the unit of the budget, as a share; None if the budget is about errors."""
     gap: float | None = None
     """How far the summed error can be from the best possible, as a share of that sum: 0 is optimal, None unknown."""
     notes: tuple[str, ...] = field(default=())
@@ -47,7 +52,9 @@ class Plan:
     @property
     def reached(self) -> float:
         """What the budget's own measure comes to."""
-        return self.worst_error if self.budget and self.budget.kind == "error" else self.keep_ratio
+        if self.budget and self.budget.kind == "error":
+            return self.worst_error
+        return self.keep_ratio if self.share is None else self.share
 
     @property
     def meets_budget(self) -> bool:
@@ -64,6 +71,7 @@ class Plan:
             "cost": self.cost,
             "keep_ratio": self.keep_ratio,
             "worst_relative_error": self.worst_error,
+            "budget_reached": self.reached,
             "optimality_gap": self.gap,
             "notes": list(self.notes),
             "groups": [
@@ -128,8 +136,28 @@ class Plan:
             gap=gap if known else None,
             options=options,
             dense_cost=analysis.dense_params,
+            share=share_of(budget, options, analysis),
             notes=notes if larger else (),
         )
+
+
+def share_of(budget: Budget | None, options: Iterable[Option], analysis: Analysis) -> float | None:
+    """What some options keep in the unit of a budget; None if it has none."""
+    if budget is None or budget.kind == "error":
+        return None
+    kept = sum(cost_in(budget.kind, option, analysis) for option in options)
+    return kept / max(dense_cost(budget.kind, analysis), 1)
+
+
+def cost_in(unit: Unit, option: Option, analysis: Analysis) -> int:
+    """What an option costs in a unit."""
+    weights = [analysis[name].weight for name in analysis.groups[option.group].weights]
+    return int(spent(unit, option.structure, np.array([option.rank]), np.array([option.cost]), weights)[0])
+
+
+def dense_cost(unit: Unit, analysis: Analysis) -> int:
+    """What all the targeted weights cost as they are."""
+    return sum(cost_in(unit, STRUCTURES[0].at(group, analysis, 0), analysis) for group in analysis.singles)
 
 
 def in_order(options: Iterable[Option], analysis: Analysis) -> tuple[Option, ...]:

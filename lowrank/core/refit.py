@@ -15,7 +15,7 @@ import numpy as np
 import scipy.linalg  # pyright: ignore[reportMissingTypeStubs]
 
 from lowrank.core.factors import Factors, curved_roots
-from lowrank.core.linalg import Matrix, Vector, eigh_descending
+from lowrank.core.linalg import Matrix, Vector, column_basis, eigh_descending
 from lowrank.core.narrow import Narrow
 from lowrank.core.pivot import Pivoted, pivot
 from lowrank.core.structures.base import Replacement
@@ -161,7 +161,9 @@ def _solved(
     if isinstance(factors, Narrow):
         return replace(replacement, factors=replace(factors, matrix=solved))
     seen = solved if roots is None else roots[0] @ solved
-    _, vectors = eigh_descending(seen @ damped @ seen.T, name=name)
-    kept = vectors[:, : factors.rank]
+    # A tall weight's directions lie in the space of its columns, which is the smaller problem.
+    basis, core = column_basis(seen)
+    _, vectors = eigh_descending(core @ damped @ core.T, name=name)
+    kept = vectors[:, : factors.rank] if basis is None else basis @ vectors[:, : factors.rank]
     made = Factors(kept if roots is None else roots[1] @ kept, kept.T @ seen)
     return replace(replacement, factors=pivot(made) if isinstance(factors, Pivoted) else made)

@@ -13,9 +13,10 @@ import numpy as np
 
 from lowrank.core.analysis import Analysis
 from lowrank.core.blocks import cheapest, choose, partitions
-from lowrank.core.budget import Budget
+from lowrank.core.budget import NAMES, Budget
+from lowrank.core.cost import spent
 from lowrank.core.linalg import Vector
-from lowrank.core.plan import Plan, in_order
+from lowrank.core.plan import Plan, dense_cost, in_order, share_of
 from lowrank.core.structures import STRUCTURES, Curve, Dense, Option, TwoFactor
 from lowrank.core.weight import Group
 from lowrank.errors import InfeasibleBudget
@@ -57,7 +58,11 @@ class Knapsack:
             least: list[Option] = [min(options, key=_cost) for options in within]
             return _plan(self, analysis, budget, least)
         curves = {name: self._curves(group, analysis) for name, group in analysis.groups.items()}
-        costs = {name: np.concatenate([c.costs for c in found]) for name, found in curves.items()}
+        weights = {n: [analysis[w].weight for w in group.weights] for n, group in analysis.groups.items()}
+        costs = {
+            name: np.concatenate([spent(budget.kind, c.structure, c.ranks, c.costs, weights[name]) for c in found])
+            for name, found in curves.items()
+        }
         losses = {
             name: np.concatenate(
                 [analysis.loss(analysis.groups[name], c.structure, c.errors, budget.limit) for c in found]
@@ -65,9 +70,10 @@ class Knapsack:
             for name, found in curves.items()
         }
         blocks = partitions(analysis.groups)
-        found = choose(costs, losses, blocks, int(budget.limit * analysis.dense_params))
+        whole = dense_cost(budget.kind, analysis)
+        found = choose(costs, losses, blocks, int(budget.limit * whole))
         if found is None:
-            raise _infeasible(analysis, budget, cheapest(costs, blocks))
+            raise _infeasible(analysis, budget, cheapest(costs, blocks) / max(whole, 1))
         gap = found.allocation.gap / found.allocation.error if found.allocation.error > 0 else 0.0
         return _plan(self, analysis, budget, [_at(n, curves[n], i) for n, i in found.options.items()], gap)
 
@@ -88,7 +94,7 @@ class Uniform:
     def select(self, analysis: Analysis, budget: Budget) -> Plan:
         """The plan with one keep ratio everywhere."""
         if budget.kind != "params":
-            raise InfeasibleBudget("uniform ranks need --budget, a keep ratio; for --error use another selector")
+            raise InfeasibleBudget("uniform ranks need --budget, a share of parameters; use another selector")
         chosen: list[Option] = []
         for group in analysis.singles:
             dense = Dense().curve(group, analysis, self.multiple)
@@ -160,6 +166,10 @@ def _one_tolerance(selector: Selector, analysis: Analysis, budget: Budget, lost:
     multiple: int = getattr(selector, "multiple", 1)
     dense = [Dense().curve(group, analysis, multiple) for group in analysis.singles]
     curves = [TwoFactor().curve(group, analysis, multiple) for group in analysis.singles]
+    if budget.kind in ("bytes", "macs"):
+        raise InfeasibleBudget(
+            f"a budget of {NAMES[budget.kind]} is for the knapsack; other selectors count parameters"
+        )
     if budget.kind == "error":
         # The budget is about output errors, whatever the policy compares otherwise.
         lost = _output_error(analysis)
@@ -176,7 +186,8 @@ def _one_tolerance(selector: Selector, analysis: Analysis, budget: Budget, lost:
     steps = np.unique(np.concatenate([[0.0, 1.0], *losses]))
     low, high = 0, len(steps) - 1
     if sum(o.cost for o in at(float(steps[high]))) > limit:
-        raise _infeasible(analysis, budget, sum(o.cost for o in at(float(steps[high]))))
+        least = sum(o.cost for o in at(float(steps[high])))
+        raise _infeasible(analysis, budget, least / max(analysis.dense_params, 1))
     while low < high:
         middle = (low + high) // 2
         if sum(o.cost for o in at(float(steps[middle]))) <= limit:
@@ -195,11 +206,11 @@ def _cheapest(group: Group, dense: Curve, curve: Curve, loss: Vector, tolerance:
     return curve.option(group.name, int(within[0])) if len(within) else dense.option(group.name, 0)
 
 
-def _infeasible(analysis: Analysis, budget: Budget, cheapest: int) -> InfeasibleBudget:
-    smallest = cheapest / max(analysis.dense_params, 1)
+def _infeasible(analysis: Analysis, budget: Budget, smallest: float) -> InfeasibleBudget:
+    name = NAMES["params" if budget.kind == "error" else budget.kind]
     return InfeasibleBudget(
         f"a budget of {budget.limit:g} cannot be met: with every weight at its smallest the {len(analysis.weights)} "
-        f"targeted weights still hold {smallest:.6f} of their parameters; the smallest budget that can be met is "
+        f"targeted weights still hold {smallest:.6f} of their {name}; the smallest budget that can be met is "
         f"{_round_up(smallest)}"
     )
 
@@ -224,5 +235,6 @@ def _plan(
         selector={"type": name, **settings},
         options=in_order(options, analysis),
         dense_cost=analysis.dense_params,
+        share=share_of(budget, options, analysis),
         gap=gap,
     )

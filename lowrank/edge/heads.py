@@ -159,7 +159,7 @@ class _Walk:
             if not place.merged and after[-1] == self.full * (_size(value, -2) or 0):
                 return self._resized(node, _Place(len(after) - 1, True), 1)
         same = len(after) >= from_end and all(
-            isinstance(a, int) and a == b or str(a) == str(b) and not isinstance(a, int)
+            (isinstance(a, int) and a == b) or (str(a) == str(b) and not isinstance(a, int))
             for a, b in zip(list(after)[-from_end:], list(value.shape)[-from_end:], strict=True)
         )
         return self._resized(node, _Place(len(after) - from_end, place.merged), from_end) if same else None
@@ -261,7 +261,7 @@ def _initializer(graph: Any, name: str, numbers: Sequence[int] | np.ndarray[Any,
 
     tensor = ir.tensor(np.asarray(numbers, np.int64), name=name)
     value = ir.Value(
-        name=name, const_value=tensor, shape=ir.Shape(tensor.shape), type=ir.TensorType(ir.DataType.INT64)
+        name=name, const_value=tensor, shape=ir.Shape(tensor.numpy().shape), type=ir.TensorType(ir.DataType.INT64)
     )
     graph.register_initializer(value)
     return value

@@ -9,11 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Signature
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
-from lowrank.core.plan import Plan
+from lowrank.core.cost import spent
+from lowrank.core.plan import Plan, cost_in, dense_cost
 from lowrank.errors import ExportError
 from lowrank.evaluate.fidelity import measure_fidelity
 from lowrank.evaluate.latency import measure_latency
@@ -22,6 +25,7 @@ from lowrank.evaluate.report import ONNX_FILE, Report
 from lowrank.progress import Clock, Track
 
 SEQUENCE = 128
+ONE = np.ones(1, np.int64)
 
 
 def measure(
@@ -159,24 +163,16 @@ def _targets(analysis: Analysis, plan: Plan) -> dict[str, Any]:
 def _sizes(dense: Backend, small: Backend, analysis: Analysis, plan: Plan) -> dict[str, Any]:
     """Numbers, bytes of the tensors, and multiply-adds.
 
-    Multiply-adds are those of one token (one position of a convolution) in the layers that multiply; a dense lookup
-    costs none. All experts of a mixture are counted.
+    Multiply-adds are counted as `core.cost.spent` does.
     """
-    lookups = {w.name: sum(layer.kind == "lookup" for layer in w.layers) for w in dense.weights}
-    products = {w.name: max(len(w.layers), 1) - lookups[w.name] for w in dense.weights}
-    macs_before = macs_after = sum(w.params * products[w.name] for w in dense.weights)
-    groups = analysis.groups
-    for option in plan.options:
-        group = groups[option.group]
-        name = group.weights[0]
-        macs_after -= (analysis.params(group) - option.cost) * products[name]
-        if option.structure != "dense":
-            macs_after += lookups[name] * option.rank * analysis[name].weight.rows
+    left = [w for w in dense.weights if w.name not in analysis]
+    rest = sum(int(spent("macs", "dense", ONE, np.array([w.params]), [w])[0]) for w in left)
+    macs_after = rest + sum(cost_in("macs", option, analysis) for option in plan.options)
     return {
         "params_before": dense.params,
         "params_after": small.params,
         "bytes_before": dense.nbytes,
         "bytes_after": small.nbytes,
-        "macs_before": macs_before,
+        "macs_before": rest + dense_cost("macs", analysis),
         "macs_after": macs_after,
     }

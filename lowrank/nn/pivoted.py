@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from lowrank.core.pivot import Side
+
 
 class PivotedLinear(nn.Module):
-    """`z = right(x)`, `y = [z, left(z)]` in the order of `order`, plus the bias: rank^2 numbers fewer than two factors.
+    """Two factors in rank^2 fewer numbers: `z = right(x)`, `y = [z, left(z)]`, plus the bias.
 
-    Its state is `right.weight` (rank x inputs), `left.weight` ((outputs - rank) x rank), `order` (for each output which
-    of `[z, left(z)]` it is; absent where a neighbour takes them as they come) and, if there is one, `bias`.
+    On the side of the inputs it is `y = left(x_p + right(x_rest))`. Its state is `right.weight`, `left.weight`, if
+    there is one `bias`, and `order` (for each output which of `[z, left(z)]` it is). Where neighbours have agreed on an order
+    there is none: pivots are then the first channels of each of the `heads`, or the last ones.
 
     Example:
-        >>> layer = PivotedLinear(8, 6, rank=2)
-        >>> layer(torch.zeros(3, 8)).shape, layer.weight.shape
-        (torch.Size([3, 6]), torch.Size([6, 8]))
+        >>> PivotedLinear(8, 6, rank=2)(torch.zeros(3, 8)).shape
+        torch.Size([3, 6])
+        >>> layer = PivotedLinear(8, 6, rank=2, ordered=False, side="input", heads=2, last=True)
+        >>> layer(torch.zeros(3, 8)).shape, layer.weight.shape, layer.right.weight.shape
+        (torch.Size([3, 6]), torch.Size([6, 8]), torch.Size([2, 6]))
     """
 
     order: Tensor | None
@@ -27,30 +34,61 @@ class PivotedLinear(nn.Module):
         rank: int,
         ordered: bool = True,
         bias: bool = True,
+        side: Side = "output",
+        heads: int = 1,
+        last: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
-        self.right = nn.Linear(in_features, rank, bias=False, dtype=dtype, device=device)
-        self.left = nn.Linear(rank, out_features - rank, bias=False, dtype=dtype, device=device)
+        self.side, self.heads, self.last = side, heads, last
+        like: Any = {"bias": False, "dtype": dtype, "device": device}
+        output = side == "output"
+        self.right = nn.Linear(in_features if output else in_features - rank, rank, **like)
+        self.left = nn.Linear(rank, out_features - rank if output else out_features, **like)
         self.register_buffer("order", torch.arange(out_features, device=device) if ordered else None)
         self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply `right`, append what follows, put all in order, add the bias."""
-        z = self.right(x)
-        y = torch.cat([z, self.left(z)], -1)
-        if self.order is not None:
-            y = y.index_select(-1, self.order)
+        """Compute the pivots, and from them the outputs."""
+        if self.side == "output":
+            z = self.right(x)
+            y = self._joined(z, self.left(z), -1)
+        else:
+            pivots, others = self._parted(x)
+            y = self.left(pivots + self.right(others))
         return y if self.bias is None else y + self.bias
+
+    def _joined(self, pivots: Tensor, others: Tensor, axis: int) -> Tensor:
+        """Pivots and what follows from them, where each belongs."""
+        if self.order is not None:
+            return torch.cat([pivots, others], axis).index_select(axis, self.order)
+        parts = [others, pivots] if self.last else [pivots, others]
+        if self.heads == 1:
+            return torch.cat(parts, axis)
+        within = axis + (axis >= 0)
+        return torch.cat([p.unflatten(axis, (self.heads, -1)) for p in parts], within).flatten(
+            *((-2, -1) if axis == -1 else (axis, axis + 1))
+        )
+
+    def _parted(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs that are pivots, and the others."""
+        width, each = self.in_features // self.heads, self.rank // self.heads
+        sizes = [width - each, each] if self.last else [each, width - each]
+        by_head = x if self.heads == 1 else x.unflatten(-1, (self.heads, width))
+        parts = by_head.split(sizes, -1)
+        first, second = parts if self.heads == 1 else [part.flatten(-2) for part in parts]
+        return (second, first) if self.last else (first, second)
 
     @property
     def weight(self) -> Tensor:
         """The dense matrix that the factors stand for, outputs x inputs."""
-        rows = torch.cat([self.right.weight, self.left.weight @ self.right.weight])
-        return rows if self.order is None else rows[self.order]
+        product = self.left.weight @ self.right.weight
+        if self.side == "output":
+            return self._joined(self.right.weight, product, 0)
+        return self._joined(self.left.weight, product, 1)
 
     def extra_repr(self) -> str:
         """Shape and rank."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
+        return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}, side={self.side}"

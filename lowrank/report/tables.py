@@ -8,6 +8,7 @@ import numpy as np
 from rich.table import Table
 
 from lowrank.core.analysis import Analysis, WeightAnalysis
+from lowrank.core.budget import NAMES
 from lowrank.core.match import stem
 from lowrank.core.plan import Plan
 from lowrank.evaluate.report import Report
@@ -94,6 +95,8 @@ def plan_table(plan: Plan, analysis: Analysis) -> Table:
             f"{option.error**0.5:.3f}",
         )
     table.caption = f"keep ratio {plan.keep_ratio:.4f}"
+    if plan.budget is not None and plan.budget.kind in ("bytes", "macs"):
+        table.caption += f", of {NAMES[plan.budget.kind]} {plan.reached:.4f}"
     if plan.gap == 0:
         table.caption += "; no choice of ranks has a smaller predicted error"
     elif plan.gap is not None:

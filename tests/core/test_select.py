@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 
 from lowrank.core.analysis import Analysis, Folds, analyze_weight
 from lowrank.core.budget import Budget
-from lowrank.core.plan import Plan, check_budget
+from lowrank.core.cost import UNITS, Unit, spent
+from lowrank.core.plan import Plan, check_budget, cost_in, dense_cost
 from lowrank.core.select import SELECTORS, Energy, Knapsack, RelativeError, Uniform
-from lowrank.core.weight import Weight
+from lowrank.core.weight import Layer, Weight
 from lowrank.errors import InfeasibleBudget, PlanMismatch
 
 SHAPES = [(24, 24), (48, 24), (24, 48), (20, 30), (40, 40)]
@@ -165,3 +167,44 @@ def test_edited_plan_over_its_budget() -> None:
         entry["structure"] = "dense"
     with pytest.raises(InfeasibleBudget, match="above its budget"):
         check_budget(Plan.from_json(content, analysis, Budget.params(0.5)))
+
+
+@given(st.sampled_from(UNITS), st.floats(0.1, 1.0), st.integers(0, 3))
+def test_never_over_a_budget_of_any_unit(unit: Unit, keep: float, seed: int) -> None:
+    analysis = an_analysis(seed)
+    plan = Knapsack().select(analysis, Budget(unit, keep))
+    assert plan.meets_budget and plan.reached <= keep
+    assert sum(cost_in(unit, option, analysis) for option in plan.options) == pytest.approx(
+        plan.reached * dense_cost(unit, analysis)
+    )
+    again = Plan.from_json(json.loads(json.dumps(plan.to_json())), analysis, plan.budget)
+    assert again == plan
+
+
+def test_units_price_structures_differently() -> None:
+    """Indices take bytes; a lookup multiplies nothing until it is factored; a tied table does both."""
+    numbers, ranks = np.array([100, 200]), np.array([4, 8])
+    linear = Weight("w", 16, 24, "bfloat16", "projection", (Layer("w", "linear"),))
+    table = Weight("t", 16, 900, "float32", "embedding", (Layer("t", "lookup"),))
+    tied = Weight("t", 16, 900, "float32", "embedding", (Layer("t", "lookup"), Layer("h", "linear")))
+    assert spent("bytes", "two_factor", ranks, numbers, [linear]).tolist() == [200, 400]
+    assert spent("bytes", "pivoted", ranks, numbers, [linear]).tolist() == [200 + 16 * 8, 400 + 16 * 8]
+    assert spent("macs", "dense", ranks, numbers, [table]).tolist() == [0, 0]
+    assert spent("macs", "two_factor", ranks, numbers, [table]).tolist() == [4 * 16, 8 * 16]
+    assert spent("macs", "two_factor", ranks, numbers, [tied]).tolist() == [100 + 4 * 16, 200 + 8 * 16]
+
+
+def test_a_budget_of_multiply_adds_leaves_tables_alone() -> None:
+    analysis = an_analysis()
+    first, *rest = analysis.weights
+    lookup = replace(first, weight=replace(first.weight, layers=(Layer("e", "lookup"),), role="embedding"))
+    analysis = replace(analysis, weights=(lookup, *rest))
+    plan = Knapsack().select(analysis, Budget("macs", 0.3))
+    assert [o.structure for o in plan.options if o.group == first.weight.name] == ["dense"]
+
+
+@pytest.mark.parametrize("name", ["uniform", "energy", "relative-error"])
+@pytest.mark.parametrize("unit", ["bytes", "macs"])
+def test_simple_selectors_count_parameters(name: str, unit: Unit) -> None:
+    with pytest.raises(InfeasibleBudget, match="parameters"):
+        SELECTORS[name]().select(an_analysis(), Budget(unit, 0.5))

@@ -13,7 +13,7 @@ from lowrank.core.gram import Gram
 from lowrank.core.heads import channel_curve, channels, pairs_of
 from lowrank.core.narrow import Narrow
 from lowrank.core.neurons import neuron_curve, neuron_error, neuron_order, refit
-from lowrank.core.pivot import Pivoted, pivot, pivoted_cost
+from lowrank.core.pivot import Pivoted, Side, chosen_rows, combinations, pivot, pivoted_cost
 from lowrank.core.refit import Joint, refitted
 from lowrank.core.structures.base import Replacement
 
@@ -48,6 +48,41 @@ def test_pivoting_survives_dependent_rows(rows: int, cols: int, seed: int) -> No
     made = pivot(factors)
     assert np.isfinite(made.product()).all()
     assert np.allclose(made.product(), factors.product(), atol=1e-8 * max(1.0, float(np.abs(factors.product()).max())))
+
+
+@given(st.sampled_from(["output", "input"]), st.booleans(), st.integers(1, 3), st.integers(1, 3), st.integers(0, 99))
+def test_pivots_at_the_ends_of_heads(side: Side, last: bool, heads: int, each: int, seed: int) -> None:
+    """Where the channels are in an agreed order, the matrix is the same without one being stored."""
+    width, other, rank = 4, 9, heads * each
+    rng = np.random.default_rng(seed)
+    basis, coordinates = rng.standard_normal((heads * width, rank)), rng.standard_normal((rank, other))
+    rows = chosen_rows(basis, heads)
+    assert len(set(rows.tolist())) == rank
+    assert (np.bincount(rows // width, minlength=heads) == each).all()
+    place = np.isin(np.arange(heads * width), rows).reshape(heads, width)
+    order = np.argsort(place if last else ~place, 1, kind="stable") + np.arange(heads)[:, None] * width
+    ordered = basis[order.ravel()]
+    kept = np.sort([list(order.ravel()).index(r) for r in rows])
+    rest = np.setdiff1d(np.arange(heads * width), kept)
+    combined = combinations(ordered, kept, rest)
+    assert combined is not None
+    if side == "output":
+        made = Pivoted(combined, ordered[kept] @ coordinates, None, side, heads, last)
+    else:
+        made = Pivoted((ordered[kept] @ coordinates).T, combined.T, None, side, heads, last)
+    expected = ordered @ coordinates
+    np.testing.assert_allclose(made.product(), expected if side == "output" else expected.T, atol=1e-8)
+
+
+def test_rows_that_must_be_taken_are() -> None:
+    basis = np.random.default_rng(0).standard_normal((12, 6))
+    forced = np.zeros(12, bool)
+    forced[[0, 7]] = True
+    rows = chosen_rows(basis, 2, forced)
+    assert {0, 7} <= set(rows.tolist()) and (np.bincount(rows // 6) == 3).all()
+    allowed = np.arange(12) % 2 == 0
+    assert set(chosen_rows(basis, 2, None, allowed).tolist()) == set(np.flatnonzero(allowed).tolist())
+    assert combinations(np.ones((4, 2)), np.array([0, 1]), np.array([2, 3])) is None
 
 
 @given(st.integers(2, 8), seeds, st.data())

@@ -61,8 +61,18 @@ def _appends_one(node: ir.Node) -> bool:
 # tensor holds all three, and the zeros stay.
 @pytest.mark.parametrize(
     ("name", "left"),
-    [("bert", 0), ("gpt2", 0), ("opt", 0), ("llama", 0), ("t5", 0), ("swin", 0), ("whisper", 0)]
-    + [("encoder", 0), ("mingpt", 0), ("modernbert", 1)],
+    [
+        ("bert", 0),
+        ("gpt2", 0),
+        ("opt", 0),
+        ("llama", 0),
+        ("t5", 0),
+        ("swin", 0),
+        ("whisper", 0),
+        ("encoder", 0),
+        ("mingpt", 0),
+        ("modernbert", 1),
+    ],
 )
 def test_heads_are_narrow_in_the_graph(name: str, left: int, tmp_path: Path) -> None:
     torch.manual_seed(0)

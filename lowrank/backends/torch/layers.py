@@ -127,7 +127,12 @@ def record_of(weight: Weight, replacement: Replacement, bias: bool) -> dict[str,
         "bias": bias,
     }
     if isinstance(factors, Pivoted):
-        record["ordered"] = factors.order is not None
+        record |= {
+            "ordered": factors.order is not None,
+            "side": factors.side,
+            "heads": factors.heads,
+            "last": factors.last,
+        }
     elif isinstance(factors, Narrow):
         record["shape"] = list(factors.matrix.shape)
         record["spread"] = factors.padded and factors.outputs is not None
@@ -156,7 +161,8 @@ def empty_replacement(module: nn.Module, record: Mapping[str, Any], weight: Tens
         kind: Any = SpatialConv if record["structure"] == "spatial" else LowRankConv
         new = kind(module, rank, bias=record["bias"], **like)
     elif "ordered" in record:
-        new = PivotedLinear(cols, rows, rank, record["ordered"], record["bias"], **like)
+        place = {name: record[name] for name in ("side", "heads", "last") if name in record}
+        new = PivotedLinear(cols, rows, rank, record["ordered"], record["bias"], **place, **like)
     elif record.get("spread") or record.get("picks"):
         shape = (int(record["shape"][0]), int(record["shape"][1]))
         new = NarrowLinear(cols, rows, shape, record["spread"], record["picks"], record["bias"], **like)

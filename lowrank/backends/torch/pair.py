@@ -80,13 +80,20 @@ class Pair:
         for i, feed in enumerate(self.feeds):
             mask = mask_of(feed)
             dense, small = (model.watch(i, list(names)) for model in (self._before, self._after))
+            squares: dict[int, tuple[Tensor, Tensor]] = {}
             for path, weight in names.items():
                 layer, x, y = self.small.get_submodule(path), small[path][0], dense[path][1]
                 if isinstance(layer, NarrowLinear) and layer.picks is not None:
                     x = x.index_select(-1, layer.picks)
                 kept = torch.from_numpy(kept_outputs(made[weight.name], weight.rows))
                 y = y.index_select(-1, kept)
-                joint = _joint(*(token_rows(t.detach().float().cpu(), mask) for t in (x, y)))
+                # Weights of a stage read one tensor, unless what picks from it made another of it.
+                if id(x) not in squares:
+                    rows = token_rows(x.detach().float().cpu(), mask)
+                    # With the tensor itself, so that no later one has its address.
+                    squares[id(x)] = x, rows.T @ rows
+                seen, given = (token_rows(t.detach().float().cpu(), mask) for t in (x, y))
+                joint = _joint(seen, given, squares[id(x)][1])
                 fold = folds[weight.name]
                 known = fold[i >= self.fit_count]
                 fold[i >= self.fit_count] = joint if known is None else known + joint
@@ -107,13 +114,15 @@ class Pair:
         return found.detach().double().cpu().numpy() if isinstance(found, Tensor) else None
 
 
-def _joint(x: Tensor, y: Tensor) -> Joint:
+def _joint(x: Tensor, y: Tensor, square: Tensor) -> Joint:
+    """The moments of one batch; `square` is `x' x` where all is finite."""
     finite = torch.isfinite(x).all(1) & torch.isfinite(y).all(1)
     if not finite.all():
         x, y = x[finite], y[finite]
+        square = x.T @ x
     # Products of a batch in float32, their sum over batches in float64.
     return Joint(
-        (x.T @ x).double().numpy(),
+        square.double().numpy(),
         (y.T @ x).double().numpy(),
         x.double().sum(0).numpy(),
         y.double().sum(0).numpy(),

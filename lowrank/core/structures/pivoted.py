@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,16 +16,21 @@ from lowrank.core.weight import Group, Weight
 
 @dataclass(frozen=True, slots=True)
 class PivotedFactors:
-    """Rank (rows + cols) - rank^2 numbers: every rank below full saves. For linear layers."""
+    """Rank (rows + cols) - rank^2 numbers: every rank below full saves. For linear layers.
+
+    Ranks of weights with heads are multiples of those on offer, so that each head can have the same number of pivots
+    and no gather is needed (see `absorb`).
+    """
 
     name: str = "pivoted"
 
     def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
-        """Every rank below full."""
+        """Every rank below full, or as many as heads allow."""
         weight = analysis[group.weights[0]].weight
         if group.bond is not None or not _fits(weight):
             return Curve.empty(self.name)
-        ranks = np.arange(multiple, weight.full_rank, multiple, dtype=np.int64)
+        step = math.lcm(multiple, analysis.heads.get(weight.name, 1))
+        ranks = np.arange(step, weight.full_rank, step, dtype=np.int64)
         costs = np.array([pivoted_cost(*weight.shape, int(rank)) for rank in ranks], dtype=np.int64)
         return Curve(self.name, ranks, costs, analysis[weight.name].error_curve[ranks])
 

@@ -14,8 +14,8 @@ class PivotedLinear(nn.Module):
     """Two factors in rank^2 fewer numbers: `z = right(x)`, `y = [z, left(z)]`, plus the bias.
 
     On the side of the inputs it is `y = left(x_p + right(x_rest))`. Its state is `right.weight`, `left.weight`, if
-    there is one `bias`, and `order` (for each output which of `[z, left(z)]` it is). Where neighbours have agreed on an order
-    there is none: pivots are then the first channels of each of the `heads`, or the last ones.
+    there is one `bias`, and `order` (for each output which of `[z, left(z)]` it is). Where neighbours have agreed on an
+    order there is none: pivots are then the first channels of each of the `heads`, or the last ones.
 
     Example:
         >>> PivotedLinear(8, 6, rank=2)(torch.zeros(3, 8)).shape

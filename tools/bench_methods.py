@@ -89,13 +89,20 @@ def ingredients(calibration: Any) -> Iterator[tuple[str, Compressor]]:
     whole = measured(calibration)
     yield "+ two-sided metric", compressor(calibration, whole, two, refit=False)
     offered = two
-    for name in ("pivoted", "shared", "product", "neurons"):
+    for name in known(whole):
         offered = (*offered, name)
         yield f"+ {name}", compressor(calibration, whole, offered, refit=False)
     yield "+ sequential refit (all)", compressor(calibration, whole, None, refit=True)
     yield "all but the two-sided metric", compressor(calibration, context, None, refit=True)
-    yield "all but pivoted", compressor(calibration, whole, ("two_factor", "shared", "product", "neurons"), refit=True)
-    yield "all but neurons", compressor(calibration, whole, ("two_factor", "pivoted", "shared", "product"), refit=True)
+    for name in known(whole):
+        rest = (*two, *(other for other in known(whole) if other != name))
+        yield f"all but {name}", compressor(calibration, whole, rest, refit=True)
+
+
+def known(analysis: Analysis) -> list[str]:
+    """The structures beside two factors that the model's weights can have."""
+    bonded = {bond.structure for bond in analysis.bonds}
+    return ["pivoted", *(name for name in ("shared", "product", "rotary", "neurons") if name in bonded)]
 
 
 def rows_of(subject: subjects.Subject, calibration: Any, label: str, compress: Compressor) -> Iterator[dict[str, Any]]:

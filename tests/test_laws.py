@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowrank.core.analysis import Folds, analyze_weight
-from lowrank.core.factors import directions, measure, residual_curve
+from lowrank.core.factors import RIDGE, UNSEEN, directions, measure, residual_curve
 from lowrank.core.gram import Gram
 from lowrank.core.linalg import singular_values
 from lowrank.core.spectrum import Spectrum
@@ -209,3 +209,22 @@ def test_a_solver_that_fails_is_replaced_and_two_that_fail_are_named(monkeypatch
     monkeypatch.setattr(linalg, "_qr_iteration", fails)
     with pytest.raises(DecompositionError, match="layer.7"):
         linalg.eigh_descending(moment, name="layer.7")
+
+
+def test_rows_that_are_read_often_are_kept_best_and_unread_ones_not_lost() -> None:
+    """A lookup is a product with a one-hot vector: rows count as often as they are read, and a little anyhow."""
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((12, 60))
+    counts = np.concatenate([np.full(6, 50), np.full(24, 1), np.zeros(30, int)])
+    seen = np.repeat(table, counts, axis=1).T
+    gram = Gram.of("output", seen, float(len(seen)))
+
+    def lost(share: float | None) -> np.ndarray:
+        order = directions(table) if share is None else directions(table, gram, ridge=share)
+        difference = table - order.truncate(table, 6).product()
+        return np.array([(difference[:, part] ** 2).mean() for part in (slice(0, 6), slice(6, 30), slice(30, 60))])
+
+    often, once, never = zip(lost(None), lost(RIDGE), lost(UNSEEN), strict=True)
+    assert often[1] < 0.01 * often[0] and often[2] < 0.1 * often[0]
+    assert never[2] < never[1]
+    assert once[2] > often[2]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.core.cost import break_even_rank
-from lowrank.core.factors import Directions, curved_curve, curved_directions, directions, measure
+from lowrank.core.factors import RIDGE, UNSEEN, Directions, curved_curve, curved_directions, directions, measure
 from lowrank.core.gram import Gram
 from lowrank.core.linalg import Matrix, Vector, singular_values
 from lowrank.core.spatial import spatial_curve
@@ -235,15 +235,25 @@ class Analysis:
         """The truncation order of one weight, from its fit Gram where there is one."""
         folds = self.grams.get(name)
         if folds and name in self.curvatures:
-            return curved_directions(matrix, folds.fit, self.curvatures[name], name=name)
-        return directions(matrix, folds.fit if folds else None, name=name)
+            return self._curved(name, matrix, self.curvatures[name])
+        ridge = ridge_of(self[name].weight)
+        return directions(matrix, folds.fit if folds else None, ridge=ridge, name=name)
+
+    def _curved(self, name: str, matrix: Matrix, curvature: Matrix) -> Directions:
+        ridge = ridge_of(self[name].weight)
+        return curved_directions(matrix, self.grams[name].fit, curvature, ridge=ridge, name=name)
 
     def curved(self, name: str, matrix: Matrix, curvature: Matrix) -> Analysis:
         """The same analysis with one weight's truncation in the two-sided metric, and its errors measured anew."""
         folds = self.grams[name]
-        curve = curved_curve(curved_directions(matrix, folds.fit, curvature, name=name), matrix, folds.judge)
+        curve = curved_curve(self._curved(name, matrix, curvature), matrix, folds.judge)
         weights = tuple(replace(r, heldout=curve) if r.weight.name == name else r for r in self.weights)
         return replace(self, weights=weights, curvatures={**self.curvatures, name: curvature})
+
+
+def ridge_of(weight: Weight) -> float:
+    """How much the plain metric counts beside that of the data; see `directions`."""
+    return UNSEEN if weight.is_table else RIDGE
 
 
 def analyze_weight(weight: Weight, matrix: Matrix, folds: Folds | None = None) -> WeightAnalysis:
@@ -260,7 +270,7 @@ def analyze_weight(weight: Weight, matrix: Matrix, folds: Folds | None = None) -
     if folds is None or folds.fit.tokens == 0:
         spatial = spatial_curve(weight, matrix, None, None) if weight.spatial else None
         return WeightAnalysis(weight, Spectrum(singular_values(matrix, name=weight.name)), spatial=spatial)
-    found = measure(matrix, folds.fit, folds.judge, name=weight.name)
+    found = measure(matrix, folds.fit, folds.judge, ridge=ridge_of(weight), name=weight.name)
     # The errors of spatial factors can only be compared with the others' in the metric of whole patches.
     known = weight.spatial is not None and folds.fit.side == "input"
     spatial = spatial_curve(weight, matrix, folds.fit, folds.judge) if known else None

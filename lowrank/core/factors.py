@@ -59,17 +59,19 @@ class Directions:
 # A trace of the plain metric keeps directions that no calibration token reached in the order of the weight's own
 # spectrum instead of an arbitrary one. It is far below what calibration noise changes.
 RIDGE = 1e-6
+UNSEEN = 0.3
+"""The same for a table: rows that the data did not show will be looked up, too. Measured (`tools/bench_tables.py`)."""
 
 
-def _metric(core: Matrix, basis: Matrix | None, gram: Gram | None) -> Matrix:
+def _metric(core: Matrix, basis: Matrix | None, gram: Gram | None, ridge: float) -> Matrix:
     plain = core @ core.T
     if gram is None or gram.tokens == 0:
         return plain
     mean_input_energy = gram.energy / gram.tokens / core.shape[1]
-    return gram.metric(core, basis) + RIDGE * mean_input_energy * plain
+    return gram.metric(core, basis) + ridge * mean_input_energy * plain
 
 
-def directions(weight: Matrix, gram: Gram | None = None, *, name: str = "matrix") -> Directions:
+def directions(weight: Matrix, gram: Gram | None = None, *, ridge: float = RIDGE, name: str = "matrix") -> Directions:
     """The order of output directions that makes every truncation optimal for the data of `gram`.
 
     The minimiser of `E|Wx - W_r x|^2` over matrices of rank r is `U_r U_r' W`, with `U_r` the leading
@@ -80,6 +82,7 @@ def directions(weight: Matrix, gram: Gram | None = None, *, name: str = "matrix"
     Args:
         weight: rows x cols, float64, or a stack of them, whose matrices are taken one by one.
         gram: moment of the layer's inputs or outputs; None, or an empty one, gives the plain SVD's directions.
+        ridge: the share of the plain metric, in units of the mean energy of an input.
         name: the weight's name, for errors.
 
     Raises:
@@ -91,7 +94,7 @@ def directions(weight: Matrix, gram: Gram | None = None, *, name: str = "matrix"
         [3.0, 2.0, 0.0]
     """
     if weight.ndim == 3:
-        parts = [directions(w, gram and gram.part(i), name=name) for i, w in enumerate(weight)]
+        parts = [directions(w, gram and gram.part(i), ridge=ridge, name=name) for i, w in enumerate(weight)]
         return Directions(np.stack([p.basis for p in parts]), np.stack([p.energies for p in parts]))
     if gram is None or gram.tokens == 0:
         # Directions do not depend on scale, and squares of extreme numbers would leave float64.
@@ -100,7 +103,7 @@ def directions(weight: Matrix, gram: Gram | None = None, *, name: str = "matrix"
     else:
         scale = 1.0
         basis, core = column_basis(weight)
-    energies, vectors = eigh_descending(_metric(core, basis, gram), name=name)
+    energies, vectors = eigh_descending(_metric(core, basis, gram, ridge), name=name)
     return Directions(vectors if basis is None else basis @ vectors, energies * scale**2)
 
 
@@ -138,7 +141,7 @@ class Measured:
     """Squared relative error at rank 0 ... k on the judging fold."""
 
 
-def measure(weight: Matrix, fit: Gram, judge: Gram, *, name: str = "matrix") -> Measured:
+def measure(weight: Matrix, fit: Gram, judge: Gram, *, ridge: float = RIDGE, name: str = "matrix") -> Measured:
     """The figures of `directions` and `residual_curve`, without forming the directions themselves.
 
     Errors do not depend on the coordinates that outputs are written in. So a tall weight is replaced by the square
@@ -148,20 +151,21 @@ def measure(weight: Matrix, fit: Gram, judge: Gram, *, name: str = "matrix") -> 
         weight: rows x cols, float64, or a stack of them.
         fit: the fold that chooses directions, with tokens in it; of the outputs only if the weight is not tall.
         judge: the fold that the errors are measured on, of the same side.
+        ridge: see `directions`.
         name: the weight's name, for errors.
 
     Raises:
         DecompositionError: if no solver converges.
     """
     if weight.ndim == 3:
-        parts = [_measure(w, fit.part(i), judge.part(i), name) for i, w in enumerate(weight)]
+        parts = [_measure(w, fit.part(i), judge.part(i), ridge, name) for i, w in enumerate(weight)]
     else:
-        parts = [_measure(weight, fit, judge, name)]
+        parts = [_measure(weight, fit, judge, ridge, name)]
     plain, activation, captured = (_of_stack(np.stack(energies)) for energies in zip(*parts, strict=True))
     return Measured(np.sqrt(plain), np.sqrt(activation), tail_shares(captured))
 
 
-def _measure(weight: Matrix, fit: Gram, judge: Gram, name: str) -> tuple[Vector, Vector, Vector]:
+def _measure(weight: Matrix, fit: Gram, judge: Gram, share: float, name: str) -> tuple[Vector, Vector, Vector]:
     """Energies of one matrix: plain, in the metric of `fit`, and on `judge` along the directions that `fit` chose."""
     rows, cols = weight.shape
     if rows > cols and "output" in (fit.side, judge.side):
@@ -175,7 +179,7 @@ def _measure(weight: Matrix, fit: Gram, judge: Gram, name: str) -> tuple[Vector,
         squares, vectors = eigh_descending(unit.T @ unit, name=name)
         core, plain = np.sqrt(squares)[:, None] * vectors.T, np.diag(squares)
     moments = [_output_moment(core, gram, scale) for gram in (fit, judge)]
-    ridge = RIDGE * fit.energy / fit.tokens / cols * plain
+    ridge = share * fit.energy / fit.tokens / cols * plain
     energies, chosen = eigh_descending(moments[0] + ridge, name=name)
     captured = np.maximum(np.einsum("ij,ij->j", moments[1] @ chosen, chosen), 0.0)
     return scale**2 * squares, scale**2 * energies, scale**2 * captured
@@ -194,7 +198,9 @@ SHRINKAGE = 0.3
 (LEMS, ICML 2026, found 0.3 right for language models)."""
 
 
-def curved_directions(weight: Matrix, gram: Gram, curvature: Matrix, *, name: str = "matrix") -> Directions:
+def curved_directions(
+    weight: Matrix, gram: Gram, curvature: Matrix, *, ridge: float = RIDGE, name: str = "matrix"
+) -> Directions:
     """The order of output directions that is best for the model's output rather than for the weight's own.
 
     Minimises `|G^(1/2) (W - W_r) C^(1/2)|` with `C` the inputs' moment and `G` the curvature of the model's output
@@ -203,7 +209,7 @@ def curved_directions(weight: Matrix, gram: Gram, curvature: Matrix, *, name: st
     not tall.
     """
     root, inverse = curved_roots(curvature, name)
-    energies, vectors = eigh_descending(root @ _metric(weight, None, gram) @ root, name=name)
+    energies, vectors = eigh_descending(root @ _metric(weight, None, gram, ridge) @ root, name=name)
     return Directions(inverse @ vectors, energies, vectors.T @ root)
 
 

@@ -119,6 +119,11 @@ class Weight:
         return [layer.kind for layer in self.layers] == ["linear"]
 
     @property
+    def is_table(self) -> bool:
+        """Whether its rows are looked up, perhaps by a head that is tied to it as well."""
+        return any(layer.kind == "lookup" for layer in self.layers)
+
+    @property
     def full_rank(self) -> int:
         """The largest rank it can have."""
         return min(self.rows, self.cols)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -130,3 +131,25 @@ def test_curvature_is_a_second_moment_and_leaves_no_gradients(calibrated: tuple[
     assert all(parameter.grad is None for parameter in dense.module.parameters())
     again = output_curvature(dense.module, dense.signature, "hidden", weights, calibration.fit)
     assert all((again[name] == matrix).all() for name, matrix in found.items())
+
+
+def test_a_table_is_bent_by_its_head_too() -> None:
+    """The curvature of a tied table is that of its lookups and the moment of what its head reads."""
+    torch.manual_seed(0)
+    model = tiny_transformer("gpt2")
+    dense = open_model(model)
+    assert isinstance(dense, ModuleBackend) and isinstance(dense.signature, Signature)
+    feeds = [dense.signature.example(3, 9, seed=i) for i in range(3)]
+    table = next(w for w in dense.weights if {layer.kind for layer in w.layers} == {"lookup", "linear"})
+    lookups = replace(table, layers=tuple(layer for layer in table.layers if layer.kind == "lookup"))
+    tied, alone = (output_curvature(dense.module, dense.signature, "logits", [w], feeds) for w in (table, lookups))
+    seen: list[torch.Tensor] = []
+    handle = dense.module.get_submodule("lm_head").register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    for feed in feeds:
+        dense.run(feed)
+    handle.remove()
+    rows = torch.cat([x.reshape(-1, x.shape[-1]) for x in seen]).double().numpy()
+    np.testing.assert_allclose(tied[table.name] - alone[table.name], rows.T @ rows / len(rows), rtol=1e-3, atol=1e-5)
+    # Where no logits come out, the head is not what is measured.
+    hidden = [output_curvature(dense.module, dense.signature, "hidden", [w], feeds) for w in (table, lookups)]
+    np.testing.assert_array_equal(hidden[0][table.name], hidden[1][table.name])

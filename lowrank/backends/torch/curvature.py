@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.backends.inputs import Feed, OutputKind, Signature
-from lowrank.backends.torch.inputs import call, mask_of, token_rows
+from lowrank.backends.torch.inputs import call, first_input, mask_of, token_rows
 from lowrank.core.linalg import Matrix
 from lowrank.core.weight import Weight
 
@@ -26,7 +26,17 @@ def output_curvature(
     from the model itself (its Fisher information); for an embedding and for hidden states that of a random projection
     of the unit vector, or of the numbers (Martens 2020, section 9; K-FAC uses the same moments). Token by token: never
     of gradients summed over a batch, whose rank collapses.
+
+    Of a table whose head gives the logits, what the head reads is added, `E[h h']`. To second order a change D of the
+    rows costs the head `sum_v p_v (D_v' h)^2` and the lookups `sum_v f_v (D_v' g)^2`; with entries that are predicted
+    about as often as they are read, p = f, both are one metric.
     """
+    heads = {
+        layer.name: weight.name
+        for weight in weights
+        for layer in weight.layers
+        if weight.is_table and layer.kind == "linear" and kind == "logits"
+    }
     moments: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
     generator = torch.Generator().manual_seed(0)
@@ -49,7 +59,24 @@ def output_curvature(
 
         return hook
 
-    handles = [module.get_submodule(w.layers[0].name).register_forward_hook(listen(w.name)) for w in weights]
+    read: dict[str, tuple[Tensor, int]] = {}
+
+    def listen_to_head(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, args: Any, kwargs: Any) -> None:
+            rows = token_rows(first_input(args, kwargs).detach().float().cpu(), mask)
+            rows = rows[torch.isfinite(rows).all(1)]
+            moment, count = read.get(name, (torch.zeros(()), 0))
+            read[name] = moment + (rows.T @ rows).double(), count + len(rows)
+
+        return hook
+
+    handles: list[Any] = []
+    for weight in weights:
+        listened = next((x for x in weight.layers if x.kind == "lookup"), weight.layers[0])
+        handles.append(module.get_submodule(listened.name).register_forward_hook(listen(weight.name)))
+    for layer, name in heads.items():
+        hook = listen_to_head(name)
+        handles.append(module.get_submodule(layer).register_forward_pre_hook(hook, with_kwargs=True))
     try:
         with torch.enable_grad():
             for feed in feeds:
@@ -61,7 +88,10 @@ def output_curvature(
     finally:
         for handle in handles:
             handle.remove()
-    return {name: (moment / max(counts[name], 1)).numpy() for name, moment in moments.items()}
+    found = {name: moment / max(counts[name], 1) for name, moment in moments.items()}
+    for name, (moment, count) in read.items():
+        found[name] = found[name] + moment / max(count, 1)
+    return {name: moment.numpy() for name, moment in found.items()}
 
 
 def probe(output: Tensor, kind: OutputKind, generator: torch.Generator) -> Tensor:

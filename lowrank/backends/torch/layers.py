@@ -208,7 +208,7 @@ def fill_(new: LowRank, weight: Weight, replacement: Replacement, dense: nn.Modu
             assert isinstance(new, PivotedLinear) and new.order is not None
             new.order.copy_(torch.from_numpy(factors.order))
         left, right = factors.left, factors.right
-        if any(layer.kind == "lookup" for layer in weight.layers) or weight.view.stored == "stack cols rows":
+        if weight.is_table or weight.view.stored == "stack cols rows":
             # Held as they are stored, so that a table and the head that is tied to it share them.
             left, right = right.swapaxes(-1, -2), left.swapaxes(-1, -2)
         pair = (as_stored(weight.name, left, stored), as_stored(weight.name, right, stored))

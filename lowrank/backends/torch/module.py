@@ -220,7 +220,7 @@ class ModuleBackend:
 
     def curvature(self, feeds: Sequence[Feed], names: Sequence[str]) -> Mapping[str, Matrix]:
         """By backward passes; empty for what has no gradients (an exported program)."""
-        weights = [w for w in self.weights if w.name in names and w.is_linear]
+        weights = [w for w in self.weights if w.name in names and (w.is_linear or w.is_table)]
         if not isinstance(self.signature, Signature) or self.rebuild["kind"] == "program":
             return {}
         return output_curvature(self.module, self.signature, self.output_kind, weights, feeds)

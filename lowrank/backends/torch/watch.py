@@ -39,13 +39,12 @@ def watching(
         with ExitStack() as stack:
             stack.enter_context(experts_as(module, "eager"))
             for weight in weights:
-                tied_table = any(layer.kind == "lookup" for layer in weight.layers)
                 for layer in weight.layers:
                     if layer.kind == "experts":
                         path, _, key = layer.name.rpartition(".")
                         observer = _observer(module.get_parameter(layer.name), weight, watch)
                         stack.enter_context(observed(module.get_submodule(path), key, observer))
-                    elif layer.kind == "lookup" or not tied_table:
+                    elif layer.kind == "lookup" or not weight.is_table:
                         # Of a table with a tied head the lookups decide: the head's outputs are another space.
                         hook = watch.hook(weight)
                         handle = module.get_submodule(layer.name).register_forward_hook(hook, with_kwargs=True)

@@ -149,7 +149,7 @@ def table(subject: subjects.Subject, dense: tuple[float, ...], rows: list[dict[s
 
 def subject_of(name: str, args: argparse.Namespace, work: Path) -> subjects.Subject:
     if name == "minilm":
-        return subjects.minilm(args.data)
+        return subjects.minilm(args.data, work)
     if name == "stories":
         return subjects.stories(args.stories, args.data, work)
     return subjects.gpt(args.gpt, args.data) if name == "gpt" else subjects.vit(args.vit)

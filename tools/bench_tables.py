@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("bench"))
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    found = [subjects.minilm(args.data), *([subjects.gpt(args.gpt, args.data)] if args.gpt else [])]
-    text = "\n\n".join("\n".join(rows(subject)) for subject in found)
+    with tempfile.TemporaryDirectory() as work:
+        found = [subjects.minilm(args.data, Path(work)), *([subjects.gpt(args.gpt, args.data)] if args.gpt else [])]
+        text = "\n\n".join("\n".join(rows(subject)) for subject in found)
     print(text)
     (args.output / "tables.md").write_text(text + "\n", encoding="utf-8")
 

@@ -29,6 +29,7 @@ bench: $(VENV)/.demo
 	$(BIN)/python tools/bench_minilm.py $(if $(DATA),--sts $(DATA)/stsb_dev.tsv --calib $(DATA)/stsb_train.tsv --column $(COLUMNS)) --output $(BENCH)/minilm
 	$(if $(DATA),$(BIN)/python tools/bench_methods.py --data $(DATA) $(if $(STORIES),--stories $(STORIES)) $(if $(VIT),--vit $(VIT)) $(if $(GPT),--gpt $(GPT)) --output $(BENCH))
 	$(if $(DATA),$(BIN)/python tools/bench_samples.py --data $(DATA) --output $(BENCH))
+	$(BIN)/python tools/bench_pivots.py
 	$(if $(DATA),$(BIN)/python tools/bench_tables.py --data $(DATA) $(if $(GPT),--gpt $(GPT)) --output $(BENCH))
 
 # Trains the two second models of the bench, some minutes each.

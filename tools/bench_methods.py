@@ -93,10 +93,10 @@ def ingredients(calibration: Any) -> Iterator[tuple[str, Compressor]]:
         offered = (*offered, name)
         yield f"+ {name}", compressor(calibration, whole, offered, refit=False)
     yield "+ sequential refit (all)", compressor(calibration, whole, None, refit=True)
-    yield "all but the two-sided metric", compressor(calibration, context, None, refit=True)
+    yield "no refit, all but the two-sided metric", compressor(calibration, context, None, refit=False)
     for name in known(whole):
         rest = (*two, *(other for other in known(whole) if other != name))
-        yield f"all but {name}", compressor(calibration, whole, rest, refit=True)
+        yield f"no refit, all but {name}", compressor(calibration, whole, rest, refit=False)
 
 
 def known(analysis: Analysis) -> list[str]:

@@ -1,0 +1,59 @@
+"""What a gather costs: one layer as a product, as two factors and as pivoted factors, in ONNX Runtime.
+
+    python tools/bench_pivots.py
+
+One thread, batch 1, 128 tokens, all forms in turn. "In order" is what neighbours that agree on an order of the channels
+leave of a pivoted layer.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowrank.backends.inputs import Input, Signature
+from lowrank.edge.export import export_onnx
+from lowrank.evaluate.latency import measure_latency
+from lowrank.nn import LowRankLinear, PivotedLinear
+
+SHAPES = ((384, 384, 12), (1536, 384, 1), (384, 1536, 1), (768, 768, 12))
+"""Outputs, inputs, heads."""
+
+
+def forms(rows: int, cols: int, heads: int) -> dict[str, nn.Module]:
+    rank = min(rows, cols) // 2
+    place: Any = {"ordered": False, "heads": heads}
+    return {
+        "dense": nn.Linear(cols, rows),
+        "two factors": LowRankLinear(cols, rows, rank),
+        "pivoted, gathered": PivotedLinear(cols, rows, rank),
+        "pivoted outputs in order": PivotedLinear(cols, rows, rank, **place),
+        "pivoted inputs in order": PivotedLinear(cols, rows, rank, side="input", last=True, **place),
+    }
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    lines: list[str] = []
+    for rows, cols, heads in SHAPES:
+        spec = Input("input", "float32", ("batch", "sequence", cols))
+        signature = Signature((spec,), "output", positional=1)
+        with tempfile.TemporaryDirectory() as folder:
+            files: dict[str, Path] = {}
+            for name, module in forms(rows, cols, heads).items():
+                files[name] = Path(folder) / f"{name}.onnx"
+                export_onnx(module.eval(), signature, files[name])
+            found = measure_latency(files, signature, rounds=300)
+        if not lines:
+            lines = [f"| outputs x inputs, rank, heads | {' | '.join(found)} |", f"| --- |{' --- |' * len(found)}"]
+        shape = f"{rows} x {cols}, {min(rows, cols) // 2}, {heads}"
+        lines.append(f"| {shape} | {' | '.join(f'{1e3 * t:.0f} us' for t in found.values())} |")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,8 @@
 A weight is chosen on the inputs of the dense model, but in the compressed one those have changed. With x the input that
 it sees there and y the output that the dense layer gave for the same token, the best weight of rank r is known
 (reduced-rank regression, Izenman 1975; AA-SVD, 2026, and SAES-SVD, ICLR 2026, for this use of it). A ridge toward the
-weight as it was keeps directions that the data hardly shows; its strength is chosen on a fold that the fit did not see.
+weight as it was keeps directions that the data hardly shows, and a blend of y with what the dense weight makes of x
+keeps a layer from mending too much of what others have lost; both are chosen on a fold that the fit did not see.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ _lapack: Any = scipy.linalg
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Of the mean variance of an input."""
+BLENDS = (0.75, 0.5)
+"""Shares of the dense output in what is fitted, beside the whole of it."""
 ROUNDING = 1e-12
 """Of the output's energy: what is gained below it is nothing."""
 
@@ -89,7 +92,7 @@ def refitted(
         original: what the ridge shrinks to: the dense weight, or its rows that are left.
         bias: the layer's bias there, None if it has none.
         fit: moments that choose the numbers.
-        judge: moments that choose the ridge.
+        judge: moments that choose the ridge, and then the blend.
         curvature: of the model's output with respect to that of the layer, where the errors are to be seen through it.
         name: the weight's name, for errors.
     """
@@ -106,15 +109,21 @@ def refitted(
     scale = float(np.trace(inputs)) / len(inputs)
     if not scale > 0:
         return None
-    for ridge in RIDGES:
+    anchor = _anchor(replacement, original)
+    alone, least = anchor @ inputs, ROUNDING * judge.output_energy / max(judge.tokens, 1)
+    chosen = RIDGES[0]
+    for turn, ridge, blend in [*((0, r, 1.0) for r in RIDGES), *((1, 0.0, b) for b in BLENDS)]:
+        if turn and found is None:
+            break
+        ridge = chosen if turn else ridge
         damped = inputs + ridge * scale * np.eye(len(inputs))
-        target = cross + ridge * scale * _anchor(replacement, original)
+        target = blend * cross + (1 - blend) * alone + ridge * scale * anchor
         candidate = _solved(replacement, damped, target, roots, name)
         matrix = _matrix(candidate)
         shift = y_mean - matrix @ x_mean
         error = lost(matrix, shift)
-        if error < best - ROUNDING * judge.output_energy / max(judge.tokens, 1):
-            best, found = error, replace(candidate, bias=shift if shifts else replacement.bias)
+        if error < best - least:
+            best, chosen, found = error, ridge, replace(candidate, bias=shift if shifts else replacement.bias)
     return found
 
 

@@ -30,7 +30,6 @@ from subjects import ROWS, first_rows, minilm_folder, read_pairs, spearman
 KEEPS = (0.8, 0.5, 0.3)
 METHODS = {
     "plain SVD, uniform ranks": ("uniform", False),
-    "activation-aware, uniform ranks": ("uniform", True),
     "lowrank, default": ("knapsack", True),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -97,25 +98,33 @@ def chosen_rows(
     head: NDArray[np.int64] = np.arange(rows, dtype=np.int64) * heads // rows
     left = np.full(heads, rank // heads)
     waiting = np.zeros(rows, bool) if forced is None else forced & free
-    remainder = basis.astype(np.float64)
+    # What the directions so far leave of each row is only known by its energy: one product with the basis a step.
+    energies = np.einsum("ij,ij->i", basis, basis)
+    directions, along = np.zeros((rank, rank)), np.zeros((rank, rows))
     found: list[int] = []
-    for _ in range(rank):
-        energies = np.einsum("ij,ij->i", remainder, remainder)
+    for step in range(rank):
         candidates = waiting if waiting.any() else free & (left[head] > 0)
         at = int(np.argmax(np.where(candidates, energies, -1.0)))
         found.append(at)
         free[at] = waiting[at] = False
         left[head[at]] -= 1
-        if energies[at] > 0:
-            unit = remainder[at] / np.sqrt(energies[at])
-            remainder -= np.outer(remainder @ unit, unit)
+        rest = basis[at] - along[:step, at] @ directions[:step]
+        rest = rest - (directions[:step] @ rest) @ directions[:step]
+        length = float(np.linalg.norm(rest))
+        if length > 0:
+            directions[step] = rest / length
+            along[step] = basis @ directions[step]
+            energies = np.maximum(energies - np.square(along[step]), 0.0)
     return np.array(found, np.int64)
 
 
 def combinations(basis: Matrix, kept: NDArray[np.int64], rest: NDArray[np.int64]) -> Matrix | None:
     """`C` with `basis[rest] = C basis[kept]`; None if the rows that are kept do not carry the others soundly."""
     try:
-        found = _lapack.solve(basis[kept].T, basis[rest].T, check_finite=False).T
+        with warnings.catch_warnings():
+            # An ill-conditioned block shows in the numbers that it gives.
+            warnings.simplefilter("ignore")
+            found = _lapack.solve(basis[kept].T, basis[rest].T, check_finite=False).T
     except np.linalg.LinAlgError:
         return None
     sound = np.isfinite(found).all() and np.abs(found).max(initial=0.0) <= LARGEST

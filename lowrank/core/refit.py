@@ -118,7 +118,11 @@ def refitted(
         ridge = chosen if turn else ridge
         damped = inputs + ridge * scale * np.eye(len(inputs))
         target = blend * cross + (1 - blend) * alone + ridge * scale * anchor
-        candidate = _solved(replacement, damped, target, roots, name)
+        try:
+            candidate = _solved(replacement, damped, target, roots, name)
+        except np.linalg.LinAlgError:
+            # An input with a mean far above its variance: its moment is only sound with a larger ridge.
+            continue
         matrix = _matrix(candidate)
         shift = y_mean - matrix @ x_mean
         error = lost(matrix, shift)

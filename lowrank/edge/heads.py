@@ -91,11 +91,13 @@ class _Walk:
     def follow(self) -> bool:
         """Whether all that the channels go through is known."""
         value = self.start.outputs[0]
+        if value.shape is None:
+            return False
         self._places[value] = _Place(len(value.shape) - 1, True)
         left = [value]
         while left:
             value = left.pop()
-            if value.is_graph_output():
+            if value.shape is None or value.is_graph_output():
                 return False
             for node, side in value.uses():
                 after = self._through(node, side, value)
@@ -115,6 +117,8 @@ class _Walk:
             other = node.inputs[1 - side]
             return place if other.shape is not None and all(d == 1 for d in other.shape) else None
         if kind == "Transpose":
+            if "perm" not in node.attributes:
+                return None
             return _Place(list(node.attributes["perm"].value).index(place.axis), place.merged)
         if kind == "MatMul":
             return self._multiplied(node, side, value, place)
@@ -146,7 +150,8 @@ class _Walk:
             self.meetings.append((node, side))
             return True
         # Mixtures of values keep their channels.
-        return _Place(len(node.outputs[0].shape) - 1, False) if side == 1 and place.axis == last else None
+        rank = len(node.outputs[0].shape or ())
+        return _Place(rank - 1, False) if rank and side == 1 and place.axis == last else None
 
     def _reshaped(self, node: Any, value: Any, place: _Place) -> _Place | None:
         from_end, after = len(value.shape) - place.axis, node.outputs[0].shape
@@ -218,6 +223,8 @@ def _pieces(shape: Any) -> list[int | None] | None:
         return [int(n) for n in known]
     node = shape.producer()
     if node is None or node.op_type != "Concat":
+        return None
+    if any(_constant(part) is None and _size(part, -1) is None for part in node.inputs):
         return None
     return [number for part in node.inputs for number in _piece(part)]
 

@@ -153,3 +153,7 @@ def test_a_table_is_bent_by_its_head_too() -> None:
     # Where no logits come out, the head is not what is measured.
     hidden = [output_curvature(dense.module, dense.signature, "hidden", [w], feeds) for w in (table, lookups)]
     np.testing.assert_array_equal(hidden[0][table.name], hidden[1][table.name])
+    # Frozen tables bend the output no less.
+    dense.module.get_parameter(table.name).requires_grad_(False)
+    frozen = output_curvature(dense.module, dense.signature, "logits", [table], feeds)
+    np.testing.assert_allclose(frozen[table.name], tied[table.name], rtol=1e-3, atol=1e-5)

@@ -15,7 +15,9 @@ from lowrank.core.narrow import Narrow
 from lowrank.core.neurons import neuron_curve, neuron_error, neuron_order, refit
 from lowrank.core.pivot import Pivoted, Side, chosen_rows, combinations, pivot, pivoted_cost
 from lowrank.core.refit import Joint, refitted
+from lowrank.core.structures.absorb import absorbed
 from lowrank.core.structures.base import Replacement
+from lowrank.core.weight import Bond, Weight
 
 sizes = st.integers(2, 14)
 seeds = st.integers(0, 1000)
@@ -210,3 +212,36 @@ def test_joint_moments_add_up(seed: int) -> None:
     weight, bias = normal(3, 4, seed=seed + 2), normal(3, seed=seed + 3)
     whole = joint(x[:11], y[:11]) + joint(x[11:], y[11:])
     assert whole.error(weight, bias) == pytest.approx(((y - x @ weight.T - bias) ** 2).sum() / 30)
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_absorbing_survives_weights_of_less_rank_than_they_are_given(heads: int) -> None:
+    """Pivots that carry nothing soundly keep their gather; the function stays what it was."""
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        true = int(rng.integers(1, 8))
+        matrices = {
+            "a": rng.standard_normal((24, 16)),
+            "b": rng.standard_normal((16, true)) @ rng.standard_normal((true, 24)),
+        }
+        made = {}
+        for name, matrix in matrices.items():
+            made[name] = Replacement("pivoted", pivot(directions(matrix).truncate(matrix, 8)))
+
+        class Numbers:
+            def bias(self, _: str) -> None:
+                return None
+
+        bond = Bond("hidden" if heads == 1 else "value_output", ("a", "b"), heads, heads)
+        free = absorbed(made, [bond], Numbers())  # type: ignore[arg-type]
+        before, after = (m["b"].factors.product() @ m["a"].factors.product() for m in (made, free))  # type: ignore[union-attr]
+        np.testing.assert_allclose(after, before, atol=1e-6 * max(np.abs(before).max(), 1))
+
+
+def test_refit_leaves_out_ridges_that_rounding_has_made_singular() -> None:
+    inputs_ = -np.eye(4) + np.diag([0, 0, 0, 1e4])
+    joint = Joint(inputs_, np.zeros((3, 4)), np.zeros(4), np.zeros(3), 1.0, 1)
+    weight = np.ones((3, 4))
+    kept = Replacement("two_factor", directions(weight).truncate(weight, 1))
+    found = refitted(kept, weight, None, joint, joint)
+    assert found is None or np.isfinite(found.dense(Weight("w", 3, 4, "float32", "projection"))).all()

@@ -39,12 +39,15 @@ def output_curvature(
     }
     moments: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
+    leaves: list[Tensor] = []
     generator = torch.Generator().manual_seed(0)
     mask: Tensor | None = None
 
     def listen(name: str) -> Callable[..., Tensor]:
         def hook(layer: nn.Module, args: Any, output: Tensor) -> Tensor:
-            output = output if output.requires_grad else output.detach().requires_grad_()
+            if not output.requires_grad:
+                output = output.detach().requires_grad_()
+                leaves.append(output)
 
             def add(gradient: Tensor) -> None:
                 rows = token_rows(gradient.detach().float().cpu(), mask)
@@ -84,12 +87,16 @@ def output_curvature(
                 value = probe(call(signature, module, feed), kind, generator)
                 # Into the activations alone: the module's parameters keep the gradients that they have.
                 inputs = [p for p in module.parameters() if p.requires_grad]
-                torch.autograd.grad(value, inputs, allow_unused=True) if inputs else value.backward()
+                torch.autograd.grad(value, [*inputs, *leaves], allow_unused=True)
+                leaves.clear()
     finally:
         for handle in handles:
             handle.remove()
     found = {name: moment / max(counts[name], 1) for name, moment in moments.items()}
     for name, (moment, count) in read.items():
+        # A table whose lookups do not reach the output has no metric of its own.
+        if name not in found:
+            continue
         found[name] = found[name] + moment / max(count, 1)
     return {name: moment.numpy() for name, moment in found.items()}
 

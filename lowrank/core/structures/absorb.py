@@ -111,17 +111,27 @@ def _ends(first: Matrix | None, last: Matrix | None, heads: int) -> _Ends | None
     if first is None and last is None:
         return None
     place = np.where(taken & ~ending, 0, np.where(ending & ~taken, 2, 1)).reshape(heads, -1)
-    order = np.argsort(place, 1, kind="stable") + np.arange(heads)[:, None] * (count // heads)
+    order = (np.argsort(place, 1, kind="stable") + np.arange(heads)[:, None] * (count // heads)).ravel()
+    # Once more as it will be solved: near a singular block rounding decides.
     return _Ends(
-        order.ravel().astype(np.int64),
-        None if first is None else first.shape[1] // heads,
-        None if last is None else last.shape[1] // heads,
+        order.astype(np.int64),
+        _each(first, order, heads, last=False),
+        _each(last, order, heads, last=True),
     )
 
 
 def _sound(basis: Matrix, rows: Order) -> bool:
     rest = np.setdiff1d(np.arange(len(basis)), rows)
     return combinations(basis, rows, rest) is not None
+
+
+def _each(basis: Matrix | None, order: Order, heads: int, *, last: bool) -> int | None:
+    """How many pivots each head has at its end, if they are sound there."""
+    if basis is None:
+        return None
+    each = basis.shape[1] // heads
+    sound = combinations(basis[order], *_split(each, heads, len(basis), last)) is not None
+    return each if sound else None
 
 
 def _for_heads(order: Order, each: int, groups: int) -> Order:

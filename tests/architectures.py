@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from builders import shape_spectra_
 from torch import nn
+
+from lowrank.backends.inputs import Feed
+from lowrank.backends.torch.module import ModuleBackend
+from lowrank.calibrate import Calibration, collect_grams
+from lowrank.core.analysis import Analysis, analyze_weight
+from lowrank.core.weight import Bond
+from lowrank.pipeline.analyzing import analyze_bonds
+from lowrank.progress import silent
 
 WIDTHS = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
 TEXT = {**WIDTHS, "vocab_size": 64, "max_position_embeddings": 64}
@@ -167,3 +175,23 @@ def build(name: str) -> nn.Module:
                 # Stacks of experts are left unset by their class, or nearly zero.
                 parameter.normal_(0, 0.2)
     return model
+
+
+def with_biases(name: str) -> nn.Module:
+    """A model whose biases are not zero, where dropping and folding them could not be seen."""
+    torch.manual_seed(0)
+    model = build(name)
+    for key, parameter in model.named_parameters():
+        if key.endswith("bias"):
+            nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def analysis_of(dense: ModuleBackend, bonds: Sequence[Bond], feeds: tuple[Feed, ...]) -> Analysis:
+    """Some bonds and their weights, on a few batches that serve as every fold."""
+    calibration = Calibration(feeds, feeds, feeds, dense, {"samples": 4})
+    names = {name for bond in bonds for name in bond.weights}
+    weights = [w for w in dense.weights if w.name in names]
+    grams = collect_grams(calibration, weights, silent, names)
+    records = tuple(analyze_weight(w, dense.read(w.name), grams[w.name]) for w in weights)
+    return Analysis(records, bonds=analyze_bonds(dense, bonds, grams), grams=grams)

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-from architectures import ARCHITECTURES, build
+from architectures import ARCHITECTURES, analysis_of, with_biases
 
 from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.torch.module import ModuleBackend
-from lowrank.calibrate import Calibration, collect_grams
 from lowrank.calibrate.sensitivity import changes_of
 from lowrank.core.analysis import Analysis, analyze_weight
 from lowrank.core.blocks import partitions
 from lowrank.core.pivot import Pivoted
 from lowrank.core.structures import Replacement, structure_named
 from lowrank.core.structures.absorb import absorbed
-from lowrank.pipeline.analyzing import analyze_bonds
-from lowrank.progress import silent
 
 KINDS = {
     "bert": {"query_key", "value_output", "hidden", "same_input"},
@@ -48,27 +44,13 @@ KINDS = {
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_bonds(name: str) -> None:
-    torch.manual_seed(0)
-    model = build(name)
-    for key, parameter in model.named_parameters():
-        # Biases start at zero, where dropping and folding them could not be seen.
-        if key.endswith("bias"):
-            torch.nn.init.normal_(parameter, std=0.1)
-    dense = open_model(model)
+    dense = open_model(with_biases(name))
     assert isinstance(dense, ModuleBackend) and isinstance(dense.signature, Signature)
     assert {bond.kind for bond in dense.bonds} == KINDS[name]
     if not dense.bonds:
         return
     feeds = tuple(dense.signature.example(2, 11) for _ in range(2))
-    calibration = Calibration(feeds, feeds, feeds, dense, {"samples": 4})
-    bonded = {weight for bond in dense.bonds for weight in bond.weights}
-    weights = [w for w in dense.weights if w.name in bonded]
-    grams = collect_grams(calibration, weights, silent, bonded)
-    analysis = Analysis(
-        tuple(analyze_weight(w, dense.read(w.name), grams[w.name]) for w in weights),
-        bonds=analyze_bonds(dense, dense.bonds, grams),
-        grams=grams,
-    )
+    analysis = analysis_of(dense, dense.bonds, feeds)
     assert {b.structure for b in analysis.bonds} >= ({"product", "shared"} if "same_input" in KINDS[name] else set())
     feed = feeds[0]
     whole = dense.run(feed)
@@ -110,12 +92,7 @@ def test_neighbours_absorb_permutations(name: str, left: int) -> None:
     A gate shares its neurons with the weight beside it, and grouped queries share the order of their values' channels:
     there the gate and the output keep theirs, and so do query and key where positions turn their channels.
     """
-    torch.manual_seed(0)
-    model = build(name)
-    for key, parameter in model.named_parameters():
-        if key.endswith("bias"):
-            torch.nn.init.normal_(parameter, std=0.1)
-    dense = open_model(model)
+    dense = open_model(with_biases(name))
     assert isinstance(dense, ModuleBackend) and isinstance(dense.signature, Signature)
     bonds = [bond for bond in dense.bonds if bond.kind in ("hidden", "query_key", "value_output")]
     names = {name for bond in bonds for name in bond.weights}

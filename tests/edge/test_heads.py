@@ -7,43 +7,30 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-import torch
-from architectures import build
+from architectures import analysis_of, with_biases
 
 from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.torch.module import ModuleBackend
-from lowrank.calibrate import Calibration, collect_grams
-from lowrank.core.analysis import Analysis, analyze_weight
 from lowrank.core.heads import spread_of
 from lowrank.core.structures import Replacement, structure_named
 from lowrank.edge import write_onnx
 from lowrank.edge.heads import narrow_heads
 from lowrank.evaluate.parity import check_parity
-from lowrank.pipeline.analyzing import analyze_bonds
-from lowrank.progress import silent
 
 
-def narrowed(dense: ModuleBackend) -> tuple[dict[str, Replacement], dict[str, int]]:
-    """Every attention with half of its channels, three eighths between query and key; and the widths by weight."""
+def narrowed(dense: ModuleBackend) -> dict[str, Replacement]:
+    """Every attention with half of its channels, one less between query and key."""
     assert isinstance(dense.signature, Signature)
-    feeds = tuple(dense.signature.example(2, 11) for _ in range(2))
-    calibration = Calibration(feeds, feeds, feeds, dense, {"samples": 4})
     bonds = [bond for bond in dense.bonds if bond.kind in ("query_key", "value_output")]
-    names = {name for bond in bonds for name in bond.weights}
-    weights = [w for w in dense.weights if w.name in names]
-    grams = collect_grams(calibration, weights, silent, names)
-    records = tuple(analyze_weight(w, dense.read(w.name), grams[w.name]) for w in weights)
-    analysis = Analysis(records, bonds=analyze_bonds(dense, bonds, grams), grams=grams)
+    analysis = analysis_of(dense, bonds, tuple(dense.signature.example(2, 11) for _ in range(2)))
     made: dict[str, Replacement] = {}
-    widths: dict[str, int] = {}
     structure = structure_named("product")
     assert structure is not None
     for bond in analysis.bonds:
         rank = int(bond.ranks[-1]) // 2 - (bond.group.bond is not None and bond.group.bond.kind == "query_key")
         made |= structure.factorize(bond.group, rank, analysis, dense)
-        widths |= dict.fromkeys(bond.group.weights, rank)
-    return made, widths
+    return made
 
 
 def zeros_put_in(graph: ir.Graph) -> int:
@@ -75,15 +62,9 @@ def _appends_one(node: ir.Node) -> bool:
     ],
 )
 def test_heads_are_narrow_in_the_graph(name: str, left: int, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = build(name)
-    for key, parameter in model.named_parameters():
-        if key.endswith("bias"):
-            torch.nn.init.normal_(parameter, std=0.1)
-    dense = open_model(model)
+    dense = open_model(with_biases(name))
     assert isinstance(dense, ModuleBackend)
-    made, _ = narrowed(dense)
-    small = dense.rewrite(made)
+    small = dense.rewrite(narrowed(dense))
     write_onnx(small, tmp_path / "model.onnx")
     graph = ir.load(tmp_path / "model.onnx").graph
     assert zeros_put_in(graph) == left

@@ -93,10 +93,9 @@ def output_curvature(
         for handle in handles:
             handle.remove()
     found = {name: moment / max(counts[name], 1) for name, moment in moments.items()}
-    for name, (moment, count) in read.items():
-        # A table whose lookups do not reach the output has no metric of its own.
-        if name not in found:
-            continue
+    # A table whose lookups do not reach the output has no metric of its own.
+    for name in found.keys() & read.keys():
+        moment, count = read[name]
         found[name] = found[name] + moment / max(count, 1)
     return {name: moment.numpy() for name, moment in found.items()}
 

@@ -80,7 +80,8 @@ class Pair:
         for i, feed in enumerate(self.feeds):
             mask = mask_of(feed)
             dense, small = (model.watch(i, list(names)) for model in (self._before, self._after))
-            squares: dict[int, tuple[Tensor, Tensor]] = {}
+            # What each tensor holds and its products, with the tensor itself, so that no later one has its address.
+            inputs: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
             for path, weight in names.items():
                 layer, x, y = self.small.get_submodule(path), small[path][0], dense[path][1]
                 if isinstance(layer, NarrowLinear) and layer.picks is not None:
@@ -88,12 +89,11 @@ class Pair:
                 kept = torch.from_numpy(kept_outputs(made[weight.name], weight.rows))
                 y = y.index_select(-1, kept)
                 # Weights of a stage read one tensor, unless what picks from it made another of it.
-                if id(x) not in squares:
+                if id(x) not in inputs:
                     rows = token_rows(x.detach().float().cpu(), mask)
-                    # With the tensor itself, so that no later one has its address.
-                    squares[id(x)] = x, rows.T @ rows
-                seen, given = (token_rows(t.detach().float().cpu(), mask) for t in (x, y))
-                joint = _joint(seen, given, squares[id(x)][1])
+                    inputs[id(x)] = x, rows, rows.T @ rows
+                _, rows, square = inputs[id(x)]
+                joint = _joint(rows, token_rows(y.detach().float().cpu(), mask), square)
                 fold = folds[weight.name]
                 known = fold[i >= self.fit_count]
                 fold[i >= self.fit_count] = joint if known is None else known + joint

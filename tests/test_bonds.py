@@ -103,7 +103,7 @@ def test_neighbours_absorb_permutations(name: str, left: int) -> None:
     made: dict[str, Replacement] = {}
     for group in analysis.singles:
         made |= pivoted.factorize(group, analysis[group.name].weight.full_rank * 5 // 8, analysis, dense)
-    free = absorbed(made, dense.bonds, dense)
+    free = absorbed(made, dense.weights, dense.bonds, dense)
 
     def gathers(found: dict[str, Replacement]) -> int:
         return sum(isinstance(r.factors, Pivoted) and r.factors.order is not None for r in found.values())
@@ -121,10 +121,10 @@ def test_neighbours_absorb_permutations(name: str, left: int) -> None:
     for group in analysis.singles:
         if group.name in lasts:
             made |= two.factorize(group, analysis[group.name].weight.full_rank // 2, analysis, dense)
-    mixed = absorbed(made, dense.bonds, dense)
+    mixed = absorbed(made, dense.weights, dense.bonds, dense)
     assert gathers(mixed) < gathers(made)
     before, after = dense.rewrite(made).run(feed), dense.rewrite(mixed).run(feed)
     assert np.abs(after - before).max() <= 1e-4 * np.abs(before).max()
     # A bond that is not factored whole stays as it was.
     part = {name: made[name] for name in names - lasts}
-    assert gathers(absorbed(part, dense.bonds, dense)) == gathers(part)
+    assert gathers(absorbed(part, dense.weights, dense.bonds, dense)) == gathers(part)

@@ -60,7 +60,7 @@ def spent(
     """
     if unit == "bytes":
         params = sum(w.params for w in weights)
-        size = sum(w.params * _item_bytes(w.dtype) for w in weights) / params
+        size = sum(w.params * item_bytes(w.dtype) for w in weights) / params
         gathered = INDEX * sum(w.rows for w in weights) if structure == "pivoted" else 0
         return np.ceil(numbers * size).astype(np.int64) + gathered
     if unit == "macs":
@@ -71,6 +71,7 @@ def spent(
     return numbers
 
 
-def _item_bytes(dtype: str) -> float:
+def item_bytes(dtype: str) -> float:
+    """Of one number, after the digits in the name of its dtype; 4 if there are none."""
     bits = re.search(r"\d+", dtype)
     return int(bits.group()) / 8 if bits else 4.0

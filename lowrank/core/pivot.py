@@ -20,7 +20,10 @@ _lapack: Any = scipy.linalg
 Side = Literal["output", "input"]
 
 LARGEST = 100.0
-"""What a combination may be multiplied by: float32 leaves five digits then."""
+"""What a channel may be multiplied by in a combination: float32 leaves five digits then."""
+
+LARGEST_COARSE = 4.0
+"""The same for numbers stored in 16 bits or fewer, which have two or three digits to begin with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +121,9 @@ def chosen_rows(
     return np.array(found, np.int64)
 
 
-def combinations(basis: Matrix, kept: NDArray[np.int64], rest: NDArray[np.int64]) -> Matrix | None:
-    """`C` with `basis[rest] = C basis[kept]`; None if the rows that are kept do not carry the others soundly."""
+def combinations(basis: Matrix, kept: NDArray[np.int64], rest: NDArray[np.int64], largest: float) -> Matrix | None:
+    """`C` with `basis[rest] = C basis[kept]`; None if the rows that are kept do not carry the others soundly: if a
+    number of it is above `largest`."""
     try:
         with warnings.catch_warnings():
             # An ill-conditioned block shows in the numbers that it gives.
@@ -127,7 +131,7 @@ def combinations(basis: Matrix, kept: NDArray[np.int64], rest: NDArray[np.int64]
             found = _lapack.solve(basis[kept].T, basis[rest].T, check_finite=False).T
     except np.linalg.LinAlgError:
         return None
-    sound = np.isfinite(found).all() and np.abs(found).max(initial=0.0) <= LARGEST
+    sound = np.isfinite(found).all() and np.abs(found).max(initial=0.0) <= largest
     return found if sound else None
 
 

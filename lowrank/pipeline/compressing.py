@@ -107,7 +107,7 @@ def compress(
             made = sequential_refit(calibration, backend.rewrite(made), made, analysis, track)
     with clock.stage("rewrite"):
         # Permutations last: until then every weight is compared with its own dense outputs.
-        small = backend.rewrite(absorbed(made, backend.bonds, backend))
+        small = backend.rewrite(absorbed(made, backend.weights, backend.bonds, backend))
     with staged(run, owned=RESULTS) as stage:
         if analysis is not kept:
             save_analysis(analysis, stage)

@@ -66,7 +66,7 @@ def test_pivots_at_the_ends_of_heads(side: Side, last: bool, heads: int, each: i
     ordered = basis[order.ravel()]
     kept = np.sort([list(order.ravel()).index(r) for r in rows])
     rest = np.setdiff1d(np.arange(heads * width), kept)
-    combined = combinations(ordered, kept, rest)
+    combined = combinations(ordered, kept, rest, np.inf)
     assert combined is not None
     if side == "output":
         made = Pivoted(combined, ordered[kept] @ coordinates, None, side, heads, last)
@@ -84,7 +84,7 @@ def test_rows_that_must_be_taken_are() -> None:
     assert {0, 7} <= set(rows.tolist()) and (np.bincount(rows // 6) == 3).all()
     allowed = np.arange(12) % 2 == 0
     assert set(chosen_rows(basis, 2, None, allowed).tolist()) == set(np.flatnonzero(allowed).tolist())
-    assert combinations(np.ones((4, 2)), np.array([0, 1]), np.array([2, 3])) is None
+    assert combinations(np.ones((4, 2)), np.array([0, 1]), np.array([2, 3]), np.inf) is None
 
 
 @given(st.integers(2, 8), seeds, st.data())
@@ -233,9 +233,29 @@ def test_absorbing_survives_weights_of_less_rank_than_they_are_given(heads: int)
                 return None
 
         bond = Bond("hidden" if heads == 1 else "value_output", ("a", "b"), heads, heads)
-        free = absorbed(made, [bond], Numbers())  # type: ignore[arg-type]
+        free = absorbed(made, (), [bond], Numbers())  # type: ignore[arg-type]
         before, after = (m["b"].factors.product() @ m["a"].factors.product() for m in (made, free))  # type: ignore[union-attr]
         np.testing.assert_allclose(after, before, atol=1e-6 * max(np.abs(before).max(), 1))
+
+
+def test_what_is_stored_in_16_bits_is_combined_with_small_numbers_only() -> None:
+    def largest(dtype: str, seed: int) -> float:
+        matrices = {"a": normal(24, 20, seed=seed), "b": normal(20, 24, seed=seed + 1)}
+        weights = [Weight(name, *matrix.shape, dtype, "projection") for name, matrix in matrices.items()]
+        made = {n: Replacement("pivoted", pivot(directions(m).truncate(m, 16))) for n, m in matrices.items()}
+
+        class Numbers:
+            def bias(self, _: str) -> None:
+                return None
+
+        free = absorbed(made, weights, [Bond("value_output", ("a", "b"), 8, 8)], Numbers())  # type: ignore[arg-type]
+        factors = [r.factors for r in free.values() if isinstance(r.factors, Pivoted)]
+        ordered = [f.left if f.side == "output" else f.right for f in factors if f.order is None]
+        return max((float(np.abs(numbers).max()) for numbers in ordered), default=0.0)
+
+    found = {dtype: [largest(dtype, seed) for seed in range(0, 40, 2)] for dtype in ("float32", "bfloat16", "float16")}
+    assert max(found["bfloat16"]) <= 4 >= max(found["float16"])
+    assert max(found["float32"]) > 4
 
 
 def test_refit_leaves_out_ridges_that_rounding_has_made_singular() -> None:

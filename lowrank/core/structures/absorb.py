@@ -14,35 +14,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.core.analysis import Numbers
+from lowrank.core.cost import item_bytes
 from lowrank.core.factors import Factors
 from lowrank.core.linalg import Matrix
-from lowrank.core.pivot import Pivoted, Side, chosen_rows, combinations
+from lowrank.core.pivot import LARGEST, LARGEST_COARSE, Pivoted, Side, chosen_rows, combinations
 from lowrank.core.structures.base import Replacement
-from lowrank.core.weight import Bond
+from lowrank.core.weight import Bond, Weight
 
 Order = NDArray[np.int64]
 
 
-def absorbed(made: Mapping[str, Replacement], bonds: Iterable[Bond], numbers: Numbers) -> dict[str, Replacement]:
+def absorbed(
+    made: Mapping[str, Replacement], weights: Iterable[Weight], bonds: Iterable[Bond], numbers: Numbers
+) -> dict[str, Replacement]:
     """The same function with fewer gathers.
 
     A bond counts if all its weights are factored by themselves. Pivots can only be the first or the last channels of
     every head if their number is a multiple of that of the heads, and if those that are free to be chosen carry the
-    others soundly (see `combinations`); otherwise the gather stays.
+    others soundly in the dtype that they are stored in (see `combinations`); otherwise the gather stays.
 
     Args:
         made: what replaces each weight.
+        weights: of the model.
         bonds: of the model.
         numbers: where the biases are.
     """
     found = dict(made)
+    coarse = {weight.name for weight in weights if item_bytes(weight.dtype) <= 2}
     for bond in bonds:
         if bond.kind in ("hidden", "query_key", "value_output") and all(_factored(found.get(n)) for n in bond.weights):
-            _absorb(bond, found, numbers)
+            _absorb(bond, found, numbers, LARGEST if coarse.isdisjoint(bond.weights) else LARGEST_COARSE)
     return found
 
 
-def _absorb(bond: Bond, found: dict[str, Replacement], numbers: Numbers) -> None:
+def _absorb(bond: Bond, found: dict[str, Replacement], numbers: Numbers, largest: float) -> None:
     *firsts, last = bond.weights
     # Of the heads that share keys and values every one would need the same pivots.
     alike = bond.heads == bond.kv_heads
@@ -53,6 +58,7 @@ def _absorb(bond: Bond, found: dict[str, Replacement], numbers: Numbers) -> None
         None if leading is None else _basis(found[leading], "output"),
         None if trailing is None else _basis(found[trailing], side),
         bond.kv_heads,
+        largest,
     )
     if ends is None:
         return
@@ -78,13 +84,14 @@ class _Ends:
     last: int | None
 
 
-def _ends(first: Matrix | None, last: Matrix | None, heads: int) -> _Ends | None:
+def _ends(first: Matrix | None, last: Matrix | None, heads: int, largest: float) -> _Ends | None:
     """An order with the pivots of one basis first and those of another last; None if neither can be.
 
     Args:
         first: channels x rank, None for a weight that has no pivots.
         last: the same.
         heads: how many blocks of neighbouring channels there are.
+        largest: see `combinations`.
     """
     first, last = (b if b is not None and b.shape[1] % heads == 0 else None for b in (first, last))
     some = first if first is not None else last
@@ -94,7 +101,7 @@ def _ends(first: Matrix | None, last: Matrix | None, heads: int) -> _Ends | None
     taken = np.zeros(count, bool)
     if first is not None:
         rows = chosen_rows(first, heads)
-        if _sound(first, rows):
+        if _sound(first, rows, largest):
             taken[rows] = True
         else:
             first = None
@@ -104,7 +111,7 @@ def _ends(first: Matrix | None, last: Matrix | None, heads: int) -> _Ends | None
         free = count // heads - (first.shape[1] // heads if first is not None else 0)
         enough = last.shape[1] // heads <= free
         rows = chosen_rows(last, heads, None if enough else ~taken, ~taken if enough else None)
-        if _sound(last, rows):
+        if _sound(last, rows, largest):
             ending[rows] = True
         else:
             last = None
@@ -115,22 +122,22 @@ def _ends(first: Matrix | None, last: Matrix | None, heads: int) -> _Ends | None
     # Once more as it will be solved: near a singular block rounding decides.
     return _Ends(
         order.astype(np.int64),
-        _each(first, order, heads, last=False),
-        _each(last, order, heads, last=True),
+        _each(first, order, heads, largest, last=False),
+        _each(last, order, heads, largest, last=True),
     )
 
 
-def _sound(basis: Matrix, rows: Order) -> bool:
+def _sound(basis: Matrix, rows: Order, largest: float) -> bool:
     rest = np.setdiff1d(np.arange(len(basis)), rows)
-    return combinations(basis, rows, rest) is not None
+    return combinations(basis, rows, rest, largest) is not None
 
 
-def _each(basis: Matrix | None, order: Order, heads: int, *, last: bool) -> int | None:
+def _each(basis: Matrix | None, order: Order, heads: int, largest: float, *, last: bool) -> int | None:
     """How many pivots each head has at its end, if they are sound there."""
     if basis is None:
         return None
     each = basis.shape[1] // heads
-    sound = combinations(basis[order], *_split(each, heads, len(basis), last)) is not None
+    sound = combinations(basis[order], *_split(each, heads, len(basis), last), largest) is not None
     return each if sound else None
 
 
@@ -190,7 +197,7 @@ def _outputs_in(
         left, right = _pair(factors)
         left = left[order]
         kept, rest = _split(each, heads, len(left), last)
-        combined = combinations(left, kept, rest)
+        combined = combinations(left, kept, rest, np.inf)
         assert combined is not None
         factors = Pivoted(combined, left[kept] @ right, None, "output", heads, last)
     elif isinstance(factors, Pivoted):
@@ -211,6 +218,6 @@ def _inputs_in(order: Order, replacement: Replacement, each: int | None, heads: 
     left, right = _pair(factors)
     right = right[:, order]
     kept, rest = _split(each, heads, right.shape[1], last=True)
-    combined = combinations(right.T, kept, rest)
+    combined = combinations(right.T, kept, rest, np.inf)
     assert combined is not None
     return replace(replacement, factors=Pivoted(left @ right[:, kept], combined.T, None, "input", heads, True))

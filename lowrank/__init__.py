@@ -1,6 +1,6 @@
 """lowrank makes a trained transformer smaller and faster on a CPU, after training, by low-rank factors.
 
-Verbs: `analyze`, `select`, `compress`, `export`, `load`. Everything is imported when it is first used.
+Verbs: `analyze`, `select`, `compress`, `heal`, `export`, `load`. Everything is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lowrank.errors import LowRankError
     from lowrank.evaluate.report import Report
     from lowrank.nn import LowRankLinear
-    from lowrank.pipeline import Settings, analyze, compress, export, select
+    from lowrank.pipeline import Settings, analyze, compress, export, heal, select
 
 _HOMES = {
     "Analysis": "lowrank.core.analysis",
@@ -37,6 +37,7 @@ _HOMES = {
     "analyze": "lowrank.pipeline",
     "compress": "lowrank.pipeline",
     "export": "lowrank.pipeline",
+    "heal": "lowrank.pipeline",
     "load": "lowrank.backends.torch",
     "open_model": "lowrank.backends",
     "select": "lowrank.pipeline",
@@ -59,6 +60,7 @@ __all__ = [
     "analyze",
     "compress",
     "export",
+    "heal",
     "load",
     "open_model",
     "select",

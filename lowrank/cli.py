@@ -91,6 +91,8 @@ ErrorOption = Annotated[
 ]
 SelectorOption = Annotated[SelectorName, typer.Option("--selector", help="How ranks are chosen.")]
 Multiple = Annotated[int, typer.Option(min=1, help="Round ranks down to a multiple of this.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the order of the samples.")]
+Device = Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1.")]
 Structures = Annotated[
     str | None,
     typer.Option(
@@ -203,6 +205,11 @@ def compress(
     tokenizer: Tokenizer = None,
     unsafe_pickle: UnsafePickle = False,
     with_past: WithPast = False,
+    heal: Annotated[
+        float | None, typer.Option(min=0.01, help="Then train it for so many minutes to imitate the dense model.")
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
     refit: Annotated[bool, typer.Option(help="Fit what is replaced to what it sees in the compressed model.")] = True,
     latency: Annotated[bool, typer.Option(help="Time the dense and the compressed model in ONNX Runtime.")] = True,
     as_json: Json = False,
@@ -229,6 +236,9 @@ def compress(
             settings=settings,
             opening=opening,
             refit=refit,
+            heal=heal,
+            seed=seed,
+            device=device,
             latency=latency,
             with_past=with_past,
             track=track,
@@ -247,6 +257,46 @@ def compress(
         complain(problem)
     if report.problems:
         raise typer.Exit(1)
+
+
+@app.command()
+def heal(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")] = Path("lowrank-run"),
+    minutes: Annotated[float, typer.Option(min=0.01, help="How long, all trials included.")] = 10.0,
+    steps: Annotated[
+        int | None, typer.Option(min=10, help="So many steps instead of minutes; the same seed gives the same model.")
+    ] = None,
+    calib: Calib = None,
+    column: Column = None,
+    seed: Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a healing that was interrupted.")] = False,
+    device: Device = "cpu",
+    arch: Arch = None,
+    unsafe_pickle: UnsafePickle = False,
+    latency: Annotated[bool, typer.Option(help="Time the dense and the compressed model in ONNX Runtime.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Train the model of a run to imitate the dense one, without labels; again and again if you like."""
+    from lowrank import pipeline
+    from lowrank.artifacts import load_analysis
+    from lowrank.backends import Opening
+
+    changes = _changes(calib, column, None, None, None, None)
+    settings = replace(pipeline.Settings.from_json(load_analysis(run).settings), **changes) if changes else None
+    with progress_bars() as track:
+        report = pipeline.heal(
+            run,
+            minutes,
+            steps=steps,
+            settings=settings,
+            seed=seed,
+            resume=resume,
+            device=device,
+            opening=Opening(arch=arch, unsafe_pickle=unsafe_pickle),
+            latency=latency,
+            track=track,
+        )
+    _show_report(report, as_json)
 
 
 @app.command()
@@ -278,19 +328,10 @@ def evaluate(
     """Measure a run again: its model/ and model.onnx against the model it was made from."""
     from lowrank import pipeline
     from lowrank.backends import Opening
-    from lowrank.report.tables import report_table
 
     with progress_bars() as track:
         report = pipeline.evaluate(output, opening=Opening(arch=arch, unsafe_pickle=unsafe_pickle), track=track)
-    if as_json:
-        print_json(report.to_json())
-    else:
-        print_table(report_table(report))
-        notes(report.notes)
-    for problem in report.problems:
-        complain(problem)
-    if report.problems:
-        raise typer.Exit(1)
+    _show_report(report, as_json)
 
 
 @app.command()
@@ -365,6 +406,20 @@ def _show_analysis(analysis: Any) -> None:
         print_table(skipped_table(analysis))
     notes(analysis.notes)
     say(verdict(analysis))
+
+
+def _show_report(report: Any, as_json: bool) -> None:
+    from lowrank.report.tables import report_table
+
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print_table(report_table(report))
+        notes(report.notes)
+    for problem in report.problems:
+        complain(problem)
+    if report.problems:
+        raise typer.Exit(1)
 
 
 def _files(run: Path) -> None:

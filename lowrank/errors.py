@@ -39,6 +39,10 @@ class ExportError(LowRankError):
     """The model could not be written as ONNX, or what was written does not agree with it."""
 
 
+class HealingError(LowRankError):
+    """The compressed model cannot be trained, or not on this data."""
+
+
 class DecompositionError(LowRankError):
     """No solver could decompose a matrix."""
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
 
+Label = str | Callable[[], str]
+"""What is being done; a function where there is more to tell as it goes on."""
+
 
 class Track(Protocol):
     """Shows progress over some items."""
 
-    def __call__(self, items: Iterable[T], label: str, total: int) -> Iterable[T]:
+    def __call__(self, items: Iterable[T], label: Label, total: int) -> Iterable[T]:
         """The same items, one after the other."""
         ...
 
 
-def silent(items: Iterable[T], label: str, total: int) -> Iterable[T]:
+def silent(items: Iterable[T], label: Label, total: int) -> Iterable[T]:
     """Shows nothing: what a library does unless it is asked."""
     return items
 

@@ -4,7 +4,7 @@
 
 DATA holds stsb_train.tsv, stsb_dev.tsv, sst2_train.tsv, sst2_dev.tsv, tinyshakespeare.txt.gz and
 wikitext2_tok_valid.txt.gz. `--vit` and `--gpt` are what `train_vit.py --shifted` and `train_gpt.py` wrote. Every method
-runs in a process of its own; its seconds and its peak memory are those of everything up to the last of its three
+runs in a process of its own; its seconds and its peak memory are those of everything up to the last of its
 models.
 """
 
@@ -34,7 +34,6 @@ from lowrank.core.select import Knapsack
 from lowrank.pipeline.planning import factorize
 from lowrank.progress import silent
 
-KEEPS = (0.8, 0.5, 0.3)
 OURS = "lowrank"
 ELSEWHERE = ("SVD-LLM", OURS)
 """Methods that are also calibrated on another domain."""
@@ -108,7 +107,7 @@ def known(analysis: Analysis) -> list[str]:
 def rows_of(subject: subjects.Subject, calibration: Any, label: str, compress: Compressor) -> Iterator[dict[str, Any]]:
     """One row for each keep ratio, with the seconds of its own."""
     backend = calibration.backend
-    for keep in KEEPS:
+    for keep in subject.keeps:
         start = time.perf_counter()
         try:
             module = backend.rewrite(compress(keep)).module

@@ -1,4 +1,4 @@
-"""Check that imports go one way: core <- nn <- backends <- calibrate, edge <- evaluate <- pipeline, report <- cli."""
+"""Check that imports go one way: core, nn, backends, then calibrate, healing, edge, then evaluate, pipeline, cli."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LAYERS = (
     {"core"},
     {"nn"},
     {"backends"},
-    {"calibrate", "heal", "edge"},
+    {"calibrate", "healing", "edge"},
     {"evaluate"},
     {"pipeline", "report"},
     {"cli"},

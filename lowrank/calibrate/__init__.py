@@ -2,7 +2,7 @@
 
 from lowrank.calibrate.collect import collect_grams
 from lowrank.calibrate.context import measure_contexts
-from lowrank.calibrate.data import Calibration, load_calibration
+from lowrank.calibrate.data import Calibration, load_calibration, training_batches
 from lowrank.calibrate.refitting import sequential_refit
 from lowrank.calibrate.sensitivity import measure_sensitivity
 
@@ -13,4 +13,5 @@ __all__ = [
     "measure_contexts",
     "measure_sensitivity",
     "sequential_refit",
+    "training_batches",
 ]

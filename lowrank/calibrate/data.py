@@ -18,6 +18,8 @@ from lowrank.errors import CalibrationError, first_line
 
 MAX_TOKENS = 128
 """Longer samples are cut: the moments of a layer's inputs hardly change with longer context."""
+TRAINING = 1 << 16
+"""Samples to learn from at most: more than minutes on a CPU can use."""
 BATCH_TOKENS = 4096
 BATCH_ROWS = 64
 
@@ -94,6 +96,31 @@ def load_calibration(
     }
     fit, heldout, report = (_token_batches([lines[i] for i in fold], signature) for fold in split_folds(len(lines)))
     return Calibration(fit, heldout, report, backend, provenance)
+
+
+def training_batches(calibration: Calibration, path: Path | None, column: str | None = None) -> tuple[Feed, ...]:
+    """All samples of some data, but for those that the calibration judges by.
+
+    Args:
+        calibration: whose held-out and report samples are left out, wherever in the data they are.
+        path: as for `load_calibration`.
+        column: as for `load_calibration`.
+    """
+    whole = load_calibration(calibration.backend, path, column, TRAINING)
+    assert whole is not None
+    aside = {row for feed in (*calibration.heldout, *calibration.report) for row in _rows(feed)}
+    found: list[Feed] = []
+    for feed in (*whole.fit, *whole.heldout, *whole.report):
+        kept = [i for i, row in enumerate(_rows(feed)) if row not in aside]
+        if kept:
+            found.append({name: values[kept] for name, values in feed.items()})
+    return tuple(found)
+
+
+def _rows(feed: Feed) -> list[bytes]:
+    """What tells one sample from another."""
+    arrays = [np.ascontiguousarray(values) for values in feed.values()]
+    return [b"".join(a[i].tobytes() for a in arrays) for i in range(len(arrays[0]))]
 
 
 def _spread(items: list[str], most: int) -> list[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from lowrank.errors import ArtifactError
 
 ONNX_FILE = "model.onnx"
 """The exported model's name in a run."""
@@ -24,6 +27,8 @@ class Report:
     parity: dict[str, Any] | None = None
     latency: dict[str, Any] | None = None
     quality: dict[str, Any] | None = None
+    healing: list[dict[str, Any]] = field(default_factory=list)
+    """One entry for each time that the model was healed: `before` and `after` (held-out loss), `kept`, `steps`, ..."""
     skipped: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -32,6 +37,18 @@ class Report:
     """Bytes of each file written."""
     seconds: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Report:
+        """What `to_json` gave.
+
+        Raises:
+            ArtifactError: if parts are missing.
+        """
+        try:
+            return cls(**{each.name: content[each.name] for each in fields(cls) if each.name in content})
+        except TypeError as error:
+            raise ArtifactError(f"the report is not whole ({error}); run `lowrank evaluate` to make it again") from None
 
     def to_json(self) -> dict[str, Any]:
         """A mapping that JSON can hold."""

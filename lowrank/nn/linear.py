@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 
-class LowRankLinear(nn.Module):
+class LowRankLinear(nn.Linear):
     """`y = left(right(x)) + bias`; the factors are plain `nn.Linear`s, the bias comes last.
 
-    Its state is `right.weight` (rank x inputs), `left.weight` (outputs x rank) and, if there is one, `bias` under the
-    name that it had. Outside code that reads `weight`, `bias`, `in_features` or `out_features` of a linear
-    layer goes on working: `weight` is the product, read-only.
+    To outside code it is a linear layer: PEFT puts adapters on it. Its state is `right.weight` (rank x inputs),
+    `left.weight` (outputs x rank) and, if there is one, `bias` under the name that it had. `weight` is the product,
+    read-only: what is added to it in place is lost.
 
     Example:
         >>> layer = LowRankLinear(8, 6, rank=2)
@@ -28,7 +28,8 @@ class LowRankLinear(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__()
+        # Not that of nn.Linear, which would make a dense weight.
+        nn.Module.__init__(self)
         self.in_features = in_features
         self.out_features = out_features
         self.rank = rank
@@ -38,13 +39,18 @@ class LowRankLinear(nn.Module):
         # graph is to have two MatMuls and an Add whatever the input.
         self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Apply `right`, then `left`, then the bias."""
-        y = self.left(self.right(x))
+        y = self.left(self.right(input))
         return y if self.bias is None else y + self.bias
 
+    def reset_parameters(self) -> None:
+        """Draw the factors anew."""
+        self.right.reset_parameters()
+        self.left.reset_parameters()
+
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]
         """The dense matrix that the factors stand for, outputs x inputs."""
         return self.left.weight @ self.right.weight
 

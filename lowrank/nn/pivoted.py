@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lowrank.core.pivot import Side
 
 
-class PivotedLinear(nn.Module):
+class PivotedLinear(nn.Linear):
     """Two factors in rank^2 fewer numbers: `z = right(x)`, `y = [z, left(z)]`, plus the bias.
 
     On the side of the inputs it is `y = left(x_p + right(x_rest))`. Its state is `right.weight`, `left.weight`, if
@@ -40,7 +40,8 @@ class PivotedLinear(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__()
+        # Not that of nn.Linear, which would make a dense weight.
+        nn.Module.__init__(self)
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
         self.side, self.heads, self.last = side, heads, last
         like: Any = {"bias": False, "dtype": dtype, "device": device}
@@ -50,13 +51,13 @@ class PivotedLinear(nn.Module):
         self.register_buffer("order", torch.arange(out_features, device=device) if ordered else None)
         self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Compute the pivots, and from them the outputs."""
         if self.side == "output":
-            z = self.right(x)
+            z = self.right(input)
             y = self._joined(z, self.left(z), -1)
         else:
-            pivots, others = self._parted(x)
+            pivots, others = self._parted(input)
             y = self.left(pivots + self.right(others))
         return y if self.bias is None else y + self.bias
 
@@ -81,8 +82,13 @@ class PivotedLinear(nn.Module):
         first, second = parts if self.heads == 1 else [part.flatten(-2) for part in parts]
         return (second, first) if self.last else (first, second)
 
+    def reset_parameters(self) -> None:
+        """Draw the factors anew."""
+        self.right.reset_parameters()
+        self.left.reset_parameters()
+
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]
         """The dense matrix that the factors stand for, outputs x inputs."""
         product = self.left.weight @ self.right.weight
         if self.side == "output":

@@ -1,10 +1,12 @@
 """The stages wired together. Every stage leaves files that the next one reads."""
 
 from lowrank.pipeline.analyzing import analyze, analyze_weights, kept_analysis, settings_of
-from lowrank.pipeline.compressing import ONNX_FILE, PLAN_FILE, REPORT_FILE, RUN, compress
+from lowrank.pipeline.compressing import compress
 from lowrank.pipeline.evaluating import evaluate
 from lowrank.pipeline.exporting import export
+from lowrank.pipeline.healing import heal
 from lowrank.pipeline.planning import factorize, read_plan, select
+from lowrank.pipeline.run import ONNX_FILE, PLAN_FILE, REPORT_FILE, RUN
 from lowrank.pipeline.settings import Settings
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "evaluate",
     "export",
     "factorize",
+    "heal",
     "kept_analysis",
     "read_plan",
     "select",

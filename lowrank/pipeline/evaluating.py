@@ -6,25 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 
 from lowrank.artifacts import load_analysis, read_json, write_json
-from lowrank.artifacts.files import RECORD_FILE
 from lowrank.backends import Opening, open_model
-from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan
-from lowrank.errors import PlanMismatch
 from lowrank.evaluate.report import Report
 from lowrank.pipeline.analyzing import read_calibration
-from lowrank.pipeline.compressing import (
-    MODEL_FOLDER,
+from lowrank.pipeline.planning import factorize
+from lowrank.pipeline.run import (
     PLAN_FILE,
     REPORT_FILE,
     RUN,
+    check_plan,
     check_source,
     files_of,
     provenance,
     source_of,
 )
-from lowrank.pipeline.planning import factorize
 from lowrank.pipeline.settings import Settings
 from lowrank.progress import Clock, Track, silent
 
@@ -42,7 +39,7 @@ def evaluate(run: str | Path = RUN, *, opening: Opening | None = None, track: Tr
     analysis = load_analysis(folder)
     content = read_json(folder / PLAN_FILE, "plan")
     plan = Plan.from_json(content, analysis, Budget.from_json(content.get("budget")))
-    _check_plan(folder, plan, analysis)
+    check_plan(folder, plan, analysis)
     path, opening = source_of(analysis, folder, opening)
     dense = open_model(path, opening)
     check_source(analysis, dense, folder)
@@ -53,19 +50,3 @@ def evaluate(run: str | Path = RUN, *, opening: Opening | None = None, track: Tr
     report = replace(report, files=files_of(folder), seconds=clock.seconds, provenance=provenance(analysis, plan))
     write_json(folder / REPORT_FILE, "report", report.to_json())
     return report
-
-
-def _check_plan(folder: Path, plan: Plan, analysis: Analysis) -> None:
-    """Refuse a plan that the saved model does not follow: `select` writes a new one beside it."""
-    record = read_json(folder / MODEL_FOLDER / RECORD_FILE, "model")
-    replaced = record.get("replaced")
-    ranks = {name: entry.get("rank") for name, entry in replaced.items()} if isinstance(replaced, dict) else {}
-    chosen = [option for option in plan.options if option.structure != "dense"]
-    wanted = {name: option.rank for option in chosen for name in analysis.groups[option.group].weights}
-    if ranks != wanted:
-        odd = sorted(name for name in {*ranks, *wanted} if ranks.get(name) != wanted.get(name))
-        raise PlanMismatch(
-            f"{folder / PLAN_FILE} is not the plan that {folder / MODEL_FOLDER} follows: {odd[0]} has rank "
-            f"{ranks.get(odd[0], 'full')} in the model and {wanted.get(odd[0], 'full')} in the plan; compress "
-            f"again with it"
-        )

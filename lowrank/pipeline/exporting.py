@@ -7,7 +7,7 @@ from pathlib import Path
 from lowrank.artifacts import staged
 from lowrank.backends import Opening, open_model
 from lowrank.errors import ExportError
-from lowrank.pipeline.compressing import GRAPHS, ONNX_FILE
+from lowrank.pipeline.run import GRAPHS, ONNX_FILE
 
 
 def export(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
+
+from lowrank.progress import Label
 
 T = TypeVar("T")
 
@@ -54,9 +56,18 @@ def progress_bars() -> Iterator[Any]:
     screen = console(stderr=True)
     if not screen.is_terminal:
 
-        def plain(items: Iterable[T], label: str, total: int) -> Iterable[T]:
-            screen.print(f"{label} ({total})")
-            return items
+        def plain(items: Iterable[T], label: Label, total: int) -> Iterable[T]:
+            if isinstance(label, str):
+                screen.print(f"{label} ({total})")
+                return items
+            return _told(items, label)
+
+        def _told(items: Iterable[T], label: Callable[[], str]) -> Iterator[T]:
+            told = ""
+            for item in items:
+                if (now := label()) != told:
+                    screen.print(told := now)
+                yield item
 
         yield plain
         return
@@ -65,7 +76,15 @@ def progress_bars() -> Iterator[Any]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=screen, transient=True) as progress:
 
-        def bar(items: Iterable[T], label: str, total: int) -> Iterable[T]:
-            return progress.track(items, total=total, description=label)
+        def bar(items: Iterable[T], label: Label, total: int) -> Iterable[T]:
+            if isinstance(label, str):
+                return progress.track(items, total=total, description=label)
+            return _shown(items, label, total)
+
+        def _shown(items: Iterable[T], label: Callable[[], str], total: int) -> Iterator[T]:
+            task = progress.add_task(label(), total=total)
+            for item in items:
+                yield item
+                progress.update(task, advance=1, description=label())
 
         yield bar

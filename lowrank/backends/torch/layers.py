@@ -33,16 +33,10 @@ from lowrank.nn import (
 )
 from lowrank.nn.embedding import embedding_reason
 
-LowRank = (
-    LowRankLinear
-    | LowRankConv
-    | SpatialConv
-    | LowRankEmbedding
-    | LowRankStack
-    | PivotedLinear
-    | NarrowLinear
-    | nn.Linear
-)
+Paired = LowRankLinear | LowRankConv | SpatialConv | LowRankEmbedding | PivotedLinear
+"""Replacements whose factors are the layers `left` and `right`."""
+
+LowRank = Paired | LowRankStack | NarrowLinear | nn.Linear
 """What a replacement can be; plain where a layer only got narrower."""
 
 
@@ -215,7 +209,7 @@ def fill_(new: LowRank, weight: Weight, replacement: Replacement, dense: nn.Modu
         if isinstance(new, LowRankConv | SpatialConv):
             new.fill_(*pair)
             return
-        assert not isinstance(new, NarrowLinear | nn.Linear)
+        assert isinstance(new, Paired | LowRankStack)
         holders = (new.left, new.right) if isinstance(new, LowRankStack) else (new.left.weight, new.right.weight)
         for place, tensor in zip(holders, pair, strict=True):
             place.copy_(tensor)
@@ -230,8 +224,7 @@ def has_bias(module: nn.Module, replacement: Replacement) -> bool:
 
 def tie(new: LowRank, first: LowRank) -> None:
     """Share the factors of two layers of one weight."""
-    untied = (LowRankStack, NarrowLinear, nn.Linear)
-    assert not isinstance(new, untied) and not isinstance(first, untied)
+    assert isinstance(new, Paired) and isinstance(first, Paired)
     new.left.weight, new.right.weight = first.left.weight, first.right.weight
 
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lowrank.artifacts.files import RECORD_FILE, write_json
+from lowrank.artifacts.files import RECORD_FILE, read_json, write_json
 from lowrank.backends.base import Change
 from lowrank.backends.inputs import Feed, OutputKind, Signature
 from lowrank.backends.torch.bonds import find_bonds
@@ -263,7 +263,9 @@ class ModuleBackend:
         takes_code = self.rebuild["kind"] in ("module", "arch")
         loaded = load(run, arch=(lambda: copy.deepcopy(dense)) if takes_code else None)
         assert isinstance(loaded, nn.Module)
-        return replace(self, module=loaded, fresh=None)
+        folder = run / "model" if (run / "model").is_dir() else run
+        record = read_json(folder / RECORD_FILE, "model")
+        return replace(self, module=loaded, fresh=None, replaced=record["replaced"])
 
     def save(self, folder: Path) -> None:
         """Weights as safetensors, what was replaced as JSON, and the model's other files copied along."""

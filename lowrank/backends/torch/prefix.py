@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.torch.inputs import call, first_input
+
+Fed = Feed | Mapping[str, Tensor]
+"""A batch as arrays, or as tensors that are where the module is."""
 
 
 class Prefix:
@@ -21,9 +24,9 @@ class Prefix:
     is outside the lists (embeddings, heads) is run every time.
     """
 
-    def __init__(self, module: nn.Module, signature: Signature, feeds: Sequence[Feed]) -> None:
+    def __init__(self, module: nn.Module, signature: Signature, feeds: Sequence[Fed]) -> None:
         self.module, self.signature, self.feeds = module, signature, list(feeds)
-        self.blocks = _blocks(module, lambda: self._call(self.feeds[0])) if feeds else []
+        self.blocks = blocks_of(module, lambda: self._call(self.feeds[0])) if feeds else []
         self._lists = [path.rpartition(".")[0] for path, _ in self.blocks]
         self._at = 0
         self._known: list[dict[str, Any]] = [{} for _ in self.feeds]
@@ -79,8 +82,31 @@ class Prefix:
                 handle.remove()
         return found
 
-    def _call(self, feed: Feed) -> Tensor | None:
-        with torch.no_grad():
+    def through(self, index: int) -> Tensor:
+        """What the first block that is not remembered gives for one feed; nothing after it is run.
+
+        Outside of `torch.no_grad` it can be differentiated by the block's parameters.
+        """
+        seen: list[Tensor] = []
+
+        def hook(block: nn.Module, args: Any, output: Any) -> None:
+            seen.append(main_tensor(output))
+            raise _Enough
+
+        handle = self.blocks[self._at][1].register_forward_hook(hook)
+        try:
+            with self._skipping(index):
+                self._call(self.feeds[index], grad=torch.is_grad_enabled())
+        finally:
+            handle.remove()
+        return seen[0]
+
+    def remembered(self, index: int) -> Tensor:
+        """What the last block that is remembered gave for one feed."""
+        return main_tensor(self._known[index][self._lists[self._at - 1]])
+
+    def _call(self, feed: Fed, grad: bool = False) -> Tensor | None:
+        with torch.set_grad_enabled(grad):
             try:
                 return call(self.signature, self.module, feed)
             except _Enough:
@@ -137,11 +163,16 @@ class _Enough(Exception):
     """All that was wanted of a forward pass has been seen."""
 
 
+def main_tensor(output: Any) -> Tensor:
+    """The hidden state in what a block gives: its first tensor."""
+    return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
+
+
 def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
-def _blocks(module: nn.Module, run: Callable[[], Any]) -> list[tuple[str, nn.Module]]:
+def blocks_of(module: nn.Module, run: Callable[[], Any]) -> list[tuple[str, nn.Module]]:
     """The children of the outermost lists in the order in which they are called; none if one is called twice."""
     lists = [path for path, child in module.named_modules() if isinstance(child, nn.ModuleList)]
     outermost = [p for p in lists if not any(p.startswith(f"{other}.") for other in lists)]

@@ -1,0 +1,92 @@
+"""Block by block: parameters fitted to what the dense block gives, on what the compressed model lets each see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowrank.backends.inputs import Feed
+from lowrank.backends.torch.prefix import Prefix
+from lowrank.healing.descend import Diverged, descend
+from lowrank.healing.distill import Distillation, batches_in_turn
+from lowrank.healing.measure import hidden_loss
+from lowrank.healing.optimizer import Optimizer
+from lowrank.healing.parameters import restore_, snapshot
+from lowrank.healing.watched import Watched
+from lowrank.healing.work import Part, Work
+
+REMEMBERED = 1 << 29
+"""Bytes of hidden states of one block at most, those to learn from and to be judged by together; held twice."""
+
+
+class BlockFit:
+    """Fits one block after the other; one that gets no better on held-out batches stays as it was (AA-SVD, 2026).
+
+    Args:
+        task: the models, and the data of which as many batches are taken as memory is meant for.
+        rate: see `Optimizer`.
+        work: the whole work, of which each block takes an equal part.
+        length: of all parts together.
+        seed: of the order of the batches.
+    """
+
+    def __init__(self, task: Distillation, rate: float, work: Work, length: float, seed: int) -> None:
+        self.task, self.rate, self.work, self.length, self.seed = task, rate, work, length, seed
+        student, dense = task.student, task.fit.dense
+        aside = task.heldout.feeds[: max(1, len(task.heldout.feeds) // 2)]
+        feeds = [*_some(task.fit.feeds, student), *aside]
+        self.count, self.total = len(feeds) - len(aside), len(feeds)
+        self._masks = [student.mask(feed) for feed in feeds]
+        placed = [student.placed(feed) for feed in feeds]
+        self._before = Prefix(dense.module, dense.signature, placed)
+        self._after = Prefix(student.module, student.signature, placed)
+        same = all([path for path, _ in p.blocks] == student.paths for p in (self._before, self._after))
+        self.paths = student.paths if same and self.count else []
+        """The blocks; none if the model cannot be run from the middle."""
+
+    def fit(self, block: int) -> Iterator[float]:
+        """Fit one block; after every step, how much of its part is over."""
+        parameters = self.task.parameters
+        own = {name: p for name, p in parameters.items() if name.startswith(f"{self.paths[block]}.")}
+        if not own:
+            return
+        self._before.advance(block + 1)
+        self._after.advance(block)
+        part, cost = Part(self.work, self.length / len(self.paths)), 1 / len(self.paths)
+        start, known = self._judge(), snapshot(own)
+        batches, better = batches_in_turn(self.count, self.seed), False
+        with suppress(Diverged):
+            yield from descend(self._backward, batches, Optimizer(own, self.rate), part, cost)
+            better = self._judge() < start
+        if not better:
+            restore_(own, known)
+
+    def _loss(self, index: int) -> Tensor:
+        return hidden_loss(self._after.through(index), self._before.remembered(index), self._masks[index])
+
+    def _backward(self, index: int) -> float:
+        loss = self._loss(index)
+        loss.backward()
+        return float(loss.detach())
+
+    def _judge(self) -> float:
+        with torch.no_grad():
+            return float(np.mean([float(self._loss(i)) for i in range(self.count, self.total)]))
+
+
+def _some(feeds: Sequence[Feed], student: Watched) -> list[Feed]:
+    """Batches spread over those that there are, as many as memory is meant for."""
+    with torch.no_grad():
+        hidden = student(feeds[0]).hidden
+    if not hidden:
+        return []
+    rows = len(next(iter(feeds[0].values())))
+    each = max(h.numel() * h.element_size() for h in hidden) / rows
+    tokens = next(iter(feeds[0].values())).size / rows
+    total = sum(each / tokens * next(iter(feed.values())).size for feed in feeds)
+    step = max(1, -(-int(total) // REMEMBERED))
+    return list(feeds[::step])

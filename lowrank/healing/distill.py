@@ -1,0 +1,146 @@
+"""The compressed model against the dense one: a loss to go down, and a held-out figure to judge by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lowrank.backends.inputs import Feed, OutputKind
+from lowrank.errors import HealingError
+from lowrank.healing.measure import hidden_loss, output_loss
+from lowrank.healing.teacher import Teacher
+from lowrank.healing.watched import Seen, Watched
+
+
+class Distillation:
+    """What the student still lacks, on batches to learn from and on batches to be judged by.
+
+    The loss is the mean error of the hidden states plus the output's own measure, which is weighted so that at the
+    start both are equally large; what it is judged by is the output's measure alone.
+
+    Args:
+        dense: the teacher.
+        student: the compressed model.
+        kind: what the output is.
+        fit: batches to learn from.
+        heldout: batches to be judged by.
+        parameters: of the student, which may change.
+    """
+
+    def __init__(
+        self,
+        dense: Watched,
+        student: Watched,
+        kind: OutputKind,
+        fit: Sequence[Feed],
+        heldout: Sequence[Feed],
+        parameters: Mapping[str, nn.Parameter],
+    ) -> None:
+        self.student, self.parameters = student, dict(parameters)
+        self.kind: OutputKind = kind
+        self.fit, self.heldout = Teacher(dense, fit), Teacher(dense, heldout)
+        self.parts = 1
+        """Into how many slices a batch is cut, since memory does not hold the whole of it."""
+        hidden, output = self._judged()
+        self.weight = hidden / output if hidden > 0 and output > 0 else 1.0
+        for parameter in student.module.parameters():
+            parameter.requires_grad_(False)
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+
+    def backward(self, index: int) -> float:
+        """Add the gradients of one batch to those of the parameters; the loss.
+
+        Raises:
+            HealingError: if memory does not hold a single sample.
+        """
+        while True:
+            try:
+                return self._backward(index)
+            except (RuntimeError, MemoryError) as error:
+                if not _is_memory(error):
+                    raise
+            for parameter in self.parameters.values():
+                parameter.grad = None
+            if self.parts >= self.rows(index):
+                raise HealingError("there is no memory for training on a single sample; give shorter samples")
+            self.parts *= 2
+
+    def rows(self, index: int) -> int:
+        """Samples in a batch."""
+        return len(next(iter(self.fit.feeds[index].values())))
+
+    def judge(self) -> float:
+        """The output's measure on the held-out batches; infinite where it is no number."""
+        found = self._judged()[1]
+        return found if math.isfinite(found) else math.inf
+
+    def _backward(self, index: int) -> float:
+        feed, taught = self.fit.feeds[index], self.fit(index)
+        total, rows = 0.0, self.rows(index)
+        for part in _slices(rows, self.parts):
+            cut = {name: value[part] for name, value in feed.items()}
+            loss = self._loss(self.student(cut), _cut(taught, part, rows), self.student.mask(cut))
+            loss = loss * ((part.stop - part.start) / rows)
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+    def _loss(self, student: Seen, taught: Seen, mask: Tensor | None) -> Tensor:
+        loss = self.weight * output_loss(student.output, taught.output, self.kind, mask)
+        if taught.hidden:
+            loss = loss + _mean_hidden(student, taught, mask)
+        return loss
+
+    def _judged(self) -> tuple[float, float]:
+        """The mean errors of hidden states and of the output on the held-out batches."""
+        hidden = output = total = 0.0
+        with torch.no_grad():
+            for i, feed in enumerate(self.heldout.feeds):
+                student, taught, mask = self.student(feed), self.heldout(i), self.student.mask(feed)
+                count = len(next(iter(feed.values())))
+                output += count * float(output_loss(student.output, taught.output, self.kind, mask))
+                if taught.hidden:
+                    hidden += count * float(_mean_hidden(student, taught, mask))
+                total += count
+        return hidden / total, output / total
+
+
+def _mean_hidden(student: Seen, taught: Seen, mask: Tensor | None) -> Tensor:
+    pairs = zip(student.hidden, taught.hidden, strict=True)
+    return torch.stack([hidden_loss(a, b, mask) for a, b in pairs]).mean()
+
+
+def _slices(rows: int, parts: int) -> Iterator[slice]:
+    edges = np.linspace(0, rows, min(parts, rows) + 1).astype(int).tolist()
+    return (slice(a, b) for a, b in pairwise(edges))
+
+
+def _cut(seen: Seen, part: slice, rows: int) -> Seen:
+    """The samples of a part; what has no batch axis is left whole."""
+    hidden = [h[part] if h.shape[:1] == (rows,) else h for h in seen.hidden]
+    return Seen(hidden, seen.output[part])
+
+
+def _is_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+
+
+def batches_in_turn(count: int, seed: int, skip: int = 0) -> Iterator[int]:
+    """Indices of batches without end: every one once before any comes again, the order drawn anew each time.
+
+    Args:
+        count: of batches.
+        seed: of the order.
+        skip: how many have been taken already.
+    """
+    epoch, at = divmod(skip, count)
+    while True:
+        order = np.random.default_rng((seed, epoch)).permutation(count)
+        yield from order[at:].tolist()
+        epoch, at = epoch + 1, 0

@@ -1,0 +1,231 @@
+"""Healing: the compressed model learns to give what the dense one gives, from unlabelled data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from lowrank.errors import HealingError
+from lowrank.healing.blocks import BlockFit
+from lowrank.healing.checkpoint import Phase, Progress, read_checkpoint, write_checkpoint
+from lowrank.healing.descend import Diverged, descend
+from lowrank.healing.distill import Distillation, batches_in_turn
+from lowrank.healing.faults import first_nonfinite
+from lowrank.healing.optimizer import Optimizer
+from lowrank.healing.parameters import restore_, snapshot
+from lowrank.healing.rate import START, rates
+from lowrank.healing.work import Part, Work
+
+BLOCKS, TRIAL = 0.15, 0.03
+"""Shares of the work: of all blocks together, and of one trial of a learning rate."""
+JUDGED = 12
+"""How often the main phase is judged."""
+PATIENCE = 6
+"""It ends when so many judgements in a row have found nothing better."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Healed:
+    """What a healing came to, for the report."""
+
+    before: float
+    after: float
+    """Held-out loss of the output, at the start and at the end."""
+    rate: float | None
+    steps: int
+    """Of the whole model, after the trials."""
+    batch: int
+    """Samples that were in memory at a time, at most."""
+    curve: list[tuple[float, float]]
+    """Minutes (or steps) and held-out loss."""
+    problems: list[str] = field(default_factory=list[str])
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is better than before."""
+        return self.after < self.before
+
+
+class Healing:
+    """One run: block by block, then a search for the learning rate, then the whole model to the end of the work.
+
+    Args:
+        task: the models and their data.
+        target: the module that gets the best numbers at the end, in the dtype that it is stored in.
+        work: how much is allowed.
+        seed: of the order of the batches.
+        path: of the checkpoint; None keeps none.
+        key: hash of everything that was asked for.
+        resume: go on from the checkpoint.
+    """
+
+    def __init__(
+        self,
+        task: Distillation,
+        target: nn.Module,
+        work: Work,
+        *,
+        seed: int = 0,
+        path: Path | None = None,
+        key: str = "",
+        resume: bool = False,
+    ) -> None:
+        self.task, self.target, self.seed, self.path = task, target, seed, path
+        self.problems: list[str] = []
+        self.resumed: dict[str, dict[str, Tensor]] = {}
+        if resume:
+            if path is None:
+                raise HealingError("there is no run folder to resume from")
+            self.progress, self.resumed = read_checkpoint(path, key)
+            task.weight, task.parts = self.progress.weight, self.progress.parts
+            restore_(task.parameters, self.resumed["now"])
+            self.best = dict(self.resumed["best"])
+        else:
+            before = task.judge()
+            if not math.isfinite(before):
+                raise HealingError(
+                    "the compressed model's outputs are not finite on the held-out data; compress again, and look at "
+                    "what `lowrank evaluate` says"
+                )
+            self.progress = Progress(key, before=before, best=before, weight=task.weight)
+            self.best = snapshot(task.parameters)
+        self.work = Work(work.total, int(work.total) if work.by_steps else None, self.progress.done)
+
+    def run(self) -> Iterator[float]:
+        """Do it all: after every step, how much is done."""
+        progress = self.progress
+        try:
+            if progress.phase == "blocks":
+                yield from self._blocks()
+                self._enter("search")
+            if progress.phase == "search":
+                yield from self._search()
+                progress.begun = self.work.done
+                self._enter("main")
+            yield from self._main()
+        except Diverged:
+            self.problems.append(f"healing stopped: {first_nonfinite(self.task)}; what was best until then is kept")
+        places = dict(self.target.named_parameters())
+        restore_({name: places[name] for name in self.best}, self.best)
+
+    def told(self) -> str:
+        """How far it has come, in words."""
+        best, before = self.progress.best, self.progress.before
+        return f"healing: held-out loss {best:.4g}, {best / before:.3f} of what it was" if before else "healing"
+
+    def healed(self) -> Healed:
+        """What it came to."""
+        unit = 1.0 if self.work.by_steps else 60.0
+        return Healed(
+            before=self.progress.before,
+            after=self.progress.best,
+            rate=self._rate if self.progress.tried else None,
+            steps=self.progress.steps,
+            batch=-(-max(map(self.task.rows, range(len(self.task.fit.feeds)))) // self.task.parts),
+            curve=[(work / unit, loss) for work, loss in self.progress.curve],
+            problems=self.problems,
+        )
+
+    @property
+    def _rate(self) -> float:
+        tried = self.progress.tried
+        return float(min(tried, key=lambda rate: tried[rate]))
+
+    def _blocks(self) -> Iterator[float]:
+        task, progress = self.task, self.progress
+        fitting = BlockFit(task, START, self.work, BLOCKS * self.work.total, self.seed)
+        for block in range(progress.blocks, len(fitting.paths)):
+            for _ in fitting.fit(block):
+                yield self._share
+            progress.blocks = block + 1
+            self._save()
+        if fitting.paths and not self._judge():
+            # Each block got better by itself, but not all of them together.
+            restore_(task.parameters, self.best)
+
+    def _search(self) -> Iterator[float]:
+        task, start, reached = self.task, snapshot(self.task.parameters), dict[float, dict[str, Tensor]]()
+        asked = rates()
+        rate, tried = next(asked), dict[float, float]()
+        with suppress(StopIteration):
+            while True:
+                restore_(task.parameters, start)
+                optimizer, part = Optimizer(task.parameters, rate), Part(self.work, TRIAL * self.work.total)
+                try:
+                    for _ in descend(task.backward, self._batches(self.seed), optimizer, part):
+                        yield self._share
+                    tried[rate] = task.judge()
+                    reached[rate] = snapshot(task.parameters)
+                except Diverged:
+                    tried[rate] = math.inf
+                rate = asked.send(tried[rate])
+        best = min(tried, key=lambda rate: tried[rate])
+        self.progress.tried = {repr(rate): loss for rate, loss in tried.items() if math.isfinite(loss)}
+        if not self.progress.tried:
+            restore_(task.parameters, start)
+            raise Diverged
+        restore_(task.parameters, reached[best])
+        self._judge(tried[best])
+
+    def _main(self) -> Iterator[float]:
+        task, progress = self.task, self.progress
+        part = Part(self.work, self.work.total - progress.begun, progress.begun)
+        optimizer = Optimizer(task.parameters, self._rate)
+        if "mean" in self.resumed:
+            optimizer.restore(task.parameters, self.resumed, progress.steps, progress.usual)
+        judged = int(part.share * JUDGED)
+        try:
+            for share in descend(task.backward, self._batches(self.seed + 1, progress.steps), optimizer, part):
+                progress.steps += 1
+                if share * JUDGED >= judged + 1:
+                    judged = int(share * JUDGED)
+                    self._judge()
+                    self._save(optimizer)
+                yield self._share
+                if self._judged_in_vain() >= PATIENCE:
+                    break
+        except (KeyboardInterrupt, GeneratorExit):
+            self._save(optimizer)
+            raise
+
+    def _judge(self, loss: float | None = None) -> bool:
+        """Judge the student as it is, and keep it if it is the best so far."""
+        loss = self.task.judge() if loss is None else loss
+        self.progress.curve.append((self.work.done, loss))
+        if loss >= self.progress.best:
+            return False
+        self.progress.best, self.best = loss, snapshot(self.task.parameters)
+        return True
+
+    def _judged_in_vain(self) -> int:
+        """How many judgements in a row have found nothing better."""
+        losses = [loss for _, loss in self.progress.curve]
+        return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+
+    def _batches(self, seed: int, skip: int = 0) -> Iterator[int]:
+        return batches_in_turn(len(self.task.fit.feeds), seed, skip)
+
+    @property
+    def _share(self) -> float:
+        return min(self.work.done / self.work.total, 1.0)
+
+    def _enter(self, phase: Phase) -> None:
+        self.progress.phase = phase
+        self._save()
+
+    def _save(self, optimizer: Optimizer | None = None) -> None:
+        """Keep everything that going on takes."""
+        if self.path is None:
+            return
+        progress, task = self.progress, self.task
+        progress.done, progress.parts = self.work.done, task.parts
+        groups = {"now": snapshot(task.parameters), "best": self.best}
+        if optimizer is not None:
+            progress.usual = optimizer.usual
+            groups |= optimizer.moments(task.parameters)
+        write_checkpoint(self.path, progress, groups)

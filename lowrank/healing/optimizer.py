@@ -1,0 +1,97 @@
+"""AdamW whose steps are relative to the size of what they change, and the curve of its rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+SMALLEST = 2.0**-10
+"""A parameter is taken to be at least this large: those that start at zero must be able to leave it."""
+WARM_UP = 0.05
+CLIP = 2.0
+"""Times the usual norm of the gradients."""
+
+
+class Optimizer:
+    """AdamW with one rate for all parameters, as a share of each one's root mean square.
+
+    Factors, pivots, biases and norms differ in size by orders of magnitude, and from model to model; steps relative to
+    it make one rate fit all of them (Adafactor, Shazeer and Stern 2018, section 8).
+
+    Args:
+        parameters: by name.
+        rate: the highest relative step, e.g. 0.01.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], rate: float) -> None:
+        self.rate = rate
+        groups = [{"params": [p], "scale": size(p)} for p in parameters.values()]
+        self.adam = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
+        self.usual: float | None = None
+        """Norm of the gradients, a running mean."""
+
+    def step(self, share: float) -> None:
+        """Change the parameters by their gradients, which are cleared.
+
+        Args:
+            share: how much of the training is done, 0 to 1.
+        """
+        rate = self.rate * curve(share)
+        for group in self.adam.param_groups:
+            group["lr"] = rate * group["scale"]
+        parameters = [p for group in self.adam.param_groups for p in group["params"]]
+        norm = float(nn.utils.clip_grad_norm_(parameters, CLIP * self.usual if self.usual else math.inf))
+        if math.isfinite(norm):
+            self.usual = norm if self.usual is None else 0.9 * self.usual + 0.1 * min(norm, CLIP * self.usual)
+        self.adam.step()
+        self.adam.zero_grad()
+
+    def moments(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, dict[str, Tensor]]:
+        """What it knows of each parameter, by name."""
+        states = {name: self.adam.state[p] for name, p in parameters.items() if self.adam.state.get(p)}
+        return {
+            "mean": {name: state["exp_avg"] for name, state in states.items()},
+            "square": {name: state["exp_avg_sq"] for name, state in states.items()},
+            "scale": {
+                name: torch.tensor(group["scale"])
+                for name, group in zip(parameters, self.adam.param_groups, strict=True)
+            },
+        }
+
+    def restore(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        moments: Mapping[str, Mapping[str, Tensor]],
+        steps: int,
+        usual: float | None,
+    ) -> None:
+        """Know again what `moments` gave after so many steps."""
+        self.usual = usual
+        for (name, parameter), group in zip(parameters.items(), self.adam.param_groups, strict=True):
+            group["scale"] = float(moments["scale"][name])
+            if name in moments["mean"]:
+                self.adam.state[parameter] = {
+                    "step": torch.tensor(float(steps)),
+                    "exp_avg": moments["mean"][name].to(parameter),
+                    "exp_avg_sq": moments["square"][name].to(parameter),
+                }
+
+
+def size(parameter: nn.Parameter) -> float:
+    """Root mean square."""
+    return max(float(parameter.detach().float().square().mean().sqrt()), SMALLEST)
+
+
+def curve(share: float) -> float:
+    """Up in a line, then down half a cosine.
+
+    Example:
+        >>> [round(curve(s), 2) for s in (0.0, 0.025, 0.05, 0.525, 1.0)]
+        [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    if share < WARM_UP:
+        return share / WARM_UP
+    return (1 + math.cos(math.pi * min((share - WARM_UP) / (1 - WARM_UP), 1.0))) / 2

@@ -1,0 +1,68 @@
+"""A module fed batch by batch, whose blocks are seen beside its output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.torch.inputs import as_tensors, call, mask_of
+from lowrank.backends.torch.prefix import blocks_of, main_tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a batch came to."""
+
+    hidden: list[Tensor]
+    """The output of every block."""
+    output: Tensor
+
+
+class Watched:
+    """Runs a module on a device.
+
+    Args:
+        module: moved to the device.
+        signature: how it is fed.
+        paths: the blocks that are seen; see `block_paths`.
+        device: where it runs; on a GPU matrices are multiplied in bfloat16.
+    """
+
+    def __init__(self, module: nn.Module, signature: Signature, paths: Sequence[str], device: str = "cpu") -> None:
+        self.module, self.signature, self.paths, self.device = module.to(device), signature, list(paths), device
+
+    def __call__(self, feed: Feed) -> Seen:
+        """Run one batch."""
+        hidden: list[Tensor] = []
+
+        def listen(block: nn.Module, args: Any, output: Any) -> None:
+            hidden.append(main_tensor(output))
+
+        handles = [self.module.get_submodule(path).register_forward_hook(listen) for path in self.paths]
+        try:
+            with torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.device != "cpu"):
+                output = call(self.signature, self.module, self.placed(feed))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return Seen(hidden, output)
+
+    def placed(self, feed: Feed) -> dict[str, Tensor]:
+        """A batch on the device."""
+        return {name: tensor.to(self.device) for name, tensor in as_tensors(self.signature, feed).items()}
+
+    def mask(self, feed: Feed) -> Tensor | None:
+        """Which tokens of a batch count; None if all do."""
+        mask = mask_of(feed)
+        return None if mask is None else mask.to(self.device)
+
+
+def block_paths(module: nn.Module, signature: Signature, feed: Feed) -> list[str]:
+    """The repeated blocks of a module in the order in which they run; none if it has none, or runs one twice."""
+    with torch.no_grad():
+        return [path for path, _ in blocks_of(module, lambda: call(signature, module, feed))]

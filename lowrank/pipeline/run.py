@@ -1,0 +1,163 @@
+"""What a run folder holds, and what of it belongs together."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowrank import __version__
+from lowrank.artifacts import hash_json, read_json, write_json
+from lowrank.artifacts.files import RECORD_FILE
+from lowrank.backends import Backend, Opening
+from lowrank.core.analysis import Analysis
+from lowrank.core.plan import Plan
+from lowrank.edge import WITH_PAST_FILE
+from lowrank.errors import ArtifactError, ExportError, PlanMismatch, UnsupportedModel
+from lowrank.evaluate.report import ONNX_FILE, Report
+from lowrank.progress import Clock, Track
+
+if TYPE_CHECKING:
+    from lowrank.calibrate import Calibration
+
+RUN = "lowrank-run"
+PLAN_FILE, REPORT_FILE, MODEL_FOLDER = "plan.json", "report.json", "model"
+GRAPHS = (ONNX_FILE, f"{ONNX_FILE}.data", WITH_PAST_FILE, f"{WITH_PAST_FILE}.data")
+RESULTS = (PLAN_FILE, REPORT_FILE, MODEL_FOLDER, *GRAPHS)
+
+
+def write_and_measure(
+    dense: Backend,
+    small: Backend,
+    analysis: Analysis,
+    plan: Plan,
+    stage: Path,
+    calibration: Calibration | None,
+    latency: bool,
+    with_past: bool,
+    track: Track,
+    clock: Clock,
+    healing: Sequence[dict[str, Any]] = (),
+) -> Report:
+    """Everything of a run but its analysis, in `stage`."""
+    from lowrank.edge import write_onnx, write_with_past
+    from lowrank.evaluate.generation import check_generation
+    from lowrank.evaluate.measure import measure
+
+    problems: list[str] = []
+    folder, onnx = stage / MODEL_FOLDER, stage / ONNX_FILE
+    folder.mkdir()
+    with clock.stage("save"):
+        small.save(folder)
+    with clock.stage("load again"):
+        small = small.reloaded(folder)
+    if not isinstance(small.signature, str):
+        try:
+            with clock.stage("export"):
+                for path in track((onnx,), "writing ONNX", 1):
+                    write_onnx(small, path)
+        except ExportError as error:
+            problems.append(str(error))
+    if with_past:
+        try:
+            with clock.stage("export with past"):
+                path = write_with_past(small, stage)
+                check_generation(small, path)
+        except ExportError as error:
+            problems.append(str(error))
+            _drop(stage, WITH_PAST_FILE)
+    report = measure(dense, small, analysis, plan, stage, calibration, latency, track, clock)
+    problems += report.problems
+    if report.parity is None:
+        # A graph that failed its check is not left for anyone to ship.
+        _drop(stage, ONNX_FILE)
+    write_json(stage / PLAN_FILE, "plan", plan.to_json())
+    report = replace(
+        report,
+        problems=problems,
+        healing=list(healing),
+        files=files_of(stage),
+        seconds=clock.seconds,
+        provenance=provenance(analysis, plan),
+    )
+    write_json(stage / REPORT_FILE, "report", report.to_json())
+    return report
+
+
+def _drop(folder: Path, name: str) -> None:
+    for each in (name, f"{name}.data"):
+        (folder / each).unlink(missing_ok=True)
+
+
+def files_of(folder: Path) -> dict[str, int]:
+    """Bytes of every file of a run, by its path in the folder."""
+    return {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def source_of(analysis: Analysis, run: Path, opening: Opening | None) -> tuple[str, Opening]:
+    """The path of the model that an analysis was made from, and how to build it.
+
+    Raises:
+        UnsupportedModel: if it was a module in memory.
+    """
+    path = analysis.source.get("path")
+    if path is None:
+        raise UnsupportedModel(f"the analysis in {run} is of a module in memory; give compress the module too")
+    known = analysis.settings.get("opening")
+    if not isinstance(path, str) or not isinstance(known, dict):
+        raise ArtifactError(f"the analysis in {run} does not say where its model is; run `lowrank analyze MODEL` again")
+    given = opening or Opening()
+    names = ("arch", "config", "tokenizer")
+    return path, replace(given, **{name: getattr(given, name) or known.get(name) for name in names})
+
+
+def check_source(kept: Analysis, backend: Backend, run: Path) -> None:
+    """Refuse when the file that a run was made from has changed under the same name.
+
+    Raises:
+        PlanMismatch: with both fingerprints.
+    """
+    path, before, now = kept.source.get("path"), kept.source.get("fingerprint"), backend.source["fingerprint"]
+    if path is not None and path == backend.source.get("path") and before != now:
+        raise PlanMismatch(
+            f"{path} has changed since it was analysed: the analysis in {run} is of {before}, the file is now "
+            f"{now}; run "
+            f"`lowrank analyze {path}` again"
+        )
+
+
+def provenance(analysis: Analysis, plan: Plan) -> dict[str, Any]:
+    """What it takes to repeat a run."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"lowrank": __version__, "python": sys.version.split()[0]}
+    for name in ("numpy", "scipy", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "command": sys.argv,
+        "versions": versions,
+        "source": dict(analysis.source),
+        "analysis": analysis.fingerprint,
+        "plan": hash_json(plan.to_json()),
+    }
+
+
+def check_plan(folder: Path, plan: Plan, analysis: Analysis) -> None:
+    """Refuse a plan that the saved model does not follow: `select` writes a new one beside it."""
+    record = read_json(folder / MODEL_FOLDER / RECORD_FILE, "model")
+    replaced = record.get("replaced")
+    ranks = {name: entry.get("rank") for name, entry in replaced.items()} if isinstance(replaced, dict) else {}
+    chosen = [option for option in plan.options if option.structure != "dense"]
+    wanted = {name: option.rank for option in chosen for name in analysis.groups[option.group].weights}
+    if ranks != wanted:
+        odd = sorted(name for name in {*ranks, *wanted} if ranks.get(name) != wanted.get(name))
+        raise PlanMismatch(
+            f"{folder / PLAN_FILE} is not the plan that {folder / MODEL_FOLDER} follows: {odd[0]} has rank "
+            f"{ranks.get(odd[0], 'full')} in the model and {wanted.get(odd[0], 'full')} in the plan; compress "
+            f"again with it"
+        )

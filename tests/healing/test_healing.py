@@ -1,0 +1,241 @@
+"""Healing on small random models of every architecture: laws, repetition, interruption, faults."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from architectures import ARCHITECTURES, build
+from builders import two_factors
+
+from lowrank.backends import open_model
+from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.torch.module import ModuleBackend
+from lowrank.calibrate.outputs import Reference
+from lowrank.errors import HealingError
+from lowrank.healing import Healing, Work, start
+from lowrank.healing.distill import batches_in_turn
+from lowrank.healing.measure import hidden_loss, output_loss
+from lowrank.healing.optimizer import Optimizer
+from lowrank.healing.parameters import restore_, snapshot
+from lowrank.healing.work import Part
+
+
+def cut(name: str, share: float = 0.25) -> tuple[ModuleBackend, ModuleBackend, list[Feed]]:
+    """A dense model, one whose projections keep a quarter of their rank, and batches."""
+    dense = open_model(build(name))
+    assert isinstance(dense, ModuleBackend) and isinstance(dense.signature, Signature)
+    chosen = [w for w in dense.weights if w.is_linear and w.role == "projection"] or list(dense.weights)
+    made = {w.name: two_factors(dense.read(w.name), max(1, int(share * w.full_rank))) for w in chosen if w.stack == 1}
+    feeds = [dense.signature.example(8, 6, seed) for seed in range(6)]
+    return dense, dense.rewrite(made), feeds
+
+
+def healing(name: str, steps: int = 60, **more: Any) -> tuple[Healing, ModuleBackend]:
+    dense, small, feeds = cut(name)
+    return start(dense, small, feeds[:4], feeds[4:], Work(0, steps), **more), small
+
+
+def finished(made: Healing) -> Healing:
+    for _ in made.run():
+        pass
+    return made
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_every_architecture_gets_better_or_stays(name: str) -> None:
+    made, small = healing(name)
+    before = made.task.judge()
+    result = finished(made).healed()
+    assert result.before == pytest.approx(before)
+    assert result.after == pytest.approx(made.task.judge(), rel=1e-5) and result.after <= result.before
+    assert result.kept and not result.problems and result.rate is not None
+    assert all(torch.isfinite(p).all() for p in small.module.parameters())
+
+
+def test_what_is_not_trained_stays() -> None:
+    dense, small, feeds = cut("bert")
+    made = start(dense, small, feeds[:4], feeds[4:], Work(0, 40))
+    before = {name: p.detach().clone() for name, p in small.module.named_parameters()}
+    dense_before = {name: p.detach().clone() for name, p in dense.module.named_parameters()}
+    finished(made)
+    changed = {name for name, p in small.module.named_parameters() if not torch.equal(p, before[name])}
+    assert changed and changed <= set(made.task.parameters)
+    assert "embeddings.word_embeddings.weight" not in made.task.parameters
+    assert all(torch.equal(p, dense_before[name]) for name, p in dense.module.named_parameters())
+
+
+def test_the_same_seed_and_steps_give_the_same_model_and_others_do_not() -> None:
+    def numbers(seed: int) -> dict[str, torch.Tensor]:
+        made, small = healing("gpt2", seed=seed)
+        finished(made)
+        return snapshot(dict(small.module.named_parameters()))
+
+    first, second, other = numbers(0), numbers(0), numbers(1)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("stop", [2, 12, 30, 50])
+def test_an_interrupted_healing_goes_on_to_the_same_model(tmp_path: Path, stop: int) -> None:
+    whole, small = healing("bert", seed=3)
+    finished(whole)
+    path = tmp_path / "healing.safetensors"
+    broken, _ = healing("bert", seed=3, path=path, key="a")
+    steps = broken.run()
+    for _ in range(stop):
+        next(steps)
+    steps.close()
+    if not path.exists():
+        # Before the first block is done there is nothing to go on from.
+        assert stop == 2
+        return
+    resumed, again = healing("bert", seed=3, path=path, key="a", resume=True)
+    finished(resumed)
+    found, wanted = dict(again.module.named_parameters()), dict(small.module.named_parameters())
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert resumed.healed().before == whole.healed().before
+    with pytest.raises(HealingError, match="other options"):
+        healing("bert", seed=3, path=path, key="b", resume=True)
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(HealingError, match="leave out --resume"):
+        healing("bert", path=tmp_path / "none.safetensors", resume=True)
+
+
+def test_what_gets_worse_is_discarded() -> None:
+    """Held-out batches that the dense model would not recognise: nothing learnt helps on them."""
+    dense, small, feeds = cut("bert", share=1.0)
+    made = start(dense, small, feeds[:4], feeds[4:], Work(0, 40))
+    before = snapshot(made.task.parameters)
+    known = made.task.heldout
+    for i in range(len(known.feeds)):
+        seen = known(i)
+        with torch.no_grad():
+            now = made.task.student(known.feeds[i])
+        known._known[i] = type(seen)(now.hidden, now.output)
+    made.progress.before = made.progress.best = made.task.judge()
+    assert not finished(made).healed().kept
+    after = snapshot(made.task.parameters)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_loss_that_is_no_number_stops_with_the_layer_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, small = healing("bert")
+    steps = made.run()
+    while made.progress.phase != "main":
+        next(steps)
+    best = made.progress.best
+    name = next(n for n in made.task.parameters if n.endswith("right.weight"))
+    with torch.no_grad():
+        made.task.parameters[name][0, 0] = math.nan
+    for _ in steps:
+        pass
+    result = made.healed()
+    assert result.problems and name in result.problems[0] and result.after == best
+    assert all(torch.isfinite(p).all() for p in small.module.parameters())
+
+
+def test_without_memory_batches_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, _ = healing("bert", steps=30)
+    whole = type(made.task.student).__call__
+
+    def short_of_memory(self: Any, feed: Feed) -> Any:
+        if torch.is_grad_enabled() and len(feed["input_ids"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, feed)
+
+    monkeypatch.setattr(type(made.task.student), "__call__", short_of_memory)
+    result = finished(made).healed()
+    assert result.kept and made.task.parts == 4 and result.batch == 2
+
+
+def test_slices_add_up_to_the_whole_gradient() -> None:
+    made, _ = healing("gpt2")
+    task = made.task
+    losses, gradients = [], []
+    for parts in (1, 2, 8):
+        task.parts = parts
+        losses.append(task.backward(0))
+        gradients.append({n: p.grad.clone() for n, p in task.parameters.items() if p.grad is not None})
+        for parameter in task.parameters.values():
+            parameter.grad = None
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
+    for other in gradients[1:]:
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(other[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["logits", "embedding", "hidden"])
+def test_the_loss_is_the_measure_that_chose_the_ranks(kind: Any) -> None:
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((4, 5, 7)).astype(np.float32) for _ in range(2))
+    found = float(output_loss(torch.from_numpy(b), torch.from_numpy(a), kind))
+    assert found == pytest.approx(Reference([a], kind).loss([b]), rel=1e-5)
+
+
+def test_masked_tokens_do_not_count() -> None:
+    small, dense = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]]) == 1
+    spoiled = torch.where(mask[:, :, None], small, 1e6)
+    for kind in ("logits", "embedding", "hidden"):
+        assert output_loss(spoiled, dense, kind, mask) == pytest.approx(float(output_loss(small, dense, kind, mask)))
+    assert hidden_loss(spoiled, dense, mask) == pytest.approx(float(hidden_loss(small, dense, mask)))
+
+
+def test_every_batch_comes_once_before_any_comes_again() -> None:
+    order = batches_in_turn(5, 7)
+    taken = [next(order) for _ in range(15)]
+    assert [sorted(taken[i : i + 5]) for i in (0, 5, 10)] == [list(range(5))] * 3
+    later = batches_in_turn(5, 7, skip=8)
+    assert [next(later) for _ in range(7)] == taken[8:]
+
+
+def test_steps_are_relative_to_what_they_change() -> None:
+    large, little = (torch.nn.Parameter(scale * torch.ones(4, 4)) for scale in (100.0, 0.01))
+    optimizer = Optimizer({"large": large, "little": little}, 0.01)
+    (large.sum() * 3 + little.sum() * 1e-4).backward()
+    optimizer.step(0.05)
+    assert float(large.detach()[0, 0]) == pytest.approx(99.0)
+    assert float(little.detach()[0, 0]) == pytest.approx(0.0099)
+
+
+def test_work_by_the_clock_and_by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    clock, steps = Work(100), Work(0, 10)
+    parts = Part(clock, 50), Part(steps, 5)
+    now[0] = 25.0
+    clock.count(1)
+    steps.count(1)
+    assert [p.share for p in parts] == [0.5, 0.2]
+    now[0] = 80.0
+    assert parts[0].share == 1.0 and Work(100, done=30).done == 30
+
+
+def test_models_of_another_precision(tmp_path: Path) -> None:
+    module = build("gpt2").bfloat16()
+    dense = open_model(module)
+    assert isinstance(dense, ModuleBackend) and isinstance(dense.signature, Signature)
+    chosen = [w for w in dense.weights if w.is_linear and w.role == "projection"]
+    small = dense.rewrite({w.name: two_factors(dense.read(w.name), 6) for w in chosen})
+    feeds = [dense.signature.example(8, 6, seed) for seed in range(6)]
+    made = finished(start(dense, small, feeds[:4], feeds[4:], Work(0, 60)))
+    assert made.healed().kept
+    assert {p.dtype for p in small.module.parameters()} == {torch.bfloat16}
+    reference = Reference([dense.run(f) for f in feeds[4:]], dense.output_kind)
+    assert reference.loss([small.run(f) for f in feeds[4:]]) < made.healed().before
+
+
+def test_faults() -> None:
+    dense, small, feeds = cut("bert")
+    with pytest.raises(HealingError, match="no device"):
+        start(dense, small, feeds, feeds, Work(0, 10), device="cuda:77")
+    with pytest.raises(HealingError, match="nothing to heal"):
+        start(dense, dense, feeds, feeds, Work(0, 10))
+    restore_({}, {})

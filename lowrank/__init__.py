@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lowrank.errors import LowRankError
     from lowrank.evaluate.report import Report
     from lowrank.nn import LowRankLinear
-    from lowrank.pipeline import Settings, analyze, compress, export, heal, select
+    from lowrank.pipeline import Settings, Training, analyze, compress, export, heal, select
 
 _HOMES = {
     "Analysis": "lowrank.core.analysis",
@@ -33,6 +33,7 @@ _HOMES = {
     "RelativeError": "lowrank.core.select",
     "Report": "lowrank.evaluate.report",
     "Settings": "lowrank.pipeline",
+    "Training": "lowrank.pipeline",
     "Uniform": "lowrank.core.select",
     "analyze": "lowrank.pipeline",
     "compress": "lowrank.pipeline",
@@ -55,6 +56,7 @@ __all__ = [
     "RelativeError",
     "Report",
     "Settings",
+    "Training",
     "Uniform",
     "__version__",
     "analyze",

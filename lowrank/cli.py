@@ -17,6 +17,7 @@ from lowrank.report.terminal import complain, notes, print_json, print_table, pr
 if TYPE_CHECKING:
     from lowrank.core.budget import Budget
     from lowrank.core.select import Selector
+    from lowrank.pipeline import Training
 
 T = TypeVar("T")
 
@@ -50,6 +51,21 @@ class UnitName(StrEnum):
     macs = "macs"
 
 
+class Initial(StrEnum):
+    """What an adapter begins as."""
+
+    discarded = "discarded"
+    zero = "zero"
+
+
+class Fold(StrEnum):
+    """What becomes of an adapter."""
+
+    no = "no"
+    exact = "exact"
+    rank = "rank"
+
+
 Model = Annotated[
     str, typer.Argument(help="A Hugging Face folder, or a .safetensors, .pt, .pth, .bin, .pt2 or .onnx file.")
 ]
@@ -75,6 +91,9 @@ Config = Annotated[str | None, typer.Option(help="config.json that says how to b
 Tokenizer = Annotated[
     str | None, typer.Option(help="tokenizer.json, or a folder with a tokenizer, for a model that has none beside it.")
 ]
+Lora = Annotated[
+    str | None, typer.Option("--lora", help="A LoRA that PEFT saved: merged into the model before anything else.")
+]
 WithPast = Annotated[
     bool, typer.Option("--with-past", help="Also write model_with_past.onnx: a causal LM with its key-value cache.")
 ]
@@ -93,6 +112,15 @@ SelectorOption = Annotated[SelectorName, typer.Option("--selector", help="How ra
 Multiple = Annotated[int, typer.Option(min=1, help="Round ranks down to a multiple of this.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the order of the samples.")]
 Device = Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1.")]
+Adapter = Annotated[
+    int | None, typer.Option(min=1, help="Freeze the model, and train a LoRA residual of this rank beside each layer.")
+]
+AdapterInit = Annotated[
+    Initial, typer.Option(help="What an adapter begins as: the best of what truncation left out, or nothing.")
+]
+FoldOption = Annotated[
+    Fold, typer.Option("--fold", help="Keep the adapter by itself, or fold it in: exact (ranks grow) or to the rank.")
+]
 Structures = Annotated[
     str | None,
     typer.Option(
@@ -129,6 +157,7 @@ def analyze(
     arch: Arch = None,
     config: Config = None,
     tokenizer: Tokenizer = None,
+    lora: Lora = None,
     unsafe_pickle: UnsafePickle = False,
     as_json: Json = False,
 ) -> None:
@@ -137,7 +166,7 @@ def analyze(
     from lowrank.artifacts.analysis import figures
     from lowrank.backends import Opening
 
-    opening = Opening(arch=arch, config=config, tokenizer=tokenizer, unsafe_pickle=unsafe_pickle)
+    opening = Opening(arch=arch, config=config, tokenizer=tokenizer, lora=lora, unsafe_pickle=unsafe_pickle)
     settings = pipeline.Settings(**_changes(calib, column, samples, include, exclude, targets))
     with progress_bars() as track:
         analysis = pipeline.analyze(model, output=output, settings=settings, opening=opening, track=track)
@@ -203,6 +232,10 @@ def compress(
     arch: Arch = None,
     config: Config = None,
     tokenizer: Tokenizer = None,
+    lora: Lora = None,
+    keep_lora: Annotated[
+        bool, typer.Option("--keep-lora", help="Leave the LoRA beside the compressed model, as an adapter of it.")
+    ] = False,
     unsafe_pickle: UnsafePickle = False,
     with_past: WithPast = False,
     heal: Annotated[
@@ -210,6 +243,9 @@ def compress(
     ] = None,
     seed: Seed = 0,
     device: Device = "cpu",
+    adapter: Adapter = None,
+    adapter_init: AdapterInit = Initial.discarded,
+    fold: FoldOption = Fold.no,
     refit: Annotated[bool, typer.Option(help="Fit what is replaced to what it sees in the compressed model.")] = True,
     latency: Annotated[bool, typer.Option(help="Time the dense and the compressed model in ONNX Runtime.")] = True,
     as_json: Json = False,
@@ -222,7 +258,10 @@ def compress(
     wanted = _budget(budget, of, error)
     if wanted is None and plan is None:
         raise typer.BadParameter("give --budget, --error or --plan")
-    opening = Opening(arch=arch, config=config, tokenizer=tokenizer, unsafe_pickle=unsafe_pickle)
+    if keep_lora and lora is None:
+        raise typer.BadParameter("--keep-lora is for a --lora")
+    merged = None if keep_lora else lora
+    opening = Opening(arch=arch, config=config, tokenizer=tokenizer, lora=merged, unsafe_pickle=unsafe_pickle)
     changes = _changes(calib, column, samples, include, exclude, targets)
     kept = pipeline.kept_analysis(output)
     settings = replace(pipeline.settings_of(kept, model), **changes) if changes else None
@@ -232,13 +271,12 @@ def compress(
             wanted,
             output=output,
             plan=plan,
-            selector=_selector(selector, multiple, structures),
+            selector=_selector(selector, multiple, structures or (SAME_CHANNELS if keep_lora else None)),
             settings=settings,
             opening=opening,
             refit=refit,
-            heal=heal,
-            seed=seed,
-            device=device,
+            beside=lora if keep_lora else None,
+            heal=_training(heal, None, seed, device, adapter, adapter_init, fold),
             latency=latency,
             with_past=with_past,
             track=track,
@@ -271,6 +309,9 @@ def heal(
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a healing that was interrupted.")] = False,
     device: Device = "cpu",
+    adapter: Adapter = None,
+    adapter_init: AdapterInit = Initial.discarded,
+    fold: FoldOption = Fold.no,
     arch: Arch = None,
     unsafe_pickle: UnsafePickle = False,
     latency: Annotated[bool, typer.Option(help="Time the dense and the compressed model in ONNX Runtime.")] = True,
@@ -286,12 +327,9 @@ def heal(
     with progress_bars() as track:
         report = pipeline.heal(
             run,
-            minutes,
-            steps=steps,
+            _training(minutes, steps, seed, device, adapter, adapter_init, fold),
             settings=settings,
-            seed=seed,
             resume=resume,
-            device=device,
             opening=Opening(arch=arch, unsafe_pickle=unsafe_pickle),
             latency=latency,
             track=track,
@@ -371,6 +409,34 @@ def _changes(
     return {name: value for name, value in named.items() if value is not None}
 
 
+def _training(
+    minutes: float | None,
+    steps: int | None,
+    seed: int,
+    device: str,
+    adapter: int | None,
+    initial: Initial,
+    fold: Fold,
+) -> Training | None:
+    from lowrank.pipeline import Training
+
+    if fold is not Fold.no and adapter is None:
+        raise typer.BadParameter("--fold is for an --adapter")
+    if minutes is None:
+        if adapter is not None:
+            raise typer.BadParameter("--adapter is trained: say for how long with --heal MINUTES")
+        return None
+    return Training(
+        minutes=minutes,
+        steps=steps,
+        seed=seed,
+        device=device,
+        adapter=adapter,
+        initial=initial.value,  # pyright: ignore[reportArgumentType]
+        fold=fold.value,  # pyright: ignore[reportArgumentType]
+    )
+
+
 def _budget(budget: float | None, of: UnitName, error: float | None) -> Budget | None:
     from lowrank.core.budget import Budget
 
@@ -379,6 +445,10 @@ def _budget(budget: float | None, of: UnitName, error: float | None) -> Budget |
     if budget is not None:
         return Budget(of.value, budget)  # pyright: ignore[reportArgumentType]
     return Budget.error(error) if error is not None else None
+
+
+SAME_CHANNELS = "two_factor,pivoted,shared"
+"""Structures that an adapter of the dense model can be kept beside."""
 
 
 def _selector(name: SelectorName, multiple: int, structures: str | None) -> Selector:

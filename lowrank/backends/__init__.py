@@ -27,7 +27,7 @@ def open_model(model: object, opening: Opening | None = None) -> Backend:
     if not isinstance(model, str | Path):
         from lowrank.backends.torch import open_module
 
-        return open_module(model)
+        return open_module(model, opening)
     path = Path(model).expanduser()
     try:
         found = bool(str(model)) and path.exists()
@@ -41,6 +41,8 @@ def open_model(model: object, opening: Opening | None = None) -> Backend:
     if path.suffix == ".onnx":
         if path.is_dir():
             raise UnsupportedModel(f"{path} is a folder; give the .onnx file itself")
+        if opening.lora is not None:
+            raise UnsupportedModel(f"{path}: an adapter cannot be merged into an ONNX graph; merge it before exporting")
         from lowrank.backends.onnx import open_onnx
 
         return open_onnx(path.resolve(), opening)

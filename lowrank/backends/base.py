@@ -31,12 +31,14 @@ class Opening:
     """A Hugging Face config.json that says how to build the model."""
     tokenizer: str | None = None
     """A tokenizer.json, or a folder with a tokenizer, for models that come without one."""
+    lora: str | None = None
+    """A folder with an adapter of PEFT that is merged into the model."""
     unsafe_pickle: bool = False
     """Allow a file to run code of its own while it is read."""
 
     def provenance(self) -> dict[str, Any]:
         """What must be the same for a second opening to give the same model. Never the permission to unpickle."""
-        named = {"config": self.config, "tokenizer": self.tokenizer}
+        named = {"config": self.config, "tokenizer": self.tokenizer, "lora": self.lora}
         return {"arch": self.arch, **{key: path and str(Path(path).resolve()) for key, path in named.items()}}
 
 

@@ -33,12 +33,17 @@ def export_onnx(module: nn.Module, signature: Signature, path: Path, opset: int 
     Raises:
         ExportError: if the exporter cannot trace the module; the message carries its reason.
     """
+    save_model(export_graph(module, signature, opset), path)
+
+
+def export_graph(module: nn.Module, signature: Signature, opset: int = OPSET) -> Any:
+    """What `export_onnx` writes, as an `onnx_ir.Model`."""
     module, signature = module_in_float32(module), in_float32(signature)
     wrapped = _ByPosition(module, signature).eval()
     # Sizes that no dimension of a model is likely to share by chance; the exporter keeps the names.
     example = tuple(as_tensors(signature, signature.example(2, 6)).values())
     dynamic = tuple({i: d for i, d in enumerate(spec.dims) if isinstance(d, str)} for spec in signature.inputs)
-    save_model(trace(wrapped, example, (dynamic,), signature.names, [signature.output], opset), path)
+    return trace(wrapped, example, (dynamic,), signature.names, [signature.output], opset)
 
 
 def trace(

@@ -60,7 +60,7 @@ class BlockFit:
         start, known = self._judge(), snapshot(own)
         batches, better = batches_in_turn(self.count, self.seed), False
         with suppress(Diverged):
-            yield from descend(self._backward, batches, Optimizer(own, self.rate), part, cost)
+            yield from descend(self._backward, batches, Optimizer(own, self.rate, self.task.smallest), part, cost)
             better = self._judge() < start
         if not better:
             restore_(own, known)

@@ -14,8 +14,6 @@ from torch import Tensor
 from lowrank.artifacts.files import read_tensors, write_tensors
 from lowrank.errors import HealingError
 
-CHECKPOINT_FILE = "healing.safetensors"
-
 Phase = Literal["blocks", "search", "main"]
 
 

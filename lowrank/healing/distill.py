@@ -30,6 +30,7 @@ class Distillation:
         fit: batches to learn from.
         heldout: batches to be judged by.
         parameters: of the student, which may change.
+        smallest: see `Optimizer`.
     """
 
     def __init__(
@@ -40,14 +41,16 @@ class Distillation:
         fit: Sequence[Feed],
         heldout: Sequence[Feed],
         parameters: Mapping[str, nn.Parameter],
+        smallest: Mapping[str, float] | None = None,
     ) -> None:
-        self.student, self.parameters = student, dict(parameters)
+        self.student, self.parameters, self.smallest = student, dict(parameters), smallest
         self.kind: OutputKind = kind
         self.fit, self.heldout = Teacher(dense, fit), Teacher(dense, heldout)
         self.parts = 1
         """Into how many slices a batch is cut, since memory does not hold the whole of it."""
-        hidden, output = self._judged()
-        self.weight = hidden / output if hidden > 0 and output > 0 else 1.0
+        hidden, self.before = self._judged()
+        """The measure of the student as it was given."""
+        self.weight = hidden / self.before if hidden > 0 and self.before > 0 else 1.0
         for parameter in student.module.parameters():
             parameter.requires_grad_(False)
         for parameter in self.parameters.values():
@@ -79,6 +82,14 @@ class Distillation:
         """The output's measure on the held-out batches; infinite where it is no number."""
         found = self._judged()[1]
         return found if math.isfinite(found) else math.inf
+
+    def judge_other(self, module: nn.Module) -> float:
+        """The same for another student in the place of this one."""
+        before, self.student = self.student, self.student.with_module(module)
+        try:
+            return self.judge()
+        finally:
+            self.student = before
 
     def _backward(self, index: int) -> float:
         feed, taught = self.fit.feeds[index], self.fit(index)

@@ -86,13 +86,14 @@ class Healing:
             restore_(task.parameters, self.resumed["now"])
             self.best = dict(self.resumed["best"])
         else:
-            before = task.judge()
+            before = task.before
             if not math.isfinite(before):
                 raise HealingError(
                     "the compressed model's outputs are not finite on the held-out data; compress again, and look at "
                     "what `lowrank evaluate` says"
                 )
-            self.progress = Progress(key, before=before, best=before, weight=task.weight)
+            # An adapter may have begun as something.
+            self.progress = Progress(key, before=before, best=task.judge(), weight=task.weight)
             self.best = snapshot(task.parameters)
         self.work = Work(work.total, int(work.total) if work.by_steps else None, self.progress.done)
 
@@ -155,7 +156,10 @@ class Healing:
         with suppress(StopIteration):
             while True:
                 restore_(task.parameters, start)
-                optimizer, part = Optimizer(task.parameters, rate), Part(self.work, TRIAL * self.work.total)
+                optimizer, part = (
+                    Optimizer(task.parameters, rate, task.smallest),
+                    Part(self.work, TRIAL * self.work.total),
+                )
                 try:
                     for _ in descend(task.backward, self._batches(self.seed), optimizer, part):
                         yield self._share
@@ -175,7 +179,7 @@ class Healing:
     def _main(self) -> Iterator[float]:
         task, progress = self.task, self.progress
         part = Part(self.work, self.work.total - progress.begun, progress.begun)
-        optimizer = Optimizer(task.parameters, self._rate)
+        optimizer = Optimizer(task.parameters, self._rate, task.smallest)
         if "mean" in self.resumed:
             optimizer.restore(task.parameters, self.resumed, progress.steps, progress.usual)
         judged = int(part.share * JUDGED)

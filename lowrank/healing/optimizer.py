@@ -24,11 +24,17 @@ class Optimizer:
     Args:
         parameters: by name.
         rate: the highest relative step, e.g. 0.01.
+        smallest: the size that a parameter is taken to have at least, where it is not `SMALLEST`.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], rate: float) -> None:
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], rate: float, smallest: Mapping[str, float] | None = None
+    ) -> None:
         self.rate = rate
-        groups = [{"params": [p], "scale": size(p)} for p in parameters.values()]
+        groups = [
+            {"params": [p], "scale": max(size(p), (smallest or {}).get(name, SMALLEST))}
+            for name, p in parameters.items()
+        ]
         self.adam = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
         self.usual: float | None = None
         """Norm of the gradients, a running mean."""
@@ -82,7 +88,7 @@ class Optimizer:
 
 def size(parameter: nn.Parameter) -> float:
     """Root mean square."""
-    return max(float(parameter.detach().float().square().mean().sqrt()), SMALLEST)
+    return float(parameter.detach().float().square().mean().sqrt())
 
 
 def curve(share: float) -> float:

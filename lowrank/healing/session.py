@@ -2,22 +2,62 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.torch.inputs import in_float32
+from lowrank.backends.torch.lora import residuals
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.backends.torch.tensors import module_in_float32
 from lowrank.errors import HealingError
+from lowrank.healing.adapter import (
+    adaptable,
+    attach,
+    begin_with_the_discarded,
+    parameters_of,
+    smallest_sizes,
+)
 from lowrank.healing.distill import Distillation
 from lowrank.healing.heal import Healing
 from lowrank.healing.parameters import trainable
 from lowrank.healing.watched import Watched, block_paths
 from lowrank.healing.work import Work
+
+Initial = Literal["discarded", "zero"]
+"""What an adapter begins as: the best of what truncation left out, or nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterOptions:
+    """Train residuals of this rank on frozen factors, in place of the factors."""
+
+    rank: int
+    initial: Initial = "discarded"
+    folds: bool = False
+    """They are to become part of the factors; layers that share a factor with others have none then."""
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """A healing that can run, and the adapter that it trains, if it does."""
+
+    healing: Healing
+    shapes: dict[str, tuple[int, int]]
+    """(inputs, outputs) of each layer with an adapter."""
+    peft: Any = None
+    """The `peft.PeftModel`."""
+
+    def residuals(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Of each adapted layer `A` (inputs x rank) and `B` (rank x outputs), the scale included."""
+        return residuals(self.healing.task.student.module)
 
 
 def start(
@@ -29,11 +69,12 @@ def start(
     *,
     seed: int = 0,
     device: str = "cpu",
+    adapter: AdapterOptions | None = None,
     path: Path | None = None,
     key: str = "",
     resume: bool = False,
-) -> Healing:
-    """A healing of `small`, whose module has the best numbers when it has run.
+) -> Session:
+    """Get a healing of `small` ready, whose module has the best numbers when it has run.
 
     Args:
         dense: the model to imitate.
@@ -43,6 +84,7 @@ def start(
         work: how much is allowed.
         seed: of the order of the batches.
         device: where to train.
+        adapter: train this, and leave the module as it is.
         path: of the checkpoint; None keeps none.
         key: hash of everything that was asked for.
         resume: go on from the checkpoint.
@@ -60,15 +102,39 @@ def start(
         raise HealingError(f"the model cannot be run, so it cannot be trained: {signature}")
     _check_device(device)
     signature = in_float32(signature)
-    modules = [module_in_float32(backend.module).eval() for backend in (dense, small)]
+    teacher, student = (module_in_float32(backend.module).eval() for backend in (dense, small))
     layers = [layer for record in small.replaced.values() for layer in record["layers"]]
-    parameters = trainable(modules[1], layers)
-    if not layers or not parameters:
+    if not layers:
         raise HealingError("nothing in the compressed model was replaced, so there is nothing to heal")
-    paths = block_paths(modules[0], signature, fit[0])
-    teacher, student = (Watched(module, signature, paths, device) for module in modules)
-    task = Distillation(teacher, student, dense.output_kind, fit, heldout, parameters)
-    return Healing(task, small.module, work, seed=seed, path=path, key=key, resume=resume)
+    paths = block_paths(teacher, signature, fit[0])
+    if adapter is None:
+        task = Distillation(
+            Watched(teacher, signature, paths, device),
+            Watched(student, signature, paths, device),
+            dense.output_kind,
+            fit,
+            heldout,
+            trainable(student, layers),
+        )
+        return Session(Healing(task, small.module, work, seed=seed, path=path, key=key, resume=resume), {})
+    if student is small.module:
+        # The adapters are put on a copy: what they are beside stays as it is.
+        student = copy.deepcopy(student)
+    shared = {x for r in small.replaced.values() if r["structure"] == "shared" for x in r["layers"]}
+    shapes = adaptable(student, [x for x in layers if not (adapter.folds and x in shared)])
+    model = attach(student, shapes, adapter.rank, seed)
+    task = Distillation(
+        Watched(teacher, signature, paths, device),
+        Watched(student, signature, paths, device),
+        dense.output_kind,
+        fit,
+        heldout,
+        parameters_of(student),
+        smallest_sizes(student, shapes),
+    )
+    if adapter.initial == "discarded" and not resume:
+        begin_with_the_discarded(student, dense, small, fit)
+    return Session(Healing(task, student, work, seed=seed, path=path, key=key, resume=resume), shapes, model)
 
 
 def _check_device(device: str) -> None:

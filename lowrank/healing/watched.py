@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.torch.inputs import as_tensors, call, mask_of
 from lowrank.backends.torch.prefix import blocks_of, main_tensor
+from lowrank.backends.torch.tensors import module_in_float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +52,10 @@ class Watched:
             for handle in handles:
                 handle.remove()
         return Seen(hidden, output)
+
+    def with_module(self, module: nn.Module) -> Watched:
+        """Another module in the same way."""
+        return Watched(module_in_float32(module).eval(), self.signature, self.paths, self.device)
 
     def placed(self, feed: Feed) -> dict[str, Tensor]:
         """A batch on the device."""

@@ -1,5 +1,6 @@
 """Torch modules that stand in a rewritten model."""
 
+from lowrank.nn.adapter import Adaptable
 from lowrank.nn.attention import SplitAttention
 from lowrank.nn.conv import LowRankConv, SpatialConv
 from lowrank.nn.embedding import LowRankEmbedding
@@ -10,6 +11,7 @@ from lowrank.nn.pivoted import PivotedLinear
 from lowrank.nn.split import SplitLinear
 
 __all__ = [
+    "Adaptable",
     "LowRankConv",
     "LowRankEmbedding",
     "LowRankLinear",

@@ -4,7 +4,7 @@ from lowrank.pipeline.analyzing import analyze, analyze_weights, kept_analysis, 
 from lowrank.pipeline.compressing import compress
 from lowrank.pipeline.evaluating import evaluate
 from lowrank.pipeline.exporting import export
-from lowrank.pipeline.healing import heal
+from lowrank.pipeline.healing import Training, heal
 from lowrank.pipeline.planning import factorize, read_plan, select
 from lowrank.pipeline.run import ONNX_FILE, PLAN_FILE, REPORT_FILE, RUN
 from lowrank.pipeline.settings import Settings
@@ -15,6 +15,7 @@ __all__ = [
     "REPORT_FILE",
     "RUN",
     "Settings",
+    "Training",
     "analyze",
     "analyze_weights",
     "compress",

@@ -11,11 +11,13 @@ from lowrank.backends import Opening, open_model
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan
-from lowrank.core.select import Selector
+from lowrank.core.select import Knapsack, Selector
 from lowrank.core.structures.absorb import absorbed
-from lowrank.errors import LowRankError
+from lowrank.errors import LowRankError, PlanMismatch
 from lowrank.evaluate.report import Report
+from lowrank.pipeline.adapting import keep_adapter
 from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_calibration, settings_of
+from lowrank.pipeline.healing import Training
 from lowrank.pipeline.healing import heal as heal_run
 from lowrank.pipeline.planning import factorize, read_plan, select
 from lowrank.pipeline.run import (
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
     pass
 
 
+SAME_CHANNELS = ("two_factor", "pivoted", "shared")
+"""Structures after which a layer reads and gives what it did before."""
+
+
 def compress(
     model: object = None,
     budget: Budget | float | None = None,
@@ -42,9 +48,8 @@ def compress(
     settings: Settings | None = None,
     opening: Opening | None = None,
     refit: bool = True,
-    heal: float | None = None,
-    seed: int = 0,
-    device: str = "cpu",
+    heal: Training | float | None = None,
+    beside: str | Path | None = None,
     latency: bool = True,
     with_past: bool = False,
     track: Track = silent,
@@ -63,9 +68,9 @@ def compress(
         settings: which weights, and on what data; by default those of the run's analysis, if it is of this model.
         opening: how to build the model if its file does not say.
         refit: fit every replacement to what it sees in the compressed model (`sequential_refit`).
-        heal: then train it for so many minutes to imitate the dense model; see `lowrank.heal`.
-        seed: of the healing.
-        device: of the healing.
+        heal: then train it to imitate the dense model, in this way or for so many minutes; see `lowrank.heal`.
+        beside: a LoRA that PEFT saved for the dense model; it is kept as an adapter of the compressed one, whose
+            layers then keep their channels. `Opening.lora` merges one instead.
         latency: export the dense model too and time both.
         with_past: also write `model_with_past.onnx`, a causal language model with its key-value cache.
         track: shows progress.
@@ -102,7 +107,11 @@ def compress(
         # The expensive part is worth keeping even if what follows fails; it must not displace that of an earlier run.
         save_analysis(analysis, run)
     with clock.stage("select"):
+        if beside is not None:
+            selector = selector or Knapsack(structures=SAME_CHANNELS)
         chosen = _plan(analysis, budget, plan, selector)
+        if beside is not None:
+            _check_channels(chosen)
     with clock.stage("factorize"):
         made = factorize(backend, analysis, chosen, track)
     if refit and calibration is not None and made:
@@ -112,13 +121,16 @@ def compress(
             made = sequential_refit(calibration, backend.rewrite(made), made, analysis, track)
     with clock.stage("rewrite"):
         # Permutations last: until then every weight is compared with its own dense outputs.
-        small = backend.rewrite(absorbed(made, backend.weights, backend.bonds, backend))
+        bonds = backend.bonds if beside is None else ()
+        small = backend.rewrite(absorbed(made, backend.weights, bonds, backend))
     with staged(run, owned=RESULTS) as stage:
         if analysis is not kept:
             save_analysis(analysis, stage)
         report = write_and_measure(
             backend, small, analysis, chosen, stage, calibration, latency and heal is None, with_past, track, clock
         )
+        if beside is not None:
+            keep_adapter(small, Path(beside).expanduser(), stage)
     if heal is None:
         return report
     return heal_run(
@@ -126,13 +138,21 @@ def compress(
         heal,
         model=None if isinstance(model, str | Path) else model,
         settings=settings,
-        seed=seed,
-        device=device,
         opening=opening,
         latency=latency,
         with_past=with_past,
         track=track,
     )
+
+
+def _check_channels(plan: Plan) -> None:
+    """Refuse a plan whose layers have other channels than those that an adapter of the dense model was made for."""
+    odd = [o for o in plan.options if o.structure not in ("dense", *SAME_CHANNELS)]
+    if odd:
+        raise PlanMismatch(
+            f"{odd[0].group} would be {odd[0].structure}, which changes the channels that the adapter was made for; "
+            f"choose from {', '.join(SAME_CHANNELS)} with --structures, or merge the adapter"
+        )
 
 
 def _plan(analysis: Analysis, budget: Budget | None, plan: str | Path | None, selector: Selector | None) -> Plan:

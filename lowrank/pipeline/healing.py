@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from lowrank.artifacts import hash_json, load_analysis, read_json, staged, write_json
 from lowrank.backends import Opening, open_model
@@ -15,14 +15,18 @@ from lowrank.core.plan import Plan
 from lowrank.edge import WITH_PAST_FILE
 from lowrank.errors import HealingError
 from lowrank.evaluate.report import Report
+from lowrank.pipeline.adapting import folded, write_adapters
 from lowrank.pipeline.analyzing import read_calibration
 from lowrank.pipeline.run import (
+    ADAPTER_FILES,
+    CHECKPOINT_FILE,
     PLAN_FILE,
     REPORT_FILE,
     RESULTS,
     RUN,
     check_plan,
     check_source,
+    files_of,
     source_of,
     write_and_measure,
 )
@@ -31,22 +35,39 @@ from lowrank.progress import Clock, Track, silent
 
 if TYPE_CHECKING:
     from lowrank.calibrate import Calibration
-    from lowrank.healing import Healed
+    from lowrank.healing import Session
 
 FEWEST = 10
 """Samples: fewer cannot be split into those to learn from and those to be judged by."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a model is healed."""
+
+    minutes: float = 10.0
+    """How long, all trials included."""
+    steps: int | None = None
+    """So many steps instead; then the same seed gives the same model."""
+    seed: int = 0
+    """Of the order of the samples, and of new adapters."""
+    device: str = "cpu"
+    """`cpu`, `cuda` or `cuda:1`."""
+    adapter: int | None = None
+    """Freeze the model, and train a residual of this rank beside each factored layer."""
+    initial: Literal["discarded", "zero"] = "discarded"
+    """What an adapter begins as: the best of what truncation left out, or nothing."""
+    fold: Literal["no", "exact", "rank"] = "no"
+    """Keep an adapter by itself; or fold it into the factors, whose ranks grow, or are cut back to what they were."""
+
+
 def heal(
     run: str | Path = RUN,
-    minutes: float = 10.0,
+    training: Training | float | None = None,
     *,
-    steps: int | None = None,
     model: object = None,
     settings: Settings | None = None,
-    seed: int = 0,
     resume: bool = False,
-    device: str = "cpu",
     opening: Opening | None = None,
     latency: bool = True,
     with_past: bool | None = None,
@@ -58,14 +79,12 @@ def heal(
     found on held-out samples, and what they do not find better than before is discarded.
 
     Args:
-        run: a finished run; `model/`, `model.onnx` and `report.json` in it are replaced.
-        minutes: how long, all trials included.
-        steps: so many steps instead; then the same seed gives the same model.
+        run: a finished run; `model/`, `model.onnx` and `report.json` in it are replaced. An adapter that is not folded
+            leaves them, and is written beside them: as PEFT reads it, as ONNX Runtime does, and with a graph for it.
+        training: how, or how many minutes.
         model: the dense module, for runs that were made from one in memory.
         settings: other data than that of the run's analysis.
-        seed: of the order of the samples.
         resume: go on with a healing that was interrupted.
-        device: `cpu`, `cuda` or `cuda:1`.
         opening: how to build the dense model if its file does not say.
         latency: time both models again.
         with_past: write `model_with_past.onnx` too; by default if the run has one.
@@ -76,10 +95,9 @@ def heal(
         PlanMismatch: if the run's model does not follow its plan, or the original has changed.
 
     Example:
-        report = lowrank.heal("run", minutes=10)
+        report = lowrank.heal("run", 10)
     """
-    from lowrank.healing import CHECKPOINT_FILE
-
+    training = training if isinstance(training, Training) else Training(minutes=training or Training.minutes)
     folder, clock = Path(run).expanduser(), Clock()
     analysis = load_analysis(folder)
     content = read_json(folder / PLAN_FILE, "plan")
@@ -94,25 +112,37 @@ def heal(
         calibration = _data(dense, settings)
     dense = calibration.backend
     small = dense.saved_in(folder, dict)
-    asked = {"minutes": minutes, "steps": steps, "seed": seed, "device": device, "data": dict(calibration.provenance)}
+    asked = {**asdict(training), "data": dict(calibration.provenance)}
     path = folder / CHECKPOINT_FILE
-    with_past = (folder / WITH_PAST_FILE).exists() if with_past is None else with_past
+    key = hash_json([asked, plan.to_json()])
     with clock.stage("heal"):
-        healed = _train(calibration, small, settings, asked, path, hash_json([asked, plan.to_json()]), resume, track)
+        session = _train(calibration, small, settings, training, path, key, resume, track)
+    healed = session.healing.healed()
     entry = {**asked, **asdict(healed), "kept": healed.kept}
     problems = entry.pop("problems")
     report = _known(folder)
-    entries = [*(report.healing if report else ()), entry]
-    if healed.kept or report is None:
+    earlier = list(report.healing) if report else []
+    if report is not None and (not healed.kept or (session.peft is not None and training.fold == "no")):
+        # The model stays as it is.
+        with staged(folder, owned=ADAPTER_FILES if healed.kept else ()) as stage:
+            if healed.kept:
+                with clock.stage("adapter"):
+                    write_adapters(small, session.peft, session.residuals(), session.shapes, stage)
+            report = replace(
+                report, problems=problems, healing=[*earlier, entry], files={**report.files, **files_of(stage)}
+            )
+            write_json(stage / REPORT_FILE, "report", report.to_json())
+    else:
+        if session.peft is not None:
+            feeds = calibration.fit if training.fold == "rank" else None
+            small, plan, entry["folded"] = folded(session, dense, small, feeds, plan, analysis)
+        with_past = (folder / WITH_PAST_FILE).exists() if with_past is None else with_past
         with staged(folder, owned=RESULTS) as stage:
             report = write_and_measure(
-                dense, small, analysis, plan, stage, calibration, latency, with_past, track, clock, entries
+                dense, small, analysis, plan, stage, calibration, latency, with_past, track, clock, [*earlier, entry]
             )
             report = replace(report, problems=[*report.problems, *problems])
             write_json(stage / REPORT_FILE, "report", report.to_json())
-    else:
-        report = replace(report, problems=problems, healing=entries)
-        write_json(folder / REPORT_FILE, "report", report.to_json())
     path.unlink(missing_ok=True)
     return report
 
@@ -121,34 +151,36 @@ def _train(
     calibration: Calibration,
     small: Backend,
     settings: Settings,
-    asked: Mapping[str, Any],
+    training: Training,
     path: Path,
     key: str,
     resume: bool,
     track: Track,
-) -> Healed:
-    """Train the module of `small`; it is as it was if that brings nothing."""
+) -> Session:
+    """Train the module of `small`, or an adapter for it."""
     from lowrank.calibrate import training_batches
-    from lowrank.healing import Work, start
+    from lowrank.healing import AdapterOptions, Work, start
 
     text = Path(settings.calib).expanduser() if settings.calib else None
-    fit = training_batches(calibration, text, settings.column)
-    work = Work(60 * asked["minutes"], asked["steps"])
-    healing = start(
+    adapter = None
+    if training.adapter is not None:
+        adapter = AdapterOptions(rank=training.adapter, initial=training.initial, folds=training.fold != "no")
+    session = start(
         calibration.backend,
         small,
-        fit,
+        training_batches(calibration, text, settings.column),
         calibration.heldout,
-        work,
-        seed=asked["seed"],
-        device=asked["device"],
+        Work(60 * training.minutes, training.steps),
+        seed=training.seed,
+        device=training.device,
+        adapter=adapter,
         path=path,
         key=key,
         resume=resume,
     )
-    for _ in track(_hundredths(healing.run()), healing.told, 100):
+    for _ in track(_hundredths(session.healing.run()), session.healing.told, 100):
         pass
-    return healing.healed()
+    return session
 
 
 def _hundredths(shares: Iterator[float]) -> Iterator[int]:

@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 RUN = "lowrank-run"
 PLAN_FILE, REPORT_FILE, MODEL_FOLDER = "plan.json", "report.json", "model"
 GRAPHS = (ONNX_FILE, f"{ONNX_FILE}.data", WITH_PAST_FILE, f"{WITH_PAST_FILE}.data")
-RESULTS = (PLAN_FILE, REPORT_FILE, MODEL_FOLDER, *GRAPHS)
+ADAPTER_FOLDER, ADAPTER_FILE, ADAPTABLE_FILE = "adapter", "adapter.onnx_adapter", "model_with_adapters.onnx"
+ADAPTER_FILES = (ADAPTER_FOLDER, ADAPTER_FILE, ADAPTABLE_FILE, f"{ADAPTABLE_FILE}.data")
+CHECKPOINT_FILE = "healing.safetensors"
+RESULTS = (PLAN_FILE, REPORT_FILE, MODEL_FOLDER, *GRAPHS, *ADAPTER_FILES, CHECKPOINT_FILE)
+"""What belongs to one compressed model: another one replaces all of it."""
 
 
 def write_and_measure(
@@ -109,7 +113,7 @@ def source_of(analysis: Analysis, run: Path, opening: Opening | None) -> tuple[s
     if not isinstance(path, str) or not isinstance(known, dict):
         raise ArtifactError(f"the analysis in {run} does not say where its model is; run `lowrank analyze MODEL` again")
     given = opening or Opening()
-    names = ("arch", "config", "tokenizer")
+    names = ("arch", "config", "tokenizer", "lora")
     return path, replace(given, **{name: getattr(given, name) or known.get(name) for name in names})
 
 

@@ -37,7 +37,7 @@ def cut(name: str, share: float = 0.25) -> tuple[ModuleBackend, ModuleBackend, l
 
 def healing(name: str, steps: int = 60, **more: Any) -> tuple[Healing, ModuleBackend]:
     dense, small, feeds = cut(name)
-    return start(dense, small, feeds[:4], feeds[4:], Work(0, steps), **more), small
+    return start(dense, small, feeds[:4], feeds[4:], Work(0, steps), **more).healing, small
 
 
 def finished(made: Healing) -> Healing:
@@ -59,7 +59,7 @@ def test_every_architecture_gets_better_or_stays(name: str) -> None:
 
 def test_what_is_not_trained_stays() -> None:
     dense, small, feeds = cut("bert")
-    made = start(dense, small, feeds[:4], feeds[4:], Work(0, 40))
+    made = start(dense, small, feeds[:4], feeds[4:], Work(0, 40)).healing
     before = {name: p.detach().clone() for name, p in small.module.named_parameters()}
     dense_before = {name: p.detach().clone() for name, p in dense.module.named_parameters()}
     finished(made)
@@ -111,7 +111,7 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
 def test_what_gets_worse_is_discarded() -> None:
     """Held-out batches that the dense model would not recognise: nothing learnt helps on them."""
     dense, small, feeds = cut("bert", share=1.0)
-    made = start(dense, small, feeds[:4], feeds[4:], Work(0, 40))
+    made = start(dense, small, feeds[:4], feeds[4:], Work(0, 40)).healing
     before = snapshot(made.task.parameters)
     known = made.task.heldout
     for i in range(len(known.feeds)):
@@ -225,7 +225,7 @@ def test_models_of_another_precision(tmp_path: Path) -> None:
     chosen = [w for w in dense.weights if w.is_linear and w.role == "projection"]
     small = dense.rewrite({w.name: two_factors(dense.read(w.name), 6) for w in chosen})
     feeds = [dense.signature.example(8, 6, seed) for seed in range(6)]
-    made = finished(start(dense, small, feeds[:4], feeds[4:], Work(0, 60)))
+    made = finished(start(dense, small, feeds[:4], feeds[4:], Work(0, 60)).healing)
     assert made.healed().kept
     assert {p.dtype for p in small.module.parameters()} == {torch.bfloat16}
     reference = Reference([dense.run(f) for f in feeds[4:]], dense.output_kind)

@@ -131,6 +131,9 @@ def record_of(weight: Weight, replacement: Replacement, bias: bool) -> dict[str,
         record["shape"] = list(factors.matrix.shape)
         record["spread"] = factors.padded and factors.outputs is not None
         record["picks"] = factors.padded and factors.inputs is not None
+    for name, order in (("rows", replacement.rows), ("cols", replacement.cols)):
+        if order is not None:
+            record[name] = order.tolist()
     return record
 
 

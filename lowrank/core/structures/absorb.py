@@ -206,7 +206,8 @@ def _outputs_in(
     else:
         factors = replace(factors, left=factors.left[order])
     bias = numbers.bias(name) if replacement.bias is None else replacement.bias
-    return replace(replacement, factors=factors, bias=None if bias is None else bias[order] if len(bias) else bias)
+    bias = None if bias is None else bias[order] if len(bias) else bias
+    return replace(replacement, factors=factors, bias=bias, rows=order)
 
 
 def _inputs_in(order: Order, replacement: Replacement, each: int | None, heads: int) -> Replacement:
@@ -214,10 +215,11 @@ def _inputs_in(order: Order, replacement: Replacement, each: int | None, heads: 
     factors = replacement.factors
     assert isinstance(factors, Factors | Pivoted)
     if each is None:
-        return replace(replacement, factors=replace(factors, right=factors.right[:, order]))
+        return replace(replacement, factors=replace(factors, right=factors.right[:, order]), cols=order)
     left, right = _pair(factors)
     right = right[:, order]
     kept, rest = _split(each, heads, right.shape[1], last=True)
     combined = combinations(right.T, kept, rest, np.inf)
     assert combined is not None
-    return replace(replacement, factors=Pivoted(left @ right[:, kept], combined.T, None, "input", heads, True))
+    factors = Pivoted(left @ right[:, kept], combined.T, None, "input", heads, True)
+    return replace(replacement, factors=factors, cols=order)

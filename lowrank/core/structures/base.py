@@ -29,6 +29,10 @@ class Replacement:
     factors: Factors | Pivoted | Narrow
     bias: Vector | None = None
     """In place of the layer's bias, before zeros are put in; None leaves it, an empty one removes it."""
+    rows: NDArray[np.int64] | None = None
+    """Where neighbours have agreed on an order of channels: output i is what was output `rows[i]`."""
+    cols: NDArray[np.int64] | None = None
+    """The same of the inputs."""
 
     def dense(self, weight: Weight) -> Matrix:
         """The matrix that it stands for, in the weight's own shape."""

@@ -1,0 +1,68 @@
+"""Adapters that were made elsewhere with PEFT: merged into a model, or put beside a compressed one."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from lowrank.errors import UnsupportedModel, first_line
+
+CONFIG_FILE = "adapter_config.json"
+
+
+def merge(module: nn.Module, folder: Path) -> nn.Module:
+    """A model with an adapter in its own weights, for good.
+
+    Raises:
+        UnsupportedModel: if the folder holds no adapter that fits.
+    """
+    return with_adapter(module, folder).merge_and_unload().eval()
+
+
+def with_adapter(module: nn.Module, folder: Path) -> Any:
+    """A `peft.PeftModel` around a model, whose layers it takes the place of.
+
+    Raises:
+        UnsupportedModel: if PEFT is not installed, or the folder holds no adapter that fits.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        raise UnsupportedModel(f"{folder} holds no {CONFIG_FILE}; give --lora the folder that PEFT saved")
+    try:
+        import peft
+    except ImportError:
+        raise UnsupportedModel("--lora needs PEFT; pip install 'lowrank[lora]'") from None
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            model = peft.PeftModel.from_pretrained(module, str(folder))  # pyright: ignore[reportArgumentType]
+    except Exception as error:
+        raise UnsupportedModel(
+            f"the adapter in {folder} does not fit the model: {first_line(error)}; give the model that it was "
+            "trained on"
+        ) from None
+    missing = [str(w.message) for w in told if "missing adapter keys" in str(w.message)]
+    if missing:
+        raise UnsupportedModel(f"the adapter in {folder} does not fit the model: {missing[0][:200]}")
+    return model
+
+
+def residuals(model: nn.Module) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Of each layer that PEFT's only adapter is put on, `A` (inputs x rank) and `B` (rank x outputs), scale included.
+
+    Args:
+        model: a `peft.PeftModel`, or the module that it has changed.
+    """
+    peft: Any = model
+    root: nn.Module = peft.get_base_model() if hasattr(peft, "get_base_model") else model
+    found: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+    for path, module in root.named_modules():
+        layer: Any = module
+        for name in getattr(layer, "lora_A", {}):
+            a, b = (part[name].weight.detach().float().cpu().numpy() for part in (layer.lora_A, layer.lora_B))
+            found[path] = (a.T.copy(), (layer.scaling[name] * b).T.copy())
+    return found

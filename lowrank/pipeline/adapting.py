@@ -1,0 +1,80 @@
+"""What becomes of a trained adapter: files of its own, or part of the factors."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowrank.backends.base import Backend
+from lowrank.backends.inputs import Feed, Signature
+from lowrank.core.analysis import Analysis
+from lowrank.core.plan import Plan
+from lowrank.errors import UnsupportedModel
+from lowrank.pipeline.run import ADAPTABLE_FILE, ADAPTER_FILE, ADAPTER_FOLDER
+
+if TYPE_CHECKING:
+    from lowrank.edge.adapters import Residuals
+    from lowrank.healing import Session
+
+
+def write_adapters(
+    small: Backend, peft: Any, residuals: Residuals, shapes: Mapping[str, tuple[int, int]], stage: Path
+) -> None:
+    """Write an adapter for PEFT and for ONNX Runtime, and the graph that takes it.
+
+    Args:
+        small: the compressed model, without the adapter.
+        peft: a `peft.PeftModel` with it.
+        residuals: of each layer `A` (inputs x rank) and `B` (rank x outputs), the scale included.
+        shapes: (inputs, outputs) of each layer that an adapter may be for.
+        stage: the folder.
+
+    Raises:
+        ExportError: if the graph with the adapter does not give what the model with it does.
+    """
+    from lowrank.backends.torch import ModuleBackend
+    from lowrank.edge.adapters import check_adapter, export_adaptable, write_adapter
+
+    assert isinstance(small, ModuleBackend) and isinstance(small.signature, Signature)
+    peft.save_pretrained(str(stage / ADAPTER_FOLDER))
+    write_adapter(residuals, stage / ADAPTER_FILE)
+    export_adaptable(small.module, small.signature, shapes, stage / ADAPTABLE_FILE)
+    check_adapter(small.module, small.signature, residuals, stage / ADAPTABLE_FILE, stage / ADAPTER_FILE)
+
+
+def keep_adapter(small: Backend, folder: Path, stage: Path) -> None:
+    """Put an adapter of the dense model beside the compressed one, in all forms.
+
+    Raises:
+        UnsupportedModel: if it does not fit.
+    """
+    from lowrank.backends.torch import ModuleBackend
+    from lowrank.backends.torch.lora import residuals, with_adapter
+
+    if not isinstance(small, ModuleBackend):
+        raise UnsupportedModel(f"{folder}: an adapter can only be kept beside a model that can be built; see --arch")
+    model = with_adapter(copy.deepcopy(small.module), folder)
+    made = residuals(model)
+    write_adapters(small, model, made, {name: (len(a), b.shape[1]) for name, (a, b) in made.items()}, stage)
+
+
+def folded(
+    session: Session, dense: Backend, small: Backend, feeds: Sequence[Feed] | None, plan: Plan, analysis: Analysis
+) -> tuple[Backend, Plan, float]:
+    """The compressed model with a trained adapter in its factors, the plan that it follows, and its held-out loss."""
+    from lowrank.backends.torch import ModuleBackend
+    from lowrank.healing.adapter import fold
+
+    assert isinstance(small, ModuleBackend) and isinstance(dense, ModuleBackend)
+    made = session.residuals()
+    small = fold(small, dense, made, feeds)
+    content: dict[str, Any] = plan.to_json()
+    groups = analysis.groups
+    for entry in content["groups"]:
+        if entry["structure"] != "dense":
+            entry["rank"] = small.replaced[groups[entry["name"]].weights[0]]["rank"]
+    after = replace(Plan.from_json(content, analysis, plan.budget), selector=plan.selector)
+    return small, after, session.healing.task.judge_other(small.module)

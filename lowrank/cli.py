@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -324,7 +326,7 @@ def heal(
 
     changes = _changes(calib, column, None, None, None, None)
     settings = replace(pipeline.Settings.from_json(load_analysis(run).settings), **changes) if changes else None
-    with progress_bars() as track:
+    with _resumable(run), progress_bars() as track:
         report = pipeline.heal(
             run,
             _training(minutes, steps, seed, device, adapter, adapter_init, fold),
@@ -407,6 +409,16 @@ def _changes(
         "targets": tuple(part.strip() for part in targets.split(",")) if targets is not None else None,
     }
     return {name: value for name, value in named.items() if value is not None}
+
+
+@contextmanager
+def _resumable(run: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (run / "healing.safetensors").is_file():
+            complain(f"what has been learnt is kept: go on with the same options and --resume, in {run}")
+        raise
 
 
 def _training(

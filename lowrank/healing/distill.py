@@ -15,6 +15,7 @@ from lowrank.errors import HealingError
 from lowrank.healing.measure import hidden_loss, output_loss
 from lowrank.healing.teacher import Teacher
 from lowrank.healing.watched import Seen, Watched
+from lowrank.healing.workers import Workers
 
 
 class Distillation:
@@ -31,6 +32,7 @@ class Distillation:
         heldout: batches to be judged by.
         parameters: of the student, which may change.
         smallest: see `Optimizer`.
+        workers: that share every batch; this process alone, if not given.
     """
 
     def __init__(
@@ -42,7 +44,9 @@ class Distillation:
         heldout: Sequence[Feed],
         parameters: Mapping[str, nn.Parameter],
         smallest: Mapping[str, float] | None = None,
+        workers: Workers | None = None,
     ) -> None:
+        self.workers = workers or Workers()
         self.student, self.parameters, self.smallest = student, dict(parameters), smallest
         self.kind: OutputKind = kind
         self.fit, self.heldout = Teacher(dense, fit), Teacher(dense, heldout)
@@ -64,7 +68,9 @@ class Distillation:
         """
         while True:
             try:
-                return self._backward(index)
+                loss = self._backward(index)
+                self.workers.add_up(self.parameters.values())
+                return self.workers.total(loss)
             except (RuntimeError, MemoryError) as error:
                 if not _is_memory(error):
                     raise
@@ -80,7 +86,7 @@ class Distillation:
 
     def judge(self) -> float:
         """The output's measure on the held-out batches; infinite where it is no number."""
-        found = self._judged()[1]
+        found = self.workers.agreed(self._judged()[1])
         return found if math.isfinite(found) else math.inf
 
     def judge_other(self, module: nn.Module) -> float:
@@ -94,7 +100,7 @@ class Distillation:
     def _backward(self, index: int) -> float:
         feed, taught = self.fit.feeds[index], self.fit(index)
         total, rows = 0.0, self.rows(index)
-        for part in _slices(rows, self.parts):
+        for part in _slices(self.workers.share(rows), self.parts):
             cut = {name: value[part] for name, value in feed.items()}
             loss = self._loss(self.student(cut), _cut(taught, part, rows), self.student.mask(cut))
             loss = loss * ((part.stop - part.start) / rows)
@@ -127,8 +133,9 @@ def _mean_hidden(student: Seen, taught: Seen, mask: Tensor | None) -> Tensor:
     return torch.stack([hidden_loss(a, b, mask) for a, b in pairs]).mean()
 
 
-def _slices(rows: int, parts: int) -> Iterator[slice]:
-    edges = np.linspace(0, rows, min(parts, rows) + 1).astype(int).tolist()
+def _slices(rows: slice, parts: int) -> Iterator[slice]:
+    count = rows.stop - rows.start
+    edges = np.linspace(rows.start, rows.stop, min(parts, count) + 1).astype(int).tolist()
     return (slice(a, b) for a, b in pairwise(edges))
 
 

@@ -95,7 +95,7 @@ class Healing:
             # An adapter may have begun as something.
             self.progress = Progress(key, before=before, best=task.judge(), weight=task.weight)
             self.best = snapshot(task.parameters)
-        self.work = Work(work.total, int(work.total) if work.by_steps else None, self.progress.done)
+        self.work = Work(work.total, int(work.total) if work.by_steps else None, self.progress.done, task.workers)
 
     def run(self) -> Iterator[float]:
         """Do it all: after every step, how much is done."""
@@ -224,10 +224,11 @@ class Healing:
 
     def _save(self, optimizer: Optimizer | None = None) -> None:
         """Keep everything that going on takes."""
-        if self.path is None:
-            return
         progress, task = self.progress, self.task
+        # All processes look at the clock together, and one writes.
         progress.done, progress.parts = self.work.done, task.parts
+        if self.path is None or not task.workers.is_first:
+            return
         groups = {"now": snapshot(task.parameters), "best": self.best}
         if optimizer is not None:
             progress.usual = optimizer.usual

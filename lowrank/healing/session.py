@@ -30,6 +30,7 @@ from lowrank.healing.heal import Healing
 from lowrank.healing.parameters import trainable
 from lowrank.healing.watched import Watched, block_paths
 from lowrank.healing.work import Work
+from lowrank.healing.workers import Workers
 
 Initial = Literal["discarded", "zero"]
 """What an adapter begins as: the best of what truncation left out, or nothing."""
@@ -93,14 +94,13 @@ def start(
         HealingError: if there is nothing to train, no such device, or no such checkpoint.
     """
     if not isinstance(dense, ModuleBackend) or not isinstance(small, ModuleBackend):
-        raise HealingError(
-            "an ONNX file or a bare state dict holds no module that could be trained; the closed-form refit of "
-            "`lowrank compress` is what can be done for it: give the model that the file was made from, or --arch"
-        )
+        raise HealingError("only a torch module can be trained; give the model that the file was made from")
     signature = dense.signature
     if not isinstance(signature, Signature):
         raise HealingError(f"the model cannot be run, so it cannot be trained: {signature}")
     _check_device(device)
+    workers = Workers(device)
+    device = workers.device
     signature = in_float32(signature)
     teacher, student = (module_in_float32(backend.module).eval() for backend in (dense, small))
     layers = [layer for record in small.replaced.values() for layer in record["layers"]]
@@ -115,6 +115,7 @@ def start(
             fit,
             heldout,
             trainable(student, layers),
+            workers=workers,
         )
         return Session(Healing(task, small.module, work, seed=seed, path=path, key=key, resume=resume), {})
     if student is small.module:
@@ -131,6 +132,7 @@ def start(
         heldout,
         parameters_of(student),
         smallest_sizes(student, shapes),
+        workers,
     )
     if adapter.initial == "discarded" and not resume:
         begin_with_the_discarded(student, dense, small, fit)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from lowrank.healing.workers import Workers
+
 
 class Work:
     """Counts seconds, or steps where their number is given; a run by steps repeats exactly.
@@ -12,9 +14,13 @@ class Work:
         seconds: what is allowed, unless `steps` are given.
         steps: whole steps, each with a forward and a backward pass through the model.
         done: what an interrupted run has done already.
+        workers: that go by one clock.
     """
 
-    def __init__(self, seconds: float, steps: int | None = None, done: float = 0.0) -> None:
+    def __init__(
+        self, seconds: float, steps: int | None = None, done: float = 0.0, workers: Workers | None = None
+    ) -> None:
+        self.workers = workers or Workers()
         self.by_steps = steps is not None
         self.total = float(steps) if steps is not None else seconds
         self._done, self._start = done, time.monotonic()
@@ -22,7 +28,7 @@ class Work:
     @property
     def done(self) -> float:
         """In seconds or steps."""
-        return self._done if self.by_steps else self._done + time.monotonic() - self._start
+        return self._done if self.by_steps else self.workers.agreed(self._done + time.monotonic() - self._start)
 
     def count(self, steps: float) -> None:
         """Steps made; a step through one of six blocks is a sixth."""

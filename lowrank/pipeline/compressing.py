@@ -17,9 +17,9 @@ from lowrank.errors import LowRankError, PlanMismatch
 from lowrank.evaluate.report import Report
 from lowrank.pipeline.adapting import keep_adapter
 from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_calibration, settings_of
-from lowrank.pipeline.healing import Training
+from lowrank.pipeline.healing import Training, check_trainable
 from lowrank.pipeline.healing import heal as heal_run
-from lowrank.pipeline.planning import factorize, read_plan, select
+from lowrank.pipeline.planning import factorize, read_plan, refitted, select
 from lowrank.pipeline.run import (
     RESULTS,
     RUN,
@@ -99,6 +99,8 @@ def compress(
         backend = open_model(model, opening)
     if kept is not None and not anew:
         check_source(kept, backend, run)
+    if heal is not None:
+        check_trainable(backend)
     with clock.stage("read calibration"):
         calibration = read_calibration(backend, settings)
         backend = calibration.backend if calibration else backend
@@ -114,11 +116,10 @@ def compress(
             _check_channels(chosen)
     with clock.stage("factorize"):
         made = factorize(backend, analysis, chosen, track)
-    if refit and calibration is not None and made:
-        from lowrank.calibrate import sequential_refit
-
+    refit = refit and calibration is not None and bool(made)
+    if refit and calibration is not None:
         with clock.stage("refit"):
-            made = sequential_refit(calibration, backend.rewrite(made), made, analysis, track)
+            made = refitted(calibration, made, analysis, track)
     with clock.stage("rewrite"):
         # Permutations last: until then every weight is compared with its own dense outputs.
         bonds = backend.bonds if beside is None else ()
@@ -127,7 +128,17 @@ def compress(
         if analysis is not kept:
             save_analysis(analysis, stage)
         report = write_and_measure(
-            backend, small, analysis, chosen, stage, calibration, latency and heal is None, with_past, track, clock
+            backend,
+            small,
+            analysis,
+            chosen,
+            stage,
+            calibration,
+            latency and heal is None,
+            with_past,
+            track,
+            clock,
+            refit,
         )
         if beside is not None:
             keep_adapter(small, Path(beside).expanduser(), stage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from lowrank.artifacts import load_analysis, read_json, write_json
 from lowrank.backends import Opening, open_model
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan
+from lowrank.core.structures.base import Replacement
 from lowrank.evaluate.report import Report
 from lowrank.pipeline.analyzing import read_calibration
-from lowrank.pipeline.planning import factorize
+from lowrank.pipeline.planning import factorize, refitted
 from lowrank.pipeline.run import (
     PLAN_FILE,
     REPORT_FILE,
@@ -40,13 +42,27 @@ def evaluate(run: str | Path = RUN, *, opening: Opening | None = None, track: Tr
     content = read_json(folder / PLAN_FILE, "plan")
     plan = Plan.from_json(content, analysis, Budget.from_json(content.get("budget")))
     check_plan(folder, plan, analysis)
-    path, opening = source_of(analysis, folder, opening)
-    dense = open_model(path, opening)
+    model, opening = source_of(analysis, folder, opening)
+    dense = open_model(model, opening)
     check_source(analysis, dense, folder)
     calibration = read_calibration(dense, Settings.from_json(analysis.settings))
     dense = calibration.backend if calibration else dense
-    small = dense.saved_in(folder, lambda: factorize(dense, analysis, plan, track))
+    path = folder / REPORT_FILE
+    known = Report.from_json(read_json(path, "report")) if path.is_file() else None
+    refit = bool(known and known.provenance.get("refit"))
+
+    def replacements() -> Mapping[str, Replacement]:
+        made = factorize(dense, analysis, plan, track)
+        return refitted(calibration, made, analysis, track) if refit and calibration else made
+
+    small = dense.saved_in(folder, replacements)
     report = measure(dense, small, analysis, plan, folder, calibration, True, track, clock)
-    report = replace(report, files=files_of(folder), seconds=clock.seconds, provenance=provenance(analysis, plan))
-    write_json(folder / REPORT_FILE, "report", report.to_json())
+    report = replace(
+        report,
+        healing=known.healing if known else [],
+        files=files_of(folder),
+        seconds=clock.seconds,
+        provenance=provenance(analysis, plan, refit),
+    )
+    write_json(path, "report", report.to_json())
     return report

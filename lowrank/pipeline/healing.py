@@ -106,6 +106,7 @@ def heal(
     if model is None:
         model, opening = source_of(analysis, folder, opening)
     dense = open_model(model, opening or Opening())
+    check_trainable(dense)
     check_source(analysis, dense, folder)
     settings = settings or Settings.from_json(analysis.settings)
     with clock.stage("read data"):
@@ -121,16 +122,18 @@ def heal(
     entry = {**asked, **asdict(healed), "kept": healed.kept}
     problems = entry.pop("problems")
     report = _known(folder)
-    earlier = list(report.healing) if report else []
+    if report is not None and not session.healing.task.workers.is_first:
+        # Of several processes one writes.
+        return report
+    entries = [*(report.healing if report else ()), entry]
+    refit = bool(report and report.provenance.get("refit"))
     if report is not None and (not healed.kept or (session.peft is not None and training.fold == "no")):
         # The model stays as it is.
         with staged(folder, owned=ADAPTER_FILES if healed.kept else ()) as stage:
             if healed.kept:
                 with clock.stage("adapter"):
                     write_adapters(small, session.peft, session.residuals(), session.shapes, stage)
-            report = replace(
-                report, problems=problems, healing=[*earlier, entry], files={**report.files, **files_of(stage)}
-            )
+            report = replace(report, problems=problems, healing=entries, files={**report.files, **files_of(stage)})
             write_json(stage / REPORT_FILE, "report", report.to_json())
     else:
         if session.peft is not None:
@@ -139,12 +142,38 @@ def heal(
         with_past = (folder / WITH_PAST_FILE).exists() if with_past is None else with_past
         with staged(folder, owned=RESULTS) as stage:
             report = write_and_measure(
-                dense, small, analysis, plan, stage, calibration, latency, with_past, track, clock, [*earlier, entry]
+                dense,
+                small,
+                analysis,
+                plan,
+                stage,
+                calibration,
+                latency,
+                with_past,
+                track,
+                clock,
+                refit,
+                entries,
             )
             report = replace(report, problems=[*report.problems, *problems])
             write_json(stage / REPORT_FILE, "report", report.to_json())
     path.unlink(missing_ok=True)
     return report
+
+
+def check_trainable(dense: Backend) -> None:
+    """Nothing, if a model is one that can be trained.
+
+    Raises:
+        HealingError: if it is no module, or cannot be run.
+    """
+    if dense.source["kind"] == "onnx":
+        raise HealingError(
+            "in an ONNX graph there is nothing to train: `lowrank compress` has given it the closed-form refit, "
+            "which takes calibration data; heal the torch model that it was exported from"
+        )
+    if isinstance(dense.signature, str):
+        raise HealingError(f"the model cannot be run, so it cannot be trained: {dense.signature}")
 
 
 def _train(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lowrank.artifacts import read_json
 from lowrank.backends import Backend
@@ -14,6 +16,9 @@ from lowrank.core.structures import Option, factorized
 from lowrank.core.structures.base import Replacement
 from lowrank.parallel import windowed_map
 from lowrank.progress import Track, silent
+
+if TYPE_CHECKING:
+    from lowrank.calibrate import Calibration
 
 
 def select(analysis: Analysis, budget: Budget | float, selector: Selector | None = None) -> Plan:
@@ -32,6 +37,15 @@ def select(analysis: Analysis, budget: Budget | float, selector: Selector | None
     """
     budget = budget if isinstance(budget, Budget) else Budget.params(budget)
     return check_budget((selector or Knapsack()).select(analysis, budget))
+
+
+def refitted(
+    calibration: Calibration, made: Mapping[str, Replacement], analysis: Analysis, track: Track = silent
+) -> dict[str, Replacement]:
+    """The same replacements, each fitted to what it sees in the compressed model."""
+    from lowrank.calibrate import sequential_refit
+
+    return sequential_refit(calibration, calibration.backend.rewrite(made), made, analysis, track)
 
 
 def read_plan(path: Path, analysis: Analysis, budget: Budget | None) -> Plan:

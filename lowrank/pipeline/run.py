@@ -43,6 +43,7 @@ def write_and_measure(
     with_past: bool,
     track: Track,
     clock: Clock,
+    refit: bool,
     healing: Sequence[dict[str, Any]] = (),
 ) -> Report:
     """Everything of a run but its analysis, in `stage`."""
@@ -84,7 +85,7 @@ def write_and_measure(
         healing=list(healing),
         files=files_of(stage),
         seconds=clock.seconds,
-        provenance=provenance(analysis, plan),
+        provenance=provenance(analysis, plan, refit),
     )
     write_json(stage / REPORT_FILE, "report", report.to_json())
     return report
@@ -132,7 +133,7 @@ def check_source(kept: Analysis, backend: Backend, run: Path) -> None:
         )
 
 
-def provenance(analysis: Analysis, plan: Plan) -> dict[str, Any]:
+def provenance(analysis: Analysis, plan: Plan, refit: bool) -> dict[str, Any]:
     """What it takes to repeat a run."""
     from importlib.metadata import PackageNotFoundError, version
 
@@ -148,6 +149,7 @@ def provenance(analysis: Analysis, plan: Plan) -> dict[str, Any]:
         "source": dict(analysis.source),
         "analysis": analysis.fingerprint,
         "plan": hash_json(plan.to_json()),
+        "refit": refit,
     }
 
 

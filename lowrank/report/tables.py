@@ -136,6 +136,10 @@ def report_table(report: Report) -> Table:
             table.add_row(f"{QUALITY.get(name, name)}", "", f"{value:.4f}", "")
     if report.quality is None and report.error["relative"] is not None:
         table.add_row("relative error of the weights", "", f"{report.error['relative']:.4f}", "")
+    for entry in report.healing:
+        share = entry["after"] / entry["before"] if entry["before"] else 1.0
+        lost = f"{entry['after']:.4g}, {share:.3f} of before" if entry["kept"] else "no better"
+        table.add_row(f"held-out loss after healing ({entry['steps']} steps)", "", lost, "")
     if report.parity:
         table.add_row("model against its ONNX file, largest difference", "", f"{report.parity['max_abs']:.1e}", "")
     return table

@@ -19,6 +19,7 @@ from lowrank.backends.finite import finite
 from lowrank.backends.inputs import Feed, OutputKind, Signature
 from lowrank.backends.onnx.constants import constants_of, tensor_of
 from lowrank.backends.onnx.describe import Described, Use, describe
+from lowrank.backends.onnx.pair import OnnxPair
 from lowrank.backends.onnx.rewrite import replace_weight
 from lowrank.backends.onnx.runtime import Runner
 from lowrank.backends.onnx.save import save_model
@@ -279,9 +280,13 @@ class OnnxBackend:
         """There are no gradients in this format."""
         return {}
 
-    def paired(self, small: OnnxBackend, fit: Sequence[Feed], judge: Sequence[Feed]) -> None:
-        """There is no refit in this format."""
-        return None
+    def uses(self, name: str) -> tuple[Use, ...]:
+        """Where a weight is applied."""
+        return self._described.uses[name]
+
+    def paired(self, small: OnnxBackend, fit: Sequence[Feed], judge: Sequence[Feed]) -> OnnxPair | None:
+        """Both graphs side by side; the compressed one is made anew as it is refitted."""
+        return OnnxPair(self, fit, judge) if fit else None
 
     def write(self, path: Path) -> None:
         """The graph as a file, with its numbers beside it if they were so before or are too many."""

@@ -30,6 +30,7 @@ class Runner:
         path: Path | None = None,
         open_weights: Sequence[str] = (),
         extra: Sequence[str] = (),
+        only: Sequence[str] = (),
     ) -> None:
         """Start a session.
 
@@ -39,11 +40,12 @@ class Runner:
             path: the file that holds just this model, if there is one.
             open_weights: initializers, by name, that become inputs, so that every run can give other numbers.
             extra: names of values of the main graph that become outputs too.
+            only: names of values that become its only outputs; what they do not need is not run.
         """
         import onnx_ir as ir
 
         given = {output.name for output in model.graph.outputs}
-        shown = model.clone() if open_weights or extra else model
+        shown = model.clone() if open_weights or extra or only else model
         self.weights: dict[str, Any] = {}
         self._own: dict[str, Any] = {}
         values = _values_of(shown.graph)
@@ -56,6 +58,8 @@ class Runner:
         for name in extra:
             if name not in given and not values[name].is_graph_input():
                 shown.graph.outputs.append(values[name])
+        if only:
+            shown.graph.outputs[:] = [values[name] for name in only if not values[name].is_graph_input()]
         self.outputs = [output.name for output in shown.graph.outputs]
         self._spill: tempfile.TemporaryDirectory[str] | None = None
         try:

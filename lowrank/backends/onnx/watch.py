@@ -129,10 +129,11 @@ def _tokens(site: Site, array: Array, mask: Array | None) -> Array:
         array = array.transpose(order).reshape(*(array.shape[other.index(c)] for c in free), -1)
     elif axis == "columns":
         array = array.swapaxes(-1, -2)
-    return _rows(array, mask)
+    return token_rows(array, mask)
 
 
-def _rows(array: Array, mask: Array | None) -> Array:
+def token_rows(array: Array, mask: Array | None) -> Array:
+    """Tokens x width in float64, without those that a mask leaves out."""
     width = array.shape[-1]
     if mask is not None and array.shape[:-1] == mask.shape:
         return array[mask != 0].astype(np.float64)
@@ -154,7 +155,7 @@ def _of_linear(site: Site, weight: Weight, side: Side, values: Mapping[str, Arra
         return Gram.of("input", seen)
     if site.node.op_type == "MatMul":
         given = values[site.node.outputs[0].name]
-        product = _rows(given if site.at == 1 else given.swapaxes(-1, -2), mask)
+        product = token_rows(given if site.at == 1 else given.swapaxes(-1, -2), mask)
     else:
         # Its output has a bias in it, or other axes.
         product = seen @ np.asarray(site.matrix(), np.float64).T
@@ -164,7 +165,7 @@ def _of_linear(site: Site, weight: Weight, side: Side, values: Mapping[str, Arra
 def _of_lookup(site: Site, weight: Weight, side: Side, values: Mapping[str, Array], mask: Array | None) -> Gram:
     """A lookup is a product with a one-hot vector, whose squared norm is 1."""
     if side == "output":
-        rows = _rows(values[site.node.outputs[0].name], mask)
+        rows = token_rows(values[site.node.outputs[0].name], mask)
         return Gram.of("output", rows, float(len(rows)))
     ids = values[site.node.inputs[1].name]
     ids = ids[mask != 0] if mask is not None and ids.shape == mask.shape else ids.reshape(-1)

@@ -1,0 +1,103 @@
+"""What healing wins back: quality before and after, against minutes, on the data that one has and on other data.
+
+    python tools/bench_healing.py --data DATA [--vit vit] [--gpt gpt] [--minutes 15] --output bench
+
+DATA, `--vit` and `--gpt` are as for `bench_methods.py`. Each model is compressed without training, measured, healed in
+a copy of its run, and measured again: after all the minutes at every keep ratio; at the middle one also after fewer
+minutes, on the text that ships with Python, and on data of another domain, on which it is then calibrated as well. The
+table is written as it grows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import subjects
+from bench_methods import subject_of
+
+import lowrank
+
+SHORTER = (0.1, 0.3)
+"""Shares of the minutes, for the curve."""
+
+
+def rows_of(subject: subjects.Subject, keeps: list[float], minutes: float, work: Path) -> Iterator[list[str]]:
+    """One row for each state of the model."""
+    opened: Any = lowrank.open_model(subject.source)
+    yield [subject.name, "dense", "1", "", *figures(subject.measure(opened.module)), "", "", ""]
+    middle = keeps[len(keeps) // 2]
+    for keep in keeps:
+        runs = [("own data", subject.calib, minutes)]
+        if keep == middle:
+            runs = [*(("own data", subject.calib, share * minutes) for share in SHORTER), *runs]
+            builtin = lowrank.Settings()
+            runs += [("built-in text", builtin, minutes)] if opened.tokenizer else []
+            runs += [("other domain", subject.elsewhere, minutes)]
+        before: lowrank.Settings | None = None
+        plain = work / f"{subject.name}-{keep}"
+        for label, settings, time in runs:
+            if settings is not before:
+                lowrank.compress(subject.source, keep, output=plain, settings=settings, latency=False)
+                found = figures(subject.measure(lowrank.load(plain)))
+                yield [subject.name, label, f"{keep:g}", "0", *found, "", "", ""]
+                before = settings
+            healed = work / "healed"
+            shutil.copytree(plain, healed)
+            entry = lowrank.heal(healed, time, latency=False).healing[-1]
+            found = figures(subject.measure(lowrank.load(healed)))
+            shutil.rmtree(healed)
+            share = f"{entry['after'] / entry['before']:.3f}"
+            yield [
+                subject.name,
+                label,
+                f"{keep:g}",
+                f"{time:g}",
+                *found,
+                share,
+                f"{entry['rate']}",
+                f"{entry['steps']}",
+            ]
+
+
+def figures(values: tuple[float, ...]) -> list[str]:
+    return [f"{value:.4f}" for value in values]
+
+
+def table(subject: subjects.Subject, rows: list[list[str]]) -> str:
+    head = ["model", "data", "keep", "minutes", *subject.columns, "held-out loss of before", "rate", "steps"]
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    for name in ("vit", "gpt"):
+        parser.add_argument(f"--{name}", type=Path)
+    parser.add_argument("--only", help="of minilm, vit and gpt")
+    parser.add_argument("--keeps", type=float, nargs="+", default=[0.5, 0.3, 0.2])
+    parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--output", type=Path, default=Path("bench"))
+    args = parser.parse_args()
+    names = [args.only] if args.only else ["minilm", *(n for n in ("vit", "gpt") if getattr(args, n))]
+    args.output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as work:
+        for name in names:
+            subject = subject_of(name, args, Path(work))
+            rows: list[list[str]] = []
+            for row in rows_of(subject, args.keeps, args.minutes, Path(work)):
+                rows.append(row)
+                print(" | ".join(row), flush=True)
+                (args.output / f"healing-{name}.md").write_text(table(subject, rows) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -6,20 +6,53 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from lowrank import __version__
 from lowrank.errors import LowRankError
+from lowrank.options import (
+    Adapter,
+    AdapterInit,
+    Arch,
+    BudgetOption,
+    Calib,
+    Column,
+    Config,
+    Device,
+    ErrorOption,
+    Exclude,
+    Fold,
+    FoldOption,
+    Include,
+    Initial,
+    Json,
+    Lora,
+    Model,
+    Multiple,
+    Run,
+    Samples,
+    Seed,
+    SelectorName,
+    SelectorOption,
+    Structures,
+    Targets,
+    Tokenizer,
+    UnitName,
+    UnitOption,
+    UnsafePickle,
+    WithPast,
+    budget_of,
+    changes_of,
+    chosen_selector,
+    training_of,
+)
 from lowrank.report.terminal import complain, notes, print_json, print_table, progress_bars, say
 
 if TYPE_CHECKING:
-    from lowrank.core.budget import Budget
-    from lowrank.core.select import Selector
-    from lowrank.pipeline import Training
+    pass
 
 T = TypeVar("T")
 
@@ -34,101 +67,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class SelectorName(StrEnum):
-    """Policies that choose ranks."""
-
-    knapsack = "knapsack"
-    uniform = "uniform"
-    energy = "energy"
-    relative_error = "relative-error"
-
-
-class UnitName(StrEnum):
-    """What a budget can be a share of."""
-
-    params = "params"
-    bytes = "bytes"
-    macs = "macs"
-
-
-class Initial(StrEnum):
-    """What an adapter begins as."""
-
-    discarded = "discarded"
-    zero = "zero"
-
-
-class Fold(StrEnum):
-    """What becomes of an adapter."""
-
-    no = "no"
-    exact = "exact"
-    rank = "rank"
-
-
-Model = Annotated[
-    str, typer.Argument(help="A Hugging Face folder, or a .safetensors, .pt, .pth, .bin, .pt2 or .onnx file.")
-]
-Run = Annotated[Path, typer.Option("--output", "-o", help="The run folder.")]
-Calib = Annotated[
-    Optional[str],  # noqa: UP045 - typer reads this form in every version
-    typer.Option(
-        help="Calibration data: .txt, .tsv, .csv, .jsonl (.gz too), a sample a line; .npz of model inputs; or none."
-    ),
-]
-Column = Annotated[str | None, typer.Option(help="Column of a table, or key of .jsonl; several with commas.")]
-Samples = Annotated[int | None, typer.Option(min=1, help="Calibration samples at most (4096).")]
-Include = Annotated[list[str] | None, typer.Option(help="Only weights of this name, glob or re:regex. Repeatable.")]
-Exclude = Annotated[list[str] | None, typer.Option(help="Not weights of this name, glob or re:regex. Repeatable.")]
-Targets = Annotated[
-    str | None,
-    typer.Option(
-        help="projections (in attention and feed-forward blocks), head, embeddings, conv, all; several with commas."
-    ),
-]
-Arch = Annotated[str | None, typer.Option(help="package.module:factory that builds the dense module of a state dict.")]
-Config = Annotated[str | None, typer.Option(help="config.json that says how to build the model of a state dict.")]
-Tokenizer = Annotated[
-    str | None, typer.Option(help="tokenizer.json, or a folder with a tokenizer, for a model that has none beside it.")
-]
-Lora = Annotated[
-    str | None, typer.Option("--lora", help="A LoRA that PEFT saved: merged into the model before anything else.")
-]
-WithPast = Annotated[
-    bool, typer.Option("--with-past", help="Also write model_with_past.onnx: a causal LM with its key-value cache.")
-]
-UnsafePickle = Annotated[
-    bool, typer.Option("--unsafe-pickle", help="Let a model file run its own code while it is read.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-BudgetOption = Annotated[
-    float | None, typer.Option("--budget", help="Share of the targeted weights' parameters to keep: 0.3.")
-]
-UnitOption = Annotated[UnitName, typer.Option("--of", help="What --budget is a share of.")]
-ErrorOption = Annotated[
-    float | None, typer.Option("--error", help="Relative output error that each weight may have: 0.05.")
-]
-SelectorOption = Annotated[SelectorName, typer.Option("--selector", help="How ranks are chosen.")]
-Multiple = Annotated[int, typer.Option(min=1, help="Round ranks down to a multiple of this.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the order of the samples.")]
-Device = Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1.")]
-Adapter = Annotated[
-    int | None, typer.Option(min=1, help="Freeze the model, and train a LoRA residual of this rank beside each layer.")
-]
-AdapterInit = Annotated[
-    Initial, typer.Option(help="What an adapter begins as: the best of what truncation left out, or nothing.")
-]
-FoldOption = Annotated[
-    Fold, typer.Option("--fold", help="Keep the adapter by itself, or fold it in: exact (ranks grow) or to the rank.")
-]
-Structures = Annotated[
-    str | None,
-    typer.Option(
-        help="Only these, with commas: two_factor, pivoted, product, rotary, neurons, shared, spatial. Default: all."
-    ),
-]
 
 
 def _version(wanted: bool) -> None:
@@ -169,7 +107,7 @@ def analyze(
     from lowrank.backends import Opening
 
     opening = Opening(arch=arch, config=config, tokenizer=tokenizer, lora=lora, unsafe_pickle=unsafe_pickle)
-    settings = pipeline.Settings(**_changes(calib, column, samples, include, exclude, targets))
+    settings = pipeline.Settings(**changes_of(calib, column, samples, include, exclude, targets))
     with progress_bars() as track:
         analysis = pipeline.analyze(model, output=output, settings=settings, opening=opening, track=track)
     if as_json:
@@ -198,11 +136,11 @@ def select(
     from lowrank.artifacts import load_analysis, write_json
     from lowrank.report.tables import plan_table
 
-    wanted = _budget(budget, of, error)
+    wanted = budget_of(budget, of, error)
     if wanted is None:
         raise typer.BadParameter("give --budget or --error")
     analysis = load_analysis(output)
-    plan = pipeline.select(analysis, wanted, _selector(selector, multiple, structures))
+    plan = pipeline.select(analysis, wanted, chosen_selector(selector, multiple, structures))
     write_json(output / pipeline.PLAN_FILE, "plan", plan.to_json())
     if as_json:
         print_json(plan.to_json())
@@ -257,14 +195,16 @@ def compress(
     from lowrank.artifacts import load_analysis
     from lowrank.backends import Opening
 
-    wanted = _budget(budget, of, error)
+    wanted = budget_of(budget, of, error)
     if wanted is None and plan is None:
         raise typer.BadParameter("give --budget, --error or --plan")
     if keep_lora and lora is None:
         raise typer.BadParameter("--keep-lora is for a --lora")
+    if keep_lora and structures is None:
+        structures = ",".join(pipeline.SAME_CHANNELS)
     merged = None if keep_lora else lora
     opening = Opening(arch=arch, config=config, tokenizer=tokenizer, lora=merged, unsafe_pickle=unsafe_pickle)
-    changes = _changes(calib, column, samples, include, exclude, targets)
+    changes = changes_of(calib, column, samples, include, exclude, targets)
     kept = pipeline.kept_analysis(output)
     settings = replace(pipeline.settings_of(kept, model), **changes) if changes else None
     with progress_bars() as track:
@@ -273,12 +213,14 @@ def compress(
             wanted,
             output=output,
             plan=plan,
-            selector=_selector(selector, multiple, structures or (SAME_CHANNELS if keep_lora else None)),
+            selector=chosen_selector(
+                selector, multiple, structures or (",".join(pipeline.SAME_CHANNELS) if keep_lora else None)
+            ),
             settings=settings,
             opening=opening,
             refit=refit,
             beside=lora if keep_lora else None,
-            heal=_training(heal, None, seed, device, adapter, adapter_init, fold),
+            heal=training_of(heal, None, seed, device, adapter, adapter_init, fold),
             latency=latency,
             with_past=with_past,
             track=track,
@@ -324,12 +266,12 @@ def heal(
     from lowrank.artifacts import load_analysis
     from lowrank.backends import Opening
 
-    changes = _changes(calib, column, None, None, None, None)
+    changes = changes_of(calib, column, None, None, None, None)
     settings = replace(pipeline.Settings.from_json(load_analysis(run).settings), **changes) if changes else None
     with _resumable(run), progress_bars() as track:
         report = pipeline.heal(
             run,
-            _training(minutes, steps, seed, device, adapter, adapter_init, fold),
+            training_of(minutes, steps, seed, device, adapter, adapter_init, fold),
             settings=settings,
             resume=resume,
             opening=Opening(arch=arch, unsafe_pickle=unsafe_pickle),
@@ -391,92 +333,16 @@ def demo(
     compress(None, budget=budget, output=output)
 
 
-def _changes(
-    calib: str | None,
-    column: str | None,
-    samples: int | None,
-    include: list[str] | None,
-    exclude: list[str] | None,
-    targets: str | None,
-) -> dict[str, Any]:
-    """The settings that the command line names; the others stay what they are."""
-    named = {
-        "calib": calib,
-        "column": column,
-        "samples": samples,
-        "include": tuple(include) if include else None,
-        "exclude": tuple(exclude) if exclude else None,
-        "targets": tuple(part.strip() for part in targets.split(",")) if targets is not None else None,
-    }
-    return {name: value for name, value in named.items() if value is not None}
-
-
 @contextmanager
 def _resumable(run: Path) -> Iterator[None]:
+    from lowrank.pipeline import CHECKPOINT_FILE
+
     try:
         yield
     except KeyboardInterrupt:
-        if (run / "healing.safetensors").is_file():
+        if (run / CHECKPOINT_FILE).is_file():
             complain(f"what has been learnt is kept: go on with the same options and --resume, in {run}")
         raise
-
-
-def _training(
-    minutes: float | None,
-    steps: int | None,
-    seed: int,
-    device: str,
-    adapter: int | None,
-    initial: Initial,
-    fold: Fold,
-) -> Training | None:
-    from lowrank.pipeline import Training
-
-    if fold is not Fold.no and adapter is None:
-        raise typer.BadParameter("--fold is for an --adapter")
-    if minutes is None:
-        if adapter is not None:
-            raise typer.BadParameter("--adapter is trained: say for how long with --heal MINUTES")
-        return None
-    return Training(
-        minutes=minutes,
-        steps=steps,
-        seed=seed,
-        device=device,
-        adapter=adapter,
-        initial=initial.value,  # pyright: ignore[reportArgumentType]
-        fold=fold.value,  # pyright: ignore[reportArgumentType]
-    )
-
-
-def _budget(budget: float | None, of: UnitName, error: float | None) -> Budget | None:
-    from lowrank.core.budget import Budget
-
-    if budget is not None and error is not None:
-        raise typer.BadParameter("give --budget or --error, not both")
-    if budget is not None:
-        return Budget(of.value, budget)  # pyright: ignore[reportArgumentType]
-    return Budget.error(error) if error is not None else None
-
-
-SAME_CHANNELS = "two_factor,pivoted,shared"
-"""Structures that an adapter of the dense model can be kept beside."""
-
-
-def _selector(name: SelectorName, multiple: int, structures: str | None) -> Selector:
-    from lowrank.core.select import SELECTORS, Knapsack
-    from lowrank.core.structures import STRUCTURES
-
-    if structures is None:
-        return SELECTORS[name.value](multiple=multiple)
-    if name is not SelectorName.knapsack:
-        raise typer.BadParameter(f"--structures is for the knapsack; {name.value} ranks are those of two factors")
-    wanted = tuple(part.strip() for part in structures.split(","))
-    known = [structure.name for structure in STRUCTURES]
-    unknown = [part for part in wanted if part not in known]
-    if unknown:
-        raise typer.BadParameter(f"there is no structure {unknown[0]!r}; there is {', '.join(known)}")
-    return Knapsack(multiple=multiple, structures=wanted)
 
 
 def _show_analysis(analysis: Any) -> None:

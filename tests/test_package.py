@@ -56,7 +56,7 @@ def test_core_needs_no_torch() -> None:
 def test_no_module_is_called_utils_and_none_is_long() -> None:
     for path in (ROOT / "lowrank").rglob("*.py"):
         assert path.stem not in {"utils", "helpers", "manager", "common"}
-        assert len(path.read_text().splitlines()) <= (600 if path.stem == "cli" else 400), path
+        assert len(path.read_text().splitlines()) <= 400, path
 
 
 def test_staging_is_all_or_nothing(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ LAYERS = (
     {"calibrate", "healing", "edge"},
     {"evaluate"},
     {"pipeline", "report"},
+    {"options"},
     {"cli"},
     {"__init__", "__main__"},
 )

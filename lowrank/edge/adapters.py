@@ -17,6 +17,7 @@ from torch import nn
 
 from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx.save import save_model
+from lowrank.backends.session import start_session, typed
 from lowrank.backends.torch.inputs import call, in_float32
 from lowrank.backends.torch.layers import put
 from lowrank.edge import OPSET
@@ -92,12 +93,7 @@ def check_adapter(module: nn.Module, signature: Signature, residuals: Residuals,
     """
     import onnxruntime
 
-    from lowrank.backends.session import typed
-
-    options = onnxruntime.SessionOptions()
-    # One warning for each input that may be left out.
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    session = start_session(graph)
     loaded, active = onnxruntime.LoraAdapter(), onnxruntime.RunOptions()
     loaded.Load(str(adapter))
     active.add_active_adapter(loaded)

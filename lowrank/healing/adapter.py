@@ -200,7 +200,10 @@ def fold(
             factors = directions(product, grams.get(path), name=name).truncate(product, rank)
         bias = None if layer.bias is None else layer.bias.detach().double().cpu().numpy()
         replacement = Replacement(
-            before["structure"], pivot(factors) if isinstance(layer, PivotedLinear) else factors, bias
+            before["structure"],
+            pivot(factors) if isinstance(layer, PivotedLinear) else factors,
+            bias,
+            *(np.array(before[key]) if key in before else None for key in ("rows", "cols")),
         )
         for each in before["layers"]:
             old, form, stored = dense_layer(dense.module, each, before["kind"], weight.view.stored)
@@ -208,5 +211,5 @@ def fold(
             new = empty_replacement(old, record, stored, form)
             fill_(new, weight, replacement, old, stored)
             put(small.module, each, new)
-            replaced[name] = record | {key: before[key] for key in ("rows", "cols") if key in before}
+            replaced[name] = record
     return replace(small, replaced=replaced)

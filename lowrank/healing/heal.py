@@ -58,6 +58,7 @@ class Healing:
         task: the models and their data.
         target: the module that gets the best numbers at the end, in the dtype that it is stored in.
         work: how much is allowed.
+        now: the held-out loss of what the parameters hold; an adapter may have begun as something.
         seed: of the order of the batches.
         path: of the checkpoint; None keeps none.
         key: hash of everything that was asked for.
@@ -70,6 +71,7 @@ class Healing:
         target: nn.Module,
         work: Work,
         *,
+        now: float,
         seed: int = 0,
         path: Path | None = None,
         key: str = "",
@@ -92,8 +94,7 @@ class Healing:
                     "the compressed model's outputs are not finite on the held-out data; compress again, and look at "
                     "what `lowrank evaluate` says"
                 )
-            # An adapter may have begun as something.
-            self.progress = Progress(key, before=before, best=task.judge(), weight=task.weight)
+            self.progress = Progress(key, before=before, best=now, weight=task.weight)
             self.best = snapshot(task.parameters)
         self.work = Work(work.total, int(work.total) if work.by_steps else None, self.progress.done, task.workers)
 
@@ -156,10 +157,8 @@ class Healing:
         with suppress(StopIteration):
             while True:
                 restore_(task.parameters, start)
-                optimizer, part = (
-                    Optimizer(task.parameters, rate, task.smallest),
-                    Part(self.work, TRIAL * self.work.total),
-                )
+                optimizer = Optimizer(task.parameters, rate, task.smallest)
+                part = Part(self.work, TRIAL * self.work.total)
                 try:
                     for _ in descend(task.backward, self._batches(self.seed), optimizer, part):
                         yield self._share

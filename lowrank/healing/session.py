@@ -18,13 +18,7 @@ from lowrank.backends.torch.lora import residuals
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.backends.torch.tensors import module_in_float32
 from lowrank.errors import HealingError
-from lowrank.healing.adapter import (
-    adaptable,
-    attach,
-    begin_with_the_discarded,
-    parameters_of,
-    smallest_sizes,
-)
+from lowrank.healing.adapter import adaptable, attach, begin_with_the_discarded, parameters_of, smallest_sizes
 from lowrank.healing.distill import Distillation
 from lowrank.healing.heal import Healing
 from lowrank.healing.parameters import trainable
@@ -107,36 +101,32 @@ def start(
     if not layers:
         raise HealingError("nothing in the compressed model was replaced, so there is nothing to heal")
     paths = block_paths(teacher, signature, fit[0])
-    if adapter is None:
-        task = Distillation(
-            Watched(teacher, signature, paths, device),
-            Watched(student, signature, paths, device),
-            dense.output_kind,
-            fit,
-            heldout,
-            trainable(student, layers),
-            workers=workers,
-        )
-        return Session(Healing(task, small.module, work, seed=seed, path=path, key=key, resume=resume), {})
-    if student is small.module:
-        # The adapters are put on a copy: what they are beside stays as it is.
-        student = copy.deepcopy(student)
-    shared = {x for r in small.replaced.values() if r["structure"] == "shared" for x in r["layers"]}
-    shapes = adaptable(student, [x for x in layers if not (adapter.folds and x in shared)])
-    model = attach(student, shapes, adapter.rank, seed)
+    shapes: dict[str, tuple[int, int]] = {}
+    model: Any = None
+    if adapter is not None:
+        if student is small.module:
+            # The adapters are put on a copy: what they are beside stays as it is.
+            student = copy.deepcopy(student)
+        shared = {x for r in small.replaced.values() if r["structure"] == "shared" for x in r["layers"]}
+        shapes = adaptable(student, [x for x in layers if not (adapter.folds and x in shared)])
+        model = attach(student, shapes, adapter.rank, seed)
     task = Distillation(
         Watched(teacher, signature, paths, device),
         Watched(student, signature, paths, device),
         dense.output_kind,
         fit,
         heldout,
-        parameters_of(student),
+        trainable(student, layers) if adapter is None else parameters_of(student),
         smallest_sizes(student, shapes),
         workers,
     )
-    if adapter.initial == "discarded" and not resume:
+    now = task.before
+    if adapter is not None and adapter.initial == "discarded" and not resume:
         begin_with_the_discarded(student, dense, small, fit)
-    return Session(Healing(task, student, work, seed=seed, path=path, key=key, resume=resume), shapes, model)
+        now = task.judge()
+    target = small.module if adapter is None else student
+    healing = Healing(task, target, work, now=now, seed=seed, path=path, key=key, resume=resume)
+    return Session(healing, shapes, model)
 
 
 def _check_device(device: str) -> None:

@@ -1,19 +1,21 @@
 """The stages wired together. Every stage leaves files that the next one reads."""
 
 from lowrank.pipeline.analyzing import analyze, analyze_weights, kept_analysis, settings_of
-from lowrank.pipeline.compressing import compress
+from lowrank.pipeline.compressing import SAME_CHANNELS, compress
 from lowrank.pipeline.evaluating import evaluate
 from lowrank.pipeline.exporting import export
 from lowrank.pipeline.healing import Training, heal
 from lowrank.pipeline.planning import factorize, read_plan, select
-from lowrank.pipeline.run import ONNX_FILE, PLAN_FILE, REPORT_FILE, RUN
+from lowrank.pipeline.run import CHECKPOINT_FILE, ONNX_FILE, PLAN_FILE, REPORT_FILE, RUN
 from lowrank.pipeline.settings import Settings
 
 __all__ = [
+    "CHECKPOINT_FILE",
     "ONNX_FILE",
     "PLAN_FILE",
     "REPORT_FILE",
     "RUN",
+    "SAME_CHANNELS",
     "Settings",
     "Training",
     "analyze",

@@ -6,22 +6,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from lowrank.artifacts import load_analysis, read_json, write_json
+from lowrank.artifacts import write_json
 from lowrank.backends import Opening, open_model
-from lowrank.core.budget import Budget
-from lowrank.core.plan import Plan
 from lowrank.core.structures.base import Replacement
 from lowrank.evaluate.report import Report
 from lowrank.pipeline.analyzing import read_calibration
 from lowrank.pipeline.planning import factorize, refitted
 from lowrank.pipeline.run import (
-    PLAN_FILE,
     REPORT_FILE,
     RUN,
-    check_plan,
     check_source,
     files_of,
     provenance,
+    read_run,
     source_of,
 )
 from lowrank.pipeline.settings import Settings
@@ -38,17 +35,12 @@ def evaluate(run: str | Path = RUN, *, opening: Opening | None = None, track: Tr
     from lowrank.evaluate.measure import measure
 
     folder, clock = Path(run).expanduser(), Clock()
-    analysis = load_analysis(folder)
-    content = read_json(folder / PLAN_FILE, "plan")
-    plan = Plan.from_json(content, analysis, Budget.from_json(content.get("budget")))
-    check_plan(folder, plan, analysis)
+    analysis, plan, known = read_run(folder)
     model, opening = source_of(analysis, folder, opening)
     dense = open_model(model, opening)
     check_source(analysis, dense, folder)
     calibration = read_calibration(dense, Settings.from_json(analysis.settings))
     dense = calibration.backend if calibration else dense
-    path = folder / REPORT_FILE
-    known = Report.from_json(read_json(path, "report")) if path.is_file() else None
     refit = bool(known and known.provenance.get("refit"))
 
     def replacements() -> Mapping[str, Replacement]:
@@ -64,5 +56,5 @@ def evaluate(run: str | Path = RUN, *, opening: Opening | None = None, track: Tr
         seconds=clock.seconds,
         provenance=provenance(analysis, plan, refit),
     )
-    write_json(path, "report", report.to_json())
+    write_json(folder / REPORT_FILE, "report", report.to_json())
     return report

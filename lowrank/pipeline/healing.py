@@ -7,11 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lowrank.artifacts import hash_json, load_analysis, read_json, staged, write_json
+from lowrank.artifacts import hash_json, staged, write_json
 from lowrank.backends import Opening, open_model
 from lowrank.backends.base import Backend
-from lowrank.core.budget import Budget
-from lowrank.core.plan import Plan
 from lowrank.edge import WITH_PAST_FILE
 from lowrank.errors import HealingError
 from lowrank.evaluate.report import Report
@@ -20,13 +18,12 @@ from lowrank.pipeline.analyzing import read_calibration
 from lowrank.pipeline.run import (
     ADAPTER_FILES,
     CHECKPOINT_FILE,
-    PLAN_FILE,
     REPORT_FILE,
     RESULTS,
     RUN,
-    check_plan,
     check_source,
     files_of,
+    read_run,
     source_of,
     write_and_measure,
 )
@@ -99,10 +96,7 @@ def heal(
     """
     training = training if isinstance(training, Training) else Training(minutes=training or Training.minutes)
     folder, clock = Path(run).expanduser(), Clock()
-    analysis = load_analysis(folder)
-    content = read_json(folder / PLAN_FILE, "plan")
-    plan = Plan.from_json(content, analysis, Budget.from_json(content.get("budget")))
-    check_plan(folder, plan, analysis)
+    analysis, plan, report = read_run(folder)
     if model is None:
         model, opening = source_of(analysis, folder, opening)
     dense = open_model(model, opening or Opening())
@@ -121,7 +115,6 @@ def heal(
     healed = session.healing.healed()
     entry = {**asked, **asdict(healed), "kept": healed.kept}
     problems = entry.pop("problems")
-    report = _known(folder)
     if report is not None and not session.healing.task.workers.is_first:
         # Of several processes one writes.
         return report
@@ -154,9 +147,8 @@ def heal(
                 clock,
                 refit,
                 entries,
+                problems,
             )
-            report = replace(report, problems=[*report.problems, *problems])
-            write_json(stage / REPORT_FILE, "report", report.to_json())
     path.unlink(missing_ok=True)
     return report
 
@@ -236,11 +228,3 @@ def _data(dense: Backend, settings: Settings) -> Calibration:
             f"give at least {FEWEST}, better some thousands"
         )
     return calibration
-
-
-def _known(folder: Path) -> Report | None:
-    """The report of the run, if it has one that can be read."""
-    path = folder / REPORT_FILE
-    if not path.is_file():
-        return None
-    return Report.from_json(read_json(path, "report"))

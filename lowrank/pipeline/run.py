@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank import __version__
-from lowrank.artifacts import hash_json, read_json, write_json
+from lowrank.artifacts import hash_json, load_analysis, read_json, write_json
 from lowrank.artifacts.files import RECORD_FILE
 from lowrank.backends import Backend, Opening
 from lowrank.core.analysis import Analysis
+from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan
 from lowrank.edge import WITH_PAST_FILE
 from lowrank.errors import ArtifactError, ExportError, PlanMismatch, UnsupportedModel
@@ -45,13 +46,14 @@ def write_and_measure(
     clock: Clock,
     refit: bool,
     healing: Sequence[dict[str, Any]] = (),
+    problems: Sequence[str] = (),
 ) -> Report:
     """Everything of a run but its analysis, in `stage`."""
     from lowrank.edge import write_onnx, write_with_past
     from lowrank.evaluate.generation import check_generation
     from lowrank.evaluate.measure import measure
 
-    problems: list[str] = []
+    found = list(problems)
     folder, onnx = stage / MODEL_FOLDER, stage / ONNX_FILE
     folder.mkdir()
     with clock.stage("save"):
@@ -64,24 +66,24 @@ def write_and_measure(
                 for path in track((onnx,), "writing ONNX", 1):
                     write_onnx(small, path)
         except ExportError as error:
-            problems.append(str(error))
+            found.append(str(error))
     if with_past:
         try:
             with clock.stage("export with past"):
                 path = write_with_past(small, stage)
                 check_generation(small, path)
         except ExportError as error:
-            problems.append(str(error))
+            found.append(str(error))
             _drop(stage, WITH_PAST_FILE)
     report = measure(dense, small, analysis, plan, stage, calibration, latency, track, clock)
-    problems += report.problems
+    found += report.problems
     if report.parity is None:
         # A graph that failed its check is not left for anyone to ship.
         _drop(stage, ONNX_FILE)
     write_json(stage / PLAN_FILE, "plan", plan.to_json())
     report = replace(
         report,
-        problems=problems,
+        problems=found,
         healing=list(healing),
         files=files_of(stage),
         seconds=clock.seconds,
@@ -153,7 +155,22 @@ def provenance(analysis: Analysis, plan: Plan, refit: bool) -> dict[str, Any]:
     }
 
 
-def check_plan(folder: Path, plan: Plan, analysis: Analysis) -> None:
+def read_run(folder: Path) -> tuple[Analysis, Plan, Report | None]:
+    """The analysis of a finished run, the plan that its model follows, and its report, if it has one.
+
+    Raises:
+        PlanMismatch: if the model follows another plan.
+        ArtifactError: if the run is not complete.
+    """
+    analysis = load_analysis(folder)
+    content = read_json(folder / PLAN_FILE, "plan")
+    plan = Plan.from_json(content, analysis, Budget.from_json(content.get("budget")))
+    _check_plan(folder, plan, analysis)
+    path = folder / REPORT_FILE
+    return analysis, plan, Report.from_json(read_json(path, "report")) if path.is_file() else None
+
+
+def _check_plan(folder: Path, plan: Plan, analysis: Analysis) -> None:
     """Refuse a plan that the saved model does not follow: `select` writes a new one beside it."""
     record = read_json(folder / MODEL_FOLDER / RECORD_FILE, "model")
     replaced = record.get("replaced")

@@ -126,7 +126,6 @@ def test_adapters_from_the_command_line(cli: Cli, run: Path, fold: str) -> None:
     assert cli("evaluate", "-o", run).code == 0
 
 
-@pytest.mark.xfail(reason="unfinished: see the closing note of the session")
 def test_refusals(cli: Cli, run: Path, here: Path, bert_folder: Path) -> None:
     (here / "short.txt").write_text("the cat\na dog\n", encoding="utf-8")
     for arguments, message in (
@@ -140,7 +139,7 @@ def test_refusals(cli: Cli, run: Path, here: Path, bert_folder: Path) -> None:
     assert cli("heal", run, "--fold", "exact").code == 2
     assert cli("compress", bert_folder, "--budget", 0.5, "--adapter", 2).code == 2
     plan = read(run / "plan.json")
-    entry = next(e for e in plan["groups"] if e["structure"] in ("two_factor", "pivoted"))
+    entry = next(e for e in plan["groups"] if e["structure"] != "dense")
     entry["rank"] -= 1
     (run / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
     refused = cli("heal", run, "--steps", 20)
@@ -174,7 +173,6 @@ def test_a_module_in_memory(here: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="not yet run")
 def test_processes_that_accelerate_starts_give_the_same_model(here: Path, run: Path) -> None:
     pytest.importorskip("accelerate")
     import shutil
@@ -194,7 +192,6 @@ def test_processes_that_accelerate_starts_give_the_same_model(here: Path, run: P
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="not yet run")
 def test_the_example_trains_with_labels(run: Path, here: Path) -> None:
     lines = sentences(400)
     for name, part in (("train.tsv", lines[:300]), ("test.tsv", lines[300:])):

@@ -21,7 +21,7 @@ from lowrank.healing import Healing, Work, start
 from lowrank.healing.distill import batches_in_turn
 from lowrank.healing.measure import hidden_loss, output_loss
 from lowrank.healing.optimizer import Optimizer
-from lowrank.healing.parameters import restore_, snapshot
+from lowrank.healing.parameters import snapshot
 from lowrank.healing.work import Part
 
 
@@ -197,9 +197,8 @@ def test_every_batch_comes_once_before_any_comes_again() -> None:
     assert [next(later) for _ in range(7)] == taken[8:]
 
 
-@pytest.mark.xfail(reason="unfinished: see the closing note of the session")
 def test_steps_are_relative_to_what_they_change() -> None:
-    large, little = (torch.nn.Parameter(scale * torch.ones(4, 4)) for scale in (100.0, 0.01))
+    large, little = (torch.nn.Parameter(scale * torch.ones(4, 4, dtype=torch.float64)) for scale in (100.0, 0.01))
     optimizer = Optimizer({"large": large, "little": little}, 0.01)
     (large.sum() * 3 + little.sum() * 1e-4).backward()
     optimizer.step(0.05)
@@ -240,4 +239,3 @@ def test_faults() -> None:
         start(dense, small, feeds, feeds, Work(0, 10), device="cuda:77")
     with pytest.raises(HealingError, match="nothing to heal"):
         start(dense, dense, feeds, feeds, Work(0, 10))
-    restore_({}, {})

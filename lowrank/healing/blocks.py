@@ -11,10 +11,10 @@ from torch import Tensor
 
 from lowrank.backends.inputs import Feed
 from lowrank.backends.torch.prefix import Prefix
-from lowrank.healing.descend import Diverged, descend
+from lowrank.healing.descend import descend
 from lowrank.healing.distill import Distillation, batches_in_turn
 from lowrank.healing.measure import hidden_loss
-from lowrank.healing.optimizer import Optimizer
+from lowrank.healing.optimizer import Diverged, Optimizer
 from lowrank.healing.parameters import restore_, snapshot
 from lowrank.healing.watched import Watched
 from lowrank.healing.work import Part, Work

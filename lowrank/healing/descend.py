@@ -5,12 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from lowrank.healing.optimizer import Optimizer
+from lowrank.healing.optimizer import Diverged, Optimizer
 from lowrank.healing.work import Part
-
-
-class Diverged(Exception):
-    """A loss is no finite number any more."""
 
 
 def descend(
@@ -26,7 +22,7 @@ def descend(
         cost: of a step, in whole steps.
 
     Raises:
-        Diverged: at the first loss that is no finite number, before the step is made.
+        Diverged: at the first loss or gradient that is no finite number, before the step is made.
     """
     while (share := part.share) < 1:
         loss = backward(next(batches))

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from lowrank.errors import HealingError
 from lowrank.healing.blocks import BlockFit
 from lowrank.healing.checkpoint import Phase, Progress, read_checkpoint, write_checkpoint
-from lowrank.healing.descend import Diverged, descend
+from lowrank.healing.descend import descend
 from lowrank.healing.distill import Distillation, batches_in_turn
 from lowrank.healing.faults import first_nonfinite
-from lowrank.healing.optimizer import Optimizer
+from lowrank.healing.optimizer import Diverged, Optimizer
 from lowrank.healing.parameters import restore_, snapshot
 from lowrank.healing.rate import START, rates
 from lowrank.healing.work import Part, Work

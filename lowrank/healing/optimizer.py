@@ -15,6 +15,10 @@ CLIP = 2.0
 """Times the usual norm of the gradients."""
 
 
+class Diverged(Exception):
+    """A loss or a gradient is no finite number any more."""
+
+
 class Optimizer:
     """AdamW with one rate for all parameters, as a share of each one's root mean square.
 
@@ -44,14 +48,20 @@ class Optimizer:
 
         Args:
             share: how much of the training is done, 0 to 1.
+
+        Raises:
+            Diverged: if a gradient is not finite; some attention kernels give finite outputs for what is not. Nothing
+                is changed then.
         """
         rate = self.rate * curve(share)
         for group in self.adam.param_groups:
             group["lr"] = rate * group["scale"]
         parameters = [p for group in self.adam.param_groups for p in group["params"]]
         norm = float(nn.utils.clip_grad_norm_(parameters, CLIP * self.usual if self.usual else math.inf))
-        if math.isfinite(norm):
-            self.usual = norm if self.usual is None else 0.9 * self.usual + 0.1 * min(norm, CLIP * self.usual)
+        if not math.isfinite(norm):
+            self.adam.zero_grad()
+            raise Diverged
+        self.usual = norm if self.usual is None else 0.9 * self.usual + 0.1 * min(norm, CLIP * self.usual)
         self.adam.step()
         self.adam.zero_grad()
 

@@ -21,13 +21,13 @@ from lowrank.errors import HealingError
 from lowrank.healing.adapter import adaptable, attach, begin_with_the_discarded, parameters_of, smallest_sizes
 from lowrank.healing.distill import Distillation
 from lowrank.healing.heal import Healing
-from lowrank.healing.parameters import trainable
+from lowrank.healing.parameters import restore_, snapshot, trainable
 from lowrank.healing.watched import Watched, block_paths
 from lowrank.healing.work import Work
 from lowrank.healing.workers import Workers
 
 Initial = Literal["discarded", "zero"]
-"""What an adapter begins as: the best of what truncation left out, or nothing."""
+"""What an adapter begins as: the best of what truncation left out, if held-out samples find that better, or nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +122,13 @@ def start(
     )
     now = task.before
     if adapter is not None and adapter.initial == "discarded" and not resume:
+        nothing = snapshot(task.parameters)
         begin_with_the_discarded(student, dense, small, fit)
         now = task.judge()
+        if now >= task.before:
+            # What a refit has made up for in other ways is not to be added once more.
+            restore_(task.parameters, nothing)
+            now = task.before
     target = small.module if adapter is None else student
     healing = Healing(task, target, work, now=now, seed=seed, path=path, key=key, resume=resume)
     return Session(healing, shapes, model)

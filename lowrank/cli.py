@@ -13,6 +13,7 @@ import typer
 
 from lowrank import __version__
 from lowrank.errors import LowRankError
+from lowrank.interrupts import remember_interrupts
 from lowrank.options import (
     Adapter,
     AdapterInit,
@@ -379,6 +380,7 @@ def _files(run: Path) -> None:
 
 def main() -> None:
     """The console script: errors become one sentence and exit code 1."""
+    remember_interrupts()
     try:
         app()
     except LowRankError as error:

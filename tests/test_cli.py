@@ -347,6 +347,20 @@ def test_interruption_leaves_the_earlier_result(here: Path, bert_folder: Path) -
     assert snapshot(here / "lowrank-run") == before
 
 
+def test_an_interruption_that_other_code_swallows_counts(here: Path) -> None:
+    code = (
+        "import os, signal; from pathlib import Path; from lowrank.artifacts.files import staged\n"
+        "from lowrank.interrupts import remember_interrupts\n"
+        "class Swallows:\n"
+        "    def __del__(self): os.kill(os.getpid(), signal.SIGINT); list(range(1000))\n"
+        "remember_interrupts()\n"
+        "with staged(Path('run')) as stage:\n"
+        "    (stage / 'new').write_text('x'); Swallows()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode != 0 and "Exception ignored" in done.stderr and not (here / "run" / "new").exists()
+
+
 def test_output_that_is_no_folder(cli: Cli, here: Path) -> None:
     saved_state(here / "model.pt")
     (here / "file").write_text("precious")

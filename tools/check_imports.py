@@ -18,7 +18,7 @@ LAYERS = (
     {"cli"},
     {"__init__", "__main__"},
 )
-ANYWHERE = {"errors", "parallel", "progress"}
+ANYWHERE = {"errors", "interrupts", "parallel", "progress"}
 BANNED_IN_CORE = {
     "torch",
     "onnx",

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.errors import ArtifactError, LowRankError
+from lowrank.interrupts import heed_swallowed
 
 SCHEMA_MAJOR = 1
 SCHEMA_MINOR = 0
@@ -79,6 +80,7 @@ def staged(folder: Path, owned: Iterable[str] = ()) -> Iterator[Path]:
     try:
         stage.mkdir()
         yield stage
+        heed_swallowed()
         _replace_entries(stage, folder, owned)
     except Exception as error:
         if _is_io(error):

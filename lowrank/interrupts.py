@@ -1,0 +1,28 @@
+"""Ctrl-C that counts, also where code of others swallows it.
+
+An exception that is raised in a finaliser or a callback is only printed, and the program goes on as if there were none.
+"""
+
+from __future__ import annotations
+
+import signal
+
+_seen: list[int] = []
+
+
+def remember_interrupts() -> None:
+    """Remember every Ctrl-C from now on. For programs; a library leaves signals alone."""
+    _seen.clear()
+
+    def interrupt(number: int, frame: object) -> None:
+        _seen.append(number)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
+
+
+def heed_swallowed() -> None:
+    """Raise `KeyboardInterrupt` if there was one that has not ended the program."""
+    if _seen:
+        raise KeyboardInterrupt

@@ -13,7 +13,7 @@ import typer
 
 from lowrank import __version__
 from lowrank.errors import LowRankError
-from lowrank.interrupts import remember_interrupts
+from lowrank.interrupts import remember_interrupts, was_interrupted
 from lowrank.options import (
     Adapter,
     AdapterInit,
@@ -383,13 +383,18 @@ def main() -> None:
     remember_interrupts()
     try:
         app()
-    except LowRankError as error:
-        complain(str(error))
-        sys.exit(1)
-    except OSError as error:
-        complain(f"{error.filename or 'a file'}: {error.strerror or error}; choose another path, or make it readable")
-        sys.exit(1)
-    except SystemExit as ending:
-        if ending.code == INTERRUPTED:
+    except (Exception, SystemExit) as ending:
+        code = ending.code if isinstance(ending, SystemExit) else 1
+        if code == INTERRUPTED or (code and was_interrupted()):
+            # An interrupted call into other code may come back as an error of that code.
             complain("interrupted; what was there before is unchanged")
-        raise
+            code = INTERRUPTED
+        elif isinstance(ending, LowRankError):
+            complain(str(ending))
+        elif isinstance(ending, OSError):
+            complain(
+                f"{ending.filename or 'a file'}: {ending.strerror or ending}; choose another path, or make it readable"
+            )
+        elif not isinstance(ending, SystemExit):
+            raise
+        sys.exit(code)

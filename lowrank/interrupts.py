@@ -1,6 +1,7 @@
 """Ctrl-C that counts, also where code of others swallows it.
 
-An exception that is raised in a finaliser or a callback is only printed, and the program goes on as if there were none.
+An exception that is raised in a finaliser or a callback is only printed, and one
+that is raised inside a call to another language comes back as an error of that call.
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ def remember_interrupts() -> None:
         signal.signal(signal.SIGINT, interrupt)
 
 
+def was_interrupted() -> bool:
+    """Whether there was one."""
+    return bool(_seen)
+
+
 def heed_swallowed() -> None:
     """Raise `KeyboardInterrupt` if there was one that has not ended the program."""
-    if _seen:
+    if was_interrupted():
         raise KeyboardInterrupt

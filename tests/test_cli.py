@@ -342,7 +342,7 @@ def test_interruption_leaves_the_earlier_result(here: Path, bert_folder: Path) -
         time.sleep(0.02)
     process.send_signal(2)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert "interrupted" in err and "Traceback" not in err
     assert snapshot(here / "lowrank-run") == before
 

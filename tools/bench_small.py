@@ -21,7 +21,9 @@ from convert_stories import START, convert, tell
 
 import lowrank
 from lowrank.backends import open_model
+from lowrank.calibrate import load_calibration, sequential_refit
 from lowrank.pipeline.planning import factorize
+from lowrank.progress import silent
 
 METHODS: dict[str, tuple[bool, Any]] = {
     "plain SVD, uniform ranks": (False, lowrank.Uniform()),
@@ -32,13 +34,17 @@ METHODS: dict[str, tuple[bool, Any]] = {
 
 def variants(source: Any, calib: Path, keeps: list[float]) -> Any:
     """Method, keep ratio and the factored module of each row."""
-    dense = open_model(source)
+    dense: Any = open_model(source)
+    data: Any = load_calibration(dense, calib)
     for method, (with_data, selector) in METHODS.items():
         settings = lowrank.Settings(calib=str(calib) if with_data else "none")
         analysis = lowrank.analyze(source, settings=settings)
         for keep in keeps:
             plan = lowrank.select(analysis, keep, selector)
-            yield method, keep, dense.rewrite(factorize(dense, analysis, plan)).module  # pyright: ignore[reportAttributeAccessIssue]
+            made = factorize(dense, analysis, plan)
+            if with_data:
+                made = sequential_refit(data, dense.rewrite(made), made, analysis, silent)
+            yield method, keep, dense.rewrite(made).module
 
 
 def sample(model: Any, count: int, length: int, seed: int) -> torch.Tensor:

@@ -12,8 +12,9 @@ from torch import Tensor
 from lowrank.backends.inputs import Feed
 from lowrank.backends.torch.prefix import Prefix
 from lowrank.healing.descend import descend
-from lowrank.healing.distill import Distillation, batches_in_turn
+from lowrank.healing.distill import Distillation
 from lowrank.healing.measure import hidden_loss
+from lowrank.healing.mix import steps_in_turn
 from lowrank.healing.optimizer import Diverged, Optimizer
 from lowrank.healing.parameters import restore_, snapshot
 from lowrank.healing.watched import Watched
@@ -40,6 +41,7 @@ class BlockFit:
         aside = task.heldout.feeds[: max(1, len(task.heldout.feeds) // 2)]
         feeds = [*_some(task.fit.feeds, student), *aside]
         self.count, self.total = len(feeds) - len(aside), len(feeds)
+        self._rows = [len(next(iter(feed.values()))) for feed in feeds]
         self._masks = [student.mask(feed) for feed in feeds]
         placed = [student.placed(feed) for feed in feeds]
         self._before = Prefix(dense.module, dense.signature, placed)
@@ -58,9 +60,9 @@ class BlockFit:
         self._after.advance(block)
         part, cost = Part(self.work, self.length / len(self.paths)), 1 / len(self.paths)
         start, known = self._judge(), snapshot(own)
-        batches, better = batches_in_turn(self.count, self.seed), False
+        steps, better = steps_in_turn(self.count, self.seed, together=self.task.together), False
         with suppress(Diverged):
-            yield from descend(self._backward, batches, Optimizer(own, self.rate, self.task.smallest), part, cost)
+            yield from descend(self._backward, steps, Optimizer(own, self.rate, self.task.smallest), part, cost)
             better = self._judge() < start
         if not better:
             restore_(own, known)
@@ -68,10 +70,13 @@ class BlockFit:
     def _loss(self, index: int) -> Tensor:
         return hidden_loss(self._after.through(index), self._before.remembered(index), self._masks[index])
 
-    def _backward(self, index: int) -> float:
-        loss = self._loss(index)
-        loss.backward()
-        return float(loss.detach())
+    def _backward(self, batches: Sequence[int]) -> float:
+        samples, total = sum(self._rows[index] for index in batches), 0.0
+        for index in batches:
+            loss = self._loss(index) * (self._rows[index] / samples)
+            loss.backward()
+            total += float(loss.detach())
+        return total
 
     def _judge(self) -> float:
         with torch.no_grad():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lowrank.backends.inputs import Feed, OutputKind
 from lowrank.errors import HealingError
 from lowrank.healing.measure import hidden_loss, output_loss
+from lowrank.healing.mix import mixed, steps_in_turn
 from lowrank.healing.teacher import Teacher
 from lowrank.healing.watched import Seen, Watched
 from lowrank.healing.workers import Workers
@@ -49,7 +50,8 @@ class Distillation:
         self.workers = workers or Workers()
         self.student, self.parameters, self.smallest = student, dict(parameters), smallest
         self.kind: OutputKind = kind
-        self.fit, self.heldout = Teacher(dense, fit), Teacher(dense, heldout)
+        feeds, self.together = mixed(fit)
+        self.fit, self.heldout = Teacher(dense, feeds), Teacher(dense, heldout)
         self.parts = 1
         """Into how many slices a batch is cut, since memory does not hold the whole of it."""
         hidden, self.before = self._judged()
@@ -60,15 +62,20 @@ class Distillation:
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
 
-    def backward(self, index: int) -> float:
-        """Add the gradients of one batch to those of the parameters; the loss.
+    def steps(self, seed: int, skip: int = 0) -> Iterator[list[int]]:
+        """The batches of each step, without end."""
+        return steps_in_turn(len(self.fit.feeds), seed, skip, self.together)
+
+    def backward(self, batches: Sequence[int]) -> float:
+        """Add the gradients of a step to those of the parameters; the loss, a mean over its samples.
 
         Raises:
             HealingError: if memory does not hold a single sample.
         """
+        total = sum(map(self.rows, batches))
         while True:
             try:
-                loss = self._backward(index)
+                loss = sum(self._backward(index, total) for index in batches)
                 self.workers.add_up(self.parameters.values())
                 return self.workers.total(loss)
             except (RuntimeError, MemoryError) as error:
@@ -76,7 +83,7 @@ class Distillation:
                     raise
             for parameter in self.parameters.values():
                 parameter.grad = None
-            if self.parts >= self.rows(index):
+            if self.parts >= max(map(self.rows, batches)):
                 raise HealingError("there is no memory for training on a single sample; give shorter samples")
             self.parts *= 2
 
@@ -97,13 +104,14 @@ class Distillation:
         finally:
             self.student = before
 
-    def _backward(self, index: int) -> float:
+    def _backward(self, index: int, samples: int) -> float:
+        """Add the gradients of one batch of a step that has so many samples."""
         feed, taught = self.fit.feeds[index], self.fit(index)
         total, rows = 0.0, self.rows(index)
         for part in _slices(self.workers.share(rows), self.parts):
             cut = {name: value[part] for name, value in feed.items()}
             loss = self._loss(self.student(cut), _cut(taught, part, rows), self.student.mask(cut))
-            loss = loss * ((part.stop - part.start) / rows)
+            loss = loss * ((part.stop - part.start) / samples)
             loss.backward()
             total += float(loss.detach())
         return total
@@ -147,18 +155,3 @@ def _cut(seen: Seen, part: slice, rows: int) -> Seen:
 
 def _is_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
-
-
-def batches_in_turn(count: int, seed: int, skip: int = 0) -> Iterator[int]:
-    """Indices of batches without end: every one once before any comes again, the order drawn anew each time.
-
-    Args:
-        count: of batches.
-        seed: of the order.
-        skip: how many have been taken already.
-    """
-    epoch, at = divmod(skip, count)
-    while True:
-        order = np.random.default_rng((seed, epoch)).permutation(count)
-        yield from order[at:].tolist()
-        epoch, at = epoch + 1, 0

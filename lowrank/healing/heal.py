@@ -14,7 +14,7 @@ from lowrank.errors import HealingError
 from lowrank.healing.blocks import BlockFit
 from lowrank.healing.checkpoint import Phase, Progress, read_checkpoint, write_checkpoint
 from lowrank.healing.descend import descend
-from lowrank.healing.distill import Distillation, batches_in_turn
+from lowrank.healing.distill import Distillation
 from lowrank.healing.faults import first_nonfinite
 from lowrank.healing.optimizer import Diverged, Optimizer
 from lowrank.healing.parameters import restore_, snapshot
@@ -160,7 +160,7 @@ class Healing:
                 optimizer = Optimizer(task.parameters, rate, task.smallest)
                 part = Part(self.work, TRIAL * self.work.total)
                 try:
-                    for _ in descend(task.backward, self._batches(self.seed), optimizer, part):
+                    for _ in descend(task.backward, task.steps(self.seed), optimizer, part):
                         yield self._share
                     tried[rate] = task.judge()
                     reached[rate] = snapshot(task.parameters)
@@ -183,7 +183,7 @@ class Healing:
             optimizer.restore(task.parameters, self.resumed, progress.steps, progress.usual)
         judged = int(part.share * JUDGED)
         try:
-            for share in descend(task.backward, self._batches(self.seed + 1, progress.steps), optimizer, part):
+            for share in descend(task.backward, task.steps(self.seed + 1, progress.steps), optimizer, part):
                 progress.steps += 1
                 if share * JUDGED >= judged + 1:
                     judged = int(share * JUDGED)
@@ -209,9 +209,6 @@ class Healing:
         """How many judgements in a row have found nothing better."""
         losses = [loss for _, loss in self.progress.curve]
         return len(losses) - 1 - losses.index(min(losses)) if losses else 0
-
-    def _batches(self, seed: int, skip: int = 0) -> Iterator[int]:
-        return batches_in_turn(len(self.task.fit.feeds), seed, skip)
 
     @property
     def _share(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-START = 0.01
+START = 0.004
 """Relative to the size of what is changed."""
 MOST = 5
 """Trials."""
@@ -21,10 +21,10 @@ def rates() -> Generator[float, float, None]:
         >>> try:
         ...     while True:
         ...         tried.append(rate)
-        ...         rate = asked.send(abs(rate - 0.03))
+        ...         rate = asked.send(abs(rate - 0.012))
         ... except StopIteration:
         ...     tried
-        [0.01, 0.02, 0.04]
+        [0.004, 0.008, 0.016]
     """
     tried: dict[float, float] = {}
     for rate in (START, 2 * START):

@@ -64,13 +64,13 @@ def keep_adapter(small: Backend, folder: Path, stage: Path) -> None:
 def folded(
     session: Session, dense: Backend, small: Backend, feeds: Sequence[Feed] | None, plan: Plan, analysis: Analysis
 ) -> tuple[Backend, Plan, float]:
-    """The compressed model with a trained adapter in its factors, the plan that it follows, and its held-out loss."""
+    """A copy of the compressed model with a trained adapter in its factors, its plan, and its held-out loss."""
     from lowrank.backends.torch import ModuleBackend
     from lowrank.healing.adapter import fold
 
     assert isinstance(small, ModuleBackend) and isinstance(dense, ModuleBackend)
-    made = session.residuals()
-    small = fold(small, dense, made, feeds)
+    small = replace(small, module=copy.deepcopy(small.module))
+    small = fold(small, dense, session.residuals(), feeds)
     content: dict[str, Any] = plan.to_json()
     groups = analysis.groups
     for entry in content["groups"]:

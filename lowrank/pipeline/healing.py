@@ -11,7 +11,7 @@ from lowrank.artifacts import hash_json, staged, write_json
 from lowrank.backends import Opening, open_model
 from lowrank.backends.base import Backend
 from lowrank.edge import WITH_PAST_FILE
-from lowrank.errors import HealingError
+from lowrank.errors import ArtifactError, HealingError
 from lowrank.evaluate.report import Report
 from lowrank.pipeline.adapting import folded, write_adapters
 from lowrank.pipeline.analyzing import read_calibration
@@ -89,6 +89,7 @@ def heal(
 
     Raises:
         HealingError: if there is nothing to train or nothing to train on.
+        ArtifactError: if the run is not complete.
         PlanMismatch: if the run's model does not follow its plan, or the original has changed.
 
     Example:
@@ -97,6 +98,8 @@ def heal(
     training = training if isinstance(training, Training) else Training(minutes=training or Training.minutes)
     folder, clock = Path(run).expanduser(), Clock()
     analysis, plan, report = read_run(folder)
+    if report is None:
+        raise ArtifactError(f"{folder / REPORT_FILE} is missing; `lowrank evaluate -o {folder}` writes it anew")
     if model is None:
         model, opening = source_of(analysis, folder, opening)
     dense = open_model(model, opening or Opening())
@@ -115,23 +118,26 @@ def heal(
     healed = session.healing.healed()
     entry = {**asked, **asdict(healed), "kept": healed.kept}
     problems = entry.pop("problems")
-    if report is not None and not session.healing.task.workers.is_first:
+    if not session.healing.task.workers.is_first:
         # Of several processes one writes.
         return report
-    entries = [*(report.healing if report else ()), entry]
-    refit = bool(report and report.provenance.get("refit"))
-    if report is not None and (not healed.kept or (session.peft is not None and training.fold == "no")):
+    entries = [*report.healing, entry]
+    beside = session.peft is not None and training.fold == "no"
+    if session.peft is not None and not beside and healed.kept:
+        feeds = calibration.fit if training.fold == "rank" else None
+        changed, followed, loss = folded(session, dense, small, feeds, plan, analysis)
+        entry |= {"unfolded": healed.after, "after": loss, "kept": loss < healed.before}
+        if entry["kept"]:
+            small, plan = changed, followed
+    if beside or not entry["kept"]:
         # The model stays as it is.
-        with staged(folder, owned=ADAPTER_FILES if healed.kept else ()) as stage:
-            if healed.kept:
+        with staged(folder, owned=ADAPTER_FILES if entry["kept"] else ()) as stage:
+            if entry["kept"]:
                 with clock.stage("adapter"):
                     write_adapters(small, session.peft, session.residuals(), session.shapes, stage)
             report = replace(report, problems=problems, healing=entries, files={**report.files, **files_of(stage)})
             write_json(stage / REPORT_FILE, "report", report.to_json())
     else:
-        if session.peft is not None:
-            feeds = calibration.fit if training.fold == "rank" else None
-            small, plan, entry["folded"] = folded(session, dense, small, feeds, plan, analysis)
         with_past = (folder / WITH_PAST_FILE).exists() if with_past is None else with_past
         with staged(folder, owned=RESULTS) as stage:
             report = write_and_measure(
@@ -145,7 +151,7 @@ def heal(
                 with_past,
                 track,
                 clock,
-                refit,
+                bool(report.provenance.get("refit")),
                 entries,
                 problems,
             )

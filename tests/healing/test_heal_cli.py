@@ -125,6 +125,18 @@ def test_adapters_from_the_command_line(cli: Cli, run: Path, fold: str) -> None:
     assert cli("evaluate", "-o", run).code == 0
 
 
+@pytest.mark.parametrize("fold", ["exact", "rank"])
+def test_a_fold_that_is_worse_is_discarded(run: Path, fold: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft")
+    monkeypatch.setattr("lowrank.healing.distill.Distillation.judge_other", lambda *_: 1e9)
+    before = [(run / name).read_bytes() for name in ("model/model.safetensors", "model.onnx", "plan.json")]
+    report = lowrank.heal(run, lowrank.Training(steps=30, adapter=2, fold=fold), latency=False)
+    entry = report.healing[-1]
+    assert not entry["kept"] and entry["unfolded"] < entry["before"] < entry["after"]
+    assert [(run / name).read_bytes() for name in ("model/model.safetensors", "model.onnx", "plan.json")] == before
+    assert read(run / "report.json")["healing"] == json.loads(json.dumps(report.healing))
+
+
 def test_refusals(cli: Cli, run: Path, here: Path, bert_folder: Path) -> None:
     (here / "short.txt").write_text("the cat\na dog\n", encoding="utf-8")
     for arguments, message in (

@@ -18,8 +18,8 @@ from lowrank.backends.torch.module import ModuleBackend
 from lowrank.calibrate.outputs import Reference
 from lowrank.errors import HealingError
 from lowrank.healing import Healing, Work, start
-from lowrank.healing.distill import batches_in_turn
 from lowrank.healing.measure import hidden_loss, output_loss
+from lowrank.healing.mix import mixed, steps_in_turn
 from lowrank.healing.optimizer import Optimizer
 from lowrank.healing.parameters import snapshot
 from lowrank.healing.work import Part
@@ -161,7 +161,7 @@ def test_slices_add_up_to_the_whole_gradient() -> None:
     losses, gradients = [], []
     for parts in (1, 2, 8):
         task.parts = parts
-        losses.append(task.backward(0))
+        losses.append(task.backward([0, 1]))
         gradients.append({n: p.grad.clone() for n, p in task.parameters.items() if p.grad is not None})
         for parameter in task.parameters.values():
             parameter.grad = None
@@ -189,11 +189,24 @@ def test_masked_tokens_do_not_count() -> None:
 
 
 def test_every_batch_comes_once_before_any_comes_again() -> None:
-    order = batches_in_turn(5, 7)
-    taken = [next(order) for _ in range(15)]
-    assert [sorted(taken[i : i + 5]) for i in (0, 5, 10)] == [list(range(5))] * 3
-    later = batches_in_turn(5, 7, skip=8)
-    assert [next(later) for _ in range(7)] == taken[8:]
+    for together in (1, 2, 9):
+        a_round = -(-5 // together)
+        order = steps_in_turn(5, 7, together=together)
+        taken = [next(order) for _ in range(3 * a_round)]
+        for i in range(0, len(taken), a_round):
+            assert sorted(index for step in taken[i : i + a_round] for index in step) == list(range(5))
+        later = steps_in_turn(5, 7, skip=a_round + 1, together=together)
+        assert [next(later) for _ in range(2 * a_round - 1)] == taken[a_round + 1 :]
+
+
+def test_a_step_mixes_lengths_and_loses_no_sample() -> None:
+    feeds = [{"ids": np.arange(rows * length).reshape(rows, length)} for rows, length in ((8, 5), (3, 7), (1, 2))]
+    cut, together = mixed(feeds)
+    assert together > 1 and all(len(feed["ids"]) <= 2 for feed in cut)
+    for feed in feeds:
+        same = [part["ids"] for part in cut if part["ids"].shape[1] == feed["ids"].shape[1]]
+        np.testing.assert_array_equal(np.concatenate(same), feed["ids"])
+    assert mixed(feeds[:1]) == (feeds[:1], 1)
 
 
 def test_steps_are_relative_to_what_they_change() -> None:

@@ -4,8 +4,8 @@
 
 DATA, `--vit` and `--gpt` are as for `bench_methods.py`. Each model is compressed without training, measured, healed in
 a copy of its run, and measured again: after all the minutes at every keep ratio; at the middle one also after fewer
-minutes, on the text that ships with Python, and on data of another domain, on which it is then calibrated as well. The
-table is written as it grows.
+minutes, and after those on the text that ships with Python and on data of another domain, on which it is then
+calibrated as well. The table is written as it grows.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,45 +27,32 @@ from bench_methods import subject_of
 import lowrank
 
 SHORTER = (0.1, 0.3)
-"""Shares of the minutes, for the curve."""
+"""Shares of the minutes, for the curve; other data get the larger one."""
 
 
 def rows_of(subject: subjects.Subject, keeps: list[float], minutes: float, work: Path) -> Iterator[list[str]]:
     """One row for each state of the model."""
     opened: Any = lowrank.open_model(subject.source)
     yield [subject.name, "dense", "1", "", *figures(subject.measure(opened.module)), "", "", ""]
-    middle = keeps[len(keeps) // 2]
-    for keep in keeps:
-        runs = [("own data", subject.calib, minutes)]
-        if keep == middle:
-            runs = [*(("own data", subject.calib, share * minutes) for share in SHORTER), *runs]
-            builtin = lowrank.Settings()
-            runs += [("built-in text", builtin, minutes)] if opened.tokenizer else []
-            runs += [("other domain", subject.elsewhere, minutes)]
-        before: lowrank.Settings | None = None
-        plain = work / f"{subject.name}-{keep}"
-        for label, settings, time in runs:
-            if settings is not before:
-                lowrank.compress(subject.source, keep, output=plain, settings=settings, latency=False)
-                found = figures(subject.measure(lowrank.load(plain)))
-                yield [subject.name, label, f"{keep:g}", "0", *found, "", "", ""]
-                before = settings
-            healed = work / "healed"
+    middle, other = keeps[len(keeps) // 2], SHORTER[-1] * minutes
+    curve = [share * minutes for share in SHORTER]
+    runs = [("own data", subject.calib, keep, [*(curve if keep == middle else ()), minutes]) for keep in keeps]
+    runs += [("built-in text", lowrank.Settings(), middle, [other])] if opened.tokenizer else []
+    runs += [("other domain", subject.elsewhere, middle, [other])]
+    for label, settings, keep, times in runs:
+        # In one folder, whose analysis serves all keep ratios.
+        plain, healed = work / f"{subject.name}, {label}", work / "healed"
+        lowrank.compress(subject.source, keep, output=plain, settings=settings, latency=False)
+        found = figures(subject.measure(lowrank.load(plain)))
+        yield [subject.name, label, f"{keep:g}", "0", *found, "", "", ""]
+        for time in times:
             shutil.copytree(plain, healed)
             entry = lowrank.heal(healed, time, latency=False).healing[-1]
             found = figures(subject.measure(lowrank.load(healed)))
             shutil.rmtree(healed)
-            share = f"{entry['after'] / entry['before']:.3f}"
-            yield [
-                subject.name,
-                label,
-                f"{keep:g}",
-                f"{time:g}",
-                *found,
-                share,
-                f"{entry['rate']}",
-                f"{entry['steps']}",
-            ]
+            share = entry["after"] / entry["before"]
+            told = [f"{share:.3f}", f"{entry['rate']:g}", f"{entry['steps']}"]
+            yield [subject.name, label, f"{keep:g}", f"{time:g}", *found, *told]
 
 
 def figures(values: tuple[float, ...]) -> list[str]:
@@ -92,6 +80,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         for name in names:
             subject = subject_of(name, args, Path(work))
+            if name == "minilm":
+                # All of its sentences, of which the calibration takes some from all over.
+                whole = replace(subject.calib, calib=str(args.data / "stsb_train.tsv"))
+                subject = replace(subject, calib=whole)
             rows: list[list[str]] = []
             for row in rows_of(subject, args.keeps, args.minutes, Path(work)):
                 rows.append(row)

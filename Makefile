@@ -30,6 +30,7 @@ bench: $(VENV)/.demo
 	$(if $(DATA),$(BIN)/python tools/bench_methods.py --data $(DATA) $(if $(STORIES),--stories $(STORIES)) $(if $(VIT),--vit $(VIT)) $(if $(GPT),--gpt $(GPT)) --output $(BENCH))
 	$(if $(DATA),$(BIN)/python tools/bench_samples.py --data $(DATA) --output $(BENCH))
 	$(BIN)/python tools/bench_pivots.py
+	$(if $(DATA),$(BIN)/python tools/bench_healing.py --data $(DATA) $(if $(VIT),--vit $(VIT)) $(if $(GPT),--gpt $(GPT)) --output $(BENCH))
 	$(if $(DATA),$(BIN)/python tools/bench_tables.py --data $(DATA) $(if $(GPT),--gpt $(GPT)) --output $(BENCH))
 
 # Trains the two second models of the bench, some minutes each.

@@ -139,7 +139,8 @@ def report_table(report: Report) -> Table:
     for entry in report.healing:
         share = entry["after"] / entry["before"] if entry["before"] else 1.0
         lost = f"{entry['after']:.4g}, {share:.3f} of before" if entry["kept"] else "no better"
-        table.add_row(f"held-out loss after healing ({entry['steps']} steps)", "", lost, "")
+        done = f"{entry['steps']} steps, {entry['batch']} samples at a time in memory"
+        table.add_row(f"held-out loss after healing ({done})", "", lost, "")
     if report.parity:
         table.add_row("model against its ONNX file, largest difference", "", f"{report.parity['max_abs']:.1e}", "")
     return table

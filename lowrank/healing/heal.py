@@ -21,12 +21,13 @@ from lowrank.healing.parameters import restore_, snapshot
 from lowrank.healing.rate import START, rates
 from lowrank.healing.work import Part, Work
 
-BLOCKS, TRIAL = 0.15, 0.03
-"""Shares of the work: of all blocks together, and of one trial of a learning rate."""
+BLOCKS, TRIAL = 0.1, 0.08
+"""Shares of the work: of all blocks together, and of one trial of a learning rate. Short trials find too low a rate:
+what a high one gains shows only once it has come down again."""
 JUDGED = 12
 """How often the main phase is judged."""
 PATIENCE = 6
-"""It ends when so many judgements in a row have found nothing better."""
+"""It ends when so many judgements in a row have found nothing better than one of its own before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,8 +207,8 @@ class Healing:
         return True
 
     def _judged_in_vain(self) -> int:
-        """How many judgements in a row have found nothing better."""
-        losses = [loss for _, loss in self.progress.curve]
+        """How many judgements of the main phase in a row have found nothing better than it had."""
+        losses = [loss for work, loss in self.progress.curve if work > self.progress.begun]
         return len(losses) - 1 - losses.index(min(losses)) if losses else 0
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 START = 0.004
 """Relative to the size of what is changed."""
-MOST = 5
+MOST = 3
 """Trials."""
 
 

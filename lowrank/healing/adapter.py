@@ -94,44 +94,6 @@ def _rms(values: Tensor) -> Tensor:
     return values.float().square().mean().sqrt()
 
 
-def begin_with_the_discarded(
-    module: nn.Module, dense: ModuleBackend, small: ModuleBackend, feeds: Sequence[Feed]
-) -> int:
-    """Start each adapter as the best part of what truncation left out, in the metric of what the layer sees.
-
-    Layers whose channels stand for something else than those of the dense layer (narrower ones) start from nothing.
-
-    Returns:
-        How many adapters have begun so.
-    """
-    paths = {record["layers"][0]: name for name, record in small.replaced.items() if record["kind"] == "linear"}
-    places = {path: name for path, name in paths.items() if _is_factored(module, path)}
-    grams = input_moments(module, dense, list(places), feeds)
-    for path, name in places.items():
-        record, layer = small.replaced[name], _submodule(module, path)
-        wanted = dense.read(name)
-        wanted = wanted if "rows" not in record else wanted[record["rows"]]
-        wanted = wanted if "cols" not in record else wanted[:, record["cols"]]
-        rest = wanted - layer.get_base_layer().weight.detach().double().cpu().numpy()
-        a, b = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
-        made = directions(rest, grams.get(path), name=name).truncate(rest, min(len(a), *rest.shape))
-        with torch.no_grad():
-            a.zero_()
-            b.zero_()
-            a[: made.rank].copy_(torch.from_numpy(np.asarray(made.right)))
-            b[:, : made.rank].copy_(torch.from_numpy(np.asarray(made.left)))
-    return len(places)
-
-
-def _submodule(module: nn.Module, path: str) -> Any:
-    return module.get_submodule(path)
-
-
-def _is_factored(module: nn.Module, path: str) -> bool:
-    layer = _submodule(module, path)
-    return hasattr(layer, "get_base_layer") and isinstance(layer.get_base_layer(), LowRankLinear | PivotedLinear)
-
-
 def input_moments(
     module: nn.Module, backend: ModuleBackend, paths: Sequence[str], feeds: Sequence[Feed]
 ) -> dict[str, Gram]:

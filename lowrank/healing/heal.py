@@ -97,7 +97,9 @@ class Healing:
                 )
             self.progress = Progress(key, before=before, best=now, weight=task.weight)
             self.best = snapshot(task.parameters)
-        self.work = Work(work.total, int(work.total) if work.by_steps else None, self.progress.done, task.workers)
+        # Getting ready has taken some of the time.
+        done = self.progress.done + (0.0 if work.by_steps else work.done)
+        self.work = Work(work.total, int(work.total) if work.by_steps else None, done, task.workers)
 
     def run(self) -> Iterator[float]:
         """Do it all: after every step, how much is done."""

@@ -18,7 +18,8 @@ from lowrank.backends.torch.lora import residuals
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.backends.torch.tensors import module_in_float32
 from lowrank.errors import HealingError
-from lowrank.healing.adapter import adaptable, attach, begin_with_the_discarded, parameters_of, smallest_sizes
+from lowrank.healing.adapter import adaptable, attach, parameters_of, smallest_sizes
+from lowrank.healing.discarded import begin_with_the_discarded
 from lowrank.healing.distill import Distillation
 from lowrank.healing.heal import Healing
 from lowrank.healing.parameters import restore_, snapshot, trainable

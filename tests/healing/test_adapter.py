@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from builders import two_factors
 from test_healing import cut
 
 from lowrank.backends.inputs import Signature
@@ -16,14 +18,17 @@ from lowrank.backends.torch.inputs import call
 from lowrank.backends.torch.layers import put
 from lowrank.backends.torch.lora import residuals, with_adapter
 from lowrank.backends.torch.module import ModuleBackend
+from lowrank.calibrate import Calibration, sequential_refit
 from lowrank.core.factors import directions
 from lowrank.core.pivot import pivot
 from lowrank.core.structures import Replacement
 from lowrank.edge.adapters import check_adapter, export_adaptable, write_adapter
 from lowrank.errors import UnsupportedModel
 from lowrank.healing import AdapterOptions, Session, Work, start
-from lowrank.healing.adapter import adaptable, attach, begin_with_the_discarded, fold
+from lowrank.healing.adapter import adaptable, attach, fold
+from lowrank.healing.discarded import begin_with_the_discarded
 from lowrank.nn import Adaptable
+from lowrank.progress import silent
 
 peft: Any = pytest.importorskip("peft")
 
@@ -122,6 +127,20 @@ def test_beginning_with_all_that_was_discarded_is_the_dense_model() -> None:
     attach(module, adaptable(module, [x for r in small.replaced.values() for x in r["layers"]]), 8)
     assert begin_with_the_discarded(module, dense, small, feeds) == len(small.replaced)
     np.testing.assert_allclose(output(dense, module, feeds[0]), dense.run(feeds[0]), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
+def test_beginning_with_the_discarded_gains_after_a_refit_too(name: str) -> None:
+    """A refit has made up for some of what was left out, which must not be added once more."""
+    dense, _, feeds = cut(name)
+    chosen = [w for w in dense.weights if w.is_linear and w.role == "projection"]
+    made = {w.name: two_factors(dense.read(w.name), max(1, w.full_rank // 4)) for w in chosen}
+    data = Calibration(tuple(feeds[:4]), tuple(feeds[4:5]), (), dense, {})
+    unmeasured: Any = SimpleNamespace(curvatures={})
+    small = dense.rewrite(sequential_refit(data, dense.rewrite(made), made, unmeasured, silent))
+    options = AdapterOptions(rank=2)
+    task = start(dense, small, feeds[:4], feeds[4:], Work(0, 40), adapter=options).healing.task
+    assert task.judge() < 0.97 * task.before
 
 
 def test_two_adapters_on_one_session_give_two_right_answers(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,8 @@ from lowrank.core.refit import Joint, kept_outputs
 from lowrank.core.structures.base import Replacement
 from lowrank.core.weight import Weight
 from lowrank.nn import NarrowLinear
+
+Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Pair:
@@ -72,6 +75,10 @@ class Pair:
 
     def moments(self, stage: Sequence[Weight], made: Mapping[str, Replacement]) -> dict[str, tuple[Joint, Joint]]:
         """For each weight of a stage the moments of both folds."""
+        return self.joint(stage, {w.name: kept_outputs(made[w.name], w.rows) for w in stage})
+
+    def joint(self, stage: Sequence[Weight], kept: Mapping[str, Rows]) -> dict[str, tuple[Joint, Joint]]:
+        """The same, given which outputs of the dense layers those of the compressed ones stand for."""
         names = {w.layers[0].name: w for w in stage}
         at = min(map(self._before.block_of, names))
         self._before.advance(at)
@@ -86,8 +93,7 @@ class Pair:
                 layer, x, y = self.small.get_submodule(path), small[path][0], dense[path][1]
                 if isinstance(layer, NarrowLinear) and layer.picks is not None:
                     x = x.index_select(-1, layer.picks)
-                kept = torch.from_numpy(kept_outputs(made[weight.name], weight.rows))
-                y = y.index_select(-1, kept)
+                y = y.index_select(-1, torch.from_numpy(kept[weight.name]))
                 # Weights of a stage read one tensor, unless what picks from it made another of it.
                 if id(x) not in inputs:
                     rows = token_rows(x.detach().float().cpu(), mask)

@@ -251,3 +251,29 @@ def test_faults() -> None:
         start(dense, small, feeds, feeds, Work(0, 10), device="cuda:77")
     with pytest.raises(HealingError, match="nothing to heal"):
         start(dense, dense, feeds, feeds, Work(0, 10))
+
+
+def test_the_trainer_of_transformers_trains_factors(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    from transformers import Trainer, TrainingArguments
+
+    _, small, _ = cut("gpt2")
+    rows = torch.randint(0, small.module.config.vocab_size, (16, 8), generator=torch.Generator().manual_seed(0))
+    examples = [{"input_ids": row, "labels": row} for row in rows]
+    before = snapshot(dict(small.module.named_parameters()))
+    options = TrainingArguments(
+        str(tmp_path),
+        max_steps=20,
+        learning_rate=1e-2,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = Trainer(model=small.module, args=options, train_dataset=examples)  # type: ignore[arg-type]
+    loss = trainer.evaluate(examples)["eval_loss"]  # type: ignore[arg-type]
+    trainer.train()
+    assert trainer.evaluate(examples)["eval_loss"] < 0.9 * loss  # type: ignore[arg-type]
+    factors = [name for name in before if ".left." in name or ".right." in name]
+    now = dict(small.module.named_parameters())
+    assert factors and not any(torch.equal(now[name], before[name]) for name in factors)

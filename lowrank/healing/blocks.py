@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from lowrank.healing.watched import Watched
 from lowrank.healing.work import Part, Work
 
 REMEMBERED = 1 << 29
-"""Bytes of hidden states of one block at most, those to learn from and to be judged by together; held twice."""
+"""Bytes of hidden states of one block that is learnt from at most, held twice; held-out ones come with it."""
 
 
 class BlockFit:
@@ -56,16 +55,20 @@ class BlockFit:
         own = {name: p for name, p in parameters.items() if name.startswith(f"{self.paths[block]}.")}
         if not own:
             return
-        self._before.advance(block + 1)
-        self._after.advance(block)
         part, cost = Part(self.work, self.length / len(self.paths)), 1 / len(self.paths)
-        start, known = self._judge(), snapshot(own)
-        steps, better = steps_in_turn(self.count, self.seed, together=self.task.together), False
-        with suppress(Diverged):
-            yield from descend(self._backward, steps, Optimizer(own, self.rate, self.task.smallest), part, cost)
-            better = self._judge() < start
-        if not better:
-            restore_(own, known)
+        steps, better, known = steps_in_turn(self.count, self.seed, together=self.task.together), False, snapshot(own)
+        try:
+            self._before.advance(block + 1)
+            self._after.advance(block)
+            if part.share < 1:
+                start = self._judge()
+                yield from descend(self._backward, steps, Optimizer(own, self.rate, self.task.smallest), part, cost)
+                better = self._judge() < start
+        except Diverged:
+            pass
+        finally:
+            if not better:
+                restore_(own, known)
 
     def _loss(self, index: int) -> Tensor:
         return hidden_loss(self._after.through(index), self._before.remembered(index), self._masks[index])

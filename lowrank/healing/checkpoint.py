@@ -36,6 +36,8 @@ class Progress:
     """The held-out loss that each rate came to."""
     begun: float = 0.0
     """Work when the main phase began."""
+    judged: int = 0
+    """Judgements that the main phase has had."""
     steps: int = 0
     """Of the main phase."""
     usual: float | None = None

@@ -32,7 +32,7 @@ def descend(
         loss = backward(next(steps))
         if not math.isfinite(loss):
             optimizer.adam.zero_grad()
-            raise Diverged
+            raise Diverged("the loss is not finite")
         optimizer.step(share)
         part.work.count(cost)
         yield part.share

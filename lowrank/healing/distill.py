@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lowrank.backends.inputs import Feed, OutputKind
 from lowrank.errors import HealingError
 from lowrank.healing.measure import hidden_loss, output_loss
+from lowrank.healing.memory import is_memory
 from lowrank.healing.mix import mixed, steps_in_turn
 from lowrank.healing.teacher import Teacher
 from lowrank.healing.watched import Seen, Watched
@@ -54,7 +55,15 @@ class Distillation:
         self.fit, self.heldout = Teacher(dense, feeds), Teacher(dense, heldout)
         self.parts = 1
         """Into how many slices a batch is cut, since memory does not hold the whole of it."""
-        hidden, self.before = self._judged()
+        try:
+            hidden, self.before = self._judged()
+        except (RuntimeError, MemoryError) as error:
+            if not is_memory(error):
+                raise
+            rows = max(len(next(iter(feed.values()))) for feed in heldout)
+            raise HealingError(
+                f"there is no memory for both models and {rows} samples at a time; give shorter samples"
+            ) from None
         """The measure of the student as it was given."""
         self.weight = hidden / self.before if hidden > 0 and self.before > 0 else 1.0
         for parameter in student.module.parameters():
@@ -79,7 +88,7 @@ class Distillation:
                 self.workers.add_up(self.parameters.values())
                 return self.workers.total(loss)
             except (RuntimeError, MemoryError) as error:
-                if not _is_memory(error):
+                if not is_memory(error):
                     raise
             for parameter in self.parameters.values():
                 parameter.grad = None
@@ -151,7 +160,3 @@ def _cut(seen: Seen, part: slice, rows: int) -> Seen:
     """The samples of a part; what has no batch axis is left whole."""
     hidden = [h[part] if h.shape[:1] == (rows,) else h for h in seen.hidden]
     return Seen(hidden, seen.output[part])
-
-
-def _is_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)

@@ -11,8 +11,13 @@ from torch.utils._pytree import tree_leaves
 from lowrank.healing.distill import Distillation
 
 
-def first_nonfinite(task: Distillation) -> str:
-    """The first parameter or layer of the student that holds or gives a number that is not finite, in words."""
+def first_nonfinite(task: Distillation, otherwise: str) -> str:
+    """The first parameter or layer of the student that holds or gives a number that is not finite, in words.
+
+    Args:
+        task: with the student as it diverged.
+        otherwise: what is known where all of these are finite.
+    """
     for name, parameter in task.student.module.named_parameters():
         if not torch.isfinite(parameter).all():
             return f"{name} ({' x '.join(map(str, parameter.shape))}) is not finite any more"
@@ -36,4 +41,4 @@ def first_nonfinite(task: Distillation) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    return "the loss is not a finite number"
+    return otherwise

@@ -16,6 +16,7 @@ from lowrank.healing.checkpoint import Phase, Progress, read_checkpoint, write_c
 from lowrank.healing.descend import descend
 from lowrank.healing.distill import Distillation
 from lowrank.healing.faults import first_nonfinite
+from lowrank.healing.memory import is_memory
 from lowrank.healing.optimizer import Diverged, Optimizer
 from lowrank.healing.parameters import restore_, snapshot
 from lowrank.healing.rate import START, rates
@@ -113,8 +114,9 @@ class Healing:
                 progress.begun = self.work.done
                 self._enter("main")
             yield from self._main()
-        except Diverged:
-            self.problems.append(f"healing stopped: {first_nonfinite(self.task)}; what was best until then is kept")
+        except Diverged as error:
+            where = first_nonfinite(self.task, str(error))
+            self.problems.append(f"healing stopped: {where}; what was best until then is kept")
         places = dict(self.target.named_parameters())
         restore_({name: places[name] for name in self.best}, self.best)
 
@@ -143,38 +145,45 @@ class Healing:
 
     def _blocks(self) -> Iterator[float]:
         task, progress = self.task, self.progress
-        fitting = BlockFit(task, START, self.work, BLOCKS * self.work.total, self.seed)
-        for block in range(progress.blocks, len(fitting.paths)):
-            for _ in fitting.fit(block):
-                yield self._share
-            progress.blocks = block + 1
-            self._save()
-        if fitting.paths and not self._judge():
+        try:
+            fitting = BlockFit(task, START, self.work, BLOCKS * self.work.total, self.seed)
+            for block in range(progress.blocks, len(fitting.paths)):
+                for _ in fitting.fit(block):
+                    yield self._share
+                progress.blocks = block + 1
+                self._save()
+        except (RuntimeError, MemoryError) as error:
+            # The whole model is trained on as little at a time as memory holds, and can do without this.
+            if not is_memory(error):
+                raise
+        if progress.blocks and not self._judge():
             # Each block got better by itself, but not all of them together.
             restore_(task.parameters, self.best)
 
     def _search(self) -> Iterator[float]:
         task, start, reached = self.task, snapshot(self.task.parameters), dict[float, dict[str, Tensor]]()
-        asked = rates()
+        asked, broken = rates(), ""
         rate, tried = next(asked), dict[float, float]()
         with suppress(StopIteration):
             while True:
                 restore_(task.parameters, start)
                 optimizer = Optimizer(task.parameters, rate, task.smallest)
-                part = Part(self.work, TRIAL * self.work.total)
+                part = Part(self.work, min(TRIAL * self.work.total, self.work.total - self.work.done))
+                if tried and part.length <= 0:
+                    break
                 try:
                     for _ in descend(task.backward, task.steps(self.seed), optimizer, part):
                         yield self._share
                     tried[rate] = task.judge()
                     reached[rate] = snapshot(task.parameters)
-                except Diverged:
-                    tried[rate] = math.inf
+                except Diverged as error:
+                    tried[rate], broken = math.inf, first_nonfinite(task, str(error))
                 rate = asked.send(tried[rate])
         best = min(tried, key=lambda rate: tried[rate])
         self.progress.tried = {repr(rate): loss for rate, loss in tried.items() if math.isfinite(loss)}
         if not self.progress.tried:
             restore_(task.parameters, start)
-            raise Diverged
+            raise Diverged(f"{broken}, at each learning rate that was tried")
         restore_(task.parameters, reached[best])
         self._judge(tried[best])
 
@@ -184,14 +193,14 @@ class Healing:
         optimizer = Optimizer(task.parameters, self._rate, task.smallest)
         if "mean" in self.resumed:
             optimizer.restore(task.parameters, self.resumed, progress.steps, progress.usual)
-        judged = int(part.share * JUDGED)
         try:
+            if int(part.share * JUDGED) > progress.judged:
+                # It was interrupted in a judgement.
+                self._judge_main(part, optimizer)
             for share in descend(task.backward, task.steps(self.seed + 1, progress.steps), optimizer, part):
                 progress.steps += 1
-                if share * JUDGED >= judged + 1:
-                    judged = int(share * JUDGED)
-                    self._judge()
-                    self._save(optimizer)
+                if share * JUDGED >= progress.judged + 1:
+                    self._judge_main(part, optimizer)
                 yield self._share
                 if self._judged_in_vain() >= PATIENCE:
                     break
@@ -199,10 +208,17 @@ class Healing:
             self._save(optimizer)
             raise
 
+    def _judge_main(self, part: Part, optimizer: Optimizer) -> None:
+        share = part.share
+        self._judge()
+        self.progress.judged = int(share * JUDGED)
+        self._save(optimizer)
+
     def _judge(self, loss: float | None = None) -> bool:
         """Judge the student as it is, and keep it if it is the best so far."""
         loss = self.task.judge() if loss is None else loss
-        self.progress.curve.append((self.work.done, loss))
+        if math.isfinite(loss):
+            self.progress.curve.append((self.work.done, loss))
         if loss >= self.progress.best:
             return False
         self.progress.best, self.best = loss, snapshot(self.task.parameters)

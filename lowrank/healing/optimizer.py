@@ -16,7 +16,7 @@ CLIP = 2.0
 
 
 class Diverged(Exception):
-    """A loss or a gradient is no finite number any more."""
+    """A loss or a gradient is no finite number any more; the message says of which."""
 
 
 class Optimizer:
@@ -34,7 +34,7 @@ class Optimizer:
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], rate: float, smallest: Mapping[str, float] | None = None
     ) -> None:
-        self.rate = rate
+        self.rate, self.parameters = rate, dict(parameters)
         groups = [
             {"params": [p], "scale": max(size(p), (smallest or {}).get(name, SMALLEST))}
             for name, p in parameters.items()
@@ -56,11 +56,11 @@ class Optimizer:
         rate = self.rate * curve(share)
         for group in self.adam.param_groups:
             group["lr"] = rate * group["scale"]
-        parameters = [p for group in self.adam.param_groups for p in group["params"]]
-        norm = float(nn.utils.clip_grad_norm_(parameters, CLIP * self.usual if self.usual else math.inf))
+        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), CLIP * self.usual if self.usual else math.inf))
         if not math.isfinite(norm):
+            odd = [n for n, p in self.parameters.items() if p.grad is not None and not torch.isfinite(p.grad).all()]
             self.adam.zero_grad()
-            raise Diverged
+            raise Diverged(f"the gradient of {odd[0]} is not finite" if odd else "the gradients are not finite")
         self.usual = norm if self.usual is None else 0.9 * self.usual + 0.1 * min(norm, CLIP * self.usual)
         self.adam.step()
         self.adam.zero_grad()
@@ -102,12 +102,12 @@ def size(parameter: nn.Parameter) -> float:
 
 
 def curve(share: float) -> float:
-    """Up in a line, then down half a cosine.
+    """Up in a line from a tenth, then down half a cosine.
 
     Example:
         >>> [round(curve(s), 2) for s in (0.0, 0.025, 0.05, 0.525, 1.0)]
-        [0.0, 0.5, 1.0, 0.5, 0.0]
+        [0.1, 0.55, 1.0, 0.5, 0.0]
     """
     if share < WARM_UP:
-        return share / WARM_UP
+        return 0.1 + 0.9 * share / WARM_UP
     return (1 + math.cos(math.pi * min((share - WARM_UP) / (1 - WARM_UP), 1.0))) / 2

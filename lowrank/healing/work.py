@@ -14,13 +14,13 @@ class Work:
         seconds: what is allowed, unless `steps` are given.
         steps: whole steps, each with a forward and a backward pass through the model.
         done: what an interrupted run has done already.
-        workers: that go by one clock.
+        workers: that go by one clock; each by its own, if not given.
     """
 
     def __init__(
         self, seconds: float, steps: int | None = None, done: float = 0.0, workers: Workers | None = None
     ) -> None:
-        self.workers = workers or Workers()
+        self.workers = workers
         self.by_steps = steps is not None
         self.total = float(steps) if steps is not None else seconds
         self._done, self._start = done, time.monotonic()
@@ -28,7 +28,10 @@ class Work:
     @property
     def done(self) -> float:
         """In seconds or steps."""
-        return self._done if self.by_steps else self.workers.agreed(self._done + time.monotonic() - self._start)
+        if self.by_steps:
+            return self._done
+        passed = self._done + time.monotonic() - self._start
+        return passed if self.workers is None else self.workers.agreed(passed)
 
     def count(self, steps: float) -> None:
         """Steps made; a step through one of six blocks is a sixth."""

@@ -103,6 +103,33 @@ def test_an_interrupted_healing_goes_on_to_the_same_model(tmp_path: Path, stop: 
         healing("bert", seed=3, path=path, key="b", resume=True)
 
 
+@pytest.mark.parametrize("judgement", [3, 8, 12])
+def test_an_interruption_of_a_judgement_changes_nothing(tmp_path: Path, judgement: int) -> None:
+    whole, small = healing("bert", seed=3)
+    finished(whole)
+    path = tmp_path / "healing.safetensors"
+    broken, _ = healing("bert", seed=3, path=path, key="a")
+    steps, judge, calls = broken.run(), broken.task.judge, [0]
+    while broken.progress.phase != "main":
+        next(steps)
+
+    def interrupted() -> float:
+        calls[0] += 1
+        if calls[0] == judgement:
+            raise KeyboardInterrupt
+        return judge()
+
+    broken.task.judge = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        for _ in steps:
+            pass
+    resumed, other = healing("bert", seed=3, path=path, key="a", resume=True)
+    finished(resumed)
+    assert resumed.healed().curve == whole.healed().curve
+    wanted, found = (dict(backend.module.named_parameters()) for backend in (small, other))
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 def test_nothing_to_resume(tmp_path: Path) -> None:
     with pytest.raises(HealingError, match="leave out --resume"):
         healing("bert", path=tmp_path / "none.safetensors", resume=True)
@@ -153,6 +180,41 @@ def test_without_memory_batches_are_cut(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(type(made.task.student), "__call__", short_of_memory)
     result = finished(made).healed()
     assert result.kept and made.task.parts > 1 and result.batch == 2
+
+
+def test_without_memory_for_blocks_the_whole_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def short_of_memory(*_: Any) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("lowrank.healing.blocks.BlockFit._backward", short_of_memory)
+    made, _ = healing("bert", steps=30)
+    result = finished(made).healed()
+    assert result.kept and not made.progress.blocks
+
+
+def test_without_memory_to_judge_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def short_of_memory(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr("lowrank.healing.watched.Watched.__call__", short_of_memory)
+    with pytest.raises(HealingError, match="8 samples at a time"):
+        healing("bert")
+
+
+def test_rates_that_all_break_are_named() -> None:
+    made, small = healing("bert")
+    backward, before = made.task.backward, snapshot(dict(small.module.named_parameters()))
+
+    def broken(batches: Any) -> float:
+        loss = backward(batches)
+        next(iter(made.task.parameters.values())).grad.fill_(math.nan)  # type: ignore[union-attr]
+        return loss
+
+    made.task.backward = broken  # type: ignore[method-assign]
+    made.progress.phase = "search"
+    problem = finished(made).healed().problems[0]
+    assert f"the gradient of {next(iter(made.task.parameters))}" in problem and "each learning rate" in problem
+    assert all(torch.equal(p, before[name]) for name, p in small.module.named_parameters())
 
 
 def test_slices_add_up_to_the_whole_gradient() -> None:

@@ -58,8 +58,9 @@ class BlockFit:
         part, cost = Part(self.work, self.length / len(self.paths)), 1 / len(self.paths)
         steps, better, known = steps_in_turn(self.count, self.seed, together=self.task.together), False, snapshot(own)
         try:
-            self._before.advance(block + 1)
-            self._after.advance(block)
+            with self.task.student.precision():
+                self._before.advance(block + 1)
+                self._after.advance(block)
             if part.share < 1:
                 start = self._judge()
                 yield from descend(self._backward, steps, Optimizer(own, self.rate, self.task.smallest), part, cost)
@@ -71,7 +72,9 @@ class BlockFit:
                 restore_(own, known)
 
     def _loss(self, index: int) -> Tensor:
-        return hidden_loss(self._after.through(index), self._before.remembered(index), self._masks[index])
+        with self.task.student.precision():
+            given = self._after.through(index)
+        return hidden_loss(given, self._before.remembered(index), self._masks[index])
 
     def _backward(self, batches: Sequence[int]) -> float:
         samples, total = sum(self._rows[index] for index in batches), 0.0

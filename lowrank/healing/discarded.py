@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.torch.inputs import in_float32
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.backends.torch.pair import Pair
+from lowrank.backends.torch.tensors import module_in_float32
 from lowrank.core.factors import directions
 from lowrank.core.gram import Gram
 from lowrank.core.linalg import Matrix
@@ -51,10 +53,11 @@ def begin_with_the_discarded(
         How many adapters have begun so.
     """
     assert isinstance(dense.signature, Signature)
+    original, signature = module_in_float32(dense.module).eval(), in_float32(dense.signature)
     records = {name: record for name, record in small.replaced.items() if record["kind"] == "linear"}
     weights = {w.name: w for w in dense.weights if w.name in records and _is_factored(module, w.layers[0].name)}
     kept = {n: np.array(records[n].get("rows", range(w.rows)), np.int64) for n, w in weights.items()}
-    pair = Pair(dense.module, module, dense.signature, _some(feeds), ())
+    pair = Pair(original, module, signature, _some(feeds), ())
     for stage in pair.stages(list(weights.values())):
         for name, (joint, _) in pair.joint(stage, kept).items():
             wanted = dense.read(name)[kept[name]]

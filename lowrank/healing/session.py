@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Feed, Signature
@@ -23,7 +24,7 @@ from lowrank.healing.discarded import begin_with_the_discarded
 from lowrank.healing.distill import Distillation
 from lowrank.healing.heal import Healing
 from lowrank.healing.parameters import restore_, snapshot, trainable
-from lowrank.healing.watched import Watched, block_paths
+from lowrank.healing.watched import Watched, block_paths, on_device
 from lowrank.healing.work import Work
 from lowrank.healing.workers import Workers
 
@@ -53,7 +54,7 @@ class Session:
 
     def residuals(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Of each adapted layer `A` (inputs x rank) and `B` (rank x outputs), the scale included."""
-        return residuals(self.healing.task.student.module)
+        return residuals(self.healing.target)
 
 
 def start(
@@ -111,23 +112,29 @@ def start(
         shared = {x for r in small.replaced.values() if r["structure"] == "shared" for x in r["layers"]}
         shapes = adaptable(student, [x for x in layers if not (adapter.folds and x in shared)])
         model = attach(student, shapes, adapter.rank, seed)
+    begun: dict[str, Tensor] | None = None
+    if adapter is not None and adapter.initial == "discarded" and not resume:
+        nothing = snapshot(parameters_of(student))
+        begin_with_the_discarded(student, dense, small, fit)
+        begun = snapshot(parameters_of(student))
+        restore_(parameters_of(student), nothing)
+    trained = on_device(student, device)
     task = Distillation(
-        Watched(teacher, signature, paths, device),
-        Watched(student, signature, paths, device),
+        Watched(on_device(teacher, device), signature, paths, device),
+        Watched(trained, signature, paths, device),
         dense.output_kind,
         fit,
         heldout,
-        trainable(student, layers) if adapter is None else parameters_of(student),
-        smallest_sizes(student, shapes),
+        trainable(trained, layers) if adapter is None else parameters_of(trained),
+        smallest_sizes(trained, shapes),
         workers,
     )
     now = task.before
-    if adapter is not None and adapter.initial == "discarded" and not resume:
+    if begun is not None:
         nothing = snapshot(task.parameters)
-        begin_with_the_discarded(student, dense, small, fit)
+        restore_(task.parameters, begun)
         now = task.judge()
         if now >= task.before:
-            # What a refit has made up for in other ways is not to be added once more.
             restore_(task.parameters, nothing)
             now = task.before
     target = small.module if adapter is None else student

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,14 +29,14 @@ class Watched:
     """Runs a module on a device.
 
     Args:
-        module: moved to the device.
+        module: on the device.
         signature: how it is fed.
         paths: the blocks that are seen; see `block_paths`.
-        device: where it runs; on a GPU matrices are multiplied in bfloat16.
+        device: where it runs.
     """
 
     def __init__(self, module: nn.Module, signature: Signature, paths: Sequence[str], device: str = "cpu") -> None:
-        self.module, self.signature, self.paths, self.device = module.to(device), signature, list(paths), device
+        self.module, self.signature, self.paths, self.device = module, signature, list(paths), device
 
     def __call__(self, feed: Feed) -> Seen:
         """Run one batch."""
@@ -46,16 +47,21 @@ class Watched:
 
         handles = [self.module.get_submodule(path).register_forward_hook(listen) for path in self.paths]
         try:
-            with torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.device != "cpu"):
+            with self.precision():
                 output = call(self.signature, self.module, self.placed(feed))
         finally:
             for handle in handles:
                 handle.remove()
         return Seen(hidden, output)
 
+    def precision(self) -> torch.autocast:
+        """In which it is run: on a GPU matrices are multiplied in bfloat16."""
+        return torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.device != "cpu")
+
     def with_module(self, module: nn.Module) -> Watched:
         """Another module in the same way."""
-        return Watched(module_in_float32(module).eval(), self.signature, self.paths, self.device)
+        module = on_device(module_in_float32(module).eval(), self.device)
+        return Watched(module, self.signature, self.paths, self.device)
 
     def placed(self, feed: Feed) -> dict[str, Tensor]:
         """A batch on the device."""
@@ -65,6 +71,11 @@ class Watched:
         """Which tokens of a batch count; None if all do."""
         mask = mask_of(feed)
         return None if mask is None else mask.to(self.device)
+
+
+def on_device(module: nn.Module, device: str) -> nn.Module:
+    """The module, or a copy of it where it is to be elsewhere: whoever gave it has it where it was."""
+    return module if device == "cpu" else copy.deepcopy(module).to(device)
 
 
 def block_paths(module: nn.Module, signature: Signature, feed: Feed) -> list[str]:

@@ -46,9 +46,9 @@ def pivoted(name: str) -> tuple[ModuleBackend, ModuleBackend, list[Any]]:
     return dense, dense.rewrite(made), feeds
 
 
-def trained(kind: str, name: str, **options: Any) -> tuple[ModuleBackend, ModuleBackend, Session, list[Any]]:
+def trained(kind: str, name: str, **more: Any) -> tuple[ModuleBackend, ModuleBackend, Session, list[Any]]:
     dense, small, feeds = cut(name) if kind == "two_factor" else pivoted(name)
-    session = start(dense, small, feeds[:4], feeds[4:], Work(0, 60), adapter=AdapterOptions(rank=2, **options))
+    session = start(dense, small, feeds[:4], feeds[4:], Work(0, 60), adapter=AdapterOptions(rank=2), **more)
     for _ in session.healing.run():
         pass
     return dense, small, session, feeds
@@ -84,6 +84,14 @@ def test_an_adapter_heals_and_leaves_the_model_beside_it(kind: str, initial: str
         pass
     assert session.healing.healed().kept
     assert all(torch.equal(p, before[name]) for name, p in small.module.named_parameters())
+
+
+def test_an_adapter_trained_elsewhere_is_here_afterwards() -> None:
+    _, small, session, _ = trained("two_factor", "bert", device="cpu:0")
+    assert session.healing.target is not session.healing.task.student.module
+    found = session.healing.task.judge_other(adapted(small, session.residuals()))
+    assert found == pytest.approx(session.healing.progress.best, rel=1e-3)
+    assert found < 0.9 * session.healing.progress.before
 
 
 @pytest.mark.parametrize("kind", ["two_factor", "pivoted"])

@@ -57,6 +57,21 @@ def test_every_architecture_gets_better_or_stays(name: str) -> None:
     assert all(torch.isfinite(p).all() for p in small.module.parameters())
 
 
+def test_on_another_device_copies_are_trained_in_16_bits() -> None:
+    """`cpu:0` stands for one: it is the CPU by another name, so everything is copied to it."""
+    made, small = healing("bert", device="cpu:0")
+    modules = [made.task.student.module, made.task.fit.dense.module]
+    assert small.module is not modules[0] and torch.is_autocast_enabled("cpu") is False
+    kinds = set()
+    modules[0].get_submodule("encoder.layer.0.output.dense.left").register_forward_hook(
+        lambda layer, args, output: kinds.add(output.dtype) if torch.is_grad_enabled() else None
+    )
+    before = snapshot(dict(small.module.named_parameters()))
+    assert finished(made).healed().kept and kinds == {torch.bfloat16}
+    assert made.task.judge_other(small.module) == pytest.approx(made.progress.best)
+    assert any(not torch.equal(p, before[name]) for name, p in small.module.named_parameters())
+
+
 def test_what_is_not_trained_stays() -> None:
     dense, small, feeds = cut("bert")
     made = start(dense, small, feeds[:4], feeds[4:], Work(0, 40)).healing

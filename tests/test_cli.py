@@ -255,6 +255,32 @@ def test_exported_program_end_to_end(cli: Cli, here: Path) -> None:
         assert np.allclose(lowrank.load("lowrank-run")(x).numpy(), theirs, atol=1e-5)
 
 
+def test_an_exported_program_is_healed_again_and_again(cli: Cli, here: Path) -> None:
+    shape = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
+    program = torch.export.export(trained_blocks(), (torch.randn(2, 5, 16),), dynamic_shapes=(shape,))
+    torch.export.save(program, here / "model.pt2")
+    np.savez(here / "inputs.npz", x=np.random.default_rng(0).standard_normal((64, 5, 16)).astype(np.float32))
+    options = ("--budget", "0.4", "--structures", "two_factor", "--calib", "inputs.npz", "--no-latency")
+    assert cli("compress", "model.pt2", *options).code == 0
+    losses: list[float] = []
+
+    def numbers() -> dict[str, torch.Tensor]:
+        return {name.replace("module.", ""): p for name, p in lowrank.load("lowrank-run").named_parameters()}
+
+    weights = [numbers()]
+    for _ in range(2):
+        done = cli("heal", "lowrank-run", "--steps", "60", "--no-latency", "--json")
+        assert done.code == 0, done.err
+        entry = json.loads(done.out)["healing"][-1]
+        losses += [entry["before"], entry["after"]]
+        weights.append(numbers())
+    assert losses == sorted(losses, reverse=True) and losses[1] < 0.9 * losses[0]
+    name = next(name for name in weights[0] if name.endswith("left.weight"))
+    assert not torch.equal(weights[1][name], weights[0][name]) and not torch.equal(weights[2][name], weights[1][name])
+    refused = cli("heal", "lowrank-run", "--steps", "60", "--adapter", "2", "--no-latency")
+    assert refused.code == 1 and "no layer of the compressed model can have an adapter" in refused.err
+
+
 def test_export_of_the_dense_model(cli: Cli, here: Path, bert_folder: Path) -> None:
     done = cli("export", bert_folder, "-o", "dense")
     assert done.code == 0, done.err

@@ -277,10 +277,14 @@ class ModuleBackend:
                 shutil.copyfile(extra, target)
         record: dict[str, Any] = {"rebuild": dict(self.rebuild), "replaced": self.replaced}
         if self.rebuild["kind"] == "program":
-            from lowrank.backends.torch.program import save_program
+            from lowrank.backends.torch.program import PREFIX, save_program
 
             assert isinstance(self.signature, Signature)
             save_program(self.module, self.signature, folder)
+            record["replaced"] = {
+                name: {**each, "layers": [PREFIX + layer for layer in each["layers"]]}
+                for name, each in self.replaced.items()
+            }
         else:
             record["aliases"] = save_state(self.module.state_dict(keep_vars=True), folder / MODEL_FILE)
         write_json(folder / RECORD_FILE, "model", record)

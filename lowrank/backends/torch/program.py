@@ -71,6 +71,10 @@ def export_program(module: nn.Module, signature: Signature) -> torch.export.Expo
         return torch.export.export(_Call(module), args, kwargs, dynamic_shapes=shapes)
 
 
+PREFIX = "module."
+"""Before the names of what `_Call` holds, in a saved program."""
+
+
 class _Call(nn.Module):
     """Gives the exporter one signature whatever the module's own looks like."""
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -51,9 +51,6 @@ from lowrank.options import (
     training_of,
 )
 from lowrank.report.terminal import complain, notes, print_json, print_table, progress_bars, say
-
-if TYPE_CHECKING:
-    pass
 
 T = TypeVar("T")
 
@@ -201,14 +198,12 @@ def compress(
         raise typer.BadParameter("give --budget, --error or --plan")
     if keep_lora and lora is None:
         raise typer.BadParameter("--keep-lora is for a --lora")
-    if keep_lora and structures is None:
-        structures = ",".join(pipeline.SAME_CHANNELS)
     merged = None if keep_lora else lora
     opening = Opening(arch=arch, config=config, tokenizer=tokenizer, lora=merged, unsafe_pickle=unsafe_pickle)
     changes = changes_of(calib, column, samples, include, exclude, targets)
     kept = pipeline.kept_analysis(output)
     settings = replace(pipeline.settings_of(kept, model), **changes) if changes else None
-    with progress_bars() as track:
+    with _resumable(output), progress_bars() as track:
         report = pipeline.compress(
             model,
             wanted,
@@ -236,10 +231,7 @@ def compress(
         print_table(report_table(report))
         notes(report.notes)
         _files(output)
-    for problem in report.problems:
-        complain(problem)
-    if report.problems:
-        raise typer.Exit(1)
+    _complain_of(report)
 
 
 @app.command()
@@ -342,7 +334,7 @@ def _resumable(run: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if (run / CHECKPOINT_FILE).is_file():
-            complain(f"what has been learnt is kept: go on with the same options and --resume, in {run}")
+            complain(f"what has been learnt is kept: `lowrank heal {run} --resume` with the same options goes on")
         raise
 
 
@@ -365,9 +357,15 @@ def _show_report(report: Any, as_json: bool) -> None:
     else:
         print_table(report_table(report))
         notes(report.notes)
-    for problem in report.problems:
+    _complain_of(report)
+
+
+def _complain_of(report: Any) -> None:
+    """Say what went wrong with the model, and with the last attempt to heal it."""
+    problems = [*report.problems, *(report.healing[-1].get("problems", ()) if report.healing else ())]
+    for problem in problems:
         complain(problem)
-    if report.problems:
+    if problems:
         raise typer.Exit(1)
 
 
@@ -387,7 +385,7 @@ def main() -> None:
         code = ending.code if isinstance(ending, SystemExit) else 1
         if code == INTERRUPTED or (code and was_interrupted()):
             # An interrupted call into other code may come back as an error of that code.
-            complain("interrupted; what was there before is unchanged")
+            complain("interrupted; nothing is half written")
             code = INTERRUPTED
         elif isinstance(ending, LowRankError):
             complain(str(ending))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,8 @@ from lowrank.healing.workers import Workers
 Initial = Literal["discarded", "zero"]
 """What an adapter begins as: the best of what truncation left out, if held-out samples find that better, or nothing."""
 
+Fold = Literal["no", "exact", "rank"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterOptions:
@@ -38,8 +40,9 @@ class AdapterOptions:
 
     rank: int
     initial: Initial = "discarded"
-    folds: bool = False
-    """They are to become part of the factors; layers that share a factor with others have none then."""
+    fold: Fold = "no"
+    """Whether they are to become part of the factors, whose ranks grow, or are cut back to what they were; layers that
+    share a factor with others have none then."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +97,11 @@ def start(
     signature = dense.signature
     if not isinstance(signature, Signature):
         raise HealingError(f"the model cannot be run, so it cannot be trained: {signature}")
+    if small.rebuild["kind"] == "program" and (adapter is not None or device != "cpu"):
+        raise HealingError(
+            "an exported program cannot be copied, so it takes no adapter and is trained on the CPU; heal it without "
+            "--adapter and --device, or give the model as code"
+        )
     _check_device(device)
     workers = Workers(device)
     device = workers.device
@@ -109,8 +117,12 @@ def start(
         if student is small.module:
             # The adapters are put on a copy: what they are beside stays as it is.
             student = copy.deepcopy(student)
-        shared = {x for r in small.replaced.values() if r["structure"] == "shared" for x in r["layers"]}
-        shapes = adaptable(student, [x for x in layers if not (adapter.folds and x in shared)])
+        if adapter.fold != "no":
+            alone = (r["layers"] for r in small.replaced.values() if r["structure"] != "shared")
+            layers = [each[0] for each in alone if len(each) == 1]
+        shapes = adaptable(student, layers)
+        if adapter.fold == "exact":
+            _check_room(small, shapes, adapter.rank)
         model = attach(student, shapes, adapter.rank, seed)
     begun: dict[str, Tensor] | None = None
     if adapter is not None and adapter.initial == "discarded" and not resume:
@@ -140,6 +152,16 @@ def start(
     target = small.module if adapter is None else student
     healing = Healing(task, target, work, now=now, seed=seed, path=path, key=key, resume=resume)
     return Session(healing, shapes, model)
+
+
+def _check_room(small: ModuleBackend, shapes: Mapping[str, tuple[int, int]], rank: int) -> None:
+    for name, record in small.replaced.items():
+        full = min(shapes.get(record["layers"][0], (0, 0)))
+        if record["structure"] == "pivoted" and 0 < full <= record["rank"] + rank:
+            raise HealingError(
+                f"{name} of rank {record['rank']} is pivoted, which is for ranks below its full {full}: an adapter of "
+                f"rank {rank} does not fit into it; give a smaller --adapter, or --fold rank"
+            )
 
 
 def _check_device(device: str) -> None:

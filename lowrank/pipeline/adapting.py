@@ -12,8 +12,8 @@ from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan
-from lowrank.errors import UnsupportedModel
-from lowrank.pipeline.run import ADAPTABLE_FILE, ADAPTER_FILE, ADAPTER_FOLDER
+from lowrank.errors import ExportError, UnsupportedModel
+from lowrank.pipeline.run import ADAPTABLE_FILE, ADAPTER_FILE, ADAPTER_FILES, ADAPTER_FOLDER
 
 if TYPE_CHECKING:
     from lowrank.edge.adapters import Residuals
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def write_adapters(
     small: Backend, peft: Any, residuals: Residuals, shapes: Mapping[str, tuple[int, int]], stage: Path
-) -> None:
+) -> list[str]:
     """Write an adapter for PEFT and for ONNX Runtime, and the graph that takes it.
 
     Args:
@@ -32,21 +32,31 @@ def write_adapters(
         shapes: (inputs, outputs) of each layer that an adapter may be for.
         stage: the folder.
 
-    Raises:
-        ExportError: if the graph with the adapter does not give what the model with it does.
+    Returns:
+        Problems: a graph that cannot be exported, or does not give what the model does, is not left for anyone to ship.
     """
     from lowrank.backends.torch import ModuleBackend
     from lowrank.edge.adapters import check_adapter, export_adaptable, write_adapter
 
     assert isinstance(small, ModuleBackend) and isinstance(small.signature, Signature)
     peft.save_pretrained(str(stage / ADAPTER_FOLDER))
-    write_adapter(residuals, stage / ADAPTER_FILE)
-    export_adaptable(small.module, small.signature, shapes, stage / ADAPTABLE_FILE)
-    check_adapter(small.module, small.signature, residuals, stage / ADAPTABLE_FILE, stage / ADAPTER_FILE)
+    try:
+        write_adapter(residuals, stage / ADAPTER_FILE)
+        export_adaptable(small.module, small.signature, shapes, stage / ADAPTABLE_FILE)
+        check_adapter(small.module, small.signature, residuals, stage / ADAPTABLE_FILE, stage / ADAPTER_FILE)
+    except ExportError as error:
+        for name in ADAPTER_FILES:
+            if name != ADAPTER_FOLDER:
+                (stage / name).unlink(missing_ok=True)
+        return [str(error)]
+    return []
 
 
-def keep_adapter(small: Backend, folder: Path, stage: Path) -> None:
+def keep_adapter(small: Backend, folder: Path, stage: Path) -> list[str]:
     """Put an adapter of the dense model beside the compressed one, in all forms.
+
+    Returns:
+        Problems; see `write_adapters`.
 
     Raises:
         UnsupportedModel: if it does not fit.
@@ -58,7 +68,7 @@ def keep_adapter(small: Backend, folder: Path, stage: Path) -> None:
         raise UnsupportedModel(f"{folder}: an adapter can only be kept beside a model that can be built; see --arch")
     model = with_adapter(copy.deepcopy(small.module), folder)
     made = residuals(model)
-    write_adapters(small, model, made, {name: (len(a), b.shape[1]) for name, (a, b) in made.items()}, stage)
+    return write_adapters(small, model, made, {name: (len(a), b.shape[1]) for name, (a, b) in made.items()}, stage)
 
 
 def folded(

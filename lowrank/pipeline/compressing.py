@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lowrank.artifacts import load_analysis, save_analysis, staged
 from lowrank.artifacts.analysis import JSON_FILE
@@ -13,7 +12,7 @@ from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan
 from lowrank.core.select import Knapsack, Selector
 from lowrank.core.structures.absorb import absorbed
-from lowrank.errors import LowRankError, PlanMismatch
+from lowrank.errors import HealingError, LowRankError, PlanMismatch
 from lowrank.evaluate.report import Report
 from lowrank.pipeline.adapting import keep_adapter
 from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_calibration, settings_of
@@ -29,10 +28,6 @@ from lowrank.pipeline.run import (
 )
 from lowrank.pipeline.settings import Settings
 from lowrank.progress import Clock, Track, silent
-
-if TYPE_CHECKING:
-    pass
-
 
 SAME_CHANNELS = ("two_factor", "pivoted", "shared")
 """Structures after which a layer reads and gives what it did before."""
@@ -85,6 +80,9 @@ def compress(
         raise LowRankError(
             "there is no budget; give --budget 0.5 (the share of parameters to keep), --error, or a --plan"
         )
+    heal = heal if heal is None or isinstance(heal, Training) else Training(minutes=heal)
+    if beside is not None and heal is not None and heal.adapter is not None and heal.fold == "no":
+        raise HealingError("an adapter is to be kept and another trained: leave one out, or fold the trained one")
     if isinstance(budget, int | float):
         budget = Budget.params(budget)
     run, clock = Path(output).expanduser(), Clock()
@@ -127,6 +125,7 @@ def compress(
     with staged(run, owned=RESULTS) as stage:
         if analysis is not kept:
             save_analysis(analysis, stage)
+        problems = keep_adapter(small, Path(beside).expanduser(), stage) if beside is not None else ()
         report = write_and_measure(
             backend,
             small,
@@ -134,14 +133,13 @@ def compress(
             chosen,
             stage,
             calibration,
-            latency and heal is None,
+            latency,
             with_past,
             track,
             clock,
             refit,
+            problems=problems,
         )
-        if beside is not None:
-            keep_adapter(small, Path(beside).expanduser(), stage)
     if heal is None:
         return report
     return heal_run(

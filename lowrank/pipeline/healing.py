@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,10 +14,11 @@ from lowrank.backends.base import Backend
 from lowrank.edge import WITH_PAST_FILE
 from lowrank.errors import ArtifactError, HealingError
 from lowrank.evaluate.report import Report
-from lowrank.pipeline.adapting import folded, write_adapters
+from lowrank.pipeline.adapting import folded, keep_adapter, write_adapters
 from lowrank.pipeline.analyzing import read_calibration
 from lowrank.pipeline.run import (
     ADAPTER_FILES,
+    ADAPTER_FOLDER,
     CHECKPOINT_FILE,
     REPORT_FILE,
     RESULTS,
@@ -57,6 +59,14 @@ class Training:
     fold: Literal["no", "exact", "rank"] = "no"
     """Keep an adapter by itself; or fold it into the factors, whose ranks grow, or are cut back to what they were."""
 
+    def __post_init__(self) -> None:
+        if not 0 < self.minutes < math.inf:
+            raise HealingError(f"{self.minutes} minutes are no time to heal in; give a number such as 10")
+        if self.steps is not None and self.steps < 1:
+            raise HealingError(f"{self.steps} steps are none; give some hundreds")
+        if self.adapter is not None and self.adapter < 1:
+            raise HealingError(f"an adapter of rank {self.adapter} is none; give a rank such as 8")
+
 
 def heal(
     run: str | Path = RUN,
@@ -76,8 +86,8 @@ def heal(
     found on held-out samples, and what they do not find better than before is discarded.
 
     Args:
-        run: a finished run; `model/`, `model.onnx` and `report.json` in it are replaced. An adapter that is not folded
-            leaves them, and is written beside them: as PEFT reads it, as ONNX Runtime does, and with a graph for it.
+        run: a finished run, whose results are replaced. An adapter that is not folded leaves the model as it is, and
+            is written beside it: as PEFT reads it, as ONNX Runtime does, and with a graph for it.
         training: how, or how many minutes.
         model: the dense module, for runs that were made from one in memory.
         settings: other data than that of the run's analysis.
@@ -88,7 +98,7 @@ def heal(
         track: shows progress.
 
     Raises:
-        HealingError: if there is nothing to train or nothing to train on.
+        HealingError: if there is nothing to train or nothing to train on, or an adapter would be lost.
         ArtifactError: if the run is not complete.
         PlanMismatch: if the run's model does not follow its plan, or the original has changed.
 
@@ -96,15 +106,18 @@ def heal(
         report = lowrank.heal("run", 10)
     """
     training = training if isinstance(training, Training) else Training(minutes=training or Training.minutes)
-    folder, clock = Path(run).expanduser(), Clock()
+    folder = Path(run).expanduser()
     analysis, plan, report = read_run(folder)
     if report is None:
         raise ArtifactError(f"{folder / REPORT_FILE} is missing; `lowrank evaluate -o {folder}` writes it anew")
+    # Of all that has made the model.
+    clock = Clock(dict(report.seconds))
     if model is None:
         model, opening = source_of(analysis, folder, opening)
     dense = open_model(model, opening or Opening())
     check_trainable(dense)
     check_source(analysis, dense, folder)
+    kept_lora = _check_adapter(folder, report, training)
     settings = settings or Settings.from_json(analysis.settings)
     with clock.stage("read data"):
         calibration = _data(dense, settings)
@@ -117,7 +130,6 @@ def heal(
         session = _train(calibration, small, settings, training, path, key, resume, track)
     healed = session.healing.healed()
     entry = {**asked, **asdict(healed), "kept": healed.kept}
-    problems = entry.pop("problems")
     if not session.healing.task.workers.is_first:
         # Of several processes one writes.
         return report
@@ -126,7 +138,7 @@ def heal(
     if session.peft is not None and not beside and healed.kept:
         feeds = calibration.fit if training.fold == "rank" else None
         changed, followed, loss = folded(session, dense, small, feeds, plan, analysis)
-        entry |= {"unfolded": healed.after, "after": loss, "kept": loss < healed.before}
+        entry |= {"unfolded": healed.after, "after": loss if loss < math.inf else None, "kept": loss < healed.before}
         if entry["kept"]:
             small, plan = changed, followed
     if beside or not entry["kept"]:
@@ -134,12 +146,15 @@ def heal(
         with staged(folder, owned=ADAPTER_FILES if entry["kept"] else ()) as stage:
             if entry["kept"]:
                 with clock.stage("adapter"):
-                    write_adapters(small, session.peft, session.residuals(), session.shapes, stage)
-            report = replace(report, problems=problems, healing=entries, files={**report.files, **files_of(stage)})
+                    made = session.residuals()
+                    entry["problems"] += write_adapters(small, session.peft, made, session.shapes, stage)
+            files = {**report.files, **files_of(stage)}
+            report = replace(report, healing=entries, files=files, seconds=clock.seconds)
             write_json(stage / REPORT_FILE, "report", report.to_json())
     else:
         with_past = (folder / WITH_PAST_FILE).exists() if with_past is None else with_past
         with staged(folder, owned=RESULTS) as stage:
+            problems = keep_adapter(small, folder / ADAPTER_FOLDER, stage) if kept_lora else ()
             report = write_and_measure(
                 dense,
                 small,
@@ -174,6 +189,29 @@ def check_trainable(dense: Backend) -> None:
         raise HealingError(f"the model cannot be run, so it cannot be trained: {dense.signature}")
 
 
+def _check_adapter(folder: Path, report: Report, training: Training) -> bool:
+    """Whether a LoRA is kept beside the model.
+
+    Raises:
+        HealingError: if an adapter would be lost, or no longer be for this model.
+    """
+    if not (folder / ADAPTER_FOLDER).exists():
+        return False
+    own = any(entry.get("adapter") and entry["fold"] == "no" and entry["kept"] for entry in report.healing)
+    changes = training.adapter is None or training.fold != "no"
+    if own and changes:
+        raise HealingError(
+            f"{folder / ADAPTER_FOLDER} was trained for the model as it is, which would change: heal a copy of "
+            "the run, or delete the adapter first"
+        )
+    if not own and not changes:
+        raise HealingError(
+            f"{folder / ADAPTER_FOLDER} is the LoRA that was kept, and a trained adapter would take its place: heal "
+            "without --adapter, or compress again without --keep-lora"
+        )
+    return not own
+
+
 def _train(
     calibration: Calibration,
     small: Backend,
@@ -191,7 +229,7 @@ def _train(
     text = Path(settings.calib).expanduser() if settings.calib else None
     adapter = None
     if training.adapter is not None:
-        adapter = AdapterOptions(rank=training.adapter, initial=training.initial, folds=training.fold != "no")
+        adapter = AdapterOptions(rank=training.adapter, initial=training.initial, fold=training.fold)
     session = start(
         calibration.backend,
         small,

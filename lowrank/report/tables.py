@@ -137,8 +137,9 @@ def report_table(report: Report) -> Table:
     if report.quality is None and report.error["relative"] is not None:
         table.add_row("relative error of the weights", "", f"{report.error['relative']:.4f}", "")
     for entry in report.healing:
-        share = entry["after"] / entry["before"] if entry["before"] else 1.0
-        lost = f"{entry['after']:.4g}, {share:.3f} of before" if entry["kept"] else "no better"
+        lost = "no better"
+        if entry["kept"]:
+            lost = f"{entry['after']:.4g}, {entry['after'] / entry['before']:.3f} of before"
         done = f"{entry['steps']} steps, {entry['batch']} samples at a time in memory"
         table.add_row(f"held-out loss after healing ({done})", "", lost, "")
     if report.parity:

@@ -23,7 +23,7 @@ from lowrank.core.factors import directions
 from lowrank.core.pivot import pivot
 from lowrank.core.structures import Replacement
 from lowrank.edge.adapters import check_adapter, export_adaptable, write_adapter
-from lowrank.errors import UnsupportedModel
+from lowrank.errors import HealingError, UnsupportedModel
 from lowrank.healing import AdapterOptions, Session, Work, start
 from lowrank.healing.adapter import adaptable, attach, fold
 from lowrank.healing.discarded import begin_with_the_discarded
@@ -127,6 +127,29 @@ def test_folding_back_to_the_rank_keeps_size_and_gains(tmp_path: Path) -> None:
     cut_back.save(tmp_path)
     again = cut_back.reloaded(tmp_path)
     np.testing.assert_array_equal(again.run(feeds[0]), cut_back.run(feeds[0]))
+
+
+@pytest.mark.parametrize("fold_as", ["exact", "rank"])
+def test_what_is_tied_has_no_adapter_to_fold(fold_as: Any) -> None:
+    dense, _, feeds = cut("gpt2")
+    (tied,) = (w for w in dense.weights if len(w.layers) > 1)
+    made = {w.name: two_factors(dense.read(w.name), 8) for w in dense.weights if w.role == "projection" or w is tied}
+    small = dense.rewrite(made)
+    options = AdapterOptions(rank=2, fold=fold_as)
+    session = start(dense, small, feeds[:4], feeds[4:], Work(0, 20), adapter=options)
+    assert session.shapes and not {layer.name for layer in tied.layers} & set(session.shapes)
+    for _ in session.healing.run():
+        pass
+    whole = fold(small, dense, session.residuals(), feeds if fold_as == "rank" else None)
+    assert (
+        whole.module.get_submodule("lm_head").right.weight is whole.module.get_submodule("transformer.wte").right.weight
+    )
+
+
+def test_an_exact_fold_that_would_reach_the_full_rank_is_refused() -> None:
+    dense, small, feeds = pivoted("bert")
+    with pytest.raises(HealingError, match="full 32.*smaller --adapter"):
+        start(dense, small, feeds[:4], feeds[4:], Work(0, 20), adapter=AdapterOptions(rank=16, fold="exact"))
 
 
 def test_beginning_with_all_that_was_discarded_is_the_dense_model() -> None:

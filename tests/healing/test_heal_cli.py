@@ -137,6 +137,64 @@ def test_a_fold_that_is_worse_is_discarded(run: Path, fold: Any, monkeypatch: py
     assert read(run / "report.json")["healing"] == json.loads(json.dumps(report.healing))
 
 
+def lora(folder: Path, bert_folder: Path, **options: Any) -> Path:
+    """A LoRA that PEFT made for the dense model."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(
+        **{"r": 2, "lora_alpha": 8, "target_modules": ["query", "value"], "init_lora_weights": False} | options
+    )
+    dense: Any = lowrank.open_model(str(bert_folder))
+    peft.get_peft_model(dense.module, config).save_pretrained(str(folder))
+    return folder
+
+
+def test_a_kept_lora_outlives_healing(cli: Cli, here: Path, bert_folder: Path) -> None:
+    text, folder = write_text(here / "text.txt", 80), lora(here / "lora", bert_folder)
+    options = ("--budget", 0.5, "--calib", text, "--lora", folder, "--keep-lora", "--no-latency", "-o", "run")
+    done = cli("compress", bert_folder, *options)
+    assert done.code == 0, done.err
+    saved = (here / "run" / "adapter" / "adapter_model.safetensors").read_bytes()
+    graphs = [(here / "run" / "model_with_adapters.onnx").read_bytes()]
+    healed = cli("heal", "run", "--steps", 80, "--no-latency")
+    assert healed.code == 0, healed.err
+    assert read(here / "run" / "report.json")["healing"][-1]["kept"]
+    graphs.append((here / "run" / "model_with_adapters.onnx").read_bytes())
+    assert graphs[0] != graphs[1], "the graph has the healed factors"
+    assert (here / "run" / "adapter" / "adapter_model.safetensors").read_bytes() == saved
+    refused = cli("heal", "run", "--steps", 40, "--adapter", 2, "--no-latency")
+    assert refused.code == 1 and "is the LoRA that was kept" in refused.err
+    refused = cli("compress", bert_folder, *options, "--heal", 0.05, "--adapter", 2)
+    assert refused.code == 1 and "leave one out" in refused.err
+
+
+def test_a_lora_that_is_more_than_residuals_is_merged_alone(cli: Cli, here: Path, bert_folder: Path) -> None:
+    folder = lora(here / "lora", bert_folder, use_dora=True)
+    options = ("--budget", 0.5, "--calib", write_text(here / "text.txt", 80), "--no-latency", "-o", "run")
+    refused = cli("compress", bert_folder, *options, "--lora", folder, "--keep-lora")
+    assert refused.code == 1 and "merge it" in refused.err and not (here / "run" / "model").exists()
+    assert cli("compress", bert_folder, *options, "--lora", folder).code == 0
+
+
+def test_a_trained_adapter_is_not_lost_by_healing(cli: Cli, run: Path) -> None:
+    pytest.importorskip("peft")
+    assert cli("heal", run, "--steps", 30, "--adapter", 2, "--no-latency").code == 0
+    saved = (run / "adapter" / "adapter_model.safetensors").read_bytes()
+    for more in ((), ("--adapter", 2, "--fold", "exact")):
+        refused = cli("heal", run, "--steps", 30, *more, "--no-latency")
+        assert refused.code == 1 and "was trained for the model as it is" in refused.err
+    assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == saved
+    assert cli("heal", run, "--steps", 40, "--adapter", 2, "--no-latency").code == 0
+
+
+def test_an_adapter_outlives_a_graph_that_fails(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft")
+    monkeypatch.setattr("lowrank.edge.adapters.TOLERANCE", -1.0)
+    done = cli("heal", run, "--steps", 30, "--adapter", 2, "--no-latency")
+    assert done.code == 1 and "differs from the model" in done.err
+    names = {path.name for path in run.iterdir()}
+    assert "adapter" in names and not names & {"adapter.onnx_adapter", "model_with_adapters.onnx"}
+
+
 def test_refusals(cli: Cli, run: Path, here: Path, bert_folder: Path) -> None:
     (here / "short.txt").write_text("the cat\na dog\n", encoding="utf-8")
     for arguments, message in (
@@ -144,6 +202,7 @@ def test_refusals(cli: Cli, run: Path, here: Path, bert_folder: Path) -> None:
         (["--calib", "none"], "learns from data"),
         (["--device", "cuda:99"], "no device"),
         (["--resume"], "leave out --resume"),
+        (["--minutes", "inf"], "no time to heal in"),
     ):
         refused = cli("heal", run, "--steps", 20, *arguments)
         assert refused.code == 1 and message in refused.err, refused.err

@@ -18,6 +18,7 @@ from lowrank.backends.torch.module import ModuleBackend
 from lowrank.calibrate.outputs import Reference
 from lowrank.errors import HealingError
 from lowrank.healing import Healing, Work, start
+from lowrank.healing.blocks import BlockFit
 from lowrank.healing.measure import hidden_loss, output_loss
 from lowrank.healing.mix import mixed, steps_in_turn
 from lowrank.healing.optimizer import Optimizer
@@ -143,6 +144,30 @@ def test_an_interruption_of_a_judgement_changes_nothing(tmp_path: Path, judgemen
     assert resumed.healed().curve == whole.healed().curve
     wanted, found = (dict(backend.module.named_parameters()) for backend in (small, other))
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize(("step", "judging", "total"), [(0.4, 0.2, 100.0), (3.0, 1.0, 200.0), (0.1, 5.0, 400.0)])
+def test_the_time_is_kept(monkeypatch: pytest.MonkeyPatch, step: float, judging: float, total: float) -> None:
+    """Steps and judgements take the time that they take; blocks, trials and all end within a twentieth of it."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    dense, small, feeds = cut("bert")
+    made = start(dense, small, feeds[:4], feeds[4:], Work(total)).healing
+
+    def slow(of: Any, seconds: float) -> Any:
+        def call(*args: Any) -> Any:
+            now[0] += seconds
+            return of(*args)
+
+        return call
+
+    monkeypatch.setattr(made.task, "backward", slow(made.task.backward, step))
+    monkeypatch.setattr(made.task, "judge", slow(made.task.judge, judging))
+    monkeypatch.setattr(BlockFit, "_backward", slow(BlockFit._backward, step / 2))
+    monkeypatch.setattr(BlockFit, "_judge", slow(BlockFit._judge, judging / 2))
+    monkeypatch.setattr("lowrank.healing.heal.PATIENCE", 100)
+    result = finished(made).healed()
+    assert result.kept and now[0] == pytest.approx(total, rel=0.05)
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from torch import nn
 from lowrank.errors import UnsupportedModel, first_line
 
 CONFIG_FILE = "adapter_config.json"
+OTHERS = ("lora_magnitude", "lora_embedding", "modules_to_save")
+"""In the names of what PEFT may save beside `A` and `B`."""
 
 
 def merge(module: nn.Module, folder: Path) -> nn.Module:
@@ -56,7 +58,15 @@ def residuals(model: nn.Module) -> dict[str, tuple[NDArray[np.float32], NDArray[
 
     Args:
         model: a `peft.PeftModel`, or the module that it has changed.
+
+    Raises:
+        UnsupportedModel: if the adapter holds anything else.
     """
+    odd = [name for name, _ in model.named_parameters() if any(other in name for other in OTHERS)]
+    if odd:
+        raise UnsupportedModel(
+            f"the adapter holds more than residuals of linear layers: {odd[0]}; merge it, without --keep-lora"
+        )
     peft: Any = model
     root: nn.Module = peft.get_base_model() if hasattr(peft, "get_base_model") else model
     found: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}

@@ -33,6 +33,8 @@ from lowrank.options import (
     Lora,
     Model,
     Multiple,
+    ProfileName,
+    ProfileOption,
     Run,
     Samples,
     Seed,
@@ -176,6 +178,7 @@ def compress(
     ] = False,
     unsafe_pickle: UnsafePickle = False,
     with_past: WithPast = False,
+    profile: ProfileOption = ProfileName.portable,
     heal: Annotated[
         float | None, typer.Option(min=0.01, help="Then train it for so many minutes to imitate the dense model.")
     ] = None,
@@ -219,6 +222,7 @@ def compress(
             heal=training_of(heal, None, seed, device, adapter, adapter_init, fold),
             latency=latency,
             with_past=with_past,
+            profile=profile.value,
             track=track,
         )
     if as_json:
@@ -283,13 +287,14 @@ def export(
     config: Config = None,
     unsafe_pickle: UnsafePickle = False,
     with_past: WithPast = False,
+    profile: ProfileOption = ProfileName.portable,
 ) -> None:
     """Write the dense model to ONNX the same way as a compressed one, for comparison."""
     from lowrank import pipeline
     from lowrank.backends import Opening
 
     opening = Opening(arch=arch, config=config, unsafe_pickle=unsafe_pickle)
-    path = pipeline.export(model, output, opening=opening, opset=opset, with_past=with_past)
+    path = pipeline.export(model, output, opening=opening, opset=opset, with_past=with_past, profile=profile.value)
     say(f"{path} ({path.stat().st_size:,} bytes), same outputs as torch.")
 
 

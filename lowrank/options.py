@@ -38,6 +38,13 @@ class Initial(StrEnum):
     zero = "zero"
 
 
+class ProfileName(StrEnum):
+    """What graphs are for."""
+
+    portable = "portable"
+    ort = "ort"
+
+
 class Fold(StrEnum):
     """What becomes of an adapter."""
 
@@ -76,6 +83,9 @@ Lora = Annotated[
 ]
 WithPast = Annotated[
     bool, typer.Option("--with-past", help="Also write model_with_past.onnx: a causal LM with its key-value cache.")
+]
+ProfileOption = Annotated[
+    ProfileName, typer.Option("--profile", help="Graphs for any runtime, or with ONNX Runtime's own fused operators.")
 ]
 UnsafePickle = Annotated[
     bool, typer.Option("--unsafe-pickle", help="Let a model file run its own code while it is read.")

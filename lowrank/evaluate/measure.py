@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
 from lowrank.core.cost import spent
 from lowrank.core.plan import Plan, cost_in, dense_cost
+from lowrank.edge import Profile
+from lowrank.edge.counts import fused_counts
 from lowrank.errors import ExportError
 from lowrank.evaluate.fidelity import measure_fidelity
 from lowrank.evaluate.latency import measure_latency
@@ -38,6 +41,7 @@ def measure(
     latency: bool,
     track: Track,
     clock: Clock,
+    profile: Profile = "portable",
 ) -> Report:
     """Everything that report.json holds of a compressed model and the `model.onnx` in its folder.
 
@@ -51,9 +55,10 @@ def measure(
         latency: export the dense model too and time both.
         track: shows progress.
         clock: counts seconds by stage.
+        profile: that `model.onnx` was written for.
     """
     notes, problems = [*analysis.notes, *plan.notes], list[str]()
-    parity = times = quality = None
+    parity = times = quality = graph = None
     relative: float | None
     onnx = folder / ONNX_FILE
     if isinstance(small.signature, Signature):
@@ -68,10 +73,13 @@ def measure(
             if onnx.exists():
                 with clock.stage("parity"):
                     parity = _parity(small, onnx)
+                    graph = {"profile": profile, "fused": fused_counts(onnx)}
                 if latency:
                     with clock.stage("latency"):
                         shown = track((onnx,), "timing both models", 1)
-                        times = next(_compare_latency(dense, path) for path in shown)
+                        times, before = next(_compare_latency(dense, path, profile) for path in shown)
+                        graph = {**(graph or {}), "dense_fused": before}
+                        notes += _lost_fusions(graph)
         except ExportError as error:
             problems.append(str(error))
     else:
@@ -88,6 +96,7 @@ def measure(
             "reached": plan.reached,
         },
         error={"relative": relative, "per_weight": _per_weight(analysis, plan)},
+        onnx=graph,
         parity=parity,
         latency=times,
         quality=quality,
@@ -117,14 +126,26 @@ def _parity(small: Backend, path: Path) -> dict[str, Any]:
     return {"max_abs": parity.max_abs, "relative": parity.relative, "cases": list(parity.cases)}
 
 
-def _compare_latency(dense: Backend, small: Path) -> dict[str, Any]:
+def _lost_fusions(graph: Mapping[str, Any]) -> list[str]:
+    """Notes on what the dense model runs as one operator, and the compressed one does not."""
+    after, before = graph["fused"], graph["dense_fused"]
+    return [
+        f"{after[kind]} of {count} {kind.replace('_', ' ')} operators of the dense graph are left as one in the compressed"
+        for kind, count in before.items()
+        if after[kind] < count
+    ]
+
+
+def _compare_latency(dense: Backend, small: Path, profile: Profile) -> tuple[dict[str, Any], dict[str, int]]:
+    """Times, and the fused operators of the dense model in the same profile."""
     from lowrank.edge import write_onnx
 
     signature = dense.signature
     assert isinstance(signature, Signature)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ONNX_FILE
-        write_onnx(dense, path)
+        write_onnx(dense, path, profile=profile)
+        fused = fused_counts(path)
         dense_bytes = sum(p.stat().st_size for p in Path(folder).iterdir())
         found = measure_latency({"dense": path, "compressed": small}, signature, 1, SEQUENCE)
     small_bytes = sum(p.stat().st_size for p in small.parent.glob(f"{ONNX_FILE}*"))
@@ -138,7 +159,7 @@ def _compare_latency(dense: Backend, small: Path) -> dict[str, Any]:
         "shapes": [f"1{sequence}"],
         "dense_onnx_bytes": dense_bytes,
         "compressed_onnx_bytes": small_bytes,
-    }
+    }, fused
 
 
 def _per_weight(analysis: Analysis, plan: Plan) -> dict[str, float]:

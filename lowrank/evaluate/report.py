@@ -24,6 +24,8 @@ class Report:
     """`kind`, `limit`, `reached`."""
     error: dict[str, Any]
     """`relative` of the model's output, and `per_weight` as predicted on the held-out fold."""
+    onnx: dict[str, Any] | None = None
+    """`profile`, and how many attention blocks, norms and gelus run as one operator: `fused`, and `dense_fused`."""
     parity: dict[str, Any] | None = None
     latency: dict[str, Any] | None = None
     quality: dict[str, Any] | None = None

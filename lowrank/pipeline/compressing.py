@@ -12,6 +12,7 @@ from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan
 from lowrank.core.select import Knapsack, Selector
 from lowrank.core.structures.absorb import absorbed
+from lowrank.edge import Profile, check_profile
 from lowrank.errors import HealingError, LowRankError, PlanMismatch
 from lowrank.evaluate.report import Report
 from lowrank.pipeline.adapting import keep_adapter
@@ -22,6 +23,7 @@ from lowrank.pipeline.planning import factorize, read_plan, refitted, select
 from lowrank.pipeline.run import (
     RESULTS,
     RUN,
+    Output,
     check_source,
     source_of,
     write_and_measure,
@@ -47,6 +49,7 @@ def compress(
     beside: str | Path | None = None,
     latency: bool = True,
     with_past: bool = False,
+    profile: Profile = "portable",
     track: Track = silent,
 ) -> Report:
     """Analyze, select, factorize, rewrite, save, export and measure.
@@ -68,6 +71,7 @@ def compress(
             layers then keep their channels. `Opening.lora` merges one instead.
         latency: export the dense model too and time both.
         with_past: also write `model_with_past.onnx`, a causal language model with its key-value cache.
+        profile: what graphs are for: `portable`, or `ort` with fused operators of ONNX Runtime.
         track: shows progress.
 
     Raises:
@@ -76,6 +80,7 @@ def compress(
     Example:
         report = lowrank.compress("my-model", budget=0.5, output="run")
     """
+    check_profile(profile)
     if budget is None and plan is None:
         raise LowRankError(
             "there is no budget; give --budget 0.5 (the share of parameters to keep), --error, or a --plan"
@@ -133,8 +138,7 @@ def compress(
             chosen,
             stage,
             calibration,
-            latency,
-            with_past,
+            Output(profile=profile, with_past=with_past, latency=latency),
             track,
             clock,
             refit,
@@ -149,7 +153,6 @@ def compress(
         settings=settings,
         opening=opening,
         latency=latency,
-        with_past=with_past,
         track=track,
     )
 

@@ -48,7 +48,8 @@ def evaluate(run: str | Path = RUN, *, opening: Opening | None = None, track: Tr
         return refitted(calibration, made, analysis, track) if refit and calibration else made
 
     small = dense.saved_in(folder, replacements)
-    report = measure(dense, small, analysis, plan, folder, calibration, True, track, clock)
+    profile = ((known and known.onnx) or {}).get("profile", "portable")
+    report = measure(dense, small, analysis, plan, folder, calibration, True, track, clock, profile)
     report = replace(
         report,
         healing=known.healing if known else [],

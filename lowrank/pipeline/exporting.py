@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lowrank.artifacts import staged
 from lowrank.backends import Opening, open_model
+from lowrank.edge import Profile, check_profile
 from lowrank.errors import ExportError
 from lowrank.pipeline.run import GRAPHS, ONNX_FILE
 
@@ -17,6 +18,7 @@ def export(
     opening: Opening | None = None,
     opset: int | None = None,
     with_past: bool = False,
+    profile: Profile = "portable",
 ) -> Path:
     """The dense model as `output/model.onnx`, written the same way as a compressed one and checked against torch.
 
@@ -27,16 +29,17 @@ def export(
     from lowrank.evaluate import check_parity
     from lowrank.evaluate.generation import check_generation
 
+    check_profile(profile)
     backend = open_model(model, opening or Opening())
     if backend.source["kind"] == "onnx":
         raise ExportError(f"{model} is an ONNX file already; `lowrank compress {model}` makes a smaller one of it")
     with staged(Path(output).expanduser(), owned=GRAPHS) as stage:
-        write_onnx(backend, stage / ONNX_FILE, opset)
+        write_onnx(backend, stage / ONNX_FILE, opset, profile)
         parity = check_parity(backend, stage / ONNX_FILE)
         if not parity.holds:
             raise ExportError(
                 f"the exported graph differs from torch by {parity.max_abs:.2e} over {', '.join(parity.cases)}"
             )
         if with_past:
-            check_generation(backend, write_with_past(backend, stage))
+            check_generation(backend, write_with_past(backend, stage, profile=profile))
     return Path(output) / ONNX_FILE

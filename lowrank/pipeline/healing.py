@@ -23,6 +23,7 @@ from lowrank.pipeline.run import (
     REPORT_FILE,
     RESULTS,
     RUN,
+    Output,
     check_source,
     files_of,
     read_run,
@@ -77,7 +78,6 @@ def heal(
     resume: bool = False,
     opening: Opening | None = None,
     latency: bool = True,
-    with_past: bool | None = None,
     track: Track = silent,
 ) -> Report:
     """Train a compressed model to imitate the dense one, on unlabelled data.
@@ -94,7 +94,6 @@ def heal(
         resume: go on with a healing that was interrupted.
         opening: how to build the dense model if its file does not say.
         latency: time both models again.
-        with_past: write `model_with_past.onnx` too; by default if the run has one.
         track: shows progress.
 
     Raises:
@@ -152,7 +151,11 @@ def heal(
             report = replace(report, healing=entries, files=files, seconds=clock.seconds)
             write_json(stage / REPORT_FILE, "report", report.to_json())
     else:
-        with_past = (folder / WITH_PAST_FILE).exists() if with_past is None else with_past
+        output = Output(
+            profile=(report.onnx or {}).get("profile", "portable"),
+            with_past=(folder / WITH_PAST_FILE).exists(),
+            latency=latency,
+        )
         with staged(folder, owned=RESULTS) as stage:
             problems = keep_adapter(small, folder / ADAPTER_FOLDER, stage) if kept_lora else ()
             report = write_and_measure(
@@ -162,8 +165,7 @@ def heal(
                 plan,
                 stage,
                 calibration,
-                latency,
-                with_past,
+                output,
                 track,
                 clock,
                 bool(report.provenance.get("refit")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from lowrank.backends import Backend, Opening
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan
-from lowrank.edge import WITH_PAST_FILE
+from lowrank.edge import WITH_PAST_FILE, Profile
 from lowrank.errors import ArtifactError, ExportError, PlanMismatch, UnsupportedModel
 from lowrank.evaluate.report import ONNX_FILE, Report
 from lowrank.progress import Clock, Track
@@ -33,6 +33,18 @@ RESULTS = (PLAN_FILE, REPORT_FILE, MODEL_FOLDER, *GRAPHS, *ADAPTER_FILES, CHECKP
 """What belongs to one compressed model: another one replaces all of it."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What of a result is written and measured."""
+
+    profile: Profile = "portable"
+    """What its graphs are for."""
+    with_past: bool = False
+    """Write `model_with_past.onnx`."""
+    latency: bool = True
+    """Export the dense model too, and time both."""
+
+
 def write_and_measure(
     dense: Backend,
     small: Backend,
@@ -40,8 +52,7 @@ def write_and_measure(
     plan: Plan,
     stage: Path,
     calibration: Calibration | None,
-    latency: bool,
-    with_past: bool,
+    output: Output,
     track: Track,
     clock: Clock,
     refit: bool,
@@ -64,18 +75,18 @@ def write_and_measure(
         try:
             with clock.stage("export"):
                 for path in track((onnx,), "writing ONNX", 1):
-                    write_onnx(small, path)
+                    write_onnx(small, path, profile=output.profile)
         except ExportError as error:
             found.append(str(error))
-    if with_past:
+    if output.with_past:
         try:
             with clock.stage("export with past"):
-                path = write_with_past(small, stage)
+                path = write_with_past(small, stage, profile=output.profile)
                 check_generation(small, path)
         except ExportError as error:
             found.append(str(error))
             _drop(stage, WITH_PAST_FILE)
-    report = measure(dense, small, analysis, plan, stage, calibration, latency, track, clock)
+    report = measure(dense, small, analysis, plan, stage, calibration, output.latency, track, clock, output.profile)
     found += report.problems
     if report.parity is None:
         # A graph that failed its check is not left for anyone to ship.

@@ -56,7 +56,7 @@ class Training:
     adapter: int | None = None
     """Freeze the model, and train a residual of this rank beside each factored layer."""
     initial: Literal["discarded", "zero"] = "discarded"
-    """What an adapter begins as: the best of what truncation left out, or nothing."""
+    """What an adapter begins as: the best of what truncation left out, or nothing; nothing if it is cut back again."""
     fold: Literal["no", "exact", "rank"] = "no"
     """Keep an adapter by itself; or fold it into the factors, whose ranks grow, or are cut back to what they were."""
 
@@ -231,7 +231,8 @@ def _train(
     text = Path(settings.calib).expanduser() if settings.calib else None
     adapter = None
     if training.adapter is not None:
-        adapter = AdapterOptions(rank=training.adapter, initial=training.initial, fold=training.fold)
+        initial = "zero" if training.fold == "rank" else training.initial
+        adapter = AdapterOptions(rank=training.adapter, initial=initial, fold=training.fold)
     session = start(
         calibration.backend,
         small,

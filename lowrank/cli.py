@@ -52,6 +52,7 @@ from lowrank.options import (
     chosen_selector,
     training_of,
 )
+from lowrank.report.show import complain_of, show_analysis, show_files, show_report
 from lowrank.report.terminal import complain, notes, print_json, print_table, progress_bars, say
 
 T = TypeVar("T")
@@ -113,7 +114,7 @@ def analyze(
     if as_json:
         print_json(figures(analysis, spectra=True))
         return
-    _show_analysis(analysis)
+    show_analysis(analysis)
     say(
         f"Kept in {output}. Next: lowrank compress --budget 0.5"
         + ("" if str(output) == "lowrank-run" else f" -o {output}")
@@ -234,8 +235,8 @@ def compress(
         print_table(plan_table(pipeline.read_plan(output / pipeline.PLAN_FILE, analysis, None), analysis))
         print_table(report_table(report))
         notes(report.notes)
-        _files(output)
-    _complain_of(report)
+        show_files(output)
+    _exit_on(report)
 
 
 @app.command()
@@ -275,7 +276,8 @@ def heal(
             latency=latency,
             track=track,
         )
-    _show_report(report, as_json)
+    show_report(report, as_json)
+    _exit_on(report)
 
 
 @app.command()
@@ -311,7 +313,8 @@ def evaluate(
 
     with progress_bars() as track:
         report = pipeline.evaluate(output, opening=Opening(arch=arch, unsafe_pickle=unsafe_pickle), track=track)
-    _show_report(report, as_json)
+    show_report(report, as_json)
+    _exit_on(report)
 
 
 @app.command()
@@ -343,42 +346,9 @@ def _resumable(run: Path) -> Iterator[None]:
         raise
 
 
-def _show_analysis(analysis: Any) -> None:
-    from lowrank.core.verdict import verdict
-    from lowrank.report.tables import skipped_table, spectra_table
-
-    print_table(spectra_table(analysis))
-    if analysis.skips:
-        print_table(skipped_table(analysis))
-    notes(analysis.notes)
-    say(verdict(analysis))
-
-
-def _show_report(report: Any, as_json: bool) -> None:
-    from lowrank.report.tables import report_table
-
-    if as_json:
-        print_json(report.to_json())
-    else:
-        print_table(report_table(report))
-        notes(report.notes)
-    _complain_of(report)
-
-
-def _complain_of(report: Any) -> None:
-    """Say what went wrong with the model, and with the last attempt to heal it."""
-    problems = [*report.problems, *(report.healing[-1].get("problems", ()) if report.healing else ())]
-    for problem in problems:
-        complain(problem)
-    if problems:
+def _exit_on(report: Any) -> None:
+    if complain_of(report):
         raise typer.Exit(1)
-
-
-def _files(run: Path) -> None:
-    say(f"Files in {run}:")
-    for path in sorted(run.iterdir()):
-        size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
-        say(f"  {path}{'/' if path.is_dir() else ''}  {size:,} bytes")
 
 
 def main() -> None:

@@ -16,9 +16,12 @@ Profile = Literal["portable", "ort"]
 OPSET = 20
 """Old enough for any runtime of the last years, new enough for a Gelu operator."""
 
+IR_VERSION = 9
+"""Of the file format: onnxruntime 1.17 reads no later one."""
+
 WITH_PAST_FILE = "model_with_past.onnx"
 
-__all__ = ["OPSET", "WITH_PAST_FILE", "Profile", "check_profile", "write_onnx", "write_with_past"]
+__all__ = ["IR_VERSION", "OPSET", "WITH_PAST_FILE", "Profile", "check_profile", "write_onnx", "write_with_past"]
 
 OLDEST = (1, 22, 1)
 """ONNX Runtime before it gives wrong numbers for fused attention on padded batches."""

@@ -130,7 +130,7 @@ def _lost_fusions(graph: Mapping[str, Any]) -> list[str]:
     """Notes on what the dense model runs as one operator, and the compressed one does not."""
     after, before = graph["fused"], graph["dense_fused"]
     return [
-        f"{after[kind]} of {count} {kind.replace('_', ' ')} operators of the dense graph are left as one in the compressed"
+        f"{after[kind]} of {count} fused operators for {kind.replace('_', ' ')} are left in the compressed graph"
         for kind, count in before.items()
         if after[kind] < count
     ]

@@ -142,6 +142,11 @@ def report_table(report: Report) -> Table:
             lost = f"{entry['after']:.4g}, {entry['after'] / entry['before']:.3f} of before"
         done = f"{entry['steps']} steps, {entry['batch']} samples at a time in memory"
         table.add_row(f"held-out loss after healing ({done})", "", lost, "")
+    if report.onnx:
+        told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in report.onnx["fused"].items())
+        dense = report.onnx.get("dense_fused")
+        before = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in dense.items()) if dense else ""
+        table.add_row(f"operators that run as one (--profile {report.onnx['profile']})", before, told, "")
     if report.parity:
         table.add_row("model against its ONNX file, largest difference", "", f"{report.parity['max_abs']:.1e}", "")
     return table

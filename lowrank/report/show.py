@@ -1,0 +1,47 @@
+"""What a command shows of its result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lowrank.report.terminal import complain, notes, print_json, print_table, say
+
+
+def show_analysis(analysis: Any) -> None:
+    """The spectra, what is skipped, and whether factoring pays."""
+    from lowrank.core.verdict import verdict
+    from lowrank.report.tables import skipped_table, spectra_table
+
+    print_table(spectra_table(analysis))
+    if analysis.skips:
+        print_table(skipped_table(analysis))
+    notes(analysis.notes)
+    say(verdict(analysis))
+
+
+def show_report(report: Any, as_json: bool) -> None:
+    """What was measured."""
+    from lowrank.report.tables import report_table
+
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print_table(report_table(report))
+        notes(report.notes)
+
+
+def complain_of(report: Any) -> bool:
+    """Say what went wrong with the model, and with the last attempt to heal it; whether anything did."""
+    problems = [*report.problems, *(report.healing[-1].get("problems", ()) if report.healing else ())]
+    for problem in problems:
+        complain(problem)
+    return bool(problems)
+
+
+def show_files(run: Path) -> None:
+    """The files of a run, with their sizes."""
+    say(f"Files in {run}:")
+    for path in sorted(run.iterdir()):
+        size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+        say(f"  {path}{'/' if path.is_dir() else ''}  {size:,} bytes")

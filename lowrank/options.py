@@ -82,7 +82,8 @@ UnsafePickle = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 BudgetOption = Annotated[
-    float | None, typer.Option("--budget", help="Share of the targeted weights to keep: 0.3 (of their parameters, unless --of).")
+    float | None,
+    typer.Option("--budget", help="Share of the targeted weights to keep: 0.3 (of their parameters, unless --of)."),
 ]
 UnitOption = Annotated[UnitName, typer.Option("--of", help="What --budget is a share of.")]
 ErrorOption = Annotated[

@@ -36,7 +36,7 @@ bench: $(VENV)/.demo
 # Trains the two second models of the bench, some minutes each.
 bench-models: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[demo,bench]"
-	$(BIN)/python tools/train_vit.py --data $(DATA)/cifar10_train10k_jpg.zip --output $(BENCH)/vit --shifted
+	$(BIN)/python tools/train_vit.py --data $(DATA)/cifar10_train10k_jpg.zip --output $(BENCH)/vit --shifted --minutes 8
 	$(BIN)/python tools/train_gpt.py --data $(DATA)/tinyshakespeare.txt.gz --output $(BENCH)/gpt
 
 # Two small trained models: STORIES=models/stories260K SORT=models/gpt-nano-sort.

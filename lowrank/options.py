@@ -60,7 +60,7 @@ Run = Annotated[Path, typer.Option("--output", "-o", help="The run folder.")]
 Calib = Annotated[
     Optional[str],  # noqa: UP045 - typer reads this form in every version
     typer.Option(
-        help="Calibration data: .txt, .tsv, .csv, .jsonl (.gz too), a sample a line; .npz of model inputs; or none."
+        help="Calibration data: .txt, .tsv, .csv, .jsonl (.gz too), a sample a line; .npz of inputs; or the word none."
     ),
 ]
 Column = Annotated[str | None, typer.Option(help="Column of a table, or key of .jsonl; several with commas.")]
@@ -92,7 +92,8 @@ UnsafePickle = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 BudgetOption = Annotated[
-    float | None, typer.Option("--budget", help="Share of the targeted weights' parameters to keep: 0.3.")
+    float | None,
+    typer.Option("--budget", help="Share of the targeted weights to keep: 0.3 (of their parameters, unless --of)."),
 ]
 UnitOption = Annotated[UnitName, typer.Option("--of", help="What --budget is a share of.")]
 ErrorOption = Annotated[
@@ -100,7 +101,7 @@ ErrorOption = Annotated[
 ]
 SelectorOption = Annotated[SelectorName, typer.Option("--selector", help="How ranks are chosen.")]
 Multiple = Annotated[int, typer.Option(min=1, help="Round ranks down to a multiple of this.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the order of the samples.")]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed of the order of the samples.")]
 Device = Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1.")]
 Adapter = Annotated[
     int | None, typer.Option(min=1, help="Freeze the model, and train a LoRA residual of this rank beside each layer.")

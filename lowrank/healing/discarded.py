@@ -10,7 +10,7 @@ import scipy.linalg  # pyright: ignore[reportMissingTypeStubs]
 import torch
 from torch import nn
 
-from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.inputs import Feed, Signature, spread
 from lowrank.backends.torch.inputs import in_float32
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.backends.torch.pair import Pair
@@ -57,7 +57,7 @@ def begin_with_the_discarded(
     records = {name: record for name, record in small.replaced.items() if record["kind"] == "linear"}
     weights = {w.name: w for w in dense.weights if w.name in records and _is_factored(module, w.layers[0].name)}
     kept = {n: np.array(records[n].get("rows", range(w.rows)), np.int64) for n, w in weights.items()}
-    pair = Pair(original, module, signature, _some(feeds), ())
+    pair = Pair(original, module, signature, spread(feeds, TOKENS), ())
     for stage in pair.stages(list(weights.values())):
         for name, (joint, _) in pair.joint(stage, kept).items():
             wanted = dense.read(name)[kept[name]]
@@ -90,9 +90,3 @@ def _begin(layer: Any, wanted: Matrix, joint: Joint, name: str) -> None:
 def _is_factored(module: nn.Module, path: str) -> bool:
     layer: Any = module.get_submodule(path)
     return hasattr(layer, "get_base_layer") and isinstance(layer.get_base_layer(), LowRankLinear | PivotedLinear)
-
-
-def _some(feeds: Sequence[Feed]) -> list[Feed]:
-    """Batches spread over those that there are."""
-    sizes = [next(iter(feed.values())).size for feed in feeds]
-    return list(feeds[:: max(1, -(-sum(sizes) // TOKENS))])

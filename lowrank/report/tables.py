@@ -55,8 +55,8 @@ def spectra_table(analysis: Analysis) -> Table:
     metric = "on held-out data" if with_data else "in the plain metric"
     table.caption = (
         "stable: |W|F^2/|W|2^2; effective: entropy rank; 90/95/99 %: ranks that keep that energy; error there: "
-        "relative output "
-        f"error of two factors at the break-even rank, {metric}"
+        f"relative output error of two factors at the break-even rank, {metric}; sensitivity: squared error of the "
+        "model's output for a unit of the weight's own"
     )
     return table
 

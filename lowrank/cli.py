@@ -23,6 +23,7 @@ from lowrank.options import (
     Column,
     Config,
     Device,
+    DtypeName,
     ErrorOption,
     Exclude,
     Fold,
@@ -33,8 +34,8 @@ from lowrank.options import (
     Lora,
     Model,
     Multiple,
-    ProfileName,
     ProfileOption,
+    Quantize,
     Run,
     Samples,
     Seed,
@@ -50,6 +51,7 @@ from lowrank.options import (
     budget_of,
     changes_of,
     chosen_selector,
+    target_of,
     training_of,
 )
 from lowrank.report.show import complain_of, show_analysis, show_files, show_report
@@ -179,7 +181,8 @@ def compress(
     ] = False,
     unsafe_pickle: UnsafePickle = False,
     with_past: WithPast = False,
-    profile: ProfileOption = ProfileName.portable,
+    profile: ProfileOption = None,
+    quantize: Quantize = DtypeName.none,
     heal: Annotated[
         float | None, typer.Option(min=0.01, help="Then train it for so many minutes to imitate the dense model.")
     ] = None,
@@ -223,7 +226,7 @@ def compress(
             heal=training_of(heal, None, seed, device, adapter, adapter_init, fold),
             latency=latency,
             with_past=with_past,
-            profile=profile.value,
+            target=target_of(profile, quantize),
             track=track,
         )
     if as_json:
@@ -289,15 +292,17 @@ def export(
     config: Config = None,
     unsafe_pickle: UnsafePickle = False,
     with_past: WithPast = False,
-    profile: ProfileOption = ProfileName.portable,
+    profile: ProfileOption = None,
+    quantize: Quantize = DtypeName.none,
 ) -> None:
     """Write the dense model to ONNX the same way as a compressed one, for comparison."""
     from lowrank import pipeline
     from lowrank.backends import Opening
 
     opening = Opening(arch=arch, config=config, unsafe_pickle=unsafe_pickle)
-    path = pipeline.export(model, output, opening=opening, opset=opset, with_past=with_past, profile=profile.value)
-    say(f"{path} ({path.stat().st_size:,} bytes), same outputs as torch.")
+    target = target_of(profile, quantize)
+    path = pipeline.export(model, output, opening=opening, opset=opset, with_past=with_past, target=target)
+    say(f"{path} ({path.stat().st_size:,} bytes), " + ("rounded." if target.is_rounded else "same outputs as torch."))
 
 
 @app.command()

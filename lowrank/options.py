@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from lowrank.core.budget import Budget
     from lowrank.core.select import Selector
+    from lowrank.edge import Dtype, Profile, Target
     from lowrank.pipeline import Training
 
 
@@ -43,6 +44,15 @@ class ProfileName(StrEnum):
 
     portable = "portable"
     ort = "ort"
+
+
+class DtypeName(StrEnum):
+    """What weights are stored in."""
+
+    none = "none"
+    fp16 = "fp16"
+    int8 = "int8"
+    int4 = "int4"
 
 
 class Fold(StrEnum):
@@ -85,7 +95,11 @@ WithPast = Annotated[
     bool, typer.Option("--with-past", help="Also write model_with_past.onnx: a causal LM with its key-value cache.")
 ]
 ProfileOption = Annotated[
-    ProfileName, typer.Option("--profile", help="Graphs for any runtime, or with ONNX Runtime's own fused operators.")
+    Optional[ProfileName],  # noqa: UP045 - typer reads this form in every version
+    typer.Option("--profile", help="Graphs for any runtime, or with ONNX Runtime's own operators; int4 needs those."),
+]
+Quantize = Annotated[
+    DtypeName, typer.Option("--quantize", help="Store weights in fewer bits; int8 and int4 also compute with them.")
 ]
 UnsafePickle = Annotated[
     bool, typer.Option("--unsafe-pickle", help="Let a model file run its own code while it is read.")
@@ -167,6 +181,20 @@ def training_of(
         initial=initial.value,  # pyright: ignore[reportArgumentType]
         fold=fold.value,  # pyright: ignore[reportArgumentType]
     )
+
+
+def target_of(profile: ProfileName | None, quantize: DtypeName) -> Target:
+    """What graphs are written for, from what the command line says."""
+    from lowrank.edge import Target
+
+    dtypes: dict[DtypeName, Dtype] = {
+        DtypeName.none: "float32",
+        DtypeName.fp16: "float16",
+        DtypeName.int8: "int8",
+        DtypeName.int4: "int4",
+    }
+    needed: Profile = "ort" if quantize is DtypeName.int4 else "portable"
+    return Target(profile=profile.value if profile else needed, dtype=dtypes[quantize])  # pyright: ignore[reportArgumentType]
 
 
 def budget_of(budget: float | None, of: UnitName, error: float | None) -> Budget | None:

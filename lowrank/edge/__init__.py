@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lowrank.errors import ExportError
 
 if TYPE_CHECKING:
     from lowrank.backends import Backend
+    from lowrank.backends.inputs import Feed, Signature
 
 Profile = Literal["portable", "ort"]
 """What a graph is for: any runtime of the last years, or ONNX Runtime, with its own operators."""
+
+Dtype = Literal["float32", "float16", "int8", "int4"]
+"""What weights are stored in, and for the last two computed with."""
 
 OPSET = 20
 """Old enough for any runtime of the last years, new enough for a Gelu operator."""
@@ -21,34 +27,67 @@ IR_VERSION = 9
 
 WITH_PAST_FILE = "model_with_past.onnx"
 
-__all__ = ["IR_VERSION", "OPSET", "WITH_PAST_FILE", "Profile", "check_profile", "write_onnx", "write_with_past"]
+__all__ = [
+    "IR_VERSION",
+    "OPSET",
+    "WITH_PAST_FILE",
+    "Dtype",
+    "Profile",
+    "Target",
+    "fit_file",
+    "write_onnx",
+    "write_with_past",
+]
 
 OLDEST = (1, 22, 1)
 """ONNX Runtime before it gives wrong numbers for fused attention on padded batches."""
 
 
-def check_profile(profile: Profile) -> None:
-    """Nothing, if the runtime here can check what is written for a profile.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """What graphs are written for."""
 
-    Raises:
-        ExportError: with its version.
-    """
-    if profile == "portable":
-        return
-    import onnxruntime
+    profile: Profile = "portable"
+    dtype: Dtype = "float32"
 
-    found = tuple(int(part) for part in onnxruntime.__version__.split(".")[:3] if part.isdigit())
-    if found < OLDEST:
-        raise ExportError(
-            f"--profile ort is for onnxruntime {'.'.join(map(str, OLDEST))} and later, and here is "
-            f"{onnxruntime.__version__}, which gives wrong numbers for padded batches; use --profile portable"
-        )
+    @classmethod
+    def of(cls, known: Mapping[str, Any] | None) -> Target:
+        """That of a report's `onnx`."""
+        return cls(**{name: known[name] for name in ("profile", "dtype") if known and name in known})
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether what is written gives other numbers than the model."""
+        return self.dtype != "float32"
+
+    def check(self) -> None:
+        """Nothing, if the runtime here can check what is written.
+
+        Raises:
+            ExportError: with what to ask for instead.
+        """
+        if self.profile == "portable":
+            if self.dtype == "int4":
+                raise ExportError(
+                    "four bits need operators of ONNX Runtime, which --profile portable leaves out; use --profile ort, "
+                    "or --quantize int8"
+                )
+            return
+        import onnxruntime
+
+        found = tuple(int(part) for part in onnxruntime.__version__.split(".")[:3] if part.isdigit())
+        if found < OLDEST:
+            raise ExportError(
+                f"--profile ort is for onnxruntime {'.'.join(map(str, OLDEST))} and later, and here is "
+                f"{onnxruntime.__version__}, which gives wrong numbers for padded batches; use --profile portable"
+            )
 
 
-def write_onnx(backend: Backend, path: Path, opset: int | None = None, profile: Profile = "portable") -> None:
+def write_onnx(backend: Backend, path: Path, opset: int | None = None) -> None:
     """Write a model as an ONNX file (and `path.data` beside it, if it is large).
 
-    A model that came as ONNX keeps the operator set that it has. See `edge.fuse` for what a profile is.
+    With standard operators and the model's own numbers; see `fit_file` for others. A model that came as ONNX keeps the
+    operator set that it has.
 
     Raises:
         ExportError: if it cannot be traced, or cannot be run at all.
@@ -62,24 +101,42 @@ def write_onnx(backend: Backend, path: Path, opset: int | None = None, profile: 
 
         assert isinstance(backend, OnnxBackend)
         backend.write(path)
-        _fit(path, profile)
         return
     from lowrank.backends.torch import ModuleBackend
     from lowrank.edge.export import export_onnx
 
     assert isinstance(backend, ModuleBackend)
     export_onnx(backend.module, backend.signature, path, opset or OPSET)
-    _fit(path, profile)
 
 
-def _fit(path: Path, profile: Profile) -> None:
-    if profile == "ort":
+def fit_file(path: Path, target: Target, signature: Signature, feeds: Sequence[Feed] = ()) -> list[str]:
+    """Round and fuse what `write_onnx` wrote, in place, as far as a target asks for it.
+
+    Args:
+        path: the file.
+        target: what it is to be for.
+        signature: how the model is fed.
+        feeds: calibration data for rounding; see `edge.quantize`.
+
+    Returns:
+        Remarks on what stayed as it was.
+
+    Raises:
+        ExportError: if the graph cannot be fused.
+    """
+    notes = list[str]()
+    if target.is_rounded:
+        from lowrank.edge.quantize import quantize_file
+
+        notes = quantize_file(path, target.dtype, signature, feeds)
+    if target.profile == "ort":
         from lowrank.edge.fuse import fuse_file
 
         fuse_file(path)
+    return notes
 
 
-def write_with_past(backend: Backend, folder: Path, opset: int | None = None, profile: Profile = "portable") -> Path:
+def write_with_past(backend: Backend, folder: Path, opset: int | None = None) -> Path:
     """Write `model_with_past.onnx` to a folder: the same model with its key-value cache.
 
     Raises:
@@ -94,5 +151,4 @@ def write_with_past(backend: Backend, folder: Path, opset: int | None = None, pr
     if not isinstance(backend, ModuleBackend):
         raise ExportError(f"--with-past cannot be had: {backend.signature}")
     export_with_past(module_in_float32(backend.module), folder / WITH_PAST_FILE, opset)
-    _fit(folder / WITH_PAST_FILE, profile)
     return folder / WITH_PAST_FILE

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from lowrank.backends.onnx.save import save_model
+from lowrank.backends.onnx.save import load_whole, save_model
 from lowrank.errors import ExportError, first_line
 
 
@@ -31,13 +31,9 @@ def fuse(model: Any) -> Any:
 
 
 def fuse_file(path: Path) -> None:
-    """Fuse what is in a file, in place; weights beside it stay beside it.
+    """Fuse what is in a file, in place.
 
     Raises:
         ExportError: if the graph cannot be fused.
     """
-    import onnx_ir as ir
-
-    model = ir.load(path)
-    ir.external_data.load_to_model(model)
-    save_model(fuse(model), path, beside=path.with_name(f"{path.name}.data").exists())
+    save_model(fuse(load_whole(path)), path)

@@ -4,7 +4,7 @@ factor saw."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,15 @@ from lowrank.backends.inputs import MASK, Feed, Signature
 Array = NDArray[Any]
 
 
-def measure_fidelity(dense: Backend, small: Backend, batches: Iterable[Feed]) -> dict[str, float]:
+class Runs(Protocol):
+    """Anything that gives the main output of a model."""
+
+    def run(self, feed: Feed) -> Array:
+        """One forward pass."""
+        ...
+
+
+def measure_fidelity(dense: Backend, small: Runs, batches: Iterable[Feed]) -> dict[str, float]:
     """The measures that fit the model's output, averaged over the samples.
 
     `relative_error`: `|y - y'| / |y|` over all outputs. For hidden states, `cosine`: of the mean-pooled sentence

@@ -6,7 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,15 @@ from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
 from lowrank.core.cost import spent
 from lowrank.core.plan import Plan, cost_in, dense_cost
-from lowrank.edge import Profile
+from lowrank.edge import Target
 from lowrank.edge.counts import fused_counts
 from lowrank.errors import ExportError
-from lowrank.evaluate.fidelity import measure_fidelity
+from lowrank.evaluate.fidelity import Runs, measure_fidelity
 from lowrank.evaluate.latency import measure_latency
 from lowrank.evaluate.parity import check_parity
 from lowrank.evaluate.report import ONNX_FILE, Report
-from lowrank.progress import Clock, Track
+from lowrank.evaluate.session import FileModel
+from lowrank.progress import Clock, Track, silent
 
 SEQUENCE = 128
 ONE = np.ones(1, np.int64)
@@ -41,7 +42,8 @@ def measure(
     latency: bool,
     track: Track,
     clock: Clock,
-    profile: Profile = "portable",
+    target: Target,
+    exact: dict[str, Any] | None = None,
 ) -> Report:
     """Everything that report.json holds of a compressed model and the `model.onnx` in its folder.
 
@@ -55,7 +57,8 @@ def measure(
         latency: export the dense model too and time both.
         track: shows progress.
         clock: counts seconds by stage.
-        profile: that `model.onnx` was written for.
+        target: what `model.onnx` was written for.
+        exact: `exactness` of a graph before it was rounded.
     """
     notes, problems = [*analysis.notes, *plan.notes], list[str]()
     parity = times = quality = graph = None
@@ -63,7 +66,8 @@ def measure(
     onnx = folder / ONNX_FILE
     if isinstance(small.signature, Signature):
         with clock.stage("fidelity"):
-            quality = _quality(dense, small, calibration, track)
+            rounded = FileModel(onnx, small.signature.output) if target.is_rounded and onnx.exists() else None
+            quality = _quality(dense, rounded or small, calibration, track)
         relative = quality["relative_error"]
         lost = [name for name, value in quality.items() if isinstance(value, float) and not math.isfinite(value)]
         if lost:
@@ -72,14 +76,16 @@ def measure(
         try:
             if onnx.exists():
                 with clock.stage("parity"):
-                    parity = _parity(small, onnx)
-                    graph = {"profile": profile, "fused": fused_counts(onnx)}
+                    parity = exact if target.is_rounded else exactness(small, onnx)
+                    graph = {**asdict(target), "fused": fused_counts(onnx)}
+                    if rounded is not None:
+                        graph["rounding_error"] = _quality(small, rounded, calibration, silent)["relative_error"]
                 if latency:
                     with clock.stage("latency"):
                         shown = track((onnx,), "timing both models", 1)
-                        times, before = next(_compare_latency(dense, path, profile) for path in shown)
+                        times, before = next(_compare_latency(dense, path, target) for path in shown)
                         graph = {**(graph or {}), "dense_fused": before}
-                        notes += _lost_fusions(graph)
+                        notes += [*_lost_fusions(graph), *_better_dense(times, target)]
         except ExportError as error:
             problems.append(str(error))
     else:
@@ -106,8 +112,8 @@ def measure(
     )
 
 
-def _quality(dense: Backend, small: Backend, calibration: Calibration | None, track: Track) -> dict[str, Any]:
-    signature = small.signature
+def _quality(dense: Backend, small: Runs, calibration: Calibration | None, track: Track) -> dict[str, Any]:
+    signature = dense.signature
     assert isinstance(signature, Signature)
     random = [signature.example(4, min(16, signature.max_sequence), seed) for seed in range(4)]
     batches = list(calibration.report) if calibration is not None else random
@@ -115,7 +121,12 @@ def _quality(dense: Backend, small: Backend, calibration: Calibration | None, tr
     return {**found, "data": "random inputs" if calibration is None else calibration.report_label}
 
 
-def _parity(small: Backend, path: Path) -> dict[str, Any]:
+def exactness(small: Backend, path: Path) -> dict[str, Any]:
+    """What report.json says of the parity of a model and a graph that was not rounded.
+
+    Raises:
+        ExportError: if they differ.
+    """
     parity = check_parity(small, path)
     if not parity.holds:
         raise ExportError(
@@ -136,29 +147,46 @@ def _lost_fusions(graph: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _compare_latency(dense: Backend, small: Path, profile: Profile) -> tuple[dict[str, Any], dict[str, int]]:
-    """Times, and the fused operators of the dense model in the same profile."""
-    from lowrank.edge import write_onnx
+def _better_dense(times: Mapping[str, Any], target: Target) -> list[str]:
+    """Where the dense model, rounded alike, is the better choice."""
+    if "dense_rounded_ms" not in times:
+        return []
+    won = [
+        told
+        for told, ours, plain in (
+            ("smaller", times["compressed_onnx_bytes"], times["dense_rounded_onnx_bytes"]),
+            ("faster", times["compressed_ms"], times["dense_rounded_ms"]),
+        )
+        if plain < ours
+    ]
+    return [f"the dense model in {target.dtype} is {' and '.join(won)} than this one"] if won else []
+
+
+def _compare_latency(dense: Backend, small: Path, target: Target) -> tuple[dict[str, Any], dict[str, int]]:
+    """Times, and the fused operators of the dense model for the same target."""
+    from lowrank.edge import fit_file, write_onnx
 
     signature = dense.signature
     assert isinstance(signature, Signature)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / ONNX_FILE
-        write_onnx(dense, path, profile=profile)
-        fused = fused_counts(path)
-        dense_bytes = sum(p.stat().st_size for p in Path(folder).iterdir())
-        found = measure_latency({"dense": path, "compressed": small}, signature, 1, SEQUENCE)
-    small_bytes = sum(p.stat().st_size for p in small.parent.glob(f"{ONNX_FILE}*"))
+        files = {"dense": Path(folder) / ONNX_FILE, "compressed": small}
+        write_onnx(dense, files["dense"])
+        if target.is_rounded:
+            files["dense_rounded"] = Path(folder) / "rounded.onnx"
+            write_onnx(dense, files["dense_rounded"])
+            fit_file(files["dense_rounded"], target, signature)
+        fit_file(files["dense"], replace(target, dtype="float32"), signature)
+        fused = fused_counts(files["dense"])
+        sizes = {name: sum(p.stat().st_size for p in path.parent.glob(f"{path.name}*")) for name, path in files.items()}
+        found = measure_latency(files, signature, 1, SEQUENCE)
     sequence = f" x {min(SEQUENCE, signature.max_sequence)}" if signature.has_sequence else ""
     return {
-        "dense_ms": found["dense"],
-        "compressed_ms": found["compressed"],
+        **{f"{name}_ms": value for name, value in found.items()},
         "speedup": found["dense"] / found["compressed"],
         "threads": 1,
         "cores": os.cpu_count(),
         "shapes": [f"1{sequence}"],
-        "dense_onnx_bytes": dense_bytes,
-        "compressed_onnx_bytes": small_bytes,
+        **{f"{name}_onnx_bytes": size for name, size in sizes.items()},
     }, fused
 
 

@@ -5,8 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lowrank.backends.session import start_session
+from numpy.typing import NDArray
+
+from lowrank.backends.inputs import Feed
+from lowrank.backends.session import start_session, typed
 from lowrank.errors import ExportError, first_line
+
+
+class FileModel:
+    """The main output of a file in ONNX Runtime."""
+
+    def __init__(self, path: Path, output: str) -> None:
+        """Open a session.
+
+        Raises:
+            ExportError: if ONNX Runtime refuses the file.
+        """
+        self._session, self._output = open_session(path, 0), output
+
+    def run(self, feed: Feed) -> NDArray[Any]:
+        """One forward pass."""
+        return self._session.run([self._output], typed(self._session, feed))[0]
 
 
 def open_session(path: Path, threads: int = 1) -> Any:

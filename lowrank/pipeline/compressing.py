@@ -12,7 +12,7 @@ from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan
 from lowrank.core.select import Knapsack, Selector
 from lowrank.core.structures.absorb import absorbed
-from lowrank.edge import Profile, check_profile
+from lowrank.edge import Target
 from lowrank.errors import HealingError, LowRankError, PlanMismatch
 from lowrank.evaluate.report import Report
 from lowrank.pipeline.adapting import keep_adapter
@@ -49,7 +49,7 @@ def compress(
     beside: str | Path | None = None,
     latency: bool = True,
     with_past: bool = False,
-    profile: Profile = "portable",
+    target: Target | None = None,
     track: Track = silent,
 ) -> Report:
     """Analyze, select, factorize, rewrite, save, export and measure.
@@ -71,7 +71,7 @@ def compress(
             layers then keep their channels. `Opening.lora` merges one instead.
         latency: export the dense model too and time both.
         with_past: also write `model_with_past.onnx`, a causal language model with its key-value cache.
-        profile: what graphs are for: `portable`, or `ort` with fused operators of ONNX Runtime.
+        target: what graphs are for: any runtime, or ONNX Runtime with its own operators; and the type of weights in them.
         track: shows progress.
 
     Raises:
@@ -80,7 +80,8 @@ def compress(
     Example:
         report = lowrank.compress("my-model", budget=0.5, output="run")
     """
-    check_profile(profile)
+    target = target or Target()
+    target.check()
     if budget is None and plan is None:
         raise LowRankError(
             "there is no budget; give --budget 0.5 (the share of parameters to keep), --error, or a --plan"
@@ -138,7 +139,7 @@ def compress(
             chosen,
             stage,
             calibration,
-            Output(profile=profile, with_past=with_past, latency=latency),
+            Output(target=target, with_past=with_past, latency=latency),
             track,
             clock,
             refit,

@@ -9,6 +9,7 @@ from pathlib import Path
 from lowrank.artifacts import write_json
 from lowrank.backends import Opening, open_model
 from lowrank.core.structures.base import Replacement
+from lowrank.edge import Target
 from lowrank.evaluate.report import Report
 from lowrank.pipeline.analyzing import read_calibration
 from lowrank.pipeline.planning import factorize, refitted
@@ -48,8 +49,9 @@ def evaluate(run: str | Path = RUN, *, opening: Opening | None = None, track: Tr
         return refitted(calibration, made, analysis, track) if refit and calibration else made
 
     small = dense.saved_in(folder, replacements)
-    profile = ((known and known.onnx) or {}).get("profile", "portable")
-    report = measure(dense, small, analysis, plan, folder, calibration, True, track, clock, profile)
+    target = Target.of(known and known.onnx)
+    exact = known.parity if known else None
+    report = measure(dense, small, analysis, plan, folder, calibration, True, track, clock, target, exact)
     report = replace(
         report,
         healing=known.healing if known else [],

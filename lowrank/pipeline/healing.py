@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from lowrank.artifacts import hash_json, staged, write_json
 from lowrank.backends import Opening, open_model
 from lowrank.backends.base import Backend
-from lowrank.edge import WITH_PAST_FILE
+from lowrank.edge import WITH_PAST_FILE, Target
 from lowrank.errors import ArtifactError, HealingError
 from lowrank.evaluate.report import Report
 from lowrank.pipeline.adapting import folded, keep_adapter, write_adapters
@@ -152,7 +152,7 @@ def heal(
             write_json(stage / REPORT_FILE, "report", report.to_json())
     else:
         output = Output(
-            profile=(report.onnx or {}).get("profile", "portable"),
+            target=Target.of(report.onnx),
             with_past=(folder / WITH_PAST_FILE).exists(),
             latency=latency,
         )

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowrank import __version__
+from lowrank import __version__, edge
 from lowrank.artifacts import hash_json, load_analysis, read_json, write_json
 from lowrank.artifacts.files import RECORD_FILE
 from lowrank.backends import Backend, Opening
+from lowrank.backends.inputs import spread
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan
-from lowrank.edge import WITH_PAST_FILE, Profile
+from lowrank.edge import WITH_PAST_FILE, Target
 from lowrank.errors import ArtifactError, ExportError, PlanMismatch, UnsupportedModel
 from lowrank.evaluate.report import ONNX_FILE, Report
 from lowrank.progress import Clock, Track
@@ -23,13 +25,17 @@ from lowrank.progress import Clock, Track
 if TYPE_CHECKING:
     from lowrank.calibrate import Calibration
 
+TOKENS = 16384
+"""Of the calibration data that graphs are rounded on."""
+
 RUN = "lowrank-run"
 PLAN_FILE, REPORT_FILE, MODEL_FOLDER = "plan.json", "report.json", "model"
 GRAPHS = (ONNX_FILE, f"{ONNX_FILE}.data", WITH_PAST_FILE, f"{WITH_PAST_FILE}.data")
 ADAPTER_FOLDER, ADAPTER_FILE, ADAPTABLE_FILE = "adapter", "adapter.onnx_adapter", "model_with_adapters.onnx"
 ADAPTER_FILES = (ADAPTER_FOLDER, ADAPTER_FILE, ADAPTABLE_FILE, f"{ADAPTABLE_FILE}.data")
 CHECKPOINT_FILE = "healing.safetensors"
-RESULTS = (PLAN_FILE, REPORT_FILE, MODEL_FOLDER, *GRAPHS, *ADAPTER_FILES, CHECKPOINT_FILE)
+SCRIPT_FILE = "run.py"
+RESULTS = (PLAN_FILE, REPORT_FILE, MODEL_FOLDER, SCRIPT_FILE, *GRAPHS, *ADAPTER_FILES, CHECKPOINT_FILE)
 """What belongs to one compressed model: another one replaces all of it."""
 
 
@@ -37,7 +43,7 @@ RESULTS = (PLAN_FILE, REPORT_FILE, MODEL_FOLDER, *GRAPHS, *ADAPTER_FILES, CHECKP
 class Output:
     """What of a result is written and measured."""
 
-    profile: Profile = "portable"
+    target: Target = field(default_factory=Target)
     """What its graphs are for."""
     with_past: bool = False
     """Write `model_with_past.onnx`."""
@@ -60,11 +66,11 @@ def write_and_measure(
     problems: Sequence[str] = (),
 ) -> Report:
     """Everything of a run but its analysis, in `stage`."""
-    from lowrank.edge import write_onnx, write_with_past
+    from lowrank.edge import fit_file, write_onnx, write_with_past
     from lowrank.evaluate.generation import check_generation
-    from lowrank.evaluate.measure import measure
+    from lowrank.evaluate.measure import exactness, measure
 
-    found = list(problems)
+    found, notes, exact, target = list(problems), list[str](), None, output.target
     folder, onnx = stage / MODEL_FOLDER, stage / ONNX_FILE
     folder.mkdir()
     with clock.stage("save"):
@@ -75,26 +81,36 @@ def write_and_measure(
         try:
             with clock.stage("export"):
                 for path in track((onnx,), "writing ONNX", 1):
-                    write_onnx(small, path, profile=output.profile)
+                    write_onnx(small, path)
+                    if target.is_rounded:
+                        exact = exactness(small, path)
+                    feeds = spread(calibration.fit, TOKENS) if calibration is not None else ()
+                    notes += fit_file(path, target, small.signature, feeds)
         except ExportError as error:
             found.append(str(error))
+            _drop(stage, ONNX_FILE)
     if output.with_past:
         try:
             with clock.stage("export with past"):
-                path = write_with_past(small, stage, profile=output.profile)
+                path = write_with_past(small, stage)
                 check_generation(small, path)
+                assert not isinstance(small.signature, str)
+                fit_file(path, target, small.signature)
         except ExportError as error:
             found.append(str(error))
             _drop(stage, WITH_PAST_FILE)
-    report = measure(dense, small, analysis, plan, stage, calibration, output.latency, track, clock, output.profile)
+    report = measure(dense, small, analysis, plan, stage, calibration, output.latency, track, clock, target, exact)
     found += report.problems
     if report.parity is None:
         # A graph that failed its check is not left for anyone to ship.
         _drop(stage, ONNX_FILE)
+    else:
+        shutil.copyfile(Path(edge.__file__).with_name("standalone.py"), stage / SCRIPT_FILE)
     write_json(stage / PLAN_FILE, "plan", plan.to_json())
     report = replace(
         report,
         problems=found,
+        notes=[*report.notes, *notes],
         healing=list(healing),
         files=files_of(stage),
         seconds=clock.seconds,

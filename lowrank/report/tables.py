@@ -119,6 +119,8 @@ def report_table(report: Report) -> Table:
     ):
         _compared(table, label, model[f"{key}_before"], model[f"{key}_after"])
     if report.latency:
+        if "dense_rounded_ms" in report.latency:
+            _rounded(table, report)
         _compared(
             table,
             "bytes of model.onnx",
@@ -147,9 +149,22 @@ def report_table(report: Report) -> Table:
         dense = report.onnx.get("dense_fused")
         before = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in dense.items()) if dense else ""
         table.add_row(f"operators that run as one (--profile {report.onnx['profile']})", before, told, "")
+        if "rounding_error" in report.onnx:
+            told = f"{report.onnx['rounding_error']:.4f}"
+            table.add_row(f"relative error by rounding to {report.onnx['dtype']}", "", told, "")
     if report.parity:
         table.add_row("model against its ONNX file, largest difference", "", f"{report.parity['max_abs']:.1e}", "")
     return table
+
+
+def _rounded(table: Table, report: Report) -> None:
+    """The dense model in the same type: what one would ship without this tool."""
+    assert report.latency is not None and report.onnx is not None
+    dtype, known = report.onnx["dtype"], report.latency
+    names = [f"{side}_{unit}" for unit in ("onnx_bytes", "ms") for side in ("dense_rounded", "compressed")]
+    dense_bytes, small_bytes, dense_ms, small_ms = (known[name] for name in names)
+    _compared(table, f"bytes of model.onnx, both in {dtype}", dense_bytes, small_bytes)
+    table.add_row(f"ms, both in {dtype}", f"{dense_ms:.2f}", f"{small_ms:.2f}", f"{small_ms / dense_ms:.3f}")
 
 
 QUALITY = {

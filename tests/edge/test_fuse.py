@@ -18,7 +18,8 @@ from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.session import typed
 from lowrank.backends.torch import ModuleBackend
-from lowrank.edge import check_profile, write_onnx
+from lowrank.edge import Target, fit_file
+from lowrank.edge import write_onnx as write_exactly
 from lowrank.edge.counts import fused_counts
 from lowrank.errors import ExportError
 from lowrank.evaluate import check_parity
@@ -29,6 +30,13 @@ def factored(name: str) -> tuple[ModuleBackend, ModuleBackend]:
     assert isinstance(dense, ModuleBackend)
     wanted = [w for w in dense.weights if w.role == "projection" and w.is_linear]
     return dense, dense.rewrite({w.name: two_factors(dense.read(w.name), 4) for w in wanted})
+
+
+def write_onnx(backend: ModuleBackend, path: Path, profile: Any = "portable") -> None:
+    signature = backend.signature
+    assert isinstance(signature, Signature)
+    write_exactly(backend, path)
+    fit_file(path, Target(profile=profile), signature)
 
 
 def domains(path: Path) -> set[str]:
@@ -52,7 +60,9 @@ def test_a_factored_model_is_fused_as_far_as_the_dense_one(name: str, tmp_path: 
     assert not any("Skip" in node.op_type for node in onnx.load(str(tmp_path / "small.onnx")).graph.node)
 
 
-def test_the_profile_is_remembered(cli: Any, tmp_path: Path, bert_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_profile_is_remembered(
+    cli: Any, tmp_path: Path, bert_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     text = write_text(tmp_path / "text.txt", 60)
     done = cli("compress", bert_folder, "--budget", 0.5, "--calib", text, "--profile", "ort", "-o", "run")
@@ -84,9 +94,9 @@ def test_a_graph_that_came_as_onnx_is_fused_too(cli: Any, tmp_path: Path, bert_f
 
 def test_a_runtime_that_is_too_old_is_named(cli: Any, tmp_path: Path, bert_folder: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(ort, "__version__", "1.21.0")
-    check_profile("portable")
+    Target().check()
     with pytest.raises(ExportError, match="1.22.1.*1.21.0.*--profile portable"):
-        check_profile("ort")
+        Target(profile="ort").check()
     refused = cli("compress", bert_folder, "--budget", 0.5, "--profile", "ort", "-o", tmp_path / "run")
     assert refused.code == 1 and "--profile portable" in refused.err and not (tmp_path / "run").exists()
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lowrank.backends.inputs import Feed
 from lowrank.backends.onnx.constants import constants_of, tensor_of
-from lowrank.backends.onnx.save import INLINE_BYTES, save_model
+from lowrank.backends.onnx.save import MESSAGE_BYTES, save_model
 from lowrank.backends.session import start_session, typed
 from lowrank.errors import ExportError, first_line
 
@@ -65,7 +65,7 @@ class Runner:
         try:
             if shown is model and path is not None:
                 self.session = start_session(path)
-            elif _inline_bytes(shown) < INLINE_BYTES:
+            elif _inline_bytes(shown) < MESSAGE_BYTES:
                 self.session = start_session(ir.serde.serialize_model(shown).SerializeToString(), folder=folder)
             else:
                 # One protobuf message cannot pass 2 GB.

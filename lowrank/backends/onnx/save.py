@@ -1,4 +1,4 @@
-"""An `onnx_ir.Model` as a file."""
+"""An `onnx_ir.Model` as a file, and back."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 from lowrank.backends.onnx.constants import constants_of, tensor_of
 
-# Above this the weights go to a file of their own beside the graph, page-aligned so that a runtime can map it; a single
-# protobuf file cannot pass 2 GB.
-INLINE_BYTES = 1 << 30
+INLINE_BYTES = 4 << 20
+"""Above this the weights go to a file of their own beside the graph, page-aligned, which a runtime maps: what it does
+not read takes no memory."""
+MESSAGE_BYTES = 1 << 30
+"""Well below what one protobuf message can hold."""
 PAGE = 4096
 
 
@@ -17,7 +19,18 @@ def save_model(model: Any, path: Path, beside: bool = False) -> None:
     """Write `path`, and `path.data` with the numbers if they are many, or belong `beside` the graph anyway."""
     import onnx_ir as ir
 
+    data = path.with_name(f"{path.name}.data")
     if beside or sum(tensor_of(value).nbytes for value in constants_of(model)) > INLINE_BYTES:
-        ir.save(model, path, external_data=f"{path.name}.data", alignment=PAGE, align_threshold=PAGE)
+        ir.save(model, path, external_data=data.name, alignment=PAGE, align_threshold=PAGE)
     else:
         ir.save(model, path)
+        data.unlink(missing_ok=True)
+
+
+def load_whole(path: Path) -> Any:
+    """The model in a file with all its numbers in memory, so that the file can be written anew."""
+    import onnx_ir as ir
+
+    model = ir.load(path)
+    ir.external_data.load_to_model(model)
+    return model

@@ -1,0 +1,185 @@
+"""A graph's weights in eight or four bits: pairs of factors made even first, and rounded to what the data ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.onnx.backend import OnnxBackend
+from lowrank.backends.onnx.describe import Use
+from lowrank.backends.onnx.save import load_whole, save_model
+from lowrank.backends.onnx.sites import attribute
+from lowrank.core.codes import Codes, even_latents, quantize, refitted_left
+from lowrank.core.factors import Factors
+from lowrank.core.gram import Gram
+from lowrank.core.linalg import Matrix
+from lowrank.core.weight import Weight
+from lowrank.edge import Dtype
+from lowrank.edge.half import store_in_half
+from lowrank.edge.integer import place_lookup, place_product
+
+BITS: dict[Dtype, int] = {"int8": 8, "int4": 4}
+
+LEAST = 1024
+"""Weights with fewer numbers stay as they are: what they save is less than what their operators cost."""
+BLOCK = 32
+"""Numbers of a row that share a scale, of four bits: no more than the rank of a usual factor."""
+MOMENTS = 1 << 30
+"""Bytes of moments in memory at a time."""
+
+
+def quantize_file(
+    path: Path, dtype: Dtype, signature: Signature, feeds: Sequence[Feed] = (), plain: bool = False
+) -> list[str]:
+    """Store the weights of a file in fewer bits, in place.
+
+    Args:
+        path: a graph of standard operators.
+        dtype: `float16` only stores in fewer bits; the others also compute so.
+        signature: how the graph is fed.
+        feeds: calibration data; without it numbers are rounded to the nearest.
+        plain: only round: no even latents, no refit, nothing made up for. For comparison.
+
+    Returns:
+        Remarks on what stayed as it was.
+    """
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    model = load_whole(path)
+    if dtype == "float16":
+        left = store_in_half(model)
+        notes = [f"{', '.join(left)}: beyond the range of float16, so kept in float32"] if left else []
+    else:
+        output = signature.output
+        backend = OnnxBackend(model, {"kind": "onnx"}, replace(signature, output=output), path.parent, tried=True)
+        notes = _Quantizer(backend, BITS[dtype], feeds, plain).run()
+    RemoveUnusedNodesPass()(model)
+    save_model(model, path)
+    return notes
+
+
+@dataclass(eq=False)
+class _Quantizer:
+    backend: OnnxBackend
+    bits: int
+    feeds: Sequence[Feed]
+    plain: bool
+    rounded: dict[str, tuple[Any, Any, Any]] = field(default_factory=dict[str, tuple[Any, Any, Any]])
+
+    def run(self) -> list[str]:
+        """Round every weight that can be, in the order of the graph."""
+        weights = [w for w in self.backend.weights if w.params >= LEAST]
+        fitting = [w for w in weights if self._fits(w)]
+        moments = {} if self.plain else dict(self._moments(fitting))
+        by_node = {id(u.site.node): w for w in fitting for u in self.backend.uses(w.name)}
+        matrices = {w.name: self.backend.read(w.name) for w in fitting}
+        done = set[str]()
+        for weight in fitting:
+            if weight.name in done:
+                continue
+            readers = self._readers(weight, by_node)
+            if readers and not self.plain:
+                self._chain(weight, readers, matrices, moments)
+                done |= {reader.name for reader in readers}
+            else:
+                self._place(weight, self._codes(weight, matrices[weight.name], moments.get(weight.name)))
+        odd = [w for w in weights if w not in fitting]
+        if not odd:
+            return []
+        kinds = sorted({layer.kind for w in odd for layer in w.layers})
+        return [f"{len(odd)} weights ({', '.join(kinds)}) stay in float32: {', '.join(w.name for w in odd[:3])}"]
+
+    def _fits(self, weight: Weight) -> bool:
+        """Whether every layer of a weight has an operator for codes."""
+        uses = self.backend.uses(weight.name)
+        table = any(use.site.kind == "lookup" for use in uses)
+        return all(self._use_fits(use, table) for use in uses)
+
+    def _use_fits(self, use: Use, table: bool) -> bool:
+        node = use.site.node
+        if node.graph is not self.backend.model.graph or use.site.constant.tensor.dtype.name != "FLOAT":
+            return False
+        if use.site.kind == "lookup":
+            return node.op_type == "Gather" and not use.transposed
+        scaled = attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0
+        flat = node.op_type == "MatMul" or (node.op_type == "Gemm" and not scaled and not attribute(node, "transA", 0))
+        return flat and use.site.kind == "linear" and use.site.at == 1 and use.transposed == table
+
+    def _readers(self, weight: Weight, by_node: Mapping[int, Weight]) -> list[Weight]:
+        """The weights that alone read what a weight gives: second factors; empty if anything else reads it."""
+        uses = self.backend.uses(weight.name)
+        output = uses[0].site.node.outputs[0]
+        if len(uses) > 1 or uses[0].site.node.op_type == "Gemm" or output.is_graph_output():
+            return []
+        readers = [
+            by_node.get(id(use.node)) if use.idx == 0 and use.node.op_type == "MatMul" else None
+            for use in output.uses()
+        ]
+        found = [reader for reader in readers if reader is not None]
+        sound = len(found) == len(readers) and all(len(self.backend.uses(reader.name)) == 1 for reader in found)
+        return found if sound else []
+
+    def _moments(self, weights: Sequence[Weight]) -> Iterator[tuple[str, Matrix]]:
+        """`E[x x']` of what each product reads; one for all that read one value."""
+        by_value: dict[str, list[Weight]] = {}
+        for weight in weights:
+            site = self.backend.uses(weight.name)[0].site
+            if site.kind == "linear":
+                by_value.setdefault(site.seen.name, []).append(weight)
+        waiting = list(by_value.values()) if self.feeds else []
+        while waiting:
+            now, size = list[list[Weight]](), 0
+            while waiting and (not now or size + 8 * waiting[0][0].cols ** 2 <= MOMENTS):
+                size += 8 * waiting[0][0].cols ** 2
+                now.append(waiting.pop(0))
+            grams: dict[str, Gram] = {}
+
+            def observe(name: str, gram: Gram, grams: dict[str, Gram] = grams) -> None:
+                grams[name] = grams[name] + gram if name in grams else gram
+
+            with self.backend.watching({group[0].name: "input" for group in now}, observe) as watch:
+                for feed in self.feeds:
+                    watch(feed)
+            for group in now:
+                gram = grams.get(group[0].name)
+                if gram is not None and gram.tokens:
+                    yield from ((weight.name, gram.moment / gram.tokens) for weight in group)
+
+    def _codes(self, weight: Weight, matrix: Matrix, moment: Matrix | None) -> Codes:
+        table = self.backend.uses(weight.name)[0].site.kind == "lookup"
+        block = BLOCK if self.bits == 4 else None
+        return quantize(matrix.T if table else matrix, bits=self.bits, block=block, moment=None if table else moment)
+
+    def _chain(
+        self, first: Weight, readers: Sequence[Weight], matrices: Mapping[str, Matrix], moments: Mapping[str, Matrix]
+    ) -> None:
+        """Two factors, the second one perhaps of several weights: what lies between is made even, the first is rounded,
+        and the second fitted to it before it is rounded too."""
+        table = self.backend.uses(first.name)[0].site.kind == "lookup"
+        moment = moments.get(first.name)
+        pair = even_latents(Factors(np.concatenate([matrices[r.name] for r in readers]), matrices[first.name]), moment)
+        right = np.asarray(pair.right, np.float64)
+        codes = self._codes(first, right, moment)
+        self._place(first, codes)
+        seen = codes.matrix().T if table else codes.matrix()
+        left = refitted_left(pair, seen, moment)
+        inner = seen @ seen.T if moment is None else seen @ moment @ seen.T
+        start = 0
+        for reader in readers:
+            part = left[start : start + reader.rows]
+            start += reader.rows
+            self._place(reader, self._codes(reader, part, inner))
+
+    def _place(self, weight: Weight, codes: Codes) -> None:
+        table = None
+        # A table first: a head that is tied to it reads its codes.
+        for use in self.backend.uses(weight.name):
+            if use.site.kind == "lookup":
+                table = place_lookup(use.site, codes, weight.name)
+            else:
+                place_product(use.site, codes, weight.name, self.rounded, table)

@@ -1,0 +1,187 @@
+"""Run the model beside this file: it needs numpy, onnxruntime and, for text, tokenizers; nothing else.
+
+    python run.py "a sentence" "another one"        what the model says of them
+    python run.py --inputs in.npz --outputs out.npz  its inputs by name, all its outputs by name
+    python run.py --time 30                          milliseconds of a run, and memory
+
+Written by lowrank into the folder of a result; it is yours to change.
+"""
+
+# It must run on any Python from 3.8 on.
+# ruff: noqa: B905
+# pyright: basic
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+HERE = Path(__file__).resolve().parent
+TYPES = {"int64": np.int64, "int32": np.int32, "float": np.float32, "float16": np.float16, "bool": np.bool_}
+
+
+def fail(reason):
+    """End with a sentence."""
+    sys.exit(f"run.py: {reason}")
+
+
+def open_model(path, threads):
+    """A session on the CPU."""
+    if not path.is_file():
+        fail(f"there is no {path}; keep run.py beside the model, or name it with --model")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        # Old runtimes do not know the operators of --profile ort, nor four-bit ones.
+        fail(
+            f"onnxruntime {onnxruntime.__version__} cannot load {path.name}: {str(error)[:200]}; a graph for any "
+            "runtime from 1.17 on is what `lowrank compress --profile portable` writes"
+        )
+
+
+def dtype_of(spec):
+    """The type of an input's array."""
+    return TYPES.get(spec.type[7:-1], np.float32)
+
+
+def encode(session, texts):
+    """Token ids of some texts, padded to the longest."""
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        fail("text needs a tokenizer: pip install tokenizers; or give --inputs in.npz")
+    found = [p for p in (HERE / "model" / "tokenizer.json", HERE / "tokenizer.json") if p.is_file()]
+    if not found:
+        fail("there is no tokenizer.json beside the model; give --inputs in.npz")
+    tokenizer = Tokenizer.from_file(str(found[0]))
+    tokenizer.no_padding()
+    ids = [tokenizer.encode(text).ids for text in texts]
+    length = max(map(len, ids))
+    values = np.zeros((len(ids), length), np.int64)
+    mask = np.zeros_like(values)
+    for row, each in enumerate(ids):
+        values[row, : len(each)], mask[row, : len(each)] = each, 1
+    known = {"input_ids": values, "decoder_input_ids": values, "attention_mask": mask}
+    known["position_ids"] = np.broadcast_to(np.arange(length), values.shape)
+    names = [spec.name for spec in session.get_inputs()]
+    return {name: known.get(name, np.zeros_like(values)) for name in names}
+
+
+def examples(session, batch, sequence):
+    """Inputs of a size: ones, so that every index is valid and nothing is masked."""
+    feed = {}
+    for spec in session.get_inputs():
+        sizes = [
+            size if isinstance(size, int) else (batch if axis == 0 else sequence)
+            for axis, size in enumerate(spec.shape)
+        ]
+        feed[spec.name] = np.ones(sizes, dtype_of(spec))
+    return feed
+
+
+def run(session, feed):
+    """All outputs by name."""
+    specs = session.get_inputs()
+    missing = [spec.name for spec in specs if spec.name not in feed]
+    if missing:
+        fail(f"the model also reads {', '.join(missing)}; it reads {', '.join(s.name for s in specs)}")
+    typed = {spec.name: np.ascontiguousarray(feed[spec.name], dtype_of(spec)) for spec in specs}
+    for spec in specs:
+        if len(spec.shape) != typed[spec.name].ndim:
+            fail(f"{spec.name} has {typed[spec.name].ndim} axes, and its shape should be {spec.shape}")
+    try:
+        values = session.run(None, typed)
+    except Exception as error:
+        fail(f"the model does not run on these inputs: {str(error)[:200]}")
+    return dict(zip([output.name for output in session.get_outputs()], values))
+
+
+def tell(texts, feed, outputs):
+    """One line a text: the likeliest class or token, or the embedding's similarity to the first text's."""
+    name, value = next(iter(outputs.items()))
+    mask = feed.get("attention_mask", np.ones(value.shape[:2], np.int64))
+    last = mask.sum(1) - 1
+    if name == "logits":
+        scores = value[np.arange(len(value)), last] if value.ndim == 3 else value
+        best = scores.argmax(-1)
+        for text, index, row in zip(texts, best, scores):
+            print(f"{text}: {index} ({row[index]:.3f})")
+        return
+    if value.ndim == 3:
+        value = (value * mask[:, :, None]).sum(1) / mask.sum(1)[:, None]
+    value = value / np.linalg.norm(value, axis=-1, keepdims=True)
+    for text, row in zip(texts, value):
+        print(f"{row @ value[0]:.4f}  {text}")
+
+
+def timed(session, feed, rounds):
+    """Median milliseconds of a run."""
+    times = []
+    for _ in range(rounds + 3):
+        start = time.perf_counter()
+        run(session, feed)
+        times.append(1e3 * (time.perf_counter() - start))
+    return float(np.median(times[3:]))
+
+
+def peak():
+    """The most memory that this process has had, in MB; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+def main():
+    """What the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", nargs="*")
+    parser.add_argument("--model", type=Path, default=HERE / "model.onnx")
+    parser.add_argument("--inputs", type=Path, help=".npz with one array an input")
+    parser.add_argument("--outputs", type=Path, help=".npz to write")
+    parser.add_argument("--time", type=int, metavar="ROUNDS")
+    parser.add_argument("--batch", type=int, default=1, help="for --time")
+    parser.add_argument("--sequence", type=int, default=128, help="for --time")
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    if given.inputs is not None and not given.inputs.is_file():
+        fail(f"there is no {given.inputs}")
+    before = peak()
+    session = open_model(given.model, given.threads)
+    if given.time is not None:
+        feed = examples(session, given.batch, given.sequence)
+        result = {"ms": timed(session, feed, given.time), "peak_mb": peak(), "before_mb": before}
+        print(json.dumps({**result, "onnxruntime": onnxruntime.__version__, "cores": os.cpu_count()}))
+        return
+    if given.inputs is not None:
+        try:
+            with np.load(given.inputs, allow_pickle=False) as archive:
+                feed = dict(archive)
+        except Exception as error:
+            fail(f"{given.inputs} is no .npz of arrays: {str(error)[:200]}")
+    elif given.text:
+        feed = encode(session, given.text)
+    else:
+        parser.error("give some text, --inputs or --time")
+    outputs = run(session, feed)
+    if given.outputs is not None:
+        np.savez(given.outputs, **outputs)
+        return
+    if given.text:
+        tell(given.text, feed, outputs)
+        return
+    for name, value in outputs.items():
+        print(f"{name} {value.shape}, mean {value.mean():.6f}, largest {np.abs(value).max():.6f}")
+
+
+if __name__ == "__main__":
+    main()

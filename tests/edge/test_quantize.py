@@ -1,0 +1,180 @@
+"""Fewer bits in the graph: every architecture, padded batches, tied tables, and what evenness and refits gain."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from architectures import build
+from builders import two_factors, write_text
+
+import lowrank
+from lowrank.backends import open_model
+from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.session import typed
+from lowrank.backends.torch import ModuleBackend
+from lowrank.edge import Target, fit_file, quantize, write_onnx
+from lowrank.evaluate.session import open_session
+
+TOLERANCE = {"float16": 2e-3, "int8": 5e-2, "int4": 0.4}
+
+
+@pytest.fixture(autouse=True)
+def small_weights_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "LEAST", 100)
+    monkeypatch.setattr("lowrank.edge.half.LEAST", 100)
+
+
+def factored(name: str, rank: int = 16) -> ModuleBackend:
+    dense = open_model(build(name))
+    assert isinstance(dense, ModuleBackend)
+    wanted = [w for w in dense.weights if w.role == "projection" and w.is_linear]
+    return dense.rewrite({w.name: two_factors(dense.read(w.name), rank) for w in wanted})
+
+
+def signature_of(backend: ModuleBackend) -> Signature:
+    assert isinstance(backend.signature, Signature)
+    return backend.signature
+
+
+def outputs(path: Path, signature: Signature, feeds: list[Feed]) -> list[np.ndarray]:
+    session = open_session(path)
+    return [session.run([signature.output], typed(session, feed))[0] for feed in feeds]
+
+
+def difference(path: Path, backend: ModuleBackend, feeds: list[Feed]) -> float:
+    """Relative error of a file over some inputs; padding does not count."""
+    found, total = 0.0, 0.0
+    for ours, theirs, feed in zip(
+        outputs(path, signature_of(backend), feeds), map(backend.run, feeds), feeds, strict=True
+    ):
+        mask = feed.get("attention_mask")
+        keep = mask == 1 if mask is not None and mask.shape == ours.shape[:2] else np.ones(ours.shape[:1], bool)
+        found += float(np.square(ours[keep] - theirs[keep]).sum())
+        total += float(np.square(theirs[keep]).sum())
+    return (found / total) ** 0.5
+
+
+def floats_left(path: Path) -> list[str]:
+    graph = onnx.load(str(path)).graph
+    return [
+        i.name
+        for i in graph.initializer
+        if i.data_type == onnx.TensorProto.FLOAT and len(i.dims) == 2 and np.prod(i.dims) >= 1000
+    ]
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "vit", "whisper"])
+@pytest.mark.parametrize("target", [("portable", "float16"), ("portable", "int8"), ("ort", "int8"), ("ort", "int4")])
+def test_every_architecture(name: str, target: Any, tmp_path: Path) -> None:
+    backend, path = factored(name), tmp_path / "model.onnx"
+    profile, dtype = target
+    signature = signature_of(backend)
+    write_onnx(backend, path)
+    size = path.stat().st_size
+    feeds: list[Feed] = [signature.example(4, 12, seed) for seed in range(3)]
+    fit_file(path, Target(profile=profile, dtype=dtype), signature, feeds)
+    tests: list[Feed] = [signature.example(b, s, 9, padded=b > 1) for b, s in ((1, 1), (1, 16), (3, 9))]
+    assert difference(path, backend, tests) < TOLERANCE[dtype]
+    assert path.stat().st_size < size
+    domains = {node.domain for node in onnx.load(str(path)).graph.node}
+    assert domains == {""} if profile == "portable" else "com.microsoft" in domains
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_all_large_matrices_are_codes(name: str, tmp_path: Path) -> None:
+    backend = factored(name)
+    for profile, dtype in (("portable", "int8"), ("ort", "int4")):
+        path = tmp_path / f"{dtype}.onnx"
+        write_onnx(backend, path)
+        fit_file(path, Target(profile=profile, dtype=dtype), signature_of(backend))  # pyright: ignore[reportArgumentType]
+        assert floats_left(path) == []
+
+
+def test_the_runtime_runs_one_operator_a_product(tmp_path: Path) -> None:
+    backend, path = factored("bert"), tmp_path / "model.onnx"
+    write_onnx(backend, path)
+    fit_file(path, Target(profile="ort", dtype="int8"), signature_of(backend))
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "seen.onnx")
+    options.log_severity_level = 4
+    ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    before = [node.op_type for node in onnx.load(str(path)).graph.node]
+    after = [node.op_type for node in onnx.load(str(tmp_path / "seen.onnx")).graph.node]
+    fused = after.count("DynamicQuantizeMatMul") + after.count("MatMulIntegerToFloat")
+    assert fused == before.count("MatMulInteger") > 10 and "MatMulInteger" not in after
+
+
+def test_a_tied_table_is_stored_once(tmp_path: Path) -> None:
+    backend, path = factored("gpt2"), tmp_path / "model.onnx"
+    write_onnx(backend, path)
+    fit_file(path, Target(dtype="int8"), signature_of(backend))
+    table = next(w for w in backend.weights if w.role == "embedding" and len(w.layers) > 1)
+    shapes = [sorted(i.dims) for i in onnx.load(str(path)).graph.initializer if i.data_type == onnx.TensorProto.INT8]
+    assert shapes.count(sorted(table.shape)) == 1
+
+
+@pytest.mark.parametrize(("profile", "dtype"), [("portable", "int8"), ("ort", "int4")])
+def test_evenness_refit_and_data_gain(profile: Any, dtype: Any, tmp_path: Path) -> None:
+    backend = factored("bert")
+    signature = signature_of(backend)
+    feeds: list[Feed] = [signature.example(16, 16, seed) for seed in range(8)]
+    found: list[float] = []
+    for plain in (True, False):
+        path = tmp_path / f"{plain}.onnx"
+        write_onnx(backend, path)
+        quantize.quantize_file(path, dtype, signature, feeds, plain)
+        found.append(difference(path, backend, [signature.example(8, 16, 99)]))
+    assert found[1] < found[0]
+
+
+def test_from_the_command_line(cli: Any, tmp_path: Path, bert_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = write_text(tmp_path / "text.txt", 60)
+    done = cli("compress", bert_folder, "--budget", 0.5, "--calib", text, "--quantize", "int8", "-o", "run")
+    assert done.code == 0, done.err
+
+    def report() -> dict[str, Any]:
+        return json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
+
+    first = report()
+    assert first["onnx"]["dtype"] == "int8" and 0 < first["onnx"]["rounding_error"] < 0.05
+    # What is rounded was exact before, and what is told of quality is told of the rounded file.
+    assert first["parity"]["max_abs"] < 1e-4
+    assert first["latency"]["dense_rounded_ms"] > 0
+    assert floats_left(tmp_path / "run" / "model.onnx") == []
+    assert cli("evaluate", "-o", "run").code == 0
+    again = report()
+    assert again["quality"] == pytest.approx(first["quality"]) and again["parity"] == first["parity"]
+    assert cli("heal", "run", "--steps", 40, "--no-latency").code == 0
+    assert report()["onnx"]["dtype"] == "int8" and floats_left(tmp_path / "run" / "model.onnx") == []
+    refused = cli("compress", tmp_path / "run" / "model.onnx", "--budget", 0.5, "-o", "other")
+    assert refused.code == 1
+
+
+def test_four_bits_are_for_one_runtime(cli: Any, tmp_path: Path, bert_folder: Path) -> None:
+    out = tmp_path / "dense"
+    refused = cli("export", bert_folder, "-o", out, "--quantize", "int4", "--profile", "portable")
+    assert refused.code == 1 and "--profile ort" in refused.err and not out.exists()
+    assert cli("export", bert_folder, "-o", out, "--quantize", "int4").code == 0
+    kinds = [node.op_type for node in onnx.load(str(out / "model.onnx")).graph.node]
+    assert "MatMulNBits" in kinds and "GatherBlockQuantized" in kinds
+
+
+def test_a_quantised_model_is_refused(tmp_path: Path, cli: Any, bert_folder: Path) -> None:
+    assert cli("export", bert_folder, "-o", tmp_path / "int8", "--quantize", "int8").code == 0
+    with pytest.raises(lowrank.LowRankError, match="quantised"):
+        lowrank.compress(tmp_path / "int8" / "model.onnx", 0.5, output=tmp_path / "run")
+    half = cli("export", bert_folder, "-o", tmp_path / "half", "--quantize", "fp16")
+    assert half.code == 0
+    kinds = {
+        i.data_type
+        for i in onnx.load(str(tmp_path / "half" / "model.onnx")).graph.initializer
+        if np.prod(i.dims) >= 100
+    }
+    assert kinds == {onnx.TensorProto.FLOAT16}

@@ -1,0 +1,186 @@
+"""Python with onnxruntime for another processor, run by qemu's emulation of single programs: no Docker, no root.
+
+    python tools/arm.py arm64 FOLDER     64 bits, onnxruntime from PyPI
+    python tools/arm.py armv7 FOLDER     32 bits, Debian's onnxruntime
+
+Needs Debian or Ubuntu (apt-get, dpkg-deb) with a network, and about a minute; writes into FOLDER alone and prints the
+command that runs Python there. Whatever it lacks is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
+# What onnxruntime asks of a processor it reads from /proc/cpuinfo, and it ends if it finds another kind's. qemu looks
+# for the file under its prefix first. The features are those of the processor that is emulated.
+ARM64 = """processor\t: 0
+Features\t: fp asimd aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp ssbs
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant\t: 0x3
+CPU part\t: 0xd0c
+CPU revision\t: 1
+"""
+ARMV7 = """processor\t: 0
+Features\t: half thumb fastmult vfp edsp neon vfpv3 tls vfpv4 idiva idivt vfpd32 lpae
+CPU implementer\t: 0x41
+CPU architecture: 7
+CPU variant\t: 0x0
+CPU part\t: 0xc07
+CPU revision\t: 3
+
+Hardware\t: emulated
+"""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is emulated, and what is installed on it."""
+
+    debian: str
+    """The name of the processor in Debian."""
+    release: str
+    packages: tuple[str, ...]
+    emulator: tuple[str, ...]
+    cpuinfo: str
+    library: str
+    """The folder of shared libraries."""
+    wheels: tuple[str, ...] = ()
+    """Platforms of PyPI, where it has onnxruntime for this processor."""
+
+
+MACHINES = {
+    "arm64": Machine(
+        "arm64",
+        "bookworm",
+        ("python3", "libstdc++6", "libgomp1", "zlib1g"),
+        ("qemu-aarch64-static", "-cpu", "neoverse-n1"),
+        ARM64,
+        "aarch64-linux-gnu",
+        ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64"),
+    ),
+    "armv7": Machine(
+        "armhf",
+        "trixie",
+        ("python3", "python3-onnxruntime", "python3-numpy"),
+        ("qemu-arm-static", "-cpu", "max"),
+        ARMV7,
+        "arm-linux-gnueabihf",
+    ),
+}
+
+
+def call(*command: str | Path, cwd: Path | None = None, environment: dict[str, str] | None = None) -> str:
+    """What a command prints; ends with its last words if it fails."""
+    import os
+
+    try:
+        done = subprocess.run(
+            command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **(environment or {})}
+        )
+    except FileNotFoundError:
+        sys.exit(f"arm.py: {command[0]} is not here; this needs Debian or Ubuntu")
+    if done.returncode:
+        sys.exit(f"arm.py: {' '.join(map(str, command[:3]))} failed: {done.stderr.strip()[-400:]}")
+    return done.stdout
+
+
+def mirror() -> str:
+    """The Debian mirror that this machine uses."""
+    sources = [*Path("/etc/apt/sources.list.d").glob("*.sources"), Path("/etc/apt/sources.list")]
+    for path in sources:
+        if path.is_file():
+            found = re.search(r"^(?:URIs:\s*|deb\s+(?:\[[^]]*\]\s+)?)(https?://\S+)", path.read_text(), re.MULTILINE)
+            if found and "security" not in found[1]:
+                return found[1]
+    return "http://deb.debian.org/debian"
+
+
+def fetch(
+    folder: Path, architecture: str, release: str, packages: tuple[str, ...], root: Path, needed: bool = True
+) -> None:
+    """Unpack some Debian packages, and all that they need if that is asked for, by a state of apt's own."""
+    for part in ("state/lists/partial", "cache/archives/partial", "debs"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    (folder / "state/status").touch()
+    signed = f" signed-by={KEYS}" if KEYS.is_file() else ""
+    (folder / "sources.list").write_text(f"deb [arch={architecture}{signed}] {mirror()} {release} main\n")
+    (folder / "apt.conf").write_text(
+        f'APT::Architecture "{architecture}"; APT::Architectures {{"{architecture}";}};\n'
+        f'Dir::State "{folder}/state"; Dir::State::status "{folder}/state/status"; Dir::Cache "{folder}/cache";\n'
+        f'Dir::Etc::sourcelist "{folder}/sources.list"; Dir::Etc::sourceparts "/nonexistent";\n'
+        'APT::Install-Recommends "false"; APT::Sandbox::User "";\n'
+    )
+    environment = {"APT_CONFIG": str(folder / "apt.conf")}
+    call("apt-get", "update", "-q", environment=environment)
+    names = packages
+    if needed:
+        listed = call("apt-get", "install", "--print-uris", "-y", *packages, environment=environment)
+        names = tuple(re.findall(r"^'\S+' ([^_\s]+)_", listed, re.MULTILINE))
+    call("apt-get", "download", *names, cwd=folder / "debs", environment=environment)
+    for package in (folder / "debs").glob("*.deb"):
+        call("dpkg-deb", "-x", package, root)
+
+
+def build(name: str, folder: Path) -> Path:
+    """Make the sandbox; the command that runs Python in it."""
+    machine, root = MACHINES[name], folder / "root"
+    for part in ("proc", "opt/site"):
+        (root / part).mkdir(parents=True, exist_ok=True)
+    (root / "proc/cpuinfo").write_text(machine.cpuinfo)
+    emulator = shutil.which(machine.emulator[0])
+    if emulator is None:
+        own = call("dpkg", "--print-architecture").strip()
+        fetch(folder / "host", own, "bookworm", ("qemu-user-static",), folder / "qemu", needed=False)
+        emulator = str(folder / "qemu/usr/bin" / machine.emulator[0])
+    fetch(folder / "apt", machine.debian, machine.release, machine.packages, root)
+    python = next(p for p in sorted((root / "usr/bin").glob("python3.*")) if re.fullmatch(r"python3\.\d+", p.name))
+    if machine.wheels:
+        version = python.name.removeprefix("python").replace(".", "")
+        platforms = [word for platform in machine.wheels for word in ("--platform", platform)]
+        picked = ["--python-version", version, "--implementation", "cp", "--abi", f"cp{version}"]
+        pip = (sys.executable, "-m", "pip", "download", "-q", "--only-binary=:all:")
+        call(*pip, *platforms, *picked, "onnxruntime", "numpy", "-d", folder / "wheels")
+        for wheel in (folder / "wheels").glob("*.whl"):
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(root / "opt/site")
+    paths = [
+        f"{root}/usr/lib/{machine.library}",
+        *(f"{root}/usr/lib/{machine.library}/{d}" for d in ("blas", "lapack")),
+    ]
+    settings = {
+        "PYTHONHOME": f"{root}/usr",
+        "PYTHONPATH": f"{root}/opt/site:{root}/usr/lib/python3/dist-packages",
+        "LD_LIBRARY_PATH": ":".join(paths),
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    given = " ".join(f"-E {key}={value}" for key, value in settings.items())
+    command = folder / "python"
+    command.write_text(
+        f'#!/bin/sh\nexec "{emulator}" {" ".join(machine.emulator[1:])} -L "{root}" {given} "{python}" "$@"\n'
+    )
+    command.chmod(0o755)
+    print(call(command, "-c", "import platform, onnxruntime as o; print(platform.machine(), o.__version__)").strip())
+    return command
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("machine", choices=sorted(MACHINES))
+    parser.add_argument("folder", type=Path)
+    given = parser.parse_args()
+    print(build(given.machine, given.folder.resolve()))
+
+
+if __name__ == "__main__":
+    main()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lowrank.errors import LowRankError
     from lowrank.evaluate.report import Report
     from lowrank.nn import LowRankLinear
-    from lowrank.pipeline import Settings, Training, analyze, compress, export, heal, select
+    from lowrank.pipeline import Settings, Training, analyze, compress, export, export_elastic, heal, select
 
 _HOMES = {
     "Analysis": "lowrank.core.analysis",
@@ -38,6 +38,7 @@ _HOMES = {
     "analyze": "lowrank.pipeline",
     "compress": "lowrank.pipeline",
     "export": "lowrank.pipeline",
+    "export_elastic": "lowrank.pipeline",
     "heal": "lowrank.pipeline",
     "load": "lowrank.backends.torch",
     "open_model": "lowrank.backends",

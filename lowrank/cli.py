@@ -24,6 +24,7 @@ from lowrank.options import (
     Config,
     Device,
     DtypeName,
+    Elastic,
     ErrorOption,
     Exclude,
     Fold,
@@ -51,6 +52,7 @@ from lowrank.options import (
     budget_of,
     changes_of,
     chosen_selector,
+    keeps_of,
     target_of,
     training_of,
 )
@@ -294,13 +296,27 @@ def export(
     with_past: WithPast = False,
     profile: ProfileOption = None,
     quantize: Quantize = DtypeName.none,
+    elastic: Elastic = None,
+    calib: Calib = None,
+    column: Column = None,
 ) -> None:
-    """Write the dense model to ONNX the same way as a compressed one, for comparison."""
+    """Write the dense model to ONNX the same way as a compressed one, for comparison; or many sizes over one file."""
     from lowrank import pipeline
     from lowrank.backends import Opening
 
     opening = Opening(arch=arch, config=config, unsafe_pickle=unsafe_pickle)
     target = target_of(profile, quantize)
+    if elastic is not None:
+        settings = pipeline.Settings(calib=calib, column=column)
+        with progress_bars() as track:
+            made = pipeline.export_elastic(
+                model, keeps_of(elastic), output, settings=settings, opening=opening, target=target, track=track
+            )
+        for keep, path in made.items():
+            say(f"{path} ({path.stat().st_size:,} bytes), keep ratio {keep:g}, same outputs as torch.")
+        return
+    if calib is not None or column is not None:
+        raise typer.BadParameter("--calib and --column choose ranks, which only --elastic needs")
     path = pipeline.export(model, output, opening=opening, opset=opset, with_past=with_past, target=target)
     say(f"{path} ({path.stat().st_size:,} bytes), " + ("rounded." if target.is_rounded else "same outputs as torch."))
 

@@ -101,6 +101,10 @@ ProfileOption = Annotated[
 Quantize = Annotated[
     DtypeName, typer.Option("--quantize", help="Store weights in fewer bits; int8 and int4 also compute with them.")
 ]
+Elastic = Annotated[
+    str | None,
+    typer.Option("--elastic", help="Keep ratios with commas: a small graph for each, over one file of numbers."),
+]
 UnsafePickle = Annotated[
     bool, typer.Option("--unsafe-pickle", help="Let a model file run its own code while it is read.")
 ]
@@ -195,6 +199,14 @@ def target_of(profile: ProfileName | None, quantize: DtypeName) -> Target:
     }
     needed: Profile = "ort" if quantize is DtypeName.int4 else "portable"
     return Target(profile=profile.value if profile else needed, dtype=dtypes[quantize])  # pyright: ignore[reportArgumentType]
+
+
+def keeps_of(text: str) -> list[float]:
+    """Keep ratios from what the command line says."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} are no keep ratios; give numbers with commas: 0.2,0.3,0.5") from None
 
 
 def budget_of(budget: float | None, of: UnitName, error: float | None) -> Budget | None:

@@ -2,6 +2,7 @@
 
 from lowrank.pipeline.analyzing import analyze, analyze_weights, kept_analysis, settings_of
 from lowrank.pipeline.compressing import SAME_CHANNELS, compress
+from lowrank.pipeline.elastic import export_elastic
 from lowrank.pipeline.evaluating import evaluate
 from lowrank.pipeline.exporting import export
 from lowrank.pipeline.healing import Training, heal
@@ -23,6 +24,7 @@ __all__ = [
     "compress",
     "evaluate",
     "export",
+    "export_elastic",
     "factorize",
     "heal",
     "kept_analysis",

@@ -71,7 +71,7 @@ def compress(
             layers then keep their channels. `Opening.lora` merges one instead.
         latency: export the dense model too and time both.
         with_past: also write `model_with_past.onnx`, a causal language model with its key-value cache.
-        target: what graphs are for: any runtime, or ONNX Runtime with its own operators; and the type of weights in them.
+        target: what graphs are for: any runtime, or ONNX Runtime with its own operators; and the type of weights.
         track: shows progress.
 
     Raises:

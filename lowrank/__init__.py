@@ -63,6 +63,7 @@ __all__ = [
     "analyze",
     "compress",
     "export",
+    "export_elastic",
     "heal",
     "load",
     "open_model",

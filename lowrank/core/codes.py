@@ -37,11 +37,8 @@ class Codes:
     scale: NDArray[np.float32]
     """rows x blocks."""
     bits: int
-
-    @property
-    def block(self) -> int:
-        """Numbers of a row that share a scale."""
-        return -(-self.codes.shape[1] // self.scale.shape[1])
+    block: int
+    """Numbers of a row that share a scale."""
 
     def matrix(self) -> Matrix:
         """The numbers that the codes stand for, in float64."""
@@ -72,7 +69,7 @@ def quantize(weight: Matrix, *, bits: int, block: int | None = None, moment: Mat
     each = np.repeat(scale.astype(np.float64), block, axis=1)[:, :cols]
     safe = np.where(each == 0, 1.0, each)
     if moment is None:
-        return Codes(np.clip(np.rint(weight / safe), low, high).astype(np.int8), scale, bits)
+        return Codes(np.clip(np.rint(weight / safe), low, high).astype(np.int8), scale, bits, block)
     spread = _spread(moment)
     left, codes = weight.copy(), np.zeros((rows, cols), np.int8)
     for start in range(0, cols, PANEL):
@@ -83,7 +80,7 @@ def quantize(weight: Matrix, *, bits: int, block: int | None = None, moment: Mat
             missed[:, j - start] = (left[:, j] - codes[:, j] * safe[:, j]) / spread[j, j]
             left[:, j + 1 : stop] -= missed[:, j - start, None] * spread[j, j + 1 : stop]
         left[:, stop:] -= missed @ spread[start:stop, stop:]
-    return Codes(codes, scale, bits)
+    return Codes(codes, scale, bits, block)
 
 
 def _spread(moment: Matrix) -> Matrix:

@@ -23,7 +23,7 @@ SHARED = 1024
 
 
 def store_by_rank(path: Path) -> None:
-    """Store the first of two factors transposed, rank first, in a file; the runtime turns it when it loads the graph."""
+    """Store the first of two factors transposed, rank first; the runtime turns it when it loads the graph."""
     model = load_whole(path)
     _turn_first_factors(model)
     save_model(model, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from lowrank.backends import open_model
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.session import typed
 from lowrank.backends.torch import ModuleBackend
-from lowrank.edge import Target, fit_file, quantize, write_onnx
+from lowrank.edge import Dtype, Profile, Target, fit_file, quantize, write_onnx
 from lowrank.evaluate.session import open_session
 
 TOLERANCE = {"float16": 2e-3, "int8": 5e-2, "int4": 0.4}
@@ -60,38 +61,54 @@ def difference(path: Path, backend: ModuleBackend, feeds: list[Feed]) -> float:
     return (found / total) ** 0.5
 
 
+def bytes_of(path: Path) -> int:
+    """Of all tensors; a graph of a tiny model is larger than those."""
+    return sum(len(tensor.raw_data) for tensor in onnx.load(str(path)).graph.initializer)
+
+
 def floats_left(path: Path) -> list[str]:
     graph = onnx.load(str(path)).graph
     return [
         i.name
         for i in graph.initializer
-        if i.data_type == onnx.TensorProto.FLOAT and len(i.dims) == 2 and np.prod(i.dims) >= 1000
+        if i.data_type == onnx.TensorProto.FLOAT and len(i.dims) == 2 and min(i.dims) > 1 and np.prod(i.dims) >= 1000
     ]
 
 
+TARGETS: list[tuple[Profile, Dtype]] = [
+    ("portable", "float16"),
+    ("portable", "int8"),
+    ("ort", "int8"),
+    ("ort", "int4"),
+]
+
+
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "vit", "whisper"])
-@pytest.mark.parametrize("target", [("portable", "float16"), ("portable", "int8"), ("ort", "int8"), ("ort", "int4")])
-def test_every_architecture(name: str, target: Any, tmp_path: Path) -> None:
-    backend, path = factored(name), tmp_path / "model.onnx"
-    profile, dtype = target
+def test_every_architecture(name: str, tmp_path: Path) -> None:
+    backend, exact = factored(name), tmp_path / "exact.onnx"
     signature = signature_of(backend)
-    write_onnx(backend, path)
-    size = path.stat().st_size
+    write_onnx(backend, exact)
     feeds: list[Feed] = [signature.example(4, 12, seed) for seed in range(3)]
-    fit_file(path, Target(profile=profile, dtype=dtype), signature, feeds)
     tests: list[Feed] = [signature.example(b, s, 9, padded=b > 1) for b, s in ((1, 1), (1, 16), (3, 9))]
-    assert difference(path, backend, tests) < TOLERANCE[dtype]
-    assert path.stat().st_size < size
-    domains = {node.domain for node in onnx.load(str(path)).graph.node}
-    assert domains == {""} if profile == "portable" else "com.microsoft" in domains
+    for profile, dtype in TARGETS:
+        path = tmp_path / "model.onnx"
+        shutil.copyfile(exact, path)
+        notes = fit_file(path, Target(profile=profile, dtype=dtype), signature, feeds)
+        # Convolutions have no operator for codes here; nothing else is left out.
+        assert all("conv" in note for note in notes) and (not notes or name in ("vit", "whisper"))
+        assert difference(path, backend, tests) < TOLERANCE[dtype], dtype
+        assert bytes_of(path) < 0.7 * bytes_of(exact)
+        domains = {node.domain for node in onnx.load(str(path)).graph.node}
+        assert domains == {""} if profile == "portable" else "com.microsoft" in domains
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
 def test_all_large_matrices_are_codes(name: str, tmp_path: Path) -> None:
-    backend = factored(name)
+    backend, exact = factored(name), tmp_path / "exact.onnx"
+    write_onnx(backend, exact)
     for profile, dtype in (("portable", "int8"), ("ort", "int4")):
         path = tmp_path / f"{dtype}.onnx"
-        write_onnx(backend, path)
+        shutil.copyfile(exact, path)
         fit_file(path, Target(profile=profile, dtype=dtype), signature_of(backend))  # pyright: ignore[reportArgumentType]
         assert floats_left(path) == []
 

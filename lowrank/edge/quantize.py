@@ -21,7 +21,7 @@ from lowrank.core.linalg import Matrix
 from lowrank.core.weight import Weight
 from lowrank.edge import Dtype
 from lowrank.edge.half import store_in_half
-from lowrank.edge.integer import place_lookup, place_product
+from lowrank.edge.integer import CONTRIB, place_lookup, place_product
 
 BITS: dict[Dtype, int] = {"int8": 8, "int4": 4}
 
@@ -59,6 +59,11 @@ def quantize_file(
         backend = OnnxBackend(model, {"kind": "onnx"}, replace(signature, output=output), path.parent, tried=True)
         notes = _Quantizer(backend, BITS[dtype], feeds, plain).run()
     RemoveUnusedNodesPass()(model)
+    if any(node.domain == CONTRIB for node in model.graph):
+        model.opset_imports.setdefault(CONTRIB, 1)
+    for node in model.graph.all_nodes():
+        # Where an exporter found each node is more than a small model's numbers; nobody compresses this file again.
+        node.metadata_props.clear()
     save_model(model, path)
     return notes
 

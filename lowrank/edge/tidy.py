@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lowrank.backends.onnx.describe import scope_of
+from lowrank.backends.onnx.describe import SCOPES, scope_of
 
 
 def name_initializers(model: Any, module: nn.Module, prefix: str) -> None:
@@ -89,6 +89,19 @@ def gemm_to_matmul(model: Any) -> None:
         graph.insert_before(node, new)
         ir.convenience.replace_all_uses_with(node.outputs, new.outputs, replace_graph_outputs=True)
         graph.remove(node, safe=True)
+
+
+def drop_traces(model: Any) -> None:
+    """Drop what the exporter says of every node, but for the module that it came from, by which layers are named: in a
+    small model that is more than the numbers. `model` is an `onnx_ir.Model`, changed in place.
+    """
+    for node in model.graph.all_nodes():
+        kept = node.metadata_props.get(SCOPES)
+        node.metadata_props.clear()
+        if kept is not None:
+            node.metadata_props[SCOPES] = kept
+        for value in node.outputs:
+            value.metadata_props.clear()
 
 
 def drop_joints(model: Any) -> None:

@@ -6,16 +6,20 @@ BENCH := bench
 # A comma would end an argument of $(if).
 COLUMNS := sentence1,sentence2
 
-.PHONY: demo test test-fast lint bench bench-models bench-small bench-onnx clean
+.PHONY: demo test test-devices test-fast lint bench bench-models bench-small bench-onnx bench-edge clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lowrank demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not device"
+
+# On emulated processors: needs Debian or Ubuntu with a network.
+test-devices: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 -m device
 
 test-fast: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not device"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -42,6 +46,10 @@ bench-models: $(VENV)/.demo
 # Two small trained models: STORIES=models/stories260K SORT=models/gpt-nano-sort.
 bench-small: $(VENV)/.demo
 	$(BIN)/python tools/bench_small.py $(if $(STORIES),--stories $(STORIES)) $(if $(SORT),--sort $(SORT))
+
+# Bytes, milliseconds and memory of dense and compressed files of every type; HEAL=15 heals for so many minutes too.
+bench-edge: $(VENV)/.demo
+	$(BIN)/python tools/bench_edge.py --data $(DATA) $(if $(HEAL),--heal $(HEAL)) --output $(BENCH)
 
 # ONNX in against torch in, for the same model.
 bench-onnx: $(VENV)/.demo

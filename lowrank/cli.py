@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from lowrank import __version__
+from lowrank.cli_edge import bench, export
 from lowrank.errors import LowRankError
 from lowrank.interrupts import remember_interrupts, was_interrupted
 from lowrank.options import (
@@ -24,7 +25,6 @@ from lowrank.options import (
     Config,
     Device,
     DtypeName,
-    Elastic,
     ErrorOption,
     Exclude,
     Fold,
@@ -32,6 +32,7 @@ from lowrank.options import (
     Include,
     Initial,
     Json,
+    LatencyOption,
     Lora,
     Model,
     Multiple,
@@ -43,7 +44,9 @@ from lowrank.options import (
     SelectorName,
     SelectorOption,
     Structures,
+    TableOption,
     Targets,
+    Timing,
     Tokenizer,
     UnitName,
     UnitOption,
@@ -52,7 +55,6 @@ from lowrank.options import (
     budget_of,
     changes_of,
     chosen_selector,
-    keeps_of,
     target_of,
     training_of,
 )
@@ -163,6 +165,8 @@ def compress(
     budget: BudgetOption = None,
     of: UnitOption = UnitName.params,
     error: ErrorOption = None,
+    latency: LatencyOption = None,
+    table: TableOption = None,
     plan: Annotated[Path | None, typer.Option(help="Follow this plan.json, perhaps edited by hand.")] = None,
     output: Run = Path("lowrank-run"),
     selector: SelectorOption = SelectorName.knapsack,
@@ -194,7 +198,7 @@ def compress(
     adapter_init: AdapterInit = Initial.discarded,
     fold: FoldOption = Fold.no,
     refit: Annotated[bool, typer.Option(help="Fit what is replaced to what it sees in the compressed model.")] = True,
-    latency: Annotated[bool, typer.Option(help="Time the dense and the compressed model in ONNX Runtime.")] = True,
+    timing: Timing = True,
     as_json: Json = False,
 ) -> None:
     """Factor a model within a budget: writes model/, model.onnx, plan.json and report.json to the run folder."""
@@ -202,9 +206,9 @@ def compress(
     from lowrank.artifacts import load_analysis
     from lowrank.backends import Opening
 
-    wanted = budget_of(budget, of, error)
+    wanted = budget_of(budget, of, error, latency)
     if wanted is None and plan is None:
-        raise typer.BadParameter("give --budget, --error or --plan")
+        raise typer.BadParameter("give --budget, --error, --latency or --plan")
     if keep_lora and lora is None:
         raise typer.BadParameter("--keep-lora is for a --lora")
     merged = None if keep_lora else lora
@@ -226,8 +230,9 @@ def compress(
             refit=refit,
             beside=lora if keep_lora else None,
             heal=training_of(heal, None, seed, device, adapter, adapter_init, fold),
-            latency=latency,
+            latency=timing,
             with_past=with_past,
+            timings=table,
             target=target_of(profile, quantize),
             track=track,
         )
@@ -286,42 +291,6 @@ def heal(
 
 
 @app.command()
-def export(
-    model: Model,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for model.onnx.")],
-    opset: Annotated[int, typer.Option(min=18, max=23, help="ONNX operator set.")] = 20,
-    arch: Arch = None,
-    config: Config = None,
-    unsafe_pickle: UnsafePickle = False,
-    with_past: WithPast = False,
-    profile: ProfileOption = None,
-    quantize: Quantize = DtypeName.none,
-    elastic: Elastic = None,
-    calib: Calib = None,
-    column: Column = None,
-) -> None:
-    """Write the dense model to ONNX the same way as a compressed one, for comparison; or many sizes over one file."""
-    from lowrank import pipeline
-    from lowrank.backends import Opening
-
-    opening = Opening(arch=arch, config=config, unsafe_pickle=unsafe_pickle)
-    target = target_of(profile, quantize)
-    if elastic is not None:
-        settings = pipeline.Settings(calib=calib, column=column)
-        with progress_bars() as track:
-            made = pipeline.export_elastic(
-                model, keeps_of(elastic), output, settings=settings, opening=opening, target=target, track=track
-            )
-        for keep, path in made.items():
-            say(f"{path} ({path.stat().st_size:,} bytes), keep ratio {keep:g}, same outputs as torch.")
-        return
-    if calib is not None or column is not None:
-        raise typer.BadParameter("--calib and --column choose ranks, which only --elastic needs")
-    path = pipeline.export(model, output, opening=opening, opset=opset, with_past=with_past, target=target)
-    say(f"{path} ({path.stat().st_size:,} bytes), " + ("rounded." if target.is_rounded else "same outputs as torch."))
-
-
-@app.command()
 def evaluate(
     output: Run = Path("lowrank-run"),
     arch: Arch = None,
@@ -353,6 +322,10 @@ def demo(
     model = str(Path(spec.origin).parent / "model")
     analyze(model, output=output)
     compress(None, budget=budget, output=output)
+
+
+app.command()(export)
+app.command()(bench)
 
 
 @contextmanager

@@ -43,6 +43,10 @@ class HealingError(LowRankError):
     """The compressed model cannot be trained, or not on this data."""
 
 
+class TimingError(LowRankError):
+    """A table of timings is for another model, or none."""
+
+
 class DecompositionError(LowRankError):
     """No solver could decompose a matrix."""
 

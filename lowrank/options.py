@@ -117,6 +117,24 @@ UnitOption = Annotated[UnitName, typer.Option("--of", help="What --budget is a s
 ErrorOption = Annotated[
     float | None, typer.Option("--error", help="Relative output error that each weight may have: 0.05.")
 ]
+Timing = Annotated[
+    bool,
+    typer.Option(
+        "--timing/--no-timing",
+        " /--no-latency",
+        help="Time the dense and the compressed model in ONNX Runtime.",
+    ),
+]
+LatencyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--latency",
+        help="Time that the model may take for 128 tokens: 0.5 of the dense model's, or 12ms. Measured here.",
+    ),
+]
+TableOption = Annotated[
+    Path | None, typer.Option("--table", help="Timings of another machine, for --latency; see lowrank bench.")
+]
 SelectorOption = Annotated[SelectorName, typer.Option("--selector", help="How ranks are chosen.")]
 Multiple = Annotated[int, typer.Option(min=1, help="Round ranks down to a multiple of this.")]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed of the order of the samples.")]
@@ -209,12 +227,19 @@ def keeps_of(text: str) -> list[float]:
         raise typer.BadParameter(f"{text!r} are no keep ratios; give numbers with commas: 0.2,0.3,0.5") from None
 
 
-def budget_of(budget: float | None, of: UnitName, error: float | None) -> Budget | None:
+def budget_of(budget: float | None, of: UnitName, error: float | None, latency: str | None = None) -> Budget | None:
     """The budget that the command line names, if it names one."""
     from lowrank.core.budget import Budget
 
-    if budget is not None and error is not None:
-        raise typer.BadParameter("give --budget or --error, not both")
+    if sum(given is not None for given in (budget, error, latency)) > 1:
+        raise typer.BadParameter("give one of --budget, --error and --latency")
+    if latency is not None:
+        number, unit = (latency[:-2], "milliseconds") if latency.endswith("ms") else (latency, "latency")
+        try:
+            limit = float(number)
+        except ValueError:
+            raise typer.BadParameter(f"--latency {latency}: give a share such as 0.5, or a time such as 12ms") from None
+        return Budget(unit, limit)
     if budget is not None:
         return Budget(of.value, budget)  # pyright: ignore[reportArgumentType]
     return Budget.error(error) if error is not None else None

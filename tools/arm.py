@@ -143,6 +143,9 @@ def build(name: str, folder: Path) -> Path:
         fetch(folder / "host", own, "bookworm", ("qemu-user-static",), folder / "qemu", needed=False)
         emulator = str(folder / "qemu/usr/bin" / machine.emulator[0])
     fetch(folder / "apt", machine.debian, machine.release, machine.packages, root)
+    if not (root / "lib").exists():
+        # Newer releases have everything in /usr, and a link that no package carries.
+        (root / "lib").symlink_to("usr/lib")
     python = next(p for p in sorted((root / "usr/bin").glob("python3.*")) if re.fullmatch(r"python3\.\d+", p.name))
     if machine.wheels:
         version = python.name.removeprefix("python").replace(".", "")
@@ -165,13 +168,14 @@ def build(name: str, folder: Path) -> Path:
         "OPENBLAS_NUM_THREADS": "1",
     }
     given = " ".join(f"-E {key}={value}" for key, value in settings.items())
-    command = folder / "python"
-    command.write_text(
+    made = folder / "python.new"
+    made.write_text(
         f'#!/bin/sh\nexec "{emulator}" {" ".join(machine.emulator[1:])} -L "{root}" {given} "{python}" "$@"\n'
     )
-    command.chmod(0o755)
-    print(call(command, "-c", "import platform, onnxruntime as o; print(platform.machine(), o.__version__)").strip())
-    return command
+    made.chmod(0o755)
+    print(call(made, "-c", "import platform, onnxruntime as o; print(platform.machine(), o.__version__)").strip())
+    # The command is there if, and only if, it works.
+    return made.rename(folder / "python")
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ LAYERS = (
     {"evaluate"},
     {"pipeline", "report"},
     {"options"},
+    {"cli_edge"},
     {"cli"},
     {"__init__", "__main__"},
 )

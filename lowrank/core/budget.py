@@ -9,22 +9,28 @@ from typing import Literal, cast
 from lowrank.core.cost import UNITS, Unit
 from lowrank.errors import InfeasibleBudget
 
-NAMES: dict[Unit, str] = {"params": "parameters", "bytes": "bytes", "macs": "multiply-adds"}
+Kind = Unit | Literal["error", "latency", "milliseconds"]
+NAMES: dict[str, str] = {"params": "parameters", "bytes": "bytes", "macs": "multiply-adds", "latency": "time"}
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A share of what the targeted weights cost to keep, or a relative output error for each of them.
+    """A share of what the targeted weights cost to keep, or of the time that the model takes; or an error that each may
+    have.
 
     Example:
         >>> Budget.params(0.3)
         Budget(kind='params', limit=0.3)
     """
 
-    kind: Unit | Literal["error"]
+    kind: Kind
     limit: float
 
     def __post_init__(self) -> None:
+        if self.kind == "milliseconds":
+            if not (math.isfinite(self.limit) and self.limit > 0):
+                raise InfeasibleBudget(f"{self.limit:g} ms are no time to run in; give a number above 0, or a share")
+            return
         if self.kind != "error" and not (math.isfinite(self.limit) and 0 < self.limit <= 1):
             raise InfeasibleBudget(
                 f"a budget of {self.limit:g}: it is the share of the targeted weights' {NAMES[self.kind]} to keep, "
@@ -47,16 +53,36 @@ class Budget:
             return None
         entry = cast("dict[str, object]", content) if isinstance(content, dict) else {}
         kind, limit = entry.get("kind"), entry.get("limit")
-        if kind not in (*UNITS, "error") or not isinstance(limit, int | float):
+        if kind not in (*UNITS, "error", "latency") or not isinstance(limit, int | float):
             raise InfeasibleBudget(
-                f"the plan's budget {content!r} must have a kind ({', '.join(UNITS)} or error) and a limit"
+                f"the plan's budget {content!r} must have a kind ({', '.join(UNITS)}, latency or error) and a limit"
             )
-        return cls(cast("Unit", kind), float(limit))
+        return cls(cast("Kind", kind), float(limit))
 
     @classmethod
     def params(cls, keep: float) -> Budget:
         """Keep at most this share of the targeted weights' parameters (the keep ratio)."""
         return cls("params", float(keep))
+
+    @classmethod
+    def latency(cls, share: float) -> Budget:
+        """Take at most this share of the dense model's time, as predicted from `Timings`."""
+        return cls("latency", float(share))
+
+    def of_whole(self, milliseconds: float | None) -> Budget:
+        """A budget of milliseconds as the share of what the whole dense model takes; any other as it is.
+
+        Raises:
+            InfeasibleBudget: if that is not known.
+        """
+        if self.kind != "milliseconds":
+            return self
+        if milliseconds is None:
+            raise InfeasibleBudget(
+                "the table does not say what the whole dense model takes, so milliseconds cannot be a budget: give a "
+                "share such as 0.5, or measure with the dense model: python measure.py table.json dense.onnx"
+            )
+        return Budget.latency(min(self.limit / milliseconds, 1.0))
 
     @classmethod
     def error(cls, relative: float) -> Budget:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.core.factors import Factors
-from lowrank.core.linalg import Matrix, eigh_descending
+from lowrank.core.linalg import Matrix, eigh_descending, inverse_factor
 
 DAMPING = 0.01
 """Of the inputs' moment, as a share of its mean: directions without data are rounded to the nearest."""
@@ -63,13 +63,13 @@ def quantize(weight: Matrix, *, bits: int, block: int | None = None, moment: Mat
         The codes; for 8 bits between -127 and 127, for 4 between -8 and 7.
     """
     rows, cols = weight.shape
-    block = block or cols
-    scale = _scales(weight, bits, block)
+    width = block or cols
+    scale = _scales(weight, bits, width)
     low, high = (-127, 127) if bits == 8 else (-8, 7)
-    each = np.repeat(scale.astype(np.float64), block, axis=1)[:, :cols]
+    each: Matrix = np.repeat(scale.astype(np.float64), width, axis=1)[:, :cols]
     safe = np.where(each == 0, 1.0, each)
     if moment is None:
-        return Codes(np.clip(np.rint(weight / safe), low, high).astype(np.int8), scale, bits, block)
+        return Codes(np.clip(np.rint(weight / safe), low, high).astype(np.int8), scale, bits, width)
     spread = _spread(moment)
     left, codes = weight.copy(), np.zeros((rows, cols), np.int8)
     for start in range(0, cols, PANEL):
@@ -80,23 +80,14 @@ def quantize(weight: Matrix, *, bits: int, block: int | None = None, moment: Mat
             missed[:, j - start] = (left[:, j] - codes[:, j] * safe[:, j]) / spread[j, j]
             left[:, j + 1 : stop] -= missed[:, j - start, None] * spread[j, j + 1 : stop]
         left[:, stop:] -= missed @ spread[start:stop, stop:]
-    return Codes(codes, scale, bits, block)
+    return Codes(codes, scale, bits, width)
 
 
 def _spread(moment: Matrix) -> Matrix:
-    """The upper Cholesky factor of the inverse of a damped moment: row j says how column j's error is made up for."""
-    import scipy.linalg  # pyright: ignore[reportMissingTypeStubs]
-
+    """Row j says how column j's error is made up for in the later ones."""
     size = len(moment)
     mean = float(np.trace(moment)) / size
-    if mean <= 0:
-        return np.eye(size)
-    damped = moment / mean + DAMPING * np.eye(size)
-    # If M turned over is L L', then the inverse of M is U' U with U the inverse of L turned over: nothing is inverted
-    # and factored again.
-    lower = np.linalg.cholesky(damped[::-1, ::-1])
-    inverse: Matrix = scipy.linalg.solve_triangular(lower, np.eye(size), lower=True)
-    return inverse[::-1, ::-1]
+    return inverse_factor(moment / mean + DAMPING * np.eye(size)) if mean > 0 else np.eye(size)
 
 
 def _scales(weight: Matrix, bits: int, block: int) -> NDArray[np.float32]:
@@ -145,11 +136,13 @@ def even_latents(factors: Factors, moment: Matrix | None, seed: int = 0) -> Fact
     values, vectors = eigh_descending(inner)
     # Directions in which nothing ever lies get the size of the smallest that is there.
     roots = np.sqrt(np.maximum(values, FLOOR * values[0] if values[0] > 0 else 1.0))
-    outer, sizes, turn = np.linalg.svd(left @ (vectors * roots), full_matrices=False)
-    sizes = np.sqrt(np.maximum(sizes, FLOOR * sizes[0] if sizes[0] > 0 else 1.0))
+    whole = left @ (vectors * roots)
+    squares, turn = eigh_descending(whole.T @ whole)
+    # Fourth roots of squares: half of each singular value goes to either side.
+    sizes = np.maximum(squares, FLOOR**2 * squares[0] if squares[0] > 0 else 1.0) ** 0.25
     rotation, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((len(sizes), len(sizes))))
-    write = outer * sizes @ rotation
-    read = (rotation.T * sizes) @ turn @ ((vectors / roots).T @ right)
+    write = whole @ (turn / sizes) @ rotation
+    read = (rotation.T * sizes) @ (turn.T @ ((vectors / roots).T @ right))
     return Factors(write, read)
 
 
@@ -167,5 +160,7 @@ def refitted_left(factors: Factors, right: Matrix, moment: Matrix | None) -> Mat
     seen = right if moment is None else right @ moment
     square = seen @ right.T
     ridge = RIDGE * float(np.trace(square)) / len(square) * np.eye(len(square))
-    wanted = factors.left @ (factors.right @ seen.T) + factors.left @ ridge
-    return np.linalg.solve((square + ridge).T, wanted.T).T
+    left, before = np.asarray(factors.left, np.float64), np.asarray(factors.right, np.float64)
+    wanted = left @ (before @ seen.T) + left @ ridge
+    found: Matrix = np.asarray(np.linalg.solve((square + ridge).T, wanted.T).T, np.float64)
+    return found

@@ -65,6 +65,28 @@ def eigvalsh_descending(symmetric: Matrix, *, name: str = "matrix") -> Vector:
     return np.maximum(values[::-1], 0.0)
 
 
+def inverse_factor(symmetric: Matrix) -> Matrix:
+    """The upper triangular `U` with `U' U` the inverse of a positive definite matrix, which is never formed.
+
+    If the matrix turned over is `L L'`, then `U` is the inverse of `L` turned over.
+
+    Raises:
+        DecompositionError: if it is not positive definite.
+
+    Example:
+        >>> inverse_factor(np.diag([4.0, 16.0])).tolist()
+        [[0.5, 0.0], [0.0, 0.25]]
+    """
+    size = len(symmetric)
+    try:
+        lower = np.linalg.cholesky(symmetric[::-1, ::-1])
+    except np.linalg.LinAlgError:
+        raise DecompositionError(
+            f"a {size} x {size} moment is not positive definite; look for extreme inputs"
+        ) from None
+    return _lapack.solve_triangular(lower, np.eye(size), lower=True, check_finite=False)[::-1, ::-1]
+
+
 def column_basis(weight: Matrix) -> tuple[Matrix | None, Matrix]:
     """An orthonormal `Q` and a `core` with `W = Q core`, core having min(rows, cols) rows.
 

@@ -59,7 +59,9 @@ class Plan:
     @property
     def meets_budget(self) -> bool:
         """Whether the plan is within its budget."""
-        return self.budget is None or self.reached <= self.budget.limit * (1 + 1e-9)
+        if self.budget is None or (self.budget.kind == "latency" and self.share is None):
+            return True
+        return self.reached <= self.budget.limit * (1 + 1e-9)
 
     def to_json(self) -> dict[str, Any]:
         """A mapping that JSON can hold, for `from_json`."""
@@ -129,6 +131,9 @@ class Plan:
             for e in cast("list[Any]", entries)
         )
         known = untouched and isinstance(selector, dict) and isinstance(gap, int | float | None)
+        share, reached = share_of(budget, options, analysis), content.get("budget_reached")
+        if budget is not None and budget.kind == "latency" and known and isinstance(reached, float):
+            share = reached
         return cls(
             analysis=analysis.fingerprint,
             budget=budget,
@@ -136,14 +141,15 @@ class Plan:
             gap=gap if known else None,
             options=options,
             dense_cost=analysis.dense_params,
-            share=share_of(budget, options, analysis),
+            share=share,
             notes=notes if larger else (),
         )
 
 
 def share_of(budget: Budget | None, options: Iterable[Option], analysis: Analysis) -> float | None:
     """What some options keep in the unit of a budget; None if it has none."""
-    if budget is None or budget.kind == "error":
+    if budget is None or budget.kind in ("error", "latency", "milliseconds"):
+        # Of time there is no telling without the timings.
         return None
     kept = sum(cost_in(budget.kind, option, analysis) for option in options)
     return kept / max(dense_cost(budget.kind, analysis), 1)

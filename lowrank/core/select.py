@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lowrank.core.analysis import Analysis
 from lowrank.core.blocks import cheapest, choose, partitions
@@ -18,8 +20,9 @@ from lowrank.core.cost import spent
 from lowrank.core.linalg import Vector
 from lowrank.core.plan import Plan, dense_cost, in_order, share_of
 from lowrank.core.structures import STRUCTURES, Curve, Dense, Option, TwoFactor
-from lowrank.core.weight import Group
-from lowrank.errors import InfeasibleBudget
+from lowrank.core.timings import Timings
+from lowrank.core.weight import Group, Weight
+from lowrank.errors import InfeasibleBudget, TimingError
 
 
 class Selector(Protocol):
@@ -49,6 +52,8 @@ class Knapsack:
     multiple: int = 1
     structures: tuple[str, ...] | None = None
     """Those on offer, None for all; weights can always stay dense."""
+    timings: Timings | None = None
+    """What a budget of time is spent on."""
 
     def select(self, analysis: Analysis, budget: Budget) -> Plan:
         """The plan of least error within the budget."""
@@ -57,6 +62,8 @@ class Knapsack:
             within = [[o for o in c if o.error <= budget.limit**2] for c in curves]
             least: list[Option] = [min(options, key=_cost) for options in within]
             return _plan(self, analysis, budget, least)
+        if budget.kind in ("latency", "milliseconds"):
+            return self._within_time(analysis, budget)
         curves = {name: self._curves(group, analysis) for name, group in analysis.groups.items()}
         weights = {n: [analysis[w].weight for w in group.weights] for n, group in analysis.groups.items()}
         costs = {
@@ -77,12 +84,61 @@ class Knapsack:
         gap = found.allocation.gap / found.allocation.error if found.allocation.error > 0 else 0.0
         return _plan(self, analysis, budget, [_at(n, curves[n], i) for n, i in found.options.items()], gap)
 
-    def _curves(self, group: Group, analysis: Analysis) -> list[Curve]:
+    def _within_time(self, analysis: Analysis, budget: Budget) -> Plan:
+        """The plan of least error whose predicted time is within a share of the dense model's."""
+        timings = self.timings
+        if timings is None:
+            raise TimingError("a budget of time needs timings; measure them with `lowrank bench MODEL --table FILE`")
+        weights = {n: [analysis[w].weight for w in group.weights] for n, group in analysis.groups.items()}
+        curves: dict[str, list[Curve]] = {}
+        costs: dict[str, NDArray[np.int64]] = {}
+        losses: dict[str, Vector] = {}
+        for name, group in analysis.groups.items():
+            found = [timed(c, timings, group, weights[name]) for c in self._curves(group, analysis, timings.step)]
+            curves[name] = [curve for curve, _ in found]
+            costs[name] = np.concatenate([np.rint(NANO * times).astype(np.int64) for _, times in found])
+            losses[name] = np.concatenate(
+                [analysis.loss(group, c.structure, c.errors, budget.limit) for c in curves[name]]
+            )
+        dense = sum(int(costs[group.name][0]) for group in analysis.singles)
+        whole = dense if timings.whole is None else int(NANO * timings.whole)
+        rest = whole - dense
+        if rest < 0:
+            raise TimingError(
+                f"the table's operators take {dense / 1e6:.2f} ms together and the whole model {whole / 1e6:.2f}: it "
+                "was measured for another model, or on a busy machine; measure again"
+            )
+        blocks = partitions(analysis.groups)
+        chosen = choose(costs, losses, blocks, int(budget.limit * whole) - rest)
+        if chosen is None:
+            raise _infeasible(analysis, budget, (rest + cheapest(costs, blocks)) / max(whole, 1))
+        gap = chosen.allocation.gap / chosen.allocation.error if chosen.allocation.error > 0 else 0.0
+        options = [_at(n, curves[n], i) for n, i in chosen.options.items()]
+        share = (rest + sum(int(costs[n][i]) for n, i in chosen.options.items())) / max(whole, 1)
+        slow = [o.group for o in options if o.structure == "dense" and costs[o.group].min() >= costs[o.group][0]]
+        notes = (f"{len(slow)} weights stay dense, as nothing of them is faster here: {', '.join(slow[:4])}",)
+        return replace(_plan(self, analysis, budget, options, gap), share=share, notes=notes if slow else ())
+
+    def _curves(self, group: Group, analysis: Analysis, step: int = 1) -> list[Curve]:
+        """All on offer, ranks in steps but for the few channels of a head."""
         on_offer = [s for s in STRUCTURES if s.name == "dense" or self.structures is None or s.name in self.structures]
-        return [structure.curve(group, analysis, self.multiple) for structure in on_offer]
+        steps = [self.multiple if s.name in HEADED else math.lcm(self.multiple, step) for s in on_offer]
+        return [structure.curve(group, analysis, each) for structure, each in zip(on_offer, steps, strict=True)]
 
     def _options(self, group: Group, analysis: Analysis) -> list[Option]:
         return [c.option(group.name, i) for c in self._curves(group, analysis) for i in range(len(c.ranks))]
+
+
+HEADED = ("product", "rotary")
+NANO = 1000
+"""Nanoseconds in a microsecond: costs are whole numbers."""
+
+
+def timed(curve: Curve, timings: Timings, group: Group, weights: Sequence[Weight]) -> tuple[Curve, Vector]:
+    """What of a curve there are times for, and these."""
+    times = timings.of(curve.structure, curve.ranks, group, weights)
+    known = np.isfinite(times)
+    return Curve(curve.structure, curve.ranks[known], curve.costs[known], curve.errors[known]), times[known]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,7 +222,7 @@ def _one_tolerance(selector: Selector, analysis: Analysis, budget: Budget, lost:
     multiple: int = getattr(selector, "multiple", 1)
     dense = [Dense().curve(group, analysis, multiple) for group in analysis.singles]
     curves = [TwoFactor().curve(group, analysis, multiple) for group in analysis.singles]
-    if budget.kind in ("bytes", "macs"):
+    if budget.kind in ("bytes", "macs", "latency"):
         raise InfeasibleBudget(
             f"a budget of {NAMES[budget.kind]} is for the knapsack; other selectors count parameters"
         )
@@ -229,6 +285,9 @@ def _plan(
 ) -> Plan:
     name = next(key for key, kind in SELECTORS.items() if isinstance(selector, kind))
     settings: dict[str, Any] = {k: v for k, v in asdict(selector).items() if v is not None}  # pyright: ignore[reportArgumentType, reportCallIssue]
+    if "timings" in settings:
+        # Where they are from; they themselves are a file of their own.
+        settings["timings"] = {k: v for k, v in settings["timings"].items() if k != "points"}
     return Plan(
         analysis=analysis.fingerprint,
         budget=budget,

@@ -1,8 +1,8 @@
 """One file of numbers for many sizes: graphs that read the first rows of the same factors.
 
-Factors are nested: those of a smaller rank are the first columns of one and the first rows of the other. Stored by rank,
-that is row by row, a smaller factor is a shorter stretch of the file from the same place on. So each size is a small
-graph with lengths of its own over one file, and gives bit for bit what a file of its own would.
+Factors are nested: those of a smaller rank are the first columns of one and the first rows of the other. Stored by
+rank, that is row by row, a smaller factor is a shorter stretch of the file from the same place on. So each size is a
+small graph with lengths of its own over one file, and gives bit for bit what a file of its own would.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ def store_by_rank(path: Path) -> None:
 def _turn_first_factors(model: Any) -> None:
     for uses in describe(model).uses.values():
         node = uses[0].site.node
-        value = node.inputs[1] if node.op_type == "MatMul" and uses[0].site.at == 1 else None
+        if node.op_type != "MatMul" or uses[0].site.at != 1:
+            continue
+        value = node.inputs[1]
         readers = [use.node for use in node.outputs[0].uses()]
         inner = bool(readers) and all(n.op_type == "MatMul" and n.inputs[0] is node.outputs[0] for n in readers)
-        alone = len(uses) == 1 and value is not None and value.name in model.graph.initializers
-        if not (inner and alone and len(value.uses()) == 1):
+        alone = len(uses) == 1 and value.name in model.graph.initializers and len(value.uses()) == 1
+        if not (inner and alone):
             continue
         numbers = value.const_value.numpy()
         model.graph.initializers.pop(value.name)

@@ -20,7 +20,7 @@ from lowrank.backends.torch.normalize import experts_as
 from lowrank.backends.torch.tensors import module_in_float32
 from lowrank.edge import IR_VERSION, OPSET
 from lowrank.edge.heads import narrow_heads
-from lowrank.edge.tidy import drop_joints, drop_traces, gemm_to_matmul, name_initializers
+from lowrank.edge.tidy import drop_joints, drop_traces, gemm_to_matmul, keep_apart, name_initializers
 from lowrank.errors import ExportError, first_line
 
 
@@ -90,6 +90,7 @@ def trace(
     drop_joints(program.model)
     narrow_heads(program.model)
     name_initializers(program.model, wrapped, prefix="module.")
+    keep_apart(program.model)
     drop_traces(program.model)
     program.model.ir_version = min(program.model.ir_version, IR_VERSION)
     return program.model

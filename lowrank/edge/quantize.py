@@ -118,8 +118,9 @@ class _Quantizer:
     def _readers(self, weight: Weight, by_node: Mapping[int, Weight]) -> list[Weight]:
         """The weights that alone read what a weight gives: second factors; empty if anything else reads it."""
         uses = self.backend.uses(weight.name)
-        output = uses[0].site.node.outputs[0]
-        if len(uses) > 1 or uses[0].site.node.op_type == "Gemm" or output.is_graph_output():
+        node: Any = uses[0].site.node
+        output = node.outputs[0]
+        if len(uses) > 1 or node.op_type == "Gemm" or output.is_graph_output():
             return []
         readers = [
             by_node.get(id(use.node)) if use.idx == 0 and use.node.op_type == "MatMul" else None

@@ -100,7 +100,7 @@ def run(session, feed):
         values = session.run(None, typed)
     except Exception as error:
         fail(f"the model does not run on these inputs: {str(error)[:200]}")
-    return dict(zip([output.name for output in session.get_outputs()], values))
+    return {output.name: np.asarray(value) for output, value in zip(session.get_outputs(), values)}
 
 
 def tell(texts, feed, outputs):
@@ -174,7 +174,7 @@ def main():
         parser.error("give some text, --inputs or --time")
     outputs = run(session, feed)
     if given.outputs is not None:
-        np.savez(given.outputs, **outputs)
+        np.savez(given.outputs, **outputs)  # pyright: ignore[reportArgumentType]
         return
     if given.text:
         tell(given.text, feed, outputs)

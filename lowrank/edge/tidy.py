@@ -91,6 +91,32 @@ def gemm_to_matmul(model: Any) -> None:
         graph.remove(node, safe=True)
 
 
+def keep_apart(model: Any) -> None:
+    """Write the additions in front of norms and gelus as sums, which are the same numbers.
+
+    ONNX Runtime makes one operator of an `Add` and a norm or gelu behind it, when it loads a graph. On CPUs these take
+    several times as long as the two alone (measured: `tools/bench_edge.py`); a `Sum` it leaves alone. `model` is an
+    `onnx_ir.Model`, changed in place.
+    """
+    import onnx_ir as ir
+
+    for node in list(model.graph):
+        if node.op_type not in ("LayerNormalization", "Gelu") or node.domain not in ("", "ai.onnx"):
+            continue
+        add = node.inputs[0].producer()
+        if add is None or add.op_type != "Add" or add.graph is not model.graph:
+            continue
+        new = ir.node("Sum", list(add.inputs), name=add.name)
+        new.metadata_props.update(add.metadata_props)
+        old, value = add.outputs[0], new.outputs[0]
+        value.shape, value.type = old.shape, old.type
+        model.graph.insert_before(add, new)
+        ir.convenience.replace_all_uses_with([old], [value], replace_graph_outputs=True)
+        name = old.name
+        model.graph.remove(add, safe=True)
+        value.name = name
+
+
 def drop_traces(model: Any) -> None:
     """Drop what the exporter says of every node, but for the module that it came from, by which layers are named: in a
     small model that is more than the numbers. `model` is an `onnx_ir.Model`, changed in place.

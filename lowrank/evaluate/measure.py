@@ -83,8 +83,9 @@ def measure(
                 if latency:
                     with clock.stage("latency"):
                         shown = track((onnx,), "timing both models", 1)
-                        times, before = next(_compare_latency(dense, path, target) for path in shown)
+                        times, before = next(compare_latency(dense, path, target) for path in shown)
                         graph = {**(graph or {}), "dense_fused": before}
+                        times |= _predicted(plan)
                         notes += [*_lost_fusions(graph), *_better_dense(times, target)]
         except ExportError as error:
             problems.append(str(error))
@@ -147,6 +148,13 @@ def _lost_fusions(graph: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _predicted(plan: Plan) -> dict[str, float]:
+    """What the model was expected to take, if it was chosen for its time."""
+    table = plan.selector.get("timings")
+    whole = table.get("whole") if isinstance(table, dict) else None
+    return {"predicted_ms": plan.share * whole / 1e3} if plan.share is not None and whole is not None else {}
+
+
 def _better_dense(times: Mapping[str, Any], target: Target) -> list[str]:
     """Where the dense model, rounded alike, is the better choice."""
     if "dense_rounded_ms" not in times:
@@ -162,8 +170,12 @@ def _better_dense(times: Mapping[str, Any], target: Target) -> list[str]:
     return [f"the dense model in {target.dtype} is {' and '.join(won)} than this one"] if won else []
 
 
-def _compare_latency(dense: Backend, small: Path, target: Target) -> tuple[dict[str, Any], dict[str, int]]:
-    """Times, and the fused operators of the dense model for the same target."""
+def compare_latency(dense: Backend, small: Path, target: Target) -> tuple[dict[str, Any], dict[str, int]]:
+    """Times of a file and of the dense model for the same target, and the operators that the latter runs as one.
+
+    Raises:
+        ExportError: if the dense model cannot be exported.
+    """
     from lowrank.edge import fit_file, write_onnx
 
     signature = dense.signature

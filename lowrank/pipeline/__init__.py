@@ -9,6 +9,7 @@ from lowrank.pipeline.healing import Training, heal
 from lowrank.pipeline.planning import factorize, read_plan, select
 from lowrank.pipeline.run import CHECKPOINT_FILE, ONNX_FILE, PLAN_FILE, REPORT_FILE, RUN
 from lowrank.pipeline.settings import Settings
+from lowrank.pipeline.timing import bench_table
 
 __all__ = [
     "CHECKPOINT_FILE",
@@ -21,6 +22,7 @@ __all__ = [
     "Training",
     "analyze",
     "analyze_weights",
+    "bench_table",
     "compress",
     "evaluate",
     "export",

@@ -14,7 +14,7 @@ from lowrank.backends import Backend, Opening, open_model
 from lowrank.core.analysis import Analysis, BondAnalysis, Folds, WeightAnalysis, analyze_weight
 from lowrank.core.match import selector_of
 from lowrank.core.structures import BONDED
-from lowrank.core.weight import Bond, Skip, Weight
+from lowrank.core.weight import Bond, Group, Skip, Weight
 from lowrank.errors import ArtifactError, PatternError, UnsupportedModel
 from lowrank.parallel import windowed_map
 from lowrank.pipeline.settings import NO_DATA, ROLES, Settings
@@ -208,6 +208,18 @@ def analyze_bonds(
     with threadpool_limits(1):
         parts = list(track(windowed_map(job, bonds), "analyzing bonds", len(bonds)))
     return tuple(each for part in parts for each in part)
+
+
+def targeted_groups(backend: Backend, settings: Settings) -> list[tuple[Group, list[Weight]]]:
+    """All that could be decided on, with the weights of each: every targeted weight by itself, and every bond.
+
+    Raises:
+        UnsupportedModel: if no weight is targeted.
+    """
+    weights, _ = _targeted(backend, settings)
+    by_name = {weight.name: weight for weight in weights}
+    groups = [*(Group(w.name, (w.name,)) for w in weights), *map(Group.of, _usable(backend, weights))]
+    return [(group, [by_name[name] for name in group.weights]) for group in groups]
 
 
 def _usable(backend: Backend, weights: Sequence[Weight]) -> list[Bond]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from lowrank.artifacts import load_analysis, save_analysis, staged
 from lowrank.artifacts.analysis import JSON_FILE
-from lowrank.backends import Opening, open_model
+from lowrank.backends import Backend, Opening, open_model
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan
 from lowrank.core.select import Knapsack, Selector
 from lowrank.core.structures.absorb import absorbed
+from lowrank.core.timings import Timings
 from lowrank.edge import Target
 from lowrank.errors import HealingError, LowRankError, PlanMismatch
 from lowrank.evaluate.report import Report
@@ -50,6 +52,7 @@ def compress(
     latency: bool = True,
     with_past: bool = False,
     target: Target | None = None,
+    timings: Timings | str | Path | None = None,
     track: Track = silent,
 ) -> Report:
     """Analyze, select, factorize, rewrite, save, export and measure.
@@ -72,6 +75,7 @@ def compress(
         latency: export the dense model too and time both.
         with_past: also write `model_with_past.onnx`, a causal language model with its key-value cache.
         target: what graphs are for: any runtime, or ONNX Runtime with its own operators; and the type of weights.
+        timings: what a budget of time is spent on, or a file with it; measured here if there is none.
         track: shows progress.
 
     Raises:
@@ -112,6 +116,14 @@ def compress(
     if not (run / JSON_FILE).exists():
         # The expensive part is worth keeping even if what follows fails; it must not displace that of an earlier run.
         save_analysis(analysis, run)
+    if budget is not None and budget.kind in ("latency", "milliseconds"):
+        with clock.stage("time operators"):
+            timings = _timings(timings, backend, analysis, target, track)
+        if selector is None or isinstance(selector, Knapsack):
+            selector = replace(selector or Knapsack(), timings=timings)
+        budget = budget.of_whole(None if timings.whole is None else timings.whole / 1e3)
+    elif timings is not None:
+        raise LowRankError("a table of timings is for a budget of time; give --latency 0.5")
     with clock.stage("select"):
         if beside is not None:
             selector = selector or Knapsack(structures=SAME_CHANNELS)
@@ -139,7 +151,8 @@ def compress(
             chosen,
             stage,
             calibration,
-            Output(target=target, with_past=with_past, latency=latency),
+            # A model that is healed is timed after that.
+            Output(target=target, with_past=with_past, latency=latency and heal is None),
             track,
             clock,
             refit,
@@ -156,6 +169,20 @@ def compress(
         latency=latency,
         track=track,
     )
+
+
+def _timings(
+    given: Timings | str | Path | None, backend: Backend, analysis: Analysis, target: Target, track: Track
+) -> Timings:
+    """The table that was given, or that of this machine."""
+    from lowrank.pipeline.timing import read_table, time_here, work_here
+
+    if isinstance(given, Timings):
+        return given
+    if given is not None:
+        return read_table(Path(given).expanduser())
+    groups = [(g, [analysis[name].weight for name in g.weights]) for g in analysis.groups.values()]
+    return time_here(backend, work_here(backend, groups, target), target, track)
 
 
 def _check_channels(plan: Plan) -> None:

@@ -12,8 +12,8 @@ from lowrank.artifacts import hash_json, staged, write_json
 from lowrank.backends import Opening, open_model
 from lowrank.backends.base import Backend
 from lowrank.edge import WITH_PAST_FILE, Target
-from lowrank.errors import ArtifactError, HealingError
-from lowrank.evaluate.report import Report
+from lowrank.errors import ArtifactError, ExportError, HealingError
+from lowrank.evaluate.report import ONNX_FILE, Report
 from lowrank.pipeline.adapting import folded, keep_adapter, write_adapters
 from lowrank.pipeline.analyzing import read_calibration
 from lowrank.pipeline.run import (
@@ -147,6 +147,9 @@ def heal(
                 with clock.stage("adapter"):
                     made = session.residuals()
                     entry["problems"] += write_adapters(small, session.peft, made, session.shapes, stage)
+            if latency and report.latency is None:
+                with clock.stage("latency"):
+                    report = _timed(report, dense, folder, entry["problems"])
             files = {**report.files, **files_of(stage)}
             report = replace(report, healing=entries, files=files, seconds=clock.seconds)
             write_json(stage / REPORT_FILE, "report", report.to_json())
@@ -174,6 +177,20 @@ def heal(
             )
     path.unlink(missing_ok=True)
     return report
+
+
+def _timed(report: Report, dense: Backend, folder: Path, problems: list[str]) -> Report:
+    """The report of a model that stays as it is, with times."""
+    from lowrank.evaluate.measure import compare_latency
+
+    if report.onnx is None or not (folder / ONNX_FILE).exists():
+        return report
+    try:
+        times, before = compare_latency(dense, folder / ONNX_FILE, Target.of(report.onnx))
+    except ExportError as error:
+        problems.append(str(error))
+        return report
+    return replace(report, latency=times, onnx={**report.onnx, "dense_fused": before})
 
 
 def check_trainable(dense: Backend) -> None:

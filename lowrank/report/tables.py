@@ -95,7 +95,7 @@ def plan_table(plan: Plan, analysis: Analysis) -> Table:
             f"{option.error**0.5:.3f}",
         )
     table.caption = f"keep ratio {plan.keep_ratio:.4f}"
-    if plan.budget is not None and plan.budget.kind in ("bytes", "macs"):
+    if plan.budget is not None and plan.budget.kind in ("bytes", "macs", "latency"):
         table.caption += f", of {NAMES[plan.budget.kind]} {plan.reached:.4f}"
     if plan.gap == 0:
         table.caption += "; no choice of ranks has a smaller predicted error"
@@ -127,6 +127,8 @@ def report_table(report: Report) -> Table:
             report.latency["dense_onnx_bytes"],
             report.latency["compressed_onnx_bytes"],
         )
+        if "predicted_ms" in report.latency:
+            table.add_row("ms that were predicted", "", f"{report.latency['predicted_ms']:.2f}", "")
         table.add_row(
             f"ms in ONNX Runtime ({report.latency['shapes'][0]}, 1 thread)",
             f"{report.latency['dense_ms']:.2f}",

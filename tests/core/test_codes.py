@@ -88,9 +88,7 @@ def test_even_latents_are_even() -> None:
     even = even_latents(uneven, moment)
     assert spread(even) < 3 < 6 < spread(uneven)
     coded = [quantize(np.asarray(pair.left), bits=4, block=32) for pair in (uneven, even)]
-    lost = [
-        loss(left @ right, c.matrix() @ p.right, moment) for p, c in zip((uneven, even), coded, strict=True)
-    ]
+    lost = [loss(left @ right, c.matrix() @ p.right, moment) for p, c in zip((uneven, even), coded, strict=True)]
     assert lost[1] < lost[0]
 
 

@@ -1,11 +1,15 @@
-"""Other processors, emulated: what is written gives the same numbers there."""
+"""Other processors, emulated, and JavaScript runtimes: what is written gives the same numbers there."""
 
 from __future__ import annotations
 
+import fcntl
+import json
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,27 +19,39 @@ from builders import tiny_bert_folder
 
 from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
+from lowrank.backends.onnx.save import load_whole, save_model
 from lowrank.backends.session import typed
 from lowrank.edge import Target, fit_file, standalone, write_onnx
 
 pytestmark = [
     pytest.mark.device,
     pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs Debian or Ubuntu"),
 ]
 
-TOOL = Path(__file__).parents[2] / "tools" / "arm.py"
+TOOLS = Path(__file__).parents[2] / "tools"
+EXACT = {"portable": 1e-4, "beside": 1e-4, "fused": 1e-4, "fp16": 1e-4}
+ROUNDED = {"int8": 5e-2, "int4": 5e-2}
+debian = pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs Debian or Ubuntu")
+npm = pytest.mark.skipif(shutil.which("npm") is None, reason="needs Node.js with npm")
+
+
+@contextmanager
+def made_once(name: str) -> Iterator[Path]:
+    """A folder that is kept for the next run, and that one process at a time looks after."""
+    folder = Path(tempfile.gettempdir()) / f"lowrank-{name}"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
 
 
 def python_of(machine: str) -> Path:
-    """Made once, and kept for the next run."""
-    folder = Path(tempfile.gettempdir()) / f"lowrank-{machine}"
-    command = folder / "python"
-    if not command.exists():
-        done = subprocess.run([sys.executable, str(TOOL), machine, str(folder)], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(done.stderr.strip().splitlines()[-1])
-    return command
+    with made_once(machine) as folder:
+        if not (folder / "python").exists():
+            command = [sys.executable, str(TOOLS / "arm.py"), machine, str(folder)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(done.stderr.strip().splitlines()[-1])
+    return folder / "python"
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +65,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(folder / "in.npz", **feed)
     for name, target in {
         "portable": Target(),
+        "beside": Target(),
         "fused": Target(profile="ort"),
         "int8": Target(dtype="int8"),
         "fp16": Target(dtype="float16"),
@@ -58,6 +75,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_onnx(backend, path)
         fit_file(path, target, signature, [signature.example(8, 16, seed) for seed in range(3)])
         session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        if name == "beside":
+            save_model(load_whole(path), path, beside=True)
         np.save(folder / f"{name}.npy", session.run([signature.output], typed(session, feed))[0])
     return folder
 
@@ -74,15 +93,48 @@ def run(python: Path, files: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.load(out)["last_hidden_state"][keep], np.load(files / f"{name}.npy")[keep]
 
 
-@pytest.mark.parametrize(
-    ("name", "tolerance"), [("portable", 1e-4), ("fused", 1e-4), ("fp16", 1e-4), ("int8", 5e-2), ("int4", 5e-2)]
-)
+@pytest.mark.parametrize(("name", "tolerance"), [*EXACT.items(), *ROUNDED.items()])
+@debian
 def test_arm64(name: str, tolerance: float, files: Path) -> None:
     there, here = run(python_of("arm64"), files, name)
     assert np.abs(there - here).max() < tolerance * np.abs(here).max()
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("portable", 1e-4), ("int8", 5e-2)])
+@debian
 def test_armv7(name: str, tolerance: float, files: Path) -> None:
     there, here = run(python_of("armv7"), files, name)
     assert np.abs(there - here).max() < tolerance * np.abs(here).max()
+
+
+def javascript() -> Path:
+    """A folder with the runtimes and the script, made once."""
+    with made_once("javascript") as folder:
+        folder.mkdir(exist_ok=True)
+        for path in (TOOLS / "javascript").iterdir():
+            shutil.copyfile(path, folder / path.name)
+        if not (folder / "node_modules" / "onnxruntime-node").exists():
+            # Its script would fetch a library for graphics cards.
+            command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund"]
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"npm: {done.stderr.strip().splitlines()[-1]}")
+    return folder
+
+
+@npm
+@pytest.mark.parametrize("kind", ["web", "node"])
+def test_javascript(kind: str, files: Path) -> None:
+    feed = dict(np.load(files / "in.npz"))
+    given = {name: {"dims": list(values.shape), "data": values.ravel().tolist()} for name, values in feed.items()}
+    (files / "in.json").write_text(json.dumps(given))
+    keep = feed["attention_mask"] == 1
+    for name, tolerance in {**EXACT, **ROUNDED}.items():
+        out = files / f"{name}-{kind}.json"
+        command = ["node", "run.mjs", kind, str(files / f"{name}.onnx"), str(files / "in.json"), str(out)]
+        done = subprocess.run(command, cwd=javascript(), capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(out.read_text())["last_hidden_state"]
+        there = np.array(found["data"], np.float32).reshape(found["dims"])[keep]
+        here = np.load(files / f"{name}.npy")[keep]
+        assert np.abs(there - here).max() < tolerance * np.abs(here).max(), name

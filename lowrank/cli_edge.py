@@ -1,0 +1,106 @@
+"""The command line's verbs for what runs elsewhere: export and bench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowrank.options import (
+    Arch,
+    Calib,
+    Column,
+    Config,
+    DtypeName,
+    Elastic,
+    Exclude,
+    Include,
+    Model,
+    ProfileOption,
+    Quantize,
+    Targets,
+    UnsafePickle,
+    WithPast,
+    changes_of,
+    keeps_of,
+    target_of,
+)
+from lowrank.report.terminal import progress_bars, say
+
+
+def export(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for model.onnx.")],
+    opset: Annotated[int, typer.Option(min=18, max=23, help="ONNX operator set.")] = 20,
+    arch: Arch = None,
+    config: Config = None,
+    unsafe_pickle: UnsafePickle = False,
+    with_past: WithPast = False,
+    profile: ProfileOption = None,
+    quantize: Quantize = DtypeName.none,
+    elastic: Elastic = None,
+    calib: Calib = None,
+    column: Column = None,
+) -> None:
+    """Write the dense model to ONNX the same way as a compressed one, for comparison; or many sizes over one file."""
+    from lowrank import pipeline
+    from lowrank.backends import Opening
+
+    opening = Opening(arch=arch, config=config, unsafe_pickle=unsafe_pickle)
+    target = target_of(profile, quantize)
+    if elastic is not None:
+        settings = pipeline.Settings(calib=calib, column=column)
+        with progress_bars() as track:
+            made = pipeline.export_elastic(
+                model, keeps_of(elastic), output, settings=settings, opening=opening, target=target, track=track
+            )
+        for keep, path in made.items():
+            say(f"{path} ({path.stat().st_size:,} bytes), keep ratio {keep:g}, same outputs as torch.")
+        return
+    if calib is not None or column is not None:
+        raise typer.BadParameter("--calib and --column choose ranks, which only --elastic needs")
+    path = pipeline.export(model, output, opening=opening, opset=opset, with_past=with_past, target=target)
+    say(f"{path} ({path.stat().st_size:,} bytes), " + ("rounded." if target.is_rounded else "same outputs as torch."))
+
+
+def bench(
+    model: Model,
+    table: Annotated[Path | None, typer.Option("--table", help="Write what this machine takes, as JSON.")] = None,
+    script: Annotated[
+        Path | None, typer.Option("--script", help="Write a script that measures another machine without lowrank.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens in a sample.")] = 128,
+    threads: Annotated[int, typer.Option(min=1, help="Threads inside an operator.")] = 1,
+    include: Include = None,
+    exclude: Exclude = None,
+    targets: Targets = None,
+    arch: Arch = None,
+    config: Config = None,
+    unsafe_pickle: UnsafePickle = False,
+    profile: ProfileOption = None,
+    quantize: Quantize = DtypeName.none,
+) -> None:
+    """Time the operators that a model can be made of, for compress --latency."""
+    from lowrank import pipeline
+    from lowrank.backends import Opening
+
+    if table is None and script is None:
+        raise typer.BadParameter("give --table FILE to measure here, or --script FILE to measure elsewhere")
+    with progress_bars() as track:
+        told = pipeline.bench_table(
+            model,
+            table=table,
+            script=script,
+            target=target_of(profile, quantize),
+            tokens=tokens,
+            threads=threads,
+            settings=pipeline.Settings(**changes_of(None, None, None, include, exclude, targets)),
+            opening=Opening(arch=arch, config=config, unsafe_pickle=unsafe_pickle),
+            track=track,
+        )
+    if table is not None:
+        say(f"{table}: {told['operators']} operators; the dense model takes {told['whole_ms']:.2f} ms")
+        say(f"Next: lowrank compress {model} --latency 0.5 --table {table}")
+    if script is not None:
+        say(f"{script}: {told['operators']} operators; run it there: python {script.name} table.json [dense.onnx]")

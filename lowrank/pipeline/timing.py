@@ -1,0 +1,135 @@
+"""What a model's operators take where it will run, and so what it would take with other ranks."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lowrank.backends import Backend, Opening, open_model
+from lowrank.backends.inputs import Signature
+from lowrank.core.timings import Timings, sizes_for
+from lowrank.core.weight import Group, Weight
+from lowrank.edge import Target, fit_file, write_onnx
+from lowrank.errors import TimingError
+from lowrank.pipeline.analyzing import targeted_groups
+from lowrank.pipeline.settings import Settings
+from lowrank.progress import Track, silent
+
+TOKENS, THREADS, STEP = 128, 1, 16
+
+
+def work_for(
+    groups: Sequence[tuple[Group, Sequence[Weight]]],
+    target: Target,
+    *,
+    tokens: int = TOKENS,
+    threads: int = THREADS,
+    step: int = STEP,
+) -> dict[str, Any]:
+    """The operators to time for some groups of weights; see `edge.kernels`.
+
+    Raises:
+        TimingError: for a type that has no operators of its own.
+    """
+    from lowrank.edge.kernels import work_of
+
+    if target.dtype not in ("float32", "int8"):
+        raise TimingError(f"there are tables for float32 and int8; {target.dtype} weights are computed with otherwise")
+    return work_of(sizes_for(groups, step), tokens=tokens, threads=threads, dtype=target.dtype, step=step)
+
+
+def time_here(backend: Backend, work: dict[str, Any], target: Target, track: Track = silent) -> Timings:
+    """The table of this machine, the dense model as a whole included.
+
+    Raises:
+        TimingError: if the model cannot be run.
+    """
+    from lowrank.edge.timing_script import measure
+    from lowrank.evaluate import measure_latency
+
+    signature = backend.signature
+    if not isinstance(signature, Signature):
+        raise TimingError(f"the model cannot be timed as a whole: {signature}")
+    table = measure(work, lambda items: track(items, "timing operators", len(items)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        write_onnx(backend, path)
+        fit_file(path, target, signature)
+        found = measure_latency({"dense": path}, signature, 1, work["tokens"], work["threads"])
+    return Timings.from_json({**table, "whole": 1e3 * found["dense"]})
+
+
+def bench_table(
+    model: object,
+    *,
+    table: str | Path | None = None,
+    script: str | Path | None = None,
+    target: Target | None = None,
+    tokens: int = TOKENS,
+    threads: int = THREADS,
+    settings: Settings | None = None,
+    opening: Opening | None = None,
+    track: Track = silent,
+) -> dict[str, Any]:
+    """Time a model's operators here, or write the script that does so elsewhere.
+
+    Args:
+        model: a path or a live module.
+        table: the file for the timings of this machine.
+        script: the file for a script that needs only numpy and onnxruntime.
+        target: what graphs are for.
+        tokens: in a sample.
+        threads: inside an operator.
+        settings: which weights.
+        opening: how to build the model if its file does not say.
+        track: shows progress.
+
+    Returns:
+        `operators`, how many, and `whole_ms` of the dense model where it was measured.
+    """
+    from lowrank.edge.kernels import write_script
+
+    target = target or Target()
+    target.check()
+    backend = open_model(model, opening or Opening())
+    groups = targeted_groups(backend, settings or Settings())
+    work = work_for(groups, target, tokens=_possible(backend, tokens), threads=threads)
+    told: dict[str, Any] = {"operators": len(work["kernels"]), "whole_ms": None}
+    if script is not None:
+        write_script(work, Path(script))
+    if table is not None:
+        found = time_here(backend, work, target, track)
+        assert found.whole is not None
+        told["whole_ms"] = found.whole / 1e3
+        Path(table).write_text(json.dumps(found.to_json()), encoding="utf-8")
+    return told
+
+
+def _possible(backend: Backend, tokens: int) -> int:
+    """So many tokens, or as many as the model can read."""
+    return min(tokens, backend.signature.max_sequence) if isinstance(backend.signature, Signature) else tokens
+
+
+def work_here(backend: Backend, groups: Sequence[tuple[Group, Sequence[Weight]]], target: Target) -> dict[str, Any]:
+    """The operators to time before a model is compressed on this machine."""
+    return work_for(groups, target, tokens=_possible(backend, TOKENS))
+
+
+def read_table(path: Path) -> Timings:
+    """A table of timings from a file.
+
+    Raises:
+        TimingError: if it is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TimingError(f"there is no {path}; measure with `lowrank bench MODEL --table {path}`") from None
+    except (OSError, ValueError) as error:
+        raise TimingError(f"{path} is no table of timings ({error}); measure again") from None
+    if not isinstance(content, dict):
+        raise TimingError(f"{path} is no table of timings; measure with `lowrank bench MODEL --table {path}`")
+    return Timings.from_json(content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,34 +14,38 @@ from lowrank.edge import IR_VERSION, OPSET
 
 PLACE = "WORK = None\n"
 """In the script: where the graphs go."""
-COLD, MOST = 8 << 20, 64
-"""Bytes of weights in a graph, more than the caches of one core hold; and how many weights at most."""
+WIDEST, MOST = 64 << 20, 128
+"""Bytes of weights in a graph at most, and how many weights."""
 
 
 def work_of(
-    sizes: Mapping[Operator, Sequence[tuple[int, int]]], *, tokens: int, threads: int, dtype: str, step: int
+    sizes: Mapping[Operator, Sequence[tuple[int, int]]],
+    *,
+    numbers: int,
+    tokens: int,
+    threads: int,
+    dtype: str,
+    step: int,
 ) -> dict[str, Any]:
     """What `timing_script.measure` is given.
 
     Args:
         sizes: of operators; see `core.timings.sizes_for`.
+        numbers: in the weights of the dense model. A graph holds half as many, since how fast they come depends on how
+            many are read in turn, and a compressed model has fewer.
         tokens: rows that are multiplied.
         threads: inside an operator.
         dtype: `float32` or `int8`, of products.
         step: between sizes.
     """
-    kernels = []
+    width = 1 if dtype == "int8" else 4
+    kernels, together = [], min(numbers * width // 2, WIDEST)
     for operator, points in sizes.items():
         for first, second in points:
-            copies = _copies(first * second * (1 if dtype == "int8" else 4)) if operator == "product" else 1
+            copies = min(max(1, together // (first * second * width)), MOST) if operator == "product" else 1
             graph = _graph(operator, first, second, tokens, dtype, copies)
-            kernels.append([operator, first, second, base64.b64encode(graph).decode(), copies])
+            kernels.append([operator, first, second, base64.b64encode(zlib.compress(graph)).decode(), copies])
     return {"tokens": tokens, "threads": threads, "dtype": dtype, "step": step, "kernels": kernels}
-
-
-def _copies(size: int) -> int:
-    """How many weights of so many bytes a graph has: as in a model, none is still in a core's cache when it is read."""
-    return min(max(1, -(-COLD // size)), MOST)
 
 
 def write_script(work: Mapping[str, Any], path: Path) -> None:
@@ -72,7 +77,7 @@ def _graph(operator: Operator, first: int, second: int, tokens: int, dtype: str,
         inputs = {"x": [1, tokens, first]}
         for i in range(copies):
             # Equal ones would be merged.
-            _product(nodes, filled, f"{i}", first, second, dtype, i + 1)
+            _product(nodes, filled, f"{i}", first, second, dtype, i % 100 + 1)
     elif operator == "concat":
         inputs = {"x": [1, tokens, second // 2], "z": [1, tokens, second - second // 2]}
         nodes.append(helper.make_node("Concat", ["x", "z"], ["y0"], axis=-1))

@@ -14,6 +14,7 @@ import json
 import platform
 import sys
 import time
+import zlib
 
 import numpy as np
 import onnxruntime
@@ -58,8 +59,9 @@ def measure(work, shown=lambda items: items):
     """
     best = {}
     rounds = [kernel for _ in range(PASSES) for kernel in work["kernels"]]
-    for operator, first, second, graph, copies in shown(rounds):
-        time_of = median_of(session_of(base64.b64decode(graph), work["threads"]), SECONDS) / copies
+    for operator, first, second, packed, copies in shown(rounds):
+        graph = zlib.decompress(base64.b64decode(packed))
+        time_of = median_of(session_of(graph, work["threads"]), SECONDS) / copies
         key = (operator, first, second)
         best[key] = min(time_of, best.get(key, time_of))
     points = {}

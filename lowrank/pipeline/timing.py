@@ -38,7 +38,9 @@ def work_for(
 
     if target.dtype not in ("float32", "int8"):
         raise TimingError(f"there are tables for float32 and int8; {target.dtype} weights are computed with otherwise")
-    return work_of(sizes_for(groups, step), tokens=tokens, threads=threads, dtype=target.dtype, step=step)
+    numbers = sum(weights[0].params for group, weights in groups if group.bond is None)
+    sizes = sizes_for(groups, step)
+    return work_of(sizes, numbers=numbers, tokens=tokens, threads=threads, dtype=target.dtype, step=step)
 
 
 def time_here(backend: Backend, work: dict[str, Any], target: Target, track: Track = silent) -> Timings:
@@ -53,13 +55,19 @@ def time_here(backend: Backend, work: dict[str, Any], target: Target, track: Tra
     signature = backend.signature
     if not isinstance(signature, Signature):
         raise TimingError(f"the model cannot be timed as a whole: {signature}")
-    table = measure(work, lambda items: track(items, "timing operators", len(items)))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         write_onnx(backend, path)
         fit_file(path, target, signature)
-        found = measure_latency({"dense": path}, signature, 1, work["tokens"], work["threads"])
-    return Timings.from_json({**table, "whole": 1e3 * found["dense"]})
+
+        def whole() -> float:
+            return measure_latency({"dense": path}, signature, 1, work["tokens"], work["threads"])["dense"]
+
+        # Like the operators the lowest of several medians: others may use the machine too.
+        before = whole()
+        table = measure(work, lambda items: track(items, "timing operators", len(items)))
+        found = min(before, whole())
+    return Timings.from_json({**table, "whole": 1e3 * found})
 
 
 def bench_table(

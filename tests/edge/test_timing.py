@@ -18,7 +18,6 @@ from lowrank.edge import timing_script
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing_script, "SECONDS", 0.0)
-    monkeypatch.setattr("lowrank.edge.kernels.COLD", 1)
 
 
 @pytest.mark.parametrize("dtype", ["none", "int8"])

@@ -12,6 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores: one thread each is faster than fighting over them.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ import numpy as np
 import pytest
 from builders import tiny_bert_folder
 from hypothesis import settings
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # What a shell starts in the background ignores interrupts, and so would every process that a test starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("suite", max_examples=25, deadline=None, derandomize=True)
 settings.load_profile("suite")

@@ -41,7 +41,7 @@ def test_minilm(model: str, tmp_path: Path) -> None:
         model, 0.5, output=tmp_path / "ours", settings=text, selector=even, latency=False, refit=False
     )
     assert uniform.quality is not None
-    assert ours.quality["cosine"] > uniform.quality["cosine"] + 0.004
+    assert 1 - ours.quality["cosine"] < 0.7 * (1 - uniform.quality["cosine"])
     # The analysis of the first run is kept; without data the factors are those of the plain SVD.
     assert "calibrate" not in uniform.seconds
     analysis = lowrank.analyze(model, settings=replace(text, calib="none"))

@@ -266,7 +266,7 @@ def heal(
     fold: FoldOption = Fold.no,
     arch: Arch = None,
     unsafe_pickle: UnsafePickle = False,
-    latency: Annotated[bool, typer.Option(help="Time the dense and the compressed model in ONNX Runtime.")] = True,
+    timing: Timing = True,
     as_json: Json = False,
 ) -> None:
     """Train the model of a run to imitate the dense one, without labels; again and again if you like."""
@@ -283,7 +283,7 @@ def heal(
             settings=settings,
             resume=resume,
             opening=Opening(arch=arch, unsafe_pickle=unsafe_pickle),
-            latency=latency,
+            latency=timing,
             track=track,
         )
     show_report(report, as_json)

@@ -50,18 +50,30 @@ def export(
     opening = Opening(arch=arch, config=config, unsafe_pickle=unsafe_pickle)
     target = target_of(profile, quantize)
     if elastic is not None:
+        if with_past:
+            raise typer.BadParameter("--with-past is for one size; leave --elastic out")
         settings = pipeline.Settings(calib=calib, column=column)
         with progress_bars() as track:
             made = pipeline.export_elastic(
-                model, keeps_of(elastic), output, settings=settings, opening=opening, target=target, track=track
+                model,
+                keeps_of(elastic),
+                output,
+                settings=settings,
+                opening=opening,
+                target=target,
+                opset=opset,
+                track=track,
             )
         for keep, path in made.items():
-            say(f"{path} ({path.stat().st_size:,} bytes), keep ratio {keep:g}, same outputs as torch.")
+            say(f"{path} ({path.stat().st_size:,} bytes), keep ratio {keep:g}")
+        shared = output / pipeline.ELASTIC_DATA
+        say(f"{shared} ({shared.stat().st_size:,} bytes), the numbers of all of them")
         return
     if calib is not None or column is not None:
         raise typer.BadParameter("--calib and --column choose ranks, which only --elastic needs")
-    path = pipeline.export(model, output, opening=opening, opset=opset, with_past=with_past, target=target)
-    say(f"{path} ({path.stat().st_size:,} bytes), " + ("rounded." if target.is_rounded else "same outputs as torch."))
+    path = pipeline.export(model, output, opening=opening, opset=opset, with_past=with_past, target=target, remark=say)
+    size = sum(part.stat().st_size for part in output.glob(f"{path.name}*"))
+    say(f"{path} ({size:,} bytes), " + ("rounded." if target.is_rounded else "same outputs as torch."))
 
 
 def bench(
@@ -101,6 +113,7 @@ def bench(
         )
     if table is not None:
         say(f"{table}: {told['operators']} operators; the dense model takes {told['whole_ms']:.2f} ms")
-        say(f"Next: lowrank compress {model} --latency 0.5 --table {table}")
+        same = "" if quantize is DtypeName.none else f" --quantize {quantize.value}"
+        say(f"Next: lowrank compress {model} --latency 0.5 --table {table}{same}")
     if script is not None:
         say(f"{script}: {told['operators']} operators; run it there: python {script.name} table.json [dense.onnx]")

@@ -159,6 +159,9 @@ def refitted_left(factors: Factors, right: Matrix, moment: Matrix | None) -> Mat
     """
     seen = right if moment is None else right @ moment
     square = seen @ right.T
+    if not np.trace(square) > 0:
+        # Nothing ever lies between the factors.
+        return np.asarray(factors.left, np.float64)
     ridge = RIDGE * float(np.trace(square)) / len(square) * np.eye(len(square))
     left, before = np.asarray(factors.left, np.float64), np.asarray(factors.right, np.float64)
     wanted = left @ (before @ seen.T) + left @ ridge

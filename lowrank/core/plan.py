@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
@@ -51,9 +52,11 @@ class Plan:
 
     @property
     def reached(self) -> float:
-        """What the budget's own measure comes to."""
+        """What the budget's own measure comes to; not a number for a budget of time without timings."""
         if self.budget and self.budget.kind == "error":
             return self.worst_error
+        if self.budget and self.budget.kind == "latency" and self.share is None:
+            return math.nan
         return self.keep_ratio if self.share is None else self.share
 
     @property
@@ -73,7 +76,7 @@ class Plan:
             "cost": self.cost,
             "keep_ratio": self.keep_ratio,
             "worst_relative_error": self.worst_error,
-            "budget_reached": self.reached,
+            "budget_reached": None if math.isnan(self.reached) else self.reached,
             "optimality_gap": self.gap,
             "notes": list(self.notes),
             "groups": [
@@ -132,7 +135,9 @@ class Plan:
         )
         known = untouched and isinstance(selector, dict) and isinstance(gap, int | float | None)
         share, reached = share_of(budget, options, analysis), content.get("budget_reached")
-        if budget is not None and budget.kind == "latency" and known and isinstance(reached, float):
+        kept = content.get("budget")
+        timed = isinstance(kept, dict) and cast("dict[str, Any]", kept).get("kind") == "latency"
+        if budget is not None and budget.kind == "latency" and known and timed and isinstance(reached, float):
             share = reached
         return cls(
             analysis=analysis.fingerprint,

@@ -87,6 +87,8 @@ class Knapsack:
     def _within_time(self, analysis: Analysis, budget: Budget) -> Plan:
         """The plan of least error whose predicted time is within a share of the dense model's."""
         timings = self.timings
+        if timings is not None:
+            budget = budget.of_whole(None if timings.whole is None else timings.whole / 1e3)
         if timings is None:
             raise TimingError("a budget of time needs timings; measure them with `lowrank bench MODEL --table FILE`")
         weights = {n: [analysis[w].weight for w in group.weights] for n, group in analysis.groups.items()}
@@ -111,7 +113,11 @@ class Knapsack:
         blocks = partitions(analysis.groups)
         chosen = choose(costs, losses, blocks, int(budget.limit * whole) - rest)
         if chosen is None:
-            raise _infeasible(analysis, budget, (rest + cheapest(costs, blocks)) / max(whole, 1))
+            least = (rest + cheapest(costs, blocks)) / max(whole, 1)
+            raise InfeasibleBudget(
+                f"the model cannot run in {budget.limit:.3g} of its time: with every weight at its fastest it still "
+                f"takes {least * whole / 1e6:.2f} ms; the smallest budget that can be met is {_round_up(least)}"
+            )
         gap = chosen.allocation.gap / chosen.allocation.error if chosen.allocation.error > 0 else 0.0
         options = [_at(n, curves[n], i) for n, i in chosen.options.items()]
         share = (rest + sum(int(costs[n][i]) for n, i in chosen.options.items())) / max(whole, 1)
@@ -139,6 +145,19 @@ def timed(curve: Curve, timings: Timings, group: Group, weights: Sequence[Weight
     times = timings.of(curve.structure, curve.ranks, group, weights)
     known = np.isfinite(times)
     return Curve(curve.structure, curve.ranks[known], curve.costs[known], curve.errors[known]), times[known]
+
+
+def share_in_time(options: Sequence[Option], analysis: Analysis, timings: Timings) -> float:
+    """What some options leave of the time of the dense model."""
+
+    def time_of(name: str, structure: str, rank: int) -> float:
+        group = analysis.groups[name]
+        weights = [analysis[weight].weight for weight in group.weights]
+        return float(timings.of(structure, np.array([rank]), group, weights)[0])
+
+    dense = sum(time_of(group.name, "dense", 0) for group in analysis.singles)
+    whole = timings.whole or dense
+    return (whole - dense + sum(time_of(o.group, o.structure, o.rank) for o in options)) / max(whole, 1e-9)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,7 +241,7 @@ def _one_tolerance(selector: Selector, analysis: Analysis, budget: Budget, lost:
     multiple: int = getattr(selector, "multiple", 1)
     dense = [Dense().curve(group, analysis, multiple) for group in analysis.singles]
     curves = [TwoFactor().curve(group, analysis, multiple) for group in analysis.singles]
-    if budget.kind in ("bytes", "macs", "latency"):
+    if budget.kind in ("bytes", "macs", "latency", "milliseconds"):
         raise InfeasibleBudget(
             f"a budget of {NAMES[budget.kind]} is for the knapsack; other selectors count parameters"
         )

@@ -136,6 +136,8 @@ class Timings:
                 runtime=str(content.get("runtime", "")),
                 whole=None if whole is None else float(whole),
             )
+            if made.step < 1 or made.tokens < 1:
+                raise ValueError("no step, or no tokens")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TimingError(f"the file is no table of timings ({error!r}); measure again") from None
         times = [t for each in points.values() for _, _, t in each] + ([] if made.whole is None else [made.whole])
@@ -147,10 +149,17 @@ class Timings:
 Maker = Callable[[Timings, int, Group, Sequence[Weight]], float]
 
 
+def _products(weight: Weight) -> tuple[int, int, int]:
+    """How many products apply a weight, their inputs and outputs; a head that is tied to a table is one turned over."""
+    lookups = sum(layer.kind == "lookup" for layer in weight.layers)
+    sides = (weight.rows, weight.cols) if lookups else (weight.cols, weight.rows)
+    return (len(weight.layers) - lookups, *sides)
+
+
 def _linear(table: Timings, weight: Weight) -> float:
-    """Of all layers that apply a weight; a lookup is next to nothing."""
-    products = sum(layer.kind == "linear" for layer in weight.layers)
-    return products * table.product(weight.cols, weight.rows) if products else 0.0
+    """Of all products that apply a weight; a lookup is next to nothing."""
+    count, inputs, outputs = _products(weight)
+    return count * table.product(inputs, outputs) if count else 0.0
 
 
 def _dense(table: Timings, rank: int, group: Group, weights: Sequence[Weight]) -> float:
@@ -159,8 +168,10 @@ def _dense(table: Timings, rank: int, group: Group, weights: Sequence[Weight]) -
 
 def _two_factor(table: Timings, rank: int, group: Group, weights: Sequence[Weight]) -> float:
     (weight,) = weights
-    lookups = sum(layer.kind == "lookup" for layer in weight.layers)
-    found = (len(weight.layers) - lookups) * (table.product(weight.cols, rank) + table.product(rank, weight.rows))
+    count, inputs, outputs = _products(weight)
+    found = count * (table.product(inputs, rank) + table.product(rank, outputs)) if count else 0.0
+    # A factored lookup is one of a thin row, and a product.
+    lookups = len(weight.layers) - count
     return found + (lookups * table.product(rank, weight.rows) if lookups else 0.0)
 
 
@@ -186,18 +197,15 @@ def _product(table: Timings, rank: int, group: Group, weights: Sequence[Weight])
     bond = group.bond
     assert bond is not None
     first, second = weights
-    inside: Operator = "scores" if bond.kind == "query_key" else "mixture"
-    saved = table.at(inside, bond.heads, rank) - table.at(inside, bond.heads, first.rows // _heads_of(bond.kind, group))
-    if bond.kind == "query_key":
-        wide = table.product(first.cols, bond.heads * rank) + table.product(second.cols, bond.kv_heads * rank)
+    # With rotary positions a rank is a pair of channels.
+    width = rank if bond.kind in ("query_key", "value_output") else 2 * rank
+    if bond.kind == "value_output":
+        full, inside = first.rows // bond.kv_heads, "mixture"
+        narrow = table.product(first.cols, bond.kv_heads * width) + table.product(bond.heads * width, second.rows)
     else:
-        wide = table.product(first.cols, bond.kv_heads * rank) + table.product(bond.heads * rank, second.rows)
-    return wide + saved
-
-
-def _heads_of(kind: str, group: Group) -> int:
-    assert group.bond is not None
-    return group.bond.heads if kind == "query_key" else group.bond.kv_heads
+        full, inside = first.rows // bond.heads, "scores"
+        narrow = table.product(first.cols, bond.heads * width) + table.product(second.cols, bond.kv_heads * width)
+    return narrow + table.at(inside, bond.heads, width) - table.at(inside, bond.heads, full)
 
 
 _MAKERS: dict[str, Maker] = {
@@ -224,14 +232,15 @@ def sizes_for(groups: Sequence[tuple[Group, Sequence[Weight]]], step: int) -> di
             if weight.stack > 1 or not all(layer.kind in ("linear", "lookup") for layer in weight.layers):
                 continue
             ranks = range(step, weight.full_rank + 1, step)
-            products |= {(weight.cols, weight.rows), (weight.cols, step), (step, weight.rows)}
-            if all(layer.kind == "linear" for layer in weight.layers):
-                products |= {(weight.cols, rank) for rank in ranks}
-                concats.add((0, weight.rows))
+            count, inputs, outputs = _products(weight)
+            if count:
+                products |= {(inputs, outputs)} | {(inputs, r) for r in ranks} | {(r, outputs) for r in ranks}
+            if count < len(weight.layers):
+                products |= {(rank, weight.rows) for rank in ranks}
             else:
-                products.discard((weight.cols, weight.rows))
-                products.discard((weight.cols, step))
-            products |= {(rank, weight.rows) for rank in ranks}
+                # The second factor of a pivoted pair gives what the first does not.
+                products |= {(rank, step) for rank in ranks}
+                concats.add((0, weight.rows))
         if group.bond is None:
             continue
         first, last = weights[0], weights[-1]
@@ -239,9 +248,10 @@ def sizes_for(groups: Sequence[tuple[Group, Sequence[Weight]]], step: int) -> di
             hidden = [*range(step, last.cols, step), last.cols]
             products |= {(first.cols, n) for n in hidden} | {(n, last.rows) for n in hidden}
             activations |= {(0, n) for n in (step, last.cols // 2, last.cols)}
-        elif group.bond.kind in ("query_key", "value_output"):
-            width = first.rows // _heads_of(group.bond.kind, group)
-            inside = scores if group.bond.kind == "query_key" else mixtures
+        elif group.bond.kind != "same_input":
+            of_values = group.bond.kind == "value_output"
+            width = first.rows // (group.bond.kv_heads if of_values else group.bond.heads)
+            inside = mixtures if of_values else scores
             inside |= {(group.bond.heads, w) for w in (1, width // 4, width // 2, width) if w}
     found: dict[Operator, Sequence[tuple[int, int]]] = {
         "product": sorted(products),

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 
 def constant(graph: Any, name: str, numbers: NDArray[Any], dtype: Any = None) -> Any:
-    """A new initializer of a graph, under this name or one like it that is free."""
+    """The initializer of a graph that has this name and holds these numbers, or a new one under a name that is free."""
     import onnx_ir as ir
 
     free, number = name, 2
     while free in graph.initializers:
+        known = graph.initializers[free].const_value
+        stored = None if known is None or dtype is not None else known.numpy()
+        if stored is not None and stored.dtype == numbers.dtype and np.array_equal(stored, numbers):
+            # A weight with several layers is stored once.
+            return graph.initializers[free]
         free, number = f"{name}.{number}", number + 1
     tensor: Any = ir.tensor(numbers, dtype=dtype, name=free)
     value = ir.Value(name=free, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,12 @@ from lowrank.core.weight import Weight
 from lowrank.edge import Dtype
 from lowrank.edge.half import store_in_half
 from lowrank.edge.integer import CONTRIB, place_lookup, place_product
+from lowrank.errors import ExportError
 
 BITS: dict[Dtype, int] = {"int8": 8, "int4": 4}
 
+INTEGERS = 11
+"""The operator set that DynamicQuantizeLinear came with."""
 LEAST = 1024
 """Weights with fewer numbers stay as they are: what they save is less than what their operators cost."""
 BLOCK = 32
@@ -47,16 +50,28 @@ def quantize_file(
 
     Returns:
         Remarks on what stayed as it was.
+
+    Raises:
+        ExportError: if the graph's operator set is too old.
     """
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     model = load_whole(path)
+    for value in list(model.graph.initializers.values()):
+        # Nobody can give other numbers for a weight that is in another type now.
+        if value in model.graph.inputs:
+            model.graph.inputs.remove(value)
     if dtype == "float16":
         left = store_in_half(model)
         notes = [f"{', '.join(left)}: beyond the range of float16, so kept in float32"] if left else []
     else:
-        output = signature.output
-        backend = OnnxBackend(model, {"kind": "onnx"}, replace(signature, output=output), path.parent, tried=True)
+        opset = model.opset_imports.get("", 0)
+        if opset < INTEGERS:
+            raise ExportError(
+                f"the graph is of operator set {opset}, and rounded products came with {INTEGERS}; export the model "
+                "with a later one, or leave --quantize out"
+            )
+        backend = OnnxBackend(model, {"kind": "onnx"}, signature, path.parent, tried=True)
         notes = _Quantizer(backend, BITS[dtype], feeds, plain).run()
     RemoveUnusedNodesPass()(model)
     if any(node.domain == CONTRIB for node in model.graph):
@@ -97,7 +112,7 @@ class _Quantizer:
         if not odd:
             return []
         kinds = sorted({layer.kind for w in odd for layer in w.layers})
-        return [f"{len(odd)} weights ({', '.join(kinds)}) stay in float32: {', '.join(w.name for w in odd[:3])}"]
+        return [f"{len(odd)} weights ({', '.join(kinds)}) stay as they are: {', '.join(w.name for w in odd[:3])}"]
 
     def _fits(self, weight: Weight) -> bool:
         """Whether every layer of a weight has an operator for codes."""

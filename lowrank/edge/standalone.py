@@ -63,6 +63,8 @@ def encode(session, texts):
     tokenizer = Tokenizer.from_file(str(found[0]))
     tokenizer.no_padding()
     ids = [tokenizer.encode(text).ids for text in texts]
+    if not all(ids):
+        fail("the tokenizer makes nothing of an empty text; give some words")
     length = max(map(len, ids))
     values = np.zeros((len(ids), length), np.int64)
     mask = np.zeros_like(values)
@@ -133,6 +135,12 @@ def timed(session, feed, rounds):
 
 def peak():
     """The most memory that this process has had, in MB; None where the system does not say."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Unlike the number that getrusage gives, this one does not begin with that of the process that started us.
+        found = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        if found:
+            return int(found[0]) / 1024
     try:
         import resource
     except ImportError:
@@ -155,6 +163,10 @@ def main():
     given = parser.parse_args()
     if given.inputs is not None and not given.inputs.is_file():
         fail(f"there is no {given.inputs}")
+    if given.time is not None and given.time < 1:
+        fail("give --time at least one round")
+    if given.outputs is not None and not given.outputs.resolve().parent.is_dir():
+        fail(f"there is no folder for {given.outputs}")
     before = peak()
     session = open_model(given.model, given.threads)
     if given.time is not None:
@@ -174,7 +186,10 @@ def main():
         parser.error("give some text, --inputs or --time")
     outputs = run(session, feed)
     if given.outputs is not None:
-        np.savez(given.outputs, **outputs)  # pyright: ignore[reportArgumentType]
+        try:
+            np.savez(given.outputs, **outputs)  # pyright: ignore[reportArgumentType]
+        except OSError as error:
+            fail(f"{given.outputs} cannot be written: {error}")
         return
     if given.text:
         tell(given.text, feed, outputs)

@@ -2,9 +2,9 @@
 
     python measure.py table.json [dense.onnx]
 
-With the dense model (`lowrank export MODEL -o dense`) the table also says what that takes as a whole, so that budgets
-can be shares of it, and milliseconds. Needs numpy and onnxruntime; `lowrank bench MODEL --script measure.py` wrote it.
-Take the table back and compress with `lowrank compress MODEL --latency 0.5 --table table.json`.
+With the dense model (what `lowrank export MODEL -o dense` writes, in the same type) the table also says what that takes
+as a whole, so that budgets can be shares of it, and milliseconds. Needs numpy and onnxruntime. Take the table back, and
+compress with `lowrank compress MODEL --latency 0.5 --table table.json`.
 """
 
 # It must run on any Python from 3.8 on.
@@ -21,6 +21,7 @@ import onnxruntime
 
 WORK = None
 
+TYPES = {"int64": np.int64, "int32": np.int32, "float16": np.float16, "bool": np.bool_}
 SECONDS = 0.02
 """For each operator in each of the passes."""
 LEAST = 5
@@ -85,7 +86,7 @@ def whole_of(path, tokens, threads):
         shape = [
             size if isinstance(size, int) else (1 if axis == 0 else tokens) for axis, size in enumerate(spec.shape)
         ]
-        feed[spec.name] = np.ones(shape, np.int64 if "int64" in spec.type else np.float32)
+        feed[spec.name] = np.ones(shape, TYPES.get(spec.type[7:-1], np.float32))
     times = []
     for _ in range(25):
         before = time.perf_counter()
@@ -106,12 +107,17 @@ def main():
             yield item
 
     try:
+        # Before the minutes, not after them.
+        stream = open(sys.argv[1], "w")  # noqa: PTH123, SIM115
+    except OSError as error:
+        sys.exit(f"measure.py: cannot write {sys.argv[1]}: {error}")
+    try:
         table = measure(WORK, shown)
         if len(sys.argv) == 3:
             table["whole"] = whole_of(sys.argv[2], WORK["tokens"], WORK["threads"])
     except Exception as error:
         sys.exit(f"measure.py: onnxruntime {onnxruntime.__version__} cannot run the operators: {str(error)[:200]}")
-    with open(sys.argv[1], "w") as stream:  # noqa: PTH123
+    with stream:
         json.dump(table, stream)
     print(f"{sys.argv[1]}: {len(WORK['kernels'])} operators")
 

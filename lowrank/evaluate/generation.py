@@ -16,8 +16,13 @@ if TYPE_CHECKING:
 PROMPTS, LENGTH, NEW = 2, 4, 12
 
 
-def check_generation(backend: Backend, path: Path) -> dict[str, Any]:
+def check_generation(backend: Backend, path: Path, exact: bool = True) -> dict[str, Any]:
     """Generate greedily both ways, from random prompts, the graph token by token with its cache.
+
+    Args:
+        backend: the torch model.
+        path: the graph.
+        exact: whether the tokens must be the same; those of a rounded graph need not.
 
     Returns:
         `prompts` and `tokens`, how many of each were compared.
@@ -44,7 +49,7 @@ def check_generation(backend: Backend, path: Path) -> dict[str, Any]:
         theirs = generate(path, prompts, NEW)
     except Exception as error:
         raise ExportError(f"{path.name} does not generate: {first_line(error)}") from None
-    if not np.array_equal(ours, theirs):
+    if exact and not np.array_equal(ours, theirs):
         wrong = int((ours != theirs).any(0).argmax())
         raise ExportError(f"{path.name} chooses other tokens than torch from the {wrong + 1}. new one on")
     return {"prompts": PROMPTS, "tokens": NEW}

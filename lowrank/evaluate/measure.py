@@ -65,9 +65,15 @@ def measure(
     relative: float | None
     onnx = folder / ONNX_FILE
     if isinstance(small.signature, Signature):
+        rounded = None
         with clock.stage("fidelity"):
-            rounded = FileModel(onnx, small.signature.output) if target.is_rounded and onnx.exists() else None
-            quality = _quality(dense, rounded or small, calibration, track)
+            try:
+                rounded = FileModel(onnx, small.signature.output) if target.is_rounded and onnx.exists() else None
+                quality = _quality(dense, rounded or small, calibration, track)
+            except ExportError as error:
+                problems.append(str(error))
+                rounded, exact = None, None
+                quality = _quality(dense, small, calibration, track)
         relative = quality["relative_error"]
         lost = [name for name, value in quality.items() if isinstance(value, float) and not math.isfinite(value)]
         if lost:
@@ -84,7 +90,7 @@ def measure(
                     with clock.stage("latency"):
                         shown = track((onnx,), "timing both models", 1)
                         times, before = next(compare_latency(dense, path, target) for path in shown)
-                        graph = {**(graph or {}), "dense_fused": before}
+                        graph = {**graph, "dense_fused": before} if graph else {"dense_fused": before}
                         times |= _predicted(plan)
                         notes += [*_lost_fusions(graph), *_better_dense(times, target)]
         except ExportError as error:
@@ -100,7 +106,7 @@ def measure(
         model=_sizes(dense, small, analysis, plan),
         budget={
             **(asdict(plan.budget) if plan.budget else {"kind": "plan", "limit": None}),
-            "reached": plan.reached,
+            "reached": None if math.isnan(plan.reached) else plan.reached,
         },
         error={"relative": relative, "per_weight": _per_weight(analysis, plan)},
         onnx=graph,

@@ -2,6 +2,7 @@
 
 from lowrank.pipeline.analyzing import analyze, analyze_weights, kept_analysis, settings_of
 from lowrank.pipeline.compressing import SAME_CHANNELS, compress
+from lowrank.pipeline.elastic import DATA_FILE as ELASTIC_DATA
 from lowrank.pipeline.elastic import export_elastic
 from lowrank.pipeline.evaluating import evaluate
 from lowrank.pipeline.exporting import export
@@ -13,6 +14,7 @@ from lowrank.pipeline.timing import bench_table
 
 __all__ = [
     "CHECKPOINT_FILE",
+    "ELASTIC_DATA",
     "ONNX_FILE",
     "PLAN_FILE",
     "REPORT_FILE",

@@ -10,8 +10,8 @@ from lowrank.artifacts.analysis import JSON_FILE
 from lowrank.backends import Backend, Opening, open_model
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
-from lowrank.core.plan import Plan
-from lowrank.core.select import Knapsack, Selector
+from lowrank.core.plan import Plan, check_budget
+from lowrank.core.select import Knapsack, Selector, share_in_time
 from lowrank.core.structures.absorb import absorbed
 from lowrank.core.timings import Timings
 from lowrank.edge import Target
@@ -95,6 +95,11 @@ def compress(
         raise HealingError("an adapter is to be kept and another trained: leave one out, or fold the trained one")
     if isinstance(budget, int | float):
         budget = Budget.params(budget)
+    timed = budget is not None and budget.kind in ("latency", "milliseconds")
+    if timings is not None:
+        if not timed:
+            raise LowRankError("a table of timings is for a budget of time; give --latency 0.5")
+        timings = _given(timings, target)
     run, clock = Path(output).expanduser(), Clock()
     kept = load_analysis(run) if model is None else kept_analysis(run)
     settings = settings or settings_of(kept, model)
@@ -116,18 +121,17 @@ def compress(
     if not (run / JSON_FILE).exists():
         # The expensive part is worth keeping even if what follows fails; it must not displace that of an earlier run.
         save_analysis(analysis, run)
-    if budget is not None and budget.kind in ("latency", "milliseconds"):
+    if beside is not None:
+        selector = selector or Knapsack(structures=SAME_CHANNELS)
+    if timed:
+        assert budget is not None
         with clock.stage("time operators"):
-            timings = _timings(timings, backend, analysis, target, track)
+            timings = timings or _time(backend, analysis, target, track)
+        budget = budget.of_whole(None if timings.whole is None else timings.whole / 1e3)
         if selector is None or isinstance(selector, Knapsack):
             selector = replace(selector or Knapsack(), timings=timings)
-        budget = budget.of_whole(None if timings.whole is None else timings.whole / 1e3)
-    elif timings is not None:
-        raise LowRankError("a table of timings is for a budget of time; give --latency 0.5")
     with clock.stage("select"):
-        if beside is not None:
-            selector = selector or Knapsack(structures=SAME_CHANNELS)
-        chosen = _plan(analysis, budget, plan, selector)
+        chosen = _plan(analysis, budget, plan, selector, timings)
         if beside is not None:
             _check_channels(chosen)
     with clock.stage("factorize"):
@@ -171,16 +175,19 @@ def compress(
     )
 
 
-def _timings(
-    given: Timings | str | Path | None, backend: Backend, analysis: Analysis, target: Target, track: Track
-) -> Timings:
-    """The table that was given, or that of this machine."""
-    from lowrank.pipeline.timing import read_table, time_here, work_here
+def _given(timings: Timings | str | Path, target: Target) -> Timings:
+    """A table that was given, checked before anything long begins."""
+    from lowrank.pipeline.timing import check_table, read_table
 
-    if isinstance(given, Timings):
-        return given
-    if given is not None:
-        return read_table(Path(given).expanduser())
+    if isinstance(timings, Timings):
+        return check_table(timings, target)
+    return read_table(Path(timings).expanduser(), target)
+
+
+def _time(backend: Backend, analysis: Analysis, target: Target, track: Track) -> Timings:
+    """The table of this machine."""
+    from lowrank.pipeline.timing import time_here, work_here
+
     groups = [(g, [analysis[name].weight for name in g.weights]) for g in analysis.groups.values()]
     return time_here(backend, work_here(backend, groups, target), target, track)
 
@@ -195,8 +202,19 @@ def _check_channels(plan: Plan) -> None:
         )
 
 
-def _plan(analysis: Analysis, budget: Budget | None, plan: str | Path | None, selector: Selector | None) -> Plan:
-    if plan is not None:
+def _plan(
+    analysis: Analysis,
+    budget: Budget | None,
+    plan: str | Path | None,
+    selector: Selector | None,
+    timings: Timings | None,
+) -> Plan:
+    if plan is None:
+        assert budget is not None
+        return select(analysis, budget, selector)
+    if timings is None:
         return read_plan(Path(plan), analysis, budget)
     assert budget is not None
-    return select(analysis, budget, selector)
+    given = read_plan(Path(plan), analysis, None)
+    share = share_in_time(given.options, analysis, timings)
+    return check_budget(replace(given, budget=budget, share=share))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from lowrank.artifacts import staged
 from lowrank.backends import Opening, open_model
-from lowrank.backends.inputs import Signature
 from lowrank.core.factors import Factors
 from lowrank.core.plan import Plan
 from lowrank.core.select import Knapsack
@@ -22,7 +22,9 @@ from lowrank.progress import Clock, Track, silent
 
 NESTED = "two_factor"
 """The structure whose factors of a smaller rank are part of those of a larger one."""
-DATA_FILE = "model.onnx.data"
+DATA_FILE = "model_elastic.onnx.data"
+"""Not the name that a graph by itself has its numbers under: both can be in one folder."""
+EARLIER = re.compile(r"model_[0-9.e-]+\.onnx")
 
 
 def name_of(keep: float) -> str:
@@ -38,9 +40,10 @@ def export_elastic(
     settings: Settings | None = None,
     opening: Opening | None = None,
     target: Target | None = None,
+    opset: int | None = None,
     track: Track = silent,
 ) -> dict[float, Path]:
-    """A graph for each keep ratio, `output/model_0.3.onnx` and so on, over one `output/model.onnx.data`.
+    """A graph for each keep ratio, `output/model_0.3.onnx` and so on, over one `output/model_elastic.onnx.data`.
 
     All weights are held as two factors, which are nested; they are not refitted, as that would be for one size. Each
     graph gives bit for bit what the same ranks in a file of their own would, and is checked against torch.
@@ -52,6 +55,7 @@ def export_elastic(
         settings: which weights, and on what data.
         opening: how to build the model if its file does not say.
         target: what the graphs are for.
+        opset: the operator set.
         track: shows progress.
 
     Raises:
@@ -73,6 +77,9 @@ def export_elastic(
         raise LowRankError("no sizes are named; give keep ratios such as 0.2,0.3,0.5")
     folder, opening = Path(output).expanduser(), opening or Opening()
     backend = open_model(model, opening)
+    signature = backend.signature
+    if isinstance(signature, str):
+        raise ExportError(f"{model} cannot be exported: {signature}")
     settings = settings or Settings()
     calibration = read_calibration(backend, settings)
     backend = calibration.backend if calibration else backend
@@ -80,13 +87,14 @@ def export_elastic(
     plans = {keep: select(analysis, keep, Knapsack(structures=(NESTED,))) for keep in keeps}
     largest = factorize(backend, analysis, _largest(list(plans.values())), track)
     names = {keep: name_of(keep) for keep in keeps}
-    with staged(folder, owned=(*names.values(), DATA_FILE)) as stage:
+    # Earlier sizes read numbers that are replaced.
+    earlier = [path.name for path in folder.glob("model_*.onnx") if EARLIER.fullmatch(path.name)]
+    with staged(folder, owned=(*earlier, *names.values(), DATA_FILE)) as stage:
         for keep, plan in track(list(plans.items()), "writing ONNX", len(plans)):
             small = backend.rewrite(_cut(largest, plan))
-            assert isinstance(small.signature, Signature)
             path = stage / names[keep]
-            write_onnx(small, path)
-            fit_file(path, target, small.signature)
+            write_onnx(small, path, opset)
+            fit_file(path, target, signature)
             store_by_rank(path)
             exactness(small, path)
         share([stage / name for name in names.values()], stage / DATA_FILE)

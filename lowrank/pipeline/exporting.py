@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from lowrank.artifacts import staged
@@ -9,7 +10,7 @@ from lowrank.backends import Opening, open_model
 from lowrank.backends.inputs import Signature
 from lowrank.edge import Target
 from lowrank.errors import ExportError
-from lowrank.pipeline.run import GRAPHS, ONNX_FILE
+from lowrank.pipeline.run import GRAPHS, ONNX_FILE, write_past
 
 
 def export(
@@ -20,14 +21,16 @@ def export(
     opset: int | None = None,
     with_past: bool = False,
     target: Target | None = None,
+    remark: Callable[[str], object] = lambda _: None,
 ) -> Path:
     """The dense model as `output/model.onnx`, written the same way as a compressed one and checked against torch.
+
+    `remark` is told what stayed as it was where it was to be rounded.
 
     Raises:
         ExportError: if it cannot be traced, or what was written does not agree with torch.
     """
-    from lowrank.edge import fit_file, write_onnx, write_with_past
-    from lowrank.evaluate.generation import check_generation
+    from lowrank.edge import fit_file, write_onnx
     from lowrank.evaluate.measure import exactness
 
     target = target or Target()
@@ -37,16 +40,14 @@ def export(
         raise ExportError(f"{model} is an ONNX file already; `lowrank compress {model}` makes a smaller one of it")
     with staged(Path(output).expanduser(), owned=GRAPHS) as stage:
         write_onnx(backend, stage / ONNX_FILE, opset)
-        files = [stage / ONNX_FILE]
-        if with_past:
-            files.append(write_with_past(backend, stage))
-            check_generation(backend, files[-1])
         assert isinstance(backend.signature, Signature)
         if target.is_rounded:
             # Rounded numbers differ; what is rounded must not.
             exactness(backend, stage / ONNX_FILE)
-        for path in files:
-            fit_file(path, target, backend.signature)
+        for note in fit_file(stage / ONNX_FILE, target, backend.signature):
+            remark(note)
         if not target.is_rounded:
             exactness(backend, stage / ONNX_FILE)
+        for note in write_past(backend, stage, target) if with_past else ():
+            remark(note)
     return Path(output) / ONNX_FILE

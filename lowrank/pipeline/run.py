@@ -13,7 +13,7 @@ from lowrank import __version__, edge
 from lowrank.artifacts import hash_json, load_analysis, read_json, write_json
 from lowrank.artifacts.files import RECORD_FILE
 from lowrank.backends import Backend, Opening
-from lowrank.backends.inputs import spread
+from lowrank.backends.inputs import Signature, spread
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan
@@ -35,7 +35,7 @@ ADAPTER_FOLDER, ADAPTER_FILE, ADAPTABLE_FILE = "adapter", "adapter.onnx_adapter"
 ADAPTER_FILES = (ADAPTER_FOLDER, ADAPTER_FILE, ADAPTABLE_FILE, f"{ADAPTABLE_FILE}.data")
 CHECKPOINT_FILE = "healing.safetensors"
 SCRIPT_FILE = "run.py"
-RESULTS = (PLAN_FILE, REPORT_FILE, MODEL_FOLDER, SCRIPT_FILE, *GRAPHS, *ADAPTER_FILES, CHECKPOINT_FILE)
+RESULTS = (PLAN_FILE, REPORT_FILE, MODEL_FOLDER, *GRAPHS, *ADAPTER_FILES, CHECKPOINT_FILE)
 """What belongs to one compressed model: another one replaces all of it."""
 
 
@@ -66,8 +66,7 @@ def write_and_measure(
     problems: Sequence[str] = (),
 ) -> Report:
     """Everything of a run but its analysis, in `stage`."""
-    from lowrank.edge import fit_file, write_onnx, write_with_past
-    from lowrank.evaluate.generation import check_generation
+    from lowrank.edge import fit_file, write_onnx
     from lowrank.evaluate.measure import exactness, measure
 
     found, notes, exact, target = list(problems), list[str](), None, output.target
@@ -92,10 +91,7 @@ def write_and_measure(
     if output.with_past:
         try:
             with clock.stage("export with past"):
-                path = write_with_past(small, stage)
-                check_generation(small, path)
-                assert not isinstance(small.signature, str)
-                fit_file(path, target, small.signature)
+                notes += write_past(small, stage, target)
         except ExportError as error:
             found.append(str(error))
             _drop(stage, WITH_PAST_FILE)
@@ -104,7 +100,8 @@ def write_and_measure(
     if report.parity is None:
         # A graph that failed its check is not left for anyone to ship.
         _drop(stage, ONNX_FILE)
-    else:
+    elif not (stage.parent / SCRIPT_FILE).exists():
+        # One that is there may be the user's own, or changed.
         shutil.copyfile(Path(edge.__file__).with_name("standalone.py"), stage / SCRIPT_FILE)
     write_json(stage / PLAN_FILE, "plan", plan.to_json())
     report = replace(
@@ -118,6 +115,26 @@ def write_and_measure(
     )
     write_json(stage / REPORT_FILE, "report", report.to_json())
     return report
+
+
+def write_past(backend: Backend, stage: Path, target: Target) -> list[str]:
+    """Write `model_with_past.onnx` and let it generate; notes on what of it is not as asked for.
+
+    Raises:
+        ExportError: if it cannot be written, does not run, or chooses other tokens than torch.
+    """
+    from lowrank.edge import fit_file, write_with_past
+    from lowrank.evaluate.generation import check_generation
+
+    assert isinstance(backend.signature, Signature)
+    path = write_with_past(backend, stage)
+    check_generation(backend, path)
+    if target == Target():
+        return []
+    # Its inputs are not those of the calibration data, so it is rounded to the nearest.
+    notes = fit_file(path, target, backend.signature)
+    check_generation(backend, path, exact=not target.is_rounded)
+    return [f"{path.name}: {note}" for note in notes]
 
 
 def _drop(folder: Path, name: str) -> None:

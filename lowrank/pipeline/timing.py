@@ -104,7 +104,7 @@ def bench_table(
     target.check()
     backend = open_model(model, opening or Opening())
     groups = targeted_groups(backend, settings or Settings())
-    work = work_for(groups, target, tokens=_possible(backend, tokens), threads=threads)
+    work = work_for(groups, target, tokens=_rows(backend, tokens), threads=threads)
     told: dict[str, Any] = {"operators": len(work["kernels"]), "whole_ms": None}
     if script is not None:
         write_script(work, Path(script))
@@ -116,21 +116,39 @@ def bench_table(
     return told
 
 
-def _possible(backend: Backend, tokens: int) -> int:
-    """So many tokens, or as many as the model can read."""
-    return min(tokens, backend.signature.max_sequence) if isinstance(backend.signature, Signature) else tokens
+def _rows(backend: Backend, tokens: int) -> int:
+    """The rows that a sample of so many tokens is to the layers: no more than the model reads, or those of its image.
+
+    Raises:
+        TimingError: if that cannot be told.
+    """
+    signature = backend.signature
+    if not isinstance(signature, Signature):
+        raise TimingError(f"the model cannot be timed: {signature}")
+    if signature.has_sequence:
+        return min(tokens, signature.max_sequence)
+    # Of an image the model itself makes rows.
+    linear = [weight.name for weight in backend.weights if weight.is_linear and weight.role == "projection"][:8]
+    seen: list[int] = []
+    with backend.watching(dict.fromkeys(linear, "input"), lambda _, gram: seen.append(gram.tokens)) as watch:
+        watch(signature.example(1, 1))
+    if not seen:
+        raise TimingError(
+            "none of the model's layers reads rows that can be counted; a budget of time is for transformers"
+        )
+    return sorted(seen)[len(seen) // 2]
 
 
 def work_here(backend: Backend, groups: Sequence[tuple[Group, Sequence[Weight]]], target: Target) -> dict[str, Any]:
     """The operators to time before a model is compressed on this machine."""
-    return work_for(groups, target, tokens=_possible(backend, TOKENS))
+    return work_for(groups, target, tokens=_rows(backend, TOKENS))
 
 
-def read_table(path: Path) -> Timings:
+def read_table(path: Path, target: Target) -> Timings:
     """A table of timings from a file.
 
     Raises:
-        TimingError: if it is none.
+        TimingError: if it is none, or one for another type.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -140,4 +158,18 @@ def read_table(path: Path) -> Timings:
         raise TimingError(f"{path} is no table of timings ({error}); measure again") from None
     if not isinstance(content, dict):
         raise TimingError(f"{path} is no table of timings; measure with `lowrank bench MODEL --table {path}`")
-    return Timings.from_json(content)
+    return check_table(Timings.from_json(content), target)
+
+
+def check_table(timings: Timings, target: Target) -> Timings:
+    """The table itself, if it is for the type of a target.
+
+    Raises:
+        TimingError: if it is not.
+    """
+    if timings.dtype != target.dtype:
+        raise TimingError(
+            f"the table was measured for {timings.dtype}, and the graph will be in {target.dtype}; measure again with "
+            "the same --quantize"
+        )
+    return timings

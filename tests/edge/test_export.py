@@ -119,3 +119,19 @@ def test_what_cannot_be_traced_says_so(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="could not trace Stubborn"):
         export_onnx(Stubborn(), signature, tmp_path / "m.onnx")
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_norms_stay_apart_from_the_additions_before_them(tmp_path: Path) -> None:
+    import onnxruntime as ort
+    from builders import tiny_transformer
+
+    from lowrank.backends import open_model
+    from lowrank.edge import write_onnx
+
+    write_onnx(open_model(tiny_transformer()), tmp_path / "model.onnx")
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(tmp_path / "seen.onnx")
+    ort.InferenceSession(str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(str(tmp_path / "seen.onnx")).graph.node]
+    assert "SkipLayerNormalization" not in kinds and kinds.count("LayerNormalization") == 5

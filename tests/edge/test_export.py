@@ -14,6 +14,7 @@ from builders import tiny_transformer, trained_blocks, two_factors
 from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.torch import ModuleBackend
+from lowrank.edge import write_onnx
 from lowrank.edge.export import export_onnx
 from lowrank.errors import ExportError
 from lowrank.evaluate import check_parity
@@ -122,12 +123,6 @@ def test_what_cannot_be_traced_says_so(tmp_path: Path) -> None:
 
 
 def test_norms_stay_apart_from_the_additions_before_them(tmp_path: Path) -> None:
-    import onnxruntime as ort
-    from builders import tiny_transformer
-
-    from lowrank.backends import open_model
-    from lowrank.edge import write_onnx
-
     write_onnx(open_model(tiny_transformer()), tmp_path / "model.onnx")
     options = ort.SessionOptions()
     options.log_severity_level = 4

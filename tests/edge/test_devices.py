@@ -138,3 +138,24 @@ def test_javascript(kind: str, files: Path) -> None:
         there = np.array(found["data"], np.float32).reshape(found["dims"])[keep]
         here = np.load(files / f"{name}.npy")[keep]
         assert np.abs(there - here).max() < tolerance * np.abs(here).max(), name
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="onnxruntime 1.17 has no wheel for this Python")
+def test_the_oldest_runtime(files: Path) -> None:
+    with made_once("onnxruntime-1.17") as folder:
+        if not (folder / "onnxruntime").exists():
+            wanted = ["onnxruntime==1.17.3", "numpy<2"]
+            command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder), *wanted]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(done.stderr.strip().splitlines()[-1])
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{folder}" exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    for name, tolerance in {"portable": 1e-4, "beside": 1e-4, "fp16": 1e-4, "int8": 5e-2}.items():
+        there, here = run(python, files, name)
+        assert np.abs(there - here).max() < tolerance * np.abs(here).max(), name
+    # What is for later runtimes is named there.
+    script = [str(python), str(standalone.__file__), "--model", str(files / "int4.onnx"), "--time", "1"]
+    done = subprocess.run(script, capture_output=True, text=True)
+    assert done.returncode and "1.17.3 cannot load int4.onnx" in done.stderr and "--profile portable" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,16 @@ def test_a_runtime_that_is_too_old_is_named(cli: Any, tmp_path: Path, bert_folde
     assert refused.code == 1 and "--profile portable" in refused.err and not (tmp_path / "run").exists()
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModuleBackend, Path]:
+    """A factored model, and its files by profile."""
+    folder = tmp_path_factory.mktemp("written")
+    _, small = factored("bert")
+    for profile in ("portable", "ort"):
+        write_onnx(small, folder / f"{profile}.onnx", profile=profile)
+    return small, folder
+
+
 def optimised_by_onnxscript(source: Path, target: Path) -> None:
     import onnxscript.optimizer
 
@@ -123,9 +134,11 @@ def simplified(source: Path, target: Path) -> None:
 
 @pytest.mark.parametrize("profile", ["portable", "ort"])
 @pytest.mark.parametrize("tool", [optimised_by_onnxscript, slimmed, simplified])
-def test_pairs_survive_other_tools(tool: Any, profile: Any, tmp_path: Path) -> None:
-    _, small = factored("bert")
-    write_onnx(small, tmp_path / "model.onnx", profile=profile)
+def test_pairs_survive_other_tools(
+    tool: Any, profile: str, tmp_path: Path, written: tuple[ModuleBackend, Path]
+) -> None:
+    small, folder = written
+    shutil.copyfile(folder / f"{profile}.onnx", tmp_path / "model.onnx")
     tool(tmp_path / "model.onnx", tmp_path / "after.onnx")
     assert products(tmp_path / "after.onnx") == products(tmp_path / "model.onnx")
     assert (tmp_path / "after.onnx").stat().st_size < 1.05 * (tmp_path / "model.onnx").stat().st_size
@@ -134,9 +147,11 @@ def test_pairs_survive_other_tools(tool: Any, profile: Any, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("profile", ["portable", "ort"])
 @pytest.mark.parametrize("level", ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"])
-def test_pairs_survive_the_runtime(level: str, profile: Any, tmp_path: Path) -> None:
-    _, small = factored("bert")
-    write_onnx(small, tmp_path / "model.onnx", profile=profile)
+def test_pairs_survive_the_runtime(
+    level: str, profile: str, tmp_path: Path, written: tuple[ModuleBackend, Path]
+) -> None:
+    small, folder = written
+    shutil.copyfile(folder / f"{profile}.onnx", tmp_path / "model.onnx")
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)

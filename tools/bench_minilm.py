@@ -149,7 +149,7 @@ def bench(args: argparse.Namespace) -> str:
     def row(name: str, keep: str, stages: str, peak: str) -> str:
         rho = f"{spearman(vectors[name], scores):.4f}" if scores else "-"
         cosine = f"{(vectors[name] * vectors['dense']).sum(1).mean():.3f}"
-        size = files[name].stat().st_size / 1e6
+        size = sum(p.stat().st_size for p in files[name].parent.glob(f"{files[name].name}*")) / 1e6
         ratio = latency[name] / latency["dense"]
         cells = [name.removesuffix(keep).strip(), keep or "1", rho, cosine, f"{size:.1f}", f"{ratio:.3f}", stages, peak]
         return f"| {' | '.join(cells)} |"

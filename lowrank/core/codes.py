@@ -112,13 +112,6 @@ def _scales(weight: Matrix, bits: int, block: int) -> NDArray[np.float32]:
     return best
 
 
-def loss(weight: Matrix, other: Matrix, moment: Matrix) -> float:
-    """`E|Wx - Vx|^2 / E|Wx|^2`."""
-    change = weight - other
-    total = float(np.vdot(weight @ moment, weight))
-    return float(np.vdot(change @ moment, change)) / total if total > 0 else 0.0
-
-
 def even_latents(factors: Factors, moment: Matrix | None, seed: int = 0) -> Factors:
     """The same product, in coordinates in which all that lies between the factors is of one size.
 

@@ -8,6 +8,7 @@ import numpy as np
 from torch import nn
 
 from lowrank.backends.onnx.describe import SCOPES, scope_of
+from lowrank.edge.place import add, replace_node
 
 
 def name_initializers(model: Any, module: nn.Module, prefix: str) -> None:
@@ -98,23 +99,12 @@ def keep_apart(model: Any) -> None:
     times as long as the two alone (250 against 50 us in all-MiniLM-L6-v2); a `Sum` it leaves alone. `model` is an
     `onnx_ir.Model`, changed in place.
     """
-    import onnx_ir as ir
-
     for node in list(model.graph):
         if node.op_type != "LayerNormalization" or node.domain not in ("", "ai.onnx"):
             continue
-        add = node.inputs[0].producer()
-        if add is None or add.op_type != "Add" or add.graph is not model.graph:
-            continue
-        new = ir.node("Sum", list(add.inputs), name=add.name)
-        new.metadata_props.update(add.metadata_props)
-        old, value = add.outputs[0], new.outputs[0]
-        value.shape, value.type = old.shape, old.type
-        model.graph.insert_before(add, new)
-        ir.convenience.replace_all_uses_with([old], [value], replace_graph_outputs=True)
-        name = old.name
-        model.graph.remove(add, safe=True)
-        value.name = name
+        old = node.inputs[0].producer()
+        if old is not None and old.op_type == "Add" and old.graph is model.graph:
+            replace_node(old, add(old, "Sum", list(old.inputs), part="sum").outputs[0])
 
 
 def drop_traces(model: Any) -> None:

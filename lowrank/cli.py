@@ -43,6 +43,7 @@ from lowrank.options import (
     Seed,
     SelectorName,
     SelectorOption,
+    SizeOption,
     Structures,
     TableOption,
     Targets,
@@ -166,6 +167,7 @@ def compress(
     of: UnitOption = UnitName.params,
     error: ErrorOption = None,
     latency: LatencyOption = None,
+    size: SizeOption = None,
     table: TableOption = None,
     plan: Annotated[Path | None, typer.Option(help="Follow this plan.json, perhaps edited by hand.")] = None,
     output: Run = Path("lowrank-run"),
@@ -206,16 +208,16 @@ def compress(
     from lowrank.artifacts import load_analysis
     from lowrank.backends import Opening
 
-    wanted = budget_of(budget, of, error, latency)
+    wanted = budget_of(budget, of, error, latency, size)
     if wanted is None and plan is None:
-        raise typer.BadParameter("give --budget, --error, --latency or --plan")
+        raise typer.BadParameter("give --budget, --error, --latency, --size or --plan")
     if keep_lora and lora is None:
         raise typer.BadParameter("--keep-lora is for a --lora")
     merged = None if keep_lora else lora
     opening = Opening(arch=arch, config=config, tokenizer=tokenizer, lora=merged, unsafe_pickle=unsafe_pickle)
     changes = changes_of(calib, column, samples, include, exclude, targets)
     kept = pipeline.kept_analysis(output)
-    settings = replace(pipeline.settings_of(kept, model), **changes) if changes else None
+    settings = replace(pipeline.settings_of(kept, model, size is not None), **changes) if changes else None
     with _resumable(output), progress_bars() as track:
         report = pipeline.compress(
             model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -53,6 +54,7 @@ class DtypeName(StrEnum):
     fp16 = "fp16"
     int8 = "int8"
     int4 = "int4"
+    nbits4 = "nbits4"
 
 
 class Fold(StrEnum):
@@ -96,10 +98,11 @@ WithPast = Annotated[
 ]
 ProfileOption = Annotated[
     Optional[ProfileName],  # noqa: UP045 - typer reads this form in every version
-    typer.Option("--profile", help="Graphs for any runtime, or with ONNX Runtime's own operators; int4 needs those."),
+    typer.Option("--profile", help="Graphs for any runtime, or with ONNX Runtime's own operators."),
 ]
 Quantize = Annotated[
-    DtypeName, typer.Option("--quantize", help="Store weights in fewer bits; int8 and int4 also compute with them.")
+    DtypeName,
+    typer.Option("--quantize", help="Store weights in fewer bits. nbits4: operators for one token at a time."),
 ]
 Elastic = Annotated[
     str | None,
@@ -131,6 +134,10 @@ LatencyOption = Annotated[
         "--latency",
         help="Time that the model may take for 128 tokens: 0.5 of the dense model's, or 12ms. Measured here.",
     ),
+]
+SizeOption = Annotated[
+    str | None,
+    typer.Option("--size", help="What model.onnx may have: 8MB, or 0.2 of the original's bytes. Chooses types, too."),
 ]
 TableOption = Annotated[
     Path | None, typer.Option("--table", help="Timings of another machine, for --latency; see lowrank bench.")
@@ -214,8 +221,9 @@ def target_of(profile: ProfileName | None, quantize: DtypeName) -> Target:
         DtypeName.fp16: "float16",
         DtypeName.int8: "int8",
         DtypeName.int4: "int4",
+        DtypeName.nbits4: "nbits4",
     }
-    needed: Profile = "ort" if quantize is DtypeName.int4 else "portable"
+    needed: Profile = "ort" if quantize is DtypeName.nbits4 else "portable"
     return Target(profile=profile.value if profile else needed, dtype=dtypes[quantize])  # pyright: ignore[reportArgumentType]
 
 
@@ -227,12 +235,30 @@ def keeps_of(text: str) -> list[float]:
         raise typer.BadParameter(f"{text!r} are no keep ratios; give numbers with commas: 0.2,0.3,0.5") from None
 
 
-def budget_of(budget: float | None, of: UnitName, error: float | None, latency: str | None = None) -> Budget | None:
+UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def bytes_of(text: str) -> float:
+    """A size from what the command line says: bytes, or a share of up to 1."""
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([a-zA-Z]*)\s*", text)
+    try:
+        if found is None:
+            raise ValueError(text)
+        return float(found[1]) * UNITS[found[2].upper()]
+    except (KeyError, ValueError):
+        raise typer.BadParameter(f"--size {text}: give bytes such as 8MB or 900KiB, or a share such as 0.2") from None
+
+
+def budget_of(
+    budget: float | None, of: UnitName, error: float | None, latency: str | None = None, size: str | None = None
+) -> Budget | None:
     """The budget that the command line names, if it names one."""
     from lowrank.core.budget import Budget
 
-    if sum(given is not None for given in (budget, error, latency)) > 1:
-        raise typer.BadParameter("give one of --budget, --error and --latency")
+    if sum(given is not None for given in (budget, error, latency, size)) > 1:
+        raise typer.BadParameter("give one of --budget, --error, --latency and --size")
+    if size is not None:
+        return Budget.size(bytes_of(size))
     if latency is not None:
         number, unit = (latency[:-2], "milliseconds") if latency.endswith("ms") else (latency, "latency")
         try:

@@ -111,6 +111,7 @@ def _weight_figures(record: WeightAnalysis, spectra: bool) -> dict[str, Any]:
         "heldout": record.heldout is not None,
         "sensitivity": record.sensitivity,
         "measured": record.measured,
+        "rounding": dict(record.rounding),
         "error_at_break_even": float(np.sqrt(record.error_curve[record.break_even])),
         "plain": _spectrum_figures(record.plain, record.break_even, spectra),
         "activation": record.activation and _spectrum_figures(record.activation, record.break_even, spectra),
@@ -187,6 +188,7 @@ def _read_weight(entry: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) 
         tensors.get(f"{name}:heldout"),
         _read_measured(entry["measured"]),
         tensors.get(f"{name}:spatial"),
+        _read_rounding(entry["rounding"]),
     )
     found = (record.plain.values, record.error_curve, activation, record.spatial)
     arrays = [array for array in found if array is not None]
@@ -211,6 +213,13 @@ def _read_context(entry: Mapping[str, Any], weights: Sequence[WeightAnalysis]) -
     if not all(0 < factor < np.inf for factor in factors.values()) or not 0 < entry["keep"] <= 1:
         raise ValueError("the factors of a context are not positive")
     return Context(float(entry["keep"]), factors)
+
+
+def _read_rounding(errors: Any) -> dict[str, float]:
+    found = {str(name): float(error) for name, error in dict(errors).items()}
+    if not all(0 <= error < np.inf for error in found.values()):
+        raise ValueError("an error of rounding is not a finite number")
+    return found
 
 
 def _read_measured(pairs: Any) -> Measured:

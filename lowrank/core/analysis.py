@@ -14,6 +14,7 @@ from lowrank.core.cost import break_even_rank
 from lowrank.core.factors import RIDGE, UNSEEN, Directions, curved_curve, curved_directions, directions, measure
 from lowrank.core.gram import Gram
 from lowrank.core.linalg import Matrix, Vector, singular_values
+from lowrank.core.rounding import rounding_errors
 from lowrank.core.spatial import spatial_curve
 from lowrank.core.spectrum import Spectrum
 from lowrank.core.weight import Group, Skip, Weight
@@ -75,6 +76,8 @@ class WeightAnalysis:
     """What truncating this weight alone did to the model's output; empty where it was not measured."""
     spatial: Vector | None = None
     """Squared relative output error of spatial factors at rank 0 ... ; None for what is no k x k convolution."""
+    rounding: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Squared relative output error of rounding the dense weight, by format; empty for what is not rounded."""
 
     @property
     def sensitivity(self) -> float:
@@ -269,11 +272,17 @@ def analyze_weight(weight: Weight, matrix: Matrix, folds: Folds | None = None) -
     """
     if folds is None or folds.fit.tokens == 0:
         spatial = spatial_curve(weight, matrix, None, None) if weight.spatial else None
-        return WeightAnalysis(weight, Spectrum(singular_values(matrix, name=weight.name)), spatial=spatial)
+        plain = Spectrum(singular_values(matrix, name=weight.name))
+        return WeightAnalysis(weight, plain, spatial=spatial, rounding=rounding_errors(weight, matrix, None, None))
     found = measure(matrix, folds.fit, folds.judge, ridge=ridge_of(weight), name=weight.name)
     # The errors of spatial factors can only be compared with the others' in the metric of whole patches.
     known = weight.spatial is not None and folds.fit.side == "input"
     spatial = spatial_curve(weight, matrix, folds.fit, folds.judge) if known else None
     return WeightAnalysis(
-        weight, Spectrum(found.plain), Spectrum(found.activation), heldout=found.curve, spatial=spatial
+        weight,
+        Spectrum(found.plain),
+        Spectrum(found.activation),
+        heldout=found.curve,
+        spatial=spatial,
+        rounding=rounding_errors(weight, matrix, folds.fit, folds.judge),
     )

@@ -9,8 +9,14 @@ from typing import Literal, cast
 from lowrank.core.cost import UNITS, Unit
 from lowrank.errors import InfeasibleBudget
 
-Kind = Unit | Literal["error", "latency", "milliseconds"]
-NAMES: dict[str, str] = {"params": "parameters", "bytes": "bytes", "macs": "multiply-adds", "latency": "time"}
+Kind = Unit | Literal["error", "latency", "milliseconds", "size"]
+NAMES: dict[str, str] = {
+    "params": "parameters",
+    "bytes": "bytes",
+    "macs": "multiply-adds",
+    "latency": "time",
+    "size": "bytes",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,10 @@ class Budget:
         if self.kind == "milliseconds":
             if not (math.isfinite(self.limit) and self.limit > 0):
                 raise InfeasibleBudget(f"{self.limit:g} ms are no time to run in; give a number above 0, or a share")
+            return
+        if self.kind == "size":
+            if not (math.isfinite(self.limit) and self.limit > 0):
+                raise InfeasibleBudget(f"{self.limit:g} bytes are no file; give a size such as 8MB, or a share")
             return
         if self.kind != "error" and not (math.isfinite(self.limit) and 0 < self.limit <= 1):
             raise InfeasibleBudget(
@@ -53,9 +63,10 @@ class Budget:
             return None
         entry = cast("dict[str, object]", content) if isinstance(content, dict) else {}
         kind, limit = entry.get("kind"), entry.get("limit")
-        if kind not in (*UNITS, "error", "latency") or not isinstance(limit, int | float):
+        if kind not in (*UNITS, "error", "latency", "size") or not isinstance(limit, int | float):
             raise InfeasibleBudget(
-                f"the plan's budget {content!r} must have a kind ({', '.join(UNITS)}, latency or error) and a limit"
+                f"the plan's budget {content!r} must have a kind ({', '.join(UNITS)}, latency, size or error) and a "
+                "limit"
             )
         return cls(cast("Kind", kind), float(limit))
 
@@ -68,6 +79,15 @@ class Budget:
     def latency(cls, share: float) -> Budget:
         """Take at most this share of the dense model's time, as predicted from `Timings`."""
         return cls("latency", float(share))
+
+    @classmethod
+    def size(cls, limit: float) -> Budget:
+        """A model file of at most so many bytes, or, up to 1, of this share of the original's."""
+        return cls("size", float(limit))
+
+    def of_original(self, nbytes: int) -> Budget:
+        """A share of a size as bytes; any other budget as it is."""
+        return Budget.size(float(int(self.limit * nbytes))) if self.kind == "size" and self.limit <= 1 else self
 
     def of_whole(self, milliseconds: float | None) -> Budget:
         """A budget of milliseconds as the share of what the whole dense model takes; any other as it is.

@@ -12,10 +12,15 @@ import numpy as np
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.cost import Unit, spent
+from lowrank.core.formats import Stored
 from lowrank.core.match import nearest
-from lowrank.core.structures import STRUCTURES, Option, structure_named
+from lowrank.core.rounding import BITS
+from lowrank.core.structures import STRUCTURES, Curve, Option, Structure, stored_in, structure_named
 from lowrank.core.weight import Group
 from lowrank.errors import InfeasibleBudget, PlanMismatch
+
+ELSEWHERE = ("latency", "size")
+"""Kinds of budgets whose measure options alone do not tell: it takes timings, or the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,7 @@ class Plan:
     options: tuple[Option, ...]
     dense_cost: int
     share: float | None = None
-    """What is kept in the unit of the budget, as a share; None if the budget is about errors."""
+    """What is kept in the unit of the budget, as a share; bytes of the file for a size, None for errors."""
     gap: float | None = None
     """How far the summed error can be from the best possible, as a share of that sum: 0 is optimal, None unknown."""
     notes: tuple[str, ...] = field(default=())
@@ -52,17 +57,17 @@ class Plan:
 
     @property
     def reached(self) -> float:
-        """What the budget's own measure comes to; not a number for a budget of time without timings."""
+        """What the budget's own measure comes to; not a number for time without timings and a size without a file."""
         if self.budget and self.budget.kind == "error":
             return self.worst_error
-        if self.budget and self.budget.kind == "latency" and self.share is None:
+        if self.budget and self.budget.kind in ELSEWHERE and self.share is None:
             return math.nan
         return self.keep_ratio if self.share is None else self.share
 
     @property
     def meets_budget(self) -> bool:
         """Whether the plan is within its budget."""
-        if self.budget is None or (self.budget.kind == "latency" and self.share is None):
+        if self.budget is None or (self.budget.kind in ELSEWHERE and self.share is None):
             return True
         return self.reached <= self.budget.limit * (1 + 1e-9)
 
@@ -86,6 +91,7 @@ class Plan:
                     "rank": o.rank,
                     "cost": o.cost,
                     "relative_error": o.error**0.5,
+                    **({} if o.dtype == "float32" else {"dtype": o.dtype}),
                 }
                 for o in self.options
             ],
@@ -136,8 +142,9 @@ class Plan:
         known = untouched and isinstance(selector, dict) and isinstance(gap, int | float | None)
         share, reached = share_of(budget, options, analysis), content.get("budget_reached")
         kept = content.get("budget")
-        timed = isinstance(kept, dict) and cast("dict[str, Any]", kept).get("kind") == "latency"
-        if budget is not None and budget.kind == "latency" and known and timed and isinstance(reached, float):
+        kind = cast("dict[str, Any]", kept).get("kind") if isinstance(kept, dict) else None
+        same = budget is not None and budget.kind in ELSEWHERE and budget.kind == kind
+        if same and known and isinstance(reached, float):
             share = reached
         return cls(
             analysis=analysis.fingerprint,
@@ -153,8 +160,7 @@ class Plan:
 
 def share_of(budget: Budget | None, options: Iterable[Option], analysis: Analysis) -> float | None:
     """What some options keep in the unit of a budget; None if it has none."""
-    if budget is None or budget.kind in ("error", "latency", "milliseconds"):
-        # Of time there is no telling without the timings.
+    if budget is None or budget.kind in ("error", "milliseconds", *ELSEWHERE):
         return None
     kept = sum(cost_in(budget.kind, option, analysis) for option in options)
     return kept / max(dense_cost(budget.kind, analysis), 1)
@@ -188,10 +194,36 @@ def _read_option(entry: Any, groups: Mapping[str, Group], analysis: Analysis) ->
     if structure is None:
         known = ", ".join(s.name for s in STRUCTURES)
         raise PlanMismatch(f"{name}: there is no structure {kind!r}; there is {known}")
+    dtype = content.get("dtype", "float32")
+    if dtype not in BITS:
+        raise PlanMismatch(f"{name}: it cannot be stored in {dtype!r}; there is {', '.join(BITS)}")
     try:
-        return structure.at(groups[name], analysis, rank)
+        return option_at(structure, groups[name], analysis, rank, dtype)
     except ValueError as error:
         raise PlanMismatch(f"{name}: rank {rank} in the plan; {error}") from None
+
+
+def option_at(structure: Structure, group: Group, analysis: Analysis, rank: int, dtype: str) -> Option:
+    """A structure of a rank in a type.
+
+    Raises:
+        ValueError: if there is none; the message says why.
+    """
+    found = structure.at(group, analysis, rank)
+    ranks, costs, errors = np.array([found.rank]), np.array([found.cost]), np.array([found.error])
+    stored = stored_in(Curve(found.structure, ranks, costs, errors), group, analysis, dtype)
+    if not len(stored.ranks):
+        raise ValueError(f"it has no form in {dtype}; try float16")
+    return stored.option(found.group, 0)
+
+
+def stored_weights(plan: Plan, analysis: Analysis) -> dict[str, Stored]:
+    """How each weight is stored, by its name."""
+    return {
+        name: Stored(option.dtype, option.rank if option.structure == "residual" else 0)
+        for option in plan.options
+        for name in analysis.groups[option.group].weights
+    }
 
 
 def check_budget(plan: Plan) -> Plan:

@@ -17,9 +17,11 @@ from lowrank.core.analysis import Analysis
 from lowrank.core.blocks import cheapest, choose, partitions
 from lowrank.core.budget import NAMES, Budget
 from lowrank.core.cost import spent
+from lowrank.core.formats import FORMATS
 from lowrank.core.linalg import Vector
 from lowrank.core.plan import Plan, dense_cost, in_order, share_of
-from lowrank.core.structures import STRUCTURES, Curve, Dense, Option, TwoFactor
+from lowrank.core.rounding import BITS, file_bytes
+from lowrank.core.structures import ROUNDED, STRUCTURES, Curve, Dense, Option, TwoFactor, stored_in
 from lowrank.core.timings import Timings
 from lowrank.core.weight import Group, Weight
 from lowrank.errors import InfeasibleBudget, TimingError
@@ -54,6 +56,10 @@ class Knapsack:
     """Those on offer, None for all; weights can always stay dense."""
     timings: Timings | None = None
     """What a budget of time is spent on."""
+    dtypes: tuple[str, ...] = tuple(BITS)
+    """Types on offer, for a budget of a file's size."""
+    overhead: int = 0
+    """Bytes of a file that no choice changes, for a budget of its size."""
 
     def select(self, analysis: Analysis, budget: Budget) -> Plan:
         """The plan of least error within the budget."""
@@ -64,6 +70,8 @@ class Knapsack:
             return _plan(self, analysis, budget, least)
         if budget.kind in ("latency", "milliseconds"):
             return self._within_time(analysis, budget)
+        if budget.kind == "size":
+            return self._within_size(analysis, budget)
         curves = {name: self._curves(group, analysis) for name, group in analysis.groups.items()}
         weights = {n: [analysis[w].weight for w in group.weights] for n, group in analysis.groups.items()}
         costs = {
@@ -125,6 +133,55 @@ class Knapsack:
         notes = (f"{len(slow)} weights stay dense, as nothing of them is faster here: {', '.join(slow[:4])}",)
         return replace(_plan(self, analysis, budget, options, gap), share=share, notes=notes if slow else ())
 
+    def _within_size(self, analysis: Analysis, budget: Budget) -> Plan:
+        """The plan of least error, structures, ranks and types, whose file has at most so many bytes."""
+        limit = int(budget.limit) - self.overhead
+        weights = {n: [analysis[w].weight for w in group.weights] for n, group in analysis.groups.items()}
+        curves = {name: self._stored(group, analysis) for name, group in analysis.groups.items()}
+        costs = {
+            name: np.ceil(
+                np.concatenate([file_bytes(c.structure, c.ranks, c.costs, weights[name], c.dtype) for c in found])
+            ).astype(np.int64)
+            for name, found in curves.items()
+        }
+        blocks = partitions(analysis.groups)
+        if cheapest(costs, blocks) > limit:
+            least = self.overhead + cheapest(costs, blocks)
+            raise InfeasibleBudget(
+                f"no file of {int(budget.limit):,} bytes can hold the model: with every weight at its smallest it has "
+                f"{least:,}, of which {self.overhead:,} are of what is not chosen; give --size {least / 1e6:.2f}MB or "
+                "more, or more --targets"
+            )
+        # How much a weight matters depends on how small the others are, which is known when they have been chosen.
+        keep = min(1.0, max(limit, 1) / (BITS["int4"] / 8 * analysis.dense_params))
+        plans: list[Plan] = []
+        for _ in range(ROUNDS):
+            losses = {
+                name: np.concatenate([analysis.loss(analysis.groups[name], c.structure, c.errors, keep) for c in found])
+                for name, found in curves.items()
+            }
+            chosen = choose(costs, losses, blocks, limit)
+            assert chosen is not None
+            gap = chosen.allocation.gap / chosen.allocation.error if chosen.allocation.error > 0 else 0.0
+            options = [_at(n, curves[n], i) for n, i in chosen.options.items()]
+            nbytes = self.overhead + sum(int(costs[n][i]) for n, i in chosen.options.items())
+            plans.append(replace(_plan(self, analysis, budget, options, gap), share=float(nbytes)))
+            keep = min(1.0, max(plans[-1].keep_ratio, 1e-3))
+        return plans[-1]
+
+    def _stored(self, group: Group, analysis: Analysis) -> list[Curve]:
+        """All on offer in all types."""
+        rounded = [s for s in ROUNDED if self.structures is None or s.name in self.structures]
+        found = [
+            stored_in(curve, group, analysis, dtype) for curve in self._curves(group, analysis) for dtype in self.dtypes
+        ]
+        return found + [
+            stored_in(structure.curve(group, analysis, self.multiple), group, analysis, dtype)
+            for structure in rounded
+            for dtype in self.dtypes
+            if dtype in FORMATS
+        ]
+
     def _curves(self, group: Group, analysis: Analysis, step: int = 1) -> list[Curve]:
         """All on offer, ranks in steps but for the few channels of a head."""
         on_offer = [s for s in STRUCTURES if s.name == "dense" or self.structures is None or s.name in self.structures]
@@ -135,6 +192,7 @@ class Knapsack:
         return [c.option(group.name, i) for c in self._curves(group, analysis) for i in range(len(c.ranks))]
 
 
+ROUNDS = 2
 HEADED = ("product", "rotary")
 NANO = 1000
 """Nanoseconds in a microsecond: costs are whole numbers."""
@@ -241,7 +299,7 @@ def _one_tolerance(selector: Selector, analysis: Analysis, budget: Budget, lost:
     multiple: int = getattr(selector, "multiple", 1)
     dense = [Dense().curve(group, analysis, multiple) for group in analysis.singles]
     curves = [TwoFactor().curve(group, analysis, multiple) for group in analysis.singles]
-    if budget.kind in ("bytes", "macs", "latency", "milliseconds"):
+    if budget.kind in ("bytes", "macs", "latency", "milliseconds", "size"):
         raise InfeasibleBudget(
             f"a budget of {NAMES[budget.kind]} is for the knapsack; other selectors count parameters"
         )
@@ -304,6 +362,9 @@ def _plan(
 ) -> Plan:
     name = next(key for key, kind in SELECTORS.items() if isinstance(selector, kind))
     settings: dict[str, Any] = {k: v for k, v in asdict(selector).items() if v is not None}  # pyright: ignore[reportArgumentType, reportCallIssue]
+    if budget.kind != "size":
+        for name in ("dtypes", "overhead"):
+            settings.pop(name, None)
     if "timings" in settings:
         # Where they are from; they themselves are a file of their own.
         settings["timings"] = {k: v for k, v in settings["timings"].items() if k != "points"}

@@ -12,12 +12,14 @@ from lowrank.errors import ExportError
 if TYPE_CHECKING:
     from lowrank.backends import Backend
     from lowrank.backends.inputs import Feed, Signature
+    from lowrank.core.formats import Stored
 
 Profile = Literal["portable", "ort"]
 """What a graph is for: any runtime of the last years, or ONNX Runtime, with its own operators."""
 
-Dtype = Literal["float32", "float16", "int8", "int4"]
-"""What weights are stored in, and for the last two computed with."""
+Dtype = Literal["float32", "float16", "int8", "int4", "nbits4", "mixed"]
+"""What weights are stored in. Integers are also computed with, in eight bits; `nbits4` is what ONNX Runtime has
+operators of its own for, `mixed` is as the plan says for each weight."""
 
 OPSET = 20
 """Old enough for any runtime of the last years, new enough for a Gelu operator."""
@@ -67,10 +69,10 @@ class Target:
             ExportError: with what to ask for instead.
         """
         if self.profile == "portable":
-            if self.dtype == "int4":
+            if self.dtype == "nbits4":
                 raise ExportError(
-                    "four bits need operators of ONNX Runtime, which --profile portable leaves out; use --profile ort, "
-                    "or --quantize int8"
+                    "nbits4 is operators of ONNX Runtime, which --profile portable leaves out; use --profile ort, or "
+                    "--quantize int4"
                 )
             return
         import onnxruntime
@@ -109,7 +111,14 @@ def write_onnx(backend: Backend, path: Path, opset: int | None = None) -> None:
     export_onnx(backend.module, backend.signature, path, opset or OPSET)
 
 
-def fit_file(path: Path, target: Target, signature: Signature, feeds: Sequence[Feed] = ()) -> list[str]:
+def fit_file(
+    path: Path,
+    target: Target,
+    signature: Signature,
+    feeds: Sequence[Feed] = (),
+    stored: Mapping[str, Stored] | None = None,
+    plain: bool = False,
+) -> list[str]:
     """Round and fuse what `write_onnx` wrote, in place, as far as a target asks for it.
 
     Args:
@@ -117,6 +126,8 @@ def fit_file(path: Path, target: Target, signature: Signature, feeds: Sequence[F
         target: what it is to be for.
         signature: how the model is fed.
         feeds: calibration data for rounding; see `edge.quantize`.
+        stored: of a `mixed` target, how each weight is stored.
+        plain: only round, which takes as many bytes.
 
     Returns:
         Remarks on what stayed as it was.
@@ -128,7 +139,7 @@ def fit_file(path: Path, target: Target, signature: Signature, feeds: Sequence[F
     if target.is_rounded:
         from lowrank.edge.quantize import quantize_file
 
-        notes = quantize_file(path, target.dtype, signature, feeds)
+        notes = quantize_file(path, target.dtype, signature, feeds, plain, stored)
     if target.profile == "ort":
         from lowrank.edge.fuse import fuse_file
 

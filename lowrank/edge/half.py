@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,14 @@ LEAST = 1024
 """Smaller tensors stay: together they are next to nothing."""
 
 
-def store_in_half(model: Any) -> list[str]:
+def store_in_half(model: Any, only: Collection[str] | None = None) -> list[str]:
     """Store the large float32 initializers of an `onnx_ir.Model` in float16, with a Cast behind each.
 
     A table is cast after what is looked up in it, so that it need not be held in 32 bits.
+
+    Args:
+        model: changed in place.
+        only: names of those to store so; None for all.
 
     Returns:
         The names of those that hold numbers beyond the range of float16, which stay as they were.
@@ -25,6 +30,8 @@ def store_in_half(model: Any) -> list[str]:
     graph, left = model.graph, list[str]()
     for value in list(graph.initializers.values()):
         tensor = value.const_value
+        if only is not None and value.name not in only:
+            continue
         if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < LEAST or value.is_graph_output():
             continue
         numbers = tensor.numpy()

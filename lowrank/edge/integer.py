@@ -1,65 +1,138 @@
-"""Products and lookups of codes in a graph: eight bits by standard operators, four by ONNX Runtime's own."""
+"""Products and lookups of codes in a graph.
+
+Eight bits are standard operators. Four bits with steps are unpacked to them: the runtime does that once for a product,
+when it loads the file, and for each row that is looked up. Four bits with a scale a block are ONNX Runtime's own
+operators.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lowrank.backends.onnx.sites import Site
 from lowrank.core.codes import Codes
 from lowrank.edge.place import add, constant, replace_node
 
 CONTRIB = "com.microsoft"
-FLOAT = 1
+FLOAT, INT8 = 1, 3
+"""Types, as ONNX counts them."""
 FAST = 4
 """MatMulNBits with inputs rounded to eight bits, too: several times faster than with inputs as they are."""
 
 
+Rounded = dict[str, tuple[Any, Any, Any]]
+"""Values in eight bits with their scale and zero, by the name of what was rounded: several products read one."""
+
+
 def place_product(
-    site: Site, codes: Codes, name: str, quantised: dict[str, tuple[Any, Any, Any]], table: Any = None
+    site: Site,
+    codes: Codes,
+    name: str,
+    rounded: Rounded,
+    table: Any = None,
+    beside: tuple[Codes, Codes] | None = None,
 ) -> None:
     """Codes (outputs x inputs) in the place of the constant of a MatMul or a Gemm.
 
     Args:
         site: the node, whose second input the constant is.
-        codes: of 8 bits with one scale a row, or of 4 with one a block.
+        codes: with one scale a row, perhaps with steps, or of 4 bits with a scale a block.
         name: of the weight.
-        quantised: inputs that are rounded already, by name: several products read one.
-        table: where the codes are stored already, of 8 bits.
+        rounded: inputs that are rounded already.
+        table: where the codes are stored already, with one scale a row.
+        beside: two factors, the one that meets the input first, whose product is added.
     """
     node = site.node
-    product = _eight(site, codes, name, quantised, table) if codes.bits == 8 else _four(site, codes, name)
+    whole = codes.bits == 8 or codes.steps is not None
+    product = _eight(node, site.seen, codes, name, rounded, table) if whole else _four(site, codes, name)
+    if beside is not None:
+        inner = _eight(node, site.seen, beside[0], f"{name}.right", rounded, part="right")
+        outer = _eight(node, inner.outputs[0], beside[1], f"{name}.left", rounded, part="left")
+        product = add(node, "Add", [product.outputs[0], outer.outputs[0]], part="sum")
     bias = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
     if bias is not None:
         product = add(node, "Add", [product.outputs[0], bias], part="biased")
     replace_node(node, product.outputs[0])
 
 
-def _eight(site: Site, codes: Codes, name: str, quantised: dict[str, tuple[Any, Any, Any]], table: Any) -> Any:
+def _eight(
+    node: Any, seen: Any, codes: Codes, name: str, rounded: Rounded, table: Any = None, part: str = "integer"
+) -> Any:
     """`DynamicQuantizeLinear, MatMulInteger, Cast, Mul`: the runtime makes one operator of them."""
-    node, seen = site.node, site.seen
-    if seen.name not in quantised:
-        rounded = add(_after(seen, node), "DynamicQuantizeLinear", [seen], part="rounded", outputs=3)
-        quantised[seen.name] = tuple(rounded.outputs)
-    numbers, scale, zero = quantised[seen.name]
     graph = node.graph
-    if table is None:
+    if seen.name not in rounded:
+        found = add(_after(seen, node), "DynamicQuantizeLinear", [seen], part=f"{part}.rounded", outputs=3)
+        rounded[seen.name] = tuple(found.outputs)
+    inputs, scale, zero = rounded[seen.name]
+    # What is made of constants alone the runtime computes once, when it loads the file.
+    if codes.steps is not None:
+        packed = constant(graph, f"{name}.int4", pack(codes)) if table is None else table
+        numbers = add(node, "Cast", [_unpacked(node, packed, codes)], part="codes", to=INT8).outputs[0]
+        stored = add(node, "Transpose", [numbers], part="turned", perm=[1, 0]).outputs[0]
+    elif table is None:
         stored = constant(graph, f"{name}.int8", np.ascontiguousarray(codes.codes.T))
     else:
-        # The runtime turns it once, when it loads the file.
-        stored = add(node, "Transpose", [table], part="codes", perm=[1, 0]).outputs[0]
-    nought = constant(graph, f"{name}.zero", np.zeros((), np.int8))
+        stored = add(node, "Transpose", [table], part="turned", perm=[1, 0]).outputs[0]
+    nought = constant(graph, "int8.zero", np.zeros((), np.int8))
     sizes = constant(graph, f"{name}.scale", codes.scale[:, 0])
-    product = add(node, "MatMulInteger", [numbers, stored, zero, nought], part="integer")
-    cast = add(node, "Cast", [product.outputs[0]], part="cast", to=FLOAT)
-    both = add(node, "Mul", [scale, sizes], part="scale")
-    return add(node, "Mul", [cast.outputs[0], both.outputs[0]], part="scaled")
+    product = add(node, "MatMulInteger", [inputs, stored, zero, nought], part=part)
+    cast = add(node, "Cast", [product.outputs[0]], part=f"{part}.cast", to=FLOAT)
+    both = add(node, "Mul", [scale, sizes], part=f"{part}.scale")
+    return add(node, "Mul", [cast.outputs[0], both.outputs[0]], part=f"{part}.scaled")
+
+
+def pack(codes: Codes) -> NDArray[np.uint8]:
+    """Codes and then steps of each row in four bits each: the first half of them low, the second half high."""
+    assert codes.steps is not None
+    nibbles = (np.concatenate([codes.codes, codes.steps], 1) + 8).astype(np.uint8)
+    if nibbles.shape[1] % 2:
+        nibbles = np.pad(nibbles, ((0, 0), (0, 1)))
+    low, high = np.split(nibbles, 2, axis=1)
+    return np.bitwise_or(low, np.left_shift(high, 4))
+
+
+def _unpacked(node: Any, packed: Any, codes: Codes) -> Any:
+    """Products of codes and steps, as floating numbers: what `pack` made, or some rows of it."""
+    assert codes.steps is not None
+    graph, (cols, blocks) = node.graph, (codes.codes.shape[1], codes.steps.shape[1])
+    low = add(node, "BitwiseAnd", [packed, constant(graph, "int4.low", np.array(15, np.uint8))], part="low")
+    shift = constant(graph, "int4.shift", np.array(4, np.uint8))
+    high = add(node, "BitShift", [packed, shift], part="high", direction="RIGHT")
+    both = add(node, "Concat", [low.outputs[0], high.outputs[0]], part="nibbles", axis=-1)
+    signed = add(node, "Cast", [both.outputs[0]], part="float", to=FLOAT)
+    eight = constant(graph, "int4.zero", np.array(8, np.float32))
+    levels = add(node, "Sub", [signed.outputs[0], eight], part="levels")
+    sizes = [cols, blocks] if (cols + blocks) % 2 == 0 else [cols, blocks, 1]
+    split = constant(graph, f"int4.split.{cols}", np.array(sizes, np.int64))
+    parts = add(node, "Split", [levels.outputs[0], split], part="part", outputs=len(sizes), axis=-1)
+    spread = add(node, "Gather", [parts.outputs[1], _places(graph, cols, codes.block)], part="steps", axis=-1)
+    return add(node, "Mul", [parts.outputs[0], spread.outputs[0]], part="numbers").outputs[0]
+
+
+def _places(graph: Any, cols: int, block: int) -> Any:
+    """Which block each number of a row is in: computed, as written out it would be larger than many a factor."""
+    import onnx_ir as ir
+
+    name = f"int4.places.{cols}"
+    known = next((node for node in graph if node.outputs[0].name == name), None)
+    if known is None:
+        start, one = (constant(graph, f"int4.{n}", np.array(n, np.int64)) for n in (0, 1))
+        bounds = [start, constant(graph, f"int4.{cols}", np.array(cols, np.int64)), one]
+        counted = ir.node("Range", bounds, name=f"int4.range.{cols}")
+        counted.outputs[0].name = f"int4.range.{cols}"
+        each = constant(graph, f"int4.{block}", np.array(block, np.int64))
+        known = ir.node("Div", [counted.outputs[0], each], name=name)
+        known.outputs[0].name = name
+        graph.insert_before(graph[0], [counted, known])
+    return known.outputs[0]
 
 
 def _after(value: Any, node: Any) -> Any:
     """The node in front of which something may be put that reads a value and is read by a node and others like it."""
-    uses = {use.node for use in value.uses() if use.node.graph is node.graph}
+    uses = {node, *(use.node for use in value.uses() if use.node.graph is node.graph)}
     return next(each for each in node.graph if each in uses)
 
 
@@ -82,16 +155,19 @@ def place_lookup(site: Site, codes: Codes, name: str) -> Any:
 
     node, ids = site.node, site.node.inputs[1]
     graph = node.graph
-    if codes.bits == 8:
-        stored = constant(graph, f"{name}.int8", codes.codes)
-        sizes = constant(graph, f"{name}.scale", codes.scale)
-        picked = add(node, "Gather", [stored, ids], part="codes", axis=0)
-        cast = add(node, "Cast", [picked.outputs[0]], part="cast", to=FLOAT)
+    sizes = constant(graph, f"{name}.scale", codes.scale)
+    if codes.bits == 8 or codes.steps is not None:
+        kind, rows = ("int8", codes.codes) if codes.steps is None else ("int4", pack(codes))
+        stored = constant(graph, f"{name}.{kind}", rows)
+        picked = add(node, "Gather", [stored, ids], part="codes", axis=0).outputs[0]
+        if codes.steps is None:
+            numbers = add(node, "Cast", [picked], part="cast", to=FLOAT).outputs[0]
+        else:
+            numbers = _unpacked(node, picked, codes)
         scale = add(node, "Gather", [sizes, ids], part="scale", axis=0)
-        found = add(node, "Mul", [cast.outputs[0], scale.outputs[0]], part="scaled")
+        found = add(node, "Mul", [numbers, scale.outputs[0]], part="scaled")
     else:
         stored = constant(graph, f"{name}.int4", codes.codes, ir.DataType.INT4)
-        sizes = constant(graph, f"{name}.scale", codes.scale)
         settings = {"gather_axis": 0, "quantize_axis": 1, "block_size": codes.block}
         found = add(node, "GatherBlockQuantized", [stored, ids, sizes], part="int4", domain=CONTRIB, **settings)
     replace_node(node, found.outputs[0])

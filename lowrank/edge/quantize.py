@@ -1,8 +1,8 @@
-"""A graph's weights in eight or four bits: pairs of factors made even first, and rounded to what the data ask for."""
+"""A graph's weights in fewer bits: pairs of factors made even first, and rounded to what the data ask for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from lowrank.backends.onnx.backend import OnnxBackend
 from lowrank.backends.onnx.describe import Use
 from lowrank.backends.onnx.save import load_whole, save_model
 from lowrank.backends.onnx.sites import attribute
-from lowrank.core.codes import Codes, even_latents, quantize, refitted_left
-from lowrank.core.factors import Factors
+from lowrank.core.codes import Codes, even_latents, refitted_left
+from lowrank.core.factors import Factors, directions
+from lowrank.core.formats import FORMATS, Stored, stored_as
 from lowrank.core.gram import Gram
 from lowrank.core.linalg import Matrix
 from lowrank.core.weight import Weight
@@ -24,29 +25,32 @@ from lowrank.edge.half import store_in_half
 from lowrank.edge.integer import CONTRIB, place_lookup, place_product
 from lowrank.errors import ExportError
 
-BITS: dict[Dtype, int] = {"int8": 8, "int4": 4}
-
 INTEGERS = 11
 """The operator set that DynamicQuantizeLinear came with."""
 LEAST = 1024
 """Weights with fewer numbers stay as they are: what they save is less than what their operators cost."""
-BLOCK = 32
-"""Numbers of a row that share a scale, of four bits: no more than the rank of a usual factor."""
 MOMENTS = 1 << 30
 """Bytes of moments in memory at a time."""
 
 
 def quantize_file(
-    path: Path, dtype: Dtype, signature: Signature, feeds: Sequence[Feed] = (), plain: bool = False
+    path: Path,
+    dtype: Dtype,
+    signature: Signature,
+    feeds: Sequence[Feed] = (),
+    plain: bool = False,
+    stored: Mapping[str, Stored] | None = None,
 ) -> list[str]:
     """Store the weights of a file in fewer bits, in place.
 
     Args:
         path: a graph of standard operators.
-        dtype: `float16` only stores in fewer bits; the others also compute so.
+        dtype: `float16` only stores in fewer bits; the others also compute so. `mixed` is as `stored` says, and eight
+            bits for what it does not name.
         signature: how the graph is fed.
         feeds: calibration data; without it numbers are rounded to the nearest.
-        plain: only round: no even latents, no refit, nothing made up for. For comparison.
+        plain: only round: no even latents, no refit, nothing made up for. For comparison, and for sizes.
+        stored: how each weight is, by the names of the model that was exported.
 
     Returns:
         Remarks on what stayed as it was.
@@ -62,8 +66,7 @@ def quantize_file(
         if value in model.graph.inputs:
             model.graph.inputs.remove(value)
     if dtype == "float16":
-        left = store_in_half(model)
-        notes = [f"{', '.join(left)}: beyond the range of float16, so kept in float32"] if left else []
+        notes = _in_half(model)
     else:
         opset = model.opset_imports.get("", 0)
         if opset < INTEGERS:
@@ -72,7 +75,10 @@ def quantize_file(
                 "with a later one, or leave --quantize out"
             )
         backend = OnnxBackend(model, {"kind": "onnx"}, signature, path.parent, tried=True)
-        notes = _Quantizer(backend, BITS[dtype], feeds, plain).run()
+        quantizer = _Quantizer(backend, dtype, stored or {}, feeds, plain)
+        notes = quantizer.run()
+        if quantizer.halves:
+            notes += _in_half(model, quantizer.halves)
     RemoveUnusedNodesPass()(model)
     if any(node.domain == CONTRIB for node in model.graph):
         model.opset_imports.setdefault(CONTRIB, 1)
@@ -83,17 +89,29 @@ def quantize_file(
     return notes
 
 
+def _in_half(model: Any, only: Collection[str] | None = None) -> list[str]:
+    left = store_in_half(model, only)
+    return [f"{', '.join(left)}: beyond the range of float16, so kept in float32"] if left else []
+
+
 @dataclass(eq=False)
 class _Quantizer:
     backend: OnnxBackend
-    bits: int
+    dtype: Dtype
+    stored: Mapping[str, Stored]
     feeds: Sequence[Feed]
     plain: bool
+    halves: set[str] = field(default_factory=set[str])
+    """Names of initializers that are to be stored in sixteen bits."""
     rounded: dict[str, tuple[Any, Any, Any]] = field(default_factory=dict[str, tuple[Any, Any, Any]])
 
     def run(self) -> list[str]:
         """Round every weight that can be, in the order of the graph."""
         weights = [w for w in self.backend.weights if w.params >= LEAST]
+        for weight in weights:
+            if self._as(weight).dtype == "float16":
+                self.halves.add(str(self.backend.uses(weight.name)[0].site.constant.root.name))
+        weights = [w for w in weights if self._as(w).dtype in FORMATS]
         fitting = [w for w in weights if self._fits(w)]
         moments = {} if self.plain else dict(self._moments(fitting))
         by_node = {id(u.site.node): w for w in fitting for u in self.backend.uses(w.name)}
@@ -106,6 +124,8 @@ class _Quantizer:
             if readers and not self.plain:
                 self._chain(weight, readers, matrices, moments)
                 done |= {reader.name for reader in readers}
+            elif self._as(weight).residual:
+                self._split(weight, matrices[weight.name], moments.get(weight.name))
             else:
                 self._place(weight, self._codes(weight, matrices[weight.name], moments.get(weight.name)))
         odd = [w for w in weights if w not in fitting]
@@ -113,6 +133,9 @@ class _Quantizer:
             return []
         kinds = sorted({layer.kind for w in odd for layer in w.layers})
         return [f"{len(odd)} weights ({', '.join(kinds)}) stay as they are: {', '.join(w.name for w in odd[:3])}"]
+
+    def _as(self, weight: Weight) -> Stored:
+        return stored_as(weight.name, self.stored) if self.dtype == "mixed" else Stored(self.dtype)
 
     def _fits(self, weight: Weight) -> bool:
         """Whether every layer of a weight has an operator for codes."""
@@ -173,8 +196,8 @@ class _Quantizer:
 
     def _codes(self, weight: Weight, matrix: Matrix, moment: Matrix | None) -> Codes:
         table = self.backend.uses(weight.name)[0].site.kind == "lookup"
-        block = BLOCK if self.bits == 4 else None
-        return quantize(matrix.T if table else matrix, bits=self.bits, block=block, moment=None if table else moment)
+        known = None if table or self.plain else moment
+        return FORMATS[self._as(weight).dtype].codes(matrix.T if table else matrix, known)
 
     def _chain(
         self, first: Weight, readers: Sequence[Weight], matrices: Mapping[str, Matrix], moments: Mapping[str, Matrix]
@@ -196,11 +219,21 @@ class _Quantizer:
             start += reader.rows
             self._place(reader, self._codes(reader, part, inner))
 
-    def _place(self, weight: Weight, codes: Codes) -> None:
+    def _split(self, weight: Weight, matrix: Matrix, moment: Matrix | None) -> None:
+        """`W = Q + A B`: what is largest of a matrix as two factors of eight bits, and the rest, which has less to be
+        rounded, in few bits (after SVDQuant, ICLR 2025)."""
+        first = directions(matrix, name=weight.name).truncate(matrix, self._as(weight).residual)
+        pair, eight = even_latents(first, moment), FORMATS["int8"]
+        right = eight.codes(np.asarray(pair.right, np.float64), moment)
+        left = eight.codes(refitted_left(pair, right.matrix(), moment))
+        rest = self._codes(weight, matrix - left.matrix() @ right.matrix(), moment)
+        self._place(weight, rest, (right, left))
+
+    def _place(self, weight: Weight, codes: Codes, beside: tuple[Codes, Codes] | None = None) -> None:
         table = None
         # A table first: a head that is tied to it reads its codes.
         for use in self.backend.uses(weight.name):
             if use.site.kind == "lookup":
                 table = place_lookup(use.site, codes, weight.name)
             else:
-                place_product(use.site, codes, weight.name, self.rounded, table)
+                place_product(use.site, codes, weight.name, self.rounded, table, beside)

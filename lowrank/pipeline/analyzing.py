@@ -120,14 +120,21 @@ def analyze_backend(
     )
 
 
-def settings_of(kept: Analysis | None, model: object) -> Settings:
-    """The settings of a run's analysis if it is of this model (or none is named), else the defaults."""
+def settings_of(kept: Analysis | None, model: object, sized: bool = False) -> Settings:
+    """The settings of a run's analysis if it is of this model (or none is named), else the defaults.
+
+    Args:
+        kept: the analysis of the run.
+        model: that is named.
+        sized: whether the file's size counts, in which a table may be most.
+    """
+    default = Settings(targets=("projections", "embeddings")) if sized else Settings()
     if kept is None:
-        return Settings()
+        return default
     same = model is None
     if isinstance(model, str | Path):
         same = kept.source.get("path") == str(Path(model).expanduser().resolve())
-    return Settings.from_json(kept.settings) if same else Settings()
+    return Settings.from_json(kept.settings) if same else default
 
 
 def kept_analysis(run: Path) -> Analysis | None:

@@ -15,7 +15,7 @@ from lowrank.core.select import Knapsack, Selector, share_in_time
 from lowrank.core.structures.absorb import absorbed
 from lowrank.core.timings import Timings
 from lowrank.edge import Target
-from lowrank.errors import HealingError, LowRankError, PlanMismatch
+from lowrank.errors import HealingError, InfeasibleBudget, LowRankError, PlanMismatch
 from lowrank.evaluate.report import Report
 from lowrank.pipeline.adapting import keep_adapter
 from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_calibration, settings_of
@@ -31,6 +31,7 @@ from lowrank.pipeline.run import (
     write_and_measure,
 )
 from lowrank.pipeline.settings import Settings
+from lowrank.pipeline.sizing import sized_plan
 from lowrank.progress import Clock, Track, silent
 
 SAME_CHANNELS = ("two_factor", "pivoted", "shared")
@@ -95,6 +96,8 @@ def compress(
         raise HealingError("an adapter is to be kept and another trained: leave one out, or fold the trained one")
     if isinstance(budget, int | float):
         budget = Budget.params(budget)
+    if budget is not None and budget.kind == "size" and target.dtype != "float32":
+        raise LowRankError("a size chooses the type of each weight; leave --quantize out")
     timed = budget is not None and budget.kind in ("latency", "milliseconds")
     if timings is not None:
         if not timed:
@@ -102,7 +105,7 @@ def compress(
         timings = _given(timings, target)
     run, clock = Path(output).expanduser(), Clock()
     kept = load_analysis(run) if model is None else kept_analysis(run)
-    settings = settings or settings_of(kept, model)
+    settings = settings or settings_of(kept, model, budget is not None and budget.kind == "size")
     anew = model is not None
     if model is None:
         assert kept is not None
@@ -130,8 +133,16 @@ def compress(
         budget = budget.of_whole(None if timings.whole is None else timings.whole / 1e3)
         if selector is None or isinstance(selector, Knapsack):
             selector = replace(selector or Knapsack(), timings=timings)
+    if budget is not None and budget.kind == "size":
+        budget = budget.of_original(backend.nbytes)
+        target = replace(target, dtype="mixed")
     with clock.stage("select"):
-        chosen = _plan(analysis, budget, plan, selector, timings)
+        if budget is not None and budget.kind == "size" and plan is None:
+            chosen = sized_plan(backend, analysis, budget, _knapsack(selector), target, track)
+        else:
+            chosen = _plan(analysis, budget, plan, selector, timings)
+        if any(option.dtype != "float32" for option in chosen.options):
+            target = replace(target, dtype="mixed")
         if beside is not None:
             _check_channels(chosen)
     with clock.stage("factorize"):
@@ -173,6 +184,13 @@ def compress(
         latency=latency,
         track=track,
     )
+
+
+def _knapsack(selector: Selector | None) -> Knapsack:
+    """The selector that can choose types."""
+    if selector is None or isinstance(selector, Knapsack):
+        return selector or Knapsack()
+    raise InfeasibleBudget("a size is for the knapsack, which chooses types, too; leave --selector out")
 
 
 def _given(timings: Timings | str | Path, target: Target) -> Timings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,8 @@ from lowrank.backends import Backend, Opening
 from lowrank.backends.inputs import Signature, spread
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
-from lowrank.core.plan import Plan
+from lowrank.core.formats import Stored
+from lowrank.core.plan import Plan, stored_weights
 from lowrank.edge import WITH_PAST_FILE, Target
 from lowrank.errors import ArtifactError, ExportError, PlanMismatch, UnsupportedModel
 from lowrank.evaluate.report import ONNX_FILE, Report
@@ -84,17 +85,26 @@ def write_and_measure(
                     if target.is_rounded:
                         exact = exactness(small, path)
                     feeds = spread(calibration.fit, TOKENS) if calibration is not None else ()
-                    notes += fit_file(path, target, small.signature, feeds)
+                    stored = stored_weights(plan, analysis)
+                    notes += fit_file(path, target, small.signature, feeds, stored)
         except ExportError as error:
             found.append(str(error))
             _drop(stage, ONNX_FILE)
     if output.with_past:
         try:
             with clock.stage("export with past"):
-                notes += write_past(small, stage, target)
+                notes += write_past(small, stage, target, stored_weights(plan, analysis))
         except ExportError as error:
             found.append(str(error))
             _drop(stage, WITH_PAST_FILE)
+    limit = plan.budget.limit if plan.budget is not None and plan.budget.kind == "size" else None
+    if limit is not None and onnx.exists():
+        plan = replace(plan, share=float(file_size(onnx)))
+        if not plan.meets_budget:
+            found.append(
+                f"{ONNX_FILE} has {int(plan.reached):,} bytes with its numbers, and {int(limit):,} were "
+                "allowed; give a little less"
+            )
     report = measure(dense, small, analysis, plan, stage, calibration, output.latency, track, clock, target, exact)
     found += report.problems
     if report.parity is None:
@@ -117,7 +127,12 @@ def write_and_measure(
     return report
 
 
-def write_past(backend: Backend, stage: Path, target: Target) -> list[str]:
+def file_size(path: Path) -> int:
+    """Of a graph with the numbers beside it."""
+    return sum(part.stat().st_size for part in (path, path.with_name(f"{path.name}.data")) if part.exists())
+
+
+def write_past(backend: Backend, stage: Path, target: Target, stored: Mapping[str, Stored] | None = None) -> list[str]:
     """Write `model_with_past.onnx` and let it generate; notes on what of it is not as asked for.
 
     Raises:
@@ -132,7 +147,7 @@ def write_past(backend: Backend, stage: Path, target: Target) -> list[str]:
     if target == Target():
         return []
     # Its inputs are not those of the calibration data, so it is rounded to the nearest.
-    notes = fit_file(path, target, backend.signature)
+    notes = fit_file(path, target, backend.signature, stored=stored)
     check_generation(backend, path, exact=not target.is_rounded)
     return [f"{path.name}: {note}" for note in notes]
 
@@ -219,7 +234,7 @@ def _check_plan(folder: Path, plan: Plan, analysis: Analysis) -> None:
     record = read_json(folder / MODEL_FOLDER / RECORD_FILE, "model")
     replaced = record.get("replaced")
     ranks = {name: entry.get("rank") for name, entry in replaced.items()} if isinstance(replaced, dict) else {}
-    chosen = [option for option in plan.options if option.structure != "dense"]
+    chosen = [option for option in plan.options if option.structure not in ("dense", "residual")]
     wanted = {name: option.rank for option in chosen for name in analysis.groups[option.group].weights}
     if ranks != wanted:
         odd = sorted(name for name in {*ranks, *wanted} if ranks.get(name) != wanted.get(name))

@@ -80,7 +80,8 @@ def plan_table(plan: Plan, analysis: Analysis) -> Table:
     """The chosen ranks, one row a group."""
     table = Table(title="Ranks", title_justify="left", caption_justify="left", box=None, pad_edge=False)
     table.add_column("weight", no_wrap=True)
-    for name in ("shape", "structure", "rank", "kept", "error"):
+    typed = any(option.dtype != "float32" for option in plan.options)
+    for name in ("shape", "structure", "rank", *(("type",) if typed else ()), "kept", "error"):
         table.add_column(name, justify="right", no_wrap=True)
     groups = analysis.groups
     for option in plan.options:
@@ -91,12 +92,15 @@ def plan_table(plan: Plan, analysis: Analysis) -> Table:
             ", ".join(f"{rows} x {cols}" for rows, cols in shapes),
             option.structure,
             str(option.rank) if option.structure != "dense" else "-",
+            *((option.dtype,) if typed else ()),
             f"{option.cost / analysis.params(group):.2f}",
             f"{option.error**0.5:.3f}",
         )
     table.caption = f"keep ratio {plan.keep_ratio:.4f}"
     if plan.budget is not None and plan.budget.kind in ("bytes", "macs", "latency"):
         table.caption += f", of {NAMES[plan.budget.kind]} {plan.reached:.4f}"
+    if plan.budget is not None and plan.budget.kind == "size" and plan.share is not None:
+        table.caption += f", {int(plan.share):,} bytes of {int(plan.budget.limit):,}"
     if plan.gap == 0:
         table.caption += "; no choice of ranks has a smaller predicted error"
     elif plan.gap is not None:

@@ -22,7 +22,7 @@ from lowrank.backends.torch import ModuleBackend
 from lowrank.edge import Dtype, Profile, Target, fit_file, quantize, write_onnx
 from lowrank.evaluate.session import open_session
 
-TOLERANCE = {"float16": 2e-3, "int8": 5e-2, "int4": 0.4}
+TOLERANCE = {"float16": 2e-3, "int8": 5e-2, "int4": 0.4, "nbits4": 0.4}
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +79,8 @@ TARGETS: list[tuple[Profile, Dtype]] = [
     ("portable", "float16"),
     ("portable", "int8"),
     ("ort", "int8"),
-    ("ort", "int4"),
+    ("portable", "int4"),
+    ("ort", "nbits4"),
 ]
 
 
@@ -106,7 +107,7 @@ def test_every_architecture(name: str, tmp_path: Path) -> None:
 def test_all_large_matrices_are_codes(name: str, tmp_path: Path) -> None:
     backend, exact = factored(name), tmp_path / "exact.onnx"
     write_onnx(backend, exact)
-    for profile, dtype in (("portable", "int8"), ("ort", "int4")):
+    for profile, dtype in (("portable", "int8"), ("portable", "int4"), ("ort", "nbits4")):
         path = tmp_path / f"{dtype}.onnx"
         shutil.copyfile(exact, path)
         fit_file(path, Target(profile=profile, dtype=dtype), signature_of(backend))  # pyright: ignore[reportArgumentType]
@@ -136,7 +137,7 @@ def test_a_tied_table_is_stored_once(tmp_path: Path) -> None:
     assert shapes.count(sorted(table.shape)) == 1
 
 
-@pytest.mark.parametrize(("profile", "dtype"), [("portable", "int8"), ("ort", "int4")])
+@pytest.mark.parametrize(("profile", "dtype"), [("portable", "int8"), ("portable", "int4"), ("ort", "nbits4")])
 def test_evenness_refit_and_data_gain(profile: Any, dtype: Any, tmp_path: Path) -> None:
     backend = factored("bert")
     signature = signature_of(backend)
@@ -176,9 +177,9 @@ def test_from_the_command_line(cli: Any, tmp_path: Path, bert_folder: Path, monk
 
 def test_four_bits_are_for_one_runtime(cli: Any, tmp_path: Path, bert_folder: Path) -> None:
     out = tmp_path / "dense"
-    refused = cli("export", bert_folder, "-o", out, "--quantize", "int4", "--profile", "portable")
+    refused = cli("export", bert_folder, "-o", out, "--quantize", "nbits4", "--profile", "portable")
     assert refused.code == 1 and "--profile ort" in refused.err and not out.exists()
-    assert cli("export", bert_folder, "-o", out, "--quantize", "int4").code == 0
+    assert cli("export", bert_folder, "-o", out, "--quantize", "nbits4").code == 0
     kinds = [node.op_type for node in onnx.load(str(out / "model.onnx")).graph.node]
     assert "MatMulNBits" in kinds and "GatherBlockQuantized" in kinds
 

@@ -62,6 +62,8 @@ class Option:
     """Numbers stored."""
     error: float
     """Squared relative error of the group's own output, as the analysis estimates it."""
+    dtype: str = "float32"
+    """What it is stored in, where that was chosen."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +74,7 @@ class Curve:
     ranks: NDArray[np.int64]
     costs: NDArray[np.int64]
     errors: Vector
+    dtype: str = "float32"
 
     @classmethod
     def empty(cls, structure: str) -> Curve:
@@ -81,7 +84,8 @@ class Curve:
 
     def option(self, group: str, at: int) -> Option:
         """The point at an index of the curve."""
-        return Option(group, self.structure, int(self.ranks[at]), int(self.costs[at]), float(self.errors[at]))
+        rank, cost, error = int(self.ranks[at]), int(self.costs[at]), float(self.errors[at])
+        return Option(group, self.structure, rank, cost, error, self.dtype)
 
 
 class Structure(Protocol):

@@ -1,0 +1,78 @@
+"""A budget of bytes: the plan whose file, written on trial, is as large as it may be."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from lowrank.backends import Backend
+from lowrank.backends.inputs import Signature
+from lowrank.core.analysis import Analysis
+from lowrank.core.budget import Budget
+from lowrank.core.plan import Plan, stored_weights
+from lowrank.core.select import Knapsack
+from lowrank.core.structures.absorb import absorbed
+from lowrank.edge import Target, fit_file, write_onnx
+from lowrank.errors import InfeasibleBudget, UnsupportedModel
+from lowrank.evaluate.report import ONNX_FILE
+from lowrank.pipeline.planning import factorize, select
+from lowrank.pipeline.run import file_size
+from lowrank.progress import Track, silent
+
+TRIES = 5
+CLOSE = 0.995
+"""Of the size that is allowed: what is near enough."""
+NODES = 1500
+"""Bytes of the nodes that apply a weight, about: a first guess, which the first trial corrects."""
+
+
+def sized_plan(
+    backend: Backend, analysis: Analysis, budget: Budget, selector: Knapsack, target: Target, track: Track = silent
+) -> Plan:
+    """The plan of least error whose file has at most the budget's bytes, all of it counted.
+
+    What a file needs beside the weights that are chosen depends on the choice. So each plan is written, and the
+    next one is made with what that came to.
+
+    Raises:
+        InfeasibleBudget: if there is none.
+        UnsupportedModel: if no file can be written at all.
+    """
+    if not isinstance(backend.signature, Signature):
+        raise UnsupportedModel(f"a size is that of model.onnx, which cannot be written: {backend.signature}")
+    overhead, best, found = _guess(backend, analysis), None, 0
+    for _ in track(range(TRIES), "fitting the size", TRIES):
+        plan = select(analysis, budget, replace(selector, overhead=overhead))
+        assert plan.share is not None
+        found = _bytes_of(backend, analysis, plan, target, backend.signature)
+        overhead = max(0, overhead + found - int(plan.share))
+        plan = replace(plan, share=float(found))
+        if found <= budget.limit and (best is None or found > best.reached):
+            best = plan
+        if CLOSE * budget.limit <= found <= budget.limit:
+            break
+    if best is None:
+        raise InfeasibleBudget(
+            f"no plan was found whose file has {int(budget.limit):,} bytes; the last one had {found:,}: give a little "
+            "more"
+        )
+    return best
+
+
+def _guess(backend: Backend, analysis: Analysis) -> int:
+    """Weights that are not targeted in eight bits, all else in 32, and nodes."""
+    left = sum(w.params for w in backend.weights if w.name not in analysis)
+    rest = max(0, backend.params - analysis.dense_params - left)
+    return left + 4 * rest + NODES * len(backend.weights)
+
+
+def _bytes_of(backend: Backend, analysis: Analysis, plan: Plan, target: Target, signature: Signature) -> int:
+    """Of a plan's file: how numbers are fitted and rounded makes no difference to it."""
+    made = factorize(backend, analysis, plan)
+    small = backend.rewrite(absorbed(made, backend.weights, backend.bonds, backend))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / ONNX_FILE
+        write_onnx(small, path)
+        fit_file(path, target, signature, stored=stored_weights(plan, analysis), plain=True)
+        return file_size(path)

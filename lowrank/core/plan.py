@@ -143,8 +143,7 @@ class Plan:
         share, reached = share_of(budget, options, analysis), content.get("budget_reached")
         kept = content.get("budget")
         kind = cast("dict[str, Any]", kept).get("kind") if isinstance(kept, dict) else None
-        same = budget is not None and budget.kind in ELSEWHERE and budget.kind == kind
-        if same and known and isinstance(reached, float):
+        if budget is not None and budget.kind == "latency" == kind and known and isinstance(reached, float):
             share = reached
         return cls(
             analysis=analysis.fingerprint,

@@ -19,9 +19,11 @@ HALF = 1e-7
 """Squared relative error of sixteen bits, at most."""
 FORMS = ("int8", "int4")
 """Formats that are on offer beside floating numbers."""
-FACTORS = ("two_factor", "pivoted", "shared")
+FACTORS = ("two_factor", "shared")
 """Structures that are two matrices in a row, what lies between them made even before it is rounded."""
 BITS = {"float32": 32.0, "float16": 16.0, "int8": 8.0, "int4": 4.25}
+NODES = {"float32": 300, "float16": 500, "int8": 1200, "int4": 2900}
+"""Bytes of the nodes that apply one matrix, about, with the shapes of what they give."""
 
 
 def rounding_errors(weight: Weight, matrix: Matrix, fit: Gram | None, judge: Gram | None) -> dict[str, float]:
@@ -74,7 +76,7 @@ def rounded_error(structure: str, dtype: str, dense: Sequence[float], tail: Vect
 def file_bytes(
     structure: str, ranks: NDArray[np.int64], numbers: NDArray[np.int64], weights: Sequence[Weight], dtype: str
 ) -> Vector:
-    """Bytes that a structure's tensors take in a file: numbers, scales, and indices.
+    """Bytes that a structure takes in a file: numbers, scales, indices, and about what its nodes are.
 
     Args:
         structure: its name.
@@ -86,9 +88,10 @@ def file_bytes(
     # Of a table the rows that have a scale each are those that are looked up.
     rows = sum(w.cols if w.is_table else w.rows for w in weights)
     dense = sum(w.params for w in weights)
+    nodes = len(weights) * NODES[dtype] * (2 if structure in (*FACTORS, "pivoted") else 1)
     if structure == "residual":
-        return dense * BITS[dtype] / 8 + numbers - dense + SCALE * (2.0 * rows + ranks)
-    found: Vector = numbers.astype(np.float64) * (BITS[dtype] / 8)
+        return dense * BITS[dtype] / 8 + numbers - dense + SCALE * (2.0 * rows + ranks) + nodes + 2 * NODES["int8"]
+    found: Vector = numbers.astype(np.float64) * (BITS[dtype] / 8) + nodes
     if dtype in FORMATS:
         found = found + SCALE * (rows + (ranks if structure in FACTORS else 0))
     return found + (INDEX * sum(w.rows for w in weights) if structure == "pivoted" else 0)

@@ -36,6 +36,7 @@ __all__ = [
     "Dtype",
     "Profile",
     "Target",
+    "file_size",
     "fit_file",
     "write_onnx",
     "write_with_past",
@@ -145,6 +146,11 @@ def fit_file(
 
         fuse_file(path)
     return notes
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a graph with the numbers beside it."""
+    return sum(part.stat().st_size for part in (path, path.with_name(f"{path.name}.data")) if part.exists())
 
 
 def write_with_past(backend: Backend, folder: Path, opset: int | None = None) -> Path:

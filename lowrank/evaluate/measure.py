@@ -19,7 +19,7 @@ from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
 from lowrank.core.cost import spent
 from lowrank.core.plan import Plan, cost_in, dense_cost
-from lowrank.edge import Target
+from lowrank.edge import Target, file_size
 from lowrank.edge.counts import fused_counts
 from lowrank.errors import ExportError
 from lowrank.evaluate.fidelity import Runs, measure_fidelity
@@ -62,6 +62,8 @@ def measure(
         exact: `exactness` of a graph before it was rounded.
     """
     notes, problems = [*analysis.notes, *plan.notes], list[str]()
+    if plan.budget is not None and plan.budget.kind == "size" and (folder / ONNX_FILE).exists():
+        plan = replace(plan, share=float(file_size(folder / ONNX_FILE)))
     parity = times = quality = graph = None
     relative: float | None
     onnx = folder / ONNX_FILE
@@ -203,7 +205,7 @@ def compare_latency(dense: Backend, small: Path, target: Target) -> tuple[dict[s
             fit_file(files["dense_rounded"], _alike(target), signature)
         fit_file(files["dense"], replace(target, dtype="float32"), signature)
         fused = fused_counts(files["dense"])
-        sizes = {name: sum(p.stat().st_size for p in path.parent.glob(f"{path.name}*")) for name, path in files.items()}
+        sizes = {name: file_size(path) for name, path in files.items()}
         found = measure_latency(files, signature, 1, SEQUENCE)
     sequence = f" x {min(SEQUENCE, signature.max_sequence)}" if signature.has_sequence else ""
     return {

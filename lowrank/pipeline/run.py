@@ -67,7 +67,7 @@ def write_and_measure(
     problems: Sequence[str] = (),
 ) -> Report:
     """Everything of a run but its analysis, in `stage`."""
-    from lowrank.edge import fit_file, write_onnx
+    from lowrank.edge import file_size, fit_file, write_onnx
     from lowrank.evaluate.measure import exactness, measure
 
     found, notes, exact, target = list(problems), list[str](), None, output.target
@@ -97,13 +97,12 @@ def write_and_measure(
         except ExportError as error:
             found.append(str(error))
             _drop(stage, WITH_PAST_FILE)
-    limit = plan.budget.limit if plan.budget is not None and plan.budget.kind == "size" else None
-    if limit is not None and onnx.exists():
+    if plan.budget is not None and plan.budget.kind == "size" and onnx.exists():
         plan = replace(plan, share=float(file_size(onnx)))
         if not plan.meets_budget:
             found.append(
-                f"{ONNX_FILE} has {int(plan.reached):,} bytes with its numbers, and {int(limit):,} were "
-                "allowed; give a little less"
+                f"{ONNX_FILE} has {int(plan.reached):,} bytes with its numbers, and {int(plan.budget.limit):,} were "
+                "allowed; lower some ranks of the plan, or give more"
             )
     report = measure(dense, small, analysis, plan, stage, calibration, output.latency, track, clock, target, exact)
     found += report.problems
@@ -125,11 +124,6 @@ def write_and_measure(
     )
     write_json(stage / REPORT_FILE, "report", report.to_json())
     return report
-
-
-def file_size(path: Path) -> int:
-    """Of a graph with the numbers beside it."""
-    return sum(part.stat().st_size for part in (path, path.with_name(f"{path.name}.data")) if part.exists())
 
 
 def write_past(backend: Backend, stage: Path, target: Target, stored: Mapping[str, Stored] | None = None) -> list[str]:

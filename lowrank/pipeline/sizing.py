@@ -13,18 +13,15 @@ from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan, stored_weights
 from lowrank.core.select import Knapsack
 from lowrank.core.structures.absorb import absorbed
-from lowrank.edge import Target, fit_file, write_onnx
+from lowrank.edge import Target, file_size, fit_file, write_onnx
 from lowrank.errors import InfeasibleBudget, UnsupportedModel
 from lowrank.evaluate.report import ONNX_FILE
 from lowrank.pipeline.planning import factorize, select
-from lowrank.pipeline.run import file_size
 from lowrank.progress import Track, silent
 
-TRIES = 5
-CLOSE = 0.995
-"""Of the size that is allowed: what is near enough."""
-NODES = 1500
-"""Bytes of the nodes that apply a weight, about: a first guess, which the first trial corrects."""
+TRIES = 4
+CLOSE, SMALL = 0.005, 3000
+"""How much less than what is allowed is near enough: a share of it, or bytes."""
 
 
 def sized_plan(
@@ -50,7 +47,7 @@ def sized_plan(
         plan = replace(plan, share=float(found))
         if found <= budget.limit and (best is None or found > best.reached):
             best = plan
-        if CLOSE * budget.limit <= found <= budget.limit:
+        if 0 <= budget.limit - found <= max(CLOSE * budget.limit, SMALL):
             break
     if best is None:
         raise InfeasibleBudget(
@@ -61,10 +58,9 @@ def sized_plan(
 
 
 def _guess(backend: Backend, analysis: Analysis) -> int:
-    """Weights that are not targeted in eight bits, all else in 32, and nodes."""
+    """Weights that are not targeted in eight bits, and all else in 32; the first trial corrects it."""
     left = sum(w.params for w in backend.weights if w.name not in analysis)
-    rest = max(0, backend.params - analysis.dense_params - left)
-    return left + 4 * rest + NODES * len(backend.weights)
+    return left + 4 * max(0, backend.params - analysis.dense_params - left)
 
 
 def _bytes_of(backend: Backend, analysis: Analysis, plan: Plan, target: Target, signature: Signature) -> int:

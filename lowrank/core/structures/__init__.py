@@ -66,6 +66,10 @@ def stored_in(curve: Curve, group: Group, analysis: Analysis, dtype: str) -> Cur
         dtype: the type.
     """
     records = [analysis[name] for name in group.weights]
+    if dtype in FORMATS and curve.structure == "pivoted":
+        # What follows from pivots is a difference of large numbers, and there is no freedom to make them even:
+        # measured, four bits of one such weight cost more than those of all others together.
+        return Curve.empty(curve.structure)
     if dtype in FORMATS and any(dtype not in record.rounding for record in records):
         return Curve.empty(curve.structure)
     dense = [record.rounding.get(dtype, 0.0) for record in records]

@@ -40,14 +40,31 @@ def export(
     profile: ProfileOption = None,
     quantize: Quantize = DtypeName.none,
     elastic: Elastic = None,
+    ort: Annotated[
+        bool,
+        typer.Option("--ort", help="Also as .ort, with its operators for a minimal build; of a run or .onnx, too."),
+    ] = False,
+    adapter_inputs: Annotated[
+        bool, typer.Option("--adapter-inputs", help="A graph that takes a LoRA at every run; of a run folder, too.")
+    ] = False,
     calib: Calib = None,
     column: Column = None,
 ) -> None:
-    """Write the dense model to ONNX the same way as a compressed one, for comparison; or many sizes over one file."""
+    """Write the dense model to ONNX the same way as a compressed one, for comparison; or other forms of a result."""
     from lowrank import pipeline
     from lowrank.backends import Opening
 
     opening = Opening(arch=arch, config=config, unsafe_pickle=unsafe_pickle)
+    if adapter_inputs:
+        if ort or elastic or with_past or profile or quantize is not DtypeName.none:
+            raise typer.BadParameter("--adapter-inputs is a graph of its own; leave the other forms out")
+        path, count = pipeline.export_adapter_inputs(model, output, opening=opening)
+        say(f"{path} ({path.stat().st_size:,} bytes): {count} layers take an adapter, none of them needs one")
+        return
+    graph = pipeline.graph_of(model) if ort else None
+    if graph is not None:
+        _write_ort(graph, output)
+        return
     target = target_of(profile, quantize)
     if elastic is not None:
         if with_past:
@@ -74,6 +91,15 @@ def export(
     path = pipeline.export(model, output, opening=opening, opset=opset, with_past=with_past, target=target, remark=say)
     size = sum(part.stat().st_size for part in output.glob(f"{path.name}*"))
     say(f"{path} ({size:,} bytes), " + ("rounded." if target.is_rounded else "same outputs as torch."))
+    if ort:
+        _write_ort(path, output)
+
+
+def _write_ort(graph: Path, output: Path) -> None:
+    from lowrank import pipeline
+
+    for path in pipeline.export_ort(graph, output):
+        say(f"{path} ({path.stat().st_size:,} bytes)")
 
 
 def bench(

@@ -5,7 +5,7 @@ from lowrank.pipeline.compressing import SAME_CHANNELS, compress
 from lowrank.pipeline.elastic import DATA_FILE as ELASTIC_DATA
 from lowrank.pipeline.elastic import export_elastic
 from lowrank.pipeline.evaluating import evaluate
-from lowrank.pipeline.exporting import export
+from lowrank.pipeline.exporting import export, export_adapter_inputs, export_ort, graph_of
 from lowrank.pipeline.healing import Training, heal
 from lowrank.pipeline.planning import factorize, read_plan, select
 from lowrank.pipeline.run import CHECKPOINT_FILE, ONNX_FILE, PLAN_FILE, REPORT_FILE, RUN
@@ -28,8 +28,11 @@ __all__ = [
     "compress",
     "evaluate",
     "export",
+    "export_adapter_inputs",
     "export_elastic",
+    "export_ort",
     "factorize",
+    "graph_of",
     "heal",
     "kept_analysis",
     "read_plan",

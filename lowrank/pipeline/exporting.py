@@ -1,4 +1,4 @@
-"""The dense model as ONNX, for comparison."""
+"""Graphs out: the dense model for comparison, and other forms of what there is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from lowrank.backends import Opening, open_model
 from lowrank.backends.inputs import Signature
 from lowrank.edge import Target
 from lowrank.errors import ExportError
-from lowrank.pipeline.run import GRAPHS, ONNX_FILE, write_past
+from lowrank.evaluate.report import ONNX_FILE
+from lowrank.pipeline.run import ADAPTABLE_FILE, GRAPHS, REPORT_FILE, check_source, read_run, source_of, write_past
 
 
 def export(
@@ -51,3 +52,63 @@ def export(
         for note in write_past(backend, stage, target) if with_past else ():
             remark(note)
     return Path(output) / ONNX_FILE
+
+
+def graph_of(model: str | Path) -> Path | None:
+    """The graph that is there already: an `.onnx` file itself, or that of a run folder; None for other models."""
+    path = Path(model).expanduser()
+    if path.suffix == ".onnx" and path.is_file():
+        return path
+    return path / ONNX_FILE if (path / REPORT_FILE).is_file() and (path / ONNX_FILE).is_file() else None
+
+
+def export_ort(graph: Path, output: str | Path) -> list[Path]:
+    """A graph in ONNX Runtime's own format, with the list of operators that a minimal build needs for it.
+
+    Raises:
+        ExportError: if it cannot be converted.
+    """
+    from lowrank.edge.ort_format import SUFFIXES, write_ort
+
+    folder = Path(output).expanduser()
+    with staged(folder, owned=tuple(f"{graph.stem}{suffix}" for suffix in SUFFIXES)) as stage:
+        return [folder / path.name for path in write_ort(graph, stage)]
+
+
+def export_adapter_inputs(model: object, output: str | Path, *, opening: Opening | None = None) -> tuple[Path, int]:
+    """`model_with_adapters.onnx`: a graph whose linear layers take a LoRA of any rank at every run, or none.
+
+    Args:
+        model: a run folder, for its compressed model, or a model.
+        output: the folder.
+        opening: how to build the model if its file does not say.
+
+    Returns:
+        The file, and how many layers take an adapter.
+
+    Raises:
+        ExportError: if it cannot be traced.
+    """
+    from lowrank.backends.torch import ModuleBackend
+    from lowrank.edge.adapters import export_adaptable
+    from lowrank.healing.adapter import adaptable
+
+    run = Path(model).expanduser() if isinstance(model, str | Path) else None
+    if run is not None and (run / REPORT_FILE).is_file():
+        analysis, _, _ = read_run(run)
+        path, opening = source_of(analysis, run, opening)
+        dense = open_model(path, opening)
+        check_source(analysis, dense, run)
+        backend = dense.saved_in(run, dict) if isinstance(dense, ModuleBackend) else dense
+        targeted = [record.weight for record in analysis.weights]
+    else:
+        backend = open_model(model, opening or Opening())
+        targeted = [weight for weight in backend.weights if weight.role == "projection"]
+    if not isinstance(backend, ModuleBackend) or not isinstance(backend.signature, Signature):
+        raise ExportError(f"adapters can only be inputs of a model that can be built: {backend.signature}")
+    layers = [layer.name for weight in targeted if weight.is_linear for layer in weight.layers]
+    shapes = adaptable(backend.module, layers)
+    folder = Path(output).expanduser()
+    with staged(folder, owned=(ADAPTABLE_FILE, f"{ADAPTABLE_FILE}.data")) as stage:
+        export_adaptable(backend.module, backend.signature, shapes, stage / ADAPTABLE_FILE)
+    return folder / ADAPTABLE_FILE, len(shapes)

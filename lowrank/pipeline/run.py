@@ -97,11 +97,12 @@ def write_and_measure(
         except ExportError as error:
             found.append(str(error))
             _drop(stage, WITH_PAST_FILE)
-    if plan.budget is not None and plan.budget.kind == "size" and onnx.exists():
+    budget = plan.budget
+    if budget is not None and budget.kind == "size" and onnx.exists():
         plan = replace(plan, share=float(file_size(onnx)))
         if not plan.meets_budget:
             found.append(
-                f"{ONNX_FILE} has {int(plan.reached):,} bytes with its numbers, and {int(plan.budget.limit):,} were "
+                f"{ONNX_FILE} has {int(plan.reached):,} bytes with its numbers, and {int(budget.limit):,} were "
                 "allowed; lower some ranks of the plan, or give more"
             )
     report = measure(dense, small, analysis, plan, stage, calibration, output.latency, track, clock, target, exact)

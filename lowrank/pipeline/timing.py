@@ -19,6 +19,8 @@ from lowrank.pipeline.settings import Settings
 from lowrank.progress import Track, silent
 
 TOKENS, THREADS, STEP = 128, 1, 16
+COMPUTED = {"float32": "float32", "int8": "int8", "int4": "int8"}
+"""What products are computed in, by the type of their weights."""
 
 
 def work_for(
@@ -36,11 +38,14 @@ def work_for(
     """
     from lowrank.edge.kernels import work_of
 
-    if target.dtype not in ("float32", "int8"):
-        raise TimingError(f"there are tables for float32 and int8; {target.dtype} weights are computed with otherwise")
+    dtype = COMPUTED.get(target.dtype)
+    if dtype is None:
+        raise TimingError(
+            f"there are tables for {', '.join(COMPUTED)}; {target.dtype} weights are computed with otherwise"
+        )
     numbers = sum(weights[0].params for group, weights in groups if group.bond is None)
     sizes = sizes_for(groups, step)
-    return work_of(sizes, numbers=numbers, tokens=tokens, threads=threads, dtype=target.dtype, step=step)
+    return work_of(sizes, numbers=numbers, tokens=tokens, threads=threads, dtype=dtype, step=step)
 
 
 def time_here(backend: Backend, work: dict[str, Any], target: Target, track: Track = silent) -> Timings:
@@ -167,7 +172,7 @@ def check_table(timings: Timings, target: Target) -> Timings:
     Raises:
         TimingError: if it is not.
     """
-    if timings.dtype != target.dtype:
+    if timings.dtype != COMPUTED.get(target.dtype, target.dtype):
         raise TimingError(
             f"the table was measured for {timings.dtype}, and the graph will be in {target.dtype}; measure again with "
             "the same --quantize"

@@ -1,9 +1,10 @@
-"""Other processors, emulated, and JavaScript runtimes: what is written gives the same numbers there."""
+"""Other processors, emulated, JavaScript, a browser, C++: what is written gives the same numbers there."""
 
 from __future__ import annotations
 
 import fcntl
 import json
+import platform
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx.save import load_whole, save_model
 from lowrank.backends.session import typed
 from lowrank.edge import Target, fit_file, standalone, write_onnx
+from lowrank.edge.ort_format import write_ort
 
 pytestmark = [
     pytest.mark.device,
@@ -30,7 +32,7 @@ pytestmark = [
 
 TOOLS = Path(__file__).parents[2] / "tools"
 EXACT = {"portable": 1e-4, "beside": 1e-4, "fused": 1e-4, "fp16": 1e-4}
-ROUNDED = {"int8": 5e-2, "int4": 5e-2}
+ROUNDED = {"int8": 5e-2, "int4": 5e-2, "nbits4": 5e-2}
 debian = pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs Debian or Ubuntu")
 npm = pytest.mark.skipif(shutil.which("npm") is None, reason="needs Node.js with npm")
 
@@ -69,7 +71,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "fused": Target(profile="ort"),
         "int8": Target(dtype="int8"),
         "fp16": Target(dtype="float16"),
-        "int4": Target(profile="ort", dtype="int4"),
+        "int4": Target(dtype="int4"),
+        "nbits4": Target(profile="ort", dtype="nbits4"),
     }.items():
         path = folder / f"{name}.onnx"
         write_onnx(backend, path)
@@ -78,6 +81,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if name == "beside":
             save_model(load_whole(path), path, beside=True)
         np.save(folder / f"{name}.npy", session.run([signature.output], typed(session, feed))[0])
+        if name in ("fused", "int8"):
+            write_ort(path, folder)
+    given = {name: {"dims": list(values.shape), "data": values.ravel().tolist()} for name, values in feed.items()}
+    (folder / "in.json").write_text(json.dumps(given))
     return folder
 
 
@@ -100,7 +107,7 @@ def test_arm64(name: str, tolerance: float, files: Path) -> None:
     assert np.abs(there - here).max() < tolerance * np.abs(here).max()
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("portable", 1e-4), ("int8", 5e-2)])
+@pytest.mark.parametrize(("name", "tolerance"), [("portable", 1e-4), ("int8", 5e-2), ("int4", 5e-2)])
 @debian
 def test_armv7(name: str, tolerance: float, files: Path) -> None:
     there, here = run(python_of("armv7"), files, name)
@@ -125,19 +132,80 @@ def javascript() -> Path:
 @npm
 @pytest.mark.parametrize("kind", ["web", "node"])
 def test_javascript(kind: str, files: Path) -> None:
-    feed = dict(np.load(files / "in.npz"))
-    given = {name: {"dims": list(values.shape), "data": values.ravel().tolist()} for name, values in feed.items()}
-    (files / "in.json").write_text(json.dumps(given))
-    keep = feed["attention_mask"] == 1
-    for name, tolerance in {**EXACT, **ROUNDED}.items():
-        out = files / f"{name}-{kind}.json"
-        command = ["node", "run.mjs", kind, str(files / f"{name}.onnx"), str(files / "in.json"), str(out)]
+    models = {f"{name}.onnx": tolerance for name, tolerance in {**EXACT, **ROUNDED}.items()}
+    for model, tolerance in {**models, "fused.ort": 1e-4, "int8.ort": 5e-2}.items():
+        out = files / f"{model}-{kind}.json"
+        command = ["node", "run.mjs", kind, str(files / model), str(files / "in.json"), str(out)]
         done = subprocess.run(command, cwd=javascript(), capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        found = json.loads(out.read_text())["last_hidden_state"]
-        there = np.array(found["data"], np.float32).reshape(found["dims"])[keep]
-        here = np.load(files / f"{name}.npy")[keep]
-        assert np.abs(there - here).max() < tolerance * np.abs(here).max(), name
+        same(out, files, model, tolerance)
+
+
+def same(out: Path, files: Path, model: str, tolerance: float) -> None:
+    """Nothing, if what was found elsewhere is what is found here, without padding."""
+    keep = np.load(files / "in.npz")["attention_mask"] == 1
+    found = json.loads(out.read_text())["last_hidden_state"]
+    there = np.array(found["data"], np.float32).reshape(found["dims"])[keep]
+    here = np.load(files / f"{Path(model).stem}.npy")[keep]
+    assert np.abs(there - here).max() < tolerance * np.abs(here).max(), model
+
+
+@npm
+@debian
+def test_a_browser(files: Path) -> None:
+    runtime, installed = javascript() / "node_modules" / "onnxruntime-web", shutil.which("chromium")
+    with made_once("chromium") as folder:
+        program = installed or str(folder)
+        for name, tolerance in {"beside": 1e-4, "int8": 5e-2, "int4": 5e-2}.items():
+            out = files / f"{name}-browser.json"
+            command = [sys.executable, str(TOOLS / "browser.py"), str(runtime), program, str(files / f"{name}.onnx")]
+            done = subprocess.run([*command, str(files / "in.json"), str(out)], capture_output=True, text=True)
+            if done.returncode and not (folder / "whole").exists() and installed is None:
+                pytest.skip(done.stderr.strip().splitlines()[-1])
+            assert done.returncode == 0, done.stderr
+            same(out, files, f"{name}.onnx", tolerance)
+
+
+@npm
+@debian
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="needs CMake and a compiler")
+def test_cpp(files: Path, tmp_path: Path) -> None:
+    built = javascript() / "node_modules" / "onnxruntime-node" / "bin" / "napi-v6" / "linux"
+    machine = {"x86_64": "x64", "aarch64": "arm64"}.get(platform.machine())
+    if machine is None:
+        pytest.skip("onnxruntime-node has no library for this processor")
+    with made_once("headers") as folder:
+        if not (folder / "include").exists():
+            script = (
+                "import sys; from pathlib import Path; from debian import call, fetch; folder = Path(sys.argv[1]); "
+                "fetch(folder / 'apt', call('dpkg', '--print-architecture').strip(), 'trixie', "
+                "('libonnxruntime-dev',), folder / 'root', needed=False); "
+                "(folder / 'root/usr/include').rename(folder / 'include')"
+            )
+            folder.mkdir(exist_ok=True)
+            done = subprocess.run([sys.executable, "-c", script, folder], cwd=TOOLS, capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(done.stderr.strip().splitlines()[-1])
+        root = tmp_path / "onnxruntime"
+        shutil.copytree(folder / "include", root / "include")
+    (root / "lib").mkdir()
+    (root / "lib" / "libonnxruntime.so.1").symlink_to(built / machine / "libonnxruntime.so.1")
+    source, build = TOOLS.parent / "examples" / "cpp", tmp_path / "build"
+    for command in (["cmake", "-S", source, "-B", build, f"-DONNXRUNTIME_ROOT={root}"], ["cmake", "--build", build]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    feed = {"input_ids": np.array([[5, 6, 7]]), "attention_mask": np.ones((1, 3), np.int64)}
+    for model in ("beside.onnx", "int4.onnx", "fused.ort"):
+        done = subprocess.run([build / "tokens", files / model, "5", "6", "7"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        session = ort.InferenceSession(str(files / model), providers=["CPUExecutionProvider"])
+        every = {"token_type_ids": np.zeros((1, 3), np.int64), **feed}
+        here = session.run(None, {spec.name: every[spec.name] for spec in session.get_inputs()})[0]
+        shape, numbers, time = done.stdout.strip().splitlines()
+        assert shape == "last_hidden_state 1 3 32" and time.endswith(" ms")
+        assert np.allclose([float(n) for n in numbers.split()], np.ravel(here)[:8], atol=5e-2), model
+    failed = subprocess.run([build / "tokens", files / "none.onnx", "5"], capture_output=True, text=True)
+    assert failed.returncode == 1 and "none.onnx" in failed.stderr
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="onnxruntime 1.17 has no wheel for this Python")
@@ -152,10 +220,10 @@ def test_the_oldest_runtime(files: Path) -> None:
     python = folder / "python"
     python.write_text(f'#!/bin/sh\nPYTHONPATH="{folder}" exec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
-    for name, tolerance in {"portable": 1e-4, "beside": 1e-4, "fp16": 1e-4, "int8": 5e-2}.items():
+    for name, tolerance in {"portable": 1e-4, "beside": 1e-4, "fp16": 1e-4, "int8": 5e-2, "int4": 5e-2}.items():
         there, here = run(python, files, name)
         assert np.abs(there - here).max() < tolerance * np.abs(here).max(), name
     # What is for later runtimes is named there.
-    script = [str(python), str(standalone.__file__), "--model", str(files / "int4.onnx"), "--time", "1"]
+    script = [str(python), str(standalone.__file__), "--model", str(files / "nbits4.onnx"), "--time", "1"]
     done = subprocess.run(script, capture_output=True, text=True)
-    assert done.returncode and "1.17.3 cannot load int4.onnx" in done.stderr and "--profile portable" in done.stderr
+    assert done.returncode and "1.17.3 cannot load nbits4.onnx" in done.stderr and "--profile portable" in done.stderr

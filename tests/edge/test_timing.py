@@ -62,5 +62,5 @@ def test_a_table_of_another_machine(cli: Any, tmp_path: Path, bert_folder: Path)
 def test_what_is_missing_is_said(cli: Any, tmp_path: Path, bert_folder: Path) -> None:
     neither = cli("bench", bert_folder)
     assert neither.code == 2 and "--table" in neither.err
-    four = cli("bench", bert_folder, "--table", tmp_path / "t.json", "--quantize", "int4")
-    assert four.code == 1 and "float32 and int8" in four.err
+    four = cli("bench", bert_folder, "--table", tmp_path / "t.json", "--quantize", "nbits4")
+    assert four.code == 1 and "float32, int8, int4" in four.err

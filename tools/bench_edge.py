@@ -1,20 +1,23 @@
 """Bytes and milliseconds on the edge: dense and compressed all-MiniLM-L6-v2, in every type, as one table.
 
-    python tools/bench_edge.py --data DATA [--keep 0.3] [--heal 15] --output bench
+    python tools/bench_edge.py --data DATA [--heal 15] --output bench
 
 DATA holds stsb_train.tsv and stsb_dev.tsv. Every file is run by plain ONNX Runtime with one thread: Spearman on STS-B
-dev, bytes, medians of milliseconds at four shapes, all files in turn, and the memory that a fresh process needs beyond
-onnxruntime itself. The baseline is the dense model for ONNX Runtime (`--profile ort`), and in int8 the fastest of two
-ways to round it: this tool's and ONNX Runtime's own.
+dev, bytes, multiply-adds a token, medians of milliseconds at four shapes, all files in turn, and the memory that a
+fresh process needs beyond onnxruntime itself. The baseline is the dense model for ONNX Runtime (`--profile ort`), in
+int8 the fastest of two ways to round it: this tool's and ONNX Runtime's own. Runs are kept in bench/edge, and not made
+again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +30,14 @@ from bench_minilm import embed
 
 import lowrank
 from lowrank.backends import open_model
-from lowrank.backends.inputs import Signature, spread
-from lowrank.edge import Dtype, Target, fit_file, quantize, standalone, write_onnx
+from lowrank.backends.inputs import spread
+from lowrank.calibrate import load_calibration
+from lowrank.core.budget import Budget
+from lowrank.edge import Dtype, Target, file_size, fit_file, standalone, write_onnx
 from lowrank.evaluate import measure_latency
 
 SHAPES = ((1, 1), (1, 16), (1, 128), (8, 64))
-DTYPES: tuple[Dtype, ...] = ("float32", "float16", "int8", "int4")
+DTYPES: tuple[Dtype, ...] = ("float32", "float16", "int8", "int4", "nbits4")
 TOKENS = 16384
 
 
@@ -62,48 +67,83 @@ def pruned(module: Any) -> Any:
     return module
 
 
-def files_of(keep: float, minutes: float, data: Path, work: Path) -> dict[str, Path]:
-    """Every variant as a file, by its name in the table."""
-    subject = subjects.minilm(data, work)
-    found: dict[str, Path] = {}
-    dense: Any = open_model(subject.source)
-    signature = dense.signature
-    assert isinstance(signature, Signature)
-    for dtype in DTYPES:
-        path = found[f"dense {dtype}"] = work / f"dense-{dtype}" / "model.onnx"
-        path.parent.mkdir()
-        write_onnx(dense, path)
-        fit_file(path, Target(profile="ort", dtype=dtype), signature)
-    path = found["dense int8, by onnxruntime"] = work / "dense-ort" / "model.onnx"
-    path.parent.mkdir()
-    rounded_by_onnxruntime(found["dense float32"], path)
-    path = found["half of the weights zero"] = work / "pruned" / "model.onnx"
-    path.parent.mkdir()
-    write_onnx(open_model(pruned(open_model(subject.source).module)), path)  # pyright: ignore[reportAttributeAccessIssue]
-    fit_file(path, Target(profile="ort"), signature)
+@dataclass(frozen=True)
+class Row:
+    """A variant: its file, multiply-adds a token, and the name that it has in the table."""
 
-    run = work / "run"
-    lowrank.compress(subject.source, keep, output=run, settings=subject.calib, latency=False)
-    calibration = lowrank.calibrate.load_calibration(dense, Path(str(subject.calib.calib)), subject.calib.column)
-    assert calibration is not None
-    for healed in (False, True) if minutes else (False,):
-        if healed:
-            lowrank.heal(run, minutes, latency=False)
-        small: Any = calibration.backend.saved_in(run, dict)
-        feeds = spread(calibration.fit, TOKENS)
-        label = f"keep {keep:g}" + (", healed" if healed else "")
-        for dtype in DTYPES:
-            path = found[f"{label} {dtype}"] = work / f"{label}-{dtype}" / "model.onnx"
-            path.parent.mkdir()
-            write_onnx(small, path)
-            fit_file(path, Target(profile="ort", dtype=dtype), signature, feeds)
-        for dtype in DTYPES[2:]:
-            path = found[f"{label} {dtype}, only rounded"] = work / f"{label}-{dtype}-plain" / "model.onnx"
-            path.parent.mkdir()
-            write_onnx(small, path)
-            quantize.quantize_file(path, dtype, signature, feeds, plain=True)
-            fit_file(path, Target(profile="ort"), signature)
+    name: str
+    path: Path
+    macs: int
+
+
+def fitted(name: str, backend: Any, macs: int, work: Path, dtype: Dtype, feeds: Any = (), plain: bool = False) -> Row:
+    """A model of one type, for ONNX Runtime."""
+    label = f"{name} {dtype}" + (", only rounded" if plain else "")
+    path = work / label.replace(" ", "-") / "model.onnx"
+    path.parent.mkdir()
+    write_onnx(backend, path)
+    fit_file(path, Target(profile="ort", dtype=dtype), backend.signature, feeds, plain=plain)
+    return Row(label, path, macs)
+
+
+def dense_rows(source: str, work: Path) -> list[Row]:
+    """The dense model in every type, also as ONNX Runtime rounds it, and with half of its weights zero."""
+    dense: Any = open_model(source)
+    macs = sum(weight.params for weight in dense.weights if weight.role == "projection")
+    rows = [fitted("dense", dense, macs, work, dtype) for dtype in DTYPES]
+    path = work / "dense-ort" / "model.onnx"
+    path.parent.mkdir()
+    rounded_by_onnxruntime(rows[0].path, path)
+    zeros = open_model(pruned(open_model(source).module))  # pyright: ignore[reportAttributeAccessIssue]
+    return [
+        *rows,
+        Row("dense int8, by onnxruntime", path, macs),
+        fitted("half of the weights zero", zeros, macs, work, "float32"),
+    ]
+
+
+def runs_of(subject: subjects.Subject, minutes: float, folder: Path) -> dict[str, Path]:
+    """Compressed models by their names in the table; those that are there from an earlier run are not made again."""
+    wanted = {
+        "keep 0.3": (Budget.params(0.3), Target(profile="ort")),
+        "8 MB": (Budget.size(8e6), Target(profile="ort")),
+        "6 MB": (Budget.size(6e6), Target(profile="ort")),
+        "time 0.37": (Budget.latency(0.37), Target(profile="ort")),
+        "time 0.5 of int8": (Budget.latency(0.5), Target(profile="ort", dtype="int8")),
+    }
+    found: dict[str, Path] = {}
+    analyses: dict[tuple[str, ...], Path] = {}
+    for name, (budget, target) in wanted.items():
+        targets = ("projections", "embeddings") if budget.kind == "size" else ("projections",)
+        run = found[name] = folder / name.replace(" ", "-")
+        if not (run / "report.json").exists():
+            for path in analyses.get(targets, run).glob("analysis.*"):
+                run.mkdir(exist_ok=True)
+                shutil.copyfile(path, run / path.name)
+            settings = replace(subject.calib, targets=targets)
+            lowrank.compress(subject.source, budget, output=run, settings=settings, target=target, latency=False)
+        analyses[targets] = run
+        if minutes and budget.kind != "latency":
+            healed = found[f"{name}, healed"] = folder / f"{run.name}-healed"
+            if not (healed / "report.json").exists():
+                shutil.copytree(run, healed, dirs_exist_ok=True)
+                lowrank.heal(healed, minutes, latency=False)
     return found
+
+
+def run_rows(name: str, run: Path, subject: subjects.Subject, work: Path) -> list[Row]:
+    """A run's own file; of one by parameters, its model in every type."""
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    macs = report["model"]["macs_after"]
+    if report["budget"]["kind"] != "params":
+        return [Row(name, run / "model.onnx", macs)]
+    dense: Any = open_model(subject.source)
+    calibration = load_calibration(dense, Path(str(subject.calib.calib)), subject.calib.column, subject.calib.samples)
+    assert calibration is not None
+    small: Any = calibration.backend.saved_in(run, dict)
+    feeds = spread(calibration.fit, TOKENS)
+    rows = [fitted(name, small, macs, work, dtype, feeds) for dtype in DTYPES]
+    return rows + [fitted(name, small, macs, work, dtype, feeds, plain=True) for dtype in ("int8", "int4")]
 
 
 def memory(path: Path) -> float:
@@ -116,33 +156,37 @@ def memory(path: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--keep", type=float, default=0.3)
     parser.add_argument("--heal", type=float, default=0.0, metavar="MINUTES")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--output", type=Path, default=Path("bench"))
     given = parser.parse_args()
     from transformers import AutoTokenizer
 
-    folder = subjects.minilm_folder()
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(subjects.minilm_folder()))
     pairs, scores = subjects.read_pairs(given.data / "stsb_dev.tsv")
     texts = [a for a, _ in pairs] + [b for _, b in pairs]
-    with tempfile.TemporaryDirectory() as work:
-        files = files_of(given.keep, given.heal, given.data, Path(work))
-        signature: Any = open_model(str(folder)).signature
+    folder = given.output / "edge"
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as place:
+        work = Path(place)
+        subject = subjects.minilm(given.data, folder)
+        rows = dense_rows(subject.source, work)
+        for name, run in runs_of(subject, given.heal, folder).items():
+            rows += run_rows(name, run, subject, work)
+        signature: Any = open_model(subject.source).signature
+        files = {row.name: row.path for row in rows}
         times = {shape: measure_latency(files, signature, *shape, rounds=given.rounds) for shape in SHAPES}
-        head = ["all-MiniLM-L6-v2", "Spearman", "MB", *(f"{b} x {s}" for b, s in SHAPES), "peak MB"]
+        head = ["all-MiniLM-L6-v2", "Spearman", "MB", "M multiply-adds", *(f"{b} x {s}" for b, s in SHAPES), "peak MB"]
         lines = [head, ["---"] * len(head)]
-        for name, path in files.items():
-            vectors = embed(path, tokenizer, texts)
+        for row in rows:
+            vectors = embed(row.path, tokenizer, texts)
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-            size = sum(p.stat().st_size for p in path.parent.iterdir()) / 1e6
-            first = [times[shape]["dense float32"] / times[shape][name] for shape in SHAPES]
-            ratios = [f"{times[s][name]:.2f} ({r:.2f}x)" for s, r in zip(SHAPES, first, strict=True)]
             score = subjects.spearman(vectors.astype(np.float64), scores)
-            lines.append([name, f"{score:.4f}", f"{size:.1f}", *ratios, f"{memory(path):.0f}"])
+            first = [times[shape]["dense float32"] / times[shape][row.name] for shape in SHAPES]
+            ratios = [f"{times[s][row.name]:.2f} ({r:.2f}x)" for s, r in zip(SHAPES, first, strict=True)]
+            sizes = [f"{file_size(row.path) / 1e6:.2f}", f"{row.macs / 1e6:.2f}"]
+            lines.append([row.name, f"{score:.4f}", *sizes, *ratios, f"{memory(row.path):.0f}"])
             print(" | ".join(lines[-1]), flush=True)
-    given.output.mkdir(parents=True, exist_ok=True)
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     (given.output / "edge.md").write_text(table + "\n", encoding="utf-8")
 

@@ -55,6 +55,8 @@ def write_ort(graph: Path, folder: Path) -> list[Path]:
             raise ExportError(f"{graph} cannot be written as .ort: {why}") from None
         made = [Path(place) / f"{graph.stem}{suffix}" for suffix in SUFFIXES]
         _check(graph, made[0])
+        # Where it was made is nobody's concern.
+        made[1].write_text(made[1].read_text(encoding="utf-8").replace(f"{Path(place).resolve()}/", ""), "utf-8")
         return [Path(shutil.copyfile(path, folder / path.name)) for path in made]
 
 

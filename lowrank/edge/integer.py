@@ -98,7 +98,8 @@ def _unpacked(node: Any, packed: Any, codes: Codes) -> Any:
     """Products of codes and steps, as floating numbers: what `pack` made, or some rows of it."""
     assert codes.steps is not None
     graph, (cols, blocks) = node.graph, (codes.codes.shape[1], codes.steps.shape[1])
-    low = add(node, "BitwiseAnd", [packed, constant(graph, "int4.low", np.array(15, np.uint8))], part="low")
+    # A remainder, as BitwiseAnd came with a later operator set than all else here.
+    low = add(node, "Mod", [packed, constant(graph, "int4.base", np.array(16, np.uint8))], part="low")
     shift = constant(graph, "int4.shift", np.array(4, np.uint8))
     high = add(node, "BitShift", [packed, shift], part="high", direction="RIGHT")
     both = add(node, "Concat", [low.outputs[0], high.outputs[0]], part="nibbles", axis=-1)

@@ -25,8 +25,8 @@ from lowrank.edge.half import store_in_half
 from lowrank.edge.integer import CONTRIB, place_lookup, place_product
 from lowrank.errors import ExportError
 
-INTEGERS = 11
-"""The operator set that DynamicQuantizeLinear came with."""
+INTEGERS, FOURS = 11, 13
+"""The operator sets that DynamicQuantizeLinear came with, and a Split into parts that are given."""
 LEAST = 1024
 """Weights with fewer numbers stay as they are: what they save is less than what their operators cost."""
 MOMENTS = 1 << 30
@@ -68,11 +68,11 @@ def quantize_file(
     if dtype == "float16":
         notes = _in_half(model)
     else:
-        opset = model.opset_imports.get("", 0)
-        if opset < INTEGERS:
+        opset, least = model.opset_imports.get("", 0), FOURS if dtype in ("int4", "mixed") else INTEGERS
+        if opset < least:
             raise ExportError(
-                f"the graph is of operator set {opset}, and rounded products came with {INTEGERS}; export the model "
-                "with a later one, or leave --quantize out"
+                f"the graph is of operator set {opset}, and what {dtype} is made of came with {least}; export the "
+                "model with a later one, or use " + ("--quantize int8" if opset >= INTEGERS else "--quantize none")
             )
         backend = OnnxBackend(model, {"kind": "onnx"}, signature, path.parent, tried=True)
         quantizer = _Quantizer(backend, dtype, stored or {}, feeds, plain)

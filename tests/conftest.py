@@ -14,9 +14,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +39,38 @@ def seeded() -> None:
 
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A model of transformers is traced once for all tests and workers: tests make the same tiny ones again and again,
+    and a trace takes seconds. What is found again has the same config, layers, numbers and inputs."""
+    from lowrank.artifacts import hash_json
+    from lowrank.backends.onnx.save import load_whole, save_model
+    from lowrank.backends.torch.tensors import hash_state
+    from lowrank.edge import OPSET, export
+
+    place = tmp_path_factory.getbasetemp()
+    folder = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / "traced"
+    folder.mkdir(exist_ok=True)
+    trace = export.export_graph
+
+    def remembered(module: Any, signature: Any, opset: int = OPSET) -> Any:
+        config = getattr(module, "config", None)
+        if not hasattr(config, "to_json_string"):
+            return trace(module, signature, opset)
+        state = hash_state(module.state_dict())
+        known = folder / f"{hash_json([repr(module), config.to_json_string(), state, repr(signature), opset])}.onnx"
+        if not known.exists():
+            graph = trace(module, signature, opset)
+            made = known.with_suffix(f".{os.getpid()}")
+            save_model(graph, made, beside=False)
+            made.rename(known)
+        return load_whole(known)
+
+    export.export_graph = remembered
+    yield
+    export.export_graph = trace
 
 
 @dataclass(frozen=True)

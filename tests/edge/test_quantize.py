@@ -196,3 +196,29 @@ def test_a_quantised_model_is_refused(tmp_path: Path, cli: Any, bert_folder: Pat
         if np.prod(i.dims) >= 100
     }
     assert kinds == {onnx.TensorProto.FLOAT16}
+
+
+@pytest.mark.parametrize("opset", [12, 13])
+def test_four_bits_in_an_old_graph(opset: int, tmp_path: Path) -> None:
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = np.random.default_rng(0).standard_normal((48, 40)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "one",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 48])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 40])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    path = tmp_path / "old.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=7), str(path))
+    signature = open_model(str(path)).signature
+    assert isinstance(signature, Signature)
+    if opset < 13:
+        with pytest.raises(lowrank.LowRankError, match="operator set 12.*--quantize int8"):
+            fit_file(path, Target(dtype="int4"), signature)
+        return
+    fit_file(path, Target(dtype="int4"), signature)
+    x = np.random.default_rng(1).standard_normal((5, 48)).astype(np.float32)
+    found = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    assert np.linalg.norm(found - x @ weight) < 0.12 * np.linalg.norm(x @ weight)

@@ -158,7 +158,8 @@ FoldOption = Annotated[
 Structures = Annotated[
     str | None,
     typer.Option(
-        help="Only these, with commas: two_factor, pivoted, product, rotary, neurons, shared, spatial. Default: all."
+        help="Only these, with commas: two_factor, pivoted, product, rotary, neurons, shared, spatial, and with --size "
+        "residual. Default: all."
     ),
 ]
 
@@ -274,14 +275,14 @@ def budget_of(
 def chosen_selector(name: SelectorName, multiple: int, structures: str | None) -> Selector:
     """The policy that the command line names."""
     from lowrank.core.select import SELECTORS, Knapsack
-    from lowrank.core.structures import STRUCTURES
+    from lowrank.core.structures import ROUNDED, STRUCTURES
 
     if structures is None:
         return SELECTORS[name.value](multiple=multiple)
     if name is not SelectorName.knapsack:
         raise typer.BadParameter(f"--structures is for the knapsack; {name.value} ranks are those of two factors")
     wanted = tuple(part.strip() for part in structures.split(","))
-    known = [structure.name for structure in STRUCTURES]
+    known = [structure.name for structure in (*STRUCTURES, *ROUNDED)]
     unknown = [part for part in wanted if part not in known]
     if unknown:
         raise typer.BadParameter(f"there is no structure {unknown[0]!r}; there is {', '.join(known)}")

@@ -180,8 +180,8 @@ def _better_dense(times: Mapping[str, Any], target: Target) -> list[str]:
 
 
 def _alike(target: Target) -> Target:
-    """What a dense model is rounded to beside a compressed one."""
-    return replace(target, dtype="int8") if target.dtype == "mixed" else target
+    """What a dense model is rounded to beside a compressed one: where types were chosen, the smallest of them."""
+    return replace(target, dtype="int4") if target.dtype == "mixed" else target
 
 
 def compare_latency(dense: Backend, small: Path, target: Target) -> tuple[dict[str, Any], dict[str, int]]:

@@ -157,7 +157,8 @@ def report_table(report: Report) -> Table:
         table.add_row(f"operators that run as one (--profile {report.onnx['profile']})", before, told, "")
         if "rounding_error" in report.onnx:
             told = f"{report.onnx['rounding_error']:.4f}"
-            table.add_row(f"relative error by rounding to {report.onnx['dtype']}", "", told, "")
+            types = "mixed types" if report.onnx["dtype"] == "mixed" else report.onnx["dtype"]
+            table.add_row(f"relative error by rounding to {types}", "", told, "")
     if report.parity:
         table.add_row("model against its ONNX file, largest difference", "", f"{report.parity['max_abs']:.1e}", "")
     return table
@@ -169,8 +170,10 @@ def _rounded(table: Table, report: Report) -> None:
     dtype, known = report.onnx["dtype"], report.latency
     names = [f"{side}_{unit}" for unit in ("onnx_bytes", "ms") for side in ("dense_rounded", "compressed")]
     dense_bytes, small_bytes, dense_ms, small_ms = (known[name] for name in names)
-    _compared(table, f"bytes of model.onnx, both in {dtype}", dense_bytes, small_bytes)
-    table.add_row(f"ms, both in {dtype}", f"{dense_ms:.2f}", f"{small_ms:.2f}", f"{small_ms / dense_ms:.3f}")
+    # What has a type for each weight is beside the dense model in the smallest of them.
+    label = "dense in int4" if dtype == "mixed" else f"both in {dtype}"
+    _compared(table, f"bytes of model.onnx, {label}", dense_bytes, small_bytes)
+    table.add_row(f"ms, {label}", f"{dense_ms:.2f}", f"{small_ms:.2f}", f"{small_ms / dense_ms:.3f}")
 
 
 QUALITY = {

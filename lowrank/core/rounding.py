@@ -22,8 +22,8 @@ FORMS = ("int8", "int4")
 FACTORS = ("two_factor", "shared")
 """Structures that are two matrices in a row, what lies between them made even before it is rounded."""
 BITS = {"float32": 32.0, "float16": 16.0, "int8": 8.0, "int4": 4.25}
-NODES = {"float32": 300, "float16": 500, "int8": 1200, "int4": 2900}
-"""Bytes of the nodes that apply one matrix, about, with the shapes of what they give."""
+NODES = {"float32": 200, "float16": 350, "int8": 800, "int4": 2000}
+"""Bytes of the nodes that apply one matrix, about."""
 
 
 def rounding_errors(weight: Weight, matrix: Matrix, fit: Gram | None, judge: Gram | None) -> dict[str, float]:

@@ -145,6 +145,10 @@ def fit_file(
         from lowrank.edge.fuse import fuse_file
 
         fuse_file(path)
+    if target.is_rounded:
+        from lowrank.edge.tidy import pack_file
+
+        pack_file(path)
     return notes
 
 

@@ -19,7 +19,7 @@ from lowrank.evaluate.report import ONNX_FILE
 from lowrank.pipeline.planning import factorize, select
 from lowrank.progress import Track, silent
 
-TRIES = 4
+TRIES, ROOM = 5, 1000
 CLOSE, SMALL = 0.005, 3000
 """How much less than what is allowed is near enough: a share of it, or bytes."""
 
@@ -39,11 +39,12 @@ def sized_plan(
     if not isinstance(backend.signature, Signature):
         raise UnsupportedModel(f"a size is that of model.onnx, which cannot be written: {backend.signature}")
     overhead, best, found = _guess(backend, analysis), None, 0
-    for _ in track(range(TRIES), "fitting the size", TRIES):
+    for tried in track(range(TRIES), "fitting the size", TRIES):
         plan = select(analysis, budget, replace(selector, overhead=overhead))
         assert plan.share is not None
         found = _bytes_of(backend, analysis, plan, target, backend.signature)
-        overhead = max(0, overhead + found - int(plan.share))
+        # What nodes and padding come to differs from plan to plan: a little room is left for that.
+        overhead = max(0, overhead + found - int(plan.share)) + tried * ROOM
         plan = replace(plan, share=float(found))
         if found <= budget.limit and (best is None or found > best.reached):
             best = plan

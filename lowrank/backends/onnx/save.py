@@ -15,13 +15,16 @@ MESSAGE_BYTES = 1 << 30
 PAGE = 4096
 
 
-def save_model(model: Any, path: Path, beside: bool = False) -> None:
-    """Write `path`, and `path.data` with the numbers if they are many, or belong `beside` the graph anyway."""
+def save_model(model: Any, path: Path, beside: bool = False, aligned: int = PAGE) -> None:
+    """Write `path`, and `path.data` with the numbers if they are many, or belong `beside` the graph anyway.
+
+    Tensors of so many bytes or more are `aligned` to pages, so that they can be mapped.
+    """
     import onnx_ir as ir
 
     data = path.with_name(f"{path.name}.data")
     if beside or sum(tensor_of(value).nbytes for value in constants_of(model)) > INLINE_BYTES:
-        ir.save(model, path, external_data=data.name, alignment=PAGE, align_threshold=PAGE)
+        ir.save(model, path, external_data=data.name, alignment=PAGE, align_threshold=aligned)
     else:
         ir.save(model, path)
         data.unlink(missing_ok=True)

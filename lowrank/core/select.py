@@ -363,8 +363,8 @@ def _plan(
     name = next(key for key, kind in SELECTORS.items() if isinstance(selector, kind))
     settings: dict[str, Any] = {k: v for k, v in asdict(selector).items() if v is not None}  # pyright: ignore[reportArgumentType, reportCallIssue]
     if budget.kind != "size":
-        for name in ("dtypes", "overhead"):
-            settings.pop(name, None)
+        # What only a budget of bytes of a file looks at.
+        settings = {k: v for k, v in settings.items() if k not in ("dtypes", "overhead")}
     if "timings" in settings:
         # Where they are from; they themselves are a file of their own.
         settings["timings"] = {k: v for k, v in settings["timings"].items() if k != "points"}

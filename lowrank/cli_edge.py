@@ -53,6 +53,7 @@ def export(
     """Write the dense model to ONNX the same way as a compressed one, for comparison; or other forms of a result."""
     from lowrank import pipeline
     from lowrank.backends import Opening
+    from lowrank.edge import file_size
 
     opening = Opening(arch=arch, config=config, unsafe_pickle=unsafe_pickle)
     if adapter_inputs:
@@ -89,8 +90,7 @@ def export(
     if calib is not None or column is not None:
         raise typer.BadParameter("--calib and --column choose ranks, which only --elastic needs")
     path = pipeline.export(model, output, opening=opening, opset=opset, with_past=with_past, target=target, remark=say)
-    size = sum(part.stat().st_size for part in output.glob(f"{path.name}*"))
-    say(f"{path} ({size:,} bytes), " + ("rounded." if target.is_rounded else "same outputs as torch."))
+    say(f"{path} ({file_size(path):,} bytes), " + ("rounded." if target.is_rounded else "same outputs as torch."))
     if ort:
         _write_ort(path, output)
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from torch import Tensor, nn
 
 from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx.save import save_model
+from lowrank.backends.quiet import hushed
 from lowrank.backends.torch.inputs import as_tensors, call, in_float32
 from lowrank.backends.torch.normalize import experts_as
 from lowrank.backends.torch.tensors import module_in_float32
@@ -99,7 +97,7 @@ def trace(
 @contextlib.contextmanager
 def exporting(module: nn.Module) -> Iterator[None]:
     """The plain forms of everything that has several, and no chatter."""
-    with _plain_attention(module), experts_as(module, "batched_mm"), _hushed(), torch.no_grad():
+    with _plain_attention(module), experts_as(module, "batched_mm"), hushed(), torch.no_grad():
         yield
 
 
@@ -132,19 +130,6 @@ def _plain_attention(module: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
         if switch is not None and before is not None:
             switch(before)
-
-
-@contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """The exporter prints, logs and warns of its own doings; its errors still come as exceptions."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _root(error: BaseException) -> BaseException:

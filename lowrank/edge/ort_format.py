@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lowrank.backends.quiet import hushed
+from lowrank.edge import file_size
 from lowrank.errors import ExportError, first_line
 
 SUFFIXES = (".ort", ".required_operators_and_types.config")
@@ -43,14 +41,13 @@ def write_ort(graph: Path, folder: Path) -> list[Path]:
         from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
     except ImportError as error:
         raise ExportError(f"this onnxruntime has no converter to its own format ({error})") from None
-    said = io.StringIO()
     with tempfile.TemporaryDirectory() as place:
         try:
-            with contextlib.redirect_stdout(said), _quiet():
+            with hushed():
                 convert_onnx_models_to_ort(graph, Path(place), [OptimizationStyle.Fixed], enable_type_reduction=True)
         except Exception as error:
             # Whatever the runtime or its tool ends with.
-            large = sum(part.stat().st_size for part in graph.parent.glob(f"{graph.name}*")) > LARGEST
+            large = file_size(graph) > LARGEST
             why = "it is larger than 2 GB, and numbers cannot be beside it" if large else first_line(error)
             raise ExportError(f"{graph} cannot be written as .ort: {why}") from None
         made = [Path(place) / f"{graph.stem}{suffix}" for suffix in SUFFIXES]
@@ -58,17 +55,6 @@ def write_ort(graph: Path, folder: Path) -> list[Path]:
         # Where it was made is nobody's concern.
         made[1].write_text(made[1].read_text(encoding="utf-8").replace(f"{Path(place).resolve()}/", ""), "utf-8")
         return [Path(shutil.copyfile(path, folder / path.name)) for path in made]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The converter tells every step to the log."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _check(graph: Path, made: Path) -> None:

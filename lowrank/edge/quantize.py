@@ -196,8 +196,7 @@ class _Quantizer:
 
     def _codes(self, weight: Weight, matrix: Matrix, moment: Matrix | None) -> Codes:
         table = self.backend.uses(weight.name)[0].site.kind == "lookup"
-        known = None if table or self.plain else moment
-        return FORMATS[self._as(weight).dtype].codes(matrix.T if table else matrix, known)
+        return FORMATS[self._as(weight).dtype].codes(matrix.T if table else matrix, None if table else moment)
 
     def _chain(
         self, first: Weight, readers: Sequence[Weight], matrices: Mapping[str, Matrix], moments: Mapping[str, Matrix]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowrank.backends.quiet import no_logs
 from lowrank.backends.torch.archive import check_archive
 from lowrank.errors import UnsupportedModel, first_line
 
@@ -86,7 +87,7 @@ def read_program(path: Path, unsafe_pickle: bool) -> torch.export.ExportedProgra
     if not unsafe_pickle:
         check_archive(path)
     try:
-        with warnings.catch_warnings(), _weights_only(not unsafe_pickle), _no_logs():
+        with warnings.catch_warnings(), _weights_only(not unsafe_pickle), no_logs(logging.CRITICAL):
             warnings.simplefilter("ignore")
             return torch.export.load(path)
     except Exception as error:
@@ -111,17 +112,6 @@ def _weights_only(force: bool) -> Iterator[None]:
             os.environ.pop(switch)
             if before is not None:
                 os.environ[switch] = before
-
-
-@contextmanager
-def _no_logs() -> Iterator[None]:
-    """Torch logs its own tracebacks before it raises."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _is_torchscript(path: Path) -> bool:

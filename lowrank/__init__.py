@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from lowrank.errors import LowRankError
     from lowrank.evaluate.report import Report
     from lowrank.nn import LowRankLinear
-    from lowrank.pipeline import Settings, Training, analyze, compress, export, export_elastic, heal, select
+    from lowrank.pipeline import Execution, Settings, Training, analyze, compress, export, export_elastic, heal, select
 
 _HOMES = {
     "Analysis": "lowrank.core.analysis",
     "Budget": "lowrank.core.budget",
     "Energy": "lowrank.core.select",
     "Knapsack": "lowrank.core.select",
+    "Execution": "lowrank.pipeline",
     "LowRankError": "lowrank.errors",
     "LowRankLinear": "lowrank.nn",
     "Opening": "lowrank.backends",
@@ -49,6 +50,7 @@ __all__ = [
     "Analysis",
     "Budget",
     "Energy",
+    "Execution",
     "Knapsack",
     "LowRankError",
     "LowRankLinear",

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 
 from lowrank import __version__
 from lowrank.cli_edge import bench, export
+from lowrank.cli_heal import exit_on, heal, resumable
 from lowrank.errors import LowRankError
 from lowrank.interrupts import remember_interrupts, was_interrupted
 from lowrank.options import (
@@ -24,6 +23,7 @@ from lowrank.options import (
     Column,
     Config,
     Device,
+    DryRun,
     DtypeName,
     ErrorOption,
     Exclude,
@@ -34,16 +34,20 @@ from lowrank.options import (
     Json,
     LatencyOption,
     Lora,
+    Memory,
     Model,
     Multiple,
     ProfileOption,
     Quantize,
+    Resume,
     Run,
     Samples,
+    Scheduler,
     Seed,
     SelectorName,
     SelectorOption,
     SizeOption,
+    Stream,
     Structures,
     TableOption,
     Targets,
@@ -56,10 +60,11 @@ from lowrank.options import (
     budget_of,
     changes_of,
     chosen_selector,
+    execution_of,
     target_of,
     training_of,
 )
-from lowrank.report.show import complain_of, show_analysis, show_files, show_report
+from lowrank.report.show import show_analysis, show_estimate, show_files, show_report
 from lowrank.report.terminal import complain, notes, print_json, print_table, progress_bars, say
 
 T = TypeVar("T")
@@ -107,6 +112,11 @@ def analyze(
     tokenizer: Tokenizer = None,
     lora: Lora = None,
     unsafe_pickle: UnsafePickle = False,
+    memory: Memory = None,
+    stream: Stream = None,
+    scheduler: Scheduler = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Show the singular spectra of a model's weights, and keep them for `compress`."""
@@ -116,8 +126,14 @@ def analyze(
 
     opening = Opening(arch=arch, config=config, tokenizer=tokenizer, lora=lora, unsafe_pickle=unsafe_pickle)
     settings = pipeline.Settings(**changes_of(calib, column, samples, include, exclude, targets))
-    with progress_bars() as track:
-        analysis = pipeline.analyze(model, output=output, settings=settings, opening=opening, track=track)
+    execution = execution_of(memory, stream, scheduler, resume)
+    if dry_run:
+        show_estimate(pipeline.foresee(model, 1.0, output, settings, opening, execution), as_json)
+        return
+    with resumable(output), progress_bars() as track:
+        analysis = pipeline.analyze(
+            model, output=output, settings=settings, opening=opening, execution=execution, track=track
+        )
     if as_json:
         print_json(figures(analysis, spectra=True))
         return
@@ -201,6 +217,11 @@ def compress(
     fold: FoldOption = Fold.no,
     refit: Annotated[bool, typer.Option(help="Fit what is replaced to what it sees in the compressed model.")] = True,
     timing: Timing = True,
+    memory: Memory = None,
+    stream: Stream = None,
+    scheduler: Scheduler = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Factor a model within a budget: writes model/, model.onnx, plan.json and report.json to the run folder."""
@@ -218,7 +239,11 @@ def compress(
     changes = changes_of(calib, column, samples, include, exclude, targets)
     kept = pipeline.kept_analysis(output)
     settings = replace(pipeline.settings_of(kept, model, size is not None), **changes) if changes else None
-    with _resumable(output), progress_bars() as track:
+    execution = execution_of(memory, stream, scheduler, resume)
+    if dry_run:
+        show_estimate(pipeline.foresee(model, budget or 1.0, output, settings, opening, execution), as_json)
+        return
+    with resumable(output), progress_bars() as track:
         report = pipeline.compress(
             model,
             wanted,
@@ -236,6 +261,7 @@ def compress(
             with_past=with_past,
             timings=table,
             target=target_of(profile, quantize),
+            execution=execution,
             track=track,
         )
     if as_json:
@@ -248,48 +274,7 @@ def compress(
         print_table(report_table(report))
         notes(report.notes)
         show_files(output)
-    _exit_on(report)
-
-
-@app.command()
-def heal(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run.")] = Path("lowrank-run"),
-    minutes: Annotated[float, typer.Option(min=0.01, help="How long, all trials included.")] = 10.0,
-    steps: Annotated[
-        int | None, typer.Option(min=10, help="So many steps instead of minutes; the same seed gives the same model.")
-    ] = None,
-    calib: Calib = None,
-    column: Column = None,
-    seed: Seed = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a healing that was interrupted.")] = False,
-    device: Device = "cpu",
-    adapter: Adapter = None,
-    adapter_init: AdapterInit = Initial.discarded,
-    fold: FoldOption = Fold.no,
-    arch: Arch = None,
-    unsafe_pickle: UnsafePickle = False,
-    timing: Timing = True,
-    as_json: Json = False,
-) -> None:
-    """Train the model of a run to imitate the dense one, without labels; again and again if you like."""
-    from lowrank import pipeline
-    from lowrank.artifacts import load_analysis
-    from lowrank.backends import Opening
-
-    changes = changes_of(calib, column, None, None, None, None)
-    settings = replace(pipeline.Settings.from_json(load_analysis(run).settings), **changes) if changes else None
-    with _resumable(run), progress_bars() as track:
-        report = pipeline.heal(
-            run,
-            training_of(minutes, steps, seed, device, adapter, adapter_init, fold),
-            settings=settings,
-            resume=resume,
-            opening=Opening(arch=arch, unsafe_pickle=unsafe_pickle),
-            latency=timing,
-            track=track,
-        )
-    show_report(report, as_json)
-    _exit_on(report)
+    exit_on(report)
 
 
 @app.command()
@@ -306,7 +291,7 @@ def evaluate(
     with progress_bars() as track:
         report = pipeline.evaluate(output, opening=Opening(arch=arch, unsafe_pickle=unsafe_pickle), track=track)
     show_report(report, as_json)
-    _exit_on(report)
+    exit_on(report)
 
 
 @app.command()
@@ -326,25 +311,9 @@ def demo(
     compress(None, budget=budget, output=output)
 
 
+app.command()(heal)
 app.command()(export)
 app.command()(bench)
-
-
-@contextmanager
-def _resumable(run: Path) -> Iterator[None]:
-    from lowrank.pipeline import CHECKPOINT_FILE
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        if (run / CHECKPOINT_FILE).is_file():
-            complain(f"what has been learnt is kept: `lowrank heal {run} --resume` with the same options goes on")
-        raise
-
-
-def _exit_on(report: Any) -> None:
-    if complain_of(report):
-        raise typer.Exit(1)
 
 
 def main() -> None:

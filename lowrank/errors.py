@@ -47,6 +47,14 @@ class TimingError(LowRankError):
     """A table of timings is for another model, or none."""
 
 
+class ClusterError(LowRankError):
+    """Other machines cannot be reached, or cannot do the work."""
+
+
+class ResourceError(LowRankError):
+    """There is not enough memory or disk, known before the work begins."""
+
+
 class DecompositionError(LowRankError):
     """No solver could decompose a matrix."""
 

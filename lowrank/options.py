@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lowrank.core.select import Selector
     from lowrank.edge import Dtype, Profile, Target
     from lowrank.pipeline import Training
+    from lowrank.pipeline.execution import Execution
 
 
 class SelectorName(StrEnum):
@@ -236,10 +237,38 @@ def keeps_of(text: str) -> list[float]:
         raise typer.BadParameter(f"{text!r} are no keep ratios; give numbers with commas: 0.2,0.3,0.5") from None
 
 
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        "--memory",
+        help="Memory that it may take: 4GB. A Hugging Face folder that needs more is streamed.",
+    ),
+]
+Stream = Annotated[
+    Optional[bool],  # noqa: UP045 - typer reads this form in every version
+    typer.Option("--stream/--no-stream", help="Read a Hugging Face folder weight by weight. Default: if it is large."),
+]
+Scheduler = Annotated[
+    str | None, typer.Option("--scheduler", help="A Dask cluster whose workers do it: tcp://host:8786. Streams.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted or killed.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it will take, and stop.")]
+
+
+def execution_of(memory: str | None, stream: bool | None, scheduler: str | None, resume: bool) -> Execution:
+    """How work is done, from what the command line says."""
+    from lowrank.pipeline.execution import Execution
+
+    if stream is False and scheduler is not None:
+        raise typer.BadParameter("--scheduler streams: leave --no-stream out")
+    limit = None if memory is None else int(bytes_of(memory, "--memory"))
+    return Execution(memory=limit, stream=stream, scheduler=scheduler, resume=resume)
+
+
 UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-def bytes_of(text: str) -> float:
+def bytes_of(text: str, option: str = "--size") -> float:
     """A size from what the command line says: bytes, or a share of up to 1."""
     found = re.fullmatch(r"\s*([0-9.]+)\s*([a-zA-Z]*)\s*", text)
     try:
@@ -247,7 +276,8 @@ def bytes_of(text: str) -> float:
             raise ValueError(text)
         return float(found[1]) * UNITS[found[2].upper()]
     except (KeyError, ValueError):
-        raise typer.BadParameter(f"--size {text}: give bytes such as 8MB or 900KiB, or a share such as 0.2") from None
+        example = ", or a share such as 0.2" if option == "--size" else ""
+        raise typer.BadParameter(f"{option} {text}: give bytes such as 8MB or 900KiB{example}") from None
 
 
 def budget_of(

@@ -1,16 +1,98 @@
-"""One function: a map over any `concurrent.futures.Executor` that holds only a window of results at once."""
+"""Work on many items at once: on threads, or on the workers of a Dask cluster."""
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import nullcontext
-from typing import TypeVar
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from lowrank.errors import ClusterError, first_line
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+WAIT = "20s"
+"""For a scheduler to answer."""
+RETRIES = 10
+"""Of a job whose worker was lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Where jobs run."""
+
+    executor: Executor
+    jobs: int
+    """How many run at once."""
+    remote: bool = False
+    """Whether in other processes: what is sent there must open its files itself."""
+
+    def map(self, job: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """`job(item)` for every item, in order, with at most two items for each place in flight."""
+        return windowed_map(Limited(job) if self.remote else job, items, self.executor, 2 * self.jobs)
+
+
+@dataclass(frozen=True, slots=True)
+class Limited(Generic[T, R]):
+    """A job in another process with one thread for its products, as threads here have."""
+
+    job: Callable[[T], R]
+
+    def __call__(self, item: T) -> R:
+        """The job's result."""
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(1):
+            return self.job(item)
+
+
+@contextmanager
+def threads(jobs: int | None = None) -> Generator[Pool]:
+    """A pool of threads; what they multiply with BLAS shares the cores that are left.
+
+    With a job on each core a product has one thread: matrices of these sizes scale over jobs, not inside one, and the
+    last bits then do not depend on how many jobs run.
+
+    Args:
+        jobs: at once; by default one for each core, as LAPACK releases the GIL.
+    """
+    from threadpoolctl import threadpool_limits
+
+    cores = os.cpu_count() or 1
+    jobs = min(jobs or cores, cores)
+    with threadpool_limits(max(1, cores // jobs)), ThreadPoolExecutor(jobs) as executor:
+        yield Pool(executor, jobs)
+
+
+@contextmanager
+def cluster(address: str) -> Generator[Pool]:
+    """The workers of a Dask scheduler.
+
+    Args:
+        address: such as `tcp://host:8786`.
+
+    Raises:
+        ClusterError: if there is no scheduler, it has no workers, or Dask is not installed.
+    """
+    try:
+        from distributed import Client
+    except ImportError:
+        raise ClusterError("--scheduler needs Dask: pip install 'lowrank[dask]', here and on the workers") from None
+    with ExitStack() as stack:
+        try:
+            client: Any = stack.enter_context(Client(address, timeout=WAIT, set_as_default=False))
+            client.wait_for_workers(1, timeout=WAIT)
+            places = sum(client.nthreads().values())
+        except (OSError, TimeoutError, ValueError) as error:
+            raise ClusterError(
+                f"no workers at {address} ({first_line(error)}); start `dask scheduler` and `dask worker {address}`, "
+                "and let this machine reach them"
+            ) from None
+        yield Pool(client.get_executor(pure=False, retries=RETRIES), places, remote=True)
 
 
 def windowed_map(

@@ -15,7 +15,7 @@ LAYERS = (
     {"evaluate"},
     {"pipeline", "report"},
     {"options"},
-    {"cli_edge"},
+    {"cli_edge", "cli_heal"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.artifacts.files import read_json, read_tensors, staged, write_json, write_tensors
+from lowrank.artifacts.journal import Piece
 from lowrank.core.analysis import Analysis, BondAnalysis, Context, Folds, Measured, WeightAnalysis
 from lowrank.core.gram import Gram
 from lowrank.core.spectrum import Spectrum
@@ -30,33 +31,45 @@ def save_analysis(analysis: Analysis, folder: Path) -> None:
         ArtifactError: if they cannot be written.
     """
     tensors: dict[str, NDArray[Any]] = {}
-    grams: dict[str, dict[str, Any]] = {}
     for record in analysis.weights:
-        name = record.weight.name
-        tensors[f"{name}:plain"] = record.plain.values
-        if record.activation is not None:
-            tensors[f"{name}:activation"] = record.activation.values
-        if record.heldout is not None:
-            tensors[f"{name}:heldout"] = record.heldout
-        if record.spatial is not None:
-            tensors[f"{name}:spatial"] = record.spatial
-    bonds: list[dict[str, Any]] = []
-    for number, bond in enumerate(analysis.bonds):
-        tensors[f"bond:{number}:ranks"], tensors[f"bond:{number}:errors"] = bond.ranks, bond.errors
-        if bond.order is not None:
-            tensors[f"bond:{number}:order"] = bond.order
-        assert bond.group.bond is not None
-        bonds.append({"structure": bond.structure, **asdict(bond.group.bond), "measured": bond.measured})
+        tensors |= _arrays(record)
+    of_bonds, bonds = _pack_bonds(analysis.bonds)
+    tensors |= of_bonds
     for name, curvature in analysis.curvatures.items():
         tensors[f"{name}:curvature"] = curvature
+    packed, grams = _pack_grams(analysis.grams)
+    tensors |= packed
+    contexts = [asdict(context) for context in analysis.contexts]
+    with staged(folder, owned=(JSON_FILE, TENSOR_FILE)) as stage:
+        write_tensors(stage / TENSOR_FILE, tensors, {"analysis": analysis.fingerprint})
+        write_json(
+            stage / JSON_FILE, "analysis", {**figures(analysis), "bonds": bonds, "contexts": contexts, "grams": grams}
+        )
+
+
+def _arrays(record: WeightAnalysis) -> dict[str, NDArray[Any]]:
+    """The spectra and curves of one weight, by the names that they have in the file."""
+    found = {
+        "plain": record.plain.values,
+        "activation": None if record.activation is None else record.activation.values,
+        "heldout": record.heldout,
+        "spatial": record.spatial,
+    }
+    return {f"{record.weight.name}:{kind}": values for kind, values in found.items() if values is not None}
+
+
+def _pack_grams(folds: Mapping[str, Folds]) -> tuple[dict[str, NDArray[Any]], dict[str, dict[str, Any]]]:
+    """Moments as lower triangles, those that weights share once, and what else is known of each."""
+    tensors: dict[str, NDArray[Any]] = {}
+    grams: dict[str, dict[str, Any]] = {}
     owners: dict[int, str] = {}
-    for name, folds in analysis.grams.items():
-        owner = owners.setdefault(id(folds), name)
+    for name, each in folds.items():
+        owner = owners.setdefault(id(each), name)
         if owner != name:
             grams[name] = {"same_as": owner}
             continue
         grams[name] = {}
-        for fold, gram in (("fit", folds.fit), ("held", folds.heldout)):
+        for fold, gram in (("fit", each.fit), ("held", each.heldout)):
             if gram.total is not None:
                 tensors[f"{name}:total:{fold}"] = gram.total
             tensors[f"{name}:gram:{fold}"] = gram.moment[..., *np.tril_indices(gram.moment.shape[-1])]
@@ -67,12 +80,63 @@ def save_analysis(analysis: Analysis, folder: Path) -> None:
                 "nonfinite": gram.nonfinite,
             }
             grams[name][fold] = facts
-    contexts = [asdict(context) for context in analysis.contexts]
-    with staged(folder, owned=(JSON_FILE, TENSOR_FILE)) as stage:
-        write_tensors(stage / TENSOR_FILE, tensors, {"analysis": analysis.fingerprint})
-        write_json(
-            stage / JSON_FILE, "analysis", {**figures(analysis), "bonds": bonds, "contexts": contexts, "grams": grams}
-        )
+    return tensors, grams
+
+
+def _unpack_grams(entries: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> dict[str, Folds]:
+    grams: dict[str, Folds] = {}
+    for name, entry in entries.items():
+        grams[name] = grams[entry["same_as"]] if "same_as" in entry else _read_folds(name, entry, tensors)
+    return grams
+
+
+def _pack_bonds(found: Sequence[BondAnalysis]) -> tuple[dict[str, NDArray[Any]], list[dict[str, Any]]]:
+    tensors: dict[str, NDArray[Any]] = {}
+    bonds: list[dict[str, Any]] = []
+    for number, bond in enumerate(found):
+        tensors[f"bond:{number}:ranks"], tensors[f"bond:{number}:errors"] = bond.ranks, bond.errors
+        if bond.order is not None:
+            tensors[f"bond:{number}:order"] = bond.order
+        assert bond.group.bond is not None
+        bonds.append({"structure": bond.structure, **asdict(bond.group.bond), "measured": bond.measured})
+    return tensors, bonds
+
+
+class GramsCodec:
+    """All Grams of a model as a piece of a journal."""
+
+    def encode(self, result: Mapping[str, Folds]) -> Piece:
+        """Moments, and what is known of each."""
+        return _pack_grams(result)
+
+    def decode(self, piece: Piece) -> dict[str, Folds]:
+        """The same Grams."""
+        return _unpack_grams(piece[1], piece[0])
+
+
+class BondsCodec:
+    """What several structures make of a bond as a piece of a journal."""
+
+    def encode(self, result: Sequence[BondAnalysis]) -> Piece:
+        """Arrays by number, and what the bonds are."""
+        return _pack_bonds(result)
+
+    def decode(self, piece: Piece) -> list[BondAnalysis]:
+        """The same."""
+        return [_read_bond(i, entry, piece[0]) for i, entry in enumerate(piece[1])]
+
+
+class RecordCodec:
+    """One weight's analysis as a piece of a journal."""
+
+    def encode(self, result: WeightAnalysis) -> Piece:
+        """Its arrays and its figures."""
+        return _arrays(result), _weight_figures(result, spectra=False)
+
+    def decode(self, piece: Piece) -> WeightAnalysis:
+        """The same analysis."""
+        arrays, facts = piece
+        return _read_weight(facts, arrays)
 
 
 def figures(analysis: Analysis, spectra: bool = False) -> dict[str, Any]:
@@ -146,9 +210,7 @@ def load_analysis(folder: Path) -> Analysis:
             f"{metadata.get('analysis')}; run `lowrank analyze MODEL` again"
         )
     try:
-        grams: dict[str, Folds] = {}
-        for name, entry in content["grams"].items():
-            grams[name] = grams[entry["same_as"]] if "same_as" in entry else _read_folds(name, entry, tensors)
+        grams = _unpack_grams(content["grams"], tensors)
         weights = tuple(_read_weight(entry, tensors) for entry in content["weights"])
         if not weights or len({r.weight.name for r in weights}) < len(weights):
             raise ValueError("its weights are missing or named twice")

@@ -140,7 +140,7 @@ def write_json(path: Path, kind: str, content: Mapping[str, Any]) -> None:
     """Write `content` with its schema tag, whole or not at all."""
     tagged = {"schema": f"lowrank.{kind}/{SCHEMA_MAJOR}.{SCHEMA_MINOR}", **content}
     text = json.dumps(tagged, indent=1, ensure_ascii=False, allow_nan=False)
-    with _atomic(path) as temporary:
+    with atomic(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
@@ -170,7 +170,7 @@ def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Map
     """Write arrays as safetensors, whole or not at all."""
     from safetensors.numpy import save_file
 
-    with _atomic(path) as temporary:
+    with atomic(path) as temporary:
         save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, temporary, dict(metadata))
 
 
@@ -192,7 +192,7 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
 
 
 @contextmanager
-def _atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path) -> Iterator[Path]:
     """A temporary name beside `path` that becomes `path` when the block ends well."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:

@@ -5,20 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 from lowrank.backends.base import Backend, Opening
+from lowrank.backends.checkpoint.place import is_url
 from lowrank.errors import UnsupportedModel
 
+IN_MEMORY = 16
+"""Bytes that each number of a model takes before all is done: two models, a graph and a session, in float32."""
 TORCH_FILES = {".pt", ".pth", ".bin", ".pt2", ".safetensors"}
 
-__all__ = ["Backend", "Opening", "open_model"]
+__all__ = ["Backend", "Opening", "is_streamed", "open_model"]
 
 
-def open_model(model: object, opening: Opening | None = None) -> Backend:
+def open_model(
+    model: object, opening: Opening | None = None, memory: int | None = None, streamed: bool | None = None
+) -> Backend:
     """The backend that reads a model.
 
     Args:
         model: a Hugging Face folder, a `.safetensors`, `.pt`, `.pth`, `.bin`, `.pt2` or `.onnx` file, or a live
-            `nn.Module`.
+            `nn.Module`; or the address of a folder that fsspec knows (`s3://bucket/model`), which is streamed.
         opening: how to build it, and what it may run.
+        memory: bytes that it may take; a Hugging Face folder that takes more is streamed. None for what there is.
+        streamed: whether it is streamed; None for where it takes more memory than it may.
 
     Raises:
         UnsupportedModel: if there is no such file, or it cannot be read; the message says what to try.
@@ -28,6 +35,8 @@ def open_model(model: object, opening: Opening | None = None) -> Backend:
         from lowrank.backends.torch import open_module
 
         return open_module(model, opening)
+    if is_url(model):
+        return _open_checkpoint(str(model), opening)
     path = Path(model).expanduser()
     try:
         found = bool(str(model)) and path.exists()
@@ -51,7 +60,39 @@ def open_model(model: object, opening: Opening | None = None) -> Backend:
             f"{path}: {path.suffix or 'a file without a suffix'} is not a kind of model that can be read; give a "
             f"Hugging Face folder or one of {', '.join(sorted({*TORCH_FILES, '.onnx'}))}"
         )
+    if path.is_dir() and (_is_large(path, memory) if streamed is None else streamed):
+        return _open_checkpoint(str(path.resolve()), opening)
+    if streamed:
+        raise UnsupportedModel(f"{path} is no Hugging Face folder, and only those can be streamed; give one")
     from lowrank.backends.torch import open_path
 
     backend = open_path(path.resolve(), opening)
     return backend.with_tokenizer(tokenizer) if tokenizer else backend
+
+
+def is_streamed(backend: Backend) -> bool:
+    """Whether a model's weights are read one by one, as the whole of it is larger than the memory that it may take."""
+    return backend.source["kind"] == "checkpoint"
+
+
+def _open_checkpoint(url: str, opening: Opening) -> Backend:
+    from lowrank.backends.checkpoint.open import open_checkpoint
+
+    return open_checkpoint(url, opening)
+
+
+def _is_large(folder: Path, memory: int | None) -> bool:
+    """Whether a folder's model takes more memory than it may."""
+    shards = list(folder.glob("*.safetensors"))
+    if not shards or not (folder / "config.json").is_file():
+        return False
+    from lowrank.backends.checkpoint.place import Place
+    from lowrank.backends.checkpoint.shards import open_shards
+    from lowrank.backends.memory import available_memory
+
+    allowed = available_memory() if memory is None else memory
+    # The smallest numbers have eight bits: most folders need not be looked into.
+    if IN_MEMORY * sum(path.stat().st_size for path in shards) <= allowed:
+        return False
+    params = sum(stored.params for stored in open_shards(Place(str(folder))).tensors.values())
+    return IN_MEMORY * params > allowed

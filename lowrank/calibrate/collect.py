@@ -48,7 +48,7 @@ def _run(
                 raise CalibrationError(
                     f"the model cannot be run on the calibration data ({shapes}): {first_line(error)}"
                 ) from error
-    return grams
+    return {name: gram.mirrored() for name, gram in grams.items()}
 
 
 def _share(folds: dict[str, Folds]) -> dict[str, Folds]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import median
 
 import numpy as np
 
+from lowrank.artifacts.journal import NOWHERE, Journal, JsonCodec
 from lowrank.backends.base import Backend, Change
 from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import Calibration
@@ -27,7 +29,9 @@ MOST = 5.0
 """A factor is between this and its inverse, about the median: marginal errors near zero are noise."""
 
 
-def measure_contexts(calibration: Calibration, analysis: Analysis, track: Track) -> Analysis:
+def measure_contexts(
+    calibration: Calibration, analysis: Analysis, track: Track, journal: Journal = NOWHERE
+) -> Analysis:
     """The analysis with its contexts: for some keep ratios, how much more or less each weight matters there.
 
     Errors of several layers do not add up exactly: some cancel, some reinforce each other. So the model is compressed
@@ -40,17 +44,18 @@ def measure_contexts(calibration: Calibration, analysis: Analysis, track: Track)
         reference = Reference(run({}), backend.output_kind)
     tasks = [(keep, turn) for keep in KEEPS for turn in range(ROUNDS)]
     contexts: dict[float, Context] = {}
-    for keep, _ in track(tasks, "measuring in context", len(tasks)):
+    for keep, turn in track(tasks, "measuring in context", len(tasks)):
         known = replace(analysis, contexts=(contexts[keep],) if keep in contexts else ())
-        found = _measured(backend, feeds, known, keep, reference)
-        if found is not None:
-            contexts[keep] = found
+        make = partial(_measured, backend, feeds, known, keep, reference)
+        factors = journal.kept(f"context: {keep}, {turn}", JsonCodec(), make)
+        if factors is not None:
+            contexts[keep] = Context(keep, factors)
     return replace(analysis, contexts=tuple(contexts.values()))
 
 
 def _measured(
     backend: Backend, feeds: Sequence[Feed], analysis: Analysis, keep: float, reference: Reference
-) -> Context | None:
+) -> dict[str, float] | None:
     try:
         plan = Knapsack().select(analysis, Budget.params(keep))
     except InfeasibleBudget:
@@ -73,11 +78,8 @@ def _measured(
         return None
     middle = median(ratios.values()) or 1.0
     before = analysis.contexts[0].factors if analysis.contexts else {}
-    return Context(
-        keep,
-        {
-            record.weight.name: before.get(record.weight.name, 1.0)
-            * float(np.clip(ratios.get(record.weight.name, middle) / middle, 1 / MOST, MOST))
-            for record in analysis.weights
-        },
-    )
+    return {
+        record.weight.name: before.get(record.weight.name, 1.0)
+        * float(np.clip(ratios.get(record.weight.name, middle) / middle, 1 / MOST, MOST))
+        for record in analysis.weights
+    }

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
+from lowrank.artifacts.journal import NOWHERE, Journal
+from lowrank.artifacts.replacements import ReplacementsCodec
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import spread
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
 from lowrank.core.refit import can_refit, kept_outputs, refitted
 from lowrank.core.structures.base import Replacement
+from lowrank.core.weight import Weight
 from lowrank.progress import Track
 
 SINGLE = ("two_factor", "pivoted")
@@ -19,7 +23,12 @@ TOKENS = 65_536
 
 
 def sequential_refit(
-    calibration: Calibration, small: Backend, made: Mapping[str, Replacement], analysis: Analysis, track: Track
+    calibration: Calibration,
+    small: Backend,
+    made: Mapping[str, Replacement],
+    analysis: Analysis,
+    track: Track,
+    journal: Journal = NOWHERE,
 ) -> dict[str, Replacement]:
     """The replacements with their numbers refitted, in place in `small` and as they are to be put in again.
 
@@ -29,6 +38,7 @@ def sequential_refit(
         made: what `small` was made with.
         analysis: what they were chosen from, for the metric that each weight is seen in.
         track: shows progress.
+        journal: keeps each layer's result.
 
     Returns:
         Replacements of the same structures and ranks. Those that no refit makes better on held-out data, and those of
@@ -41,13 +51,22 @@ def sequential_refit(
         return found
     linear = [w for w in dense.weights if w.name in made and w.is_linear]
     stages = pair.stages([w for w in linear if can_refit(made[w.name])])
-    for stage in track(stages, "refitting", len(stages)):
+
+    def better(stage: list[Weight]) -> dict[str, Replacement]:
+        """Those of a stage for which something better was found."""
+        made: dict[str, Replacement] = {}
         for name, (fit, judge) in pair.moments(stage, found).items():
             weight = next(w for w in stage if w.name == name)
             original = dense.read(name)[kept_outputs(found[name], weight.rows)]
             curvature = analysis.curvatures.get(name) if found[name].structure in SINGLE else None
-            better = refitted(found[name], original, pair.bias(weight), fit, judge, curvature=curvature, name=name)
-            if better is not None:
-                found[name] = better
-                pair.put(weight, better)
+            refit = refitted(found[name], original, pair.bias(weight), fit, judge, curvature=curvature, name=name)
+            if refit is not None:
+                made[name] = refit
+        return made
+
+    for stage in track(stages, "refitting", len(stages)):
+        key = f"refit: {', '.join(weight.name for weight in stage)}"
+        for name, replacement in journal.kept(key, ReplacementsCodec(), partial(better, stage)).items():
+            found[name] = replacement
+            pair.put(next(w for w in stage if w.name == name), replacement)
     return found

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import median
 
 import numpy as np
 
+from lowrank.artifacts.journal import NOWHERE, ArraysCodec, Journal, JsonCodec
 from lowrank.backends.base import Change
 from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import Calibration
@@ -26,7 +28,9 @@ FLOOR = 1e-3
 """Of the median: a weight that these samples happen not to move is not free to be destroyed."""
 
 
-def measure_sensitivity(calibration: Calibration, analysis: Analysis, track: Track) -> Analysis:
+def measure_sensitivity(
+    calibration: Calibration, analysis: Analysis, track: Track, journal: Journal = NOWHERE
+) -> Analysis:
     """The analysis with what was measured of every group and structure.
 
     Layer errors are not comparable as they are: a feed-forward output may carry most of its energy in a few directions
@@ -41,7 +45,12 @@ def measure_sensitivity(calibration: Calibration, analysis: Analysis, track: Tra
     place = {single.name: i for i, single in enumerate(analysis.singles)}
     # In the order of the model, so that what comes before is run once.
     tasks.sort(key=lambda task: min(place[name] for name in task[0].weights))
-    curvatures = backend.curvature(some_batches(calibration, CURVATURE_TOKENS, fit=True), _not_tall(analysis))
+    names = _not_tall(analysis)
+    curvatures = journal.kept(
+        "curvatures",
+        ArraysCodec(),
+        lambda: backend.curvature(some_batches(calibration, CURVATURE_TOKENS, fit=True), names),
+    )
     found: dict[tuple[str, str], Measured] = {}
     with backend.trials(feeds) as run:
         reference = Reference(run({}), backend.output_kind)
@@ -55,15 +64,24 @@ def measure_sensitivity(calibration: Calibration, analysis: Analysis, track: Tra
                 pairs.append((own, reference.loss(run(changes_of(made, known)))))
             return tuple(pairs)
 
-        for group, structure in track(tasks, "measuring sensitivity", len(tasks)):
+        def decided(group: Group, structure: Structure) -> tuple[Measured, bool]:
+            """What was measured, and whether it was in the two-sided metric."""
             pairs = measured(group, structure, analysis)
             if structure.name == TwoFactor().name and group.name in curvatures:
-                # The two-sided metric is a guess at what matters; what it does decides whether it is used.
+                # That metric is a guess at what matters; what it does decides whether it is used.
                 curved = analysis.curved(group.name, backend.read(group.name), curvatures[group.name])
                 others = measured(group, structure, curved)
                 if all(ours[1] <= theirs[1] for ours, theirs in zip(others, pairs, strict=True)):
-                    analysis, pairs = curved, others
-            found[group.name, structure.name] = tuple(sorted(pairs))
+                    return others, True
+            return pairs, False
+
+        for group, structure in track(tasks, "measuring sensitivity", len(tasks)):
+            key = f"sensitivity: {structure.name}: {group.name}"
+            make = partial(decided, group, structure)
+            pairs, curved = journal.kept(key, JsonCodec(), make)
+            if curved:
+                analysis = analysis.curved(group.name, backend.read(group.name), curvatures[group.name])
+            found[group.name, structure.name] = tuple(sorted((own, lost) for own, lost in pairs))
     found = _floored(found)
     return replace(
         analysis,

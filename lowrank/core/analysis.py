@@ -259,13 +259,14 @@ def ridge_of(weight: Weight) -> float:
     return UNSEEN if weight.is_table else RIDGE
 
 
-def analyze_weight(weight: Weight, matrix: Matrix, folds: Folds | None = None) -> WeightAnalysis:
+def analyze_weight(weight: Weight, matrix: Matrix, folds: Folds | None = None, rounded: bool = True) -> WeightAnalysis:
     """Spectra of one weight, and its held-out error curve when there are Grams.
 
     Args:
         weight: its record.
         matrix: rows x cols (or a stack of them), float64, finite.
         folds: Grams of its layer's data; None, or without tokens, leaves the plain metric alone.
+        rounded: find what storing it in fewer bits would lose, too, which a budget of bytes asks for.
 
     Raises:
         DecompositionError: if no solver converges.
@@ -273,7 +274,8 @@ def analyze_weight(weight: Weight, matrix: Matrix, folds: Folds | None = None) -
     if folds is None or folds.fit.tokens == 0:
         spatial = spatial_curve(weight, matrix, None, None) if weight.spatial else None
         plain = Spectrum(singular_values(matrix, name=weight.name))
-        return WeightAnalysis(weight, plain, spatial=spatial, rounding=rounding_errors(weight, matrix, None, None))
+        lost = rounding_errors(weight, matrix, None, None) if rounded else {}
+        return WeightAnalysis(weight, plain, spatial=spatial, rounding=lost)
     found = measure(matrix, folds.fit, folds.judge, ridge=ridge_of(weight), name=weight.name)
     # The errors of spatial factors can only be compared with the others' in the metric of whole patches.
     known = weight.spatial is not None and folds.fit.side == "input"
@@ -284,5 +286,5 @@ def analyze_weight(weight: Weight, matrix: Matrix, folds: Folds | None = None) -
         Spectrum(found.activation),
         heldout=found.curve,
         spatial=spatial,
-        rounding=rounding_errors(weight, matrix, folds.fit, folds.judge),
+        rounding=rounding_errors(weight, matrix, folds.fit, folds.judge) if rounded else {},
     )

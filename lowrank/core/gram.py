@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -89,6 +89,11 @@ class Gram:
             self.nonfinite + other.nonfinite,
             None if self.total is None or other.total is None else self.total + other.total,
         )
+
+    def mirrored(self) -> Gram:
+        """The same with a moment that is symmetric to the last bit, as it is read back from its lower triangle."""
+        lower = np.tril(self.moment)
+        return replace(self, moment=lower + np.tril(lower, -1).swapaxes(-1, -2))
 
     def metric(self, core: Matrix, basis: Matrix | None) -> Matrix:
         """The layer's mean output moment `E[(Wx)(Wx)']`, in the coordinates of the column basis of `W`.

@@ -119,7 +119,8 @@ def singular_values(weight: Matrix, *, name: str = "matrix") -> Vector:
 
 def magnitude(weight: Matrix) -> float:
     """The largest absolute value, 1 for a zero matrix: squares of what is divided by it neither over- nor underflow."""
-    return float(np.abs(weight).max(initial=0.0)) or 1.0
+    # Without a copy of its absolute values, which for large matrices is memory.
+    return max(float(weight.max(initial=0.0)), -float(weight.min(initial=0.0))) or 1.0
 
 
 def tail_shares(energies: Vector) -> Vector:

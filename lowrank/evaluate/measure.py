@@ -11,14 +11,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Signature
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
-from lowrank.core.cost import spent
-from lowrank.core.plan import Plan, cost_in, dense_cost
+from lowrank.core.plan import Plan
 from lowrank.edge import Target, file_size
 from lowrank.edge.counts import fused_counts
 from lowrank.errors import ExportError
@@ -27,10 +24,10 @@ from lowrank.evaluate.latency import measure_latency
 from lowrank.evaluate.parity import check_parity
 from lowrank.evaluate.report import ONNX_FILE, Report
 from lowrank.evaluate.session import FileModel
+from lowrank.evaluate.sizes import per_weight_error, sizes_of, targets_of, weight_error
 from lowrank.progress import Clock, Track, silent
 
 SEQUENCE = 128
-ONE = np.ones(1, np.int64)
 
 
 def measure(
@@ -99,19 +96,19 @@ def measure(
         except ExportError as error:
             problems.append(str(error))
     else:
-        relative = _weight_error(analysis, plan)
+        relative = weight_error(analysis, plan)
         notes.append(
             f"no model.onnx and no measured quality: {small.signature}; give inputs with --calib inputs.npz, or say "
             "with --arch package.module:factory or --config config.json how the model is built"
         )
     return Report(
-        targets=_targets(analysis, plan),
-        model=_sizes(dense, small, analysis, plan),
+        targets=targets_of(analysis, plan),
+        model=sizes_of(dense, small.params, small.nbytes, analysis, plan),
         budget={
             **(asdict(plan.budget) if plan.budget else {"kind": "plan", "limit": None}),
             "reached": None if math.isnan(plan.reached) else plan.reached,
         },
-        error={"relative": relative, "per_weight": _per_weight(analysis, plan)},
+        error={"relative": relative, "per_weight": per_weight_error(analysis, plan)},
         onnx=graph,
         parity=parity,
         latency=times,
@@ -216,40 +213,3 @@ def compare_latency(dense: Backend, small: Path, target: Target) -> tuple[dict[s
         "shapes": [f"1{sequence}"],
         **{f"{name}_onnx_bytes": size for name, size in sizes.items()},
     }, fused
-
-
-def _per_weight(analysis: Analysis, plan: Plan) -> dict[str, float]:
-    """Of each weight's own output; of weights that were decided together, that of what they give together."""
-    return {name: o.error**0.5 for o in plan.options for name in analysis.groups[o.group].weights}
-
-
-def _weight_error(analysis: Analysis, plan: Plan) -> float:
-    """Relative error of all targeted matrices together, when there is nothing to run: exact, by their spectra."""
-    energy = {r.weight.name: float((r.plain.values**2).sum()) for r in analysis.weights}
-    groups = analysis.groups
-    lost = sum(o.error * sum(energy[name] for name in groups[o.group].weights) for o in plan.options)
-    total = sum(energy.values())
-    return (lost / total) ** 0.5 if total else 0.0
-
-
-def _targets(analysis: Analysis, plan: Plan) -> dict[str, Any]:
-    before, after = analysis.dense_params, plan.cost
-    return {"params_before": before, "params_after": after, "keep_ratio": after / before if before else 1.0}
-
-
-def _sizes(dense: Backend, small: Backend, analysis: Analysis, plan: Plan) -> dict[str, Any]:
-    """Numbers, bytes of the tensors, and multiply-adds.
-
-    Multiply-adds are counted as `core.cost.spent` does.
-    """
-    left = [w for w in dense.weights if w.name not in analysis]
-    rest = sum(int(spent("macs", "dense", ONE, np.array([w.params]), [w])[0]) for w in left)
-    macs_after = rest + sum(cost_in("macs", option, analysis) for option in plan.options)
-    return {
-        "params_before": dense.params,
-        "params_after": small.params,
-        "bytes_before": dense.nbytes,
-        "bytes_after": small.nbytes,
-        "macs_before": rest + dense_cost("macs", analysis),
-        "macs_after": macs_after,
-    }

@@ -5,9 +5,11 @@ from lowrank.pipeline.compressing import SAME_CHANNELS, compress
 from lowrank.pipeline.elastic import DATA_FILE as ELASTIC_DATA
 from lowrank.pipeline.elastic import export_elastic
 from lowrank.pipeline.evaluating import evaluate
+from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.exporting import export, export_adapter_inputs, export_ort, graph_of
 from lowrank.pipeline.healing import Training, heal
 from lowrank.pipeline.planning import factorize, read_plan, select
+from lowrank.pipeline.preflight import Estimate, foresee
 from lowrank.pipeline.run import CHECKPOINT_FILE, ONNX_FILE, PLAN_FILE, REPORT_FILE, RUN
 from lowrank.pipeline.settings import Settings
 from lowrank.pipeline.timing import bench_table
@@ -20,6 +22,8 @@ __all__ = [
     "REPORT_FILE",
     "RUN",
     "SAME_CHANNELS",
+    "Estimate",
+    "Execution",
     "Settings",
     "Training",
     "analyze",
@@ -32,6 +36,7 @@ __all__ = [
     "export_elastic",
     "export_ort",
     "factorize",
+    "foresee",
     "graph_of",
     "heal",
     "kept_analysis",

@@ -2,45 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowrank import __version__
 from lowrank.artifacts import hash_json, load_analysis, save_analysis
-from lowrank.artifacts.analysis import JSON_FILE
-from lowrank.backends import Backend, Opening, open_model
-from lowrank.core.analysis import Analysis, BondAnalysis, Folds, WeightAnalysis, analyze_weight
-from lowrank.core.match import selector_of
+from lowrank.artifacts.analysis import JSON_FILE, BondsCodec, GramsCodec, RecordCodec
+from lowrank.artifacts.journal import NOWHERE, Journal, Kept, close_journal, open_journal
+from lowrank.artifacts.lock import holding
+from lowrank.backends import Backend, Opening, is_streamed, open_model
+from lowrank.core.analysis import Analysis, BondAnalysis, Folds, Numbers, WeightAnalysis, analyze_weight
 from lowrank.core.structures import BONDED
-from lowrank.core.weight import Bond, Group, Skip, Weight
-from lowrank.errors import ArtifactError, PatternError, UnsupportedModel
-from lowrank.parallel import windowed_map
-from lowrank.pipeline.settings import NO_DATA, ROLES, Settings
+from lowrank.core.weight import Bond, Weight
+from lowrank.errors import ArtifactError
+from lowrank.parallel import Pool, threads
+from lowrank.pipeline.execution import Execution
+from lowrank.pipeline.settings import NO_DATA, Settings
+from lowrank.pipeline.targeting import targeted, usable
 from lowrank.progress import Clock, Track, silent
 
 if TYPE_CHECKING:
     from lowrank.calibrate import Calibration
 
 
-BONDED_INPUTS = 4096
-"""Wider inputs of bonded weights get no moment: it would take 128 MB for each fold of each."""
-
-NOT_TARGETED = {
-    "projection": "a projection; --targets projections adds it",
-    "head": "outside the repeated blocks, so taken for a head; --targets head adds it",
-    "embedding": "a table that is looked up; --targets embeddings adds it",
-    "conv": "a convolution; --targets conv adds it",
-}
+STAGE = "analyze"
+"""Of a run's journal."""
 
 
+@holding("output")
 def analyze(
     model: object,
     *,
     output: str | Path | None = None,
     settings: Settings | None = None,
     opening: Opening | None = None,
+    execution: Execution | None = None,
     track: Track = silent,
 ) -> Analysis:
     """Spectra, error curves and Grams of a model's targeted weights.
@@ -50,6 +49,7 @@ def analyze(
         output: a run folder to keep the analysis in, and to take it from if it is there already.
         settings: which weights, and on what data.
         opening: how to build the model if its file does not say.
+        execution: in how much memory, on which machines, and whether from where an earlier run was stopped.
         track: shows progress.
 
     Raises:
@@ -58,16 +58,18 @@ def analyze(
     Example:
         analysis = lowrank.analyze("my-model", settings=lowrank.Settings(calib="sentences.txt"))
     """
-    opening = opening or Opening()
+    opening, execution = opening or Opening(), execution or Execution()
     run = Path(output).expanduser() if output is not None else None
     kept = kept_analysis(run) if run is not None else None
     settings = settings or Settings()
-    backend = open_model(model, opening)
+    backend = open_model(model, opening, execution.memory, execution.streamed)
     calibration = read_calibration(backend, settings)
     backend = calibration.backend if calibration else backend
-    analysis = analyze_backend(backend, calibration, settings, opening, kept, track, Clock())
-    if run is not None and analysis is not kept:
-        save_analysis(analysis, run)
+    analysis = analyze_backend(backend, calibration, settings, opening, kept, track, Clock(), execution, run)
+    if run is not None:
+        if analysis is not kept:
+            save_analysis(analysis, run)
+        close_journal(run, STAGE)
     return analysis
 
 
@@ -79,37 +81,49 @@ def analyze_backend(
     kept: Analysis | None,
     track: Track,
     clock: Clock,
+    execution: Execution,
+    run: Path | None,
 ) -> Analysis:
-    """The analysis of an open model; the one that was kept, if it is of the same model with the same settings."""
-    weights, skips = _targeted(backend, settings)
+    """The analysis of an open model; the one that was kept, if it is of the same model with the same settings.
+
+    Its pieces stay in the journal of the run until `close_journal`, so that nothing is lost before it is saved.
+    """
+    weights, skips = targeted(backend, settings)
     backend.check_finite()
     asked = {**settings.to_json(), "opening": opening.provenance(), "lowrank": __version__}
     asked["calibration"] = dict(calibration.provenance) if calibration else None
     fingerprint = hash_json([backend.source["fingerprint"], asked, [w.name for w in weights]])
     if kept is not None and kept.fingerprint == fingerprint:
         return kept
-    grams: dict[str, Folds] = {}
+    identity = {
+        "model": backend.source["fingerprint"],
+        "version of lowrank": __version__,
+        "settings": hash_json([asked, [w.name for w in weights]]),
+    }
+    journal = NOWHERE if run is None else open_journal(run, STAGE, identity, execution.resume)
+    grams: Mapping[str, Folds] = {}
     bonds: list[Bond] = []
     if calibration is not None:
         from lowrank.calibrate import collect_grams
 
         with clock.stage("bonds"):
-            bonds = _usable(backend, weights)
+            bonds = usable(backend, weights)
         with clock.stage("calibrate"):
-            grams = collect_grams(calibration, weights, track, {name for bond in bonds for name in bond.weights})
-    with clock.stage("analyze"):
+            bonded = {name for bond in bonds for name in bond.weights}
+            grams = journal.kept("grams", GramsCodec(), lambda: collect_grams(calibration, weights, track, bonded))
+    with clock.stage("analyze"), execution.pool(weights) as pool:
         analysis = Analysis(
-            weights=analyze_weights(backend, weights, grams, track),
-            bonds=analyze_bonds(backend, bonds, grams, track),
+            weights=analyze_weights(backend, weights, grams, track, pool, journal),
+            bonds=analyze_bonds(backend, bonds, grams, track, pool, journal),
             grams={name: folds for name, folds in grams.items() if folds.fit.tokens},
         )
     if calibration is not None:
         from lowrank.calibrate import measure_contexts, measure_sensitivity
 
         with clock.stage("sensitivity"):
-            analysis = measure_sensitivity(calibration, analysis, track)
+            analysis = measure_sensitivity(calibration, analysis, track, journal)
         with clock.stage("contexts"):
-            analysis = measure_contexts(calibration, analysis, track)
+            analysis = measure_contexts(calibration, analysis, track, journal)
     return replace(
         analysis,
         skips=skips,
@@ -145,38 +159,6 @@ def kept_analysis(run: Path) -> Analysis | None:
         return None
 
 
-def _targeted(backend: Backend, settings: Settings) -> tuple[tuple[Weight, ...], tuple[Skip, ...]]:
-    unknown = [t for t in settings.targets if t not in ROLES]
-    if unknown:
-        raise PatternError(f"--targets {unknown[0]}: it can be {', '.join(ROLES)}, several with commas")
-    names = [weight.name for weight in backend.weights] + [skip.name for skip in backend.skips]
-    wanted = selector_of(settings.include, settings.exclude, names)
-    roles = {role for target in settings.targets for role in ROLES[target]}
-    # A name that is given is asked for, whatever its role.
-    asked = bool(settings.include)
-    chosen, skips = [], list(backend.skips)
-    for weight in backend.weights:
-        if not wanted(weight.name):
-            skips.append(Skip(weight.name, weight.shape, "left out by --include or --exclude"))
-        elif not asked and weight.role not in roles:
-            skips.append(Skip(weight.name, weight.shape, NOT_TARGETED[weight.role]))
-        elif weight.full_rank < 2:
-            skips.append(Skip(weight.name, weight.shape, "a vector: it has rank 1 already"))
-        else:
-            chosen.append(weight)
-    if not chosen:
-        raise UnsupportedModel(_nothing(skips))
-    return tuple(chosen), tuple(skips)
-
-
-def _nothing(skips: Sequence[Skip]) -> str:
-    why = f"; {skips[0].name} {tuple(skips[0].shape)}: {skips[0].reason}" if skips else ""
-    return (
-        f"the model has no weight that is targeted and can be factored ({len(skips)} left out{why}); "
-        "see --targets and --include"
-    )
-
-
 def read_calibration(backend: Backend, settings: Settings) -> Calibration | None:
     """The data that the settings name, as inputs of the model."""
     if settings.calib == NO_DATA:
@@ -187,59 +169,68 @@ def read_calibration(backend: Backend, settings: Settings) -> Calibration | None
     return load_calibration(backend, path, settings.column, settings.samples)
 
 
+@dataclass(frozen=True, slots=True)
+class _WeightJob:
+    """The analysis of one weight, which it reads itself."""
+
+    numbers: Numbers
+    grams: Mapping[str, Folds]
+    rounded: bool
+
+    def __call__(self, weight: Weight) -> WeightAnalysis:
+        matrix = self.numbers.read(weight.name)
+        return analyze_weight(weight, matrix, self.grams.get(weight.name), self.rounded)
+
+
 def analyze_weights(
-    backend: Backend, weights: Sequence[Weight], grams: dict[str, Folds], track: Track = silent
+    backend: Backend,
+    weights: Sequence[Weight],
+    grams: Mapping[str, Folds],
+    track: Track = silent,
+    pool: Pool | None = None,
+    journal: Journal = NOWHERE,
 ) -> tuple[WeightAnalysis, ...]:
-    """Spectra of all weights, a thread for each core."""
-    from threadpoolctl import threadpool_limits
+    """Spectra of all weights.
 
-    def job(weight: Weight) -> WeightAnalysis:
-        return analyze_weight(weight, backend.read(weight.name), grams.get(weight.name))
+    Args:
+        backend: where the weights are.
+        weights: which.
+        grams: by weight name.
+        track: shows progress.
+        pool: where they are computed; by default a thread for each core.
+        journal: what is known already, and keeps what is found.
+    """
+    # What is streamed has no graph whose bytes would be counted.
+    job = Kept(_WeightJob(backend, grams, not is_streamed(backend)), journal, _name, RecordCodec())
+    with nullcontext(pool) if pool is not None else threads() as places:
+        return tuple(track(places.map(job, weights), "analyzing", len(weights)))
 
-    # One BLAS thread in each job: eigenproblems of these sizes scale over matrices, not inside one, and the last bits
-    # then do not depend on how many jobs run.
-    with threadpool_limits(1):
-        return tuple(track(windowed_map(job, weights), "analyzing", len(weights)))
+
+def _name(weight: Weight) -> str:
+    return weight.name
 
 
 def analyze_bonds(
-    backend: Backend, bonds: Sequence[Bond], grams: dict[str, Folds], track: Track = silent
+    backend: Backend,
+    bonds: Sequence[Bond],
+    grams: Mapping[str, Folds],
+    track: Track = silent,
+    pool: Pool | None = None,
+    journal: Journal = NOWHERE,
 ) -> tuple[BondAnalysis, ...]:
-    """What every structure can make of every bond, a thread for each core."""
-    from threadpoolctl import threadpool_limits
+    """What every structure can make of every bond."""
 
-    def job(bond: Bond) -> list[BondAnalysis]:
+    def measured(bond: Bond) -> Sequence[BondAnalysis]:
         found = (structure.measure(bond, grams, backend) for structure in BONDED)
         return [each for each in found if each is not None]
 
-    with threadpool_limits(1):
-        parts = list(track(windowed_map(job, bonds), "analyzing bonds", len(bonds)))
+    job = Kept(measured, journal, lambda bond: f"{bond.kind}: {', '.join(bond.weights)}", BondsCodec())
+    with nullcontext(pool) if pool is not None else threads() as places:
+        parts = list(track(places.map(job, bonds), "analyzing bonds", len(bonds)))
     return tuple(each for part in parts for each in part)
 
 
-def targeted_groups(backend: Backend, settings: Settings) -> list[tuple[Group, list[Weight]]]:
-    """All that could be decided on, with the weights of each: every targeted weight by itself, and every bond.
-
-    Raises:
-        UnsupportedModel: if no weight is targeted.
-    """
-    weights, _ = _targeted(backend, settings)
-    by_name = {weight.name: weight for weight in weights}
-    groups = [*(Group(w.name, (w.name,)) for w in weights), *map(Group.of, _usable(backend, weights))]
-    return [(group, [by_name[name] for name in group.weights]) for group in groups]
-
-
-def _usable(backend: Backend, weights: Sequence[Weight]) -> list[Bond]:
-    """The bonds between targeted weights whose moments are not too wide to keep."""
-    targeted = {w.name: w for w in weights}
-    return [
-        bond
-        for bond in backend.bonds
-        if all(name in targeted and targeted[name].cols <= BONDED_INPUTS for name in bond.weights)
-    ]
-
-
-def _notes(backend: Backend, grams: dict[str, Folds], calibrated: bool) -> tuple[str, ...]:
+def _notes(backend: Backend, grams: Mapping[str, Folds], calibrated: bool) -> tuple[str, ...]:
     notes = []
     if not calibrated:
         notes.append(

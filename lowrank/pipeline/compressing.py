@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from lowrank.artifacts import load_analysis, save_analysis, staged
+from lowrank import __version__
+from lowrank.artifacts import hash_json, load_analysis, save_analysis, staged
 from lowrank.artifacts.analysis import JSON_FILE
-from lowrank.backends import Backend, Opening, open_model
+from lowrank.artifacts.journal import close_journal, open_journal
+from lowrank.artifacts.lock import holding
+from lowrank.backends import Backend, Opening, is_streamed, open_model
+from lowrank.backends.checkpoint.backend import CheckpointBackend
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan, check_budget
@@ -18,7 +22,9 @@ from lowrank.edge import Target
 from lowrank.errors import HealingError, InfeasibleBudget, LowRankError, PlanMismatch
 from lowrank.evaluate.report import Report
 from lowrank.pipeline.adapting import keep_adapter
+from lowrank.pipeline.analyzing import STAGE as ANALYZE
 from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_calibration, settings_of
+from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.healing import Training, check_trainable
 from lowrank.pipeline.healing import heal as heal_run
 from lowrank.pipeline.planning import factorize, read_plan, refitted, select
@@ -32,12 +38,14 @@ from lowrank.pipeline.run import (
 )
 from lowrank.pipeline.settings import Settings
 from lowrank.pipeline.sizing import sized_plan
+from lowrank.pipeline.streaming import STAGE, compress_streamed, refuse_whole
 from lowrank.progress import Clock, Track, silent
 
 SAME_CHANNELS = ("two_factor", "pivoted", "shared")
 """Structures after which a layer reads and gives what it did before."""
 
 
+@holding("output")
 def compress(
     model: object = None,
     budget: Budget | float | None = None,
@@ -54,6 +62,7 @@ def compress(
     with_past: bool = False,
     target: Target | None = None,
     timings: Timings | str | Path | None = None,
+    execution: Execution | None = None,
     track: Track = silent,
 ) -> Report:
     """Analyze, select, factorize, rewrite, save, export and measure.
@@ -77,6 +86,7 @@ def compress(
         with_past: also write `model_with_past.onnx`, a causal language model with its key-value cache.
         target: what graphs are for: any runtime, or ONNX Runtime with its own operators; and the type of weights.
         timings: what a budget of time is spent on, or a file with it; measured here if there is none.
+        execution: in how much memory, on which machines, and whether from where an earlier run was stopped.
         track: shows progress.
 
     Raises:
@@ -85,7 +95,7 @@ def compress(
     Example:
         report = lowrank.compress("my-model", budget=0.5, output="run")
     """
-    target = target or Target()
+    target, execution = target or Target(), execution or Execution()
     target.check()
     if budget is None and plan is None:
         raise LowRankError(
@@ -111,19 +121,25 @@ def compress(
         assert kept is not None
         model, opening = source_of(kept, run, opening)
     opening = opening or Opening()
+    again = kept is not None and not anew and kept.source.get("kind") == "checkpoint"
     with clock.stage("open"):
-        backend = open_model(model, opening)
+        backend = open_model(model, opening, execution.memory, again or execution.streamed)
     if kept is not None and not anew:
         check_source(kept, backend, run)
+    if is_streamed(backend):
+        sized = budget is not None and budget.kind == "size"
+        quantize = target.dtype != "float32"
+        refuse_whole(heal=heal, latency=timed, size=sized, quantize=quantize, with_past=with_past, keep_lora=beside)
     if heal is not None:
         check_trainable(backend)
     with clock.stage("read calibration"):
         calibration = read_calibration(backend, settings)
         backend = calibration.backend if calibration else backend
-    analysis = analyze_backend(backend, calibration, settings, opening, kept, track, clock)
+    analysis = analyze_backend(backend, calibration, settings, opening, kept, track, clock, execution, run)
     if not (run / JSON_FILE).exists():
         # The expensive part is worth keeping even if what follows fails; it must not displace that of an earlier run.
         save_analysis(analysis, run)
+        close_journal(run, ANALYZE)
     if beside is not None:
         selector = selector or Knapsack(structures=SAME_CHANNELS)
     if timed:
@@ -145,12 +161,24 @@ def compress(
             target = replace(target, dtype="mixed")
         if beside is not None:
             _check_channels(chosen)
+    if is_streamed(backend):
+        assert isinstance(backend, CheckpointBackend)
+        report = compress_streamed(backend, analysis, chosen, run, execution, track, clock)
+        close_journal(run, ANALYZE)
+        return report
+    identity = {
+        "model": backend.source["fingerprint"],
+        "version of lowrank": __version__,
+        "analysis": analysis.fingerprint,
+        "plan": hash_json(chosen.to_json()),
+    }
+    journal = open_journal(run, STAGE, identity, execution.resume)
     with clock.stage("factorize"):
-        made = factorize(backend, analysis, chosen, track)
+        made = factorize(backend, analysis, chosen, track, execution, journal)
     refit = refit and calibration is not None and bool(made)
     if refit and calibration is not None:
         with clock.stage("refit"):
-            made = refitted(calibration, made, analysis, track)
+            made = refitted(calibration, made, analysis, track, journal)
     with clock.stage("rewrite"):
         # Permutations last: until then every weight is compared with its own dense outputs.
         bonds = backend.bonds if beside is None else ()
@@ -173,6 +201,8 @@ def compress(
             refit,
             problems=problems,
         )
+    close_journal(run, ANALYZE)
+    close_journal(run, STAGE)
     if heal is None:
         return report
     return heal_run(

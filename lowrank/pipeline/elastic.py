@@ -16,6 +16,7 @@ from lowrank.core.structures.base import Option, Replacement
 from lowrank.edge import Target, fit_file, write_onnx
 from lowrank.errors import ExportError, LowRankError
 from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_calibration
+from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.planning import factorize, select
 from lowrank.pipeline.settings import Settings
 from lowrank.progress import Clock, Track, silent
@@ -83,7 +84,9 @@ def export_elastic(
     settings = settings or Settings()
     calibration = read_calibration(backend, settings)
     backend = calibration.backend if calibration else backend
-    analysis = analyze_backend(backend, calibration, settings, opening, kept_analysis(folder), track, Clock())
+    analysis = analyze_backend(
+        backend, calibration, settings, opening, kept_analysis(folder), track, Clock(), Execution(), None
+    )
     plans = {keep: select(analysis, keep, Knapsack(structures=(NESTED,))) for keep in keeps}
     largest = factorize(backend, analysis, _largest(list(plans.values())), track)
     names = {keep: name_of(keep) for keep in keeps}

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowrank.artifacts import read_json
+from lowrank.artifacts.journal import NOWHERE, Journal, Kept
+from lowrank.artifacts.replacements import ReplacementsCodec
 from lowrank.backends import Backend
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
@@ -14,7 +16,7 @@ from lowrank.core.plan import Plan, check_budget
 from lowrank.core.select import Knapsack, Selector
 from lowrank.core.structures import Option, factorized
 from lowrank.core.structures.base import Replacement
-from lowrank.parallel import windowed_map
+from lowrank.pipeline.execution import Execution
 from lowrank.progress import Track, silent
 
 if TYPE_CHECKING:
@@ -40,12 +42,16 @@ def select(analysis: Analysis, budget: Budget | float, selector: Selector | None
 
 
 def refitted(
-    calibration: Calibration, made: Mapping[str, Replacement], analysis: Analysis, track: Track = silent
+    calibration: Calibration,
+    made: Mapping[str, Replacement],
+    analysis: Analysis,
+    track: Track = silent,
+    journal: Journal = NOWHERE,
 ) -> dict[str, Replacement]:
     """The same replacements, each fitted to what it sees in the compressed model."""
     from lowrank.calibrate import sequential_refit
 
-    return sequential_refit(calibration, calibration.backend.rewrite(made), made, analysis, track)
+    return sequential_refit(calibration, calibration.backend.rewrite(made), made, analysis, track, journal)
 
 
 def read_plan(path: Path, analysis: Analysis, budget: Budget | None) -> Plan:
@@ -58,13 +64,21 @@ def read_plan(path: Path, analysis: Analysis, budget: Budget | None) -> Plan:
     return check_budget(Plan.from_json(read_json(path, "plan"), analysis, budget))
 
 
-def factorize(backend: Backend, analysis: Analysis, plan: Plan, track: Track = silent) -> dict[str, Replacement]:
+def factorize(
+    backend: Backend,
+    analysis: Analysis,
+    plan: Plan,
+    track: Track = silent,
+    execution: Execution | None = None,
+    journal: Journal = NOWHERE,
+) -> dict[str, Replacement]:
     """What replaces each weight that the plan does not leave dense, by weight name."""
-    from threadpoolctl import threadpool_limits
+    execution = execution or Execution()
 
-    def job(option: Option) -> dict[str, Replacement]:
-        return dict(factorized(option, analysis, backend))
+    def job(option: Option) -> Mapping[str, Replacement]:
+        return factorized(option, analysis, backend)
 
-    with threadpool_limits(1):
-        parts = list(track(windowed_map(job, plan.options), "factorizing", len(plan.options)))
+    kept = Kept(job, journal, lambda option: option.group, ReplacementsCodec())
+    with execution.pool([record.weight for record in analysis.weights]) as pool:
+        parts = list(track(pool.map(kept, plan.options), "factorizing", len(plan.options)))
     return {name: factors for part in parts for name, factors in part.items()}

@@ -14,8 +14,8 @@ from lowrank.core.timings import Timings, sizes_for
 from lowrank.core.weight import Group, Weight
 from lowrank.edge import Target, fit_file, write_onnx
 from lowrank.errors import TimingError
-from lowrank.pipeline.analyzing import targeted_groups
 from lowrank.pipeline.settings import Settings
+from lowrank.pipeline.targeting import targeted_groups
 from lowrank.progress import Track, silent
 
 TOKENS, THREADS, STEP = 128, 1, 16

@@ -20,6 +20,21 @@ def show_analysis(analysis: Any) -> None:
     say(verdict(analysis))
 
 
+def show_estimate(estimate: Any, as_json: bool) -> None:
+    """What a run will take."""
+    if as_json:
+        print_json(estimate.to_json())
+        return
+    how = "streamed weight by weight" if estimate.streamed else "whole in memory"
+    say(f"{estimate.weights} weights, {how}, {estimate.jobs} at once")
+    say(f"memory  {estimate.memory / 1e9:8.2f} GB of {estimate.memory_left / 1e9:.2f} GB left")
+    say(f"disk    {estimate.disk / 1e9:8.2f} GB of {estimate.disk_free / 1e9:.2f} GB free")
+    say(
+        f"time    {estimate.analyze_seconds:8.0f} s to analyse the weights, {estimate.compress_seconds:.0f} s to factor them"
+    )
+    say("Times are within a factor of two, and leave out forward passes, export and healing.")
+
+
 def show_report(report: Any, as_json: bool) -> None:
     """What was measured."""
     from lowrank.report.tables import report_table

@@ -61,6 +61,10 @@ def _load(
         return unflatten(read_program(path / PROGRAM_FILE, unsafe_pickle=False)).eval()
     if rebuild["kind"] == "onnx":
         raise ArtifactError(f"{path} is of an ONNX model: open {path.parent / 'model.onnx'} with onnxruntime")
+    if rebuild["kind"] == "checkpoint":
+        from lowrank.backends.checkpoint.load import load_checkpoint
+
+        return load_checkpoint(path, record)
     state = _read_state(path / MODEL_FILE)
     if arch is not None:
         dense = build_arch(arch) if isinstance(arch, str) else arch().eval()

@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from lowrank.artifacts.files import RECORD_FILE, write_json
-from lowrank.backends.base import Change
-from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.torch.layers import record_of
 from lowrank.backends.torch.module import MODEL_FILE, bytes_of
-from lowrank.backends.torch.tensors import as_matrix, as_stored, save_state, storage_key
-from lowrank.core.gram import Gram, Side
+from lowrank.backends.torch.tensors import as_matrix, factor_tensors, save_state, storage_key
+from lowrank.backends.unrun import Unrun
 from lowrank.core.linalg import Matrix
 from lowrank.core.match import looks_like_embedding, role_of, stem
 from lowrank.core.narrow import Narrow
-from lowrank.core.pivot import Pivoted
 from lowrank.core.structures.base import Replacement
 from lowrank.core.weight import Layer, Skip, View, Weight
-from lowrank.errors import UnsupportedModel
-
-HOW_TO_RUN = "say with --arch package.module:factory or --config config.json how the model is built"
 
 
 @dataclass(frozen=True, eq=False)
-class StateDictBackend:
+class StateDictBackend(Unrun):
     """A plain state dict. It can be analysed and factored by name; it cannot be run."""
 
     tensors: Mapping[str, Tensor]
     source: Mapping[str, Any]
     replaced: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    signature: str = field(default="a plain state dict does not say how its tensors are applied", init=False)
+    remedy: str = field(
+        default="say with --arch package.module:factory or --config config.json how the model is built", init=False
+    )
 
     @cached_property
     def _described(self) -> tuple[tuple[Weight, ...], tuple[Skip, ...]]:
@@ -72,16 +69,6 @@ class StateDictBackend:
         return self._described[0]
 
     @property
-    def output_kind(self) -> NoReturn:
-        """There is no output."""
-        self._refuse()
-
-    @property
-    def bonds(self) -> tuple[()]:
-        """None are known."""
-        return ()
-
-    @property
     def skips(self) -> tuple[Skip, ...]:
         """Every other tensor of two or more dimensions."""
         return self._described[1]
@@ -98,11 +85,6 @@ class StateDictBackend:
         return bytes_of(self.tensors)
 
     @property
-    def signature(self) -> str:
-        """There is none."""
-        return "a plain state dict does not say how its tensors are applied"
-
-    @property
     def tokenizer(self) -> None:
         """There is none."""
         return None
@@ -110,9 +92,6 @@ class StateDictBackend:
     def read(self, name: str) -> Matrix:
         """One tensor as a float64 matrix."""
         return as_matrix(name, self.tensors[name], View())
-
-    def check_finite(self) -> None:
-        """Nothing to look at: a state dict is not run, and each weight is checked when it is read."""
 
     def rewrite(self, replacements: Mapping[str, Replacement]) -> StateDictBackend:
         """The state dict with `<name>.left.weight` and `<name>.right.weight` in place of `<name>.weight`.
@@ -123,12 +102,8 @@ class StateDictBackend:
         layers = {layer.name: name for name in replacements for layer in by_name[name].layers}
         made: dict[str, dict[str, Tensor]] = {}
         for name, replacement in replacements.items():
-            factors = replacement.factors
-            assert not isinstance(factors, Narrow)
-            pair = {"left.weight": factors.left, "right.weight": factors.right}
-            made[name] = {key: as_stored(name, m, self.tensors[name]) for key, m in pair.items()}
-            if isinstance(factors, Pivoted) and factors.order is not None:
-                made[name]["order"] = torch.from_numpy(factors.order)
+            assert not isinstance(replacement.factors, Narrow)
+            made[name] = factor_tensors(name, replacement.factors, self.tensors[name].dtype)
         tensors: dict[str, Tensor] = {}
         for name, tensor in self.tensors.items():
             owner = layers.get(stem(name))
@@ -140,10 +115,6 @@ class StateDictBackend:
             name: record_of(by_name[name], r, self._has_bias(by_name[name])) for name, r in replacements.items()
         }
         return StateDictBackend(tensors, self.source, replaced)
-
-    def bias(self, name: str) -> None:
-        """Not known: a state dict does not say which tensors belong together."""
-        return None
 
     def _has_bias(self, weight: Weight) -> bool:
         return f"{weight.layers[0].name}.bias" in self.tensors
@@ -159,45 +130,6 @@ class StateDictBackend:
         tensors = load(run)
         assert isinstance(tensors, dict)
         return replace(self, tensors=tensors)
-
-    def _refuse(self) -> NoReturn:
-        raise UnsupportedModel(f"{self.signature}; {HOW_TO_RUN}")
-
-    def with_tokenizer(self, tokenizer: Path) -> NoReturn:
-        """Not possible."""
-        self._refuse()
-
-    def fed_with(self, signature: Signature) -> NoReturn:
-        """Not possible."""
-        self._refuse()
-
-    def run(self, feed: Feed) -> NoReturn:
-        """Not possible."""
-        self._refuse()
-
-    def oracle(self) -> NoReturn:
-        """Not possible."""
-        self._refuse()
-
-    def watching(self, sides: Mapping[str, Side], observe: Callable[[str, Gram], None]) -> NoReturn:
-        """Not possible."""
-        self._refuse()
-
-    def swapped(self, changes: Mapping[str, Change]) -> NoReturn:
-        """Not possible."""
-        self._refuse()
-
-    def trials(self, feeds: Sequence[Feed], base: Mapping[str, Change] | None = None) -> NoReturn:
-        """Not possible."""
-        self._refuse()
-
-    def curvature(self, feeds: Sequence[Feed], names: Sequence[str]) -> dict[str, Matrix]:
-        """There are no gradients in this format."""
-        return {}
-
-    def paired(self, small: StateDictBackend, fit: Sequence[Feed], judge: Sequence[Feed]) -> None:
-        """There is no refit in this format."""
-        return None
 
     def save(self, folder: Path) -> None:
         """The factored state dict as safetensors, and what was replaced as JSON."""

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lowrank.backends.finite import finite
+from lowrank.core.factors import Factors
 from lowrank.core.linalg import Matrix
+from lowrank.core.pivot import Pivoted
 from lowrank.core.weight import View
 from lowrank.errors import NonFiniteWeight
 
@@ -36,13 +38,36 @@ def as_stored(name: str, factor: NDArray[np.floating], like: Tensor) -> Tensor:
         NonFiniteWeight: if it does not fit the dtype's range.
     """
     tensor = torch.from_numpy(np.ascontiguousarray(factor)).to(like)
-    if not torch.isfinite(tensor).all():
+    # Types of 8 bits have no isfinite of their own.
+    if not torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all():
         raise NonFiniteWeight(
             f"{name}: a factor holds numbers beyond the range of {str(like.dtype).removeprefix('torch.')}; "
             f"convert the model to "
             "float32 or bfloat16 first, or leave this weight out with --exclude"
         )
     return tensor
+
+
+def factor_tensors(name: str, factors: Factors | Pivoted, dtype: torch.dtype, table: bool = False) -> dict[str, Tensor]:
+    """Factors as their layer's state dict names and holds them: `left.weight`, `right.weight`, perhaps `order`.
+
+    Args:
+        name: the weight's, for errors.
+        factors: of any linear layer, or of a table.
+        dtype: that they are stored in.
+        table: whether it is looked up: then they are stored as the table is, so that a head tied to it shares them.
+
+    Raises:
+        NonFiniteWeight: if they do not fit the dtype's range.
+    """
+    left, right = factors.left, factors.right
+    if table:
+        left, right = right.T, left.T
+    like = torch.empty(0, dtype=dtype)
+    made = {"left.weight": as_stored(name, left, like), "right.weight": as_stored(name, right, like)}
+    if isinstance(factors, Pivoted) and factors.order is not None:
+        made["order"] = torch.from_numpy(factors.order)
+    return made
 
 
 def module_in_float32(module: nn.Module) -> nn.Module:

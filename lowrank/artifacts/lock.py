@@ -1,0 +1,83 @@
+"""One run at a time in a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import wraps
+from inspect import signature
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from lowrank.artifacts.files import make_folder
+from lowrank.errors import ArtifactError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+LOCK_FILE = ".lowrank-lock"
+OWNER_FILE = ".lowrank-owner.json"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for the length of the block; a lock of a process that is gone holds nothing.
+
+    Raises:
+        ArtifactError: if another process holds it, or it cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    make_folder(folder)
+    # One lock a path, so that a stage may run inside another of the same process.
+    lock = FileLock(folder / LOCK_FILE, is_singleton=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ArtifactError(
+            f"{folder} is in use by another lowrank{_owner(folder)}; wait for it, or choose another folder with -o"
+        ) from None
+    except OSError as error:
+        raise ArtifactError(f"cannot write {folder}: {error.strerror}; choose another folder with -o") from None
+    try:
+        if lock.lock_counter == 1:
+            facts = {"process": os.getpid(), "host": socket.gethostname(), "since": time.ctime()}
+            with suppress(OSError):
+                # Only for the other's message.
+                (folder / OWNER_FILE).write_text(json.dumps(facts), encoding="utf-8")
+        yield
+    finally:
+        if lock.lock_counter == 1:
+            (folder / OWNER_FILE).unlink(missing_ok=True)
+        lock.release()
+
+
+def holding(parameter: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A function that holds the folder in one of its parameters while it runs; none, if that is None."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def held(*args: P.args, **kwargs: P.kwargs) -> R:
+            bound = signature(function).bind(*args, **kwargs)
+            bound.apply_defaults()
+            folder = bound.arguments[parameter]
+            if folder is None:
+                return function(*args, **kwargs)
+            with locked(Path(folder).expanduser()):
+                return function(*args, **kwargs)
+
+        return held
+
+    return decorate
+
+
+def _owner(folder: Path) -> str:
+    try:
+        facts = json.loads((folder / OWNER_FILE).read_text(encoding="utf-8"))
+        return f" (process {facts['process']} on {facts['host']}, since {facts['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

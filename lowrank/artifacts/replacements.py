@@ -1,0 +1,58 @@
+"""Replacements as pieces of a journal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank.artifacts.journal import Arrays, Piece
+from lowrank.core.factors import Factors
+from lowrank.core.narrow import Narrow
+from lowrank.core.pivot import Pivoted
+from lowrank.core.structures.base import Replacement
+
+KINDS: dict[str, type[Any]] = {"factors": Factors, "pivoted": Pivoted, "narrow": Narrow}
+
+
+class ReplacementsCodec:
+    """Replacements by weight name. An array that several share is kept once, and shared again."""
+
+    def encode(self, result: Mapping[str, Replacement]) -> Piece:
+        """Arrays by number, and where they belong."""
+        arrays: dict[str, NDArray[Any]] = {}
+        numbers: dict[int, str] = {}
+
+        def packed(value: Any) -> Any:
+            if not isinstance(value, np.ndarray):
+                return {"value": value}
+            number = numbers.setdefault(id(value), str(len(numbers)))
+            arrays[number] = value
+            return {"array": number}
+
+        facts: dict[str, Any] = {}
+        for name, replacement in result.items():
+            factors = replacement.factors
+            facts[name] = {
+                "structure": replacement.structure,
+                "kind": next(kind for kind, made in KINDS.items() if type(factors) is made),
+                "factors": {f.name: packed(getattr(factors, f.name)) for f in fields(factors)},
+                "places": {key: packed(getattr(replacement, key)) for key in ("bias", "rows", "cols")},
+            }
+        return arrays, facts
+
+    def decode(self, piece: Piece) -> dict[str, Replacement]:
+        """The same replacements."""
+        arrays, facts = piece
+        return {name: _replacement(entry, arrays) for name, entry in facts.items()}
+
+
+def _replacement(entry: Mapping[str, Any], arrays: Arrays) -> Replacement:
+    def unpacked(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: arrays[v["array"]] if "array" in v else v["value"] for key, v in values.items()}
+
+    factors = KINDS[entry["kind"]](**unpacked(entry["factors"]))
+    return Replacement(entry["structure"], factors, **unpacked(entry["places"]))

@@ -1,0 +1,73 @@
+"""A streamed result back as a module: layer by layer, the dense model never in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.backends.checkpoint.place import Place
+from lowrank.backends.checkpoint.shards import open_shards
+from lowrank.backends.checkpoint.skeleton import skeleton, stored_names
+from lowrank.backends.torch import huggingface
+from lowrank.backends.torch.layers import dense_layer, empty_replacement, put, register_optional_layers
+from lowrank.errors import ArtifactError
+
+
+def load_checkpoint(folder: Path, record: Mapping[str, Any]) -> nn.Module:
+    """The compressed model in a folder, in evaluation mode.
+
+    Args:
+        folder: with config.json and the shards.
+        record: what `lowrank.json` in it says.
+
+    Raises:
+        ArtifactError: if the tensors are not those that the record tells of.
+    """
+    rebuild: Mapping[str, Any] = record["rebuild"]
+    config = huggingface.read_config(folder / "config.json")
+    config.architectures = [rebuild["class"]]
+    dtype = getattr(torch, rebuild["dtype"])
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{rebuild['dtype']!r} is no dtype")
+    module = skeleton(folder, config, dtype)
+    register_optional_layers()
+    aliases: Mapping[str, str] = record["aliases"]
+    for entry in record["replaced"].values():
+        for layer in entry["layers"]:
+            old, form, dense = dense_layer(module, layer, entry["kind"], entry["stored"])
+            put(module, layer, empty_replacement(old, entry, dense, form))
+    _fill(module, folder)
+    for layer, first in aliases.items():
+        for side in ("left", "right"):
+            getattr(module.get_submodule(layer), side).weight = getattr(module.get_submodule(first), side).weight
+    tie: Any = getattr(module, "tie_weights", None)
+    if tie is not None and not aliases:
+        tie()
+    empty = [name for name, parameter in module.named_parameters() if parameter.is_meta]
+    if empty:
+        raise ArtifactError(f"{folder} has no tensor {empty[0]} ({len(empty)} are missing); compress the model again")
+    return module.eval()
+
+
+def _fill(module: nn.Module, folder: Path) -> None:
+    """Give every parameter and buffer that the folder has a tensor for that tensor, one by one."""
+    shards = open_shards(Place(str(folder)))
+    prefix = getattr(module, "base_model_prefix", "") or "model"
+    places: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, stored in stored_names(places, shards.tensors, prefix).items():
+        before, tensor = places[name], shards.tensor(stored)
+        if tensor.shape != before.shape:
+            raise ArtifactError(
+                f"{folder}: {stored} has the shape {tuple(tensor.shape)}, and the model has room for "
+                f"{tuple(before.shape)}; compress the model again"
+            )
+        owner, _, key = name.rpartition(".")
+        parent = module.get_submodule(owner)
+        if isinstance(before, nn.Parameter):
+            parent._parameters[key] = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
+        else:
+            parent._buffers[key] = tensor

@@ -1,0 +1,66 @@
+"""A model without numbers: its parameters have shapes and no memory, its buffers are real."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowrank.backends.torch import huggingface
+from lowrank.errors import UnsupportedModel, first_line
+
+
+def skeleton(origin: object, config: Any, dtype: torch.dtype) -> nn.Module:
+    """The model that a config describes, its parameters on the meta device. Buffers (positions, masks) are computed.
+
+    Raises:
+        UnsupportedModel: if transformers cannot build it.
+    """
+    try:
+        with _without_memory():
+            return huggingface.build_dense(config, dtype)
+    except UnsupportedModel:
+        raise
+    except Exception as error:
+        raise UnsupportedModel(
+            f"{origin}: transformers cannot build the model that config.json describes ({first_line(error)}); "
+            "correct it"
+        ) from None
+
+
+@contextmanager
+def _without_memory() -> Iterator[None]:
+    """Parameters go to the meta device as soon as a module has them, before anything is written to them."""
+    before = nn.Module.register_parameter
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        before(module, name, parameter)
+
+    nn.Module.register_parameter = register  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = before
+
+
+def stored_names(wanted: Iterable[str], stored: Collection[str], prefix: str) -> dict[str, str]:
+    """The name in a checkpoint of each of a model's tensors that it has.
+
+    A model with a head reads the checkpoint of one without, and the other way round: the names differ by a prefix.
+
+    Example:
+        >>> stored_names(["layer.0.weight"], {"bert.layer.0.weight"}, "bert")
+        {'layer.0.weight': 'bert.layer.0.weight'}
+    """
+    found: dict[str, str] = {}
+    for name in wanted:
+        for candidate in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
+            if candidate in stored:
+                found[name] = candidate
+                break
+    return found

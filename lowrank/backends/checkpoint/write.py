@@ -1,0 +1,149 @@
+"""The compressed checkpoint, file by file: a shard for each factored weight, and one for the rest of each old shard."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lowrank.artifacts.files import RECORD_FILE, atomic, write_json
+from lowrank.backends.checkpoint.backend import CheckpointBackend
+from lowrank.backends.checkpoint.place import Place
+from lowrank.backends.checkpoint.shards import INDEX_FILE, read_header, read_metadata
+from lowrank.backends.torch.layers import record_of
+from lowrank.backends.torch.tensors import factor_tensors
+from lowrank.core.cast import balanced, cast_energy
+from lowrank.core.factors import Factors
+from lowrank.core.match import stem
+from lowrank.core.pivot import Pivoted
+from lowrank.core.structures.base import Replacement
+from lowrank.errors import ArtifactError
+
+CHUNK = 16 * 2**20
+"""Bytes that are copied at once."""
+FACTS = "lowrank"
+"""What a shard's metadata call the facts of its weight."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What is known of a weight whose factors are on disk."""
+
+    name: str
+    record: Mapping[str, Any]
+    """How its layer is built again; see `record_of`."""
+    cast: float
+    """The squared Frobenius norm of what its dtype changed."""
+
+
+def shard_name(index: int, count: int) -> str:
+    """As Hugging Face names them, from 1 on.
+
+    Example:
+        >>> shard_name(0, 12)
+        'model-00001-of-00012.safetensors'
+    """
+    return f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+
+
+def write_factors(backend: CheckpointBackend, name: str, replacement: Replacement, path: Path) -> Written:
+    """Write the factors of a weight in its own dtype, whole or not at all, and read them again.
+
+    Raises:
+        NonFiniteWeight: if they do not fit the dtype's range.
+        ArtifactError: if they cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    weight, dtype = backend.by_name[name], backend.dtype(name)
+    factors = replacement.factors
+    assert isinstance(factors, Factors | Pivoted)
+    if dtype.itemsize == 1 and isinstance(factors, Factors):
+        factors = balanced(factors)
+    tensors = factor_tensors(name, factors, dtype, weight.is_table)
+    wide = {key: tensor.float().numpy() if key != "order" else tensor.numpy() for key, tensor in tensors.items()}
+    pair = (wide["left.weight"], wide["right.weight"])
+    left, right = (pair[1].T, pair[0].T) if weight.is_table else pair
+    stored: Factors | Pivoted = replace(factors, left=left, right=right)
+    bias = f"{stem(backend.stored[name])}.bias" in backend.shards.tensors
+    found = Written(name=name, record=record_of(weight, replacement, bias), cast=cast_energy(factors, stored))
+    base = stem(backend.stored[name])
+    with atomic(path) as temporary:
+        named = {f"{base}.{key}": tensor.contiguous() for key, tensor in tensors.items()}
+        save_file(named, temporary, {"format": "pt", FACTS: json.dumps(asdict(found))})
+    return found
+
+
+def written(path: Path) -> Written | None:
+    """What `write_factors` wrote to a file; None if there is no such file, or not a whole one."""
+    try:
+        return Written(**json.loads(read_metadata(Place(str(path.parent)), path.name)[FACTS]))
+    except Exception:
+        # It is made again, whatever it is.
+        return None
+
+
+def copy_tensors(backend: CheckpointBackend, names: Sequence[str], path: Path) -> None:
+    """Write some of the checkpoint's tensors as they are, byte for byte, whole or not at all.
+
+    Raises:
+        ArtifactError: if they cannot be written.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    place = 0
+    for name in names:
+        stored = backend.shards.tensors[name]
+        size = stored.stop - stored.start
+        header[name] = {"dtype": stored.dtype, "shape": list(stored.shape), "data_offsets": [place, place + size]}
+        place += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic(path) as temporary, temporary.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            stored = backend.shards.tensors[name]
+            for start in range(stored.start, stored.stop, CHUNK):
+                stream.write(backend.shards.place.read(stored.file, start, min(start + CHUNK, stored.stop)))
+
+
+def is_copied(backend: CheckpointBackend, names: Sequence[str], path: Path) -> bool:
+    """Whether `copy_tensors` wrote a file already. It is whole, as it has its name only then."""
+    if not path.is_file():
+        return False
+    found = read_header(Place(str(path.parent)), path.name)
+    wanted = {name: backend.shards.tensors[name] for name in names}
+    return {n: (s.dtype, s.shape) for n, s in found.items()} == {n: (s.dtype, s.shape) for n, s in wanted.items()}
+
+
+def finish(backend: CheckpointBackend, folder: Path, found: Sequence[Written]) -> None:
+    """Write the index, the record of what was replaced, and the model's other files.
+
+    Raises:
+        ArtifactError: if a tensor is missing from the shards in the folder.
+    """
+    where: dict[str, str] = {}
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, stored in read_header(Place(str(folder)), path.name).items():
+            where[name] = path.name
+            total += stored.stop - stored.start
+    factored = {backend.stored[each.name] for each in found}
+    lost = sorted(set(backend.shards.tensors) - factored - set(where))
+    if lost:
+        raise ArtifactError(f"{folder} lacks {lost[0]} and {len(lost) - 1} more; compress again without --resume")
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+    with atomic(folder / INDEX_FILE) as temporary:
+        temporary.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    for extra in backend.extras:
+        if extra.is_dir():
+            shutil.copytree(extra, folder / extra.name, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
+        else:
+            shutil.copyfile(extra, folder / extra.name)
+    replaced = {each.name: dict(each.record) for each in found}
+    tied = {
+        alias: first for alias, first in backend.aliases.items() if any(first in r["layers"] for r in replaced.values())
+    }
+    write_json(folder / RECORD_FILE, "model", {"rebuild": dict(backend.rebuild), "replaced": replaced, "aliases": tied})

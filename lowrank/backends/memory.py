@@ -1,0 +1,45 @@
+"""How much memory there is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+
+
+def available_memory() -> int:
+    """Bytes that this process can still take: what the machine has left, or what a limit leaves of it.
+
+    Limits are those of a control group (containers) and of the process itself.
+    """
+    return max(0, min(psutil.virtual_memory().available, *_left_by_limits()))
+
+
+def used_memory() -> int:
+    """Bytes that this process holds in memory."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def _left_by_limits() -> list[int]:
+    found = [psutil.virtual_memory().total]
+    try:
+        most = (CONTROL_GROUP / "memory.max").read_text().strip()
+        if most != "max":
+            facts = dict(line.split() for line in (CONTROL_GROUP / "memory.stat").read_text().splitlines())
+            # Pages of files that were read can be had back.
+            used = int((CONTROL_GROUP / "memory.current").read_text()) - int(facts.get("inactive_file", 0))
+            found.append(int(most) - used)
+    except (OSError, ValueError):
+        pass
+    if os.name == "posix":
+        import resource
+
+        size = psutil.Process().memory_info()
+        for kind, used in ((resource.RLIMIT_AS, size.vms), (resource.RLIMIT_DATA, getattr(size, "data", 0))):
+            soft, _ = resource.getrlimit(kind)
+            if soft != resource.RLIM_INFINITY:
+                found.append(soft - used)
+    return found

@@ -1,0 +1,78 @@
+"""What a backend answers whose model cannot be run as a whole: with the reason, and what to try."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lowrank.backends.base import Change
+from lowrank.backends.inputs import Feed, Signature
+from lowrank.core.gram import Gram, Side
+from lowrank.core.linalg import Matrix
+from lowrank.errors import UnsupportedModel
+
+
+class Unrun:
+    """The part of `Backend` that takes forward passes."""
+
+    signature: str
+    """Why it cannot be run."""
+    remedy: str
+    """What to try."""
+
+    def _refuse(self) -> NoReturn:
+        raise UnsupportedModel(f"{self.signature}; {self.remedy}")
+
+    @property
+    def output_kind(self) -> NoReturn:
+        """There is no output."""
+        self._refuse()
+
+    @property
+    def bonds(self) -> tuple[()]:
+        """None are known: they are found by running the model."""
+        return ()
+
+    def bias(self, name: str) -> None:
+        """Not known: biases stay as they are."""
+        return None
+
+    def check_finite(self) -> None:
+        """Nothing to look at: the model is not run, and each weight is checked when it is read."""
+
+    def with_tokenizer(self, tokenizer: Path) -> NoReturn:
+        """Not possible."""
+        self._refuse()
+
+    def fed_with(self, signature: Signature) -> NoReturn:
+        """Not possible."""
+        self._refuse()
+
+    def run(self, feed: Feed) -> NoReturn:
+        """Not possible."""
+        self._refuse()
+
+    def oracle(self) -> NoReturn:
+        """Not possible."""
+        self._refuse()
+
+    def watching(self, sides: Mapping[str, Side], observe: Callable[[str, Gram], None]) -> NoReturn:
+        """Not possible."""
+        self._refuse()
+
+    def swapped(self, changes: Mapping[str, Change]) -> NoReturn:
+        """Not possible."""
+        self._refuse()
+
+    def trials(self, feeds: Sequence[Feed], base: Mapping[str, Change] | None = None) -> NoReturn:
+        """Not possible."""
+        self._refuse()
+
+    def curvature(self, feeds: Sequence[Feed], names: Sequence[str]) -> dict[str, Matrix]:
+        """There are no gradients."""
+        return {}
+
+    def paired(self, small: Any, fit: Sequence[Feed], judge: Sequence[Feed]) -> None:
+        """There is no refit."""
+        return None

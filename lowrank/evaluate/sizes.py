@@ -1,0 +1,57 @@
+"""What a plan comes to, without running anything: errors of weights, numbers, bytes and multiply-adds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lowrank.backends.base import Backend
+from lowrank.core.analysis import Analysis
+from lowrank.core.cost import spent
+from lowrank.core.plan import Plan, cost_in, dense_cost
+
+ONE = np.ones(1, np.int64)
+
+
+def per_weight_error(analysis: Analysis, plan: Plan) -> dict[str, float]:
+    """Of each weight's own output; of weights that were decided together, that of what they give together."""
+    return {name: o.error**0.5 for o in plan.options for name in analysis.groups[o.group].weights}
+
+
+def weight_error(analysis: Analysis, plan: Plan) -> float:
+    """Relative error of all targeted matrices together, when there is nothing to run: exact, by their spectra."""
+    energy = {r.weight.name: float((r.plain.values**2).sum()) for r in analysis.weights}
+    groups = analysis.groups
+    lost = sum(o.error * sum(energy[name] for name in groups[o.group].weights) for o in plan.options)
+    total = sum(energy.values())
+    return (lost / total) ** 0.5 if total else 0.0
+
+
+def targets_of(analysis: Analysis, plan: Plan) -> dict[str, Any]:
+    """Numbers of the targeted weights, before and after."""
+    before, after = analysis.dense_params, plan.cost
+    return {"params_before": before, "params_after": after, "keep_ratio": after / before if before else 1.0}
+
+
+def sizes_of(dense: Backend, params: int, nbytes: int, analysis: Analysis, plan: Plan) -> dict[str, Any]:
+    """Numbers, bytes of the tensors, and multiply-adds as `core.cost.spent` counts them, before and after.
+
+    Args:
+        dense: the original.
+        params: of the compressed model.
+        nbytes: of its tensors.
+        analysis: of the original.
+        plan: that the compressed model follows.
+    """
+    left = [w for w in dense.weights if w.name not in analysis]
+    rest = sum(int(spent("macs", "dense", ONE, np.array([w.params]), [w])[0]) for w in left)
+    macs_after = rest + sum(cost_in("macs", option, analysis) for option in plan.options)
+    return {
+        "params_before": dense.params,
+        "params_after": params,
+        "bytes_before": dense.nbytes,
+        "bytes_after": nbytes,
+        "macs_before": rest + dense_cost("macs", analysis),
+        "macs_after": macs_after,
+    }

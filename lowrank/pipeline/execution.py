@@ -1,0 +1,87 @@
+"""Execution: how work is done. It changes nothing of what comes out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from lowrank.backends.memory import available_memory, used_memory
+from lowrank.core.cost import item_bytes
+from lowrank.core.weight import Weight
+from lowrank.errors import ResourceError
+from lowrank.parallel import Pool, cluster, threads
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Execution:
+    """How work is done: in how much memory, where, and from where on."""
+
+    memory: int | None = None
+    """Bytes that the process may take in all; None for what the machine has left. A Hugging Face folder that needs more
+    is streamed."""
+    stream: bool | None = None
+    """Whether to stream; None for where it is needed."""
+    scheduler: str | None = None
+    """Of a Dask cluster; None for threads of this process. Models are streamed, as workers read them themselves."""
+    resume: bool = False
+    """Go on with what an earlier run left unfinished."""
+
+    @property
+    def streamed(self) -> bool | None:
+        """Whether models are streamed; None if that depends on their size."""
+        return True if self.scheduler is not None else self.stream
+
+    @contextmanager
+    def pool(self, weights: Sequence[Weight]) -> Generator[Pool]:
+        """Where jobs on some weights run, as many at once as there is memory for.
+
+        Raises:
+            ResourceError: if there is not enough for one.
+            ClusterError: if the cluster cannot be reached.
+        """
+        if self.scheduler is not None:
+            with cluster(self.scheduler) as pool:
+                yield pool
+            return
+        with threads(self.jobs(weights)) as pool:
+            yield pool
+
+    def jobs(self, weights: Sequence[Weight]) -> int:
+        """How many weights can be worked on at once.
+
+        Raises:
+            ResourceError: if not one; it names the largest.
+        """
+        if not weights:
+            return 1
+        largest = max(weights, key=working_bytes)
+        left = self.left()
+        found = min(left // max(working_bytes(largest), 1), os.cpu_count() or 1)
+        if found < 1:
+            raise ResourceError(
+                f"{largest.name} ({largest.rows} x {largest.cols}) takes {_megabytes(working_bytes(largest))} to "
+                f"decompose, and {_megabytes(left)} are left beside what the program itself takes; allow more with "
+                "--memory, or leave it out with --exclude"
+            )
+        return found
+
+    def left(self) -> int:
+        """Bytes that matrices may take."""
+        free = available_memory()
+        return free if self.memory is None else min(free, self.memory - used_memory())
+
+
+def working_bytes(weight: Weight) -> int:
+    """What one weight takes while it is decomposed: itself twice, its moment, eigenvectors and their workspace.
+
+    Measured with `tools/bench_scale.py`.
+    """
+    width = 4 if item_bytes(weight.dtype) <= 2 else 8
+    small, large = sorted(weight.shape)
+    return int(weight.stack * small * large * (item_bytes(weight.dtype) + 2 * width) + small * small * 6 * width)
+
+
+def _megabytes(count: int) -> str:
+    return f"{max(count, 0) / 1e6:,.0f} MB"

@@ -138,8 +138,8 @@ class Folds:
 
     @property
     def judge(self) -> Gram:
-        """The held-out fold; with too few samples for one, that which chose."""
-        return self.heldout if self.heldout.tokens else self.fit
+        """The held-out fold; with too few samples for one, or with nothing but zeros in it, that which chose."""
+        return self.heldout if self.heldout.informs else self.fit
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,12 +265,12 @@ def analyze_weight(weight: Weight, matrix: Matrix, folds: Folds | None = None) -
     Args:
         weight: its record.
         matrix: rows x cols (or a stack of them), float64, finite.
-        folds: Grams of its layer's data; None, or without tokens, leaves the plain metric alone.
+        folds: Grams of its layer's data; None, or with nothing but zeros in them, leaves the plain metric alone.
 
     Raises:
         DecompositionError: if no solver converges.
     """
-    if folds is None or folds.fit.tokens == 0:
+    if folds is None or not folds.fit.informs:
         spatial = spatial_curve(weight, matrix, None, None) if weight.spatial else None
         plain = Spectrum(singular_values(matrix, name=weight.name))
         return WeightAnalysis(weight, plain, spatial=spatial, rounding=rounding_errors(weight, matrix, None, None))

@@ -34,7 +34,7 @@ class Gram:
     tokens: int = 0
     energy: float = 0.0
     nonfinite: int = 0
-    """Tokens with NaN or infinity: counted, and never added."""
+    """Tokens with NaN or infinity, or numbers whose squares overflow: counted, and never added."""
     total: Vector | None = None
     """Sum of `x` over tokens; None where nobody asked for it."""
 
@@ -51,6 +51,11 @@ class Gram:
         if weight.stack > 1:
             return cls(side, np.zeros((weight.stack, width, width)))
         return cls(side, np.zeros((width, width)), total=np.zeros(width))
+
+    @property
+    def informs(self) -> bool:
+        """Whether it says anything: some tokens were seen, and not all of them were zero."""
+        return self.tokens > 0 and self.energy > 0
 
     @property
     def mean(self) -> Vector:
@@ -75,7 +80,8 @@ class Gram:
     def of(cls, side: Side, vectors: NDArray[np.floating], energy: float | None = None) -> Gram:
         """The Gram of some tokens (rows of `vectors`: tokens x width); those not finite are only counted."""
         rows = np.asarray(vectors, dtype=np.float64)
-        finite = np.isfinite(rows).all(axis=1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            finite = np.isfinite(np.einsum("ij,ij->i", rows, rows))
         kept = rows if finite.all() else rows[finite]
         own = float(np.vdot(kept, kept)) if energy is None else energy
         return cls(side, kept.T @ kept, len(kept), own, len(rows) - len(kept), kept.sum(0))
@@ -90,12 +96,13 @@ class Gram:
             None if self.total is None or other.total is None else self.total + other.total,
         )
 
-    def metric(self, core: Matrix, basis: Matrix | None) -> Matrix:
+    def metric(self, core: Matrix, basis: Matrix | None, scale: float = 1.0) -> Matrix:
         """The layer's mean output moment `E[(Wx)(Wx)']`, in the coordinates of the column basis of `W`.
 
         Args:
-            core: min(rows, cols) x cols, with `W = basis core`.
+            core: min(rows, cols) x cols, with `W = scale basis core`.
             basis: rows x min(rows, cols) orthonormal, or None for the identity.
+            scale: what the weight was divided by; the moment is in its units.
 
         Returns:
             A min(rows, cols) square matrix (research: DRONE 2021; AFM 2023; `W C W'`).
@@ -103,5 +110,6 @@ class Gram:
         count = max(self.tokens, 1)
         if self.side == "input":
             return core @ (self.moment / count) @ core.T
-        mean = self.moment / count
+        # Not by its square, which can be zero or infinite where this is not.
+        mean = self.moment / count / scale / scale
         return mean if basis is None else basis.T @ mean @ basis

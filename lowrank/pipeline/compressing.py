@@ -12,13 +12,14 @@ from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan, check_budget
 from lowrank.core.select import Knapsack, Selector, share_in_time
+from lowrank.core.solvers import watched_solvers
 from lowrank.core.structures.absorb import absorbed
 from lowrank.core.timings import Timings
 from lowrank.edge import Target
 from lowrank.errors import HealingError, InfeasibleBudget, LowRankError, PlanMismatch
 from lowrank.evaluate.report import Report
 from lowrank.pipeline.adapting import keep_adapter
-from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_calibration, settings_of
+from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_calibration, settings_of, solver_notes
 from lowrank.pipeline.healing import Training, check_trainable
 from lowrank.pipeline.healing import heal as heal_run
 from lowrank.pipeline.planning import factorize, read_plan, refitted, select
@@ -145,12 +146,14 @@ def compress(
             target = replace(target, dtype="mixed")
         if beside is not None:
             _check_channels(chosen)
-    with clock.stage("factorize"):
-        made = factorize(backend, analysis, chosen, track)
-    refit = refit and calibration is not None and bool(made)
-    if refit and calibration is not None:
-        with clock.stage("refit"):
-            made = refitted(calibration, made, analysis, track)
+    with watched_solvers() as used:
+        with clock.stage("factorize"):
+            made = factorize(backend, analysis, chosen, track)
+        refit = refit and calibration is not None and bool(made)
+        if refit and calibration is not None:
+            with clock.stage("refit"):
+                made = refitted(calibration, made, analysis, track)
+    chosen = replace(chosen, notes=(*chosen.notes, *solver_notes(used)))
     with clock.stage("rewrite"):
         # Permutations last: until then every weight is compared with its own dense outputs.
         bonds = backend.bonds if beside is None else ()

@@ -36,12 +36,15 @@ class Factors:
         """The dense matrix that the factors stand for."""
         return self.left @ self.right
 
-    def balanced(self) -> Factors:
-        """The same product with numbers of one size in both factors, if one of them has numbers of an extreme one.
+    def balanced(self, scale: float = 1.0) -> Factors:
+        """The product times a power of two, with numbers of one size in both factors if one of them has extreme ones.
 
         What follows from a projection may be too large or too small for the 16 bits that it is stored in, though the
         matrix is not: the sum of many numbers in one direction, or a metric far from that of the weight. Sizes move by
         a power of two, which rounds nothing.
+
+        Args:
+            scale: the power of two.
 
         Example:
             >>> made = Factors(np.array([[0.5]]), np.array([[2.0**20]])).balanced()
@@ -49,16 +52,22 @@ class Factors:
             (1024.0, 512.0)
         """
         left, right = (float(np.abs(each).max(initial=0.0)) for each in (self.left, self.right))
-        if min(left, right) == 0 or all(USUAL[0] <= size <= USUAL[1] for size in (left, right)):
+        if min(left, right) == 0:
             return self
-        # By exponents: the ratio itself could overflow.
-        share = (math.frexp(right)[1] - math.frexp(left)[1]) // 2
-        return Factors(np.ldexp(self.left, share), np.ldexp(self.right, -share))
+        # All by exponents: the numbers themselves could overflow.
+        more = math.frexp(scale)[1] - 1
+        low, high = math.frexp(left)[1], math.frexp(right)[1] + more
+        share = 0 if _usual(low) and _usual(high) else (high - low) // 2
+        return self if share == more == 0 else Factors(np.ldexp(self.left, share), np.ldexp(self.right, more - share))
 
 
-USUAL = (2.0**-10, 2.0**10)
-"""Sizes of the largest number of a factor that any type stores well: float16 ends at 2^16, and loses digits below
-2^-14."""
+USUAL = 10
+"""Powers of two around one: the largest number of a factor, if it is between them, fits any type. Float16 ends at 2^16,
+and loses digits below 2^-14."""
+
+
+def _usual(exponent: int) -> bool:
+    return -USUAL < exponent <= USUAL
 
 
 def even_share(size: float) -> float:
@@ -68,7 +77,8 @@ def even_share(size: float) -> float:
         >>> even_share(2.0**20), even_share(3.0), even_share(0.0)
         (1024.0, 1.0, 1.0)
     """
-    return 1.0 if size == 0 or USUAL[0] <= size <= USUAL[1] else math.ldexp(1.0, math.frexp(size)[1] // 2)
+    exponent = math.frexp(size)[1]
+    return 1.0 if size == 0 or _usual(exponent) else math.ldexp(1.0, exponent // 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +98,8 @@ class Directions:
         """`left = U_r`, `right = U_r' W`, balanced: the projection of the outputs on the first `rank` directions."""
         left = self.basis[..., :rank]
         read = left.swapaxes(-1, -2) if self.reader is None else self.reader[:rank]
-        return Factors(left, read @ weight).balanced()
+        scale = magnitude(weight)
+        return Factors(left, read @ (weight / scale)).balanced(scale)
 
 
 # A trace of the plain metric keeps directions that no calibration token reached in the order of the weight's own

@@ -79,7 +79,7 @@ FAULTS = {
 
 
 def moment(seed: int = 0, rank: int = 9) -> np.ndarray:
-    values = np.concatenate([np.logspace(0, -6, rank), np.zeros(9 - rank)])
+    values = np.concatenate([np.logspace(0, -2, rank), np.zeros(9 - rank)])
     root = matrix_with(values, 9, 12, seed)
     return root @ root.T
 

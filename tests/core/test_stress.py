@@ -198,8 +198,8 @@ def test_balancing_is_exact_and_keeps_usual_factors(high: float, low: float, see
     left, right = 2.0**high * rng.uniform(0.5, 1, (4, 2)), 2.0**low * rng.uniform(0.5, 1, (2, 5))
     made = Factors(left, right).balanced()
     assert (made.product() == Factors(left, right).product()).all()
-    if abs(high + low) < 19:
-        assert all(2.0**-11 <= np.abs(each).max() <= 2.0**11 for each in (made.left, made.right))
+    if abs(high + low) < 18:
+        assert all(2.0**-12 <= np.abs(each).max() <= 2.0**12 for each in (made.left, made.right))
     usual = Factors(rng.uniform(0.5, 1, (4, 2)), rng.uniform(0.5, 1, (2, 5)))
     assert usual.balanced() is usual
     zero = Factors(left, np.zeros((2, 5)))

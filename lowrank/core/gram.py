@@ -16,6 +16,9 @@ Side = Literal["input", "output"]
 SPATIAL_INPUTS = 2304
 """Patches wider than this (256 channels of 3 x 3) get no input moment, so no spatial factors in the metric of data."""
 
+STILL = 1e-12
+"""Of a second moment: a smaller variance is the rounding of two numbers that nearly cancel."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gram:
@@ -67,10 +70,11 @@ class Gram:
 
     @property
     def covariance(self) -> Matrix:
-        """`E[(x - E[x])(x - E[x])']`."""
-        mean = self.mean
-        found: Matrix = self.moment / max(self.tokens, 1) - mean[:, None] * mean
-        return found
+        """`E[(x - E[x])(x - E[x])']`; zero for what hardly moves: see `STILL`."""
+        mean, moment = self.mean, self.moment / max(self.tokens, 1)
+        found: Matrix = moment - mean[:, None] * mean
+        moving = found.diagonal() > STILL * moment.diagonal()
+        return found if moving.all() else found * moving * moving[:, None]
 
     def part(self, index: int) -> Gram:
         """The Gram of one matrix of a stack."""

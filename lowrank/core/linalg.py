@@ -51,7 +51,8 @@ def eigvalsh_descending(symmetric: Matrix, *, name: str = "matrix") -> Vector:
 def solve_positive(symmetric: Matrix, right: Matrix, *, name: str = "matrix") -> Matrix:
     """`symmetric^-1 right` for a positive definite matrix that rounding may have made indefinite.
 
-    By Cholesky; where that fails, by eigenvectors, of which those below rounding of the largest count as much as that.
+    By Cholesky; where that fails, by those eigenvectors alone whose eigenvalues stand out of rounding, which is as
+    large as the most negative one: in all other directions the result is zero.
 
     Raises:
         DecompositionError: if no solver converges.
@@ -67,9 +68,11 @@ def solve_positive(symmetric: Matrix, right: Matrix, *, name: str = "matrix") ->
             return found
     except np.linalg.LinAlgError:
         pass
-    values, vectors = eigh_descending(symmetric, name=name)
-    floor = len(values) * float(np.finfo(np.float64).eps) * (float(values[0]) or 1.0)
-    return vectors @ ((vectors.T @ right) / np.maximum(values, floor)[:, None])
+    values, vectors = solved(symmetric, vectors=True, name=name)
+    assert vectors is not None
+    rounding = len(values) * float(np.finfo(np.float64).eps) * float(np.abs(values).max(initial=0.0))
+    sound = values > max(rounding, -2 * float(values.min(initial=0.0)))
+    return vectors[:, sound] @ ((vectors[:, sound].T @ right) / values[sound, None])
 
 
 def inverse_factor(symmetric: Matrix) -> Matrix:

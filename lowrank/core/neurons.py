@@ -55,9 +55,10 @@ def refit(last: Matrix, covariance: Matrix, kept: NDArray[np.int64]) -> Matrix:
     ridge = RIDGE * float(np.trace(covariance)) / len(covariance)
     if ridge == 0.0:
         return last[:, kept]
-    # Shrunk toward the weight as it was, not toward zero.
-    right = covariance[kept] @ last.T + ridge * last[:, kept].T
-    return solve_positive(inner + ridge * np.eye(len(kept)), right).T
+    # What is solved for is the change, so that the ridge shrinks toward the weight as it was, not toward zero.
+    rest = np.setdiff1d(np.arange(len(covariance)), kept)
+    right = covariance[np.ix_(kept, rest)] @ last[:, rest].T
+    return last[:, kept] + solve_positive(inner + ridge * np.eye(len(kept)), right).T
 
 
 def neuron_error(last: Matrix, refitted: Matrix, kept: NDArray[np.int64], covariance: Matrix) -> float:

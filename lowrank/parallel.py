@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -100,7 +101,8 @@ def windowed_map(
 ) -> Iterator[R]:
     """`job(item)` for every item, in the order of the items, with at most `window` of them in flight.
 
-    `Executor.map` submits everything at once, which would hold every matrix of a model in memory.
+    `Executor.map` submits everything at once, which would hold every matrix of a model in memory. What the caller has
+    set in context variables is set in threads too.
 
     Args:
         job: what to do; with a process pool or a cluster it must be importable there.
@@ -118,7 +120,11 @@ def windowed_map(
     with owned as pool:
         try:
             for item in items:
-                waiting.append(pool.submit(job, item))
+                # Each job in a copy of its own: two threads cannot be in one context. Other processes get none.
+                if isinstance(pool, ThreadPoolExecutor):
+                    waiting.append(pool.submit(copy_context().run, job, item))
+                else:
+                    waiting.append(pool.submit(job, item))
                 if len(waiting) >= (window or 2 * cores):
                     yield waiting.popleft().result()
             while waiting:

@@ -193,24 +193,6 @@ def test_the_analysis_measures_what_factorising_gives(rows: int, cols: int, seed
         assert np.allclose(found.curve, residual_curve(chosen, w, held), atol=1e-6)
 
 
-def test_a_solver_that_fails_is_replaced_and_two_that_fail_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Never a random or an unconverged result."""
-    from lowrank.core import linalg
-    from lowrank.errors import DecompositionError
-
-    def fails(*_: object) -> None:
-        raise np.linalg.LinAlgError
-
-    moment = np.diag([3.0, 2.0, 1.0])
-    monkeypatch.setattr(np.linalg, "eigh", fails)
-    monkeypatch.setattr(np.linalg, "eigvalsh", fails)
-    assert linalg.eigh_descending(moment)[0].tolist() == [3.0, 2.0, 1.0]
-    assert linalg.eigvalsh_descending(moment).tolist() == [3.0, 2.0, 1.0]
-    monkeypatch.setattr(linalg, "_qr_iteration", fails)
-    with pytest.raises(DecompositionError, match="layer.7"):
-        linalg.eigh_descending(moment, name="layer.7")
-
-
 def test_rows_that_are_read_often_are_kept_best_and_unread_ones_not_lost() -> None:
     """A lookup is a product with a one-hot vector: rows count as often as they are read, and a little anyhow."""
     rng = np.random.default_rng(0)

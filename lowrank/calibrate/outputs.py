@@ -15,6 +15,9 @@ from lowrank.core.linalg import Vector
 class Reference:
     """The outputs of the dense model on some batches, and the loss of others against them.
 
+    Where the dense model itself gives NaN or infinity there is nothing to compare with: those rows (samples, of
+    embeddings; else tokens) count neither way.
+
     Args:
         outputs: one array a batch.
         kind: what they are.
@@ -22,16 +25,20 @@ class Reference:
 
     def __init__(self, outputs: Sequence[NDArray[Any]], kind: OutputKind) -> None:
         self.kind: OutputKind = kind
-        self.outputs = [_seen(np.asarray(y, np.float64), kind) for y in outputs]
+        with np.errstate(over="ignore", invalid="ignore"):
+            seen = [_seen(np.asarray(y, np.float64), kind) for y in outputs]
+        # A logit of minus infinity is a probability of zero.
+        self.sound = [~np.isnan(y).any(-1) if kind == "logits" else np.isfinite(y).all(-1) for y in seen]
+        self.outputs = [y[sound] for y, sound in zip(seen, self.sound, strict=True)]
         # Of hidden states the squared norm makes the error relative; the other two are relative already.
         self.scale = sum(float(np.square(y).sum() if kind == "hidden" else y[..., 0].size) for y in self.outputs)
 
     def loss(self, outputs: Sequence[NDArray[Any]]) -> float:
         """Mean divergence KL(dense | other), mean 1 - cosine, or relative squared error; infinite if not a number."""
         lost = 0.0
-        for dense, other in zip(self.outputs, outputs, strict=True):
+        for dense, sound, other in zip(self.outputs, self.sound, outputs, strict=True):
             with np.errstate(over="ignore", invalid="ignore"):
-                lost += _lost(dense, _seen(np.asarray(other, np.float64), self.kind), self.kind)
+                lost += _lost(dense, _seen(np.asarray(other, np.float64), self.kind)[sound], self.kind)
         found = lost / self.scale if self.scale > 0 else 0.0
         return max(found, 0.0) if np.isfinite(found) else float("inf")
 

@@ -11,7 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.core.cost import break_even_rank
-from lowrank.core.factors import RIDGE, UNSEEN, Directions, curved_curve, curved_directions, directions, measure
+from lowrank.core.factors import (
+    RIDGE,
+    UNSEEN,
+    Directions,
+    Factors,
+    curved_curve,
+    curved_directions,
+    directions,
+    measure,
+    plain_truncation,
+)
 from lowrank.core.gram import Gram
 from lowrank.core.linalg import Matrix, Vector, singular_values
 from lowrank.core.rounding import rounding_errors
@@ -138,8 +148,8 @@ class Folds:
 
     @property
     def judge(self) -> Gram:
-        """The held-out fold; with too few samples for one, that which chose."""
-        return self.heldout if self.heldout.tokens else self.fit
+        """The held-out fold; with too few samples for one, or with nothing but zeros in it, that which chose."""
+        return self.heldout if self.heldout.informs else self.fit
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,6 +252,12 @@ class Analysis:
         ridge = ridge_of(self[name].weight)
         return directions(matrix, folds.fit if folds else None, ridge=ridge, name=name)
 
+    def truncated(self, name: str, matrix: Matrix, rank: int) -> Factors:
+        """The best factors of a rank that are known for one weight: for its data, or in the plain metric."""
+        if name in self.grams or matrix.ndim == 3:
+            return self.directions(name, matrix).truncate(matrix, rank)
+        return plain_truncation(matrix, rank, name)
+
     def _curved(self, name: str, matrix: Matrix, curvature: Matrix) -> Directions:
         ridge = ridge_of(self[name].weight)
         return curved_directions(matrix, self.grams[name].fit, curvature, ridge=ridge, name=name)
@@ -265,13 +281,13 @@ def analyze_weight(weight: Weight, matrix: Matrix, folds: Folds | None = None, r
     Args:
         weight: its record.
         matrix: rows x cols (or a stack of them), float64, finite.
-        folds: Grams of its layer's data; None, or without tokens, leaves the plain metric alone.
+        folds: Grams of its layer's data; None, or with nothing but zeros in them, leaves the plain metric alone.
         rounded: find what storing it in fewer bits would lose, too, which a budget of bytes asks for.
 
     Raises:
         DecompositionError: if no solver converges.
     """
-    if folds is None or folds.fit.tokens == 0:
+    if folds is None or not folds.fit.informs:
         spatial = spatial_curve(weight, matrix, None, None) if weight.spatial else None
         plain = Spectrum(singular_values(matrix, name=weight.name))
         lost = rounding_errors(weight, matrix, None, None) if rounded else {}

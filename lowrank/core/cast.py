@@ -37,14 +37,14 @@ def cast_energy(exact: Factors | Pivoted, stored: Factors | Pivoted) -> float:
     return max(energy, 0.0)
 
 
-def balanced(factors: Factors) -> Factors:
+def evened(factors: Factors) -> Factors:
     """The same product with the columns of `left` and the rows of `right` of one size each, up to a factor of two.
 
     Scales are powers of two, so nothing is rounded. Types of 8 bits have so few exponents that small numbers on one
     side would be lost.
 
     Example:
-        >>> balanced(Factors(np.array([[1.0]]), np.array([[64.0]])))
+        >>> evened(Factors(np.array([[1.0]]), np.array([[64.0]])))
         Factors(left=array([[8.]]), right=array([[8.]]))
     """
     sizes = [np.sqrt(np.square(m).mean(axis)) for m, axis in ((factors.left, 0), (factors.right, 1))]

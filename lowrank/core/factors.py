@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from lowrank.core.linalg import (
     eigh_descending,
     eigvalsh_descending,
     magnitude,
+    moment_vectors,
     tail_shares,
 )
 
@@ -35,6 +37,50 @@ class Factors:
         """The dense matrix that the factors stand for."""
         return self.left @ self.right
 
+    def balanced(self, scale: float = 1.0) -> Factors:
+        """The product times a power of two, with numbers of one size in both factors if one of them has extreme ones.
+
+        What follows from a projection may be too large or too small for the 16 bits that it is stored in, though the
+        matrix is not: the sum of many numbers in one direction, or a metric far from that of the weight. Sizes move by
+        a power of two, which rounds nothing.
+
+        Args:
+            scale: the power of two.
+
+        Example:
+            >>> made = Factors(np.array([[0.5]]), np.array([[2.0**20]])).balanced()
+            >>> float(made.left[0, 0]), float(made.right[0, 0])
+            (1024.0, 512.0)
+        """
+        left, right = (float(np.abs(each).max(initial=0.0)) for each in (self.left, self.right))
+        if min(left, right) == 0:
+            return self
+        # All by exponents: the numbers themselves could overflow.
+        more = math.frexp(scale)[1] - 1
+        low, high = math.frexp(left)[1], math.frexp(right)[1] + more
+        share = 0 if _usual(low) and _usual(high) else (high - low) // 2
+        return self if share == more == 0 else Factors(np.ldexp(self.left, share), np.ldexp(self.right, more - share))
+
+
+USUAL = 10
+"""Powers of two around one: the largest number of a factor, if it is between them, fits any type. Float16 ends at 2^16,
+and loses digits below 2^-14."""
+
+
+def _usual(exponent: int) -> bool:
+    return -USUAL < exponent <= USUAL
+
+
+def even_share(size: float) -> float:
+    """A power of two near the root of a size, to share it out evenly; 1 for a size that any type stores well.
+
+    Example:
+        >>> even_share(2.0**20), even_share(3.0), even_share(0.0)
+        (1024.0, 1.0, 1.0)
+    """
+    exponent = math.frexp(size)[1]
+    return 1.0 if size == 0 or _usual(exponent) else math.ldexp(1.0, exponent // 2)
+
 
 @dataclass(frozen=True, eq=False)
 class Directions:
@@ -50,10 +96,11 @@ class Directions:
     """For a projection that is not orthogonal: k x rows, what reads the outputs that `basis` writes."""
 
     def truncate(self, weight: Matrix, rank: int) -> Factors:
-        """`left = U_r`, `right = U_r' W`: the projection of the outputs on the first `rank` directions."""
+        """`left = U_r`, `right = U_r' W`, balanced: the projection of the outputs on the first `rank` directions."""
         left = self.basis[..., :rank]
         read = left.swapaxes(-1, -2) if self.reader is None else self.reader[:rank]
-        return Factors(left, read @ weight)
+        scale = magnitude(weight)
+        return Factors(left, read @ (weight / scale)).balanced(scale)
 
 
 # A trace of the plain metric keeps directions that no calibration token reached in the order of the weight's own
@@ -63,12 +110,12 @@ UNSEEN = 0.3
 """The same for a table: rows that the data did not show will be looked up, too. Measured (`tools/bench_tables.py`)."""
 
 
-def _metric(core: Matrix, basis: Matrix | None, gram: Gram | None, ridge: float) -> Matrix:
+def _metric(core: Matrix, basis: Matrix | None, gram: Gram | None, ridge: float, scale: float) -> Matrix:
     plain = core @ core.T
-    if gram is None or gram.tokens == 0:
+    if gram is None or not gram.informs:
         return plain
     mean_input_energy = gram.energy / gram.tokens / core.shape[1]
-    return gram.metric(core, basis) + ridge * mean_input_energy * plain
+    return gram.metric(core, basis, scale) + ridge * mean_input_energy * plain
 
 
 def directions(weight: Matrix, gram: Gram | None = None, *, ridge: float = RIDGE, name: str = "matrix") -> Directions:
@@ -81,7 +128,7 @@ def directions(weight: Matrix, gram: Gram | None = None, *, ridge: float = RIDGE
 
     Args:
         weight: rows x cols, float64, or a stack of them, whose matrices are taken one by one.
-        gram: moment of the layer's inputs or outputs; None, or an empty one, gives the plain SVD's directions.
+        gram: moment of the layer's inputs or outputs; None, or one of nothing but zeros, gives the plain SVD's.
         ridge: the share of the plain metric, in units of the mean energy of an input.
         name: the weight's name, for errors.
 
@@ -96,15 +143,40 @@ def directions(weight: Matrix, gram: Gram | None = None, *, ridge: float = RIDGE
     if weight.ndim == 3:
         parts = [directions(w, gram and gram.part(i), ridge=ridge, name=name) for i, w in enumerate(weight)]
         return Directions(np.stack([p.basis for p in parts]), np.stack([p.energies for p in parts]))
-    if gram is None or gram.tokens == 0:
-        # Directions do not depend on scale, and squares of extreme numbers would leave float64.
-        scale = magnitude(weight)
-        basis, core = column_basis(weight / scale)
-    else:
-        scale = 1.0
-        basis, core = column_basis(weight)
-    energies, vectors = eigh_descending(_metric(core, basis, gram, ridge), name=name)
-    return Directions(vectors if basis is None else basis @ vectors, energies * scale**2)
+    # Directions do not depend on scale, and squares of extreme numbers would leave float64.
+    scale = magnitude(weight)
+    basis, core = column_basis(weight / scale)
+    energies, vectors = eigh_descending(_metric(core, basis, gram, ridge, scale), name=name)
+    return Directions(vectors if basis is None else basis @ vectors, _scaled(energies, scale))
+
+
+def plain_truncation(weight: Matrix, rank: int, name: str = "matrix") -> Factors:
+    """The best factors of a rank in the plain metric (Eckart and Young 1936), with one eigenproblem and no QR.
+
+    Of a wide matrix `U_r (U_r' W)`, of a tall one `(W V_r) V_r'`, with leading singular vectors of the smaller side.
+
+    Args:
+        weight: rows x cols, in float64 or float32, which the factors then have, too.
+        rank: of the factors.
+        name: the weight's name, for errors.
+
+    Example:
+        >>> plain_truncation(np.diag([3.0, 2.0, 1.0]), 2).product().diagonal().tolist()
+        [3.0, 2.0, 0.0]
+    """
+    scale = magnitude(weight)
+    unit = weight / weight.dtype.type(scale)
+    if weight.shape[0] <= weight.shape[1]:
+        left = moment_vectors(unit, name=name)[1][:, :rank].astype(weight.dtype)
+        return Factors(left, left.T @ unit).balanced(scale)
+    right = moment_vectors(unit.T, name=name)[1][:, :rank].astype(weight.dtype)
+    return Factors(unit @ right, right.T).balanced(scale)
+
+
+def _scaled(energies: Vector, scale: float) -> Vector:
+    """Those of a weight from those of the weight over its scale: infinite where float64 ends."""
+    with np.errstate(over="ignore", under="ignore"):
+        return energies * scale * scale
 
 
 def residual_curve(chosen: Directions, weight: Matrix, gram: Gram) -> Vector:
@@ -117,7 +189,7 @@ def residual_curve(chosen: Directions, weight: Matrix, gram: Gram) -> Vector:
         k + 1 numbers from 1 down to 0.
     """
     if gram.side == "input":
-        projected = chosen.basis.swapaxes(-1, -2) @ weight
+        projected = chosen.basis.swapaxes(-1, -2) @ (weight / magnitude(weight))
         captured = np.einsum("...ij,...ij->...i", projected @ gram.moment, projected)
     else:
         captured = np.einsum("...ij,...ij->...j", gram.moment @ chosen.basis, chosen.basis)
@@ -157,40 +229,35 @@ def measure(weight: Matrix, fit: Gram, judge: Gram, *, ridge: float = RIDGE, nam
     Raises:
         DecompositionError: if no solver converges.
     """
-    if weight.ndim == 3:
-        parts = [_measure(w, fit.part(i), judge.part(i), ridge, name) for i, w in enumerate(weight)]
-    else:
-        parts = [_measure(weight, fit, judge, ridge, name)]
-    plain, activation, captured = (_of_stack(np.stack(energies)) for energies in zip(*parts, strict=True))
-    return Measured(np.sqrt(plain), np.sqrt(activation), tail_shares(captured))
-
-
-def _measure(weight: Matrix, fit: Gram, judge: Gram, share: float, name: str) -> tuple[Vector, Vector, Vector]:
-    """Energies of one matrix: plain, in the metric of `fit`, and on `judge` along the directions that `fit` chose."""
-    rows, cols = weight.shape
-    if rows > cols and "output" in (fit.side, judge.side):
-        raise ValueError("a tall weight is measured by the moments of its inputs, which are the smaller ones")
+    # One scale for a whole stack, whose energies are added.
     scale = magnitude(weight)
     unit = weight / scale
+    if weight.ndim == 3:
+        parts = [_measure(w, fit.part(i), judge.part(i), ridge, scale, name) for i, w in enumerate(unit)]
+    else:
+        parts = [_measure(unit, fit, judge, ridge, scale, name)]
+    plain, activation, captured = (_of_stack(np.stack(energies)) for energies in zip(*parts, strict=True))
+    return Measured(scale * np.sqrt(plain), scale * np.sqrt(activation), tail_shares(captured))
+
+
+def _measure(
+    unit: Matrix, fit: Gram, judge: Gram, share: float, scale: float, name: str
+) -> tuple[Vector, Vector, Vector]:
+    """Energies of one matrix over its scale: plain, in the metric of `fit`, and on `judge` along the directions that
+    `fit` chose."""
+    rows, cols = unit.shape
+    if rows > cols and "output" in (fit.side, judge.side):
+        raise ValueError("a tall weight is measured by the moments of its inputs, which are the smaller ones")
     if rows <= cols:
         core, plain = unit, unit @ unit.T
         squares = eigvalsh_descending(plain, name=name)
     else:
         squares, vectors = eigh_descending(unit.T @ unit, name=name)
         core, plain = np.sqrt(squares)[:, None] * vectors.T, np.diag(squares)
-    moments = [_output_moment(core, gram, scale) for gram in (fit, judge)]
     ridge = share * fit.energy / fit.tokens / cols * plain
-    energies, chosen = eigh_descending(moments[0] + ridge, name=name)
-    captured = np.maximum(np.einsum("ij,ij->j", moments[1] @ chosen, chosen), 0.0)
-    return scale**2 * squares, scale**2 * energies, scale**2 * captured
-
-
-def _output_moment(core: Matrix, gram: Gram, scale: float) -> Matrix:
-    """`E[(Wx)(Wx)']` of the scaled weight, in the coordinates of the core."""
-    count = max(gram.tokens, 1)
-    if gram.side == "input":
-        return core @ (gram.moment / count) @ core.T
-    return gram.moment / (count * scale**2)
+    energies, chosen = eigh_descending(fit.metric(core, None, scale) + ridge, name=name)
+    captured = np.maximum(np.einsum("ij,ij->j", judge.metric(core, None, scale) @ chosen, chosen), 0.0)
+    return squares, energies, captured
 
 
 SHRINKAGE = 0.3
@@ -209,14 +276,16 @@ def curved_directions(
     not tall.
     """
     root, inverse = curved_roots(curvature, name)
-    energies, vectors = eigh_descending(root @ _metric(weight, None, gram, ridge) @ root, name=name)
-    return Directions(inverse @ vectors, energies, vectors.T @ root)
+    scale = magnitude(weight)
+    energies, vectors = eigh_descending(root @ _metric(weight / scale, None, gram, ridge, scale) @ root, name=name)
+    return Directions(inverse @ vectors, _scaled(energies, scale), vectors.T @ root)
 
 
 def curved_curve(chosen: Directions, weight: Matrix, gram: Gram) -> Vector:
     """Squared relative error of the weight's own output at rank 0 ... k along directions that are not orthogonal."""
     assert chosen.reader is not None
-    moment = gram.metric(weight, None)
+    scale = magnitude(weight)
+    moment = gram.metric(weight / scale, None, scale)
     lost = trailing_blocks((chosen.basis.T @ chosen.basis) * (chosen.reader @ moment @ chosen.reader.T))
     total = float(np.trace(moment))
     return np.maximum(lost, 0.0) / total if total > 0 else np.zeros_like(lost)

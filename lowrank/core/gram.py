@@ -16,6 +16,9 @@ Side = Literal["input", "output"]
 SPATIAL_INPUTS = 2304
 """Patches wider than this (256 channels of 3 x 3) get no input moment, so no spatial factors in the metric of data."""
 
+STILL = 1e-12
+"""Of a second moment: a smaller variance is the rounding of two numbers that nearly cancel."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gram:
@@ -34,7 +37,7 @@ class Gram:
     tokens: int = 0
     energy: float = 0.0
     nonfinite: int = 0
-    """Tokens with NaN or infinity: counted, and never added."""
+    """Tokens with NaN or infinity, or numbers whose squares overflow: counted, and never added."""
     total: Vector | None = None
     """Sum of `x` over tokens; None where nobody asked for it."""
 
@@ -53,6 +56,11 @@ class Gram:
         return cls(side, np.zeros((width, width)), total=np.zeros(width))
 
     @property
+    def informs(self) -> bool:
+        """Whether it says anything: some tokens were seen, and not all of them were zero."""
+        return self.tokens > 0 and self.energy > 0
+
+    @property
     def mean(self) -> Vector:
         """`E[x]`; zeros where the sum was not kept."""
         if self.total is None:
@@ -62,10 +70,11 @@ class Gram:
 
     @property
     def covariance(self) -> Matrix:
-        """`E[(x - E[x])(x - E[x])']`."""
-        mean = self.mean
-        found: Matrix = self.moment / max(self.tokens, 1) - mean[:, None] * mean
-        return found
+        """`E[(x - E[x])(x - E[x])']`; zero for what hardly moves: see `STILL`."""
+        mean, moment = self.mean, self.moment / max(self.tokens, 1)
+        found: Matrix = moment - mean[:, None] * mean
+        moving = found.diagonal() > STILL * moment.diagonal()
+        return found if moving.all() else found * moving * moving[:, None]
 
     def part(self, index: int) -> Gram:
         """The Gram of one matrix of a stack."""
@@ -75,7 +84,8 @@ class Gram:
     def of(cls, side: Side, vectors: NDArray[np.floating], energy: float | None = None) -> Gram:
         """The Gram of some tokens (rows of `vectors`: tokens x width); those not finite are only counted."""
         rows = np.asarray(vectors, dtype=np.float64)
-        finite = np.isfinite(rows).all(axis=1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            finite = np.isfinite(np.einsum("ij,ij->i", rows, rows))
         kept = rows if finite.all() else rows[finite]
         own = float(np.vdot(kept, kept)) if energy is None else energy
         return cls(side, kept.T @ kept, len(kept), own, len(rows) - len(kept), kept.sum(0))
@@ -95,12 +105,13 @@ class Gram:
         lower = np.tril(self.moment)
         return replace(self, moment=lower + np.tril(lower, -1).swapaxes(-1, -2))
 
-    def metric(self, core: Matrix, basis: Matrix | None) -> Matrix:
+    def metric(self, core: Matrix, basis: Matrix | None, scale: float = 1.0) -> Matrix:
         """The layer's mean output moment `E[(Wx)(Wx)']`, in the coordinates of the column basis of `W`.
 
         Args:
-            core: min(rows, cols) x cols, with `W = basis core`.
+            core: min(rows, cols) x cols, with `W = scale basis core`.
             basis: rows x min(rows, cols) orthonormal, or None for the identity.
+            scale: what the weight was divided by; the moment is in its units.
 
         Returns:
             A min(rows, cols) square matrix (research: DRONE 2021; AFM 2023; `W C W'`).
@@ -108,5 +119,6 @@ class Gram:
         count = max(self.tokens, 1)
         if self.side == "input":
             return core @ (self.moment / count) @ core.T
-        mean = self.moment / count
+        # Not by its square, which can be zero or infinite where this is not.
+        mean = self.moment / count / scale / scale
         return mean if basis is None else basis.T @ mean @ basis

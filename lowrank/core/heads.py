@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.core.factors import trailing_blocks
+from lowrank.core.factors import even_share, trailing_blocks
 from lowrank.core.linalg import Matrix, Vector, eigh_descending
 
 FLOOR = 1e-10
@@ -48,9 +48,11 @@ def channels(outer: Matrix, inner: Matrix, *, name: str = "attention") -> Channe
     ups: list[Matrix] = []
     for a, t in zip(outer, inner, strict=True):
         root, inverse = _roots(a, name)
-        _, chosen = eigh_descending(root @ t @ root, name=name)
-        downs.append(chosen.T @ root)
-        ups.append(inverse @ chosen)
+        energies, chosen = eigh_descending(root @ t @ root, name=name)
+        # Channels of an energy far from one are shared out evenly, as 16 bits would not hold them on one side alone.
+        share = even_share(float(energies[0]) ** 0.5)
+        downs.append(chosen.T @ root / share)
+        ups.append(inverse @ chosen * share)
     return Channels(np.stack(downs), np.stack(ups))
 
 

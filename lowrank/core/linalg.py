@@ -1,29 +1,25 @@
-"""Symmetric eigenproblems and the bases they give: the one place where anything is decomposed."""
+"""Symmetric eigenproblems and the bases they give: what the rest of the core decomposes with."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import scipy.linalg  # pyright: ignore[reportMissingTypeStubs]
-from numpy.typing import NDArray
 
+from lowrank.core.solvers import Matrix, Vector, solved
 from lowrank.errors import DecompositionError
 
 # scipy carries no types.
 _lapack: Any = scipy.linalg
 
-Matrix = NDArray[np.float64]
-Vector = NDArray[np.float64]
-
 
 def eigh_descending(symmetric: Matrix, *, name: str = "matrix") -> tuple[Vector, Matrix]:
     """Eigenvalues of a positive semi-definite matrix, largest first and none negative, with eigenvectors.
 
-    LAPACK's divide and conquer (`syevd`, called through numpy, which lets other threads run meanwhile) first; if it
-    does
-    not converge, QR iteration (`syev`), which is slower and fails on other inputs. If both fail the error names
-    the matrix: never an unconverged result.
+    If LAPACK's usual driver does not converge others are tried, see `solvers.solved`; if none does, the error names the
+    matrix: never an unconverged result.
 
     Args:
         symmetric: n x n; only its lower triangle is read.
@@ -33,36 +29,50 @@ def eigh_descending(symmetric: Matrix, *, name: str = "matrix") -> tuple[Vector,
         n eigenvalues, and the n x n matrix whose columns are the eigenvectors in the same order.
 
     Raises:
-        DecompositionError: if no solver converges.
+        DecompositionError: if no solver converges, or the matrix is not finite.
 
     Example:
         >>> eigh_descending(np.diag([1.0, 4.0]))[0].tolist()
         [4.0, 1.0]
     """
-    for solve in (np.linalg.eigh, _qr_iteration):
-        try:
-            values, vectors = solve(symmetric)
-        except np.linalg.LinAlgError:
-            continue
-        if np.isfinite(values).all():
-            return np.maximum(values[::-1], 0.0), np.ascontiguousarray(vectors[:, ::-1])
-    raise DecompositionError(
-        f"{name}: the eigenproblem of its {symmetric.shape[0]} x {symmetric.shape[0]} moment did not converge "
-        "with either LAPACK driver; check the weight for extreme values, or leave it out with --exclude"
-    )
-
-
-def _qr_iteration(symmetric: Matrix) -> tuple[Vector, Matrix]:
-    return _lapack.eigh(symmetric, driver="ev", check_finite=False)
+    values, vectors = solved(symmetric, vectors=True, name=name)
+    assert vectors is not None
+    # Stable, from the ascending order of the usual driver.
+    order = np.argsort(values, kind="stable")[::-1]
+    return np.maximum(values[order], 0.0), np.ascontiguousarray(vectors[:, order])
 
 
 def eigvalsh_descending(symmetric: Matrix, *, name: str = "matrix") -> Vector:
     """The eigenvalues alone, largest first and none negative; see `eigh_descending`."""
+    values, _ = solved(symmetric, vectors=False, name=name)
+    return np.maximum(np.sort(values)[::-1], 0.0)
+
+
+def solve_positive(symmetric: Matrix, right: Matrix, *, name: str = "matrix") -> Matrix:
+    """`symmetric^-1 right` for a positive definite matrix that rounding may have made indefinite.
+
+    By Cholesky; where that fails, by those eigenvectors alone whose eigenvalues stand out of rounding, which is as
+    large as the most negative one: in all other directions the result is zero.
+
+    Raises:
+        DecompositionError: if no solver converges.
+
+    Example:
+        >>> solve_positive(np.diag([2.0, 4.0]), np.array([[2.0], [2.0]])).tolist()
+        [[1.0], [0.5]]
+    """
     try:
-        values = np.linalg.eigvalsh(symmetric)
+        factor = _lapack.cho_factor(symmetric, lower=True, check_finite=False)
+        found: Matrix = _lapack.cho_solve(factor, right, check_finite=False)
+        if np.isfinite(found).all():
+            return found
     except np.linalg.LinAlgError:
-        return eigh_descending(symmetric, name=name)[0]
-    return np.maximum(values[::-1], 0.0)
+        pass
+    values, vectors = solved(symmetric, vectors=True, name=name)
+    assert vectors is not None
+    rounding = len(values) * float(np.finfo(np.float64).eps) * float(np.abs(values).max(initial=0.0))
+    sound = values > max(rounding, -2 * float(values.min(initial=0.0)))
+    return vectors[:, sound] @ ((vectors[:, sound].T @ right) / values[sound, None])
 
 
 def inverse_factor(symmetric: Matrix) -> Matrix:
@@ -108,19 +118,57 @@ def singular_values(weight: Matrix, *, name: str = "matrix") -> Vector:
     below any rank decision, and two to eight times faster than an SVD. Those of a stack are the roots of the summed
     squares, rank by rank, so that their tail is the error of truncating every matrix at one rank.
     """
-    if weight.ndim == 3:
-        return np.sqrt(np.sum([np.square(singular_values(w, name=name)) for w in weight], axis=0))
-    rows, cols = weight.shape
     scale = magnitude(weight)
-    unit = weight / scale
-    gram = unit @ unit.T if rows <= cols else unit.T @ unit
-    return scale * np.sqrt(eigvalsh_descending(gram, name=name))
+    unit = weight / weight.dtype.type(scale)
+    squares = [_squares(each, name) for each in (unit if weight.ndim == 3 else unit[None])]
+    return scale * np.sqrt(np.sum(squares, axis=0))
+
+
+def _squares(unit: Matrix, name: str) -> Vector:
+    return moment_values(unit if unit.shape[0] <= unit.shape[1] else unit.T, name=name)
+
+
+SPREAD = 1e3
+"""Of the largest energy over the mean one: beyond it 32 bits are too few for a moment, whose rounding is relative to
+its largest number."""
+
+
+def moment_values(core: Matrix, *, name: str = "matrix") -> Vector:
+    """The eigenvalues of `core core'`, largest first, in float64.
+
+    Computed in float32 where the core is, which is for numbers that are stored in 16 bits or fewer: they were rounded
+    a thousand times as coarsely. Not so where one direction stands far out.
+    """
+    values = eigvalsh_descending(core @ core.T, name=name)
+    if core.dtype == np.float32 and _stands_out(values):
+        return moment_values(core.astype(np.float64), name=name)
+    return values.astype(np.float64)
+
+
+def moment_vectors(core: Matrix, *, name: str = "matrix") -> tuple[Vector, Matrix]:
+    """The same with eigenvectors, in the core's own precision."""
+    values, vectors = eigh_descending(core @ core.T, name=name)
+    if core.dtype == np.float32 and _stands_out(values):
+        return moment_vectors(core.astype(np.float64), name=name)
+    return values, vectors
+
+
+def _stands_out(values: Vector) -> bool:
+    return bool(values[0] > SPREAD * values.mean())
 
 
 def magnitude(weight: Matrix) -> float:
-    """The largest absolute value, 1 for a zero matrix: squares of what is divided by it neither over- nor underflow."""
+    """The power of two at or below the largest absolute value, 1 for a zero matrix.
+
+    Squares of what is divided by it neither over- nor underflow, and the division itself does not round.
+
+    Example:
+        >>> magnitude(np.array([[3.0, -5.0]])), magnitude(np.zeros((1, 1)))
+        (4.0, 1.0)
+    """
     # Without a copy of its absolute values, which for large matrices is memory.
-    return max(float(weight.max(initial=0.0)), -float(weight.min(initial=0.0))) or 1.0
+    largest = max(float(weight.max(initial=0.0)), -float(weight.min(initial=0.0)))
+    return math.ldexp(1.0, math.frexp(largest)[1] - 1) if largest > 0 else 1.0
 
 
 def tail_shares(energies: Vector) -> Vector:

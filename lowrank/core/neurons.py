@@ -6,15 +6,10 @@ that S allows (the Nystrom approximation in the metric of the hidden activations
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import scipy.linalg  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import NDArray
 
-from lowrank.core.linalg import Matrix, Vector
-
-_lapack: Any = scipy.linalg
+from lowrank.core.linalg import Matrix, Vector, solve_positive
 
 ROUNDS = 48
 RIDGE = 1e-5
@@ -48,7 +43,7 @@ def neuron_order(last: Matrix, covariance: Matrix) -> NDArray[np.int64]:
         free[taken] = False
         ridge = floor + RIDGE * max(float(variance.mean()), 0.0)
         block = left[np.ix_(taken, taken)] + (ridge or 1.0) * np.eye(len(taken))
-        solved = _lapack.solve(block, left[taken], assume_a="pos", check_finite=False)
+        solved = solve_positive(block, left[taken])
         cross = cross - cross[:, taken] @ solved
         left = left - left[:, taken] @ solved
     return np.array(order, dtype=np.int64)
@@ -60,9 +55,10 @@ def refit(last: Matrix, covariance: Matrix, kept: NDArray[np.int64]) -> Matrix:
     ridge = RIDGE * float(np.trace(covariance)) / len(covariance)
     if ridge == 0.0:
         return last[:, kept]
-    # Shrunk toward the weight as it was, not toward zero.
-    right = covariance[kept] @ last.T + ridge * last[:, kept].T
-    return _lapack.solve(inner + ridge * np.eye(len(kept)), right, assume_a="pos", check_finite=False).T
+    # What is solved for is the change, so that the ridge shrinks toward the weight as it was, not toward zero.
+    rest = np.setdiff1d(np.arange(len(covariance)), kept)
+    right = covariance[np.ix_(kept, rest)] @ last[:, rest].T
+    return last[:, kept] + solve_positive(inner + ridge * np.eye(len(kept)), right).T
 
 
 def neuron_error(last: Matrix, refitted: Matrix, kept: NDArray[np.int64], covariance: Matrix) -> float:

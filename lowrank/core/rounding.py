@@ -30,7 +30,7 @@ def rounding_errors(weight: Weight, matrix: Matrix, fit: Gram | None, judge: Gra
     """Squared relative errors of a weight's output by format, of a part of its rows.
 
     Args:
-        weight: its record; nothing is offered for convolutions and stacks.
+        weight: its record; nothing is offered for convolutions and stacks, nor beyond float32.
         matrix: rows x cols, float64.
         fit: the moment that rounding is fitted to; None, or one of outputs, gives that of inputs that are all alike.
         judge: what errors are measured on.
@@ -38,11 +38,14 @@ def rounding_errors(weight: Weight, matrix: Matrix, fit: Gram | None, judge: Gra
     kinds = {layer.kind for layer in weight.layers}
     if weight.stack > 1 or not kinds or not kinds <= {"linear", "lookup"}:
         return {}
+    if np.abs(matrix).max(initial=0.0) > np.finfo(np.float32).max:
+        # Scales are float32.
+        return {}
     table = "lookup" in kinds
     rows = matrix.T if table else matrix
     rows = rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE]
     known = not table and fit is not None and judge is not None and fit.side == judge.side == "input"
-    moments = [gram.moment / gram.tokens if known and gram and gram.tokens else None for gram in (fit, judge)]
+    moments = [gram.moment / gram.tokens if known and gram and gram.informs else None for gram in (fit, judge)]
     found: dict[str, float] = {}
     for name in FORMS:
         change = rows - FORMATS[name].codes(rows, moments[0]).matrix()

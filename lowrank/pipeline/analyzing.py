@@ -15,6 +15,7 @@ from lowrank.artifacts.journal import NOWHERE, Journal, Kept, close_journal, ope
 from lowrank.artifacts.lock import holding
 from lowrank.backends import Backend, Opening, is_streamed, open_model
 from lowrank.core.analysis import Analysis, BondAnalysis, Folds, Numbers, WeightAnalysis, analyze_weight
+from lowrank.core.solvers import Fallback, watched_solvers
 from lowrank.core.structures import BONDED
 from lowrank.core.weight import Bond, Weight
 from lowrank.errors import ArtifactError
@@ -111,26 +112,27 @@ def analyze_backend(
         with clock.stage("calibrate"):
             bonded = {name for bond in bonds for name in bond.weights}
             grams = journal.kept("grams", GramsCodec(), lambda: collect_grams(calibration, weights, track, bonded))
-    with clock.stage("analyze"), execution.pool(weights) as pool:
-        analysis = Analysis(
-            weights=analyze_weights(backend, weights, grams, track, pool, journal),
-            bonds=analyze_bonds(backend, bonds, grams, track, pool, journal),
-            grams={name: folds for name, folds in grams.items() if folds.fit.tokens},
-        )
-    if calibration is not None:
-        from lowrank.calibrate import measure_contexts, measure_sensitivity
+    with watched_solvers() as used:
+        with clock.stage("analyze"), execution.pool(weights) as pool:
+            analysis = Analysis(
+                weights=analyze_weights(backend, weights, grams, track, pool, journal),
+                bonds=analyze_bonds(backend, bonds, grams, track, pool, journal),
+                grams={name: folds for name, folds in grams.items() if folds.fit.informs},
+            )
+        if calibration is not None:
+            from lowrank.calibrate import measure_contexts, measure_sensitivity
 
-        with clock.stage("sensitivity"):
-            analysis = measure_sensitivity(calibration, analysis, track, journal)
-        with clock.stage("contexts"):
-            analysis = measure_contexts(calibration, analysis, track, journal)
+            with clock.stage("sensitivity"):
+                analysis = measure_sensitivity(calibration, analysis, track, journal)
+            with clock.stage("contexts"):
+                analysis = measure_contexts(calibration, analysis, track, journal)
     return replace(
         analysis,
         skips=skips,
         source=dict(backend.source),
         settings=asked,
         fingerprint=fingerprint,
-        notes=_notes(backend, grams, calibration is not None),
+        notes=(*_notes(backend, grams, calibration is not None), *solver_notes(used)),
     )
 
 
@@ -230,6 +232,17 @@ def analyze_bonds(
     return tuple(each for part in parts for each in part)
 
 
+def solver_notes(used: Sequence[Fallback]) -> tuple[str, ...]:
+    """What to say of decompositions that the usual solver did not do; nothing if there were none."""
+    if not used:
+        return ()
+    drivers, names = sorted({each.driver for each in used}), list(dict.fromkeys(each.name for each in used))
+    return (
+        f"LAPACK's usual eigensolver (syevd) did not converge for {len(names)} weights, which were decomposed with "
+        f"{' and '.join(drivers)}: {', '.join(names[:4])}",
+    )
+
+
 def _notes(backend: Backend, grams: Mapping[str, Folds], calibrated: bool) -> tuple[str, ...]:
     notes = []
     if not calibrated:
@@ -237,15 +250,19 @@ def _notes(backend: Backend, grams: Mapping[str, Folds], calibrated: bool) -> tu
             "no calibration data: spectra, errors and factors are in the plain metric, which ignores what the "
             "layers see"
         )
-    unseen = [name for name, folds in grams.items() if not folds.fit.tokens]
+    unseen = [name for name, folds in grams.items() if not folds.fit.informs]
     if unseen:
         notes.append(
-            f"{len(unseen)} weights were not reached by the calibration data and fall back to the plain metric: "
-            f"{', '.join(unseen[:4])}"
+            f"{len(unseen)} weights were not reached by the calibration data (or by zeros and numbers that are not "
+            f"finite alone) and fall back to the plain metric: {', '.join(unseen[:4])}"
         )
-    bad = sum(f.fit.nonfinite + f.heldout.nonfinite for f in grams.values())
-    if bad:
-        notes.append(f"{bad} activations with NaN or infinity were counted and left out of the moments")
+    bad = {name: f.fit.nonfinite + f.heldout.nonfinite for name, f in grams.items()}
+    where = [name for name, count in bad.items() if count]
+    if where:
+        notes.append(
+            f"{sum(bad.values())} activations with NaN or infinity were counted and left out of the moments, at "
+            f"{len(where)} weights: {', '.join(where[:4])}"
+        )
     if calibrated and grams and not any(f.heldout.tokens for f in grams.values()):
         notes.append("too few samples for a held-out fold: error curves are in-sample, and too good")
     missing = backend.source.get("not_in_checkpoint")

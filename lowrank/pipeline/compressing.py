@@ -16,6 +16,7 @@ from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan, check_budget
 from lowrank.core.select import Knapsack, Selector, share_in_time
+from lowrank.core.solvers import watched_solvers
 from lowrank.core.structures.absorb import absorbed
 from lowrank.core.timings import Timings
 from lowrank.edge import Target
@@ -23,7 +24,7 @@ from lowrank.errors import HealingError, InfeasibleBudget, LowRankError, PlanMis
 from lowrank.evaluate.report import Report
 from lowrank.pipeline.adapting import keep_adapter
 from lowrank.pipeline.analyzing import STAGE as ANALYZE
-from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_calibration, settings_of
+from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_calibration, settings_of, solver_notes
 from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.healing import Training, check_trainable
 from lowrank.pipeline.healing import heal as heal_run
@@ -173,12 +174,14 @@ def compress(
         "plan": hash_json(chosen.to_json()),
     }
     journal = open_journal(run, STAGE, identity, execution.resume)
-    with clock.stage("factorize"):
-        made = factorize(backend, analysis, chosen, track, execution, journal)
-    refit = refit and calibration is not None and bool(made)
-    if refit and calibration is not None:
-        with clock.stage("refit"):
-            made = refitted(calibration, made, analysis, track, journal)
+    with watched_solvers() as used:
+        with clock.stage("factorize"):
+            made = factorize(backend, analysis, chosen, track, execution, journal)
+        refit = refit and calibration is not None and bool(made)
+        if refit and calibration is not None:
+            with clock.stage("refit"):
+                made = refitted(calibration, made, analysis, track, journal)
+    chosen = replace(chosen, notes=(*chosen.notes, *solver_notes(used)))
     with clock.stage("rewrite"):
         # Permutations last: until then every weight is compared with its own dense outputs.
         bonds = backend.bonds if beside is None else ()

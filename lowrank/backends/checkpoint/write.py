@@ -15,7 +15,7 @@ from lowrank.backends.checkpoint.place import Place
 from lowrank.backends.checkpoint.shards import INDEX_FILE, read_header, read_metadata
 from lowrank.backends.torch.layers import record_of
 from lowrank.backends.torch.tensors import factor_tensors
-from lowrank.core.cast import balanced, cast_energy
+from lowrank.core.cast import cast_energy, evened
 from lowrank.core.factors import Factors
 from lowrank.core.match import stem
 from lowrank.core.pivot import Pivoted
@@ -62,7 +62,7 @@ def write_factors(backend: CheckpointBackend, name: str, replacement: Replacemen
     factors = replacement.factors
     assert isinstance(factors, Factors | Pivoted)
     if dtype.itemsize == 1 and isinstance(factors, Factors):
-        factors = balanced(factors)
+        factors = evened(factors)
     tensors = factor_tensors(name, factors, dtype, weight.is_table)
     wide = {key: tensor.float().numpy() if key != "order" else tensor.numpy() for key, tensor in tensors.items()}
     pair = (wide["left.weight"], wide["right.weight"])

@@ -159,7 +159,8 @@ def _of_linear(site: Site, weight: Weight, side: Side, values: Mapping[str, Arra
     else:
         # Its output has a bias in it, or other axes.
         product = seen @ np.asarray(site.matrix(), np.float64).T
-    return Gram.of("output", product, _energy(seen))
+    # Of the tokens that the moment is of: an output can overflow where the input did not.
+    return Gram.of("output", product, _energy(seen[np.isfinite(product).all(axis=1)]))
 
 
 def _of_lookup(site: Site, weight: Weight, side: Side, values: Mapping[str, Array], mask: Array | None) -> Gram:
@@ -177,7 +178,7 @@ def _of_conv(site: Site, weight: Weight, side: Side, values: Mapping[str, Array]
     """Every position is a token; its input is the patch under the kernel."""
     seen = values[site.node.inputs[0].name]
     patches = _patches(site, seen)
-    energy = float(np.square(patches).sum())
+    energy = _energy(patches)
     stack = weight.stack
     if side == "input":
         rows = patches.reshape(len(patches), stack, weight.cols)
@@ -190,8 +191,10 @@ def _of_conv(site: Site, weight: Weight, side: Side, values: Mapping[str, Array]
         rows = product.astype(np.float64).reshape(len(product), stack, weight.rows)
     if stack == 1:
         return Gram.of(side, rows[:, 0], energy)
-    moments = np.einsum("tsi,tsj->sij", rows, rows)
-    return Gram(side, moments, len(rows), energy)
+    # A position that is not finite in one group counts in none: all have one number of tokens.
+    kept = rows[np.isfinite(rows).all(axis=(1, 2))]
+    moments = np.einsum("tsi,tsj->sij", kept, kept)
+    return Gram(side, moments, len(kept), energy, len(rows) - len(kept))
 
 
 def _patches(site: Site, seen: Array) -> Array:

@@ -84,7 +84,9 @@ class _Watch:
             else:
                 bias = getattr(layer, "bias", None)
                 product = output.double() if bias is None else output.double() - bias.double()
-                gram = moment("output", self._rows(product), _energy(self._rows(seen)))
+                rows = self._rows(product)
+                # Of the tokens that the moment is of: an output can overflow where the input did not.
+                gram = moment("output", rows, _energy(self._rows(seen)[torch.isfinite(rows).all(1)]))
             self.observe(weight.name, gram)
 
         return hook
@@ -129,9 +131,11 @@ def _of_conv(layer: nn.Conv1d | nn.Conv2d, seen: Tensor, output: Tensor, side: S
     rows = rows.transpose(1, 2)
     if groups == 1:
         return moment(side, rows[0], energy)
-    parts = [moment(side, part, 0.0) for part in rows]
-    stacked = torch.stack([torch.from_numpy(p.moment) for p in parts]).numpy()
-    return Gram(side, stacked, parts[0].tokens, energy, max(p.nonfinite for p in parts))
+    # A position that is not finite in one group counts in none: all have one number of tokens.
+    finite = torch.isfinite(rows).all(2).all(0)
+    kept = rows[:, finite]
+    count = kept.shape[1]
+    return Gram(side, (kept.transpose(1, 2) @ kept).numpy(), count, energy, rows.shape[1] - count)
 
 
 def _patch_energy(layer: nn.Conv1d | nn.Conv2d, seen: Tensor) -> Tensor:

@@ -59,6 +59,6 @@ class Bonded(ABC):
 
 
 def inputs_known(grams: Mapping[str, Folds], name: str) -> bool:
-    """Whether there are moments of what a weight reads."""
+    """Whether there are moments of what a weight reads, of more than zeros."""
     folds = grams.get(name)
-    return folds is not None and folds.fit.tokens > 0 and folds.fit.side == "input"
+    return folds is not None and folds.fit.informs and folds.fit.side == "input"

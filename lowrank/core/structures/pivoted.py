@@ -48,7 +48,7 @@ class PivotedFactors:
         """The projection on the leading directions, pivoted."""
         (name,) = group.weights
         matrix = numbers.read(name)
-        return {name: Replacement(self.name, pivot(analysis.directions(name, matrix).truncate(matrix, rank)))}
+        return {name: Replacement(self.name, pivot(analysis.truncated(name, matrix, rank)))}
 
 
 def _fits(weight: Weight) -> bool:

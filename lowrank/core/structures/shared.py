@@ -10,7 +10,7 @@ import numpy as np
 from lowrank.core.analysis import Analysis, BondAnalysis, Folds, Numbers
 from lowrank.core.factors import Factors, directions, residual_curve
 from lowrank.core.gram import Gram
-from lowrank.core.linalg import Matrix, Vector
+from lowrank.core.linalg import Matrix, Vector, magnitude
 from lowrank.core.structures.base import Replacement
 from lowrank.core.structures.bonded import Bonded, inputs_known
 from lowrank.core.weight import Bond, Group
@@ -49,10 +49,13 @@ class SharedBasis(Bonded):
 
 
 def _stacked(bond: Bond, fit: Gram, numbers: Numbers) -> tuple[Matrix, Vector]:
-    """The weights on top of each other, each over the root of its output's energy, which is returned too: a weight
-    with
-    large outputs would have the basis for itself otherwise."""
+    """The weights on top of each other, each over the root of its output's energy, which is returned too: a weight with
+    large outputs would have the basis for itself otherwise.
+
+    The roots are in units of the largest, so that the stack stays of the size of the weights, which their types hold.
+    """
     matrices = [numbers.read(name) for name in bond.weights]
     moment = fit.moment / max(fit.tokens, 1)
-    scales = np.array([float(np.sqrt(max(np.vdot(m @ moment, m), 0.0))) or 1.0 for m in matrices])
+    roots = np.array([float(np.sqrt(max(np.vdot(m @ moment, m), 0.0))) for m in matrices])
+    scales = np.where(roots > 0, roots / magnitude(roots), 1.0)
     return np.concatenate([m / s for m, s in zip(matrices, scales, strict=True)]), scales

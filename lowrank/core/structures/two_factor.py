@@ -43,7 +43,7 @@ class TwoFactor:
         """The projection of the outputs on their leading directions."""
         name = group.weights[0]
         matrix = numbers.read(name)
-        return {name: Replacement(self.name, analysis.directions(name, matrix).truncate(matrix, rank))}
+        return {name: Replacement(self.name, analysis.truncated(name, matrix, rank))}
 
     @staticmethod
     def _record(group: Group, analysis: Analysis) -> WeightAnalysis:

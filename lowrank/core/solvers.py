@@ -12,6 +12,7 @@ import numpy as np
 import scipy.linalg  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import NDArray
 
+from lowrank.core import lapack
 from lowrank.errors import DecompositionError
 
 # scipy carries no types.
@@ -67,7 +68,7 @@ def watched_solvers() -> Generator[list[Fallback]]:
 def solved(symmetric: Matrix, *, vectors: bool, name: str) -> Solved:
     """Eigenvalues of a positive semi-definite matrix, and its eigenvectors if they are asked for.
 
-    Divide and conquer (`syevd`, through numpy, which lets other threads run meanwhile); if that does not converge, the
+    Divide and conquer (`syevd`, which lets other threads run meanwhile); if that does not converge, the
     singular value decomposition, which such a matrix has in common with its eigendecomposition: by divide and
     conquer (`gesdd`), then by QR iteration (`gesvd`). Numbers that are not finite, or whose sum is not the trace, count
     as not converged.
@@ -122,8 +123,10 @@ def _sound(found: Solved, symmetric: Matrix) -> bool:
 
 
 def _syevd(symmetric: Matrix, vectors: bool) -> Solved:
+    if len(symmetric) <= lapack.LARGEST:
+        return lapack.syevd(symmetric, vectors)
     if not vectors:
-        return np.asarray(np.linalg.eigvalsh(symmetric)), None
+        return np.asarray(np.linalg.eigvalsh(symmetric), symmetric.dtype), None
     values, found = np.linalg.eigh(symmetric)
     return values, found
 

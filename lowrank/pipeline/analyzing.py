@@ -226,6 +226,8 @@ def analyze_bonds(
         found = (structure.measure(bond, grams, backend) for structure in BONDED)
         return [each for each in found if each is not None]
 
+    if not bonds:
+        return ()
     job = Kept(measured, journal, lambda bond: f"{bond.kind}: {', '.join(bond.weights)}", BondsCodec())
     with nullcontext(pool) if pool is not None else threads() as places:
         parts = list(track(places.map(job, bonds), "analyzing bonds", len(bonds)))

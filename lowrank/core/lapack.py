@@ -1,0 +1,87 @@
+"""SciPy's LAPACK, called so that other threads run meanwhile.
+
+The same drivers are faster there than in NumPy's build (by half, measured with `tools/bench_scale.py`), but SciPy's own
+wrappers hold the interpreter. `scipy.linalg.cython_lapack` gives the routines' addresses, which is what it is for.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# scipy carries no types.
+_lapack: Any = import_module("scipy.linalg.cython_lapack")
+
+BLOCK = 64
+"""Columns that LAPACK takes at once."""
+LARGEST = 30_000
+"""Of matrices whose workspace is counted in 32 bits."""
+
+
+def syevd(symmetric: NDArray[Any], vectors: bool) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Eigenvalues, ascending, and if asked for eigenvectors as columns, by divide and conquer.
+
+    Args:
+        symmetric: n x n, float64 or float32, n up to `LARGEST`; only its lower triangle is read.
+        vectors: whether eigenvectors are wanted.
+
+    Raises:
+        LinAlgError: if it does not converge.
+
+    Example:
+        >>> syevd(np.diag([4.0, 1.0]), vectors=False)[0].tolist()
+        [1.0, 4.0]
+    """
+    size, dtype = len(symmetric), symmetric.dtype
+    # Row by row in C is column by column in Fortran, so the lower triangle is called the upper one.
+    matrix = np.array(symmetric, order="C")
+    values = np.empty(size, dtype)
+    # Without room for blocks of columns LAPACK goes column by column, half as fast.
+    work = np.empty(1 + 6 * size + 2 * size**2 if vectors else 1 + (2 + BLOCK) * size, dtype)
+    whole = np.empty(3 + 5 * size if vectors else 1, np.intc)
+    info = ctypes.c_int(0)
+    routine = _routine("ssyevd" if dtype == np.float32 else "dsyevd", 11)
+    routine(
+        ctypes.c_char_p(b"V" if vectors else b"N"),
+        ctypes.c_char_p(b"U"),
+        _count(size),
+        _of(matrix),
+        _count(max(size, 1)),
+        _of(values),
+        _of(work),
+        _count(len(work)),
+        _of(whole),
+        _count(len(whole)),
+        ctypes.byref(info),
+    )
+    if info.value:
+        raise np.linalg.LinAlgError(f"syevd did not converge ({info.value})")
+    return values, matrix.T if vectors else None
+
+
+def _count(number: int) -> Any:
+    return ctypes.byref(ctypes.c_int(number))
+
+
+def _of(array: NDArray[Any]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+@cache
+def _routine(name: str, arguments: int) -> Callable[..., None]:
+    """A routine by its name; ctypes lets go of the interpreter while it runs."""
+    capsule: Any = _lapack.__pyx_capi__[name]
+    api = ctypes.pythonapi
+    api.PyCapsule_GetName.restype = ctypes.c_char_p
+    api.PyCapsule_GetName.argtypes = [ctypes.py_object]
+    api.PyCapsule_GetPointer.restype = ctypes.c_void_p
+    api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    address = api.PyCapsule_GetPointer(capsule, api.PyCapsule_GetName(capsule))
+    assert address is not None
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)(address)

@@ -6,7 +6,7 @@ BENCH := bench
 # A comma would end an argument of $(if).
 COLUMNS := sentence1,sentence2
 
-.PHONY: demo test test-devices test-fast lint bench bench-models bench-small bench-onnx bench-edge clean
+.PHONY: demo test test-devices test-fast lint bench bench-models bench-small bench-onnx bench-edge fuzz clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lowrank demo
@@ -42,6 +42,10 @@ bench-models: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[demo,bench]"
 	$(BIN)/python tools/train_vit.py --data $(DATA)/cifar10_train10k_jpg.zip --output $(BENCH)/vit --shifted --minutes 8
 	$(BIN)/python tools/train_gpt.py --data $(DATA)/tinyshakespeare.txt.gz --output $(BENCH)/gpt
+
+# Every reader on 100,000 damaged files each; ends with an error if one is neither read nor refused.
+fuzz: $(VENV)/.demo
+	$(BIN)/python -m tools.fuzz --inputs 100000
 
 # Two small trained models: STORIES=models/stories260K SORT=models/gpt-nano-sort.
 bench-small: $(VENV)/.demo

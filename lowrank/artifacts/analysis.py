@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lowrank.artifacts.files import read_json, read_tensors, staged, write_json, write_tensors
 from lowrank.artifacts.journal import Piece
+from lowrank.artifacts.outside import is_plain
 from lowrank.core.analysis import Analysis, BondAnalysis, Context, Folds, Measured, WeightAnalysis
 from lowrank.core.gram import Gram
 from lowrank.core.spectrum import Spectrum
@@ -214,6 +215,9 @@ def load_analysis(folder: Path) -> Analysis:
         weights = tuple(_read_weight(entry, tensors) for entry in content["weights"])
         if not weights or len({r.weight.name for r in weights}) < len(weights):
             raise ValueError("its weights are missing or named twice")
+        names = [*(record.weight.name for record in weights), *(skip["name"] for skip in content["skipped"])]
+        if not all(isinstance(name, str) and is_plain(name) for name in names):
+            raise ValueError("a name in it is none")
         if not isinstance(content["source"], dict) or not isinstance(content["settings"], dict):
             raise ValueError("source and settings must be objects")
         return Analysis(
@@ -228,7 +232,7 @@ def load_analysis(folder: Path) -> Analysis:
             fingerprint=content["fingerprint"],
             notes=tuple(content["notes"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise ArtifactError(
             f"{folder / JSON_FILE} and {TENSOR_FILE} beside it do not hold a whole analysis "
             f"({type(error).__name__}: {error}); "

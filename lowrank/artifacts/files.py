@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,6 +144,26 @@ def write_json(path: Path, kind: str, content: Mapping[str, Any]) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
+def parse_json(content: str | bytes, finite: bool = False) -> Any:
+    """A JSON value that someone else may have written.
+
+    Args:
+        content: the text.
+        finite: refuse NaN and infinity, which Python writes and other languages do not read.
+
+    Raises:
+        ValueError: if it is none, whatever is wrong with it: the parser has an error of another kind for deep nesting.
+    """
+    try:
+        return json.loads(content, parse_constant=_no_number if finite else None)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"it holds {text}, which is no number")
+
+
 def read_json(path: Path, kind: str) -> dict[str, Any]:
     """What `write_json` wrote.
 
@@ -151,10 +171,10 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
         ArtifactError: if it is missing, not JSON, of another kind, or of a newer major schema.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"), finite=True)
     except FileNotFoundError:
         raise ArtifactError(f"there is no {path}; {MAKERS.get(kind, 'give the folder of a finished run')}") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ArtifactError(f"cannot read {path}: {error}; delete it and make it again") from None
     name, _, version = str(content.get("schema") if isinstance(content, dict) else None).partition("/")
     if name != f"lowrank.{kind}":

@@ -54,7 +54,7 @@ def open_model(
             raise UnsupportedModel(f"{path}: an adapter cannot be merged into an ONNX graph; merge it before exporting")
         from lowrank.backends.onnx import open_onnx
 
-        return open_onnx(path.resolve(), opening)
+        return open_onnx(_located(path), opening)
     if path.is_file() and path.suffix not in TORCH_FILES:
         raise UnsupportedModel(
             f"{path}: {path.suffix or 'a file without a suffix'} is not a kind of model that can be read; give a "
@@ -66,7 +66,7 @@ def open_model(
         raise UnsupportedModel(f"{path} is no Hugging Face folder, and only those can be streamed; give one")
     from lowrank.backends.torch import open_path
 
-    backend = open_path(path.resolve(), opening)
+    backend = open_path(_located(path), opening)
     return backend.with_tokenizer(tokenizer) if tokenizer else backend
 
 
@@ -96,3 +96,8 @@ def _is_large(folder: Path, memory: int | None) -> bool:
         return False
     params = sum(stored.params for stored in open_shards(Place(str(folder))).tensors.values())
     return IN_MEMORY * params > allowed
+
+
+def _located(path: Path) -> Path:
+    """An absolute path. A file that is a link keeps its name and its neighbours: in a Hugging Face cache all are."""
+    return path.resolve() if path.is_dir() else path.parent.resolve() / path.name

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lowrank.artifacts.files import hash_array, hash_json
+from lowrank.artifacts.outside import check_zip
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import MASK, Feed, Signature, of_arrays
 from lowrank.calibrate.text import builtin_samples, read_samples
@@ -155,6 +156,7 @@ def _token_batch(rows: Sequence[Sequence[int]], signature: Signature) -> Feed:
 
 def _from_arrays(backend: Backend, path: Path, samples: int) -> Calibration:
     try:
+        check_zip(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError:
@@ -163,7 +165,7 @@ def _from_arrays(backend: Backend, path: Path, samples: int) -> Calibration:
         ) from None
     except Exception as error:
         raise CalibrationError(
-            f"{path} cannot be read as .npz ({type(error).__name__}); save it with numpy.savez(path, name=array)"
+            f"{path} cannot be read as .npz ({first_line(error)}); save it with numpy.savez(path, name=array)"
         ) from None
     odd = [name for name, a in arrays.items() if not isinstance(a, np.ndarray) or a.dtype.kind not in "fiub"]
     if odd:

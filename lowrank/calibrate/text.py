@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from lowrank.artifacts import parse_json
+from lowrank.artifacts.outside import most_bytes
 from lowrank.errors import CalibrationError
 
 # A cell of a table may hold a whole document; csv's own bound is for malformed files.
@@ -52,7 +53,7 @@ def builtin_samples() -> list[str]:
 
 def _decode(path: Path) -> str:
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        raw = _unzipped(path) if path.suffix == ".gz" else path.read_bytes()
     except FileNotFoundError:
         raise CalibrationError(f"there is no {path}; give --calib a file of text, a sample a line") from None
     except (OSError, EOFError, zlib.error) as error:
@@ -68,6 +69,17 @@ def _decode(path: Path) -> str:
         raise CalibrationError(
             f"{path} is not UTF-8: line {line} holds byte 0x{raw[error.start]:02x}; convert it first"
         ) from None
+
+
+def _unzipped(path: Path) -> bytes:
+    most = most_bytes(path)
+    with gzip.open(path) as stream:
+        raw = stream.read(most + 1)
+    if len(raw) > most:
+        raise CalibrationError(
+            f"{path} holds more than {most:,} bytes of text in {path.stat().st_size:,}; decompress it and look at it"
+        )
+    return raw
 
 
 def _table(path: Path, text: str, column: str | None, suffix: str) -> Iterator[str]:
@@ -97,8 +109,8 @@ def _json_lines(path: Path, text: str, column: str | None) -> Iterator[str]:
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            entry = parse_json(line)
+        except ValueError as error:
             raise CalibrationError(f"{path}, line {number}, is not JSON: {error}; give one object a line") from None
         yield from _values(path, number, entry, names)
 

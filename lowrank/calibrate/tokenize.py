@@ -46,6 +46,6 @@ def _by_folder(folder: Path, text: list[str], most: int) -> list[list[int]]:
     from lowrank.backends.torch.huggingface import quiet
 
     with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         encoded = tokenizer(text, truncation=True, max_length=most, padding=False)["input_ids"]
     return [list(ids) for ids in encoded]

@@ -138,7 +138,7 @@ class Timings:
             )
             if made.step < 1 or made.tokens < 1:
                 raise ValueError("no step, or no tokens")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise TimingError(f"the file is no table of timings ({error!r}); measure again") from None
         times = [t for each in points.values() for _, _, t in each] + ([] if made.whole is None else [made.whole])
         if not times or not all(np.isfinite(t) and t > 0 for t in times):

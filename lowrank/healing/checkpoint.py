@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lowrank.artifacts.files import read_tensors, write_tensors
+from lowrank.artifacts.files import parse_json, read_tensors, write_tensors
 from lowrank.errors import HealingError
 
 Phase = Literal["blocks", "search", "main"]
@@ -67,7 +67,7 @@ def read_checkpoint(path: Path, key: str) -> tuple[Progress, dict[str, dict[str,
         raise HealingError(f"there is no {path}, so no healing to go on with; leave out --resume")
     tensors, metadata = read_tensors(path)
     try:
-        content: dict[str, Any] = json.loads(metadata["progress"])
+        content: dict[str, Any] = parse_json(metadata["progress"])
         content["curve"] = [(float(work), float(loss)) for work, loss in content["curve"]]
         progress = Progress(**content)
     except (KeyError, TypeError, ValueError):

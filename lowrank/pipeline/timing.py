@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lowrank.artifacts import parse_json
 from lowrank.backends import Backend, Opening, open_model
 from lowrank.backends.inputs import Signature
 from lowrank.core.timings import Timings, sizes_for
@@ -156,7 +157,7 @@ def read_table(path: Path, target: Target) -> Timings:
         TimingError: if it is none, or one for another type.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise TimingError(f"there is no {path}; measure with `lowrank bench MODEL --table {path}`") from None
     except (OSError, ValueError) as error:

@@ -31,7 +31,17 @@ def print_table(table: Any) -> None:
 
 def say(text: str) -> None:
     """Print a line, however long."""
-    console().print(text, soft_wrap=True)
+    console().print(harmless(text), soft_wrap=True)
+
+
+def harmless(text: str) -> str:
+    """A text with everything spelled out that a terminal would obey, and what no encoding can hold.
+
+    Example:
+        >>> harmless("red: \x1b[31m") == "red: \\x1b[31m"
+        True
+    """
+    return "".join(c if c.isprintable() or c in "\n\t\xa0" else c.encode("unicode_escape").decode() for c in text)
 
 
 def notes(texts: Iterable[str]) -> None:
@@ -47,7 +57,7 @@ def print_json(content: Any) -> None:
 
 def complain(text: str) -> None:
     """Print a line to stderr."""
-    console(stderr=True).print(f"lowrank: {text}", soft_wrap=True)
+    console(stderr=True).print(f"lowrank: {harmless(text)}", soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank.errors import UnsupportedModel, first_line
+
 MOVES = ("Transpose", "Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze")
 QUANTISED = ("DequantizeLinear", "DequantizeBFP")
 
@@ -169,6 +171,21 @@ def _permutation(node: Any, rank: int) -> list[int]:
 
 
 def _moved(value: NDArray[Any], node: Any) -> NDArray[Any]:
+    """An array after an operator that only moves its numbers.
+
+    Raises:
+        UnsupportedModel: if the operator cannot be applied to it.
+    """
+    try:
+        return _applied(value, node)
+    except (TypeError, ValueError, IndexError, AttributeError, MemoryError) as error:
+        raise UnsupportedModel(
+            f"the graph is not valid: {node.op_type} {node.name} cannot take a tensor of the sizes "
+            f"{list(value.shape)} ({first_line(error)}); export the model again"
+        ) from None
+
+
+def _applied(value: NDArray[Any], node: Any) -> NDArray[Any]:
     if node.op_type == "Transpose":
         return value.transpose(_permutation(node, value.ndim))
     if node.op_type == "Reshape":

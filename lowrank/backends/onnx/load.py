@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.backends.onnx.constants import graphs_of
+from lowrank.backends.onnx.stored import check_tensors, embed_linked, external
 from lowrank.errors import UnsupportedModel, first_line
 
 OLDEST = 7
@@ -29,17 +30,16 @@ def load_model(path: Path) -> tuple[Any, list[Path]]:
             f"{path} is no ONNX file, or one that was cut short ({first_line(error)}); copy or export it again"
         ) from None
     _check_opset(path, proto)
-    outside = list(_external(proto))
-    for tensor in outside:
-        _check_external(path, tensor)
+    outside = check_tensors(path, proto)
     _check_graph(path, proto, bool(outside))
+    embed_linked(path, proto)
     try:
         model = ir.serde.deserialize_model(proto)
     except Exception as error:
         raise _invalid(path, error) from None
     for graph in graphs_of(model):
         ir.external_data.set_base_dir(graph, path.parent)
-    return model, sorted({path.parent / _entry(tensor, "location") for tensor in outside})
+    return model, sorted(outside)
 
 
 def _check_opset(path: Path, proto: Any) -> None:
@@ -57,19 +57,6 @@ def _check_opset(path: Path, proto: Any) -> None:
             )
 
 
-def _external(proto: Any) -> Iterator[Any]:
-    """Every tensor of a model proto whose numbers are in another file."""
-    import onnx
-
-    for graph in (inner for whole in (proto.graph, *proto.functions) for inner in _graphs(whole)):
-        attributes = [attribute for node in graph.node for attribute in node.attribute]
-        own = [attribute.t for attribute in attributes if attribute.HasField("t")]
-        many = [tensor for attribute in attributes for tensor in attribute.tensors]
-        for tensor in (*getattr(graph, "initializer", ()), *own, *many):
-            if tensor.data_location == onnx.TensorProto.EXTERNAL:
-                yield tensor
-
-
 def _graphs(graph: Any) -> Iterator[Any]:
     """A graph, or a function, and all graphs in its nodes."""
     yield graph
@@ -77,49 +64,6 @@ def _graphs(graph: Any) -> Iterator[Any]:
         for attribute in node.attribute:
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                 yield from _graphs(inner)
-
-
-def _entry(tensor: Any, key: str) -> str:
-    return next((entry.value for entry in tensor.external_data if entry.key == key), "")
-
-
-def _check_external(path: Path, tensor: Any) -> None:
-    """Refuse a tensor whose file is not there, is too short, or lies outside the model's folder."""
-    location = _entry(tensor, "location")
-    where = f"{path}: {tensor.name} is kept in {location!r}"
-    file = path.parent / location
-    inside = bool(location) and not Path(location).is_absolute() and ".." not in Path(location).parts
-    if not inside:
-        raise UnsupportedModel(
-            f"{where}, outside the model's folder, which is never read; put the file beside {path.name} and save the "
-            "model again"
-        )
-    if not file.is_file():
-        raise UnsupportedModel(f"{where}, which is not there; copy it from where {path.name} came from")
-    try:
-        offset = int(_entry(tensor, "offset") or 0)
-        length = int(_entry(tensor, "length") or 0)
-    except ValueError:
-        raise UnsupportedModel(f"{where} at no valid place; export the model again") from None
-    size = file.stat().st_size
-    needed = offset + max(length, _bytes(tensor))
-    if offset < 0 or length < 0 or needed > size:
-        raise UnsupportedModel(
-            f"{where}, which has {size:,} bytes and should have {needed:,}; it may be cut short: copy it again"
-        )
-
-
-def _bytes(tensor: Any) -> int:
-    from math import prod
-
-    from onnx.helper import tensor_dtype_to_np_dtype
-
-    try:
-        width = tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    except (KeyError, TypeError):
-        return 0
-    # Four-bit types are packed two to a byte; their length says enough.
-    return prod(tensor.dims) * width if "4" not in str(tensor_dtype_to_np_dtype(tensor.data_type)) else 0
 
 
 def _check_graph(path: Path, proto: Any, outside: bool) -> None:
@@ -138,7 +82,7 @@ def _check_graph(path: Path, proto: Any, outside: bool) -> None:
             # that runtimes do without.
             light = onnx.ModelProto()
             light.CopyFrom(proto)
-            for tensor in list(_external(light)):
+            for tensor in list(external(light)):
                 tensor.data_location = onnx.TensorProto.DEFAULT
                 del tensor.external_data[:]
                 del tensor.dims[:]

@@ -12,6 +12,7 @@ from lowrank.backends.onnx.constants import nodes_of, resolve
 from lowrank.backends.onnx.load import load_model
 from lowrank.backends.onnx.signature import signature_of
 from lowrank.backends.onnx.sites import INTEGER_PRODUCTS, WEIGHT_INPUT
+from lowrank.backends.onnx.stored import is_linked
 from lowrank.errors import UnsupportedModel
 
 
@@ -35,7 +36,8 @@ def open_onnx(path: Path, opening: Opening) -> OnnxBackend:
         source={"path": str(path), "kind": "onnx", "fingerprint": hash_files([path, *outside])},
         declared=signature_of(model),
         folder=path.parent,
-        path=path,
+        # ONNX Runtime would not follow a link.
+        path=None if any(map(is_linked, outside)) else path,
         tokenizer=tokenizer if tokenizer.exists() else None,
         external=bool(outside),
     )

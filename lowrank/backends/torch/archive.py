@@ -8,13 +8,17 @@ what an exporter writes.
 
 from __future__ import annotations
 
-import json
+import io
 import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from lowrank.artifacts import parse_json
+from lowrank.artifacts.outside import check_zip, most_bytes
 from lowrank.errors import UnsupportedModel, first_line
 
 EXPRESSION_WORDS = frozenset(
@@ -29,6 +33,7 @@ EXPRESSION_WORDS = frozenset(
     ]
 )
 EXPRESSION = re.compile(r"(?:[A-Za-z0-9_\s(),'\"=+\-*/<>|&~]|\d\.\d)*")
+COMPILED = (".so", ".dll", ".dylib", ".pyd", ".cubin", ".py")
 SYMBOL = re.compile(r"[suzft]\d{1,6}|\d{1,18}")
 OPERATOR = re.compile(
     r"torch\.ops\.(?:aten|prims|prim|higher_order|torchvision|quantized_decomposed)\.\w+(?:\.\w+)?"
@@ -44,20 +49,45 @@ def check_archive(path: Path) -> None:
         UnsupportedModel: if it is no whole archive, or holds anything else.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            if not any(name.endswith("models/model.json") for name in archive.namelist()):
-                raise ValueError("it holds no exported model")
-            contents = [json.loads(archive.read(n)) for n in archive.namelist() if n.endswith(".json")]
-    except (OSError, zipfile.BadZipFile, EOFError, ValueError, RecursionError, NotImplementedError) as error:
+        check_zip(path)
+        # As torch itself reads it: two readers may see different files in one archive.
+        archive = torch._C.PyTorchFileReader(str(path))
+        names = archive.get_all_records()
+        check_records(archive, most_bytes(path))
+        if not any(name.endswith("models/model.json") for name in names):
+            raise ValueError("it holds no exported model")
+        contents = [parse_json(archive.get_record(name)) for name in names if name.endswith(".json")]
+        for name in names:
+            content = archive.get_record(name) if name.endswith((".pt", "weights", "constants")) else b""
+            if zipfile.is_zipfile(io.BytesIO(content)):
+                check_records(torch._C.PyTorchFileReader(io.BytesIO(content)), most_bytes(path))
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError, RuntimeError, NotImplementedError) as error:
         raise UnsupportedModel(
             f"{path} is not a whole torch.export archive ({first_line(error)}); save it again with torch.export.save"
         ) from None
+    compiled = [name for name in names if "aotinductor" in name.lower() or name.endswith(COMPILED)]
+    if compiled:
+        raise UnsupportedModel(
+            f"{path} holds compiled code ({compiled[0][:60]!r}), which torch would load and run; save the program "
+            "alone with torch.export.save"
+        )
     for content in contents:
         for key, text in _strings(content):
             if key in ("expr_str", "as_expr") and not is_arithmetic(text):
                 raise _refused(path, f"the shape expression {text[:60]!r} is more than arithmetic")
             if key == "target" and not OPERATOR.fullmatch(text):
                 raise _refused(path, f"{text[:60]!r} is not a tensor operator")
+
+
+def check_records(archive: Any, most: int) -> None:
+    """Nothing, if the records of an open torch archive are not too large together.
+
+    Raises:
+        ValueError: if they are.
+    """
+    claimed = sum(archive.get_record_size(name) for name in archive.get_all_records())
+    if claimed > most:
+        raise ValueError(f"its records would take {claimed:,} bytes, too many for its size")
 
 
 def is_arithmetic(expression: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowrank.artifacts import parse_json
+from lowrank.artifacts.outside import is_file, is_plain
+from lowrank.backends.torch.claims import check_config, few_parts
 from lowrank.backends.torch.pickles import read_torch_file
 from lowrank.core.match import in_block
 from lowrank.errors import UnsupportedModel, first_line
@@ -36,6 +38,8 @@ WEIGHT_SUFFIXES = set(
         ".pb",
     ]
 )
+FREE_TABLES = 1 << 26
+"""Numbers that a model may have beside its parameters, such as masks and positions."""
 OTHER_FORMATS = {"onnx", "openvino", "coreml", "original"}
 TOKENIZER_PATTERNS = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model")
 
@@ -47,10 +51,10 @@ def read_config(path: Path) -> Any:
         UnsupportedModel: if it is no JSON, names no model type, or needs code from outside `transformers`.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UnsupportedModel(f"there is no {path}; give the config.json that belongs to the weights") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UnsupportedModel(f"{path} is not a config.json ({first_line(error)}); copy it again") from None
     from transformers import CONFIG_MAPPING, AutoConfig
 
@@ -64,6 +68,7 @@ def read_config(path: Path) -> Any:
         raise UnsupportedModel(
             f"{path} is of a quantised model; compress the model that it was made from, then quantise"
         )
+    check_config(path, content)
     try:
         with quiet():
             return AutoConfig.for_model(**content)
@@ -107,20 +112,20 @@ def from_folder(folder: Path, config: Any) -> tuple[nn.Module, tuple[str, ...]]:
         for path in sorted(folder.glob("*.bin")):
             content = read_torch_file(path, unsafe_pickle=False)
             shapes |= {name: tuple(t.shape) for name, t in content.items()} if isinstance(content, dict) else {}
-    _check_sizes(folder, config, shapes)
+    check_sizes(folder, config, shapes)
     return _from_pretrained(folder, str(folder), config, None)
 
 
 def from_state(origin: Path, config: Any, state: Mapping[str, Tensor]) -> tuple[nn.Module, tuple[str, ...]]:
     """The model of a config with the tensors of a state dict in it, and the names that it did not have."""
-    _check_sizes(origin, config, {name: tuple(tensor.shape) for name, tensor in state.items()})
+    check_sizes(origin, config, {name: tuple(tensor.shape) for name, tensor in state.items()})
     return _from_pretrained(origin, None, config, dict(state))
 
 
-def _check_sizes(origin: Path, config: Any, stored: Mapping[str, tuple[int, ...]]) -> None:
+def check_sizes(origin: Path, config: Any, stored: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse weights that are not of the config's shapes before memory is taken for them."""
     try:
-        with quiet(), torch.device("meta"):
+        with quiet(), torch.device("meta"), few_parts(origin, len(stored)):
             skeleton = model_class(config)(config)
     except UnsupportedModel:
         raise
@@ -137,10 +142,11 @@ def _check_sizes(origin: Path, config: Any, stored: Mapping[str, tuple[int, ...]
                 "config.json that belongs to these weights"
             )
     wanted, there = sum(p.numel() for p in skeleton.parameters()), sum(math.prod(shape) for shape in stored.values())
-    if wanted > 2 * there:
+    tables = sum(b.numel() for b in skeleton.buffers())
+    if wanted > 2 * there or tables > FREE_TABLES + 16 * there:
         raise UnsupportedModel(
-            f"{origin}: config.json describes {wanted:,} parameters, but the checkpoint holds {there:,}; give the "
-            "config.json that belongs to these weights, and all of their files"
+            f"{origin}: config.json describes {wanted + tables:,} numbers, but the checkpoint holds {there:,}; give "
+            "the config.json that belongs to these weights, and all of their files"
         )
 
 
@@ -198,14 +204,16 @@ def check_safetensors(folder: Path) -> dict[str, tuple[int, ...]]:
     names: set[Any] = {path.name for path in folder.glob("*.safetensors")}
     if index.is_file():
         try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            names = set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise UnsupportedModel(f"{index} is not a shard index ({first_line(error)}); copy it again") from None
     shapes: dict[str, tuple[int, ...]] = {}
     for name in sorted(names, key=str):
-        if not isinstance(name, str) or Path(name).name != name or name in {"", ".", ".."}:
-            raise UnsupportedModel(f"{index} names {name!r}, which is no file of its folder; copy the index again")
-        if not (folder / name).is_file():
+        if not isinstance(name, str) or Path(name).name != name or name in {"", ".", ".."} or "\x00" in name:
+            raise UnsupportedModel(
+                f"{index} names {str(name)[:80]!r}, which is no file of its folder; copy the index again"
+            )
+        if not is_file(folder / name):
             raise UnsupportedModel(f"{folder / name} is not there, but {index.name} names it; download the whole model")
         shapes |= open_safetensors(folder / name)
     return shapes
@@ -221,11 +229,15 @@ def open_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UnsupportedModel(
             f"{path} cannot be read as safetensors ({first_line(error)}); it may be cut short: copy it again"
         ) from None
+    odd = next((name for name in shapes if not is_plain(name)), None)
+    if odd is not None:
+        raise UnsupportedModel(f"{path} holds a tensor called {odd[:60]!r}, which is no name; rename it")
+    return shapes
 
 
 def belongings(folder: Path) -> tuple[Path, ...]:
@@ -237,6 +249,8 @@ def belongings(folder: Path) -> tuple[Path, ...]:
         and not entry.name.endswith(".index.json")
         and not entry.name.startswith((".", "__"))
         and entry.name not in OTHER_FORMATS
+        # What a link to a folder, a pipe or a device leads to is not the model's.
+        and (entry.is_file() or (entry.is_dir() and not entry.is_symlink()))
         and not (entry.is_dir() and ((entry / "analysis.json").exists() or entry.name.startswith("checkpoint-")))
     )
 

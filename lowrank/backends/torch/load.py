@@ -43,7 +43,7 @@ def load(folder: str | Path, *, arch: str | Callable[[], nn.Module] | None = Non
     record = read_json(path / RECORD_FILE, "model")
     try:
         return _load(path, record, arch)
-    except (KeyError, TypeError, AttributeError, ValueError, AssertionError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, AssertionError, IndexError, RuntimeError) as error:
         if isinstance(error, LowRankError):
             raise
         raise ArtifactError(
@@ -87,6 +87,16 @@ def _load(
     return _fill(dense, state, record["replaced"], record["aliases"], path).eval()
 
 
+def _check_sizes(origin: Path, layer: str, entry: Mapping[str, Any], most: int) -> None:
+    """No layer is larger than the one that it takes the place of, whatever the record says."""
+    for size in (entry["rank"], *entry.get("shape", ())):
+        if not isinstance(size, int) or not 0 <= size <= most:
+            raise ArtifactError(
+                f"{origin / RECORD_FILE} gives {layer} the size {str(size)[:40]}, and its dense layer has at most "
+                f"{most:,}; compress the original again"
+            )
+
+
 def _read_state(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
@@ -117,6 +127,7 @@ def _fill(
                     f"{origin}: {layer} stores its weight as {form.view.stored!r}, but its factors were made without "
                     "knowing the module; compress again with --arch or --config"
                 )
+            _check_sizes(origin, layer, entry, max(form.view.shape(dense.shape)))
             new = empty_replacement(old, entry, dense, form)
             made[id(new)] = new
             put(module, layer, new)

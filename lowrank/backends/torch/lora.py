@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from lowrank.backends.torch.adapter_config import check_adapter_config
 from lowrank.errors import UnsupportedModel, first_line
 
-CONFIG_FILE = "adapter_config.json"
 OTHERS = ("lora_magnitude", "lora_embedding", "modules_to_save")
 """In the names of what PEFT may save beside `A` and `B`."""
 
@@ -23,7 +23,13 @@ def merge(module: nn.Module, folder: Path) -> nn.Module:
     Raises:
         UnsupportedModel: if the folder holds no adapter that fits.
     """
-    return with_adapter(module, folder).merge_and_unload().eval()
+    model = with_adapter(module, folder)
+    try:
+        return model.merge_and_unload().eval()
+    except Exception as error:
+        raise UnsupportedModel(
+            f"the adapter in {folder} cannot be merged: {first_line(error)}; merge it with PEFT first"
+        ) from None
 
 
 def with_adapter(module: nn.Module, folder: Path) -> Any:
@@ -32,8 +38,7 @@ def with_adapter(module: nn.Module, folder: Path) -> Any:
     Raises:
         UnsupportedModel: if PEFT is not installed, or the folder holds no adapter that fits.
     """
-    if not (folder / CONFIG_FILE).is_file():
-        raise UnsupportedModel(f"{folder} holds no {CONFIG_FILE}; give --lora the folder that PEFT saved")
+    check_adapter_config(folder)
     try:
         import peft
     except ImportError:

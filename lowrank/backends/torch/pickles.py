@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowrank.artifacts.outside import check_zip, is_plain, most_bytes
 from lowrank.backends.quiet import no_logs
-from lowrank.backends.torch.archive import check_archive
+from lowrank.backends.torch.archive import check_archive, check_records
 from lowrank.errors import UnsupportedModel, first_line
 
 # What torch says when a file is whole and asks for more than tensors.
@@ -36,6 +37,12 @@ def read_torch_file(path: Path, unsafe_pickle: bool) -> dict[str, Tensor] | nn.M
             f"{path} is a TorchScript archive, which cannot be rewritten; save the model's state dict, or a "
             "torch.export archive (.pt2), instead"
         )
+    try:
+        if zipfile.is_zipfile(path):
+            check_zip(path)
+            check_records(torch._C.PyTorchFileReader(str(path)), most_bytes(path))
+    except Exception as error:
+        raise UnsupportedModel(f"{path} is no whole torch file ({first_line(error)}); copy or save it again") from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -75,6 +82,15 @@ def _plain(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if kind or name == "__metadata__":
             what = f"a {kind} tensor, {name!r}" if kind else f"a tensor called {name!r}, which safetensors cannot hold"
             raise UnsupportedModel(f"{path} holds {what}; save the model with plain tensors and other names")
+        if not is_plain(name):
+            raise UnsupportedModel(f"{path} holds a tensor called {name[:60]!r}, which is no name; rename it")
+    # A tensor of one number, repeated, can have any shape.
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if claimed > most_bytes(path):
+        raise UnsupportedModel(
+            f"{path} holds tensors that would take {claimed:,} bytes, too many for its size; save them with "
+            "tensor.clone(), or look at where the file comes from"
+        )
     return tensors
 
 

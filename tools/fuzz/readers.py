@@ -56,6 +56,14 @@ def _index(folder: Path) -> Any:
     return check_safetensors(folder)
 
 
+def _shards(folder: Path) -> Any:
+    from lowrank.backends.checkpoint.place import Place
+    from lowrank.backends.checkpoint.shards import open_shards
+
+    found = open_shards(Place(str(folder)))
+    return [found.tensor(name) for name in found.tensors]
+
+
 def _config(folder: Path) -> Any:
     from lowrank.backends.torch.huggingface import check_safetensors, check_sizes, read_config
 
@@ -137,6 +145,8 @@ READERS = (
     Reader("pt-old", "open_model", seeds.old_torch_file, "m.pt", mutate.damaged, _model("m.pt")),
     Reader("pt2", "open_model", seeds.program, "m.pt2", ZIP, _model("m.pt2"), slow=True),
     Reader("index", "check_safetensors", seeds.shards, "model.safetensors.index.json", JSON, _index),
+    Reader("shards", "open_shards", seeds.shards, "model-0.safetensors", SAFE, _shards),
+    Reader("shards-index", "open_shards", seeds.shards, "model.safetensors.index.json", JSON, _shards),
     Reader(
         "config",
         "read_config",

@@ -6,7 +6,6 @@ a tensor is read when it is wanted. Every claim of a header is held against the 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowrank.artifacts.files import parse_json
+from lowrank.artifacts.outside import is_plain, named_in
 from lowrank.backends.checkpoint.place import Place
 from lowrank.errors import UnsupportedModel, first_line
 
@@ -109,13 +110,13 @@ def open_shards(place: Place) -> Shards:
 
 def _indexed(place: Place) -> list[str]:
     try:
-        names: set[Any] = set(json.loads(place.read(INDEX_FILE))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        names: set[Any] = set(parse_json(bytes(place.read(INDEX_FILE)))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UnsupportedModel(
             f"{place.url}/{INDEX_FILE} is not a shard index ({first_line(error)}); copy it again"
         ) from None
     for name in names:
-        if not isinstance(name, str) or not name or Path(name).name != name or "\\" in name or "\0" in name:
+        if not isinstance(name, str) or Path(name).name != name or named_in(Path(), name) is None:
             raise UnsupportedModel(
                 f"{place.url}/{INDEX_FILE} names {str(name)[:60]!r}, which is no file of its folder; copy it again"
             )
@@ -154,10 +155,10 @@ def _header(place: Place, file: str, size: int) -> tuple[dict[str, Any], int]:
         length = int.from_bytes(place.read(file, 0, 8), "little")
         if length > min(size - 8, LARGEST_HEADER):
             raise ValueError(f"its header claims {length} bytes, and the file has {size}")
-        header = json.loads(place.read(file, 8, 8 + length))
+        header = parse_json(bytes(place.read(file, 8, 8 + length)))
         if not isinstance(header, dict):
             raise ValueError("its header is no object")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise _damaged(place, file, error) from None
     return header, 8 + length
 
@@ -169,6 +170,8 @@ def _damaged(place: Place, file: str, error: Exception) -> UnsupportedModel:
 
 
 def _stored(file: str, name: str, entry: Any, origin: int, size: int) -> Stored:
+    if not is_plain(name):
+        raise ValueError(f"the name {name[:60]!r} cannot be printed")
     dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
     if len(shape) > 16:
         raise ValueError(f"{name[:60]!r} claims {len(shape)} dimensions")

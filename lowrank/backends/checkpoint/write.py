@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lowrank.artifacts.files import RECORD_FILE, atomic, write_json
 from lowrank.backends.checkpoint.backend import CheckpointBackend
 from lowrank.backends.checkpoint.place import Place
-from lowrank.backends.checkpoint.shards import INDEX_FILE, read_header, read_metadata
+from lowrank.backends.checkpoint.shards import DTYPES, INDEX_FILE, NAMES, Stored, read_header, read_metadata
 from lowrank.backends.torch.layers import record_of
 from lowrank.backends.torch.tensors import factor_tensors
 from lowrank.core.cast import cast_energy, evened
@@ -22,6 +25,9 @@ from lowrank.core.pivot import Pivoted
 from lowrank.core.structures.base import Replacement
 from lowrank.errors import ArtifactError
 
+Bytes = bytearray | memoryview
+Part = tuple[str, tuple[int, ...], Iterable[Bytes]]
+"""A tensor's type as safetensors names it, its shape, and its bytes."""
 CHUNK = 16 * 2**20
 """Bytes that are copied at once."""
 FACTS = "lowrank"
@@ -56,8 +62,6 @@ def write_factors(backend: CheckpointBackend, name: str, replacement: Replacemen
         NonFiniteWeight: if they do not fit the dtype's range.
         ArtifactError: if they cannot be written.
     """
-    from safetensors.torch import save_file
-
     weight, dtype = backend.by_name[name], backend.dtype(name)
     factors = replacement.factors
     assert isinstance(factors, Factors | Pivoted)
@@ -71,9 +75,11 @@ def write_factors(backend: CheckpointBackend, name: str, replacement: Replacemen
     bias = f"{stem(backend.stored[name])}.bias" in backend.shards.tensors
     found = Written(name=name, record=record_of(weight, replacement, bias), cast=cast_energy(factors, stored))
     base = stem(backend.stored[name])
-    with atomic(path) as temporary:
-        named = {f"{base}.{key}": tensor.contiguous() for key, tensor in tensors.items()}
-        save_file(named, temporary, {"format": "pt", FACTS: json.dumps(asdict(found))})
+    parts = {
+        f"{base}.{key}": (NAMES[tensor.dtype], tuple(tensor.shape), [_bytes_of(tensor)])
+        for key, tensor in tensors.items()
+    }
+    _write(path, parts, {"format": "pt", FACTS: json.dumps(asdict(found))})
     return found
 
 
@@ -92,21 +98,34 @@ def copy_tensors(backend: CheckpointBackend, names: Sequence[str], path: Path) -
     Raises:
         ArtifactError: if they cannot be written.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+
+    def chunks(stored: Stored) -> Iterator[Bytes]:
+        for start in range(stored.start, stored.stop, CHUNK):
+            yield backend.shards.place.read(stored.file, start, min(start + CHUNK, stored.stop))
+
+    found = {name: backend.shards.tensors[name] for name in names}
+    _write(path, {name: (s.dtype, s.shape, chunks(s)) for name, s in found.items()}, {"format": "pt"})
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _write(path: Path, parts: Mapping[str, Part], metadata: Mapping[str, str]) -> None:
+    """A safetensors file, whole or not at all, and always of the same bytes: the package orders metadata at random."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
     place = 0
-    for name in names:
-        stored = backend.shards.tensors[name]
-        size = stored.stop - stored.start
-        header[name] = {"dtype": stored.dtype, "shape": list(stored.shape), "data_offsets": [place, place + size]}
+    for name, (dtype, shape, _) in parts.items():
+        size = math.prod(shape) * DTYPES[dtype].itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [place, place + size]}
         place += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with atomic(path) as temporary, temporary.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            stored = backend.shards.tensors[name]
-            for start in range(stored.start, stored.stop, CHUNK):
-                stream.write(backend.shards.place.read(stored.file, start, min(start + CHUNK, stored.stop)))
+        for _, _, chunks in parts.values():
+            for chunk in chunks:
+                stream.write(chunk)
 
 
 def is_copied(backend: CheckpointBackend, names: Sequence[str], path: Path) -> bool:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.artifacts.files import read_json, read_tensors, staged, write_json, write_tensors
+from lowrank.artifacts.files import linked, read_json, read_tensors, staged, write_json, write_tensors
+from lowrank.artifacts.grams import GRAMS_FOLDER, StoredGrams
 from lowrank.artifacts.journal import Piece
-from lowrank.artifacts.outside import is_plain
+from lowrank.artifacts.outside import is_plain, named_in
 from lowrank.core.analysis import Analysis, BondAnalysis, Context, Folds, Measured, WeightAnalysis
 from lowrank.core.gram import Gram
 from lowrank.core.spectrum import Spectrum
@@ -22,6 +24,8 @@ from lowrank.errors import ArtifactError
 
 JSON_FILE = "analysis.json"
 TENSOR_FILE = "analysis.safetensors"
+STORED = "files"
+"""What `grams` holds in analysis.json where they are files of their own; no weight is called so without a dot."""
 ENERGIES = (0.90, 0.95, 0.99)
 
 
@@ -38,10 +42,17 @@ def save_analysis(analysis: Analysis, folder: Path) -> None:
     tensors |= of_bonds
     for name, curvature in analysis.curvatures.items():
         tensors[f"{name}:curvature"] = curvature
-    packed, grams = _pack_grams(analysis.grams)
-    tensors |= packed
+    grams: Mapping[str, Any]
+    if isinstance(analysis.grams, StoredGrams):
+        grams = {STORED: dict(analysis.grams.files)}
+    else:
+        packed, grams = _pack_grams(analysis.grams)
+        tensors |= packed
     contexts = [asdict(context) for context in analysis.contexts]
-    with staged(folder, owned=(JSON_FILE, TENSOR_FILE)) as stage:
+    with staged(folder, owned=(JSON_FILE, TENSOR_FILE, GRAMS_FOLDER)) as stage:
+        if isinstance(analysis.grams, StoredGrams):
+            # Linked: they are as large as the model, and stay where they are until all is in place.
+            shutil.copytree(analysis.grams.folder, stage / GRAMS_FOLDER, copy_function=linked)
         write_tensors(stage / TENSOR_FILE, tensors, {"analysis": analysis.fingerprint})
         write_json(
             stage / JSON_FILE, "analysis", {**figures(analysis), "bonds": bonds, "contexts": contexts, "grams": grams}
@@ -140,6 +151,14 @@ class RecordCodec:
         return _read_weight(facts, arrays)
 
 
+def kept_in(folder: Path, analysis: Analysis) -> Analysis:
+    """An analysis that was saved to a folder, with the moments that it keeps on disk read from there."""
+    grams = analysis.grams
+    if not isinstance(grams, StoredGrams):
+        return analysis
+    return replace(analysis, grams=StoredGrams(folder / GRAMS_FOLDER, grams.files))
+
+
 def figures(analysis: Analysis, spectra: bool = False) -> dict[str, Any]:
     """Everything about an analysis that a person or a script may want to read.
 
@@ -211,7 +230,11 @@ def load_analysis(folder: Path) -> Analysis:
             f"{metadata.get('analysis')}; run `lowrank analyze MODEL` again"
         )
     try:
-        grams = _unpack_grams(content["grams"], tensors)
+        grams: Mapping[str, Folds]
+        if STORED in content["grams"]:
+            grams = StoredGrams(folder / GRAMS_FOLDER, _read_files(content["grams"][STORED]))
+        else:
+            grams = _unpack_grams(content["grams"], tensors)
         weights = tuple(_read_weight(entry, tensors) for entry in content["weights"])
         if not weights or len({r.weight.name for r in weights}) < len(weights):
             raise ValueError("its weights are missing or named twice")
@@ -238,6 +261,13 @@ def load_analysis(folder: Path) -> Analysis:
             f"({type(error).__name__}: {error}); "
             "run `lowrank analyze MODEL` again"
         ) from None
+
+
+def _read_files(files: Any) -> dict[str, str]:
+    found = {str(name): str(file) for name, file in dict(files).items()}
+    if not all(Path(file).name == file and named_in(Path(), file) for file in found.values()):
+        raise ValueError("a file of Grams lies outside of its folder")
+    return found
 
 
 def _read_weight(entry: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> WeightAnalysis:

@@ -136,6 +136,14 @@ def _is_alive(process: str) -> bool:
     return True
 
 
+def linked(source: str, target: str) -> None:
+    """Give a file another name; a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def write_json(path: Path, kind: str, content: Mapping[str, Any]) -> None:
     """Write `content` with its schema tag, whole or not at all."""
     tagged = {"schema": f"lowrank.{kind}/{SCHEMA_MAJOR}.{SCHEMA_MINOR}", **content}
@@ -200,11 +208,27 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     Raises:
         ArtifactError: if it is missing or damaged.
     """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata alone.
+
+    Raises:
+        ArtifactError: if it is missing or damaged.
+    """
+    with _opened(path) as file:
+        return file.metadata() or {}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            yield file
     except FileNotFoundError:
         raise ArtifactError(f"there is no {path}; run `lowrank analyze MODEL` again") from None
     except (OSError, SafetensorError) as error:

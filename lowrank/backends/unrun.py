@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from lowrank.backends.base import Change
@@ -16,8 +15,8 @@ from lowrank.errors import UnsupportedModel
 class Unrun:
     """The part of `Backend` that takes forward passes."""
 
-    signature: str
-    """Why it cannot be run."""
+    signature: Signature | str
+    """Why it cannot be run, if it is not known how."""
     remedy: str
     """What to try."""
 
@@ -40,14 +39,6 @@ class Unrun:
 
     def check_finite(self) -> None:
         """Nothing to look at: the model is not run, and each weight is checked when it is read."""
-
-    def with_tokenizer(self, tokenizer: Path) -> NoReturn:
-        """Not possible."""
-        self._refuse()
-
-    def fed_with(self, signature: Signature) -> NoReturn:
-        """Not possible."""
-        self._refuse()
 
     def run(self, feed: Feed) -> NoReturn:
         """Not possible."""

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from lowrank import __version__
 from lowrank.artifacts import hash_json, load_analysis, save_analysis
-from lowrank.artifacts.analysis import JSON_FILE, BondsCodec, GramsCodec, RecordCodec
+from lowrank.artifacts.analysis import JSON_FILE, BondsCodec, GramsCodec, RecordCodec, kept_in
+from lowrank.artifacts.grams import StoredGrams
 from lowrank.artifacts.journal import NOWHERE, Journal, Kept, close_journal, open_journal
 from lowrank.artifacts.lock import holding
 from lowrank.backends import Backend, Opening, is_streamed, open_model
+from lowrank.backends.checkpoint.backend import CheckpointBackend
 from lowrank.core.analysis import Analysis, BondAnalysis, Folds, Numbers, WeightAnalysis, analyze_weight
 from lowrank.core.solvers import Fallback, watched_solvers
 from lowrank.core.structures import BONDED
@@ -21,6 +23,7 @@ from lowrank.core.weight import Bond, Weight
 from lowrank.errors import ArtifactError
 from lowrank.parallel import Pool, threads
 from lowrank.pipeline.execution import Execution
+from lowrank.pipeline.preflight import estimate
 from lowrank.pipeline.settings import NO_DATA, Settings
 from lowrank.pipeline.targeting import targeted, usable
 from lowrank.progress import Clock, Track, silent
@@ -70,6 +73,7 @@ def analyze(
     if run is not None:
         if analysis is not kept:
             save_analysis(analysis, run)
+            analysis = kept_in(run, analysis)
         close_journal(run, STAGE)
     return analysis
 
@@ -101,25 +105,30 @@ def analyze_backend(
         "version of lowrank": __version__,
         "settings": hash_json([asked, [w.name for w in weights]]),
     }
+    if run is not None:
+        estimate(backend, weights, None, run, execution, timed=False).check(run)
     journal = NOWHERE if run is None else open_journal(run, STAGE, identity, execution.resume)
     grams: Mapping[str, Folds] = {}
     bonds: list[Bond] = []
     if calibration is not None:
-        from lowrank.calibrate import collect_grams
+        from lowrank.calibrate import blockwise_grams, collect_grams
 
         with clock.stage("bonds"):
             bonds = usable(backend, weights)
         with clock.stage("calibrate"):
             bonded = {name for bond in bonds for name in bond.weights}
-            grams = journal.kept("grams", GramsCodec(), lambda: collect_grams(calibration, weights, track, bonded))
+            if is_streamed(backend):
+                grams = blockwise_grams(calibration, weights, track, journal)
+            else:
+                grams = journal.kept("grams", GramsCodec(), lambda: collect_grams(calibration, weights, track, bonded))
     with watched_solvers() as used:
-        with clock.stage("analyze"), execution.pool(weights) as pool:
+        with clock.stage("analyze"), execution.pool(weights, bool(grams)) as pool:
             analysis = Analysis(
                 weights=analyze_weights(backend, weights, grams, track, pool, journal),
                 bonds=analyze_bonds(backend, bonds, grams, track, pool, journal),
-                grams={name: folds for name, folds in grams.items() if folds.fit.informs},
+                grams=informing(grams),
             )
-        if calibration is not None:
+        if calibration is not None and not is_streamed(backend):
             from lowrank.calibrate import measure_contexts, measure_sensitivity
 
             with clock.stage("sensitivity"):
@@ -132,7 +141,7 @@ def analyze_backend(
         source=dict(backend.source),
         settings=asked,
         fingerprint=fingerprint,
-        notes=(*_notes(backend, grams, calibration is not None), *solver_notes(used)),
+        notes=(*_notes(backend, weights, grams if calibration is not None else None), *solver_notes(used)),
     )
 
 
@@ -163,8 +172,11 @@ def kept_analysis(run: Path) -> Analysis | None:
 
 def read_calibration(backend: Backend, settings: Settings) -> Calibration | None:
     """The data that the settings name, as inputs of the model."""
-    if settings.calib == NO_DATA:
+    if settings.calib == NO_DATA or (settings.calib is None and is_streamed(backend)):
+        # Of a large model it takes hours, so only when it is asked for.
         return None
+    if isinstance(backend, CheckpointBackend):
+        backend = backend.fed()
     path = Path(settings.calib).expanduser() if settings.calib else None
     from lowrank.calibrate import load_calibration
 
@@ -245,27 +257,33 @@ def solver_notes(used: Sequence[Fallback]) -> tuple[str, ...]:
     )
 
 
-def _notes(backend: Backend, grams: Mapping[str, Folds], calibrated: bool) -> tuple[str, ...]:
+def informing(grams: Mapping[str, Folds]) -> Mapping[str, Folds]:
+    """Those that tell something of their weight; of those on disk there are no others."""
+    return grams if isinstance(grams, StoredGrams) else {name: f for name, f in grams.items() if f.fit.informs}
+
+
+def _notes(backend: Backend, weights: Sequence[Weight], grams: Mapping[str, Folds] | None) -> tuple[str, ...]:
     notes = []
-    if not calibrated:
+    if grams is None:
         notes.append(
             "no calibration data: spectra, errors and factors are in the plain metric, which ignores what the "
             "layers see"
         )
-    unseen = [name for name, folds in grams.items() if not folds.fit.informs]
-    if unseen:
+    facts = grams.facts() if isinstance(grams, StoredGrams) else grams or {}
+    unseen = [w.name for w in weights if w.name not in facts or not facts[w.name].fit.informs]
+    if grams is not None and unseen:
         notes.append(
             f"{len(unseen)} weights were not reached by the calibration data (or by zeros and numbers that are not "
             f"finite alone) and fall back to the plain metric: {', '.join(unseen[:4])}"
         )
-    bad = {name: f.fit.nonfinite + f.heldout.nonfinite for name, f in grams.items()}
+    bad = {name: f.fit.nonfinite + f.heldout.nonfinite for name, f in facts.items()}
     where = [name for name, count in bad.items() if count]
     if where:
         notes.append(
             f"{sum(bad.values())} activations with NaN or infinity were counted and left out of the moments, at "
             f"{len(where)} weights: {', '.join(where[:4])}"
         )
-    if calibrated and grams and not any(f.heldout.tokens for f in grams.values()):
+    if facts and not any(f.heldout.tokens for f in facts.values()):
         notes.append("too few samples for a held-out fold: error curves are in-sample, and too good")
     missing = backend.source.get("not_in_checkpoint")
     if missing:

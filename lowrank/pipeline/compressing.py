@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lowrank import __version__
 from lowrank.artifacts import hash_json, load_analysis, save_analysis, staged
-from lowrank.artifacts.analysis import JSON_FILE
+from lowrank.artifacts.analysis import JSON_FILE, kept_in
 from lowrank.artifacts.journal import close_journal, open_journal
 from lowrank.artifacts.lock import holding
 from lowrank.backends import Backend, Opening, is_streamed, open_model
@@ -29,6 +29,7 @@ from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.healing import Training, check_trainable
 from lowrank.pipeline.healing import heal as heal_run
 from lowrank.pipeline.planning import factorize, read_plan, refitted, select
+from lowrank.pipeline.preflight import estimate
 from lowrank.pipeline.run import (
     RESULTS,
     RUN,
@@ -140,6 +141,7 @@ def compress(
     if not (run / JSON_FILE).exists():
         # The expensive part is worth keeping even if what follows fails; it must not displace that of an earlier run.
         save_analysis(analysis, run)
+        analysis = kept = kept_in(run, analysis)
         close_journal(run, ANALYZE)
     if beside is not None:
         selector = selector or Knapsack(structures=SAME_CHANNELS)
@@ -162,6 +164,8 @@ def compress(
             target = replace(target, dtype="mixed")
         if beside is not None:
             _check_channels(chosen)
+    weights = [record.weight for record in analysis.weights]
+    estimate(backend, weights, chosen.cost / chosen.dense_cost, run, execution, timed=False).check(run)
     if is_streamed(backend):
         assert isinstance(backend, CheckpointBackend)
         report = compress_streamed(backend, analysis, chosen, run, execution, track, clock)

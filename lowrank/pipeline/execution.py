@@ -34,7 +34,7 @@ class Execution:
         return True if self.scheduler is not None else self.stream
 
     @contextmanager
-    def pool(self, weights: Sequence[Weight]) -> Generator[Pool]:
+    def pool(self, weights: Sequence[Weight], calibrated: bool = False) -> Generator[Pool]:
         """Where jobs on some weights run, as many at once as there is memory for.
 
         Raises:
@@ -45,10 +45,10 @@ class Execution:
             with cluster(self.scheduler) as pool:
                 yield pool
             return
-        with threads(self.jobs(weights)) as pool:
+        with threads(self.jobs(weights, calibrated)) as pool:
             yield pool
 
-    def jobs(self, weights: Sequence[Weight]) -> int:
+    def jobs(self, weights: Sequence[Weight], calibrated: bool = False) -> int:
         """How many weights can be worked on at once.
 
         Raises:
@@ -57,11 +57,12 @@ class Execution:
         if not weights:
             return 1
         largest = max(weights, key=working_bytes)
+        need = working_bytes(largest, calibrated)
         left = self.left()
-        found = min(left // max(working_bytes(largest), 1), os.cpu_count() or 1)
+        found = min(left // max(need, 1), os.cpu_count() or 1)
         if found < 1:
             raise ResourceError(
-                f"{largest.name} ({largest.rows} x {largest.cols}) takes {_megabytes(working_bytes(largest))} to "
+                f"{largest.name} ({largest.rows} x {largest.cols}) takes {_megabytes(need)} to "
                 f"decompose, and {_megabytes(left)} are left beside what the program itself takes; allow more with "
                 "--memory, or leave it out with --exclude"
             )
@@ -73,14 +74,17 @@ class Execution:
         return free if self.memory is None else min(free, self.memory - used_memory())
 
 
-def working_bytes(weight: Weight) -> int:
+def working_bytes(weight: Weight, calibrated: bool = False) -> int:
     """What one weight takes while it is decomposed: itself twice, its moment, eigenvectors and their workspace.
+
+    In the metric of data there are moments of two folds beside it, and all is in float64.
 
     Measured with `tools/bench_scale.py`.
     """
-    width = 4 if item_bytes(weight.dtype) <= 2 else 8
+    width = 4 if item_bytes(weight.dtype) <= 2 and not calibrated else 8
     small, large = sorted(weight.shape)
-    return int(weight.stack * small * large * (item_bytes(weight.dtype) + 2 * width) + small * small * 6 * width)
+    squares = 10 if calibrated else 6
+    return int(weight.stack * small * large * (item_bytes(weight.dtype) + 2 * width) + small**2 * squares * width)
 
 
 def _megabytes(count: int) -> str:

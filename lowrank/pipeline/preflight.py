@@ -27,6 +27,8 @@ PROBE = 1024
 """The size of the matrix that is decomposed to learn how fast this machine is."""
 VALUES = 0.4
 """Of the time of eigenvectors: what eigenvalues alone take. Measured with `tools/bench_scale.py`, as are the others."""
+CURVES = 48
+"""Bytes for each rank of a weight: its spectra and its curve, twice while they are written."""
 PRODUCT = 0.1
 """Of the same: the product of a square matrix with its transpose."""
 
@@ -105,14 +107,14 @@ def foresee(
 
 
 def estimate(
-    backend: Backend, weights: Sequence[Weight], keep: float, run: Path, execution: Execution, timed: bool = True
+    backend: Backend, weights: Sequence[Weight], keep: float | None, run: Path, execution: Execution, timed: bool = True
 ) -> Estimate:
     """What analysing and compressing some weights of a model will take.
 
     Args:
         backend: the model, opened.
         weights: that are targeted.
-        keep: the share of them that is kept.
+        keep: the share of them that is kept; None for the analysis alone.
         run: where results go.
         execution: how it is done.
         timed: decompose a small matrix to learn how long it takes; otherwise the seconds are zero.
@@ -123,9 +125,14 @@ def estimate(
     streamed, jobs = is_streamed(backend), execution.jobs(weights)
     largest = max(map(working_bytes, weights))
     targeted = sum(weight.params * item_bytes(weight.dtype) for weight in weights)
-    compressed = backend.nbytes - (1 - keep) * targeted
-    # A model that is run is written as a graph in float32, too.
-    written = compressed if streamed else compressed * 2
+    written = sum(min(weight.shape) * CURVES for weight in weights)
+    if not isinstance(backend.signature, str):
+        # Moments of two folds, as lower triangles.
+        written += sum(min(weight.shape) ** 2 * weight.stack * 8 for weight in weights)
+    if keep is not None:
+        compressed = backend.nbytes - (1 - keep) * targeted
+        # A model that is run is written as a graph in float32, too.
+        written += compressed if streamed else compressed * 2
     unit = _seconds_per_unit() if timed else 0.0
     work = [(min(w.shape) ** 3, min(w.shape) ** 2 * max(w.shape)) for w in weights]
     cubes, products = (sum(w.stack * each[i] for w, each in zip(weights, work, strict=True)) for i in (0, 1))

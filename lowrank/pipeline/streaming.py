@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,8 +12,9 @@ import numpy as np
 
 from lowrank import __version__
 from lowrank.artifacts import hash_json, save_analysis, staged, write_json
+from lowrank.artifacts.files import linked
 from lowrank.artifacts.journal import close_journal, open_journal
-from lowrank.backends.checkpoint.backend import CheckpointBackend
+from lowrank.backends.checkpoint.backend import STREAMED, CheckpointBackend
 from lowrank.backends.checkpoint.place import Place
 from lowrank.backends.checkpoint.shards import open_shards
 from lowrank.backends.checkpoint.write import (
@@ -121,7 +121,7 @@ def compress_streamed(
     tasks = [_Task(o, _alone(o.group, analysis), shard_name(i, count)) for i, o in enumerate(chosen)]
     copies = [(shard_name(len(chosen) + i, count), names) for i, names in enumerate(rest)]
     weights = [backend.by_name[name] for o in chosen for name in analysis.groups[o.group].weights]
-    with execution.pool(weights) as pool:
+    with execution.pool(weights, bool(analysis.grams)) as pool:
         with clock.stage("factorize"):
             jobs = pool.map(_FactorJob(backend, folder), tasks)
             found = list(track(jobs, "factorizing", len(tasks)))
@@ -132,7 +132,7 @@ def compress_streamed(
     with staged(run, owned=RESULTS) as stage:
         save_analysis(analysis, stage)
         # Linked and not moved: until all is in place, a run that is killed finds its pieces again.
-        shutil.copytree(folder, stage / MODEL_FOLDER, copy_function=_linked)
+        shutil.copytree(folder, stage / MODEL_FOLDER, copy_function=linked)
         write_json(stage / PLAN_FILE, "plan", plan.to_json())
         report = replace(
             report, files=files_of(stage), seconds=clock.seconds, provenance=provenance(analysis, plan, refit=False)
@@ -144,16 +144,8 @@ def compress_streamed(
 
 def _alone(name: str, analysis: Analysis) -> Analysis:
     """What is known of one weight."""
-    grams = {name: analysis.grams[name]} if name in analysis.grams else {}
-    return Analysis((analysis[name],), grams=grams)
-
-
-def _linked(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        # A file system without links.
-        shutil.copyfile(source, target)
+    # Moments stay on disk until they are asked for, on whatever machine that is.
+    return Analysis((analysis[name],), grams=analysis.grams)
 
 
 def _rest(backend: CheckpointBackend, factored: set[str]) -> list[list[str]]:
@@ -190,7 +182,7 @@ def _report(
         notes=[
             *analysis.notes,
             *plan.notes,
-            f"no model.onnx and no measured quality: {backend.signature}; {backend.remedy}. Errors are those of the "
+            f"no model.onnx and no measured quality: {STREAMED}; {backend.remedy}. Errors are those of the "
             "weights; `cast` is what their own types changed, beside what truncation did",
         ],
     )

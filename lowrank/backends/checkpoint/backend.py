@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -12,10 +12,13 @@ import torch
 
 from lowrank.backends.checkpoint.shards import DTYPES, Shards
 from lowrank.backends.finite import finite
+from lowrank.backends.inputs import Signature
 from lowrank.backends.unrun import Unrun
 from lowrank.core.linalg import Matrix
 from lowrank.core.structures.base import Replacement
 from lowrank.core.weight import Skip, Weight
+
+STREAMED = "the model is streamed weight by weight, and never whole in memory"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +41,10 @@ class CheckpointBackend(Unrun):
     extras: tuple[Path, ...] = ()
     """Files that belong to the model and are copied along."""
     tokenizer: Path | None = None
-    signature: str = field(default="the model is streamed weight by weight, and never whole in memory", init=False)
+    signature: Signature | str = STREAMED
+    """How its blocks are fed, where they are run; see `fed`."""
+    feeding: Signature | str = STREAMED
+    """How they would be."""
     remedy: str = field(default="allow it more with --memory, on a machine that has it", init=False)
 
     @cached_property
@@ -71,6 +77,18 @@ class CheckpointBackend(Unrun):
         shape = tuple(tensor.shape)
         matrix = self.by_name[name].view.matrix(tensor.to(wide).numpy())
         return finite(name, cast(Matrix, matrix), shape)
+
+    def fed(self) -> CheckpointBackend:
+        """The same checkpoint, to be run block by block."""
+        return replace(self, signature=self.feeding)
+
+    def fed_with(self, signature: Signature) -> CheckpointBackend:
+        """The same with other inputs."""
+        return replace(self, signature=signature)
+
+    def with_tokenizer(self, tokenizer: Path) -> CheckpointBackend:
+        """The same with another tokenizer."""
+        return replace(self, tokenizer=tokenizer)
 
     def rewrite(self, replacements: Mapping[str, Replacement]) -> NoReturn:
         """Not possible: what is written is never whole in memory either."""

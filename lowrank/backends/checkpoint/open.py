@@ -20,7 +20,7 @@ from lowrank.backends.checkpoint.shards import DTYPES, Shards, open_shards
 from lowrank.backends.checkpoint.skeleton import skeleton, stored_names
 from lowrank.backends.torch import huggingface
 from lowrank.backends.torch.describe import describe
-from lowrank.backends.torch.inputs import name_of
+from lowrank.backends.torch.inputs import name_of, of_transformers
 from lowrank.core.weight import Skip, Weight
 from lowrank.errors import UnsupportedModel
 
@@ -69,6 +69,8 @@ def open_checkpoint(url: str, opening: Opening | None = None) -> CheckpointBacke
         aliases=aliases,
         rebuild={"kind": "checkpoint", "class": type(module).__name__, "dtype": name_of(dtype)},
         extras=huggingface.belongings(folder),
+        tokenizer=folder if huggingface.tokenizer_files(folder) else None,
+        feeding=of_transformers(module),
     )
     if owner is not None:
         # What was fetched lives as long as the backend does.

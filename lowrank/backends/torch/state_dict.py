@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
 from lowrank.artifacts.files import RECORD_FILE, write_json
+from lowrank.backends.inputs import Signature
 from lowrank.backends.torch.layers import record_of
 from lowrank.backends.torch.module import MODEL_FILE, bytes_of
 from lowrank.backends.torch.tensors import as_matrix, factor_tensors, save_state, storage_key
@@ -130,6 +131,14 @@ class StateDictBackend(Unrun):
         tensors = load(run)
         assert isinstance(tensors, dict)
         return replace(self, tensors=tensors)
+
+    def with_tokenizer(self, tokenizer: Path) -> NoReturn:
+        """Not possible."""
+        self._refuse()
+
+    def fed_with(self, signature: Signature) -> NoReturn:
+        """Not possible."""
+        self._refuse()
 
     def save(self, folder: Path) -> None:
         """The factored state dict as safetensors, and what was replaced as JSON."""

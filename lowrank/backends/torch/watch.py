@@ -22,9 +22,23 @@ Observe = Callable[[str, Gram], None]
 
 @contextmanager
 def watching(
-    module: nn.Module, signature: Signature, weights: Sequence[Weight], sides: Mapping[str, Side], observe: Observe
+    module: nn.Module,
+    signature: Signature,
+    weights: Sequence[Weight],
+    sides: Mapping[str, Side],
+    observe: Observe,
+    forward: Callable[[Feed], object] | None = None,
 ) -> Iterator[Callable[[Feed], None]]:
-    """A function that runs the module; fused kernels that would pass layers by are off meanwhile."""
+    """A function that runs the module; fused kernels that would pass layers by are off meanwhile.
+
+    Args:
+        module: the model.
+        signature: how it is fed.
+        weights: whose layers are watched.
+        sides: which moment of each.
+        observe: called with a weight's name and a Gram.
+        forward: runs a part of the module on a feed; the whole, if not given.
+    """
     watch = _Watch(sides, observe)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -32,7 +46,7 @@ def watching(
     def run(feed: Feed) -> None:
         watch.mask = mask_of(feed)
         with torch.no_grad():
-            call(signature, module, feed)
+            forward(feed) if forward is not None else call(signature, module, feed)
         watch.finish()
 
     try:

@@ -1,0 +1,81 @@
+"""Grams of a model whose weights do not fit together: one block after the other, hidden states on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from lowrank.artifacts.files import make_folder
+from lowrank.artifacts.grams import GRAMS_FOLDER, StoredGrams, store_grams
+from lowrank.artifacts.journal import Journal, JsonCodec
+from lowrank.backends.checkpoint.backend import CheckpointBackend
+from lowrank.backends.checkpoint.blocks import Blocks
+from lowrank.calibrate.data import Calibration
+from lowrank.core.analysis import Folds
+from lowrank.core.gram import Gram
+from lowrank.core.weight import Weight
+from lowrank.errors import CalibrationError
+from lowrank.progress import Track
+
+HIDDEN_FOLDER = "hidden"
+
+
+def blockwise_grams(calibration: Calibration, weights: Sequence[Weight], track: Track, journal: Journal) -> StoredGrams:
+    """The second moments of what the weights in blocks see, or give; those outside of blocks have none.
+
+    Args:
+        calibration: data for a checkpoint.
+        weights: which.
+        track: shows progress.
+        journal: where hidden states wait and Grams are kept; a run that was killed goes on at its block.
+
+    Raises:
+        CalibrationError: if the model's blocks cannot be run one by one, or there is no run folder.
+    """
+    backend = calibration.backend
+    assert isinstance(backend, CheckpointBackend)
+    if journal.folder is None:
+        raise CalibrationError("moments of a streamed model are kept on disk: give a run folder with -o")
+    folder = make_folder(journal.folder / GRAMS_FOLDER)
+    blocks = Blocks(backend, [*calibration.fit, *calibration.heldout], journal.folder / HIDDEN_FOLDER)
+    count = len(blocks.paths)
+    # The last block whose input is on disk: everything before it is done.
+    start = max((i for i in range(count + 1) if blocks.has(i)), default=0)
+    blocks.prepare(afresh=start == 0)
+    found: dict[str, str] = {}
+    for index in track(range(count), "calibrating block by block", count):
+        make = partial(_of_block, blocks, index, weights, len(calibration.fit), folder)
+        found |= journal.kept(f"grams of block {index}", JsonCodec(), make)
+        blocks.forget(index)
+    return StoredGrams(folder, found)
+
+
+def _of_block(blocks: Blocks, index: int, weights: Sequence[Weight], fits: int, folder: Path) -> dict[str, str]:
+    """The file of each weight's Grams; none where nothing was seen."""
+    own = blocks.weights_of(index, weights)
+    folds = [{weight.name: Gram.zeros(weight) for weight in own} for _ in range(2)]
+
+    def observe(number: int, name: str, gram: Gram) -> None:
+        folds[number >= fits][name] += gram
+
+    blocks.run(index, own, {name: gram.side for name, gram in folds[0].items()}, observe)
+    files: dict[str, str] = {}
+    kept: list[tuple[Folds, str]] = []
+    for weight in own:
+        made = Folds(*(fold[weight.name].mirrored() for fold in folds))
+        if not made.fit.informs:
+            continue
+        known = next((file for other, file in kept if _equal(made, other)), None)
+        files[weight.name] = known or store_grams(folder, weight.name, made)
+        if known is None:
+            kept.append((made, files[weight.name]))
+    return files
+
+
+def _equal(a: Folds, b: Folds) -> bool:
+    """Whether two weights read the same."""
+    for x, y in ((a.fit, b.fit), (a.heldout, b.heldout)):
+        if (x.side, x.tokens, x.energy, len(x.moment)) != (y.side, y.tokens, y.energy, len(y.moment)):
+            return False
+    return bool((a.fit.moment == b.fit.moment).all() and (a.heldout.moment == b.heldout.moment).all())

@@ -12,12 +12,15 @@ from lowrank.core.pivot import Pivoted
 
 Array = NDArray[Any]
 
+ROWS = 256
+"""At once."""
+
 
 def cast_energy(exact: Factors | Pivoted, stored: Factors | Pivoted) -> float:
     """The squared Frobenius norm of the difference of two products, without forming either.
 
     With `L + E` and `R + F` in the place of `L` and `R` it is `|E R + (L + E) F|^2`, whose parts are as small as
-    the errors are, so nothing cancels: `tr(A'A B B')` of the joint factors `A = [E, L + E]` and `B = [R; F]`.
+    the errors are, so nothing cancels. Some rows at a time, as the whole would be as large as the dense matrix.
 
     Args:
         exact: as computed.
@@ -29,12 +32,15 @@ def cast_energy(exact: Factors | Pivoted, stored: Factors | Pivoted) -> float:
         1.0
     """
     left, right = stored.left - exact.left, stored.right - exact.right
-    tall, wide = np.concatenate([left, stored.left], 1), np.concatenate([exact.right, right], 0)
-    energy = float(np.sum((tall.T @ tall) * (wide @ wide.T), dtype=np.float64))
+    energy = 0.0
+    for start in range(0, len(left), ROWS):
+        part = slice(start, start + ROWS)
+        off = left[part] @ exact.right + stored.left[part] @ right
+        energy += float(np.square(off).sum(dtype=np.float64))
     if isinstance(exact, Pivoted):
         # The pivots stand in the matrix as they are.
         energy += float(np.square(right if exact.side == "output" else left).sum(dtype=np.float64))
-    return max(energy, 0.0)
+    return energy
 
 
 def evened(factors: Factors) -> Factors:

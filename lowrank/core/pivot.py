@@ -22,6 +22,8 @@ Side = Literal["output", "input"]
 LARGEST = 100.0
 """What a channel may be multiplied by in a combination: float32 leaves five digits then."""
 
+DEPENDENT = 1e-12
+"""Of the largest remainder of a row: what is below it is rounding."""
 LARGEST_COARSE = 4.0
 """The same for numbers stored in 16 bits or fewer, which have two or three digits to begin with."""
 
@@ -149,16 +151,18 @@ def pivot(factors: Factors) -> Pivoted:
         >>> pivot(f).product().tolist() == f.product().tolist()
         True
     """
-    left = np.asarray(factors.left, np.float64)
+    # In the precision of the factors, which is float32 for weights that are stored in 16 bits.
+    left, dtype = factors.left, factors.left.dtype
     rank = factors.rank
     _, triangle, order = _lapack.qr(left.T, mode="economic", pivoting=True, check_finite=False)
     # left'[:, order] = Q [R1 R2]: the rows that are left out are R2' inv(R1') times those that are kept.
     diagonal = np.abs(np.diag(triangle))
-    sound = int(np.count_nonzero(diagonal > 1e-12 * diagonal.max(initial=0.0)))
-    rest = np.zeros((left.shape[0] - rank, rank))
+    least = DEPENDENT if dtype == np.float64 else float(np.finfo(dtype).eps) * rank
+    sound = int(np.count_nonzero(diagonal > least * diagonal.max(initial=0.0)))
+    rest = np.zeros((left.shape[0] - rank, rank), dtype)
     if sound:
         rest[:, :sound] = _lapack.solve_triangular(
             triangle[:sound, :sound], triangle[:sound, rank:], check_finite=False
         ).T
-    kept = left[order[:rank]] @ np.asarray(factors.right, np.float64)
+    kept = left[order[:rank]] @ factors.right
     return Pivoted(rest, kept, np.argsort(order).astype(np.int64))

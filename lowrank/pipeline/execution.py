@@ -75,7 +75,7 @@ class Execution:
 
 
 def working_bytes(weight: Weight, calibrated: bool = False) -> int:
-    """What one weight takes while it is decomposed: itself twice, its moment, eigenvectors and their workspace.
+    """What one weight takes at most while it is decomposed and factored.
 
     In the metric of data there are moments of two folds beside it, and all is in float64.
 
@@ -83,8 +83,9 @@ def working_bytes(weight: Weight, calibrated: bool = False) -> int:
     """
     width = 4 if item_bytes(weight.dtype) <= 2 and not calibrated else 8
     small, large = sorted(weight.shape)
-    squares = 10 if calibrated else 6
-    return int(weight.stack * small * large * (item_bytes(weight.dtype) + 2 * width) + small**2 * squares * width)
+    # Eigenvectors with their workspace, and later the factors with what pivots and checks them.
+    more = max((10 if calibrated else 6) * small**2, 3 * small * (small + large))
+    return int(weight.stack * small * large * (item_bytes(weight.dtype) + 2 * width) + more * width)
 
 
 def _megabytes(count: int) -> str:

@@ -47,7 +47,7 @@ def load_checkpoint(folder: Path, record: Mapping[str, Any]) -> nn.Module:
     tie: Any = getattr(module, "tie_weights", None)
     if tie is not None and not aliases:
         tie()
-    empty = [name for name, parameter in module.named_parameters() if parameter.is_meta]
+    empty = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
     if empty:
         raise ArtifactError(f"{folder} has no tensor {empty[0]} ({len(empty)} are missing); compress the model again")
     return module.eval()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from lowrank.backends.torch import huggingface
 from lowrank.errors import UnsupportedModel, first_line
@@ -31,9 +32,19 @@ def skeleton(origin: object, config: Any, dtype: torch.dtype) -> nn.Module:
         ) from None
 
 
+class _EmptyOnMeta(TorchFunctionMode):
+    """What is allocated without being filled is what layers make their parameters of; buffers are computed."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
 @contextmanager
 def _without_memory() -> Iterator[None]:
-    """Parameters go to the meta device as soon as a module has them, before anything is written to them."""
+    """Parameters go to the meta device, most of them from the start, the others as soon as a module has them."""
     before = nn.Module.register_parameter
 
     def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -43,7 +54,8 @@ def _without_memory() -> Iterator[None]:
 
     nn.Module.register_parameter = register  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        yield
+        with _EmptyOnMeta():
+            yield
     finally:
         nn.Module.register_parameter = before
 

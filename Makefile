@@ -6,26 +6,28 @@ BENCH := bench
 # A comma would end an argument of $(if).
 COLUMNS := sentence1,sentence2
 
-.PHONY: demo test test-devices test-fast lint bench bench-models bench-small bench-onnx bench-edge fuzz clean
+.PHONY: demo test test-devices test-slow lint bench bench-models bench-small bench-onnx bench-edge fuzz clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lowrank demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 -m "not device"
+	$(BIN)/python -m pytest -n 2 -m "not device and not slow"
+
+# Every architecture, real models, runs that are killed again and again, a cluster: half an hour.
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 -m "slow and not device"
 
 # On emulated processors: needs Debian or Ubuntu with a network.
 test-devices: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m device
-
-test-fast: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 -m "not slow and not device"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python tools/check_imports.py
 	$(BIN)/pyright
+	$(BIN)/python tools/audit.py
 
 # DATA=folder with stsb_train.tsv and the others that tools/bench_methods.py names; without it only the first table, on
 # text that ships with Python. STORIES=models/stories260K, and VIT=bench/vit GPT=bench/gpt of bench-models, add models.
@@ -54,6 +56,10 @@ bench-small: $(VENV)/.demo
 # Bytes, milliseconds and memory of dense and compressed files of every type; HEAL=15 heals for so many minutes too.
 bench-edge: $(VENV)/.demo
 	$(BIN)/python tools/bench_edge.py --data $(DATA) $(if $(HEAL),--heal $(HEAL)) --output $(BENCH)
+
+# A checkpoint of seven billion parameters in 4 GB of memory: 14 GB of disk for it, half as much for the result, an hour.
+bench-scale: $(VENV)/.demo
+	$(BIN)/python tools/bench_scale.py --weight 4096 --checkpoint $(BENCH)/llama-7b --output $(BENCH)/scale
 
 # ONNX in against torch in, for the same model.
 bench-onnx: $(VENV)/.demo

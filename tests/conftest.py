@@ -32,6 +32,14 @@ settings.register_profile("suite", max_examples=25, deadline=None, derandomize=T
 settings.load_profile("suite")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`slow_but("bert")`: slow with all parameters but these, so that the quick suite sees one of them."""
+    for item in items:
+        spared = item.get_closest_marker("slow_but")
+        if spared is not None and not any(name in item.name for name in spared.args):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """The same random numbers in every run, whatever ran before."""

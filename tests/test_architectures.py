@@ -29,6 +29,7 @@ FUSED = {"gpt2", "mingpt", "modernbert"}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.slow_but("bert", "gpt2")
 def test_architecture(name: str, tmp_path: Path) -> None:
     targets = ("conv",) if name in CONVOLUTIONAL else ("projections",)
     settings = lowrank.Settings(calib="none", targets=targets)
@@ -68,6 +69,7 @@ def test_architecture(name: str, tmp_path: Path) -> None:
     assert np.abs(ours - theirs).max() <= 1e-4 * max(np.abs(ours).max(), 1e-6)
 
 
+@pytest.mark.slow
 def test_a_mixture_is_calibrated_and_factored_expert_by_expert(tmp_path: Path) -> None:
     model = build("mixtral")
     feed = {"input_ids": np.random.default_rng(0).integers(0, 64, (40, 12))}

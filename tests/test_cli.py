@@ -232,6 +232,7 @@ def test_a_model_that_changed_is_noticed(cli: Cli, here: Path) -> None:
     assert cli("compress", "--budget", "0.3").code == 0
 
 
+@pytest.mark.slow
 def test_pickled_modules(cli: Cli, here: Path) -> None:
     torch.save(trained_blocks(), here / "model.pt")
     refused = cli("analyze", "model.pt")
@@ -243,6 +244,7 @@ def test_pickled_modules(cli: Cli, here: Path) -> None:
     assert Path("lowrank-run/model.onnx").exists()
 
 
+@pytest.mark.slow
 def test_exported_program_end_to_end(cli: Cli, here: Path) -> None:
     shape = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
     program = torch.export.export(trained_blocks(), (torch.randn(2, 5, 16),), dynamic_shapes=(shape,))
@@ -255,6 +257,7 @@ def test_exported_program_end_to_end(cli: Cli, here: Path) -> None:
         assert np.allclose(lowrank.load("lowrank-run")(x).numpy(), theirs, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_exported_program_is_healed_again_and_again(cli: Cli, here: Path) -> None:
     shape = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
     program = torch.export.export(trained_blocks(), (torch.randn(2, 5, 16),), dynamic_shapes=(shape,))
@@ -331,6 +334,7 @@ def test_half_written_files_never_replace_whole_ones(cli: Cli, here: Path, monke
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a file size limit")
+@pytest.mark.slow
 def test_a_file_size_limit_costs_nobody_a_file(here: Path) -> None:
     """The operating system refuses to write past a limit, in the middle of a file, in a process of its own."""
     saved_state(here / "model.pt")
@@ -408,6 +412,7 @@ def test_kept_analysis_that_is_damaged(cli: Cli, here: Path) -> None:
     assert (refused.code, "schema version 9.0" in refused.err) == (1, True)
 
 
+@pytest.mark.slow
 def test_a_compressed_model_is_not_compressed_again(cli: Cli, here: Path, bert_folder: Path) -> None:
     assert cli("compress", bert_folder, "--budget", "0.5", "--calib", "none", "--no-latency").code == 0
     refused = cli("analyze", "lowrank-run/model")
@@ -429,12 +434,14 @@ def test_moved_run_still_loads(cli: Cli, here: Path, bert_folder: Path) -> None:
     assert np.allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_half_precision_models(cli: Cli, here: Path) -> None:
     tiny_transformer("bert").to(torch.bfloat16).save_pretrained(here / "m")
     done = cli("compress", "m", "--budget", "0.5", "--no-latency")
     assert done.code == 0, done.err
 
 
+@pytest.mark.slow
 def test_changing_one_setting_keeps_the_others(cli: Cli, here: Path, bert_folder: Path) -> None:
     """The calibration of the analysis stays when `compress` names other weights, or the model again."""
     write_text(here / "text.txt")

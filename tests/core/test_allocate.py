@@ -53,6 +53,7 @@ def test_dense_option_beats_greedy() -> None:
     assert found.chosen.tolist() == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_large_model_is_solved_nearly_exactly() -> None:
     rng = np.random.default_rng(0)
     costs, errors = [], []

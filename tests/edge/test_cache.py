@@ -14,6 +14,7 @@ import lowrank
 from lowrank.evaluate.generation import generate
 
 
+@pytest.mark.slow
 def test_with_past_generates_what_torch_does(tmp_path: Path, cli) -> None:
     build("llama").save_pretrained(tmp_path / "m")
     run = tmp_path / "run"
@@ -33,6 +34,7 @@ def test_with_past_generates_what_torch_does(tmp_path: Path, cli) -> None:
 
 
 @pytest.mark.parametrize("name", ["bert", "whisper"])
+@pytest.mark.slow
 def test_models_without_such_a_cache_say_so(name: str, tmp_path: Path, cli) -> None:
     build(name).save_pretrained(tmp_path / "m")
     outcome = cli("export", tmp_path / "m", "--with-past", "-o", tmp_path / "out")

@@ -26,6 +26,7 @@ def sizes(cli: Any, bert_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "elastic"
 
 
+@pytest.mark.slow
 def test_every_size_gives_the_bits_of_its_own_file(
     bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -48,6 +49,7 @@ def test_every_size_gives_the_bits_of_its_own_file(
         assert np.array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_numbers_are_stored_once(sizes: Path, tmp_path: Path) -> None:
     graphs = sorted(sizes.glob("model_*.onnx"))
     assert [path.name for path in graphs] == ["model_0.3.onnx", "model_0.5.onnx", "model_0.8.onnx"]

@@ -36,6 +36,7 @@ def result(tmp_path_factory: pytest.TempPathFactory, bert_folder: Path) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_ort_of_a_run_and_of_a_file(cli: Any, result: Path, tmp_path: Path) -> None:
     for source, out in ((result, tmp_path / "a"), (result / "model.onnx", tmp_path / "b")):
         done = cli("export", source, "--ort", "-o", out)
@@ -64,6 +65,7 @@ def test_a_damaged_graph_has_no_other_form(cli: Any, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "bad.ort").read_bytes() == b"earlier"
 
 
+@pytest.mark.slow
 def test_adapter_inputs(cli: Any, result: Path, bert_folder: Path, tmp_path: Path) -> None:
     for source in (result, bert_folder):
         out = tmp_path / source.name

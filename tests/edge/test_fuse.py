@@ -45,6 +45,7 @@ def domains(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "vit", "whisper"])
+@pytest.mark.slow_but("bert")
 def test_a_factored_model_is_fused_as_far_as_the_dense_one(name: str, tmp_path: Path) -> None:
     dense, small = factored(name)
     write_onnx(dense, tmp_path / "dense.onnx", profile="ort")
@@ -61,6 +62,7 @@ def test_a_factored_model_is_fused_as_far_as_the_dense_one(name: str, tmp_path: 
     assert not any("Skip" in node.op_type for node in onnx.load(str(tmp_path / "small.onnx")).graph.node)
 
 
+@pytest.mark.slow
 def test_the_profile_is_remembered(
     cli: Any, tmp_path: Path, bert_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,7 @@ def _appends_one(node: ir.Node) -> bool:
         ("modernbert", 1),
     ],
 )
+@pytest.mark.slow_but("bert-0")
 def test_heads_are_narrow_in_the_graph(name: str, left: int, tmp_path: Path) -> None:
     dense = open_model(with_biases(name))
     assert isinstance(dense, ModuleBackend)

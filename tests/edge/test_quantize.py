@@ -85,6 +85,7 @@ TARGETS: list[tuple[Profile, Dtype]] = [
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "vit", "whisper"])
+@pytest.mark.slow_but("bert")
 def test_every_architecture(name: str, tmp_path: Path) -> None:
     backend, exact = factored(name), tmp_path / "exact.onnx"
     signature = signature_of(backend)

@@ -34,6 +34,7 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("model.onnx*"))
 
 
+@pytest.mark.slow
 def test_the_file_is_no_larger(run: Path) -> None:
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     assert size_of(run) == report["budget"]["reached"] <= report["budget"]["limit"] == 75e3

@@ -37,6 +37,7 @@ def call(run: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", guard], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_text(run: Path) -> None:
     done = call(run, "the cat sat", "the dog ran under a tree")
     assert done.returncode == 0, done.stderr

@@ -31,6 +31,7 @@ def test_a_table_of_this_machine(cli: Any, tmp_path: Path, bert_folder: Path, dt
     assert table.product(32, 32) > 0 and table.product(32, 64) > 0
 
 
+@pytest.mark.slow
 def test_a_table_of_another_machine(cli: Any, tmp_path: Path, bert_folder: Path) -> None:
     script, path, run = tmp_path / "measure.py", tmp_path / "table.json", tmp_path / "run"
     assert cli("bench", bert_folder, "--script", script).code == 0

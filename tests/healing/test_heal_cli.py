@@ -19,6 +19,8 @@ from conftest import Outcome
 import lowrank
 from lowrank.pipeline import Training
 
+pytestmark = pytest.mark.slow
+
 Cli = Callable[..., Outcome]
 ROOT = Path(__file__).parents[2]
 

@@ -48,6 +48,7 @@ def finished(made: Healing) -> Healing:
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+@pytest.mark.slow_but("bert", "llama")
 def test_every_architecture_gets_better_or_stays(name: str) -> None:
     made, small = healing(name)
     before = made.task.judge()

@@ -26,6 +26,19 @@ from lowrank.errors import ArtifactError, PlanMismatch, ResourceError
 from lowrank.pipeline import Execution, Settings
 
 KILLS = 50
+PRELOADED = [
+    "lowrank.pipeline",
+    "lowrank.calibrate",
+    "lowrank.evaluate.measure",
+    "lowrank.backends.checkpoint.open",
+    "lowrank.backends.torch",
+    "lowrank.edge.export",
+    "onnxruntime",
+    "torch.onnx._internal.exporter._core",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.bert.modeling_bert",
+]
+"""So that a process begins with its work, not with imports."""
 RESUMED = Execution(stream=True, resume=True)
 
 
@@ -53,7 +66,7 @@ def killed_again_and_again(
         How many runs ended, and how many pieces were made twice.
     """
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["lowrank.pipeline", "lowrank.backends.checkpoint.open", "transformers"])
+    processes.set_forkserver_preload(PRELOADED)
     rng = random.Random(seed)
     expected: dict[str, bytes] | None = None
     longest, done, ended, twice = 4.0, 0, 0, 0

@@ -22,6 +22,11 @@ RETRIES = 10
 """Of a job whose worker was lost."""
 
 
+def processes() -> tuple[int, int]:
+    """Which of how many processes this is, as `accelerate launch` and `torchrun` say; the only one without them."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
     """Where jobs run."""

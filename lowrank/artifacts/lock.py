@@ -15,6 +15,7 @@ from typing import ParamSpec, TypeVar
 
 from lowrank.artifacts.files import make_folder
 from lowrank.errors import ArtifactError
+from lowrank.parallel import processes
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -65,7 +66,8 @@ def holding(parameter: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             bound = signature(function).bind(*args, **kwargs)
             bound.apply_defaults()
             folder = bound.arguments[parameter]
-            if folder is None:
+            # Of several processes that work together the first one writes.
+            if folder is None or processes()[0] > 0:
                 return function(*args, **kwargs)
             with locked(Path(folder).expanduser()):
                 return function(*args, **kwargs)

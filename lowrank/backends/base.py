@@ -168,13 +168,14 @@ class Backend(Protocol):
         ...
 
     def watching(
-        self, sides: Mapping[str, Side], observe: Callable[[str, Gram], None]
+        self, sides: Mapping[str, Side], observe: Callable[[str, Gram], None], device: str = "cpu"
     ) -> AbstractContextManager[Callable[[Feed], None]]:
         """A function that runs the model and shows `observe` the moment that each weight's layers saw, batch by batch.
 
         Args:
             sides: which moment is wanted of each weight, by name.
             observe: called with a weight's name and the Gram of one batch.
+            device: where it runs, for models of torch.
         """
         ...
 

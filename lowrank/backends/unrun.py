@@ -48,7 +48,9 @@ class Unrun:
         """Not possible."""
         self._refuse()
 
-    def watching(self, sides: Mapping[str, Side], observe: Callable[[str, Gram], None]) -> NoReturn:
+    def watching(
+        self, sides: Mapping[str, Side], observe: Callable[[str, Gram], None], device: str = "cpu"
+    ) -> NoReturn:
         """Not possible."""
         self._refuse()
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import Calibration
@@ -11,7 +14,11 @@ from lowrank.core.analysis import Folds
 from lowrank.core.gram import Gram
 from lowrank.core.weight import Weight
 from lowrank.errors import CalibrationError, first_line
+from lowrank.parallel import processes
 from lowrank.progress import Track
+
+if TYPE_CHECKING:
+    from lowrank.backends.torch.workers import Workers
 
 
 def collect_grams(
@@ -23,23 +30,40 @@ def collect_grams(
     the smaller of the two always decides the truncation. What is `bonded` gets that of its inputs. Where a batch has
     an attention mask, the rows that it masks are left out.
 
+    Of several processes (`accelerate launch -m lowrank analyze ...`) each runs its share of the batches, on a GPU of
+    its own if there are any; their moments are added up, and all but the first process end here.
+
     Raises:
         CalibrationError: if the model cannot be run on the data.
     """
-    fit = _run(calibration, weights, bonded, track(calibration.fit, "calibrating", len(calibration.fit)))
-    held = _run(calibration, weights, bonded, track(calibration.heldout, "held-out fold", len(calibration.heldout)))
+    rank, count = processes()
+    workers = _workers() if count > 1 else None
+    fit, held = (
+        _run(calibration, weights, bonded, track(batches, label, len(batches)), workers)
+        for batches, label in (
+            (calibration.fit[rank::count], "calibrating"),
+            (calibration.heldout[rank::count], "held-out fold"),
+        )
+    )
+    if rank > 0:
+        raise SystemExit(0)
     return _share({w.name: Folds(fit[w.name], held[w.name]) for w in weights})
 
 
 def _run(
-    calibration: Calibration, weights: Sequence[Weight], bonded: Collection[str], batches: Iterable[Feed]
+    calibration: Calibration,
+    weights: Sequence[Weight],
+    bonded: Collection[str],
+    batches: Iterable[Feed],
+    workers: Workers | None,
 ) -> dict[str, Gram]:
     grams = {w.name: Gram.zeros(w, "input" if w.name in bonded else None) for w in weights}
 
     def observe(name: str, gram: Gram) -> None:
         grams[name] += gram
 
-    with calibration.backend.watching({name: gram.side for name, gram in grams.items()}, observe) as run:
+    sides = {name: gram.side for name, gram in grams.items()}
+    with calibration.backend.watching(sides, observe, workers.device if workers else "cpu") as run:
         for batch in batches:
             try:
                 run(batch)
@@ -48,7 +72,24 @@ def _run(
                 raise CalibrationError(
                     f"the model cannot be run on the calibration data ({shapes}): {first_line(error)}"
                 ) from error
+    if workers is not None:
+        grams = {name: _summed(gram, workers) for name, gram in grams.items()}
     return {name: gram.mirrored() for name, gram in grams.items()}
+
+
+def _workers() -> Workers:
+    import torch
+
+    from lowrank.backends.torch.workers import Workers
+
+    return Workers("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _summed(gram: Gram, workers: Workers) -> Gram:
+    """The Gram of what all processes saw."""
+    facts = workers.summed(np.array([gram.tokens, gram.energy, gram.nonfinite], np.float64))
+    total = None if gram.total is None else workers.summed(gram.total)
+    return Gram(gram.side, workers.summed(gram.moment), round(facts[0]), float(facts[1]), round(facts[2]), total)
 
 
 def _share(folds: dict[str, Folds]) -> dict[str, Folds]:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.backends.inputs import Feed, OutputKind
+from lowrank.backends.torch.workers import Workers
 from lowrank.errors import HealingError
 from lowrank.healing.measure import hidden_loss, output_loss
 from lowrank.healing.memory import is_memory
 from lowrank.healing.mix import mixed, steps_in_turn
 from lowrank.healing.teacher import Teacher
 from lowrank.healing.watched import Seen, Watched
-from lowrank.healing.workers import Workers
 
 
 class Distillation:

@@ -18,6 +18,7 @@ from lowrank.backends.torch.inputs import in_float32
 from lowrank.backends.torch.lora import residuals
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.backends.torch.tensors import module_in_float32
+from lowrank.backends.torch.workers import Workers
 from lowrank.errors import HealingError
 from lowrank.healing.adapter import adaptable, attach, parameters_of, smallest_sizes
 from lowrank.healing.discarded import begin_with_the_discarded
@@ -26,7 +27,6 @@ from lowrank.healing.heal import Healing
 from lowrank.healing.parameters import restore_, snapshot, trainable
 from lowrank.healing.watched import Watched, block_paths, on_device
 from lowrank.healing.work import Work
-from lowrank.healing.workers import Workers
 
 Initial = Literal["discarded", "zero"]
 """What an adapter begins as: the best of what truncation left out, if held-out samples find that better, or nothing."""

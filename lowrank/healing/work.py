@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from lowrank.healing.workers import Workers
+from lowrank.backends.torch.workers import Workers
 
 
 class Work:

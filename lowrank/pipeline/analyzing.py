@@ -21,7 +21,7 @@ from lowrank.core.solvers import Fallback, watched_solvers
 from lowrank.core.structures import BONDED
 from lowrank.core.weight import Bond, Weight
 from lowrank.errors import ArtifactError
-from lowrank.parallel import Pool, threads
+from lowrank.parallel import Pool, processes, threads
 from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.preflight import estimate
 from lowrank.pipeline.settings import NO_DATA, Settings
@@ -105,6 +105,7 @@ def analyze_backend(
         "version of lowrank": __version__,
         "settings": hash_json([asked, [w.name for w in weights]]),
     }
+    run = run if processes()[0] == 0 else None
     if run is not None:
         estimate(backend, weights, None, run, execution, timed=False).check(run)
     journal = NOWHERE if run is None else open_journal(run, STAGE, identity, execution.resume)
@@ -120,7 +121,9 @@ def analyze_backend(
             if is_streamed(backend):
                 grams = blockwise_grams(calibration, weights, track, journal)
             else:
-                grams = journal.kept("grams", GramsCodec(), lambda: collect_grams(calibration, weights, track, bonded))
+                # Several processes must all come here, or none.
+                keeper = journal if processes()[1] == 1 else NOWHERE
+                grams = keeper.kept("grams", GramsCodec(), lambda: collect_grams(calibration, weights, track, bonded))
     with watched_solvers() as used:
         with clock.stage("analyze"), execution.pool(weights, bool(grams)) as pool:
             analysis = Analysis(

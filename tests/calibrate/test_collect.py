@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from builders import tiny_transformer, write_text
 
+from lowrank.artifacts import load_analysis
 from lowrank.backends import open_model
 from lowrank.backends.inputs import Input, Signature
 from lowrank.backends.torch import ModuleBackend
@@ -16,6 +20,7 @@ from lowrank.calibrate import Calibration, collect_grams, load_calibration, meas
 from lowrank.calibrate.data import split_folds
 from lowrank.core.analysis import Analysis, Folds, analyze_weight, loss_of
 from lowrank.core.factors import directions
+from lowrank.core.gram import Gram
 from lowrank.core.structures import Replacement
 from lowrank.core.weight import Weight
 from lowrank.errors import CalibrationError
@@ -200,3 +205,37 @@ def test_sensitivity_of_square_transposed_layers() -> None:
         measured = measure_sensitivity(calibration, Analysis(records, grams=grams), silent)
         found.append([r.sensitivity for r in measured.weights])
     assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_processes_share_the_batches(bert_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    text = write_text(tmp_path / "text.txt", 60)
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    for start, run in (([], "alone"), (launch, "together")):
+        command = [sys.executable, *start, "-m", "lowrank", "analyze", str(bert_folder), "--calib", str(text)]
+        done = subprocess.run([*command, "-o", str(tmp_path / run)], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+    alone, together = (load_analysis(tmp_path / run) for run in ("alone", "together"))
+    assert set(alone.grams) == set(together.grams)
+    for name, folds in alone.grams.items():
+        for one, two in ((folds.fit, together.grams[name].fit), (folds.heldout, together.grams[name].heldout)):
+            assert (one.tokens, one.nonfinite, one.side) == (two.tokens, two.nonfinite, two.side)
+            # The same numbers in another order.
+            assert np.abs(one.moment - two.moment).max() <= 1e-12 * np.abs(one.moment).max()
+
+
+def test_a_model_elsewhere_is_watched_there(bert_folder: Path) -> None:
+    """`cpu:0` takes the way of a GPU."""
+    backend: Any = open_model(bert_folder)
+    feed = backend.signature.example(2, 8)
+    found: list[dict[str, Gram]] = []
+    for device in ("cpu", "cpu:0"):
+        seen: dict[str, Gram] = {}
+        sides = {weight.name: "input" for weight in backend.weights}
+        with backend.watching(sides, seen.__setitem__, device) as run:
+            run(feed)
+        found.append(seen)
+    assert found[0].keys() == found[1].keys()
+    assert all(np.array_equal(found[0][name].moment, found[1][name].moment) for name in found[0])

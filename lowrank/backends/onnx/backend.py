@@ -223,7 +223,7 @@ class OnnxBackend:
 
     @contextmanager
     def watching(
-        self, sides: Mapping[str, Side], observe: Callable[[str, Gram], None]
+        self, sides: Mapping[str, Side], observe: Callable[[str, Gram], None], device: str = "cpu"
     ) -> Iterator[Callable[[Feed], None]]:
         """A session with extra outputs on what the weights see."""
         uses: list[tuple[Weight, Use]] = [

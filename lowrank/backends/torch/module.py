@@ -22,7 +22,7 @@ from lowrank.backends.inputs import Feed, OutputKind, Signature
 from lowrank.backends.torch.bonds import find_bonds
 from lowrank.backends.torch.curvature import output_curvature
 from lowrank.backends.torch.describe import describe
-from lowrank.backends.torch.inputs import call, in_float32
+from lowrank.backends.torch.inputs import as_tensors, call, in_float32
 from lowrank.backends.torch.layers import dense_layer, empty_replacement, fill_, has_bias, put, record_of, tie
 from lowrank.backends.torch.pair import Pair
 from lowrank.backends.torch.prefix import Prefix
@@ -173,13 +173,22 @@ class ModuleBackend:
 
     @contextmanager
     def watching(
-        self, sides: Mapping[str, Side], observe: Callable[[str, Gram], None]
+        self, sides: Mapping[str, Side], observe: Callable[[str, Gram], None], device: str = "cpu"
     ) -> Iterator[Callable[[Feed], None]]:
         """Hooks on every layer of the named weights, for as long as the block lasts."""
         assert isinstance(self.signature, Signature)
         weights = [self._by_name[name] for name in sides]
-        with watching(self.module, self.signature, weights, sides, observe) as run:
-            yield run
+        signature, module = self.signature, self.module
+
+        def there(feed: Feed) -> None:
+            call(signature, module, {name: t.to(device) for name, t in as_tensors(signature, feed).items()})
+
+        module.to(device)
+        try:
+            with watching(module, signature, weights, sides, observe, None if device == "cpu" else there) as run:
+                yield run
+        finally:
+            module.to("cpu")
 
     @contextmanager
     def swapped(self, changes: Mapping[str, Change]) -> Iterator[None]:

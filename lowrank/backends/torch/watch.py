@@ -88,7 +88,8 @@ class _Watch:
         side = self.sides[weight.name]
 
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-            seen = first_input(args, kwargs)
+            # Moments are taken on the CPU, in float64, wherever the model is.
+            seen, output = first_input(args, kwargs).cpu(), output.cpu()
             if isinstance(layer, nn.Embedding):
                 gram = self._of_lookup(layer, seen, output, side)
             elif isinstance(layer, nn.Conv1d | nn.Conv2d):
@@ -97,7 +98,7 @@ class _Watch:
                 gram = self._of_input(seen)
             else:
                 bias = getattr(layer, "bias", None)
-                product = output.double() if bias is None else output.double() - bias.double()
+                product = output.double() if bias is None else output.double() - bias.cpu().double()
                 rows = self._rows(product)
                 # Of the tokens that the moment is of: an output can overflow where the input did not.
                 gram = moment("output", rows, _energy(self._rows(seen)[torch.isfinite(rows).all(1)]))
@@ -133,7 +134,7 @@ def _of_conv(layer: nn.Conv1d | nn.Conv2d, seen: Tensor, output: Tensor, side: S
     if side == "output":
         product = output.double()
         if layer.bias is not None:
-            product = product - layer.bias.double().reshape(-1, *[1] * (output.dim() - 2))
+            product = product - layer.bias.cpu().double().reshape(-1, *[1] * (output.dim() - 2))
         rows = product.flatten(2).transpose(0, 1).reshape(groups, layer.out_channels // groups, -1)
     else:
         # As a convolution with one output for each number of a patch, which knows strides and padding of its own.
@@ -166,10 +167,10 @@ def _observer(parameter: Tensor, weight: Weight, watch: _Watch) -> Callable[[int
     side = watch.sides[weight.name]
 
     def observe(index: int | None, rows: Tensor, _: str) -> None:
-        rows = rows.detach().double()
+        rows = rows.detach().cpu().double()
         energy = _energy(rows.reshape(-1, rows.shape[-1]))
         if side == "output":
-            dense = parameter.detach().double()
+            dense = parameter.detach().cpu().double()
             dense = dense if weight.view.stored == "stack rows cols" else dense.transpose(1, 2)
             rows = rows @ (dense[index].T if index is not None else dense.transpose(1, 2))
         width = rows.shape[-1]

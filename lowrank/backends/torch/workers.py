@@ -1,33 +1,35 @@
-"""The processes that train together: those that `accelerate launch` has started, or this one alone."""
+"""The processes that work together: those that `accelerate launch` has started, or this one alone."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from lowrank.errors import HealingError
+from lowrank.errors import ClusterError
+from lowrank.parallel import processes
 
 
 class Workers:
-    """Each takes its rows of every batch; their gradients are added up.
+    """Each takes its share of the data; gradients and moments are added up.
 
     Args:
-        device: where to train; with several processes only `cpu`, or a GPU for each.
+        device: where the model is; with several processes only `cpu`, or a GPU for each.
     """
 
     def __init__(self, device: str = "cpu") -> None:
-        self.device, self.rank, self.count = device, 0, int(os.environ.get("WORLD_SIZE", "1"))
+        self.device = device
+        self.rank, self.count = processes()
         self._accelerator: Any = None
         if self.count > 1:
             try:
                 from accelerate import Accelerator
             except ImportError:
-                raise HealingError("several processes need accelerate; pip install 'lowrank[lora]'") from None
+                raise ClusterError("several processes need accelerate; pip install 'lowrank[lora]'") from None
             self._accelerator = Accelerator(cpu=device == "cpu")
             self.device, self.rank = str(self._accelerator.device), self._accelerator.process_index
 
@@ -48,6 +50,13 @@ class Workers:
         for parameter in parameters:
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = self._accelerator.reduce(gradient, reduction="sum")
+
+    def summed(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum of the arrays of all processes."""
+        if self._accelerator is None:
+            return numbers
+        tensor = torch.from_numpy(np.ascontiguousarray(numbers)).to(self.device)
+        return self._accelerator.reduce(tensor, reduction="sum").cpu().numpy()
 
     def total(self, value: float) -> float:
         """The sum of what all processes say."""

@@ -6,7 +6,7 @@ BENCH := bench
 # A comma would end an argument of $(if).
 COLUMNS := sentence1,sentence2
 
-.PHONY: demo test test-devices test-slow lint bench bench-models bench-small bench-onnx bench-edge fuzz clean
+.PHONY: demo test test-devices test-slow lint bench bench-models bench-small bench-onnx bench-edge bench-scale fuzz clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lowrank demo

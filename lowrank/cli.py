@@ -158,14 +158,16 @@ def select(
     """Choose ranks for a budget from the analysis of a run, and write plan.json. Takes milliseconds."""
     from lowrank import pipeline
     from lowrank.artifacts import load_analysis, write_json
+    from lowrank.artifacts.lock import locked
     from lowrank.report.tables import plan_table
 
     wanted = budget_of(budget, of, error)
     if wanted is None:
         raise typer.BadParameter("give --budget or --error")
-    analysis = load_analysis(output)
-    plan = pipeline.select(analysis, wanted, chosen_selector(selector, multiple, structures))
-    write_json(output / pipeline.PLAN_FILE, "plan", plan.to_json())
+    with locked(output):
+        analysis = load_analysis(output)
+        plan = pipeline.select(analysis, wanted, chosen_selector(selector, multiple, structures))
+        write_json(output / pipeline.PLAN_FILE, "plan", plan.to_json())
     if as_json:
         print_json(plan.to_json())
         return

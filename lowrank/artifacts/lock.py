@@ -33,6 +33,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
+    was_there = folder.exists()
     make_folder(folder)
     # One lock a path, so that a stage may run inside another of the same process.
     lock = FileLock(folder / LOCK_FILE, is_singleton=True)
@@ -54,7 +55,13 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         if lock.lock_counter == 1:
             (folder / OWNER_FILE).unlink(missing_ok=True)
+            if not was_there and [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+                # Nothing came of it.
+                (folder / LOCK_FILE).unlink(missing_ok=True)
         lock.release()
+        if not was_there:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def holding(parameter: str) -> Callable[[Callable[P, R]], Callable[P, R]]:

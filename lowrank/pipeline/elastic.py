@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lowrank.artifacts import staged
+from lowrank.artifacts.lock import holding
 from lowrank.backends import Opening, open_model
 from lowrank.core.factors import Factors
 from lowrank.core.plan import Plan
@@ -33,6 +34,7 @@ def name_of(keep: float) -> str:
     return f"model_{keep:g}.onnx"
 
 
+@holding("output")
 def export_elastic(
     model: object,
     keeps: Sequence[float],

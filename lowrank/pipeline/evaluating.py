@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lowrank.artifacts import write_json
+from lowrank.artifacts.lock import holding
 from lowrank.backends import Opening, open_model
 from lowrank.core.structures.base import Replacement
 from lowrank.edge import Target
@@ -26,6 +27,7 @@ from lowrank.pipeline.settings import Settings
 from lowrank.progress import Clock, Track, silent
 
 
+@holding("run")
 def evaluate(run: str | Path = RUN, *, opening: Opening | None = None, track: Track = silent) -> Report:
     """Measure a finished run again: its `model/` and `model.onnx` against the model that it was made from.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lowrank.artifacts import staged
+from lowrank.artifacts.lock import holding
 from lowrank.backends import Opening, open_model
 from lowrank.backends.inputs import Signature
 from lowrank.edge import Target
@@ -14,6 +15,7 @@ from lowrank.evaluate.report import ONNX_FILE
 from lowrank.pipeline.run import ADAPTABLE_FILE, GRAPHS, REPORT_FILE, check_source, read_run, source_of, write_past
 
 
+@holding("output")
 def export(
     model: object,
     output: str | Path,
@@ -62,6 +64,7 @@ def graph_of(model: str | Path) -> Path | None:
     return path / ONNX_FILE if (path / REPORT_FILE).is_file() and (path / ONNX_FILE).is_file() else None
 
 
+@holding("output")
 def export_ort(graph: Path, output: str | Path) -> list[Path]:
     """A graph in ONNX Runtime's own format, with the list of operators that a minimal build needs for it.
 
@@ -75,6 +78,7 @@ def export_ort(graph: Path, output: str | Path) -> list[Path]:
         return [folder / path.name for path in write_ort(graph, stage)]
 
 
+@holding("output")
 def export_adapter_inputs(model: object, output: str | Path, *, opening: Opening | None = None) -> tuple[Path, int]:
     """`model_with_adapters.onnx`: a graph whose linear layers take a LoRA of any rank at every run, or none.
 

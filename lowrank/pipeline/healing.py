@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lowrank.artifacts import hash_json, staged, write_json
+from lowrank.artifacts.lock import holding
 from lowrank.backends import Opening, open_model
 from lowrank.backends.base import Backend
 from lowrank.edge import WITH_PAST_FILE, Target
@@ -69,6 +70,7 @@ class Training:
             raise HealingError(f"an adapter of rank {self.adapter} is none; give a rank such as 8")
 
 
+@holding("run")
 def heal(
     run: str | Path = RUN,
     training: Training | float | None = None,

@@ -56,6 +56,6 @@ def complain_of(report: Any) -> bool:
 def show_files(run: Path) -> None:
     """The files of a run, with their sizes."""
     say(f"Files in {run}:")
-    for path in sorted(run.iterdir()):
+    for path in sorted(path for path in run.iterdir() if not path.name.startswith(".")):
         size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
         say(f"  {path}{'/' if path.is_dir() else ''}  {size:,} bytes")

@@ -144,6 +144,8 @@ def report_table(report: Report) -> Table:
             table.add_row(f"{QUALITY.get(name, name)}", "", f"{value:.4f}", "")
     if report.quality is None and report.error["relative"] is not None:
         table.add_row("relative error of the weights", "", f"{report.error['relative']:.4f}", "")
+    if "cast_relative" in report.error:
+        table.add_row("of rounding factors to their types", "", f"{report.error['cast_relative']:.4f}", "")
     for entry in report.healing:
         lost = "no better"
         if entry["kept"]:

@@ -19,6 +19,7 @@ from builders import Blocks, read, saved_state, tiny_transformer, trained_blocks
 from conftest import Outcome
 
 import lowrank
+from lowrank.artifacts.journal import PROGRESS_FOLDER
 
 Cli = Callable[..., Outcome]
 
@@ -472,7 +473,9 @@ def test_a_refusal_with_other_settings_keeps_the_analysis(cli: Cli, here: Path) 
     assert cli("compress", "model.pt", "--budget", "0.5").code == 0
     before = snapshot(here / "lowrank-run")
     assert cli("compress", "--budget", "0.001", "--targets", "all").code == 1
-    assert snapshot(here / "lowrank-run") == before
+    # What the refused run has learnt is kept for --resume, beside what was there.
+    after = {name: content for name, content in snapshot(here / "lowrank-run").items() if PROGRESS_FOLDER not in name}
+    assert after == before
 
 
 def test_nan_beside_the_weights_is_named(cli: Cli, here: Path, bert_folder: Path) -> None:

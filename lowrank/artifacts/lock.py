@@ -11,11 +11,14 @@ from contextlib import contextmanager, suppress
 from functools import wraps
 from inspect import signature
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from lowrank.artifacts.files import make_folder
 from lowrank.errors import ArtifactError
 from lowrank.parallel import processes
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,20 +34,9 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         ArtifactError: if another process holds it, or it cannot be written.
     """
-    from filelock import FileLock, Timeout
-
     was_there = folder.exists()
     make_folder(folder)
-    # One lock a path, so that a stage may run inside another of the same process.
-    lock = FileLock(folder / LOCK_FILE, is_singleton=True)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ArtifactError(
-            f"{folder} is in use by another lowrank{_owner(folder)}; wait for it, or choose another folder with -o"
-        ) from None
-    except OSError as error:
-        raise ArtifactError(f"cannot write {folder}: {error.strerror}; choose another folder with -o") from None
+    lock = _acquired(folder)
     try:
         if lock.lock_counter == 1:
             facts = {"process": os.getpid(), "host": socket.gethostname(), "since": time.ctime()}
@@ -55,13 +47,32 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         if lock.lock_counter == 1:
             (folder / OWNER_FILE).unlink(missing_ok=True)
-            if not was_there and [path.name for path in folder.iterdir()] == [LOCK_FILE]:
-                # Nothing came of it.
-                (folder / LOCK_FILE).unlink(missing_ok=True)
+            (folder / LOCK_FILE).unlink(missing_ok=True)
         lock.release()
         if not was_there:
+            # If nothing came of it.
             with suppress(OSError):
                 folder.rmdir()
+
+
+def _acquired(folder: Path) -> FileLock:
+    from filelock import FileLock, Timeout
+
+    # One lock a path, so that a stage may run inside another of the same process.
+    lock = FileLock(folder / LOCK_FILE, is_singleton=True)
+    while True:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ArtifactError(
+                f"{folder} is in use by another lowrank{_owner(folder)}; wait for it, or choose another folder with -o"
+            ) from None
+        except OSError as error:
+            raise ArtifactError(f"cannot write {folder}: {error.strerror}; choose another folder with -o") from None
+        if (folder / LOCK_FILE).exists():
+            return lock
+        # Its last holder removed the file between opening and locking it: what was locked is nobody's.
+        lock.release()
 
 
 def holding(parameter: str) -> Callable[[Callable[P, R]], Callable[P, R]]:

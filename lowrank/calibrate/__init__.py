@@ -1,6 +1,5 @@
 """Calibration: data that the model is run on, and the Grams that it leaves."""
 
-from lowrank.calibrate.blockwise import blockwise_grams
 from lowrank.calibrate.collect import collect_grams
 from lowrank.calibrate.context import measure_contexts
 from lowrank.calibrate.data import Calibration, load_calibration, training_batches
@@ -9,7 +8,6 @@ from lowrank.calibrate.sensitivity import measure_sensitivity
 
 __all__ = [
     "Calibration",
-    "blockwise_grams",
     "collect_grams",
     "load_calibration",
     "measure_contexts",

@@ -15,7 +15,6 @@ from lowrank.artifacts.grams import StoredGrams
 from lowrank.artifacts.journal import NOWHERE, Journal, Kept, close_journal, open_journal
 from lowrank.artifacts.lock import holding
 from lowrank.backends import Backend, Opening, is_streamed, open_model
-from lowrank.backends.checkpoint.backend import CheckpointBackend
 from lowrank.core.analysis import Analysis, BondAnalysis, Folds, Numbers, WeightAnalysis, analyze_weight
 from lowrank.core.solvers import Fallback, watched_solvers
 from lowrank.core.structures import BONDED
@@ -112,13 +111,15 @@ def analyze_backend(
     grams: Mapping[str, Folds] = {}
     bonds: list[Bond] = []
     if calibration is not None:
-        from lowrank.calibrate import blockwise_grams, collect_grams
+        from lowrank.calibrate import collect_grams
 
         with clock.stage("bonds"):
             bonds = usable(backend, weights)
         with clock.stage("calibrate"):
             bonded = {name for bond in bonds for name in bond.weights}
             if is_streamed(backend):
+                from lowrank.calibrate.blockwise import blockwise_grams
+
                 grams = blockwise_grams(calibration, weights, track, journal)
             else:
                 # Several processes must all come here, or none.
@@ -178,7 +179,10 @@ def read_calibration(backend: Backend, settings: Settings) -> Calibration | None
     if settings.calib == NO_DATA or (settings.calib is None and is_streamed(backend)):
         # Of a large model it takes hours, so only when it is asked for.
         return None
-    if isinstance(backend, CheckpointBackend):
+    if is_streamed(backend):
+        from lowrank.backends.checkpoint.backend import CheckpointBackend
+
+        assert isinstance(backend, CheckpointBackend)
         backend = backend.fed()
     path = Path(settings.calib).expanduser() if settings.calib else None
     from lowrank.calibrate import load_calibration

@@ -11,7 +11,6 @@ from lowrank.artifacts.analysis import JSON_FILE, kept_in
 from lowrank.artifacts.journal import close_journal, open_journal
 from lowrank.artifacts.lock import holding
 from lowrank.backends import Backend, Opening, is_streamed, open_model
-from lowrank.backends.checkpoint.backend import CheckpointBackend
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan, check_budget
@@ -40,9 +39,10 @@ from lowrank.pipeline.run import (
 )
 from lowrank.pipeline.settings import Settings
 from lowrank.pipeline.sizing import sized_plan
-from lowrank.pipeline.streaming import STAGE, compress_streamed, refuse_whole
 from lowrank.progress import Clock, Track, silent
 
+STAGE = "compress"
+"""Of a run's journal."""
 SAME_CHANNELS = ("two_factor", "pivoted", "shared")
 """Structures after which a layer reads and gives what it did before."""
 
@@ -129,6 +129,8 @@ def compress(
     if kept is not None and not anew:
         check_source(kept, backend, run)
     if is_streamed(backend):
+        from lowrank.pipeline.streaming import refuse_whole
+
         sized = budget is not None and budget.kind == "size"
         quantize = target.dtype != "float32"
         refuse_whole(heal=heal, latency=timed, size=sized, quantize=quantize, with_past=with_past, keep_lora=beside)
@@ -167,6 +169,9 @@ def compress(
     weights = [record.weight for record in analysis.weights]
     estimate(backend, weights, chosen.cost / chosen.dense_cost, run, execution, timed=False).check(run)
     if is_streamed(backend):
+        from lowrank.backends.checkpoint.backend import CheckpointBackend
+        from lowrank.pipeline.streaming import compress_streamed
+
         assert isinstance(backend, CheckpointBackend)
         report = compress_streamed(backend, analysis, chosen, run, execution, track, clock)
         close_journal(run, ANALYZE)

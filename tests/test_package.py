@@ -185,3 +185,25 @@ def test_files_of_two_analyses_are_not_taken_together(tmp_path: Path) -> None:
     (tmp_path / "b/analysis.safetensors").replace(tmp_path / "a/analysis.safetensors")
     with pytest.raises(ArtifactError, match="beside it of"):
         lowrank.artifacts.load_analysis(tmp_path / "a")
+
+
+def test_dependencies_have_bounds_that_were_tested() -> None:
+    """Each has an upper bound, and the versions that the tests run with are within it."""
+    import tomllib
+    from importlib.metadata import version
+
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = [*project["dependencies"], *(each for extra in project["optional-dependencies"].values() for each in extra)]
+    pinned = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if "==" in line
+    )
+    for requirement in map(Requirement, named):
+        bounds = {specifier.operator for specifier in requirement.specifier}
+        assert bounds & {"<", "=="}, f"{requirement} has no upper bound"
+        tested = pinned.get(requirement.name) or pinned.get(requirement.name.replace("-", "_"))
+        assert tested is not None, f"constraints.txt does not say which {requirement.name} was tested"
+        assert requirement.specifier.contains(tested), f"{requirement} does not allow {tested}"
+    for requirement in map(Requirement, project["dependencies"]):
+        assert requirement.specifier.contains(version(requirement.name)), requirement.name

@@ -16,7 +16,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from make_checkpoint import known_ranks, parser, write
@@ -91,7 +93,7 @@ def weight(size: int, repeats: int) -> None:
 
     rng = np.random.default_rng(0)
     spectrum = (1.0 + np.arange(size)) ** -0.5
-    exact = scipy.fft.idctn(np.diag(spectrum)[rng.permutation(size)], norm="ortho")
+    exact: Any = scipy.fft.idctn(np.diag(spectrum)[rng.permutation(size)], norm="ortho")
     exact *= rng.choice([-1.0, 1.0], size)
     rank = size // 4
     best = float(np.sqrt(np.square(spectrum[rank:]).sum()))
@@ -110,17 +112,19 @@ def weight(size: int, repeats: int) -> None:
         table.add_column(column, justify="left" if not column else "right")
     for dtype in (np.float32, np.float64):
         matrix = exact.astype(dtype)
-        times: dict[str, list[float]] = {"torch.linalg.svd": [], "spectrum": [], "factors": []}
+        runs: dict[str, Callable[[], Any]] = {
+            "torch.linalg.svd": lambda m=matrix: torch.linalg.svd(torch.from_numpy(m), full_matrices=False),
+            "spectrum": lambda m=matrix: singular_values(m),
+            "factors": lambda m=matrix: plain_truncation(m, rank),
+        }
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        found: dict[str, Any] = {}
         for _ in range(repeats):
-            start = time.perf_counter()
-            u, s, v = torch.linalg.svd(torch.from_numpy(matrix), full_matrices=False)
-            times["torch.linalg.svd"].append(time.perf_counter() - start)
-            start = time.perf_counter()
-            values = singular_values(matrix)
-            times["spectrum"].append(time.perf_counter() - start)
-            start = time.perf_counter()
-            made = plain_truncation(matrix, rank)
-            times["factors"].append(time.perf_counter() - start)
+            for name, run in runs.items():
+                start = time.perf_counter()
+                found[name] = run()
+                times[name].append(time.perf_counter() - start)
+        (u, s, v), values, made = found.values()
         cut = ((u[:, :rank] * s[:rank]).numpy(), v[:rank].numpy())
         middle = {name: float(np.median(each)) for name, each in times.items()}
         off = {"torch.linalg.svd": np.abs(s.numpy() - spectrum).max(), "spectrum": np.abs(values - spectrum).max()}

@@ -14,6 +14,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,9 +65,10 @@ def matrix(rows: int, cols: int, rank: int, rng: np.random.Generator) -> torch.T
     sparse = np.zeros((rows, cols), np.float32)
     places = rng.permutation(rows)[:rank], rng.permutation(cols)[:rank]
     sparse[places] = np.linspace(1.0, 0.3, rank) * rng.choice([-1.0, 1.0], rank)
-    dense = scipy.fft.idctn(sparse, norm="ortho", workers=2)
-    dense *= rng.choice(np.float32([-1, 1]), rows)[:, None]
-    dense *= rng.choice(np.float32([-1, 1]), cols)
+    dense: Any = scipy.fft.idctn(sparse, norm="ortho", workers=2)
+    signs = np.array([-1, 1], np.float32)
+    dense *= rng.choice(signs, rows)[:, None]
+    dense *= rng.choice(signs, cols)
     return torch.from_numpy(dense).to(torch.bfloat16)
 
 

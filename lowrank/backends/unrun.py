@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from lowrank.backends.base import Change
-from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.inputs import Feed
 from lowrank.core.gram import Gram, Side
 from lowrank.core.linalg import Matrix
 from lowrank.errors import UnsupportedModel
@@ -15,13 +15,13 @@ from lowrank.errors import UnsupportedModel
 class Unrun:
     """The part of `Backend` that takes forward passes."""
 
-    signature: Signature | str
-    """Why it cannot be run, if it is not known how."""
-    remedy: str
-    """What to try."""
+    @property
+    def refusal(self) -> str:
+        """Why it cannot be run, and what to try."""
+        raise NotImplementedError
 
     def _refuse(self) -> NoReturn:
-        raise UnsupportedModel(f"{self.signature}; {self.remedy}")
+        raise UnsupportedModel(self.refusal)
 
     @property
     def output_kind(self) -> NoReturn:

@@ -11,7 +11,7 @@ import numpy as np
 from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Folds
-from lowrank.core.gram import Gram
+from lowrank.core.gram import Gram, Side
 from lowrank.core.weight import Weight
 from lowrank.errors import CalibrationError, first_line
 from lowrank.parallel import processes
@@ -62,7 +62,7 @@ def _run(
     def observe(name: str, gram: Gram) -> None:
         grams[name] += gram
 
-    sides = {name: gram.side for name, gram in grams.items()}
+    sides: dict[str, Side] = {name: gram.side for name, gram in grams.items()}
     with calibration.backend.watching(sides, observe, workers.device if workers else "cpu") as run:
         for batch in batches:
             try:

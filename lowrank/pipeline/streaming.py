@@ -14,7 +14,7 @@ from lowrank import __version__
 from lowrank.artifacts import hash_json, save_analysis, staged, write_json
 from lowrank.artifacts.files import linked
 from lowrank.artifacts.journal import close_journal, open_journal
-from lowrank.backends.checkpoint.backend import STREAMED, CheckpointBackend
+from lowrank.backends.checkpoint.backend import CheckpointBackend
 from lowrank.backends.checkpoint.place import Place
 from lowrank.backends.checkpoint.shards import open_shards
 from lowrank.backends.checkpoint.write import (
@@ -182,7 +182,7 @@ def _report(
         notes=[
             *analysis.notes,
             *plan.notes,
-            f"no model.onnx and no measured quality: {STREAMED}; {backend.remedy}. Errors are those of the "
+            f"no model.onnx and no measured quality: {backend.refusal}. Errors are those of the "
             "weights; `cast` is what their own types changed, beside what truncation did",
         ],
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -19,6 +19,7 @@ from lowrank.core.structures.base import Replacement
 from lowrank.core.weight import Skip, Weight
 
 STREAMED = "the model is streamed weight by weight, and never whole in memory"
+REMEDY = "allow it more with --memory, on a machine that has it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,11 @@ class CheckpointBackend(Unrun):
     """How its blocks are fed, where they are run; see `fed`."""
     feeding: Signature | str = STREAMED
     """How they would be."""
-    remedy: str = field(default="allow it more with --memory, on a machine that has it", init=False)
+
+    @property
+    def refusal(self) -> str:
+        """With what to try."""
+        return f"{STREAMED}; {REMEDY}"
 
     @cached_property
     def by_name(self) -> dict[str, Weight]:

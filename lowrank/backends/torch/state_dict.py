@@ -31,9 +31,13 @@ class StateDictBackend(Unrun):
     source: Mapping[str, Any]
     replaced: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     signature: str = field(default="a plain state dict does not say how its tensors are applied", init=False)
-    remedy: str = field(
-        default="say with --arch package.module:factory or --config config.json how the model is built", init=False
-    )
+
+    @property
+    def refusal(self) -> str:
+        """With what to try."""
+        return (
+            f"{self.signature}; say with --arch package.module:factory or --config config.json how the model is built"
+        )
 
     @cached_property
     def _described(self) -> tuple[tuple[Weight, ...], tuple[Skip, ...]]:

@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`slow_but("bert")`: slow with all parameters but these, so that the quick suite sees one of them."""
     for item in items:
         spared = item.get_closest_marker("slow_but")
-        if spared is not None and not any(name in item.name for name in spared.args):
+        if spared is not None and not any(item.name.endswith(f"[{name}]") for name in spared.args):
             item.add_marker(pytest.mark.slow)
 
 

@@ -76,6 +76,7 @@ def test_what_cannot_be_shared_is_refused(cli: Any, bert_folder: Path, tmp_path:
         assert refused.code in (1, 2) and told in refused.err and not list(out.glob("*.onnx")), refused.err
 
 
+@pytest.mark.slow
 def test_without_sizes_nothing_is_calibrated(cli: Any, bert_folder: Path, tmp_path: Path) -> None:
     assert cli("export", bert_folder, "-o", tmp_path / "dense").code == 0
     model: Any = open_model(bert_folder)

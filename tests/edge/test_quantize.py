@@ -152,6 +152,7 @@ def test_evenness_refit_and_data_gain(profile: Any, dtype: Any, tmp_path: Path) 
     assert found[1] < found[0]
 
 
+@pytest.mark.slow
 def test_from_the_command_line(cli: Any, tmp_path: Path, bert_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = write_text(tmp_path / "text.txt", 60)

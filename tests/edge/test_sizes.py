@@ -47,6 +47,7 @@ def test_the_file_is_no_larger(run: Path) -> None:
     assert {group.get("dtype", "float32") for group in plan["groups"]} - {"float32"}
 
 
+@pytest.mark.slow
 def test_healing_and_measuring_again_keep_the_size(run: Path, cli: Any, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     before = size_of(run)

@@ -36,6 +36,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["LlamaForCausalLM", "BertModel", "GPT2LMHeadModel"])
+@pytest.mark.slow_but("LlamaForCausalLM")
 def test_the_same_plan_and_the_same_model_as_in_memory(kind: str, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "model", kind, torch.float32)
     whole = lowrank.compress(folder, 0.5, output=tmp_path / "whole", settings=NO_DATA, latency=False)
@@ -122,6 +123,7 @@ def test_eight_bit_numbers_are_read_and_written_as_they_are(tmp_path: Path) -> N
     assert {p.dtype for p in lowrank.load(run).parameters()} == {torch.float8_e4m3fn, torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_tied_tables_are_factored_once(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "model", dtype=torch.float32, tie_word_embeddings=True)
     settings = Settings(calib="none", targets=("projections", "embeddings"))

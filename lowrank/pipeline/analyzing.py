@@ -97,7 +97,11 @@ def analyze_backend(
     asked = {**settings.to_json(), "opening": opening.provenance(), "lowrank": __version__}
     asked["calibration"] = dict(calibration.provenance) if calibration else None
     fingerprint = hash_json([backend.source["fingerprint"], asked, [w.name for w in weights]])
-    if kept is not None and kept.fingerprint == fingerprint:
+    known = kept is not None and kept.fingerprint == fingerprint
+    if processes()[0] > 0 and (known or calibration is None or is_streamed(backend)):
+        # Processes share nothing but the calibration of a model that fits into each.
+        raise SystemExit(0)
+    if kept is not None and known:
         return kept
     identity = {
         "model": backend.source["fingerprint"],

@@ -21,6 +21,7 @@ from lowrank.core.timings import Timings
 from lowrank.edge import Target
 from lowrank.errors import HealingError, InfeasibleBudget, LowRankError, PlanMismatch
 from lowrank.evaluate.report import Report
+from lowrank.parallel import processes
 from lowrank.pipeline.adapting import keep_adapter
 from lowrank.pipeline.analyzing import STAGE as ANALYZE
 from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_calibration, settings_of, solver_notes
@@ -104,6 +105,8 @@ def compress(
             "there is no budget; give --budget 0.5 (the share of parameters to keep), --error, or a --plan"
         )
     heal = heal if heal is None or isinstance(heal, Training) else Training(minutes=heal)
+    if heal is not None and processes()[1] > 1:
+        raise HealingError("several processes compress first and heal then: `accelerate launch -m lowrank heal RUN`")
     if beside is not None and heal is not None and heal.adapter is not None and heal.fold == "no":
         raise HealingError("an adapter is to be kept and another trained: leave one out, or fold the trained one")
     if isinstance(budget, int | float):

@@ -200,3 +200,14 @@ def write_text(path: Path, count: int = 60) -> Path:
 
 def read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def launched_together() -> list[str]:
+    """How `accelerate` starts two processes on this machine, on a port that no other test has."""
+    import socket
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    start = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    return [*start, "--main_process_port", str(port), "--mixed_precision", "no", "--dynamo_backend", "no"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import tiny_transformer, write_text
+from builders import launched_together, tiny_transformer, write_text
 
 from lowrank.artifacts import load_analysis
 from lowrank.backends import open_model
@@ -211,9 +211,7 @@ def test_sensitivity_of_square_transposed_layers() -> None:
 def test_processes_share_the_batches(bert_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     text = write_text(tmp_path / "text.txt", 60)
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    for start, run in (([], "alone"), (launch, "together")):
+    for start, run in (([], "alone"), (launched_together(), "together")):
         command = [sys.executable, *start, "-m", "lowrank", "analyze", str(bert_folder), "--calib", str(text)]
         done = subprocess.run([*command, "-o", str(tmp_path / run)], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]

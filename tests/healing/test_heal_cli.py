@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import sentences, write_text
+from builders import launched_together, sentences, write_text
 from conftest import Outcome
 
 import lowrank
@@ -252,9 +252,7 @@ def test_processes_that_accelerate_starts_give_the_same_model(here: Path, run: P
 
     shutil.copytree(run, here / "alone")
     command = ["-m", "lowrank", "heal", "--steps", "20", "--no-latency"]
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    for start, folder in (([], "alone"), (launch, "run")):
+    for start, folder in (([], "alone"), (launched_together(), "run")):
         done = subprocess.run(
             [sys.executable, *start, *command, str(here / folder)], capture_output=True, text=True, timeout=300
         )

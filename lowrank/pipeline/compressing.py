@@ -171,14 +171,6 @@ def compress(
             _check_channels(chosen)
     weights = [record.weight for record in analysis.weights]
     estimate(backend, weights, chosen.cost / chosen.dense_cost, run, execution, timed=False).check(run)
-    if is_streamed(backend):
-        from lowrank.backends.checkpoint.backend import CheckpointBackend
-        from lowrank.pipeline.streaming import compress_streamed
-
-        assert isinstance(backend, CheckpointBackend)
-        report = compress_streamed(backend, analysis, chosen, run, execution, track, clock)
-        close_journal(run, ANALYZE)
-        return report
     identity = {
         "model": backend.source["fingerprint"],
         "version of lowrank": __version__,
@@ -186,6 +178,15 @@ def compress(
         "plan": hash_json(chosen.to_json()),
     }
     journal = open_journal(run, STAGE, identity, execution.resume)
+    if is_streamed(backend):
+        from lowrank.backends.checkpoint.backend import CheckpointBackend
+        from lowrank.pipeline.streaming import compress_streamed
+
+        assert isinstance(backend, CheckpointBackend)
+        report = compress_streamed(backend, analysis, chosen, run, execution, journal, track, clock)
+        close_journal(run, ANALYZE)
+        close_journal(run, STAGE)
+        return report
     with watched_solvers() as used:
         with clock.stage("factorize"):
             made = factorize(backend, analysis, chosen, track, execution, journal)

@@ -10,13 +10,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from lowrank import __version__
-from lowrank.artifacts import hash_json, save_analysis, staged, write_json
+from lowrank.artifacts import save_analysis, staged, write_json
 from lowrank.artifacts.files import linked
-from lowrank.artifacts.journal import close_journal, open_journal
+from lowrank.artifacts.journal import Journal
 from lowrank.backends.checkpoint.backend import CheckpointBackend
-from lowrank.backends.checkpoint.place import Place
-from lowrank.backends.checkpoint.shards import open_shards
 from lowrank.backends.checkpoint.write import (
     Written,
     copy_tensors,
@@ -35,9 +32,6 @@ from lowrank.evaluate.sizes import per_weight_error, sizes_of, targets_of, weigh
 from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.run import MODEL_FOLDER, PLAN_FILE, REPORT_FILE, RESULTS, files_of, provenance
 from lowrank.progress import Clock, Track
-
-STAGE = "compress"
-"""Of a run's journal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +95,11 @@ def compress_streamed(
     plan: Plan,
     run: Path,
     execution: Execution,
+    journal: Journal,
     track: Track,
     clock: Clock,
 ) -> Report:
-    """Write the compressed checkpoint of a plan to a run, and its report."""
-    identity = {
-        "model": backend.source["fingerprint"],
-        "version of lowrank": __version__,
-        "plan": hash_json(plan.to_json()),
-    }
-    journal = open_journal(run, STAGE, identity, execution.resume)
+    """Write the compressed checkpoint of a plan to a run, and its report; shards are the pieces of the journal."""
     assert journal.folder is not None
     folder = journal.folder / MODEL_FOLDER
     folder.mkdir(exist_ok=True)
@@ -127,8 +116,8 @@ def compress_streamed(
             found = list(track(jobs, "factorizing", len(tasks)))
         with clock.stage("save"):
             list(track(pool.map(_CopyJob(backend, folder), copies), "copying the rest", len(copies)))
-            finish(backend, folder, found)
-    report = _report(backend, analysis, plan, found, folder)
+            after = finish(backend, folder, found)
+    report = _report(backend, analysis, plan, found, after)
     with staged(run, owned=RESULTS) as stage:
         save_analysis(analysis, stage)
         # Linked and not moved: until all is in place, a run that is killed finds its pieces again.
@@ -138,7 +127,6 @@ def compress_streamed(
             report, files=files_of(stage), seconds=clock.seconds, provenance=provenance(analysis, plan, refit=False)
         )
         write_json(stage / REPORT_FILE, "report", report.to_json())
-    close_journal(run, STAGE)
     return report
 
 
@@ -157,13 +145,10 @@ def _rest(backend: CheckpointBackend, factored: set[str]) -> list[list[str]]:
     return [found[file] for file in sorted(found)]
 
 
-def _report(
-    backend: CheckpointBackend, analysis: Analysis, plan: Plan, found: Sequence[Written], folder: Path
-) -> Report:
+def _report(backend: CheckpointBackend, analysis: Analysis, plan: Plan, found: Sequence[Written], after: int) -> Report:
     energy = {r.weight.name: float(np.square(r.plain.values).sum()) for r in analysis.weights}
     cast = {each.name: each.cast for each in found}
     total = sum(energy.values())
-    after = open_shards(Place(str(folder))).nbytes
     params = backend.params - analysis.dense_params + plan.cost
     budget: Mapping[str, Any] = asdict(plan.budget) if plan.budget else {"kind": "plan", "limit": None}
     return Report(

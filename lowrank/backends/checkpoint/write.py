@@ -137,8 +137,8 @@ def is_copied(backend: CheckpointBackend, names: Sequence[str], path: Path) -> b
     return {n: (s.dtype, s.shape) for n, s in found.items()} == {n: (s.dtype, s.shape) for n, s in wanted.items()}
 
 
-def finish(backend: CheckpointBackend, folder: Path, found: Sequence[Written]) -> None:
-    """Write the index, the record of what was replaced, and the model's other files.
+def finish(backend: CheckpointBackend, folder: Path, found: Sequence[Written]) -> int:
+    """Write the index, the record of what was replaced, and the model's other files; the bytes of all tensors.
 
     Raises:
         ArtifactError: if a tensor is missing from the shards in the folder.
@@ -166,3 +166,4 @@ def finish(backend: CheckpointBackend, folder: Path, found: Sequence[Written]) -
         alias: first for alias, first in backend.aliases.items() if any(first in r["layers"] for r in replaced.values())
     }
     write_json(folder / RECORD_FILE, "model", {"rebuild": dict(backend.rebuild), "replaced": replaced, "aliases": tied})
+    return total

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.backends.checkpoint.backend import CheckpointBackend
-from lowrank.backends.checkpoint.skeleton import skeleton, stored_names
+from lowrank.backends.checkpoint.skeleton import prefix_of, skeleton, stored_names
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.torch import huggingface
 from lowrank.backends.torch.inputs import call, first_input
@@ -140,8 +140,7 @@ class Blocks:
     def _fill(self, names: Sequence[str]) -> None:
         """Give some parameters their numbers, in float32."""
         shards = self.backend.shards
-        prefix = getattr(self.module, "base_model_prefix", "") or "model"
-        for name, stored in stored_names(names, shards.tensors, prefix).items():
+        for name, stored in stored_names(names, shards.tensors, prefix_of(self.module)).items():
             self._set(name, shards.tensor(stored).float())
 
     def _empty(self, names: Sequence[str]) -> None:

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lowrank.backends.checkpoint.place import Place
 from lowrank.backends.checkpoint.shards import open_shards
-from lowrank.backends.checkpoint.skeleton import skeleton, stored_names
+from lowrank.backends.checkpoint.skeleton import prefix_of, skeleton, stored_names
 from lowrank.backends.torch import huggingface
 from lowrank.backends.torch.layers import dense_layer, empty_replacement, put, register_optional_layers
 from lowrank.errors import ArtifactError
@@ -27,12 +26,7 @@ def load_checkpoint(folder: Path, record: Mapping[str, Any]) -> nn.Module:
     Raises:
         ArtifactError: if the tensors are not those that the record tells of.
     """
-    rebuild: Mapping[str, Any] = record["rebuild"]
-    config = huggingface.read_config(folder / "config.json")
-    config.architectures = [rebuild["class"]]
-    dtype = getattr(torch, rebuild["dtype"])
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"{rebuild['dtype']!r} is no dtype")
+    config, dtype = huggingface.as_saved(folder, record["rebuild"])
     module = skeleton(folder, config, dtype)
     register_optional_layers()
     aliases: Mapping[str, str] = record["aliases"]
@@ -56,9 +50,8 @@ def load_checkpoint(folder: Path, record: Mapping[str, Any]) -> nn.Module:
 def _fill(module: nn.Module, folder: Path) -> None:
     """Give every parameter and buffer that the folder has a tensor for that tensor, one by one."""
     shards = open_shards(Place(str(folder)))
-    prefix = getattr(module, "base_model_prefix", "") or "model"
     places: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    for name, stored in stored_names(places, shards.tensors, prefix).items():
+    for name, stored in stored_names(places, shards.tensors, prefix_of(module)).items():
         before, tensor = places[name], shards.tensor(stored)
         if tensor.shape != before.shape:
             raise ArtifactError(

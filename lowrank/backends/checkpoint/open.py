@@ -17,7 +17,7 @@ from lowrank.backends.base import Opening
 from lowrank.backends.checkpoint.backend import CheckpointBackend
 from lowrank.backends.checkpoint.place import Place
 from lowrank.backends.checkpoint.shards import DTYPES, Shards, open_shards
-from lowrank.backends.checkpoint.skeleton import skeleton, stored_names
+from lowrank.backends.checkpoint.skeleton import prefix_of, skeleton, stored_names
 from lowrank.backends.torch import huggingface
 from lowrank.backends.torch.describe import describe
 from lowrank.backends.torch.inputs import name_of, of_transformers
@@ -103,9 +103,8 @@ def _described(
     url: str, module: nn.Module, shards: Shards
 ) -> tuple[tuple[Weight, ...], tuple[Skip, ...], dict[str, str], dict[str, str]]:
     """The weights that can be streamed, the skips, the stored name of each weight, and the ties."""
-    prefix = getattr(module, "base_model_prefix", "") or "model"
     shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-    found = stored_names(shapes, shards.tensors, prefix)
+    found = stored_names(shapes, shards.tensors, prefix_of(module))
     lacking = [name for name in shapes if name not in found and len(shapes[name]) > 1]
     if lacking:
         raise UnsupportedModel(

@@ -60,6 +60,11 @@ def _without_memory() -> Iterator[None]:
         nn.Module.register_parameter = before
 
 
+def prefix_of(module: nn.Module) -> str:
+    """What the names of a model with a head begin with, before those of the model without."""
+    return getattr(module, "base_model_prefix", "") or "model"
+
+
 def stored_names(wanted: Iterable[str], stored: Collection[str], prefix: str) -> dict[str, str]:
     """The name in a checkpoint of each of a model's tensors that it has.
 

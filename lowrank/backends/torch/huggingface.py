@@ -99,6 +99,20 @@ def model_class(config: Any) -> Any:
         ) from None
 
 
+def as_saved(folder: Path, rebuild: Mapping[str, Any]) -> tuple[Any, torch.dtype]:
+    """The config and the dtype of a model that was saved to a folder, as its record names them.
+
+    Raises:
+        ValueError: if the record names no dtype.
+    """
+    config = read_config(folder / "config.json")
+    config.architectures = [rebuild["class"]]
+    dtype = getattr(torch, rebuild["dtype"])
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{rebuild['dtype']!r} is no dtype")
+    return config, dtype
+
+
 def build_dense(config: Any, dtype: torch.dtype) -> nn.Module:
     """A model of the config's shapes, weights unset; random numbers elsewhere are not disturbed."""
     with quiet(), torch.random.fork_rng(devices=[]):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lowrank.artifacts.files import RECORD_FILE, read_json
@@ -69,11 +68,7 @@ def _load(
     if arch is not None:
         dense = build_arch(arch) if isinstance(arch, str) else arch().eval()
     elif rebuild["kind"] == "huggingface":
-        config = huggingface.read_config(path / "config.json")
-        config.architectures = [rebuild["class"]]
-        dtype = getattr(torch, rebuild["dtype"])
-        if not isinstance(dtype, torch.dtype):
-            raise ValueError(f"{rebuild['dtype']!r} is no dtype")
+        config, dtype = huggingface.as_saved(path, rebuild)
         dense = huggingface.build_dense(config, dtype)
     elif rebuild["kind"] == "state_dict":
         return {**state, **{alias: state[kept] for alias, kept in record["aliases"].items()}}

@@ -1,4 +1,4 @@
-"""Check that imports go one way: core, nn, backends, then calibrate, healing, edge, then evaluate, pipeline, cli."""
+"""Check that imports go one way: core, nn, backends, then calibrate, healing, edge, then evaluate, report, pipeline, cli."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ LAYERS = (
     {"backends"},
     {"calibrate", "healing", "edge"},
     {"evaluate"},
-    {"pipeline", "report"},
+    {"report"},
+    {"pipeline"},
+    {"integrations"},
     {"options"},
     {"cli_edge", "cli_heal"},
     {"cli"},

@@ -34,6 +34,7 @@ from lowrank.options import (
     Json,
     LatencyOption,
     Lora,
+    MaxDrop,
     Memory,
     Model,
     Multiple,
@@ -51,6 +52,7 @@ from lowrank.options import (
     Structures,
     TableOption,
     Targets,
+    TaskOption,
     Timing,
     Tokenizer,
     UnitName,
@@ -65,7 +67,7 @@ from lowrank.options import (
     training_of,
 )
 from lowrank.report.show import show_analysis, show_estimate, show_files, show_report
-from lowrank.report.terminal import complain, notes, print_json, print_table, progress_bars, say
+from lowrank.report.terminal import complain, print_json, print_table, progress_bars, say
 
 T = TypeVar("T")
 
@@ -186,6 +188,8 @@ def compress(
     error: ErrorOption = None,
     latency: LatencyOption = None,
     size: SizeOption = None,
+    task: TaskOption = None,
+    max_drop: MaxDrop = None,
     table: TableOption = None,
     plan: Annotated[Path | None, typer.Option(help="Follow this plan.json, perhaps edited by hand.")] = None,
     output: Run = Path("lowrank-run"),
@@ -232,8 +236,10 @@ def compress(
     from lowrank.backends import Opening
 
     wanted = budget_of(budget, of, error, latency, size)
-    if wanted is None and plan is None:
-        raise typer.BadParameter("give --budget, --error, --latency, --size or --plan")
+    if wanted is None and plan is None and max_drop is None:
+        raise typer.BadParameter("give --budget, --error, --latency, --size, --max-drop or --plan")
+    if max_drop is not None and (wanted is not None or plan is not None):
+        raise typer.BadParameter("--max-drop finds its own keep ratio: leave other budgets and --plan out")
     if keep_lora and lora is None:
         raise typer.BadParameter("--keep-lora is for a --lora")
     merged = None if keep_lora else lora
@@ -259,6 +265,8 @@ def compress(
             refit=refit,
             beside=lora if keep_lora else None,
             heal=training_of(heal, None, seed, device, adapter, adapter_init, fold),
+            tasks=task or (),
+            max_drop=max_drop,
             latency=timing,
             with_past=with_past,
             timings=table,
@@ -269,12 +277,11 @@ def compress(
     if as_json:
         print_json(report.to_json())
     else:
-        from lowrank.report.tables import plan_table, report_table
+        from lowrank.report.tables import plan_table
 
         analysis = load_analysis(output)
         print_table(plan_table(pipeline.read_plan(output / pipeline.PLAN_FILE, analysis, None), analysis))
-        print_table(report_table(report))
-        notes(report.notes)
+        show_report(report, as_json)
         show_files(output)
     exit_on(report)
 
@@ -282,16 +289,18 @@ def compress(
 @app.command()
 def evaluate(
     output: Run = Path("lowrank-run"),
+    task: TaskOption = None,
     arch: Arch = None,
     unsafe_pickle: UnsafePickle = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a run again: its model/ and model.onnx against the model it was made from."""
+    """Measure a run again: its model/ and model.onnx against the model it was made from; on several --task, too."""
     from lowrank import pipeline
     from lowrank.backends import Opening
 
     with progress_bars() as track:
-        report = pipeline.evaluate(output, opening=Opening(arch=arch, unsafe_pickle=unsafe_pickle), track=track)
+        opening = Opening(arch=arch, unsafe_pickle=unsafe_pickle)
+        report = pipeline.evaluate(output, tasks=task or (), opening=opening, track=track)
     show_report(report, as_json)
     exit_on(report)
 

@@ -143,6 +143,21 @@ SizeOption = Annotated[
 TableOption = Annotated[
     Path | None, typer.Option("--table", help="Timings of another machine, for --latency; see lowrank bench.")
 ]
+TaskOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task",
+        help="What it is measured on: fidelity, sts:FILE, classify:FILE, lm:FILE, images:FOLDER, retrieval:FOLDER, "
+        "package.module:function, mteb:NAME, lm_eval:NAME. Repeatable.",
+    ),
+]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        "--max-drop",
+        help="What each --task may lose: 0.01 is a point of its metric, or 1 % of a perplexity. Finds the keep ratio.",
+    ),
+]
 SelectorOption = Annotated[SelectorName, typer.Option("--selector", help="How ranks are chosen.")]
 Multiple = Annotated[int, typer.Option(min=1, help="Round ranks down to a multiple of this.")]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed of the order of the samples.")]

@@ -20,11 +20,12 @@ from lowrank.core.formats import Stored
 from lowrank.core.plan import Plan, stored_weights
 from lowrank.edge import WITH_PAST_FILE, Target
 from lowrank.errors import ArtifactError, ExportError, PlanMismatch, UnsupportedModel
-from lowrank.evaluate.report import ONNX_FILE, Report
+from lowrank.evaluate.report import ONNX_FILE, Report, held_against
 from lowrank.progress import Clock, Track
 
 if TYPE_CHECKING:
     from lowrank.calibrate import Calibration
+    from lowrank.evaluate.tasks import Benchmark
 
 TOKENS = 16384
 """Of the calibration data that graphs are rounded on."""
@@ -50,6 +51,10 @@ class Output:
     """Write `model_with_past.onnx`."""
     latency: bool = True
     """Export the dense model too, and time both."""
+    benchmark: Benchmark | None = None
+    """What it is measured on, beside fidelity."""
+    max_drop: float | None = None
+    """How much it may lose on that."""
 
 
 def write_and_measure(
@@ -105,7 +110,22 @@ def write_and_measure(
                 f"{ONNX_FILE} has {int(plan.reached):,} bytes with its numbers, and {int(budget.limit):,} were "
                 "allowed; lower some ranks of the plan, or give more"
             )
-    report = measure(dense, small, analysis, plan, stage, calibration, output.latency, track, clock, target, exact)
+    report = measure(
+        dense,
+        small,
+        analysis,
+        plan,
+        stage,
+        calibration,
+        output.latency,
+        track,
+        clock,
+        target,
+        exact,
+        output.benchmark,
+    )
+    if output.max_drop is not None:
+        report = held_against(report, output.max_drop)
     found += report.problems
     if report.parity is None:
         # A graph that failed its check is not left for anyone to ship.

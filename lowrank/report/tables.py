@@ -140,7 +140,7 @@ def report_table(report: Report) -> Table:
             f"{1 / report.latency['speedup']:.3f}",
         )
     for name, value in (report.quality or {}).items():
-        if name not in ("samples", "data"):
+        if name not in ("samples", "data", "tasks"):
             table.add_row(f"{QUALITY.get(name, name)}", "", f"{value:.4f}", "")
     if report.quality is None and report.error["relative"] is not None:
         table.add_row("relative error of the weights", "", f"{report.error['relative']:.4f}", "")
@@ -164,6 +164,37 @@ def report_table(report: Report) -> Table:
     if report.parity:
         table.add_row("model against its ONNX file, largest difference", "", f"{report.parity['max_abs']:.1e}", "")
     return table
+
+
+def tasks_table(report: Report) -> Table:
+    """How what was lost differs from task to task: one row each."""
+    table = Table(title="Tasks", title_justify="left", caption_justify="left", box=None, pad_edge=False)
+    table.add_column("task", no_wrap=True)
+    table.add_column("metric", no_wrap=True)
+    for name in ("dense", "compressed", "drop", "95 % interval", "samples"):
+        table.add_column(name, justify="right", no_wrap=True)
+    rows: list[dict[str, Any]] = (report.quality or {})["tasks"]
+    for row in rows:
+        relative = not row["higher_is_better"]
+        interval = "-" if row["low"] is None else f"{_drop(row['low'], relative)} to {_drop(row['high'], relative)}"
+        table.add_row(
+            row["task"],
+            row["metric"],
+            f"{row['dense']:.4f}",
+            f"{row['compressed']:.4f}",
+            _drop(row["drop"], relative),
+            interval,
+            "-" if row["samples"] is None else f"{row['samples']:,}",
+        )
+    table.caption = "drop: positive is worse; in percent it is the relative increase of what should be low"
+    resamples = max(row["resamples"] for row in rows)
+    if resamples:
+        table.caption += f"; interval: paired bootstrap over the samples, {resamples} resamples"
+    return table
+
+
+def _drop(value: float, relative: bool) -> str:
+    return f"{value:+.2%}" if relative else f"{value:+.4f}"
 
 
 def _rounded(table: Table, report: Report) -> None:

@@ -47,6 +47,10 @@ class TimingError(LowRankError):
     """A table of timings is for another model, or none."""
 
 
+class TaskError(LowRankError):
+    """A task cannot be read, or is not one for this model."""
+
+
 class ClusterError(LowRankError):
     """Other machines cannot be reached, or cannot do the work."""
 

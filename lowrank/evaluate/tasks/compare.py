@@ -1,0 +1,71 @@
+"""Two scores on the same samples: what was lost, and between which bounds that is likely to lie."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from lowrank.evaluate.tasks.base import Score, Task, drop_of
+
+RESAMPLES, CONFIDENCE = 1000, 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One row of the generalisation table, as it stands in `report.json` under `quality.tasks`."""
+
+    task: str
+    metric: str
+    higher_is_better: bool
+    dense: float
+    compressed: float
+    drop: float
+    """Positive for worse; see `drop_of`."""
+    low: float | None
+    """The drop's interval; None where only the value is known."""
+    high: float | None
+    samples: int | None
+    resamples: int
+    confidence: float = CONFIDENCE
+
+    def to_json(self) -> dict[str, Any]:
+        """A mapping that JSON can hold."""
+        return asdict(self)
+
+
+def compare(task: Task, dense: Score, small: Score, resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
+    """The drop with its percentile interval by the paired bootstrap: samples are drawn with replacement, the same ones
+    for both models, since what is hard for one is hard for the other (Efron and Tibshirani, An Introduction to the
+    Bootstrap, 1993, chapter 13; paired as in Koehn, Statistical Significance Tests for Machine Translation
+    Evaluation, 2004).
+    """
+    drop = drop_of(task, dense.value, small.value)
+    low = high = None
+    count = dense.samples
+    if count is not None and count > 1 and small.samples == count:
+        rng = np.random.default_rng(seed)
+        drops = np.array([_redrawn(task, dense, small, rng.integers(0, count, count)) for _ in range(resamples)])
+        drops = drops[np.isfinite(drops)]
+        if len(drops):
+            edges = np.quantile(drops, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+            low, high = float(edges[0]), float(edges[1])
+    return Comparison(
+        task.name,
+        task.metric,
+        task.higher_is_better,
+        dense.value,
+        small.value,
+        drop,
+        low,
+        high,
+        count,
+        resamples if low is not None else 0,
+    )
+
+
+def _redrawn(task: Task, dense: Score, small: Score, rows: np.ndarray[Any, Any]) -> float:
+    a, b = dense.statistic(dense.parts[rows]), small.statistic(small.parts[rows])
+    return drop_of(task, a, b) if math.isfinite(a) and math.isfinite(b) else math.nan

@@ -1,0 +1,75 @@
+"""From `--task` to tasks."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from lowrank.backends.base import Backend
+from lowrank.backends.inputs import Feed, Signature
+from lowrank.errors import TaskError
+from lowrank.evaluate.tasks.base import Task
+
+Reader = Callable[[str, str, Backend, Sequence[Feed] | None], Task]
+"""Makes a task of its name, what stands behind the colon, the dense model, and batches that it was not fitted to."""
+
+READERS = {
+    "fidelity": "fidelity:read_fidelity",
+    "sts": "sentences:read_sts",
+    "classify": "classify:read_classify",
+    "lm": "language:read_lm",
+    "images": "images:read_images",
+    "retrieval": "retrieval:read_retrieval",
+    "mteb": "with_mteb:read_mteb",
+    "lm_eval": "with_lm_eval:read_lm_eval",
+}
+"""Where each kind is read."""
+FORMS = (
+    "fidelity, fidelity:FILE, sts:FILE, classify:FILE, lm:FILE, images:FOLDER, retrieval:FOLDER, mteb:NAME, "
+    "lm_eval:NAME or package.module:function"
+)
+
+
+def read_tasks(specs: Sequence[str], dense: Backend, feeds: Sequence[Feed] | None = None) -> list[Task]:
+    """The tasks that some specs name, their data read and found to fit the model.
+
+    Args:
+        specs: as given to `--task`: `fidelity`, `sts:pairs.tsv`, ...
+        dense: the original model; of it tasks know how to feed a model, and what the output means.
+        feeds: what `fidelity` without a file is measured on; random inputs if there is nothing.
+
+    Raises:
+        TaskError: with the nearest name for one that is unknown, or what a file lacks.
+    """
+    if isinstance(dense.signature, str):
+        raise TaskError(f"no task can be measured: {dense.signature}; give inputs with --calib inputs.npz, or --arch")
+    tasks = [_read(spec.strip(), dense, feeds) for spec in dict.fromkeys(specs)]
+    assert isinstance(dense.signature, Signature)
+    return tasks
+
+
+def _read(spec: str, dense: Backend, feeds: Sequence[Feed] | None) -> Task:
+    kind, colon, rest = spec.partition(":")
+    if kind in READERS:
+        if kind != "fidelity" and not rest:
+            raise TaskError(f"--task {spec}: say what it is measured on: {_form(kind)}")
+        module, function = READERS[kind].split(":")
+        reader: Reader = getattr(import_module(f"lowrank.evaluate.tasks.{module}"), function)
+        return reader(spec, rest, dense, feeds)
+    hint = _nearest(kind)
+    if colon and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", kind) and rest.isidentifier():
+        from lowrank.evaluate.tasks.callables import read_callable
+
+        return read_callable(spec, kind, rest, dense, hint)
+    raise TaskError(f"--task {spec}: there is no such task{hint}; give {FORMS}")
+
+
+def _form(kind: str) -> str:
+    return next(form for form in re.split(r", | or ", FORMS) if form.startswith(f"{kind}:"))
+
+
+def _nearest(kind: str) -> str:
+    near = difflib.get_close_matches(kind, READERS, 1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -25,7 +25,7 @@ def dominates(a: Result, b: Result) -> bool:
     clearly shorter counts.
 
     Example:
-        >>> dominates(Result(10, 5.0, 0.1), Result(20, 5.05, 0.1)), dominates(Result(10, 5.0, 0.1), Result(10, 5.05, 0.1))
+        >>> dominates(Result(9, 5.05, 0.1), Result(20, 5.0, 0.1)), dominates(Result(9, 5.0, 0.1), Result(9, 5.05, 0.1))
         (True, False)
     """
     if a.bytes > b.bytes or a.drop > b.drop or a.ms > b.ms * (1 + TIE):

@@ -12,19 +12,24 @@ from lowrank.pipeline.planning import factorize, read_plan, select
 from lowrank.pipeline.preflight import Estimate, foresee
 from lowrank.pipeline.run import CHECKPOINT_FILE, ONNX_FILE, PLAN_FILE, REPORT_FILE, RUN
 from lowrank.pipeline.settings import Settings
+from lowrank.pipeline.sweeping import PICTURE_FILE, POINTS_FOLDER, SWEEP_FILE, Sweep, sweep
 from lowrank.pipeline.timing import bench_table
 
 __all__ = [
     "CHECKPOINT_FILE",
     "ELASTIC_DATA",
     "ONNX_FILE",
+    "PICTURE_FILE",
     "PLAN_FILE",
+    "POINTS_FOLDER",
     "REPORT_FILE",
     "RUN",
     "SAME_CHANNELS",
+    "SWEEP_FILE",
     "Estimate",
     "Execution",
     "Settings",
+    "Sweep",
     "Training",
     "analyze",
     "analyze_weights",
@@ -43,4 +48,5 @@ __all__ = [
     "read_plan",
     "select",
     "settings_of",
+    "sweep",
 ]

@@ -264,5 +264,3 @@ def compressed_size(path: Path) -> int:
 def copy_point(place: Path, target: Path) -> None:
     """Put what is for a user of a point's folder into another folder."""
     shutil.copytree(place, target, copy_function=linked, ignore=shutil.ignore_patterns(POINT_FILE, CHECKPOINT_FILE))
-
-

@@ -1,0 +1,39 @@
+"""Tables of what was compared: the points of a sweep, and the trials of a search."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+
+def sweep_table(found: Any) -> Table:
+    """All points, the dense model first."""
+    table = Table(
+        title="Size, time and quality", title_justify="left", caption_justify="left", box=None, pad_edge=False
+    )
+    table.add_column("point", no_wrap=True)
+    metric = found.task["metric"]
+    heads = ("bytes", "of dense", "ms", "of dense", metric, "drop", "95 %", "minutes", "front")
+    for name in heads:
+        table.add_column(name, justify="right", no_wrap=True)
+    dense = found.points[0]
+    for p in found.points:
+        interval = f"{p.low:+.4f} .. {p.high:+.4f}" if p.low is not None else ""
+        table.add_row(
+            p.name,
+            f"{p.bytes:,}",
+            f"{p.bytes / dense.bytes:.3f}",
+            f"{p.ms:.2f}",
+            f"{p.ms / dense.ms:.3f}",
+            f"{p.quality:.4f}",
+            f"{p.drop:+.4f}",
+            interval,
+            "" if p.minutes is None else f"{p.minutes:g}",
+            "yes" if p.on_front else "",
+        )
+    table.caption = (
+        f"{metric} of {found.task['name']}; ms of a run in ONNX Runtime ({found.shape}, 1 thread), all files in turn; "
+        "front: no other point is as good in bytes, ms and drop, and better in one"
+    )
+    return table

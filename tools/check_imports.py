@@ -17,7 +17,8 @@ LAYERS = (
     {"pipeline"},
     {"integrations"},
     {"options"},
-    {"cli_edge", "cli_heal", "cli_sweep"},
+    {"cli_edge", "cli_heal"},
+    {"cli_sweep"},
     {"cli"},
     {"__init__", "__main__"},
 )

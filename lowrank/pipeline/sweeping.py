@@ -15,7 +15,7 @@ from lowrank.artifacts.analysis import kept_in
 from lowrank.artifacts.files import linked
 from lowrank.artifacts.journal import close_journal, open_journal
 from lowrank.artifacts.lock import holding
-from lowrank.backends import Backend, Opening, open_model
+from lowrank.backends import Opening, open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.memory import available_memory
 from lowrank.core.front import Result, on_front
@@ -129,12 +129,13 @@ def sweep(
     wanted = families(_sound(keeps), distil is not None, heal is not None)
     check_names(write, [kind for family in wanted for kind in family])
     backend = open_model(model, opening, streamed=False)
-    if isinstance(backend.signature, str):
-        raise UnsupportedModel(f"nothing can be measured: {backend.signature}; see --arch, --config and --calib")
     if heal is not None:
         check_trainable(backend)
     calibration = read_calibration(backend, settings)
     backend = calibration.backend if calibration else backend
+    signature = backend.signature
+    if isinstance(signature, str):
+        raise UnsupportedModel(f"nothing can be measured: {signature}; see --arch, --config and --calib inputs.npz")
     # A task that cannot be read must not cost an analysis.
     from lowrank.evaluate.tasks import read_tasks
 
@@ -176,14 +177,14 @@ def sweep(
             left_out += [{"name": k.name, "reason": str(error)} for k in family if maker.known(k) is None]
     kinds = [kind for family in wanted for kind in family if maker.known(kind) is not None]
     with clock.stage("latency"):
-        times = _times({kind.name: maker.path(kind) for kind in kinds}, backend.signature, track)
+        times = _times({kind.name: maker.path(kind) for kind in kinds}, signature, track)
     points = [_point(kind, maker.known(kind) or {}, times[kind.name]) for kind in kinds]
     if before is not None:
         left_out = before.left_out
         points = _merged(before.points, points)
     chosen = on_front([Result(p.bytes, p.ms, p.drop) for p in points])
     points = [replace(point, on_front=front) for point, front in zip(points, chosen, strict=True)]
-    sequence = f" x {min(SEQUENCE, backend.signature.max_sequence)}" if backend.signature.has_sequence else ""
+    sequence = f" x {min(SEQUENCE, signature.max_sequence)}" if signature.has_sequence else ""
     found = Sweep(
         task={"name": measure.name, "metric": measure.metric, "higher_is_better": measure.higher_is_better},
         shape=f"1{sequence}",

@@ -54,9 +54,8 @@ def _verdict(smallest: Any, fastest: Any, allowed: Sequence[Any]) -> str:
 
 
 def _plainly(smallest: Any, fastest: Any) -> str:
-    names = list(
-        dict.fromkeys(f"plain {p.dtype}" if p.name.startswith("dense-") else p.name for p in (smallest, fastest))
-    )
+    told = [f"plain {p.dtype}" if p.name.startswith("dense-") else p.name for p in (smallest, fastest)]
+    names = list(dict.fromkeys(told))
     return f"{names[0]} is" if len(names) == 1 else f"{' and '.join(names)} are"
 
 
@@ -68,8 +67,8 @@ def _beaten(points: Sequence[Any]) -> list[str]:
         beaten = [p.name for p in factored if dominates(_result(plain), _result(p))]
         if beaten:
             told.append(
-                f"{plain.name} is smaller, faster and closer to the dense model than, or as good as, {len(beaten)} of "
-                f"{len(factored)} low-rank points: {', '.join(beaten)}."
+                f"Plain {plain.dtype} beats {len(beaten)} of {len(factored)} low-rank points, which are not smaller, not "
+                f"faster and no closer to the dense model: {', '.join(beaten)}."
             )
     return told
 

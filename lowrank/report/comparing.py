@@ -7,11 +7,13 @@ from typing import Any
 from rich.table import Table
 
 
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", caption_justify="left", box=None, pad_edge=False)
+
+
 def sweep_table(found: Any) -> Table:
     """All points, the dense model first."""
-    table = Table(
-        title="Size, time and quality", title_justify="left", caption_justify="left", box=None, pad_edge=False
-    )
+    table = _table("Size, time and quality")
     table.add_column("point", no_wrap=True)
     metric = found.task["metric"]
     heads = ("bytes", "of dense", "ms", "of dense", metric, "drop", "95 %", "minutes", "front")

@@ -24,8 +24,8 @@ SHAPES = {
 STYLE = """
 svg { font: 11px system-ui, sans-serif; color-scheme: light dark; }
 text { fill: #333 } .axis { stroke: #999 } .grid { stroke: #9994 } .title { font-size: 13px; font-weight: 600 }
-.dense { --c: #555 } .pruned { --c: #a3660a } .student { --c: #b3261e } .lowrank { --c: #0b63b5 } .healed { --c: #137a3d }
-.mark { stroke: var(--c); stroke-width: 1.5; fill: none } .front .mark { fill: var(--c) }
+.dense { --c: #555 } .pruned { --c: #a3660a } .student { --c: #b3261e } .lowrank { --c: #0b63b5 }
+.healed { --c: #137a3d } .mark { stroke: var(--c); stroke-width: 1.5; fill: none } .front .mark { fill: var(--c) }
 @media (prefers-color-scheme: dark) {
 text { fill: #ddd } .dense { --c: #bbb } .pruned { --c: #e0a040 } .student { --c: #ff8a80 } .lowrank { --c: #6cb6ff }
 .healed { --c: #66d08f } }

@@ -67,8 +67,8 @@ def _beaten(points: Sequence[Any]) -> list[str]:
         beaten = [p.name for p in factored if dominates(_result(plain), _result(p))]
         if beaten:
             told.append(
-                f"Plain {plain.dtype} beats {len(beaten)} of {len(factored)} low-rank points, which are not smaller, not "
-                f"faster and no closer to the dense model: {', '.join(beaten)}."
+                f"Plain {plain.dtype} beats {len(beaten)} of {len(factored)} low-rank points, which are not smaller, "
+                f"not faster and no closer to the dense model: {', '.join(beaten)}."
             )
     return told
 

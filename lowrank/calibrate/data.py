@@ -138,11 +138,12 @@ def _token_batches(lines: Sequence[Sequence[int]], signature: Signature) -> tupl
     batches: list[Feed] = []
     for length, rows in sorted(by_length.items()):
         step = max(1, min(BATCH_ROWS, BATCH_TOKENS // length))
-        batches += [_token_batch(rows[i : i + step], signature) for i in range(0, len(rows), step)]
+        batches += [token_feed(rows[i : i + step], signature) for i in range(0, len(rows), step)]
     return tuple(batches)
 
 
-def _token_batch(rows: Sequence[Sequence[int]], signature: Signature) -> Feed:
+def token_feed(rows: Sequence[Sequence[int]], signature: Signature) -> Feed:
+    """A batch of samples of one length."""
     ids = np.asarray(rows)
     # A decoder that is trained to copy, translate or continue sees text like that of its encoder.
     filled = {

@@ -26,7 +26,7 @@ def read_samples(path: Path, column: str | None = None) -> list[str]:
     Raises:
         CalibrationError: if the file is missing, empty, binary, not UTF-8 or lacks the column.
     """
-    text = _decode(path)
+    text = read_text(path)
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     if suffix in {".tsv", ".csv"}:
         samples = _table(path, text, column, suffix)
@@ -51,11 +51,16 @@ def builtin_samples() -> list[str]:
     return list(dict.fromkeys(p for p in paragraphs if len(p) > 40))
 
 
-def _decode(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text in a file, gzipped or not.
+
+    Raises:
+        CalibrationError: if the file is missing, empty, binary, not UTF-8, or far larger than it looks.
+    """
     try:
         raw = _unzipped(path) if path.suffix == ".gz" else path.read_bytes()
     except FileNotFoundError:
-        raise CalibrationError(f"there is no {path}; give --calib a file of text, a sample a line") from None
+        raise CalibrationError(f"there is no {path}; give a file of text, a sample a line") from None
     except (OSError, EOFError, zlib.error) as error:
         raise CalibrationError(f"cannot read {path}: {error}; give a readable text file") from None
     if not raw.strip():
@@ -83,18 +88,23 @@ def _unzipped(path: Path) -> bytes:
 
 
 def _table(path: Path, text: str, column: str | None, suffix: str) -> Iterator[str]:
-    plain = suffix == ".tsv"
-    rows = csv.reader(
-        text.splitlines(keepends=not plain),
-        delimiter="\t" if plain else ",",
-        quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL,
-    )
+    rows = table_rows(text, suffix)
     header = next(rows, [])
     if column is None and len(header) > 1:
         raise CalibrationError(f"{path} has the columns {', '.join(header)}; say with --column which holds the text")
     wanted = [_index(path, name.strip(), header) for name in column.split(",")] if column else [0]
     for row in rows:
         yield from (row[i] for i in wanted if i < len(row))
+
+
+def table_rows(text: str, suffix: str) -> Iterator[list[str]]:
+    """The rows of a table, its header among them: `.tsv` has no quotes, `.csv` may have some."""
+    plain = suffix == ".tsv"
+    return csv.reader(
+        text.splitlines(keepends=not plain),
+        delimiter="\t" if plain else ",",
+        quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL,
+    )
 
 
 def _index(path: Path, name: str, header: Sequence[str]) -> int:

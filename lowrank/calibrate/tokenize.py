@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from lowrank.errors import CalibrationError, first_line
 
@@ -10,42 +13,95 @@ from lowrank.errors import CalibrationError, first_line
 def tokenize(source: Path, text: list[str], most: int) -> list[list[int]]:
     """Token ids of every sample that has any, at most `most` each.
 
-    Args:
-        source: a tokenizer.json, read by `tokenizers`; or a folder, read by `transformers`.
-        text: the samples.
-        most: longer ones are cut.
-
     Raises:
         CalibrationError: if the tokenizer cannot be used, or makes nothing of the text.
     """
-    try:
-        encoded = _by_file(source, text, most) if source.is_file() else _by_folder(source, text, most)
-    except Exception as error:
-        raise CalibrationError(
-            f"the tokenizer in {source} cannot be used: {first_line(error)}; repair it, or give the model's "
-            "inputs as .npz"
-        ) from None
-    lines = [ids for ids in encoded if ids]
+    lines = [ids for ids in encode(source, text, most) if ids]
     if not lines:
         raise CalibrationError(f"the tokenizer in {source} makes no tokens of the calibration text; give other text")
     return lines
 
 
-def _by_file(path: Path, text: list[str], most: int) -> list[list[int]]:
+def encode(source: Path, text: list[str], most: int | None) -> list[list[int]]:
+    """Token ids of every sample, of some none.
+
+    Raises:
+        CalibrationError: if the tokenizer cannot be used.
+    """
+    return open_tokenizer(source)(text, most, True)
+
+
+class Encode(Protocol):
+    """From texts to token ids."""
+
+    def __call__(self, text: list[str], most: int | None, special: bool) -> list[list[int]]:
+        """Token ids of every sample.
+
+        Args:
+            text: the samples.
+            most: longer ones are cut.
+            special: with the tokens that the tokenizer puts before and after a text.
+        """
+        ...
+
+
+def open_tokenizer(source: Path) -> Encode:
+    """The tokenizer of a model.
+
+    Args:
+        source: a tokenizer.json, read by `tokenizers`; or a folder, read by `transformers`.
+
+    Raises:
+        CalibrationError: if it cannot be used, now or later.
+    """
+    with _teaching(source):
+        inner = (_of_file if source.is_file() else _of_folder)(source)
+
+    def encoded(text: list[str], most: int | None, special: bool) -> list[list[int]]:
+        with _teaching(source):
+            return inner(text, most, special)
+
+    return encoded
+
+
+@contextmanager
+def _teaching(source: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise CalibrationError(
+            f"the tokenizer in {source} cannot be used: {first_line(error)}; repair it, or give the model's "
+            "inputs as .npz"
+        ) from None
+
+
+def _of_file(path: Path) -> Encode:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_padding()
-    tokenizer.enable_truncation(most)
-    return [list(encoding.ids) for encoding in tokenizer.encode_batch(text)]
+
+    def encoded(text: list[str], most: int | None, special: bool) -> list[list[int]]:
+        if most is None:
+            tokenizer.no_truncation()
+        else:
+            tokenizer.enable_truncation(most)
+        return [list(encoding.ids) for encoding in tokenizer.encode_batch(text, add_special_tokens=special)]
+
+    return encoded
 
 
-def _by_folder(folder: Path, text: list[str], most: int) -> list[list[int]]:
+def _of_folder(folder: Path) -> Encode:
     from transformers import AutoTokenizer
 
     from lowrank.backends.torch.huggingface import quiet
 
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        encoded = tokenizer(text, truncation=True, max_length=most, padding=False)["input_ids"]
-    return [list(ids) for ids in encoded]
+
+    def encoded(text: list[str], most: int | None, special: bool) -> list[list[int]]:
+        options = {"truncation": most is not None, "max_length": most, "add_special_tokens": special}
+        with quiet():
+            return [list(ids) for ids in tokenizer(text, padding=False, **options)["input_ids"]]
+
+    return encoded

@@ -21,14 +21,14 @@ class FileModel:
         Raises:
             ExportError: if ONNX Runtime refuses the file.
         """
-        self._session, self._output, self._name = open_session(path, 0), output, path.name
+        self._session, self._output, self.path = open_session(path, 0), output, path
 
     def run(self, feed: Feed) -> NDArray[Any]:
         """One forward pass."""
         try:
             return self._session.run([self._output], typed(self._session, feed))[0]
         except Exception as error:
-            raise ExportError(f"ONNX Runtime cannot run {self._name}: {first_line(error)}") from None
+            raise ExportError(f"ONNX Runtime cannot run {self.path.name}: {first_line(error)}") from None
 
 
 def open_session(path: Path, threads: int = 1) -> Any:

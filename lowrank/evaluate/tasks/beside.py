@@ -1,0 +1,75 @@
+"""What lies beside a model and says what its inputs and outputs mean: config.json and its kin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from lowrank.artifacts import parse_json
+from lowrank.backends.base import Backend
+from lowrank.evaluate.fidelity import Array
+
+MOST_BYTES = 8 << 20
+POOLINGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
+def beside(dense: Backend, name: str) -> dict[str, Any]:
+    """The JSON object in a file of the model's folder, or of its tokenizer's; empty if there is none to be read."""
+    for folder in _folders(dense):
+        path = folder / name
+        try:
+            if path.is_file() and path.stat().st_size <= MOST_BYTES:
+                found = parse_json(path.read_bytes())
+                if isinstance(found, dict):
+                    return cast("dict[str, Any]", found)
+        except (OSError, ValueError):
+            # A model that runs is worth more than a note beside it.
+            continue
+    return {}
+
+
+def _folders(dense: Backend) -> list[Path]:
+    found: list[Path] = []
+    for place in (dense.source.get("path"), dense.tokenizer):
+        if isinstance(place, str | Path):
+            path = Path(place)
+            folder = path if path.is_dir() else path.parent
+            # Graphs often lie in a folder `onnx` of the model's.
+            found += [folder, folder.parent] if folder.name == "onnx" else [folder]
+    return found
+
+
+def class_names(dense: Backend, classes: int) -> list[str]:
+    """The names of a head's classes, in order, as its config has them; their numbers where it has none."""
+    named = beside(dense, "config.json").get("id2label")
+    if isinstance(named, dict) and set(named) >= {str(i) for i in range(classes)}:
+        return [str(named[str(i)]) for i in range(classes)]
+    return [str(i) for i in range(classes)]
+
+
+def pooling_of(dense: Backend) -> str:
+    """How token vectors become one, as sentence-transformers notes it; the mean, if it does not."""
+    entry = beside(dense, "1_Pooling/config.json")
+    named = entry.get("pooling_mode")
+    if isinstance(named, str):
+        return named if named in POOLINGS.values() else "mean"
+    chosen = [mode for key, mode in POOLINGS.items() if entry.get(key) is True]
+    return chosen[0] if len(chosen) == 1 else "mean"
+
+
+def pool(hidden: Array, how: str) -> Array:
+    """One vector a sample, of outputs without padding: batch x tokens x width, batch x width, or maps of features."""
+    if hidden.ndim == 4:
+        return hidden.mean((2, 3), dtype=np.float64)
+    if hidden.ndim != 3:
+        return hidden.reshape(len(hidden), -1).astype(np.float64)
+    if how in ("cls", "lasttoken"):
+        return hidden[:, 0 if how == "cls" else -1].astype(np.float64)
+    return hidden.max(1).astype(np.float64) if how == "max" else hidden.mean(1, dtype=np.float64)

@@ -14,6 +14,7 @@ from lowrank.pipeline.run import CHECKPOINT_FILE, ONNX_FILE, PLAN_FILE, REPORT_F
 from lowrank.pipeline.settings import Settings
 from lowrank.pipeline.sweeping import PICTURE_FILE, POINTS_FOLDER, SWEEP_FILE, Sweep, sweep
 from lowrank.pipeline.timing import bench_table
+from lowrank.pipeline.tuning import TUNE_FILE, Tuning, tune
 
 __all__ = [
     "CHECKPOINT_FILE",
@@ -26,11 +27,13 @@ __all__ = [
     "RUN",
     "SAME_CHANNELS",
     "SWEEP_FILE",
+    "TUNE_FILE",
     "Estimate",
     "Execution",
     "Settings",
     "Sweep",
     "Training",
+    "Tuning",
     "analyze",
     "analyze_weights",
     "bench_table",
@@ -49,4 +52,5 @@ __all__ = [
     "select",
     "settings_of",
     "sweep",
+    "tune",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import zlib
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from lowrank.backends.inputs import Feed, Signature, spread
 from lowrank.core.analysis import Analysis
 from lowrank.core.structures.absorb import absorbed
 from lowrank.edge import file_size, fit_file, write_onnx
-from lowrank.errors import UnsupportedModel
+from lowrank.errors import ExportError, UnsupportedModel
 from lowrank.evaluate.report import ONNX_FILE
 from lowrank.pipeline.healing import Training, check_samples, hundredths
 from lowrank.pipeline.planning import factorize, refitted, select
@@ -119,6 +120,8 @@ class Maker:
         path = self.path(kind)
         score = self.dense_score if kind == Kind("dense") else self._score(path)
         compared = compare(self.task, self.dense_score, score)
+        if not math.isfinite(compared.drop):
+            raise ExportError(f"its {self.task.metric} is no number")
         facts = {
             "params": made.model.params,
             "zeros": None,
@@ -216,7 +219,6 @@ class Maker:
             resume=self.resume and checkpoint.is_file(),
         )
         facts = self._trained(healing, training, checkpoint)
-        # A session of half the layers is fed as the dense one is.
         return Made(student, lambda folder: save_student(student, folder), facts)
 
     def _trained(self, healing: Any, training: Training, checkpoint: Path) -> dict[str, Any]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
+from lowrank.artifacts import hash_files, hash_json
 from lowrank.core.match import nearest
 from lowrank.edge import Dtype, Target
 from lowrank.errors import ArtifactError, PatternError
@@ -115,3 +117,11 @@ def check_names(wanted: Sequence[str], kinds: Sequence[Kind]) -> None:
                 f"--write {name}: there is no such point{nearest(name, names)}; give {FRONT}, {ALL}, or names such as "
                 f"{names[-1]}"
             )
+
+
+def data_of(task: str) -> str | None:
+    """What tells the data of a task from other data under the same name."""
+    path = Path(task.partition(":")[2]).expanduser()
+    if path.is_dir():
+        return hash_json(sorted((str(p), p.stat().st_size) for p in path.rglob("*") if p.is_file()))
+    return hash_files([path]) if path.is_file() else None

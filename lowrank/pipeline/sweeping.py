@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank import __version__
-from lowrank.artifacts import hash_files, hash_json, read_json, save_analysis, staged, write_json
+from lowrank.artifacts import read_json, save_analysis, staged, write_json
 from lowrank.artifacts.analysis import kept_in
 from lowrank.artifacts.files import linked
 from lowrank.artifacts.journal import close_journal, open_journal
@@ -26,7 +26,7 @@ from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_cali
 from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.healing import Training, check_trainable
 from lowrank.pipeline.making import Maker, copy_point
-from lowrank.pipeline.points import ALL, FRONT, Kind, Point, check_names, families
+from lowrank.pipeline.points import ALL, FRONT, Kind, Point, check_names, data_of, families
 from lowrank.pipeline.run import RUN
 from lowrank.pipeline.settings import Settings
 from lowrank.progress import Clock, Track, silent
@@ -151,7 +151,7 @@ def sweep(
         "version of lowrank": __version__,
         "analysis": analysis.fingerprint,
         "keep ratios": list(keeps),
-        "task": [task, _data_of(task)],
+        "task": [task, data_of(task)],
         "healing": heal and asdict(heal),
         "distillation": distil and asdict(distil),
     }
@@ -216,14 +216,6 @@ def _sound(keeps: Sequence[float]) -> list[float]:
             f"{odd[0]:g} is no keep ratio" if odd else "no keep ratios are named; give some such as 0.8,0.5,0.3"
         )
     return sorted(set(keeps), reverse=True)
-
-
-def _data_of(task: str) -> str | None:
-    """What tells the data of a task from other data under the same name."""
-    path = Path(task.partition(":")[2]).expanduser()
-    if path.is_dir():
-        return hash_json(sorted((str(p), p.stat().st_size) for p in path.rglob("*") if p.is_file()))
-    return hash_files([path]) if path.is_file() else None
 
 
 def _finished(run: Path, identity: Mapping[str, Any]) -> Sweep | None:

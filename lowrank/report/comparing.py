@@ -39,3 +39,32 @@ def sweep_table(found: Any) -> Table:
         "front: no other point is as good in bytes, ms and drop, and better in one"
     )
     return table
+
+
+def trials_table(found: Any) -> Table:
+    """What a search tried, in the order in which it did."""
+    table = _table("Trials")
+    metric = found.task["metric"]
+    for name in ("trial", "keep", "structures", "type", "healed", "bytes", "ms", metric, "drop"):
+        table.add_column(name, justify="left" if name in ("structures", "type") else "right", no_wrap=True)
+    table.add_column("verdict")
+    for trial in found.trials:
+        told = trial.verdict(found.limits)
+        measures = ["", "", "", ""]
+        if trial.problem is None:
+            measures = [f"{trial.bytes:,}", f"{trial.ms:.2f}", f"{trial.quality:.4f}", f"{trial.drop:+.4f}"]
+        table.add_row(
+            str(trial.number),
+            f"{trial.keep:g}",
+            trial.structures if trial.keep < 1 else "",
+            trial.dtype,
+            f"{trial.minutes:g} min" if trial.minutes else "",
+            *measures,
+            f"best: {told}" if trial == found.best else told,
+        )
+    dense = found.dense
+    table.caption = (
+        f"{metric} of {found.task['name']}; dense: {int(dense['bytes']):,} bytes, {dense['ms']:.2f} ms, "
+        f"{dense['quality']:.4f}; keep 1: nothing that changes the outputs is replaced"
+    )
+    return table

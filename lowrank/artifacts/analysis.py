@@ -24,6 +24,7 @@ from lowrank.errors import ArtifactError
 
 JSON_FILE = "analysis.json"
 TENSOR_FILE = "analysis.safetensors"
+ANALYSIS_FILES = (JSON_FILE, TENSOR_FILE, GRAMS_FOLDER)
 STORED = "files"
 """What `grams` holds in analysis.json where they are files of their own; no weight is called so without a dot."""
 ENERGIES = (0.90, 0.95, 0.99)
@@ -49,7 +50,7 @@ def save_analysis(analysis: Analysis, folder: Path) -> None:
         packed, grams = _pack_grams(analysis.grams)
         tensors |= packed
     contexts = [asdict(context) for context in analysis.contexts]
-    with staged(folder, owned=(JSON_FILE, TENSOR_FILE, GRAMS_FOLDER)) as stage:
+    with staged(folder, owned=ANALYSIS_FILES) as stage:
         if isinstance(analysis.grams, StoredGrams):
             # Linked: they are as large as the model, and stay where they are until all is in place.
             shutil.copytree(analysis.grams.folder, stage / GRAMS_FOLDER, copy_function=linked)

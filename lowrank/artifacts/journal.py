@@ -137,20 +137,28 @@ def open_journal(run: Path, stage: str, identity: Mapping[str, Any], resume: boo
         close_journal(run, stage)
     if (folder / IDENTITY_FILE).exists():
         before = read_json(folder / IDENTITY_FILE, "progress").get("identity")
-        before = before if isinstance(before, dict) else {}
-        changed = [name for name in {**before, **identity} if before.get(name) != identity.get(name)]
-        if changed:
-            told = ", ".join(f"the {name} was {before.get(name)} and is {identity.get(name)}" for name in changed)
-            raise PlanMismatch(
-                f"{run} holds unfinished work, but {told}; give the same model and options, or leave --resume out to "
-                "begin anew"
-            )
+        check_identity(run, before if isinstance(before, dict) else {}, identity)
     make_folder(folder)
     for leftover in folder.rglob(".*.*"):
         # Of a process that was killed while it wrote.
         leftover.unlink(missing_ok=True)
     write_json(folder / IDENTITY_FILE, "progress", {"identity": dict(identity)})
     return Journal(folder)
+
+
+def check_identity(run: Path, before: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Nothing, if what is there was made from the same.
+
+    Raises:
+        PlanMismatch: if it was not; both are named.
+    """
+    changed = [name for name in {**before, **identity} if before.get(name) != identity.get(name)]
+    if changed:
+        told = ", ".join(f"the {name} was {before.get(name)} and is {identity.get(name)}" for name in changed)
+        raise PlanMismatch(
+            f"{run} holds unfinished work, but {told}; give the same model and options, or leave --resume out to "
+            "begin anew"
+        )
 
 
 def close_journal(run: Path, stage: str) -> None:

@@ -134,6 +134,10 @@ class Backend(Protocol):
         """A new backend whose model has the replacements in the weights' places; this one is unchanged."""
         ...
 
+    def changed(self, changes: Mapping[str, Change]) -> Self:
+        """A new backend whose model has other numbers in some weights; this one is unchanged."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Write the model so that `lowrank.load(folder)` gives it back without the original."""
         ...

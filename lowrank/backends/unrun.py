@@ -58,6 +58,10 @@ class Unrun:
         """Not possible."""
         self._refuse()
 
+    def changed(self, changes: Mapping[str, Change]) -> NoReturn:
+        """Of no use: pruned weights are compared by running them."""
+        self._refuse()
+
     def trials(self, feeds: Sequence[Feed], base: Mapping[str, Change] | None = None) -> NoReturn:
         """Not possible."""
         self._refuse()

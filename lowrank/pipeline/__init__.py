@@ -12,20 +12,28 @@ from lowrank.pipeline.planning import factorize, read_plan, select
 from lowrank.pipeline.preflight import Estimate, foresee
 from lowrank.pipeline.run import CHECKPOINT_FILE, ONNX_FILE, PLAN_FILE, REPORT_FILE, RUN
 from lowrank.pipeline.settings import Settings
+from lowrank.pipeline.sweeping import PICTURE_FILE, POINTS_FOLDER, SWEEP_FILE, Sweep, sweep
 from lowrank.pipeline.timing import bench_table
+from lowrank.pipeline.tuning import TUNE_FILE, Tuning, tune
 
 __all__ = [
     "CHECKPOINT_FILE",
     "ELASTIC_DATA",
     "ONNX_FILE",
+    "PICTURE_FILE",
     "PLAN_FILE",
+    "POINTS_FOLDER",
     "REPORT_FILE",
     "RUN",
     "SAME_CHANNELS",
+    "SWEEP_FILE",
+    "TUNE_FILE",
     "Estimate",
     "Execution",
     "Settings",
+    "Sweep",
     "Training",
+    "Tuning",
     "analyze",
     "analyze_weights",
     "bench_table",
@@ -43,4 +51,6 @@ __all__ = [
     "read_plan",
     "select",
     "settings_of",
+    "sweep",
+    "tune",
 ]

@@ -273,12 +273,12 @@ def _train(
         key=key,
         resume=resume,
     )
-    for _ in track(_hundredths(session.healing.run()), session.healing.told, 100):
+    for _ in track(hundredths(session.healing.run()), session.healing.told, 100):
         pass
     return session
 
 
-def _hundredths(shares: Iterator[float]) -> Iterator[int]:
+def hundredths(shares: Iterator[float]) -> Iterator[int]:
     """One item for each hundredth that is done."""
     told = 0
     for share in shares:
@@ -296,9 +296,18 @@ def _data(dense: Backend, settings: Settings) -> Calibration:
             "there is no data that the model can be run on: it comes without a tokenizer, or does not read text; give "
             "its inputs with --calib inputs.npz, or --tokenizer"
         )
+    check_samples(calibration)
+    return calibration
+
+
+def check_samples(calibration: Calibration) -> None:
+    """Nothing, if there are enough samples to learn from.
+
+    Raises:
+        HealingError: if there are not.
+    """
     if calibration.provenance["samples"] < FEWEST:
         raise HealingError(
             f"{calibration.provenance['samples']} samples are too few to learn from some and be judged by others; "
             f"give at least {FEWEST}, better some thousands"
         )
-    return calibration

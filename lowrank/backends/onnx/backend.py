@@ -175,6 +175,13 @@ class OnnxBackend:
         made = {"dense": self, "replacements": dict(replacements), "replaced": replaced}
         return replace(self, model=model, path=None, declared=self.signature, tried=True, **made)
 
+    def changed(self, changes: Mapping[str, Change]) -> OnnxBackend:
+        """A copy of the graph, with other numbers in some constants; biases stay."""
+        numbers: dict[int, NDArray[Any]] = {}
+        for name, (matrix, _) in changes.items():
+            numbers |= self._roots_with(name, matrix)
+        return replace(self, model=_with_numbers(self.model, numbers), path=None, declared=self.signature, tried=True)
+
     def fed_with(self, signature: Signature) -> OnnxBackend:
         """The same graph: what it declares of its inputs is all there is, but sizes and ranges may be known better."""
         output = self.declared.output if isinstance(self.declared, Signature) else self.model.graph.outputs[0].name

@@ -146,6 +146,13 @@ class ModuleBackend:
                 first.right.weight = other.right.weight
         return replace(self, module=module, fresh=None, replaced=replaced)
 
+    def changed(self, changes: Mapping[str, Change]) -> ModuleBackend:
+        """A copy of the module, with other numbers in some parameters."""
+        copied = replace(self, module=self.fresh() if self.fresh else copy.deepcopy(self.module), fresh=None)
+        for parameter, numbers in copied._numbers(changes):
+            parameter.data = numbers
+        return copied
+
     def with_tokenizer(self, tokenizer: Path) -> ModuleBackend:
         """The same module with another tokenizer."""
         return replace(self, tokenizer=tokenizer)
@@ -195,20 +202,24 @@ class ModuleBackend:
         """The parameters hold other numbers inside the block."""
         before: list[tuple[nn.Parameter, Tensor]] = []
         try:
-            for name, (matrix, bias) in changes.items():
-                weight = self._by_name[name]
-                stored = np.ascontiguousarray(weight.view.stored_from(matrix))
-                places = [(self.module.get_parameter(name), stored)]
-                if bias is not None:
-                    owner = getattr(self.module.get_submodule(weight.layers[0].name), "bias", None)
-                    places += [(owner, bias)] if isinstance(owner, nn.Parameter) else []
-                for parameter, numbers in places:
-                    before.append((parameter, parameter.data))
-                    parameter.data = torch.from_numpy(numbers).to(parameter.data)
+            for parameter, numbers in self._numbers(changes):
+                before.append((parameter, parameter.data))
+                parameter.data = numbers
             yield
         finally:
             for parameter, data in reversed(before):
                 parameter.data = data
+
+    def _numbers(self, changes: Mapping[str, Change]) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """The parameters that some changes are of, and what each is to hold."""
+        for name, (matrix, bias) in changes.items():
+            weight = self._by_name[name]
+            parameter = self.module.get_parameter(name)
+            stored = np.ascontiguousarray(weight.view.stored_from(matrix))
+            yield parameter, torch.from_numpy(stored).to(parameter.data)
+            owner = getattr(self.module.get_submodule(weight.layers[0].name), "bias", None)
+            if bias is not None and isinstance(owner, nn.Parameter):
+                yield owner, torch.from_numpy(bias).to(owner.data)
 
     @contextmanager
     def trials(

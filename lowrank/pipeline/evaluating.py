@@ -13,6 +13,7 @@ from lowrank.core.structures.base import Replacement
 from lowrank.edge import Target
 from lowrank.evaluate.report import Report
 from lowrank.pipeline.analyzing import read_calibration
+from lowrank.pipeline.pages import with_page
 from lowrank.pipeline.planning import factorize, refitted
 from lowrank.pipeline.run import (
     REPORT_FILE,
@@ -61,5 +62,6 @@ def evaluate(run: str | Path = RUN, *, opening: Opening | None = None, track: Tr
         seconds=clock.seconds,
         provenance=provenance(analysis, plan, refit),
     )
+    report = with_page(folder, folder, analysis, plan, report)
     write_json(folder / REPORT_FILE, "report", report.to_json())
     return report

@@ -22,6 +22,8 @@ class Cell:
     share: float
     """What the colour tells: of the numbers that are kept or, before a plan, of the full rank at 95 % energy."""
     tip: str
+    dtype: str = ""
+    """Where one was chosen."""
 
     @property
     def shade(self) -> int:
@@ -59,4 +61,4 @@ def _cell(seen: Seen) -> Cell:
         return Cell(str(rank), share, f"{seen.name}: rank {rank} of {seen.full_rank} keeps 95 % of the energy")
     number = "dense" if choice.structure == "dense" else str(choice.number)
     tip = f"{seen.name}: {choice.told}; keeps {percent(choice.kept)} of its numbers, predicted error {choice.error:.3f}"
-    return Cell(number, choice.kept, tip)
+    return Cell(number, choice.kept, tip, "" if choice.dtype == "float32" else choice.dtype)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from lowrank.evaluate.report import ONNX_FILE
 from lowrank.report.facts import Facts
 from lowrank.report.svg import percent
 
@@ -82,11 +83,14 @@ def cards_of(facts: Facts) -> list[Card]:
     found = [_quality(facts)]
     if latency is not None:
         rounded = _rounded_name(facts)
-        found.append(_compared("Size of model.onnx", "onnx_bytes", size, latency, rounded))
+        found.append(_compared(f"Size of {ONNX_FILE}", "onnx_bytes", size, latency, rounded))
         found.append(_speed(latency, rounded))
     else:
-        sizes = (("dense", model["bytes_before"]), ("compressed", model["bytes_after"]))
-        found.append(_bars("Size of the tensors", size(model["bytes_after"]), _times(*sizes), sizes, size))
+        # Tensors of the dense model, whose graph was not written; of this one the graph, if there is one.
+        graph = sum(facts.report.files.get(name, 0) for name in (ONNX_FILE, f"{ONNX_FILE}.data"))
+        sizes = (("dense", model["bytes_before"]), ("compressed", graph or model["bytes_after"]))
+        label = f"Size of {ONNX_FILE}" if graph else "Size of the tensors"
+        found.append(_bars(label, size(sizes[1][1]), _times(*sizes), sizes, size))
     counts = (("dense", model["params_before"]), ("compressed", model["params_after"]))
     kept = facts.report.targets["keep_ratio"]
     told = f"{_times(*counts)}; of what was targeted {percent(kept, 1)} is kept"

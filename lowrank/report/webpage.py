@@ -236,11 +236,11 @@ def command_of(provenance: Mapping[str, Any]) -> str:
 
 def _hashes(facts: Facts) -> list[tuple[str, str]]:
     source, made = facts.analysis.source, facts.provenance
-    found = [("model", source.get("path")), ("of the model", source.get("fingerprint"))]
-    found += [("of the analysis", facts.analysis.fingerprint), ("of the plan", made.get("plan"))]
+    found = [("model", source.get("fingerprint")), ("analysis", facts.analysis.fingerprint), ("plan", made.get("plan"))]
     data = facts.analysis.settings.get("calibration")
     if isinstance(data, dict):
-        found.append(("of the calibration data", data.get("hash")))
+        found.append(("calibration data", data.get("hash")))
+    found.append(("read from", source.get("path")))
     return [(label, value) for label, value in found if isinstance(value, str) and value]
 
 
@@ -252,7 +252,7 @@ def _settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
             found += [(f"{key}, {label}", told) for label, told in _settings(value)]
         elif isinstance(value, list | tuple):
             found += [(key, ", ".join(map(str, value)))] if value else []
-        elif value is not None:
+        elif value is not None and key != "hash":
             found.append((key, f"{value:,}" if isinstance(value, int) else str(value)))
     return found
 

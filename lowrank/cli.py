@@ -12,6 +12,7 @@ import typer
 from lowrank import __version__
 from lowrank.cli_edge import bench, export
 from lowrank.cli_heal import exit_on, heal, resumable
+from lowrank.cli_plots import plotted
 from lowrank.cli_sweep import sweep, tune
 from lowrank.errors import LowRankError
 from lowrank.interrupts import remember_interrupts, was_interrupted
@@ -39,6 +40,7 @@ from lowrank.options import (
     Memory,
     Model,
     Multiple,
+    Plots,
     ProfileOption,
     Quantize,
     Resume,
@@ -120,6 +122,7 @@ def analyze(
     scheduler: Scheduler = None,
     resume: Resume = False,
     dry_run: DryRun = False,
+    plots: Plots = None,
     as_json: Json = False,
 ) -> None:
     """Show the singular spectra of a model's weights, and keep them for `compress`."""
@@ -133,7 +136,7 @@ def analyze(
     if dry_run:
         show_estimate(pipeline.foresee(model, 1.0, output, settings, opening, execution), as_json)
         return
-    with resumable(output), progress_bars() as track:
+    with plotted(output, plots), resumable(output), progress_bars() as track:
         analysis = pipeline.analyze(
             model, output=output, settings=settings, opening=opening, execution=execution, track=track
         )
@@ -141,6 +144,7 @@ def analyze(
         print_json(figures(analysis, spectra=True))
         return
     show_analysis(analysis)
+    say(f"To look at: {output / pipeline.PAGE_FILE}")
     say(
         f"Kept in {output}. Next: lowrank compress --budget 0.5"
         + ("" if str(output) == "lowrank-run" else f" -o {output}")
@@ -229,9 +233,10 @@ def compress(
     scheduler: Scheduler = None,
     resume: Resume = False,
     dry_run: DryRun = False,
+    plots: Plots = None,
     as_json: Json = False,
 ) -> None:
-    """Factor a model within a budget: writes model/, model.onnx, plan.json and report.json to the run folder."""
+    """Factor a model within a budget: writes model/, model.onnx, plan.json and report.json, .html to the run folder."""
     from lowrank import pipeline
     from lowrank.artifacts import load_analysis
     from lowrank.backends import Opening
@@ -252,7 +257,7 @@ def compress(
     if dry_run:
         show_estimate(pipeline.foresee(model, budget or 1.0, output, settings, opening, execution), as_json)
         return
-    with resumable(output), progress_bars() as track:
+    with plotted(output, plots), resumable(output), progress_bars() as track:
         report = pipeline.compress(
             model,
             wanted,
@@ -293,13 +298,14 @@ def evaluate(
     task: TaskOption = None,
     arch: Arch = None,
     unsafe_pickle: UnsafePickle = False,
+    plots: Plots = None,
     as_json: Json = False,
 ) -> None:
     """Measure a run again: its model/ and model.onnx against the model it was made from; on several --task, too."""
     from lowrank import pipeline
     from lowrank.backends import Opening
 
-    with progress_bars() as track:
+    with plotted(output, plots), progress_bars() as track:
         opening = Opening(arch=arch, unsafe_pickle=unsafe_pickle)
         report = pipeline.evaluate(output, tasks=task or (), opening=opening, track=track)
     show_report(report, as_json)

@@ -112,6 +112,10 @@ Elastic = Annotated[
 UnsafePickle = Annotated[
     bool, typer.Option("--unsafe-pickle", help="Let a model file run its own code while it is read.")
 ]
+Plots = Annotated[
+    Path | None,
+    typer.Option("--plots", help="Also draw every plot of report.html to this folder, as PNG and SVG (extra: plot)."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 BudgetOption = Annotated[
     float | None,

@@ -17,7 +17,7 @@ LAYERS = (
     {"pipeline"},
     {"integrations"},
     {"options"},
-    {"cli_edge", "cli_heal"},
+    {"cli_edge", "cli_heal", "cli_plots"},
     {"cli_sweep"},
     {"cli"},
     {"__init__", "__main__"},

@@ -8,6 +8,7 @@ from lowrank.pipeline.evaluating import evaluate
 from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.exporting import export, export_adapter_inputs, export_ort, graph_of
 from lowrank.pipeline.healing import Training, heal
+from lowrank.pipeline.pages import PAGE_FILE, facts_in, renew_page
 from lowrank.pipeline.planning import factorize, read_plan, select
 from lowrank.pipeline.preflight import Estimate, foresee
 from lowrank.pipeline.run import CHECKPOINT_FILE, ONNX_FILE, PLAN_FILE, REPORT_FILE, RUN
@@ -20,6 +21,7 @@ __all__ = [
     "CHECKPOINT_FILE",
     "ELASTIC_DATA",
     "ONNX_FILE",
+    "PAGE_FILE",
     "PICTURE_FILE",
     "PLAN_FILE",
     "POINTS_FOLDER",
@@ -44,11 +46,13 @@ __all__ = [
     "export_elastic",
     "export_ort",
     "factorize",
+    "facts_in",
     "foresee",
     "graph_of",
     "heal",
     "kept_analysis",
     "read_plan",
+    "renew_page",
     "select",
     "settings_of",
     "sweep",

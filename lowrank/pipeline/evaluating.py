@@ -14,6 +14,7 @@ from lowrank.edge import Target
 from lowrank.evaluate.report import Report, held_against
 from lowrank.pipeline.analyzing import read_calibration
 from lowrank.pipeline.dropping import read_benchmark
+from lowrank.pipeline.pages import with_page
 from lowrank.pipeline.planning import factorize, refitted
 from lowrank.pipeline.run import (
     REPORT_FILE,
@@ -74,6 +75,7 @@ def evaluate(
         seconds=clock.seconds,
         provenance=provenance(analysis, plan, refit),
     )
+    report = with_page(folder, folder, analysis, plan, report)
     write_json(folder / REPORT_FILE, "report", report.to_json())
     return report
 

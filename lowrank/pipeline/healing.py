@@ -18,6 +18,7 @@ from lowrank.evaluate.report import ONNX_FILE, Report
 from lowrank.pipeline.adapting import folded, keep_adapter, write_adapters
 from lowrank.pipeline.analyzing import read_calibration
 from lowrank.pipeline.dropping import read_benchmark
+from lowrank.pipeline.pages import PAGE_FILE, with_page
 from lowrank.pipeline.run import (
     ADAPTER_FILES,
     ADAPTER_FOLDER,
@@ -136,7 +137,8 @@ def heal(
     with clock.stage("heal"):
         session = _train(calibration, small, settings, training, path, key, resume, track)
     healed = session.healing.healed()
-    entry = {**asked, **asdict(healed), "kept": healed.kept}
+    unit = "minutes" if training.steps is None else "steps"
+    entry = {**asked, **asdict(healed), "kept": healed.kept, "unit": unit}
     if not session.healing.task.workers.is_first:
         # Of several processes one writes.
         return report
@@ -150,7 +152,7 @@ def heal(
             small, plan = changed, followed
     if beside or not entry["kept"]:
         # The model stays as it is.
-        with staged(folder, owned=ADAPTER_FILES if entry["kept"] else ()) as stage:
+        with staged(folder, owned=(PAGE_FILE, *(ADAPTER_FILES if entry["kept"] else ()))) as stage:
             if entry["kept"]:
                 with clock.stage("adapter"):
                     made = session.residuals()
@@ -160,6 +162,7 @@ def heal(
                     report = _timed(report, dense, folder, entry["problems"])
             files = {**report.files, **files_of(stage)}
             report = replace(report, healing=entries, files=files, seconds=clock.seconds)
+            report = with_page(stage, folder, analysis, plan, report)
             write_json(stage / REPORT_FILE, "report", report.to_json())
     else:
         output = Output(

@@ -8,6 +8,7 @@ from lowrank.pipeline.evaluating import evaluate
 from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.exporting import export, export_adapter_inputs, export_ort, graph_of
 from lowrank.pipeline.healing import Training, heal
+from lowrank.pipeline.in_place import Compressed, compress_, prepare_
 from lowrank.pipeline.planning import factorize, read_plan, select
 from lowrank.pipeline.preflight import Estimate, foresee
 from lowrank.pipeline.run import CHECKPOINT_FILE, ONNX_FILE, PLAN_FILE, REPORT_FILE, RUN
@@ -22,6 +23,7 @@ __all__ = [
     "REPORT_FILE",
     "RUN",
     "SAME_CHANNELS",
+    "Compressed",
     "Estimate",
     "Execution",
     "Settings",
@@ -30,6 +32,7 @@ __all__ = [
     "analyze_weights",
     "bench_table",
     "compress",
+    "compress_",
     "evaluate",
     "export",
     "export_adapter_inputs",
@@ -40,6 +43,7 @@ __all__ = [
     "graph_of",
     "heal",
     "kept_analysis",
+    "prepare_",
     "read_plan",
     "select",
     "settings_of",

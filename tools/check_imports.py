@@ -16,7 +16,7 @@ LAYERS = (
     {"report"},
     {"pipeline"},
     {"integrations"},
-    {"options"},
+    {"options", "run_file"},
     {"cli_edge", "cli_heal"},
     {"cli"},
     {"__init__", "__main__"},

@@ -1,6 +1,8 @@
 """lowrank makes a trained transformer smaller and faster on a CPU, after training, by low-rank factors.
 
-Verbs: `analyze`, `select`, `compress`, `heal`, `export`, `load`. Everything is imported when it is first used.
+Verbs: `analyze`, `select`, `compress`, `heal`, `export`, `load`; `compress_` is one call in place, on a live module.
+
+Everything is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -19,11 +21,25 @@ if TYPE_CHECKING:
     from lowrank.errors import LowRankError
     from lowrank.evaluate.report import Report
     from lowrank.nn import LowRankLinear
-    from lowrank.pipeline import Execution, Settings, Training, analyze, compress, export, export_elastic, heal, select
+    from lowrank.pipeline import (
+        Compressed,
+        Execution,
+        Settings,
+        Training,
+        analyze,
+        compress,
+        compress_,
+        export,
+        export_elastic,
+        heal,
+        prepare_,
+        select,
+    )
 
 _HOMES = {
     "Analysis": "lowrank.core.analysis",
     "Budget": "lowrank.core.budget",
+    "Compressed": "lowrank.pipeline",
     "Energy": "lowrank.core.select",
     "Knapsack": "lowrank.core.select",
     "Execution": "lowrank.pipeline",
@@ -38,17 +54,20 @@ _HOMES = {
     "Uniform": "lowrank.core.select",
     "analyze": "lowrank.pipeline",
     "compress": "lowrank.pipeline",
+    "compress_": "lowrank.pipeline",
     "export": "lowrank.pipeline",
     "export_elastic": "lowrank.pipeline",
     "heal": "lowrank.pipeline",
     "load": "lowrank.backends.torch",
     "open_model": "lowrank.backends",
+    "prepare_": "lowrank.pipeline",
     "select": "lowrank.pipeline",
 }
 
 __all__ = [
     "Analysis",
     "Budget",
+    "Compressed",
     "Energy",
     "Execution",
     "Knapsack",
@@ -64,11 +83,13 @@ __all__ = [
     "__version__",
     "analyze",
     "compress",
+    "compress_",
     "export",
     "export_elastic",
     "heal",
     "load",
     "open_model",
+    "prepare_",
     "select",
 ]
 

@@ -71,17 +71,17 @@ from lowrank.options import (
 )
 from lowrank.report.show import show_analysis, show_estimate, show_files, show_report
 from lowrank.report.terminal import complain, print_json, print_table, progress_bars, say
+from lowrank.run_file import App, expanded
 
 T = TypeVar("T")
 
 INTERRUPTED = 130
 """What typer exits with on Ctrl-C, as shells do."""
 
-app = typer.Typer(
+app = App(
     name="lowrank",
     help="Make a trained transformer smaller and faster on a CPU: analyze MODEL, then compress --budget 0.3.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -340,7 +340,8 @@ def main() -> None:
     """The console script: errors become one sentence and exit code 1."""
     remember_interrupts()
     try:
-        app()
+        sys.argv[1:] = expanded(sys.argv[1:], app)
+        app(prog_name="lowrank")
     except (Exception, SystemExit) as ending:
         code = ending.code if isinstance(ending, SystemExit) else 1
         if code == INTERRUPTED or (code and was_interrupted()):

@@ -66,6 +66,27 @@ class Fold(StrEnum):
     rank = "rank"
 
 
+STRUCTURE_NAMES = ("two_factor", "pivoted", "product", "rotary", "neurons", "shared", "spatial", "residual")
+TARGET_NAMES = ("projections", "head", "embeddings", "conv", "all")
+
+
+def _one_of(names: tuple[str, ...], incomplete: str) -> list[str]:
+    """Names with commas between them, of which the last one is completed."""
+    front, comma, start = incomplete.rpartition(",")
+    taken = front.split(",")
+    return [f"{front}{comma}{name}" for name in names if name.startswith(start) and name not in taken]
+
+
+def complete_targets(incomplete: str) -> list[str]:
+    """Kinds of layers; for the shell."""
+    return _one_of(TARGET_NAMES, incomplete)
+
+
+def complete_structures(incomplete: str) -> list[str]:
+    """Structures; for the shell."""
+    return _one_of(STRUCTURE_NAMES, incomplete)
+
+
 Model = Annotated[
     str, typer.Argument(help="A Hugging Face folder, or a .safetensors, .pt, .pth, .bin, .pt2 or .onnx file.")
 ]
@@ -83,11 +104,17 @@ Exclude = Annotated[list[str] | None, typer.Option(help="Not weights of this nam
 Targets = Annotated[
     str | None,
     typer.Option(
-        help="projections (in attention and feed-forward blocks), head, embeddings, conv, all; several with commas."
+        help="projections (in attention and feed-forward blocks), head, embeddings, conv, all; several with commas.",
+        autocompletion=complete_targets,
     ),
 ]
 Arch = Annotated[str | None, typer.Option(help="package.module:factory that builds the dense module of a state dict.")]
-Config = Annotated[str | None, typer.Option(help="config.json that says how to build the model of a state dict.")]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        help="run.yaml: a file with any of these options. Or config.json: how to build the model of a state dict."
+    ),
+]
 Tokenizer = Annotated[
     str | None, typer.Option(help="tokenizer.json, or a folder with a tokenizer, for a model that has none beside it.")
 ]
@@ -179,7 +206,8 @@ Structures = Annotated[
     str | None,
     typer.Option(
         help="Only these, with commas: two_factor, pivoted, product, rotary, neurons, shared, spatial, and with --size "
-        "residual. Default: all."
+        "residual. Default: all.",
+        autocompletion=complete_structures,
     ),
 ]
 

@@ -8,6 +8,7 @@ from lowrank.pipeline.evaluating import evaluate
 from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.exporting import export, export_adapter_inputs, export_ort, graph_of
 from lowrank.pipeline.healing import Training, heal
+from lowrank.pipeline.in_place import Compressed, compress_, prepare_
 from lowrank.pipeline.pages import PAGE_FILE, facts_in, renew_page
 from lowrank.pipeline.planning import factorize, read_plan, select
 from lowrank.pipeline.preflight import Estimate, foresee
@@ -30,6 +31,7 @@ __all__ = [
     "SAME_CHANNELS",
     "SWEEP_FILE",
     "TUNE_FILE",
+    "Compressed",
     "Estimate",
     "Execution",
     "Settings",
@@ -40,6 +42,7 @@ __all__ = [
     "analyze_weights",
     "bench_table",
     "compress",
+    "compress_",
     "evaluate",
     "export",
     "export_adapter_inputs",
@@ -51,6 +54,7 @@ __all__ = [
     "graph_of",
     "heal",
     "kept_analysis",
+    "prepare_",
     "read_plan",
     "renew_page",
     "select",

@@ -1,6 +1,6 @@
 """lowrank makes a trained transformer smaller and faster on a CPU, after training, by low-rank factors.
 
-Verbs: `analyze`, `select`, `compress`, `heal`, `export`, `load`. Everything is imported when it is first used.
+Verbs: `analyze`, `select`, `compress`, `heal`, `truncate`, `export`, `load`. Imported when first used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,18 @@ if TYPE_CHECKING:
     from lowrank.errors import LowRankError
     from lowrank.evaluate.report import Report
     from lowrank.nn import LowRankLinear
-    from lowrank.pipeline import Execution, Settings, Training, analyze, compress, export, export_elastic, heal, select
+    from lowrank.pipeline import (
+        Execution,
+        Settings,
+        Training,
+        analyze,
+        compress,
+        export,
+        export_elastic,
+        heal,
+        select,
+        truncate,
+    )
 
 _HOMES = {
     "Analysis": "lowrank.core.analysis",
@@ -44,6 +55,7 @@ _HOMES = {
     "load": "lowrank.backends.torch",
     "open_model": "lowrank.backends",
     "select": "lowrank.pipeline",
+    "truncate": "lowrank.pipeline",
 }
 
 __all__ = [
@@ -70,6 +82,7 @@ __all__ = [
     "load",
     "open_model",
     "select",
+    "truncate",
 ]
 
 

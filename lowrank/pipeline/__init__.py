@@ -13,6 +13,7 @@ from lowrank.pipeline.preflight import Estimate, foresee
 from lowrank.pipeline.run import CHECKPOINT_FILE, ONNX_FILE, PLAN_FILE, REPORT_FILE, RUN
 from lowrank.pipeline.settings import Settings
 from lowrank.pipeline.timing import bench_table
+from lowrank.pipeline.truncating import cut_name, truncate
 
 __all__ = [
     "CHECKPOINT_FILE",
@@ -30,6 +31,7 @@ __all__ = [
     "analyze_weights",
     "bench_table",
     "compress",
+    "cut_name",
     "evaluate",
     "export",
     "export_adapter_inputs",
@@ -43,4 +45,5 @@ __all__ = [
     "read_plan",
     "select",
     "settings_of",
+    "truncate",
 ]

@@ -24,6 +24,7 @@ from lowrank.pipeline.run import (
     source_of,
 )
 from lowrank.pipeline.settings import Settings
+from lowrank.pipeline.truncating import held_in_graph
 from lowrank.progress import Clock, Track, silent
 
 
@@ -47,6 +48,8 @@ def evaluate(run: str | Path = RUN, *, opening: Opening | None = None, track: Tr
     refit = bool(known and known.provenance.get("refit"))
 
     def replacements() -> Mapping[str, Replacement]:
+        if known and known.cut:
+            return {**factorize(dense, analysis, plan, track), **held_in_graph(folder, analysis, plan)}
         made = factorize(dense, analysis, plan, track)
         return refitted(calibration, made, analysis, track) if refit and calibration else made
 
@@ -57,9 +60,10 @@ def evaluate(run: str | Path = RUN, *, opening: Opening | None = None, track: Tr
     report = replace(
         report,
         healing=known.healing if known else [],
+        cut=known.cut if known else [],
         files=files_of(folder),
         seconds=clock.seconds,
-        provenance=provenance(analysis, plan, refit),
+        provenance=provenance(analysis, plan, refit, known.cut if known else ()),
     )
     write_json(folder / REPORT_FILE, "report", report.to_json())
     return report

@@ -18,6 +18,7 @@ LAYERS = (
     {"integrations"},
     {"options"},
     {"cli_edge", "cli_heal"},
+    {"cli_truncate"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -13,6 +13,7 @@ from lowrank.core.structures.base import Replacement
 from lowrank.edge import Target
 from lowrank.evaluate.report import Report
 from lowrank.pipeline.analyzing import read_calibration
+from lowrank.pipeline.finished import held_in_graph
 from lowrank.pipeline.planning import factorize, refitted
 from lowrank.pipeline.run import (
     REPORT_FILE,
@@ -24,7 +25,6 @@ from lowrank.pipeline.run import (
     source_of,
 )
 from lowrank.pipeline.settings import Settings
-from lowrank.pipeline.truncating import held_in_graph
 from lowrank.progress import Clock, Track, silent
 
 

@@ -4,71 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lowrank.artifacts import hash_json, load_analysis, read_json, save_analysis, staged
-from lowrank.artifacts.files import RECORD_FILE, hash_files
+from lowrank.artifacts import save_analysis, staged
 from lowrank.artifacts.lock import locked
-from lowrank.backends import Backend, Opening, open_model
+from lowrank.backends import Backend, Opening
 from lowrank.backends.inputs import Signature
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import NAMES, Budget
 from lowrank.core.cutting import cutting_of
 from lowrank.core.plan import Plan, check_budget, share_of
-from lowrank.core.remaining import Held, Remaining, recut, remaining
+from lowrank.core.remaining import IN_ORDER, Held, Remaining, recut, remaining
 from lowrank.core.structures import Option
 from lowrank.core.structures.absorb import absorbed
 from lowrank.core.structures.base import Replacement
+from lowrank.core.weight import Bond
 from lowrank.edge import WITH_PAST_FILE, Target, file_size
-from lowrank.errors import CalibrationError, InfeasibleBudget, LowRankError, PlanMismatch, UnsupportedModel
+from lowrank.errors import CalibrationError, InfeasibleBudget, LowRankError, UnsupportedModel
 from lowrank.evaluate.report import ONNX_FILE, Report
 from lowrank.pipeline.adapting import keep_adapter
 from lowrank.pipeline.analyzing import read_calibration
-from lowrank.pipeline.run import (
-    ADAPTER_FOLDER,
-    MODEL_FOLDER,
-    PLAN_FILE,
-    REPORT_FILE,
-    RESULTS,
-    RUN,
-    Output,
-    check_source,
-    read_run,
-    source_of,
-    write_and_measure,
-)
+from lowrank.pipeline.finished import Finished, find_original, hash_of, read_finished_run, take_apart
+from lowrank.pipeline.run import ADAPTER_FOLDER, RESULTS, RUN, Output, write_and_measure
 from lowrank.pipeline.settings import Settings
 from lowrank.pipeline.sizing import sized_plan
 from lowrank.progress import Clock, Track, silent
 
 if TYPE_CHECKING:
     from lowrank.calibrate import Calibration
-
-
-@dataclass(frozen=True, eq=False)
-class _Finished:
-    """A finished run, taken apart."""
-
-    folder: Path
-    analysis: Analysis
-    plan: Plan
-    report: Report | None
-    full: Backend
-    """The dense model that has the products of its factors as weights."""
-    held: Mapping[str, Replacement]
-    fixed: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Groups that stay as they are, each with the reason."""
-    replaced: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
-    """What the model's record says of each replaced weight."""
-
-    @property
-    def is_healed(self) -> bool:
-        """Whether training has changed what is in it; taken to be so where no report tells."""
-        return self.report is None or any(entry.get("kept") for entry in self.report.healing)
 
 
 def cut_name(run: str | Path, budget: Budget | float) -> Path:
@@ -79,14 +46,10 @@ def cut_name(run: str | Path, budget: Budget | float) -> Path:
         ('runs/small-0.2', 'small-size-8e+06')
     """
     folder = Path(run).expanduser()
+    folder = folder.resolve() if folder.name in ("", "..") else folder
     budget = budget if isinstance(budget, Budget) else Budget.params(budget)
     kind = "" if budget.kind == "params" else f"{budget.kind}-"
-    name = folder.resolve().name if folder.name in ("", ".", "..") else folder.name
-    return (
-        folder.resolve().parent / f"{name}-{kind}{budget.limit:g}"
-        if name != folder.name
-        else folder.with_name(f"{name}-{kind}{budget.limit:g}")
-    )
+    return folder.with_name(f"{folder.name}-{kind}{budget.limit:g}")
 
 
 def truncate(
@@ -137,22 +100,12 @@ def truncate(
     out = cut_name(folder, budget) if output is None else Path(output).expanduser()
     clock = Clock()
     with clock.stage("open"):
-        analysis, plan, report = _read_run(folder)
+        analysis, plan, report = read_finished_run(folder)
         _check_possible(folder, analysis, plan, report, budget)
-        original, told = _original(folder, analysis, model, opening)
-        finished = _take_apart(folder, analysis, plan, report, original, opening or Opening())
+        original, told = find_original(folder, analysis, model, opening)
+        finished = take_apart(folder, analysis, plan, report, original, opening or Opening())
     with locked(out):
-        return _cut(finished, original, told, budget, out, settings, model is not None, refit, latency, track, clock)
-
-
-def _read_run(folder: Path) -> tuple[Analysis, Plan, Report | None]:
-    """What a run says of itself; a graph is enough of a model."""
-    if (folder / MODEL_FOLDER / RECORD_FILE).is_file() or not (folder / ONNX_FILE).is_file():
-        return read_run(folder)
-    analysis, content = load_analysis(folder), read_json(folder / PLAN_FILE, "plan")
-    plan = Plan.from_json(content, analysis, Budget.from_json(content.get("budget")))
-    path = folder / REPORT_FILE
-    return analysis, plan, Report.from_json(read_json(path, "report")) if path.is_file() else None
+        return _cut(finished, original, told, budget, out, settings, refit, latency, track, clock)
 
 
 def _check_possible(folder: Path, analysis: Analysis, plan: Plan, report: Report | None, budget: Budget) -> None:
@@ -169,97 +122,24 @@ def _check_possible(folder: Path, analysis: Analysis, plan: Plan, report: Report
             f"{folder} was made for a size, with a type for each weight: cut it to a size too, with --size, or "
             "compress the original with --budget"
         )
-    graph = folder / ONNX_FILE
-    now = (
-        float(file_size(graph))
-        if budget.kind == "size" and graph.is_file()
-        else share_of(budget, plan.options, analysis)
-    )
-    limit = budget.limit
-    if budget.kind == "size" and limit <= 1:
-        return
-    if now is not None and limit > now * (1 + 1e-9):
+    now = share_of(budget, plan.options, analysis)
+    if budget.kind == "size" and budget.limit > 1 and (folder / ONNX_FILE).is_file():
+        now = float(file_size(folder / ONNX_FILE))
+    if now is not None and budget.limit > now * (1 + 1e-9):
         what = f"{int(now):,} bytes" if budget.kind == "size" else f"{now:.4f} of the targeted {NAMES[budget.kind]}"
         raise InfeasibleBudget(
-            f"{folder} keeps {what} already, less than the {limit:g} that it may: a finished result only gets smaller; "
-            f"give less, or compress the original again"
+            f"{folder} keeps {what} already, less than the {budget.limit:g} that it may: a finished result only gets "
+            "smaller; give less, or compress the original again"
         )
-
-
-def _original(folder: Path, analysis: Analysis, model: object, opening: Opening | None) -> tuple[Backend | None, str]:
-    """The model that a run was made from, if it is there, and what to say if it is not."""
-    if model is not None:
-        return open_model(model, opening or Opening()), ""
-    path = analysis.source.get("path")
-    if path is None:
-        return None, "the original was a module in memory"
-    try:
-        name, known = source_of(analysis, folder, opening)
-        backend = open_model(name, known)
-        check_source(analysis, backend, folder)
-    except PlanMismatch:
-        return None, f"{path} has changed since the run was made from it"
-    except (UnsupportedModel, OSError) as error:
-        return None, f"the original cannot be read any more ({error})"
-    return backend, ""
-
-
-def _take_apart(
-    folder: Path, analysis: Analysis, plan: Plan, report: Report | None, original: Backend | None, opening: Opening
-) -> _Finished:
-    """The replacements in a run's model, and the dense model around them.
-
-    Raises:
-        UnsupportedModel: if there are none that can be read.
-    """
-    record = folder / MODEL_FOLDER / RECORD_FILE
-    content = read_json(record, "model") if record.is_file() else {}
-    replaced: dict[str, Any] = content.get("replaced", {})
-    if content and content.get("rebuild", {}).get("kind") != "onnx":
-        from lowrank.backends.torch.finished import read_finished
-        from lowrank.backends.torch.module import ModuleBackend
-
-        known = analysis.settings.get("opening")
-        arch = opening.arch or (known.get("arch") if isinstance(known, dict) else None)
-        full, held = read_finished(
-            folder / MODEL_FOLDER,
-            analysis,
-            replace(opening, arch=arch),
-            original if isinstance(original, ModuleBackend) else None,
-        )
-        return _Finished(folder, analysis, plan, report, full, held, replaced=replaced)
-    target = Target.of(report and report.onnx)
-    if target.is_rounded or target.profile != "portable":
-        form = f"rounded to {target.dtype}" if target.is_rounded else "fused for ONNX Runtime"
-        raise UnsupportedModel(
-            f"{folder / ONNX_FILE} is {form}, and there are no other factors in the run: compress once without "
-            "--quantize and --profile, cut that, and round what comes of it"
-        )
-    from lowrank.backends.onnx.finished import read_graph
-
-    found = read_graph(
-        folder / ONNX_FILE,
-        analysis,
-        plan.options,
-        {name: entry.get("tensors", {}) for name, entry in replaced.items()},
-        folder / MODEL_FOLDER / "tokenizer.json",
-    )
-    return _Finished(folder, analysis, plan, report, found.backend, found.held, found.fixed, replaced)
-
-
-def held_in_graph(folder: Path, analysis: Analysis, plan: Plan) -> Mapping[str, Replacement]:
-    """The factors in a run's graph, by weight name, as far as they can be read."""
-    return _take_apart(folder, analysis, plan, None, None, Opening()).held
 
 
 def _cut(
-    finished: _Finished,
+    finished: Finished,
     original: Backend | None,
     told: str,
     budget: Budget,
     out: Path,
     settings: Settings | None,
-    live: bool,
     refit: bool,
     latency: bool,
     track: Track,
@@ -287,23 +167,22 @@ def _cut(
         made = dict(finished.held)
         if not same:
             made = _recut(chosen, left, held, track)
-    final = _against_dense(chosen, analysis, same, plan)
+    final = _against_dense(chosen, analysis)
     refit = refit and calibration is not None and not same
     if refit and calibration is not None:
         from lowrank.calibrate import sequential_refit
 
         with clock.stage("refit"):
             made = sequential_refit(calibration, full.rewrite(made), made, left, track)
-    lost = _weight_loss(held, made, weights)
+    lost = _weight_loss(held, made)
     beside = finished.folder / ADAPTER_FOLDER
     kept_lora = beside.exists() and not _is_trained(report)
     with clock.stage("rewrite"):
-        small = full.rewrite(
-            made if same else absorbed(made, full.weights, () if kept_lora else _bonds(full, left), held)
-        )
-        small = _with_record(small, finished)
+        if not same:
+            made = absorbed(made, full.weights, () if kept_lora else _bonds(full, left), held)
+        small = _with_record(full.rewrite(made), finished)
     entry = {
-        "run": _hash_of(finished),
+        "run": hash_of(finished),
         "from": str(finished.folder.resolve()),
         "keep_before": plan.keep_ratio,
         "keep_after": final.keep_ratio,
@@ -318,11 +197,12 @@ def _cut(
 
         with clock.stage("fidelity"):
             entry["quality"] = quality_of(full.rewrite(finished.held), small, calibration, silent)
-    notes += [
-        f"{len(finished.fixed)} of {len(plan.options)} groups stay as they are, since their factors cannot be read back "
-        f"from the graph: {name} ({reason})"
-        for name, reason in list(finished.fixed.items())[:1]
-    ]
+    if finished.fixed:
+        name, reason = next(iter(finished.fixed.items()))
+        notes.append(
+            f"{len(finished.fixed)} of {len(plan.options)} groups stay as they are, as their factors cannot be read "
+            f"back from the graph: {name} ({reason})"
+        )
     if beside.exists() and not kept_lora:
         _check_lost(finished, out)
         notes.append(f"{beside} was trained for the finished model and stays with it")
@@ -376,26 +256,21 @@ def _recut(chosen: Plan, left: Remaining, held: Held, track: Track) -> dict[str,
     return {name: replacement for part in parts for name, replacement in part.items()}
 
 
-def _against_dense(chosen: Plan, analysis: Analysis, same: bool, plan: Plan) -> Plan:
+def _against_dense(chosen: Plan, analysis: Analysis) -> Plan:
     """The plan with errors as the run's analysis predicts them, of the dense model's outputs."""
-    known = {option.group: option for option in plan.options} if same else {}
     read = Plan.from_json(chosen.to_json(), analysis, chosen.budget)
-    options = tuple(known.get(option.group, option) for option in read.options)
-    return replace(
-        read, options=options, share=chosen.share, notes=chosen.notes, selector=chosen.selector, gap=chosen.gap
-    )
+    own = {"share": chosen.share, "notes": chosen.notes, "selector": chosen.selector, "gap": chosen.gap}
+    return replace(read, **own)
 
 
-def _bonds(full: Backend, left: Remaining) -> Any:
+def _bonds(full: Backend, left: Remaining) -> tuple[Bond, ...]:
     """Bonds between weights that are products by themselves: of others no order is free."""
-    narrow = {
-        name for group, now in left.now.items() if now.structure != "dense" for name in left.groups[group].weights
-    }
-    narrow -= set(left.thin)
+    replaced = [left.groups[group] for group, now in left.now.items() if now.structure != "dense"]
+    narrow = {name for group in replaced for name in group.weights} - set(left.thin)
     return tuple(bond for bond in full.bonds if narrow.isdisjoint(bond.weights))
 
 
-def _with_record(small: Backend, finished: _Finished) -> Backend:
+def _with_record(small: Backend, finished: Finished) -> Backend:
     """The record of a graph names the weights that stay as they are, too."""
     if not finished.fixed:
         return small
@@ -412,17 +287,18 @@ def _with_record(small: Backend, finished: _Finished) -> Backend:
     return replace(small, replaced={**kept, **small.replaced})
 
 
-def _weight_loss(held: Held, made: Mapping[str, Replacement], weights: Mapping[str, Any]) -> float:
-    """Relative difference of all weights together from what they were in the finished model."""
+def _weight_loss(held: Held, made: Mapping[str, Replacement]) -> float | None:
+    """Relative difference of all weights together from what they were in the finished model; None if none of them is
+    in the coordinates that it had."""
     after = Held(made, held.weights, held.dense)
     lost = total = 0.0
-    for name in weights:
-        if name not in made and name not in held.replacements:
-            continue
-        one = held.read(name)
-        lost += float(np.square(one - after.read(name)).sum())
-        total += float(np.square(one).sum())
-    return math.sqrt(lost / total) if total else 0.0
+    for name in {**held.replacements, **made}:
+        ways = {each[name].structure for each in (made, held.replacements) if name in each}
+        if ways.isdisjoint(IN_ORDER):
+            one = held.read(name)
+            lost += float(np.square(one - after.read(name)).sum())
+            total += float(np.square(one).sum())
+    return math.sqrt(lost / total) if total else None
 
 
 def _is_trained(report: Report | None) -> bool:
@@ -431,17 +307,9 @@ def _is_trained(report: Report | None) -> bool:
     return any(entry.get("adapter") and entry.get("fold") == "no" and entry.get("kept") for entry in entries)
 
 
-def _check_lost(finished: _Finished, out: Path) -> None:
+def _check_lost(finished: Finished, out: Path) -> None:
     if out.resolve() == finished.folder.resolve():
         raise LowRankError(
             f"{finished.folder / ADAPTER_FOLDER} was trained for the model as it is and would be lost; give another "
             "folder with -o"
         )
-
-
-def _hash_of(finished: _Finished) -> str:
-    """Of what a run's model is: the files that hold its numbers, and its plan."""
-    folder = finished.folder
-    parts = [path for path in sorted((folder / MODEL_FOLDER).glob("model.*")) if path.is_file()]
-    graphs = [path for path in (folder / ONNX_FILE, folder / f"{ONNX_FILE}.data") if path.is_file()]
-    return hash_json([hash_files(parts or graphs), finished.plan.to_json()])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 
@@ -94,4 +95,5 @@ def cutting_of(plan: Plan) -> Cutting:
 
 
 def _names(structures: object) -> tuple[str, ...] | None:
-    return tuple(str(name) for name in structures) if isinstance(structures, Sequence) else None
+    listed = isinstance(structures, list | tuple)
+    return tuple(str(name) for name in cast("Sequence[object]", structures)) if listed else None

@@ -9,11 +9,12 @@ projection on more of them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lowrank.core.analysis import (
     Analysis,
@@ -72,7 +73,7 @@ def dense_of(held: Replacement, weight: Weight) -> Matrix:
     return matrix if held.cols is None else _placed(matrix, held.cols, 1)
 
 
-def _placed(array: Matrix, order: np.ndarray[Any, Any], axis: int) -> Matrix:
+def _placed(array: Matrix, order: NDArray[np.int64], axis: int) -> Matrix:
     """Channel i of an array back at its place `order[i]`."""
     return np.take(array, np.argsort(order), axis)
 
@@ -163,13 +164,9 @@ def remaining(
             bonds.append(bond)
         elif set(bond.group.weights) <= free:
             bonds += _measured(bond, grams, held, one)
-    return Remaining(
-        **{**_fields(found), "weights": records, "bonds": tuple(bonds)}, now=now, fixed=frozenset(fixed), thin=thin
-    )
-
-
-def _fields(analysis: Analysis) -> dict[str, Any]:
-    return {name: getattr(analysis, name) for name in Analysis.__dataclass_fields__}
+    kept: dict[str, Any] = {each.name: getattr(found, each.name) for each in fields(Analysis)}
+    kept |= {"weights": records, "bonds": tuple(bonds)}
+    return Remaining(**kept, now=now, fixed=frozenset(fixed), thin=thin)
 
 
 def _seen(folds: Folds, thin: Factors | None) -> Folds:
@@ -213,7 +210,7 @@ def _record(record: WeightAnalysis, analysis: Analysis, held: Held, thin: Mappin
 
 def _curve(chosen: Directions, factors: Factors, judge: Gram | None) -> Vector:
     """Squared relative error at rank 0, 1, ..., on the judging fold; in the plain metric without one."""
-    parts = []
+    parts: list[Vector] = []
     stacked = factors.left.ndim == 3
     for index in range(len(factors.left)) if stacked else (None,):
         left, right, basis = (
@@ -291,7 +288,7 @@ def _fewer(held: Held, name: str, rank: int, now: int) -> Replacement:
     assert isinstance(narrow, Narrow)
     of_outputs = narrow.outputs is not None
     count = narrow.matrix.shape[0 if of_outputs else 1] // now
-    kept = (np.arange(count)[:, None] * now + np.arange(rank)).ravel()
+    kept: NDArray[np.int64] = (np.arange(count, dtype=np.int64)[:, None] * now + np.arange(rank)).ravel()
     if narrow.outputs is None:
         assert narrow.inputs is not None
         return replace(

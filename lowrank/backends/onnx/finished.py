@@ -108,7 +108,7 @@ def _read(model: Any, weight: Weight, names: Mapping[str, str]) -> Factors | Piv
     first = matched[0]
     a, b = (np.asarray(value.const_value.numpy(), np.float64) for value in (right, left))
     factors = _factors(first, a, b)
-    matrix = np.asarray(factors.product())
+    matrix = np.asarray(factors.product(), np.float64)
     if matrix.shape != weight.shape:
         return f"its factors are of {matrix.shape[0]} x {matrix.shape[1]}"
     _put_product(model, weight, matched, matrix, right.const_value)
@@ -181,7 +181,7 @@ def _put_product(model: Any, weight: Weight, pairs: Sequence[_Pair], matrix: NDA
 
     turned = pairs[0].at == 1
     numbers = np.ascontiguousarray(matrix.T if turned else matrix).astype(like.numpy().dtype)
-    tensor = ir.tensor(numbers, dtype=like.dtype, name=weight.name)
+    tensor: Any = ir.tensor(numbers, dtype=like.dtype, name=weight.name)
     value = ir.Value(name=weight.name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(like.dtype))
     model.graph.register_initializer(value)
     for pair in pairs:

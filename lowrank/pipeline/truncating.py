@@ -159,9 +159,7 @@ def _cut(
     with clock.stage("select"):
         if budget.kind == "size":
             budget, target = budget.of_original(full.nbytes), replace(target, dtype="mixed")
-            chosen = sized_plan(full, left, budget, cutting_of(plan), target, track)
-        else:
-            chosen = check_budget(cutting_of(plan).select(left, budget))
+        chosen = _chosen(finished, left, full, budget, target, track)
     same = _key(chosen.options) == _key(plan.options)
     with clock.stage("factorize"):
         made = dict(finished.held)
@@ -197,12 +195,7 @@ def _cut(
 
         with clock.stage("fidelity"):
             entry["quality"] = quality_of(full.rewrite(finished.held), small, calibration, silent)
-    if finished.fixed:
-        name, reason = next(iter(finished.fixed.items()))
-        notes.append(
-            f"{len(finished.fixed)} of {len(plan.options)} groups stay as they are, as their factors cannot be read "
-            f"back from the graph: {name} ({reason})"
-        )
+    notes += [_told_of(finished)] if finished.fixed else []
     if beside.exists() and not kept_lora:
         _check_lost(finished, out)
         notes.append(f"{beside} was trained for the finished model and stays with it")
@@ -231,6 +224,28 @@ def _cut(
             cuts,
             notes,
         )
+
+
+def _chosen(finished: Finished, left: Remaining, full: Backend, budget: Budget, target: Target, track: Track) -> Plan:
+    """The plan of least error within the budget."""
+    selector = cutting_of(finished.plan)
+    try:
+        if budget.kind == "size":
+            return sized_plan(full, left, budget, selector, target, track)
+        return check_budget(selector.select(left, budget))
+    except InfeasibleBudget as error:
+        if not finished.fixed:
+            raise
+        raise InfeasibleBudget(f"{error}; {_told_of(finished)}") from None
+
+
+def _told_of(finished: Finished) -> str:
+    """What stays as it is, and why."""
+    name, reason = next(iter(finished.fixed.items()))
+    return (
+        f"{len(finished.fixed)} of {len(finished.plan.options)} groups stay as they are, as their factors cannot be "
+        f"read back from the graph: {name} ({reason})"
+    )
 
 
 def _key(options: Sequence[Option]) -> set[tuple[str, str, int]]:

@@ -111,10 +111,11 @@ def _read(model: Any, weight: Weight, names: Mapping[str, str]) -> Factors | Piv
     matrix = np.asarray(factors.product(), np.float64)
     if matrix.shape != weight.shape:
         return f"its factors are of {matrix.shape[0]} x {matrix.shape[1]}"
+    orders = [pair.last.inputs[1] for pair in matched if pair.order is not None]
     _put_product(model, weight, matched, matrix, right.const_value)
-    for value in (right, left):
+    for value in (right, left, *orders):
         if not value.uses():
-            model.graph.initializers.pop(value.name)
+            model.graph.initializers.pop(value.name, None)
     return factors
 
 

@@ -1,8 +1,7 @@
 """lowrank makes a trained transformer smaller and faster on a CPU, after training, by low-rank factors.
 
-Verbs: `analyze`, `select`, `compress`, `heal`, `export`, `load`; `compress_` is one call in place, on a live module.
-
-Everything is imported when it is first used.
+Verbs: `analyze`, `select`, `compress`, `heal`, `truncate`, `export`, `load`; `compress_` is one call in place, on a
+live module. Everything is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
         heal,
         prepare_,
         select,
+        truncate,
     )
 
 _HOMES = {
@@ -62,6 +62,7 @@ _HOMES = {
     "open_model": "lowrank.backends",
     "prepare_": "lowrank.pipeline",
     "select": "lowrank.pipeline",
+    "truncate": "lowrank.pipeline",
 }
 
 __all__ = [
@@ -91,6 +92,7 @@ __all__ = [
     "open_model",
     "prepare_",
     "select",
+    "truncate",
 ]
 
 

@@ -14,6 +14,7 @@ from lowrank.cli_edge import bench, export
 from lowrank.cli_heal import exit_on, heal, resumable
 from lowrank.cli_plots import plotted
 from lowrank.cli_sweep import sweep, tune
+from lowrank.cli_truncate import truncate
 from lowrank.errors import LowRankError
 from lowrank.interrupts import remember_interrupts, was_interrupted
 from lowrank.options import (
@@ -334,6 +335,7 @@ app.command()(export)
 app.command()(bench)
 app.command()(sweep)
 app.command()(tune)
+app.command()(truncate)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ LAYERS = (
     {"integrations"},
     {"options", "run_file"},
     {"cli_edge", "cli_heal", "cli_plots"},
-    {"cli_sweep"},
+    {"cli_sweep", "cli_truncate"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -72,11 +72,11 @@ def measure(
         with clock.stage("fidelity"):
             try:
                 rounded = FileModel(onnx, small.signature.output) if target.is_rounded and onnx.exists() else None
-                quality = _quality(dense, rounded or small, calibration, track)
+                quality = quality_of(dense, rounded or small, calibration, track)
             except ExportError as error:
                 problems.append(str(error))
                 rounded, exact = None, None
-                quality = _quality(dense, small, calibration, track)
+                quality = quality_of(dense, small, calibration, track)
         relative = quality["relative_error"]
         lost = [name for name, value in quality.items() if isinstance(value, float) and not math.isfinite(value)]
         if lost:
@@ -88,7 +88,7 @@ def measure(
                     parity = exact if target.is_rounded else exactness(small, onnx)
                     graph = {**asdict(target), "fused": fused_counts(onnx)}
                     if rounded is not None:
-                        graph["rounding_error"] = _quality(small, rounded, calibration, silent)["relative_error"]
+                        graph["rounding_error"] = quality_of(small, rounded, calibration, silent)["relative_error"]
                 if latency:
                     with clock.stage("latency"):
                         shown = track((onnx,), "timing both models", 1)
@@ -131,7 +131,8 @@ def measure(
     )
 
 
-def _quality(dense: Backend, small: Runs, calibration: Calibration | None, track: Track) -> dict[str, Any]:
+def quality_of(dense: Backend, small: Runs, calibration: Calibration | None, track: Track) -> dict[str, Any]:
+    """What report.json says of how near a model's outputs are to those of another one."""
     signature = dense.signature
     assert isinstance(signature, Signature)
     random = [signature.example(4, min(16, signature.max_sequence), seed) for seed in range(4)]

@@ -31,6 +31,9 @@ class Report:
     quality: dict[str, Any] | None = None
     healing: list[dict[str, Any]] = field(default_factory=list)
     """One entry for each time that the model was healed: `before` and `after` (held-out loss), `kept`, `steps`, ..."""
+    cut: list[dict[str, Any]] = field(default_factory=list)
+    """One entry for each time that a finished result was cut again: of which `run`, from what `keep_before` to what
+    `keep_after`, and how near the outputs are to those that it had: `quality`."""
     skipped: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)

@@ -16,6 +16,7 @@ from lowrank.pipeline.run import CHECKPOINT_FILE, ONNX_FILE, PLAN_FILE, REPORT_F
 from lowrank.pipeline.settings import Settings
 from lowrank.pipeline.sweeping import PICTURE_FILE, POINTS_FOLDER, SWEEP_FILE, Sweep, sweep
 from lowrank.pipeline.timing import bench_table
+from lowrank.pipeline.truncating import cut_name, truncate
 from lowrank.pipeline.tuning import TUNE_FILE, Tuning, tune
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "bench_table",
     "compress",
     "compress_",
+    "cut_name",
     "evaluate",
     "export",
     "export_adapter_inputs",
@@ -60,5 +62,6 @@ __all__ = [
     "select",
     "settings_of",
     "sweep",
+    "truncate",
     "tune",
 ]

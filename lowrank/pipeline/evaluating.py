@@ -14,6 +14,7 @@ from lowrank.edge import Target
 from lowrank.evaluate.report import Report, held_against
 from lowrank.pipeline.analyzing import read_calibration
 from lowrank.pipeline.dropping import read_benchmark
+from lowrank.pipeline.finished import held_in_graph
 from lowrank.pipeline.pages import with_page
 from lowrank.pipeline.planning import factorize, refitted
 from lowrank.pipeline.run import (
@@ -60,6 +61,8 @@ def evaluate(
     refit = bool(known and known.provenance.get("refit"))
 
     def replacements() -> Mapping[str, Replacement]:
+        if known and known.cut:
+            return {**factorize(dense, analysis, plan, track), **held_in_graph(folder, analysis, plan)}
         made = factorize(dense, analysis, plan, track)
         return refitted(calibration, made, analysis, track) if refit and calibration else made
 
@@ -71,9 +74,10 @@ def evaluate(
     report = replace(
         report,
         healing=known.healing if known else [],
+        cut=known.cut if known else [],
         files=files_of(folder),
         seconds=clock.seconds,
-        provenance=provenance(analysis, plan, refit),
+        provenance=provenance(analysis, plan, refit, known.cut if known else ()),
     )
     report = with_page(folder, folder, analysis, plan, report)
     write_json(folder / REPORT_FILE, "report", report.to_json())

@@ -187,6 +187,7 @@ def heal(
                 bool(report.provenance.get("refit")),
                 entries,
                 problems,
+                report.cut,
             )
     path.unlink(missing_ok=True)
     return report

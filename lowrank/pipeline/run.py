@@ -71,6 +71,8 @@ def write_and_measure(
     refit: bool,
     healing: Sequence[dict[str, Any]] = (),
     problems: Sequence[str] = (),
+    cut: Sequence[dict[str, Any]] = (),
+    remarks: Sequence[str] = (),
 ) -> Report:
     """Everything of a run but its analysis, in `stage`."""
     from lowrank.edge import file_size, fit_file, write_onnx
@@ -138,11 +140,12 @@ def write_and_measure(
     report = replace(
         report,
         problems=found,
-        notes=[*report.notes, *notes],
+        notes=[*report.notes, *remarks, *notes],
         healing=list(healing),
+        cut=list(cut),
         files=files_of(stage),
         seconds=clock.seconds,
-        provenance=provenance(analysis, plan, refit),
+        provenance=provenance(analysis, plan, refit, cut),
     )
     report = with_page(stage, stage.parent, analysis, plan, report)
     write_json(stage / REPORT_FILE, "report", report.to_json())
@@ -211,7 +214,7 @@ def check_source(kept: Analysis, backend: Backend, run: Path) -> None:
         )
 
 
-def provenance(analysis: Analysis, plan: Plan, refit: bool) -> dict[str, Any]:
+def provenance(analysis: Analysis, plan: Plan, refit: bool, cut: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """What it takes to repeat a run."""
     return {
         **made_with(),
@@ -219,6 +222,7 @@ def provenance(analysis: Analysis, plan: Plan, refit: bool) -> dict[str, Any]:
         "analysis": analysis.fingerprint,
         "plan": hash_json(plan.to_json()),
         "refit": refit,
+        **({"cut_from": cut[-1]["run"]} if cut else {}),
     }
 
 

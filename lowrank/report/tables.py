@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -146,6 +147,8 @@ def report_table(report: Report) -> Table:
         table.add_row("relative error of the weights", "", f"{report.error['relative']:.4f}", "")
     if "cast_relative" in report.error:
         table.add_row("of rounding factors to their types", "", f"{report.error['cast_relative']:.4f}", "")
+    if report.cut:
+        _cut(table, report.cut[-1])
     for entry in report.healing:
         lost = "no better"
         if entry["kept"]:
@@ -207,6 +210,18 @@ def _rounded(table: Table, report: Report) -> None:
     label = "dense in int4" if dtype == "mixed" else f"both in {dtype}"
     _compared(table, f"bytes of model.onnx, {label}", dense_bytes, small_bytes)
     table.add_row(f"ms, {label}", f"{dense_ms:.2f}", f"{small_ms:.2f}", f"{small_ms / dense_ms:.3f}")
+
+
+def _cut(table: Table, entry: Mapping[str, Any]) -> None:
+    """What a finished result has lost by being cut again."""
+    table.add_row(
+        "keep ratio of the result that was cut", f"{entry['keep_before']:.4f}", f"{entry['keep_after']:.4f}", ""
+    )
+    for name, label in (("relative_error", "relative error"), ("cosine", "mean cosine"), ("kl", "KL divergence")):
+        if entry["quality"] and name in entry["quality"]:
+            table.add_row(f"{label} against that result", "", f"{entry['quality'][name]:.4f}", "")
+    if entry["quality"] is None and entry["weights"] is not None:
+        table.add_row("relative error of the weights against that result", "", f"{entry['weights']:.4f}", "")
 
 
 QUALITY = {

@@ -66,7 +66,7 @@ def _load(
         from lowrank.backends.checkpoint.load import load_checkpoint
 
         return load_checkpoint(path, record)
-    state = _read_state(path / MODEL_FILE)
+    state = read_state(path / MODEL_FILE)
     if arch is not None:
         dense = build_arch(arch) if isinstance(arch, str) else arch().eval()
     elif rebuild["kind"] == "huggingface":
@@ -81,7 +81,7 @@ def _load(
             f"builds the "
             f"dense module ({name})"
         )
-    return _fill(dense, state, record["replaced"], record["aliases"], path).eval()
+    return fill(dense, state, record["replaced"], record["aliases"], path).eval()
 
 
 def _check_sizes(origin: str, layer: str, entry: Mapping[str, Any], most: int) -> None:
@@ -94,7 +94,12 @@ def _check_sizes(origin: str, layer: str, entry: Mapping[str, Any], most: int) -
             )
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, as copies.
+
+    Raises:
+        UnsupportedModel: if it is missing or damaged.
+    """
     from safetensors.torch import load_file
 
     huggingface.open_safetensors(path)
@@ -102,7 +107,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
-def _fill(
+def fill(
     module: nn.Module,
     state: Mapping[str, Tensor],
     replaced: Mapping[str, Any],

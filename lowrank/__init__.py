@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lowrank.integrations.hook import register_when_imported
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -109,3 +111,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+# `AutoModel.from_pretrained` then loads compressed models.
+register_when_imported()

@@ -6,18 +6,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lowrank.artifacts.files import RECORD_FILE, read_json
 from lowrank.backends.torch import huggingface
-from lowrank.backends.torch.layers import dense_layer, empty_replacement, put, register_optional_layers, tie
+from lowrank.backends.torch.block import read_block
 from lowrank.backends.torch.module import MODEL_FILE
 from lowrank.backends.torch.normalize import normalize_
 from lowrank.backends.torch.open import build_arch
 from lowrank.backends.torch.pickles import read_program
 from lowrank.backends.torch.program import PROGRAM_FILE, unflatten
-from lowrank.backends.torch.replace import undone_on_error
+from lowrank.backends.torch.rebuild import put_layers
 from lowrank.errors import ArtifactError, LowRankError, first_line
 
 
@@ -41,9 +40,18 @@ def load(folder: str | Path, *, arch: str | Callable[[], nn.Module] | None = Non
     path = Path(folder).expanduser()
     if not (path / RECORD_FILE).is_file() and ((path / "model").is_dir() or (path / "plan.json").is_file()):
         path = path / "model"
+    block = None if (path / RECORD_FILE).is_file() else read_block(path)
+    if block is not None:
+        # `save_pretrained` wrote it.
+        return huggingface.from_compressed(path, block)
     record = read_json(path / RECORD_FILE, "model")
     try:
-        return _load(path, record, arch)
+        module = _load(path, record, arch)
+        if record["rebuild"]["kind"] in huggingface.KINDS and isinstance(module, nn.Module):
+            from lowrank.backends.torch.quantizer import attach
+
+            attach(module, record)
+        return module
     except (KeyError, TypeError, AttributeError, ValueError, AssertionError, IndexError, RuntimeError) as error:
         if isinstance(error, LowRankError):
             raise
@@ -84,16 +92,6 @@ def _load(
     return fill(dense, state, record["replaced"], record["aliases"], path).eval()
 
 
-def _check_sizes(origin: str, layer: str, entry: Mapping[str, Any], most: int) -> None:
-    """No layer is larger than the one that it takes the place of, whatever the record says."""
-    for size in (entry["rank"], *entry.get("shape", ())):
-        if not isinstance(size, int) or not 0 <= size <= most:
-            raise ArtifactError(
-                f"{origin} gives {layer} the size {str(size)[:40]}, and its dense layer has at most "
-                f"{most:,}; compress the original again"
-            )
-
-
 def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, as copies.
 
@@ -115,7 +113,8 @@ def fill(
     origin: Path,
 ) -> nn.Module:
     """Low-rank layers in the places that the record names, then every tensor, then the ties."""
-    _place(module, replaced, origin)
+    normalize_(module)
+    put_layers(module, replaced, origin)
     full = {**state, **{alias: state[kept] for alias, kept in aliases.items()}}
     try:
         module.load_state_dict(full, assign=True)
@@ -129,56 +128,3 @@ def fill(
         source, _, source_key = kept.rpartition(".")
         setattr(module.get_submodule(owner), key, getattr(module.get_submodule(source), source_key))
     return module
-
-
-def _place(module: nn.Module, replaced: Mapping[str, Any], origin: Path) -> None:
-    """Empty low-rank layers in the places that the record names; one module under two names gets one."""
-    register_optional_layers()
-    normalize_(module)
-    empty_layers_(module, replaced, f"{origin / RECORD_FILE}")
-
-
-def prepare_layers_(module: nn.Module, replaced: Mapping[str, Mapping[str, Any]]) -> nn.Module:
-    """Empty low-rank layers in a dense module; layers that are split are those that hold one of them.
-
-    Raises:
-        ArtifactError: if they are of another module.
-    """
-    register_optional_layers()
-    try:
-        places = [str(layer) for entry in replaced.values() for layer in entry["layers"]]
-        with undone_on_error(module), torch.random.fork_rng(devices=[]):
-            normalize_(module, lambda name: any(place.startswith(f"{name}.") for place in places))
-            empty_layers_(module, replaced, "the record of layers")
-    except (KeyError, TypeError, AttributeError, ValueError, AssertionError, IndexError, RuntimeError) as error:
-        if isinstance(error, LowRankError):
-            raise
-        raise ArtifactError(
-            f"the layers are not of this {type(module).__name__} ({type(error).__name__}: {first_line(error)}); give "
-            "the dense module that was compressed, built anew"
-        ) from None
-    return module
-
-
-def empty_layers_(module: nn.Module, replaced: Mapping[str, Mapping[str, Any]], origin: str) -> None:
-    """Put a layer in each place that a record names, and tie those of one weight."""
-    made: set[int] = set()
-    for entry in replaced.values():
-        first: Any = None
-        for layer in entry["layers"]:
-            if entry["kind"] != "experts" and id(module.get_submodule(layer)) in made:
-                # One module under two names.
-                continue
-            old, form, dense = dense_layer(module, layer, entry["kind"], entry["stored"])
-            if form.kind == "linear" and entry["kind"] == "linear" and form.view.stored != entry["stored"]:
-                raise ArtifactError(
-                    f"{origin}: {layer} stores its weight as {form.view.stored!r}, but its factors were made without "
-                    "knowing the module; compress again with --arch or --config"
-                )
-            _check_sizes(origin, layer, entry, max(form.view.shape(dense.shape)))
-            new = empty_replacement(old, entry, dense, form)
-            if first is not None:
-                tie(new, first)
-            first = first or new
-            made.add(id(new))
-            put(module, layer, new)

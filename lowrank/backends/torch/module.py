@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lowrank.artifacts.files import RECORD_FILE, read_json, write_json
 from lowrank.backends.base import Change
 from lowrank.backends.inputs import Feed, OutputKind, Signature
+from lowrank.backends.torch.block import write_block
 from lowrank.backends.torch.bonds import find_bonds
 from lowrank.backends.torch.curvature import output_curvature
 from lowrank.backends.torch.describe import describe
@@ -286,6 +287,8 @@ class ModuleBackend:
             }
         else:
             record["aliases"] = save_state(self.module.state_dict(keep_vars=True), folder / MODEL_FILE)
+        if self.rebuild["kind"] == "huggingface":
+            write_block(folder, record)
         write_json(folder / RECORD_FILE, "model", record)
 
 

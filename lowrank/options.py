@@ -9,21 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from lowrank.core.selectors import SELECTORS
+
 if TYPE_CHECKING:
     from lowrank.core.budget import Budget
     from lowrank.core.select import Selector
     from lowrank.edge import Dtype, Profile, Target
     from lowrank.pipeline import Training
     from lowrank.pipeline.execution import Execution
-
-
-class SelectorName(StrEnum):
-    """Policies that choose ranks."""
-
-    knapsack = "knapsack"
-    uniform = "uniform"
-    energy = "energy"
-    relative_error = "relative-error"
 
 
 class UnitName(StrEnum):
@@ -143,7 +136,20 @@ SizeOption = Annotated[
 TableOption = Annotated[
     Path | None, typer.Option("--table", help="Timings of another machine, for --latency; see lowrank bench.")
 ]
-SelectorOption = Annotated[SelectorName, typer.Option("--selector", help="How ranks are chosen.")]
+
+
+def _known_selector(name: str) -> str:
+    if name not in SELECTORS:
+        raise typer.BadParameter(f"there is no selector {name!r}; there is {', '.join(SELECTORS)}")
+    return name
+
+
+SelectorOption = Annotated[
+    str,
+    typer.Option(
+        "--selector", metavar=f"[{'|'.join(SELECTORS)}]", callback=_known_selector, help="How ranks are chosen."
+    ),
+]
 Multiple = Annotated[int, typer.Option(min=1, help="Round ranks down to a multiple of this.")]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed of the order of the samples.")]
 Device = Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1.")]
@@ -302,15 +308,16 @@ def budget_of(
     return Budget.error(error) if error is not None else None
 
 
-def chosen_selector(name: SelectorName, multiple: int, structures: str | None) -> Selector:
+def chosen_selector(name: str, multiple: int, structures: str | None) -> Selector:
     """The policy that the command line names."""
-    from lowrank.core.select import SELECTORS, Knapsack
+    from lowrank.core.select import Knapsack
+    from lowrank.core.selectors import selector_type
     from lowrank.core.structures import ROUNDED, STRUCTURES
 
     if structures is None:
-        return SELECTORS[name.value](multiple=multiple)
-    if name is not SelectorName.knapsack:
-        raise typer.BadParameter(f"--structures is for the knapsack; {name.value} ranks are those of two factors")
+        return selector_type(name)(multiple=multiple)
+    if name != "knapsack":
+        raise typer.BadParameter(f"--structures is for the knapsack; {name} ranks are those of two factors")
     wanted = tuple(part.strip() for part in structures.split(","))
     known = [structure.name for structure in (*STRUCTURES, *ROUNDED)]
     unknown = [part for part in wanted if part not in known]

@@ -5,8 +5,8 @@
     python tools/render_numbers.py --take bench    # first take over what benches have written there
 
 Measurements are the JSON files in docs/numbers (`measured.py`): tables of benches, and reports of runs. A table stands
-between `<!-- numbers: NAME -->` and `<!-- end -->`. Sentences with numbers are listed in docs/numbers/prose.yaml, with an
-expression in the place of each number, and so are figures that are not measured but set.
+between `<!-- numbers: NAME -->` and `<!-- end -->`. Sentences with numbers are listed in docs/numbers/prose.yaml, with
+an expression in the place of each number, and so are figures that are not measured but set.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def pages(root: Path) -> list[Path]:
 
 
 def by_keep(table: Table, wanted: Callable[[list[Cell]], bool] = lambda _: True) -> Table:
-    """One row for each method: its first and its last metric at every keep ratio; seconds and memory of the smallest."""
+    """One row for each method: its first and last metric at every keep ratio; seconds and memory of the smallest."""
     name, _, *metrics, seconds, peak = table.columns
     first, last = metrics[0], metrics[-1]
     keeps = list(dict.fromkeys(row[1] for row in table.rows if row[0] != "dense"))
@@ -86,7 +86,8 @@ def against_dense(table: Table) -> Table:
 def without(table: Table, *names: str) -> Table:
     """Fewer columns."""
     kept = [i for i, name in enumerate(table.columns) if name not in names]
-    return Table({n: f for n, f in table.columns.items() if n not in names}, [[row[i] for i in kept] for row in table.rows])
+    columns = {name: form for name, form in table.columns.items() if name not in names}
+    return Table(columns, [[row[i] for i in kept] for row in table.rows])
 
 
 def healed(table: Table) -> Table:

@@ -206,16 +206,15 @@ class Reader:
 
 def parses(words: list[str]) -> str | None:
     """What is wrong with the options of a `lowrank` command, without running it."""
-    import click
     import typer
 
     app: Any = typer.main.get_command(importlib.import_module("lowrank.cli").app)
-    context = click.Context(app, info_name="lowrank")
     try:
+        context = app.make_context("lowrank", list(words))
         name, command, rest = app.resolve_command(context, list(words))
         command.make_context(name, rest, parent=context)
-    except click.exceptions.Exit:
+    except typer.Exit:
         return None
-    except click.ClickException as problem:
-        return problem.format_message()
+    except Exception as problem:
+        return str(problem) or type(problem).__name__
     return None

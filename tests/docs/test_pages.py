@@ -1,4 +1,4 @@
-"""Every block of code on the pages runs, in order, on tiny models; those that cannot say why, and their options exist."""
+"""Every block of code on the pages runs, in order, on tiny models; those that cannot say why, in options that exist."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ def page_parameters() -> list[object]:
 
 
 @pytest.mark.parametrize("name", page_parameters())
-def test_blocks_run(
-    name: str, tmp_path: Path, cli: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_run(name: str, tmp_path: Path, cli: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     page = read_page(ROOT / name)

@@ -39,8 +39,8 @@ REASONS = {
 }
 """Why a block may stay unrun, as `<!-- not run: REASON -->` before it says."""
 
-LANGUAGES = {"python", "sh", "json", "yaml", "text", "javascript", "cpp", "toml"}
-SHORTER = {"--heal": "0.05", "--minutes": "0.05", "--trials": "3"}
+LANGUAGES = {"python", "diff", "sh", "json", "yaml", "text", "javascript", "cpp", "toml"}
+SHORTER = {"--heal": ("--heal", "0.05"), "--minutes": ("--steps", "30"), "--trials": ("--trials", "3")}
 """Training and searching are shortened: nobody's tests take ten minutes for each page."""
 
 
@@ -53,6 +53,8 @@ class Block:
     language: str
     code: str
     reason: str | None
+    title: str | None = None
+    """The file that it is."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,12 @@ def read_page(path: Path) -> Page:
         elif token.type == "code_block":
             raise ValueError(f"{where}: code that is only indented; put it between ``` and say its language")
         elif token.type == "fence":
-            if token.info not in LANGUAGES:
+            language, _, rest = token.info.partition(" ")
+            title = re.fullmatch(r'title="(.+)"', rest)
+            if language not in LANGUAGES or (rest and not title):
                 raise ValueError(f"{where}: say the language, one of {', '.join(sorted(LANGUAGES))}")
             assert token.map is not None
-            blocks.append(Block(name, token.map[0] + 1, token.info, token.content, mark))
+            blocks.append(Block(name, token.map[0] + 1, language, token.content, mark, title and title[1]))
             mark = None
         elif token.type.endswith("_open") and mark is not None and token.type != "list_item_open":
             raise ValueError(f"{where}: a mark `not run` that stands before no code")
@@ -164,7 +168,10 @@ class Reader:
     def run(self, block: Block) -> None:
         """One block; what goes wrong is an error that names it."""
         where = f"{block.page}:{block.line}"
-        if block.language == "python":
+        if block.title is not None:
+            (self.folder / block.title).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / block.title).write_text(block.code, encoding="utf-8")
+        elif block.language == "python":
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(compile(block.code, where, "exec"), self.names)
         elif block.language == "json":
@@ -178,9 +185,10 @@ class Reader:
     def call(self, words: list[str], where: str) -> None:
         """One command."""
         if words[0] == "lowrank":
-            for option, value in SHORTER.items():
+            for option, instead in SHORTER.items():
                 if option in words:
-                    words[words.index(option) + 1] = value
+                    at = words.index(option)
+                    words[at : at + 2] = instead
             outcome = self.cli(*words[1:])
             assert outcome.code == 0, f"{where}: {shlex.join(words)}: {outcome.err}"
         elif words[0] == "python":

@@ -7,7 +7,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
+import click
 import typer
+
+from lowrank.core.selectors import SELECTORS
 
 if TYPE_CHECKING:
     from lowrank.core.budget import Budget
@@ -15,15 +18,6 @@ if TYPE_CHECKING:
     from lowrank.edge import Dtype, Profile, Target
     from lowrank.pipeline import Training
     from lowrank.pipeline.execution import Execution
-
-
-class SelectorName(StrEnum):
-    """Policies that choose ranks."""
-
-    knapsack = "knapsack"
-    uniform = "uniform"
-    energy = "energy"
-    relative_error = "relative-error"
 
 
 class UnitName(StrEnum):
@@ -189,7 +183,10 @@ MaxDrop = Annotated[
         help="What each --task may lose: 0.01 is a point of its metric, or 1 % of a perplexity. Finds the keep ratio.",
     ),
 ]
-SelectorOption = Annotated[SelectorName, typer.Option("--selector", help="How ranks are chosen.")]
+SelectorOption = Annotated[
+    str,
+    typer.Option("--selector", click_type=click.Choice(list(SELECTORS)), help="How ranks are chosen."),
+]
 Multiple = Annotated[int, typer.Option(min=1, help="Round ranks down to a multiple of this.")]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed of the order of the samples.")]
 Device = Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1.")]
@@ -349,15 +346,16 @@ def budget_of(
     return Budget.error(error) if error is not None else None
 
 
-def chosen_selector(name: SelectorName, multiple: int, structures: str | None) -> Selector:
+def chosen_selector(name: str, multiple: int, structures: str | None) -> Selector:
     """The policy that the command line names."""
-    from lowrank.core.select import SELECTORS, Knapsack
+    from lowrank.core.select import Knapsack
+    from lowrank.core.selectors import selector_type
     from lowrank.core.structures import ROUNDED, STRUCTURES
 
     if structures is None:
-        return SELECTORS[name.value](multiple=multiple)
-    if name is not SelectorName.knapsack:
-        raise typer.BadParameter(f"--structures is for the knapsack; {name.value} ranks are those of two factors")
+        return selector_type(name)(multiple=multiple)
+    if name != "knapsack":
+        raise typer.BadParameter(f"--structures is for the knapsack; {name} ranks are those of two factors")
     wanted = tuple(part.strip() for part in structures.split(","))
     known = [structure.name for structure in (*STRUCTURES, *ROUNDED)]
     unknown = [part for part in wanted if part not in known]

@@ -15,7 +15,8 @@ from lowrank.artifacts import parse_json
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan
-from lowrank.core.select import SELECTORS, Knapsack, Selector
+from lowrank.core.select import Knapsack, Selector
+from lowrank.core.selectors import SELECTORS, selector_type
 from lowrank.errors import InfeasibleBudget
 
 KEEPS = (0.5, 0.2, 0.8, 0.1, 0.35, 0.65, 0.9, 0.05, 0.15, 0.275, 0.425, 0.575, 0.725)
@@ -105,7 +106,7 @@ def _selector(plan: Plan | None) -> Selector:
     kind, multiple, structures = known.get("type"), known.get("multiple", 1), known.get("structures")
     multiple = multiple if isinstance(multiple, int) and multiple > 0 else 1
     if kind in SELECTORS and kind != "knapsack":
-        return SELECTORS[kind](multiple=multiple)
+        return selector_type(kind)(multiple=multiple)
     named = tuple(structures) if isinstance(structures, list | tuple) else None
     return Knapsack(multiple=multiple, structures=named)
 

@@ -49,6 +49,7 @@ from lowrank.options import (
     Samples,
     Scheduler,
     Seed,
+    SelectorName,
     SelectorOption,
     SizeOption,
     Stream,
@@ -157,7 +158,7 @@ def select(
     budget: BudgetOption = None,
     of: UnitOption = UnitName.params,
     error: ErrorOption = None,
-    selector: SelectorOption = "knapsack",
+    selector: SelectorOption = SelectorName.knapsack,
     multiple: Multiple = 1,
     structures: Structures = None,
     as_json: Json = False,
@@ -198,7 +199,7 @@ def compress(
     table: TableOption = None,
     plan: Annotated[Path | None, typer.Option(help="Follow this plan.json, perhaps edited by hand.")] = None,
     output: Run = Path("lowrank-run"),
-    selector: SelectorOption = "knapsack",
+    selector: SelectorOption = SelectorName.knapsack,
     multiple: Multiple = 1,
     structures: Structures = None,
     calib: Calib = None,
@@ -236,7 +237,7 @@ def compress(
     plots: Plots = None,
     as_json: Json = False,
 ) -> None:
-    """Factor a model within a budget: writes model/, model.onnx, plan.json and report.json, .html to the run folder."""
+    """Factor a model within a budget: writes model/, model.onnx, plan.json, report.json and report.html to the run."""
     from lowrank import pipeline
     from lowrank.artifacts import load_analysis
     from lowrank.backends import Opening

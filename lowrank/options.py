@@ -7,7 +7,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
-import click
 import typer
 
 from lowrank.core.selectors import SELECTORS
@@ -183,10 +182,9 @@ MaxDrop = Annotated[
         help="What each --task may lose: 0.01 is a point of its metric, or 1 % of a perplexity. Finds the keep ratio.",
     ),
 ]
-SelectorOption = Annotated[
-    str,
-    typer.Option("--selector", click_type=click.Choice(list(SELECTORS)), help="How ranks are chosen."),
-]
+SelectorName = StrEnum("SelectorName", {name: name for name in SELECTORS})
+"""Policies that choose ranks."""
+SelectorOption = Annotated[SelectorName, typer.Option("--selector", help="How ranks are chosen.")]
 Multiple = Annotated[int, typer.Option(min=1, help="Round ranks down to a multiple of this.")]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed of the order of the samples.")]
 Device = Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1.")]

@@ -19,7 +19,19 @@ if TYPE_CHECKING:
     from lowrank.errors import LowRankError
     from lowrank.evaluate.report import Report
     from lowrank.nn import LowRankLinear
-    from lowrank.pipeline import Execution, Settings, Training, analyze, compress, export, export_elastic, heal, select
+    from lowrank.pipeline import (
+        Execution,
+        Settings,
+        Training,
+        analyze,
+        compress,
+        export,
+        export_elastic,
+        heal,
+        select,
+        sweep,
+        tune,
+    )
 
 _HOMES = {
     "Analysis": "lowrank.core.analysis",
@@ -44,6 +56,8 @@ _HOMES = {
     "load": "lowrank.backends.torch",
     "open_model": "lowrank.backends",
     "select": "lowrank.pipeline",
+    "sweep": "lowrank.pipeline",
+    "tune": "lowrank.pipeline",
 }
 
 __all__ = [
@@ -70,6 +84,8 @@ __all__ = [
     "load",
     "open_model",
     "select",
+    "sweep",
+    "tune",
 ]
 
 

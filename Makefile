@@ -6,21 +6,25 @@ BENCH := bench
 # A comma would end an argument of $(if).
 COLUMNS := sentence1,sentence2
 
-.PHONY: demo test test-devices test-slow lint bench bench-models bench-small bench-onnx bench-edge bench-scale fuzz clean
+.PHONY: demo test test-devices test-slow test-browser lint bench bench-models bench-small bench-onnx bench-edge bench-scale fuzz clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lowrank demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 -m "not device and not slow"
+	$(BIN)/python -m pytest -n 2 -m "not device and not slow and not browser"
 
 # Every architecture, real models, runs that are killed again and again, a cluster: half an hour.
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 -m "slow and not device"
+	$(BIN)/python -m pytest -n 2 -m "slow and not device and not browser"
 
 # On emulated processors: needs Debian or Ubuntu with a network.
 test-devices: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 -m device
+
+# The page in Chromium: Debian's is unpacked to the temporary folder if there is none; skipped where it cannot be had.
+test-browser: $(VENV)/.dev
+	$(BIN)/python -m pytest -m browser
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

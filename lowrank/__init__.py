@@ -1,11 +1,14 @@
 """lowrank makes a trained transformer smaller and faster on a CPU, after training, by low-rank factors.
 
-Verbs: `analyze`, `select`, `compress`, `heal`, `export`, `load`. Everything is imported when it is first used.
+Verbs: `analyze`, `select`, `compress`, `heal`, `truncate`, `export`, `load`; `compress_` is one call in place, on a
+live module. Everything is imported when it is first used.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+from lowrank.integrations.hook import register_when_imported
 
 __version__ = "0.1.0"
 
@@ -20,22 +23,27 @@ if TYPE_CHECKING:
     from lowrank.evaluate.report import Report
     from lowrank.nn import LowRankLinear
     from lowrank.pipeline import (
+        Compressed,
         Execution,
         Settings,
         Training,
         analyze,
         compress,
+        compress_,
         export,
         export_elastic,
         heal,
+        prepare_,
         select,
         sweep,
+        truncate,
         tune,
     )
 
 _HOMES = {
     "Analysis": "lowrank.core.analysis",
     "Budget": "lowrank.core.budget",
+    "Compressed": "lowrank.pipeline",
     "Energy": "lowrank.core.select",
     "Knapsack": "lowrank.core.select",
     "Execution": "lowrank.pipeline",
@@ -50,19 +58,23 @@ _HOMES = {
     "Uniform": "lowrank.core.select",
     "analyze": "lowrank.pipeline",
     "compress": "lowrank.pipeline",
+    "compress_": "lowrank.pipeline",
     "export": "lowrank.pipeline",
     "export_elastic": "lowrank.pipeline",
     "heal": "lowrank.pipeline",
     "load": "lowrank.backends.torch",
     "open_model": "lowrank.backends",
+    "prepare_": "lowrank.pipeline",
     "select": "lowrank.pipeline",
     "sweep": "lowrank.pipeline",
+    "truncate": "lowrank.pipeline",
     "tune": "lowrank.pipeline",
 }
 
 __all__ = [
     "Analysis",
     "Budget",
+    "Compressed",
     "Energy",
     "Execution",
     "Knapsack",
@@ -78,13 +90,16 @@ __all__ = [
     "__version__",
     "analyze",
     "compress",
+    "compress_",
     "export",
     "export_elastic",
     "heal",
     "load",
     "open_model",
+    "prepare_",
     "select",
     "sweep",
+    "truncate",
     "tune",
 ]
 
@@ -102,3 +117,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+# `AutoModel.from_pretrained` then loads compressed models.
+register_when_imported()

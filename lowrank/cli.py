@@ -12,7 +12,9 @@ import typer
 from lowrank import __version__
 from lowrank.cli_edge import bench, export
 from lowrank.cli_heal import exit_on, heal, resumable
+from lowrank.cli_plots import plotted
 from lowrank.cli_sweep import sweep, tune
+from lowrank.cli_truncate import truncate
 from lowrank.errors import LowRankError
 from lowrank.interrupts import remember_interrupts, was_interrupted
 from lowrank.options import (
@@ -35,9 +37,11 @@ from lowrank.options import (
     Json,
     LatencyOption,
     Lora,
+    MaxDrop,
     Memory,
     Model,
     Multiple,
+    Plots,
     ProfileOption,
     Quantize,
     Resume,
@@ -52,6 +56,7 @@ from lowrank.options import (
     Structures,
     TableOption,
     Targets,
+    TaskOption,
     Timing,
     Tokenizer,
     UnitName,
@@ -66,18 +71,18 @@ from lowrank.options import (
     training_of,
 )
 from lowrank.report.show import show_analysis, show_estimate, show_files, show_report
-from lowrank.report.terminal import complain, notes, print_json, print_table, progress_bars, say
+from lowrank.report.terminal import complain, print_json, print_table, progress_bars, say
+from lowrank.run_file import App, expanded
 
 T = TypeVar("T")
 
 INTERRUPTED = 130
 """What typer exits with on Ctrl-C, as shells do."""
 
-app = typer.Typer(
+app = App(
     name="lowrank",
     help="Make a trained transformer smaller and faster on a CPU: analyze MODEL, then compress --budget 0.3.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -118,6 +123,7 @@ def analyze(
     scheduler: Scheduler = None,
     resume: Resume = False,
     dry_run: DryRun = False,
+    plots: Plots = None,
     as_json: Json = False,
 ) -> None:
     """Show the singular spectra of a model's weights, and keep them for `compress`."""
@@ -131,7 +137,7 @@ def analyze(
     if dry_run:
         show_estimate(pipeline.foresee(model, 1.0, output, settings, opening, execution), as_json)
         return
-    with resumable(output), progress_bars() as track:
+    with plotted(output, plots), resumable(output), progress_bars() as track:
         analysis = pipeline.analyze(
             model, output=output, settings=settings, opening=opening, execution=execution, track=track
         )
@@ -139,6 +145,7 @@ def analyze(
         print_json(figures(analysis, spectra=True))
         return
     show_analysis(analysis)
+    say(f"To look at: {output / pipeline.PAGE_FILE}")
     say(
         f"Kept in {output}. Next: lowrank compress --budget 0.5"
         + ("" if str(output) == "lowrank-run" else f" -o {output}")
@@ -187,6 +194,8 @@ def compress(
     error: ErrorOption = None,
     latency: LatencyOption = None,
     size: SizeOption = None,
+    task: TaskOption = None,
+    max_drop: MaxDrop = None,
     table: TableOption = None,
     plan: Annotated[Path | None, typer.Option(help="Follow this plan.json, perhaps edited by hand.")] = None,
     output: Run = Path("lowrank-run"),
@@ -225,16 +234,19 @@ def compress(
     scheduler: Scheduler = None,
     resume: Resume = False,
     dry_run: DryRun = False,
+    plots: Plots = None,
     as_json: Json = False,
 ) -> None:
-    """Factor a model within a budget: writes model/, model.onnx, plan.json and report.json to the run folder."""
+    """Factor a model within a budget: writes model/, model.onnx, plan.json, report.json and report.html to the run."""
     from lowrank import pipeline
     from lowrank.artifacts import load_analysis
     from lowrank.backends import Opening
 
     wanted = budget_of(budget, of, error, latency, size)
-    if wanted is None and plan is None:
-        raise typer.BadParameter("give --budget, --error, --latency, --size or --plan")
+    if wanted is None and plan is None and max_drop is None:
+        raise typer.BadParameter("give --budget, --error, --latency, --size, --max-drop or --plan")
+    if max_drop is not None and (wanted is not None or plan is not None):
+        raise typer.BadParameter("--max-drop finds its own keep ratio: leave other budgets and --plan out")
     if keep_lora and lora is None:
         raise typer.BadParameter("--keep-lora is for a --lora")
     merged = None if keep_lora else lora
@@ -246,7 +258,7 @@ def compress(
     if dry_run:
         show_estimate(pipeline.foresee(model, budget or 1.0, output, settings, opening, execution), as_json)
         return
-    with resumable(output), progress_bars() as track:
+    with plotted(output, plots), resumable(output), progress_bars() as track:
         report = pipeline.compress(
             model,
             wanted,
@@ -260,6 +272,8 @@ def compress(
             refit=refit,
             beside=lora if keep_lora else None,
             heal=training_of(heal, None, seed, device, adapter, adapter_init, fold),
+            tasks=task or (),
+            max_drop=max_drop,
             latency=timing,
             with_past=with_past,
             timings=table,
@@ -270,12 +284,11 @@ def compress(
     if as_json:
         print_json(report.to_json())
     else:
-        from lowrank.report.tables import plan_table, report_table
+        from lowrank.report.tables import plan_table
 
         analysis = load_analysis(output)
         print_table(plan_table(pipeline.read_plan(output / pipeline.PLAN_FILE, analysis, None), analysis))
-        print_table(report_table(report))
-        notes(report.notes)
+        show_report(report, as_json)
         show_files(output)
     exit_on(report)
 
@@ -283,16 +296,19 @@ def compress(
 @app.command()
 def evaluate(
     output: Run = Path("lowrank-run"),
+    task: TaskOption = None,
     arch: Arch = None,
     unsafe_pickle: UnsafePickle = False,
+    plots: Plots = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a run again: its model/ and model.onnx against the model it was made from."""
+    """Measure a run again: its model/ and model.onnx against the model it was made from; on several --task, too."""
     from lowrank import pipeline
     from lowrank.backends import Opening
 
-    with progress_bars() as track:
-        report = pipeline.evaluate(output, opening=Opening(arch=arch, unsafe_pickle=unsafe_pickle), track=track)
+    with plotted(output, plots), progress_bars() as track:
+        opening = Opening(arch=arch, unsafe_pickle=unsafe_pickle)
+        report = pipeline.evaluate(output, tasks=task or (), opening=opening, track=track)
     show_report(report, as_json)
     exit_on(report)
 
@@ -319,13 +335,15 @@ app.command()(export)
 app.command()(bench)
 app.command()(sweep)
 app.command()(tune)
+app.command()(truncate)
 
 
 def main() -> None:
     """The console script: errors become one sentence and exit code 1."""
     remember_interrupts()
     try:
-        app()
+        sys.argv[1:] = expanded(sys.argv[1:], app)
+        app(prog_name="lowrank")
     except (Exception, SystemExit) as ending:
         code = ending.code if isinstance(ending, SystemExit) else 1
         if code == INTERRUPTED or (code and was_interrupted()):

@@ -59,6 +59,10 @@ class ResourceError(LowRankError):
     """There is not enough memory or disk, known before the work begins."""
 
 
+class MissingExtra(LowRankError):
+    """What was asked for needs a package that is not installed; the message has the line that installs it."""
+
+
 class DecompositionError(LowRankError):
     """No solver could decompose a matrix."""
 

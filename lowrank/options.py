@@ -9,21 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from lowrank.core.selectors import SELECTORS
+
 if TYPE_CHECKING:
     from lowrank.core.budget import Budget
     from lowrank.core.select import Selector
     from lowrank.edge import Dtype, Profile, Target
     from lowrank.pipeline import Training
     from lowrank.pipeline.execution import Execution
-
-
-class SelectorName(StrEnum):
-    """Policies that choose ranks."""
-
-    knapsack = "knapsack"
-    uniform = "uniform"
-    energy = "energy"
-    relative_error = "relative-error"
 
 
 class UnitName(StrEnum):
@@ -66,6 +59,27 @@ class Fold(StrEnum):
     rank = "rank"
 
 
+STRUCTURE_NAMES = ("two_factor", "pivoted", "product", "rotary", "neurons", "shared", "spatial", "residual")
+TARGET_NAMES = ("projections", "head", "embeddings", "conv", "all")
+
+
+def _one_of(names: tuple[str, ...], incomplete: str) -> list[str]:
+    """Names with commas between them, of which the last one is completed."""
+    front, comma, start = incomplete.rpartition(",")
+    taken = front.split(",")
+    return [f"{front}{comma}{name}" for name in names if name.startswith(start) and name not in taken]
+
+
+def complete_targets(incomplete: str) -> list[str]:
+    """Kinds of layers; for the shell."""
+    return _one_of(TARGET_NAMES, incomplete)
+
+
+def complete_structures(incomplete: str) -> list[str]:
+    """Structures; for the shell."""
+    return _one_of(STRUCTURE_NAMES, incomplete)
+
+
 Model = Annotated[
     str, typer.Argument(help="A Hugging Face folder, or a .safetensors, .pt, .pth, .bin, .pt2 or .onnx file.")
 ]
@@ -83,11 +97,17 @@ Exclude = Annotated[list[str] | None, typer.Option(help="Not weights of this nam
 Targets = Annotated[
     str | None,
     typer.Option(
-        help="projections (in attention and feed-forward blocks), head, embeddings, conv, all; several with commas."
+        help="projections (in attention and feed-forward blocks), head, embeddings, conv, all; several with commas.",
+        autocompletion=complete_targets,
     ),
 ]
 Arch = Annotated[str | None, typer.Option(help="package.module:factory that builds the dense module of a state dict.")]
-Config = Annotated[str | None, typer.Option(help="config.json that says how to build the model of a state dict.")]
+Config = Annotated[
+    str | None,
+    typer.Option(
+        help="run.yaml: a file with any of these options. Or config.json: how to build the model of a state dict."
+    ),
+]
 Tokenizer = Annotated[
     str | None, typer.Option(help="tokenizer.json, or a folder with a tokenizer, for a model that has none beside it.")
 ]
@@ -111,6 +131,10 @@ Elastic = Annotated[
 ]
 UnsafePickle = Annotated[
     bool, typer.Option("--unsafe-pickle", help="Let a model file run its own code while it is read.")
+]
+Plots = Annotated[
+    Path | None,
+    typer.Option("--plots", help="Also draw every plot of report.html to this folder, as PNG and SVG (extra: plot)."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 BudgetOption = Annotated[
@@ -143,6 +167,23 @@ SizeOption = Annotated[
 TableOption = Annotated[
     Path | None, typer.Option("--table", help="Timings of another machine, for --latency; see lowrank bench.")
 ]
+TaskOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task",
+        help="What it is measured on: fidelity, sts:FILE, classify:FILE, lm:FILE, images:FOLDER, retrieval:FOLDER, "
+        "package.module:function, mteb:NAME, lm_eval:NAME. Repeatable.",
+    ),
+]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        "--max-drop",
+        help="What each --task may lose: 0.01 is a point of its metric, or 1 % of a perplexity. Finds the keep ratio.",
+    ),
+]
+SelectorName = StrEnum("SelectorName", {name: name for name in SELECTORS})
+"""Policies that choose ranks."""
 SelectorOption = Annotated[SelectorName, typer.Option("--selector", help="How ranks are chosen.")]
 Multiple = Annotated[int, typer.Option(min=1, help="Round ranks down to a multiple of this.")]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed of the order of the samples.")]
@@ -160,7 +201,8 @@ Structures = Annotated[
     str | None,
     typer.Option(
         help="Only these, with commas: two_factor, pivoted, product, rotary, neurons, shared, spatial, and with --size "
-        "residual. Default: all."
+        "residual. Default: all.",
+        autocompletion=complete_structures,
     ),
 ]
 
@@ -302,15 +344,16 @@ def budget_of(
     return Budget.error(error) if error is not None else None
 
 
-def chosen_selector(name: SelectorName, multiple: int, structures: str | None) -> Selector:
+def chosen_selector(name: str, multiple: int, structures: str | None) -> Selector:
     """The policy that the command line names."""
-    from lowrank.core.select import SELECTORS, Knapsack
+    from lowrank.core.select import Knapsack
+    from lowrank.core.selectors import selector_type
     from lowrank.core.structures import ROUNDED, STRUCTURES
 
     if structures is None:
-        return SELECTORS[name.value](multiple=multiple)
-    if name is not SelectorName.knapsack:
-        raise typer.BadParameter(f"--structures is for the knapsack; {name.value} ranks are those of two factors")
+        return selector_type(name)(multiple=multiple)
+    if name != "knapsack":
+        raise typer.BadParameter(f"--structures is for the knapsack; {name} ranks are those of two factors")
     wanted = tuple(part.strip() for part in structures.split(","))
     known = [structure.name for structure in (*STRUCTURES, *ROUNDED)]
     unknown = [part for part in wanted if part not in known]

@@ -81,6 +81,17 @@ def traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     export.export_graph = trace
 
 
+@pytest.fixture(autouse=True, scope="session")
+def few_budgets() -> Iterator[None]:
+    """Every run draws a curve over many budgets, which takes longer than all else that a tiny model goes through."""
+    from lowrank.report import front
+
+    every = front.KEEPS
+    front.KEEPS = every[:2]
+    yield
+    front.KEEPS = every
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a command gave."""

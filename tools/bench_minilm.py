@@ -37,7 +37,7 @@ METHODS = {
 def run_method(selector: str, settings: dict[str, Any], folder: Path) -> None:
     """In a process of its own, so that its peak memory is its own: one analysis, then every keep ratio."""
     import lowrank
-    from lowrank.core.select import SELECTORS
+    from lowrank.core.selectors import selector_type
 
     rows = {}
     for keep in KEEPS:
@@ -45,7 +45,7 @@ def run_method(selector: str, settings: dict[str, Any], folder: Path) -> None:
             str(minilm_folder()),
             keep,
             output=folder / f"{keep}",
-            selector=SELECTORS[selector](),
+            selector=selector_type(selector)(),
             settings=lowrank.Settings(**settings),
             latency=False,
         )

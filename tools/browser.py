@@ -3,7 +3,7 @@
     python tools/browser.py RUNTIME CHROMIUM model.onnx in.json out.json
 
 RUNTIME is the folder `onnxruntime-web` in a node_modules. CHROMIUM is the program, or a folder for one: Debian's is
-unpacked there, with all that it needs (800 MB). in.json and out.json are as for javascript/run.mjs.
+unpacked there, with its driver and all that it needs (1 GB). in.json and out.json are as for javascript/run.mjs.
 """
 
 from __future__ import annotations
@@ -25,21 +25,24 @@ sys.path.insert(0, str(Path(__file__).parent))
 from debian import call, fetch
 
 SECONDS = 120
+UNPACKED = "with-driver"
+"""An empty file in a folder that holds the program and its driver."""
 KINDS = {".html": "text/html", ".mjs": "text/javascript", ".wasm": "application/wasm", ".json": "application/json"}
 
 
 def chromium(given: Path) -> tuple[Path, dict[str, str]]:
-    """The program, and what it needs in its environment."""
+    """The program, and what it needs in its environment. Beside an unpacked one is its driver, `chromedriver`."""
     if given.is_file():
         return given, {}
     root = given / "root"
     program = root / "usr/lib/chromium/chromium"
     own = call("dpkg", "--print-architecture").strip()
-    if not (given / "whole").exists():
+    if not (given / UNPACKED).exists():
         given.mkdir(parents=True, exist_ok=True)
-        fetch(given / "apt", own, "bookworm", ("chromium",), root)
+        fetch(given / "apt", own, "bookworm", ("chromium", "chromium-driver"), root)
         shutil.rmtree(given / "apt")
-        (given / "whole").touch()
+        shutil.copy2(root / "usr/bin/chromedriver", program.with_name("chromedriver"))
+        (given / UNPACKED).touch()
     libraries = sorted({str(path.parent) for path in (root / "usr/lib").glob("*-linux-gnu*/**/*.so*")})
     return program, {"LD_LIBRARY_PATH": ":".join(libraries)}
 

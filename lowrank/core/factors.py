@@ -150,6 +150,38 @@ def directions(weight: Matrix, gram: Gram | None = None, *, ridge: float = RIDGE
     return Directions(vectors if basis is None else basis @ vectors, _scaled(energies, scale))
 
 
+def thin_directions(
+    factors: Factors, gram: Gram | None = None, *, ridge: float = RIDGE, name: str = "matrix"
+) -> Directions:
+    """`directions` of a product of two factors, by the QR of the thin one: the eigenproblem has rank rows.
+
+    Only the directions that the product has are given, rank of them.
+
+    Args:
+        factors: of a matrix, or of a stack of them.
+        gram: see `directions`; a moment of outputs may be that of more than the product gives.
+        ridge: see `directions`.
+        name: the weight's name, for errors.
+
+    Example:
+        >>> f = Factors(np.array([[3.0, 0.0], [0.0, 2.0], [0.0, 0.0]]), np.eye(2))
+        >>> thin_directions(f).energies.tolist()
+        [9.0, 4.0]
+    """
+    if factors.left.ndim == 3:
+        pairs = zip(factors.left, factors.right, strict=True)
+        parts = [
+            thin_directions(Factors(left, right), gram and gram.part(i), ridge=ridge, name=name)
+            for i, (left, right) in enumerate(pairs)
+        ]
+        return Directions(np.stack([p.basis for p in parts]), np.stack([p.energies for p in parts]))
+    basis, triangle = np.linalg.qr(factors.left)
+    core = triangle @ factors.right
+    scale = magnitude(core)
+    energies, vectors = eigh_descending(_metric(core / scale, basis, gram, ridge, scale), name=name)
+    return Directions(basis @ vectors, _scaled(energies, scale))
+
+
 def plain_truncation(weight: Matrix, rank: int, name: str = "matrix") -> Factors:
     """The best factors of a rank in the plain metric (Eckart and Young 1936), with one eigenproblem and no QR.
 

@@ -60,6 +60,15 @@ class Pivoted:
         order = self.order if self.order is not None else self._order(joint.shape[axis])
         return joint.take(order, axis)
 
+    def factors(self) -> Factors:
+        """The same matrix as two plain factors, in float64."""
+        left, right = np.asarray(self.left, np.float64), np.asarray(self.right, np.float64)
+        count, identity = sum((self.right if self.side == "input" else self.left.T).shape), np.eye(self.rank)
+        order = self.order if self.order is not None else self._order(count)
+        if self.side == "output":
+            return Factors(np.concatenate([identity, left])[order], right)
+        return Factors(left, np.concatenate([identity, right], 1)[:, order])
+
     def _order(self, count: int) -> NDArray[np.int64]:
         """Which of the pivots and, after them, the others each channel is."""
         width, each = count // self.heads, self.rank // self.heads

@@ -21,6 +21,7 @@ from lowrank.core.formats import FORMATS
 from lowrank.core.linalg import Vector
 from lowrank.core.plan import Plan, dense_cost, in_order, share_of
 from lowrank.core.rounding import BITS, file_bytes
+from lowrank.core.selectors import selector_name
 from lowrank.core.structures import ROUNDED, STRUCTURES, Curve, Dense, Option, TwoFactor, stored_in
 from lowrank.core.timings import Timings
 from lowrank.core.weight import Group, Weight
@@ -67,7 +68,7 @@ class Knapsack:
             curves = [self._options(group, analysis) for group in analysis.singles]
             within = [[o for o in c if o.error <= budget.limit**2] for c in curves]
             least: list[Option] = [min(options, key=_cost) for options in within]
-            return _plan(self, analysis, budget, least)
+            return plan_of(self, analysis, budget, least)
         if budget.kind in ("latency", "milliseconds"):
             return self._within_time(analysis, budget)
         if budget.kind == "size":
@@ -90,7 +91,7 @@ class Knapsack:
         if found is None:
             raise _infeasible(analysis, budget, cheapest(costs, blocks) / max(whole, 1))
         gap = found.allocation.gap / found.allocation.error if found.allocation.error > 0 else 0.0
-        return _plan(self, analysis, budget, [_at(n, curves[n], i) for n, i in found.options.items()], gap)
+        return plan_of(self, analysis, budget, [_at(n, curves[n], i) for n, i in found.options.items()], gap)
 
     def _within_time(self, analysis: Analysis, budget: Budget) -> Plan:
         """The plan of least error whose predicted time is within a share of the dense model's."""
@@ -131,7 +132,7 @@ class Knapsack:
         share = (rest + sum(int(costs[n][i]) for n, i in chosen.options.items())) / max(whole, 1)
         slow = [o.group for o in options if o.structure == "dense" and costs[o.group].min() >= costs[o.group][0]]
         notes = (f"{len(slow)} weights stay dense, as nothing of them is faster here: {', '.join(slow[:4])}",)
-        return replace(_plan(self, analysis, budget, options, gap), share=share, notes=notes if slow else ())
+        return replace(plan_of(self, analysis, budget, options, gap), share=share, notes=notes if slow else ())
 
     def _within_size(self, analysis: Analysis, budget: Budget) -> Plan:
         """The plan of least error, structures, ranks and types, whose file has at most so many bytes."""
@@ -165,7 +166,7 @@ class Knapsack:
             gap = chosen.allocation.gap / chosen.allocation.error if chosen.allocation.error > 0 else 0.0
             options = [_at(n, curves[n], i) for n, i in chosen.options.items()]
             nbytes = self.overhead + sum(int(costs[n][i]) for n, i in chosen.options.items())
-            plans.append(replace(_plan(self, analysis, budget, options, gap), share=float(nbytes)))
+            plans.append(replace(plan_of(self, analysis, budget, options, gap), share=float(nbytes)))
             keep = min(1.0, max(plans[-1].keep_ratio, 1e-3))
         return plans[-1]
 
@@ -245,7 +246,7 @@ class Uniform:
                     f"can meet is "
                     f"{_round_up(smallest)}; the default selector can go lower"
                 )
-        return _plan(self, analysis, budget, chosen)
+        return plan_of(self, analysis, budget, chosen)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -271,14 +272,6 @@ class RelativeError:
     def select(self, analysis: Analysis, budget: Budget) -> Plan:
         """The plan with one error tolerance everywhere."""
         return _one_tolerance(self, analysis, budget, _output_error(analysis))
-
-
-SELECTORS: dict[str, type[Knapsack] | type[Uniform] | type[Energy] | type[RelativeError]] = {
-    "knapsack": Knapsack,
-    "uniform": Uniform,
-    "energy": Energy,
-    "relative-error": RelativeError,
-}
 
 
 def _cost(option: Option) -> int:
@@ -313,7 +306,7 @@ def _one_tolerance(selector: Selector, analysis: Analysis, budget: Budget, lost:
         return [_cheapest(group, d, c, loss, tolerance) for group, d, c, loss in pairs]
 
     if budget.kind == "error":
-        return _plan(selector, analysis, budget, at(budget.limit**2))
+        return plan_of(selector, analysis, budget, at(budget.limit**2))
     limit = int(budget.limit * analysis.dense_params)
     # Cost only changes at a value of some curve: bisect over those values.
     steps = np.unique(np.concatenate([[0.0, 1.0], *losses]))
@@ -327,7 +320,7 @@ def _one_tolerance(selector: Selector, analysis: Analysis, budget: Budget, lost:
             high = middle
         else:
             low = middle + 1
-    return _plan(selector, analysis, budget, at(float(steps[high])))
+    return plan_of(selector, analysis, budget, at(float(steps[high])))
 
 
 def _output_error(analysis: Analysis) -> Callable[[str], Vector]:
@@ -357,10 +350,18 @@ def _round_up(ratio: float, digits: int = 4) -> float:
     return float(np.ceil(ratio * 10**digits) / 10**digits)
 
 
-def _plan(
+def plan_of(
     selector: Selector, analysis: Analysis, budget: Budget, options: Sequence[Option], gap: float | None = None
 ) -> Plan:
-    name = next(key for key, kind in SELECTORS.items() if isinstance(selector, kind))
+    """The plan that a selector has come to.
+
+    Args:
+        selector: a frozen dataclass; its fields are kept in the plan.
+        analysis: what it chose from.
+        budget: what was asked for.
+        options: one for each group that it splits the weights into.
+        gap: how far from optimal it can be, as a share of its error, if that is known.
+    """
     settings: dict[str, Any] = {k: v for k, v in asdict(selector).items() if v is not None}  # pyright: ignore[reportArgumentType, reportCallIssue]
     if budget.kind != "size":
         # What only a budget of bytes of a file looks at.
@@ -371,7 +372,7 @@ def _plan(
     return Plan(
         analysis=analysis.fingerprint,
         budget=budget,
-        selector={"type": name, **settings},
+        selector={"type": selector_name(selector), **settings},
         options=in_order(options, analysis),
         dense_cost=analysis.dense_params,
         share=share_of(budget, options, analysis),

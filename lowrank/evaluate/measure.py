@@ -18,13 +18,14 @@ from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan
 from lowrank.edge import Target, file_size
 from lowrank.edge.counts import fused_counts
-from lowrank.errors import ExportError
+from lowrank.errors import ExportError, TaskError
 from lowrank.evaluate.fidelity import Runs, measure_fidelity
 from lowrank.evaluate.latency import measure_latency
 from lowrank.evaluate.parity import check_parity
 from lowrank.evaluate.report import ONNX_FILE, Report
 from lowrank.evaluate.session import FileModel
 from lowrank.evaluate.sizes import per_weight_error, sizes_of, targets_of, weight_error
+from lowrank.evaluate.tasks.benchmark import Benchmark
 from lowrank.progress import Clock, Track, silent
 
 SEQUENCE = 128
@@ -42,6 +43,7 @@ def measure(
     clock: Clock,
     target: Target,
     exact: dict[str, Any] | None = None,
+    benchmark: Benchmark | None = None,
 ) -> Report:
     """Everything that report.json holds of a compressed model and the `model.onnx` in its folder.
 
@@ -57,6 +59,7 @@ def measure(
         clock: counts seconds by stage.
         target: what `model.onnx` was written for.
         exact: `exactness` of a graph before it was rounded.
+        benchmark: tasks that `model.onnx` is measured on, or the model itself if there is no such file.
     """
     notes, problems = [*analysis.notes, *plan.notes], list[str]()
     if plan.budget is not None and plan.budget.kind == "size" and (folder / ONNX_FILE).exists():
@@ -69,11 +72,11 @@ def measure(
         with clock.stage("fidelity"):
             try:
                 rounded = FileModel(onnx, small.signature.output) if target.is_rounded and onnx.exists() else None
-                quality = _quality(dense, rounded or small, calibration, track)
+                quality = quality_of(dense, rounded or small, calibration, track)
             except ExportError as error:
                 problems.append(str(error))
                 rounded, exact = None, None
-                quality = _quality(dense, small, calibration, track)
+                quality = quality_of(dense, small, calibration, track)
         relative = quality["relative_error"]
         lost = [name for name, value in quality.items() if isinstance(value, float) and not math.isfinite(value)]
         if lost:
@@ -85,7 +88,7 @@ def measure(
                     parity = exact if target.is_rounded else exactness(small, onnx)
                     graph = {**asdict(target), "fused": fused_counts(onnx)}
                     if rounded is not None:
-                        graph["rounding_error"] = _quality(small, rounded, calibration, silent)["relative_error"]
+                        graph["rounding_error"] = quality_of(small, rounded, calibration, silent)["relative_error"]
                 if latency:
                     with clock.stage("latency"):
                         shown = track((onnx,), "timing both models", 1)
@@ -101,6 +104,15 @@ def measure(
             f"no model.onnx and no measured quality: {small.signature}; give inputs with --calib inputs.npz, or say "
             "with --arch package.module:factory or --config config.json how the model is built"
         )
+    if benchmark is not None:
+        with clock.stage("tasks"):
+            try:
+                assert isinstance(small.signature, Signature)
+                final = FileModel(onnx, small.signature.output) if parity is not None and onnx.exists() else small
+                rows = [row.to_json() for row in benchmark.compare(final, track)]
+                quality = {**(quality or {}), "tasks": rows}
+            except (ExportError, TaskError) as error:
+                problems.append(str(error))
     return Report(
         targets=targets_of(analysis, plan),
         model=sizes_of(dense, small.params, small.nbytes, analysis, plan),
@@ -119,7 +131,8 @@ def measure(
     )
 
 
-def _quality(dense: Backend, small: Runs, calibration: Calibration | None, track: Track) -> dict[str, Any]:
+def quality_of(dense: Backend, small: Runs, calibration: Calibration | None, track: Track) -> dict[str, Any]:
+    """What report.json says of how near a model's outputs are to those of another one."""
     signature = dense.signature
     assert isinstance(signature, Signature)
     random = [signature.example(4, min(16, signature.max_sequence), seed) for seed in range(4)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from lowrank.errors import ArtifactError
@@ -31,6 +31,9 @@ class Report:
     quality: dict[str, Any] | None = None
     healing: list[dict[str, Any]] = field(default_factory=list)
     """One entry for each time that the model was healed: `before` and `after` (held-out loss), `kept`, `steps`, ..."""
+    cut: list[dict[str, Any]] = field(default_factory=list)
+    """One entry for each time that a finished result was cut again: of which `run`, from what `keep_before` to what
+    `keep_after`, and how near the outputs are to those that it had: `quality`."""
     skipped: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -55,3 +58,21 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """A mapping that JSON can hold."""
         return asdict(self)
+
+
+def held_against(report: Report, max_drop: float) -> Report:
+    """The report of a model that may lose so much on its tasks; a problem in it, if it lost more."""
+    rows = (report.quality or {}).get("tasks", [])
+    worst = max(rows, key=lambda row: row["drop"], default=None)
+    budget = {"kind": "drop", "limit": max_drop, "reached": worst["drop"] if worst else None}
+    if worst is None or worst["drop"] <= max_drop:
+        return replace(report, budget=budget)
+    return replace(
+        report,
+        budget=budget,
+        problems=[
+            *report.problems,
+            f"{worst['task']} drops by {worst['drop']:.4g} as measured on what was written, and {max_drop:g} was "
+            "allowed; allow more, give calibration text like that of the task with --calib, or heal longer",
+        ],
+    )

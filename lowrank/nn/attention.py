@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowrank.nn.linear import linear_of
+from lowrank.nn.linear import linear_of, parameter_of, parts_of
 
 
 class SplitAttention(nn.Module):
@@ -33,14 +35,14 @@ class SplitAttention(nn.Module):
         self._qkv_same_embed_dim = False
         self.in_proj_bias = None
         if dense.in_proj_weight is not None:
-            weights = dense.in_proj_weight.detach().chunk(3)
+            weights = parts_of(dense.in_proj_weight)
         else:
-            weights = tuple(w.detach() for w in (dense.q_proj_weight, dense.k_proj_weight, dense.v_proj_weight))
-        biases = (None,) * 3 if dense.in_proj_bias is None else dense.in_proj_bias.detach().chunk(3)
+            weights = (dense.q_proj_weight, dense.k_proj_weight, dense.v_proj_weight)
+        biases = (None,) * 3 if dense.in_proj_bias is None else parts_of(dense.in_proj_bias)
         self.q_proj, self.k_proj, self.v_proj = (linear_of(w, b) for w, b in zip(weights, biases, strict=True))
-        self.out_proj = linear_of(dense.out_proj.weight.detach(), dense.out_proj.bias)
-        self.bias_k = None if dense.bias_k is None else nn.Parameter(dense.bias_k.detach().clone())
-        self.bias_v = None if dense.bias_v is None else nn.Parameter(dense.bias_v.detach().clone())
+        self.out_proj = linear_of(dense.out_proj.weight, dense.out_proj.bias)
+        self.bias_k = None if dense.bias_k is None else parameter_of(dense.bias_k)
+        self.bias_v = None if dense.bias_v is None else parameter_of(dense.bias_v)
         self.train(dense.training)
 
     def forward(
@@ -109,11 +111,15 @@ class SplitAttention(nn.Module):
         return functional.pad(found, (0, extra)) if found is not None and extra else found
 
 
-def split_attention_(root: nn.Module) -> list[str]:
+def split_attention_(root: nn.Module, where: Callable[[str], bool] = lambda _: True) -> list[str]:
     """Put a `SplitAttention` in the place of every `nn.MultiheadAttention` under a module.
 
     The layers and stacks around them are told not to use their fused kernels. A subclass with a `forward` of its own is
     left alone.
+
+    Args:
+        root: changed in place.
+        where: whether a submodule of this name is.
 
     Returns:
         The names of what was replaced.
@@ -121,6 +127,8 @@ def split_attention_(root: nn.Module) -> list[str]:
     made: dict[int, SplitAttention] = {}
     names: list[str] = []
     for name, module in list(root.named_modules(remove_duplicate=False)):
+        if name and not where(name):
+            continue
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0
         if isinstance(module, nn.TransformerEncoder):

@@ -60,9 +60,20 @@ class LowRankLinear(nn.Linear):
 
 
 def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A linear layer with a copy of these numbers."""
+    """A linear layer with a copy of these numbers; frozen ones stay frozen."""
     made = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    made.weight = nn.Parameter(weight.detach().clone())
+    made.weight = parameter_of(weight)
     if bias is not None:
-        made.bias = nn.Parameter(bias.detach().clone())
+        made.bias = parameter_of(bias)
     return made
+
+
+def parameter_of(tensor: Tensor) -> nn.Parameter:
+    """A parameter with a copy of these numbers, frozen if they are."""
+    return nn.Parameter(tensor.detach().clone(), tensor.requires_grad)
+
+
+def parts_of(tensor: Tensor, transposed: bool = False) -> tuple[Tensor, ...]:
+    """Query, key and value of what holds all three, side by side if it is transposed."""
+    with torch.enable_grad():
+        return (tensor.T if transposed else tensor).chunk(3)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lowrank.nn.linear import linear_of
+from lowrank.nn.linear import linear_of, parts_of
 
 FUSED = re.compile(r"^(c_attn|Wqkv|qkv)$")
 """Names under which models hold all queries, then all keys, then all values in one layer."""
@@ -31,8 +32,8 @@ class SplitLinear(nn.Module):
         weight, bias = dense.weight, getattr(dense, "bias", None)
         assert isinstance(weight, Tensor)
         self.transposed = type(dense) is not nn.Linear
-        parts = (weight.detach().T if self.transposed else weight.detach()).chunk(3)
-        biases = (None,) * 3 if not isinstance(bias, Tensor) else bias.detach().chunk(3)
+        parts = parts_of(weight, self.transposed)
+        biases = (None,) * 3 if not isinstance(bias, Tensor) else parts_of(bias)
         self.query, self.key, self.value = (linear_of(w, b) for w, b in zip(parts, biases, strict=True))
         self.train(dense.training)
 
@@ -52,8 +53,12 @@ class SplitLinear(nn.Module):
         return stacked.T if self.transposed else stacked
 
 
-def split_fused_(root: nn.Module) -> list[str]:
+def split_fused_(root: nn.Module, where: Callable[[str], bool] = lambda _: True) -> list[str]:
     """Put a `SplitLinear` in the place of every fused projection under a module.
+
+    Args:
+        root: changed in place.
+        where: whether a submodule of this name is.
 
     Returns:
         The names of what was replaced.
@@ -63,7 +68,8 @@ def split_fused_(root: nn.Module) -> list[str]:
     for name, module in list(root.named_modules(remove_duplicate=False)):
         parent, _, child = name.rpartition(".")
         weight = getattr(module, "weight", None)
-        if not FUSED.match(child) or not isinstance(weight, nn.Parameter) or weight.dim() != 2:
+        fused = FUSED.match(child) and where(name)
+        if not fused or not isinstance(weight, nn.Parameter) or weight.dim() != 2:
             continue
         plain = type(module) is nn.Linear or type(module).__name__ == "Conv1D"
         outputs, inputs = weight.shape if type(module) is nn.Linear else weight.shape[::-1]

@@ -8,18 +8,22 @@ from lowrank.pipeline.evaluating import evaluate
 from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.exporting import export, export_adapter_inputs, export_ort, graph_of
 from lowrank.pipeline.healing import Training, heal
+from lowrank.pipeline.in_place import Compressed, compress_, prepare_
+from lowrank.pipeline.pages import PAGE_FILE, facts_in, renew_page
 from lowrank.pipeline.planning import factorize, read_plan, select
 from lowrank.pipeline.preflight import Estimate, foresee
 from lowrank.pipeline.run import CHECKPOINT_FILE, ONNX_FILE, PLAN_FILE, REPORT_FILE, RUN
 from lowrank.pipeline.settings import Settings
 from lowrank.pipeline.sweeping import PICTURE_FILE, POINTS_FOLDER, SWEEP_FILE, Sweep, sweep
 from lowrank.pipeline.timing import bench_table
+from lowrank.pipeline.truncating import cut_name, truncate
 from lowrank.pipeline.tuning import TUNE_FILE, Tuning, tune
 
 __all__ = [
     "CHECKPOINT_FILE",
     "ELASTIC_DATA",
     "ONNX_FILE",
+    "PAGE_FILE",
     "PICTURE_FILE",
     "PLAN_FILE",
     "POINTS_FOLDER",
@@ -28,6 +32,7 @@ __all__ = [
     "SAME_CHANNELS",
     "SWEEP_FILE",
     "TUNE_FILE",
+    "Compressed",
     "Estimate",
     "Execution",
     "Settings",
@@ -38,19 +43,25 @@ __all__ = [
     "analyze_weights",
     "bench_table",
     "compress",
+    "compress_",
+    "cut_name",
     "evaluate",
     "export",
     "export_adapter_inputs",
     "export_elastic",
     "export_ort",
     "factorize",
+    "facts_in",
     "foresee",
     "graph_of",
     "heal",
     "kept_analysis",
+    "prepare_",
     "read_plan",
+    "renew_page",
     "select",
     "settings_of",
     "sweep",
+    "truncate",
     "tune",
 ]

@@ -22,6 +22,7 @@ from lowrank.core.weight import Bond, Weight
 from lowrank.errors import ArtifactError
 from lowrank.parallel import Pool, processes, threads
 from lowrank.pipeline.execution import Execution
+from lowrank.pipeline.pages import PAGE_FILE, with_analysis_page
 from lowrank.pipeline.preflight import estimate
 from lowrank.pipeline.settings import NO_DATA, Settings
 from lowrank.pipeline.targeting import targeted, usable
@@ -74,6 +75,8 @@ def analyze(
             save_analysis(analysis, run)
             analysis = kept_in(run, analysis)
         close_journal(run, STAGE)
+        if analysis is not kept or not (run / PAGE_FILE).exists():
+            analysis = with_analysis_page(run, analysis)
     return analysis
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from lowrank.parallel import processes
 from lowrank.pipeline.adapting import keep_adapter
 from lowrank.pipeline.analyzing import STAGE as ANALYZE
 from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_calibration, settings_of, solver_notes
+from lowrank.pipeline.dropping import Search, check_drop, read_benchmark
 from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.healing import Training, check_trainable
 from lowrank.pipeline.healing import heal as heal_run
@@ -60,6 +62,8 @@ def compress(
     opening: Opening | None = None,
     refit: bool = True,
     heal: Training | float | None = None,
+    tasks: Sequence[str] = (),
+    max_drop: float | None = None,
     beside: str | Path | None = None,
     latency: bool = True,
     with_past: bool = False,
@@ -83,6 +87,8 @@ def compress(
         opening: how to build the model if its file does not say.
         refit: fit every replacement to what it sees in the compressed model (`sequential_refit`).
         heal: then train it to imitate the dense model, in this way or for so many minutes; see `lowrank.heal`.
+        tasks: what the result is measured on beside fidelity: `sts:FILE`, ... (see `read_tasks`).
+        max_drop: instead of a budget, how much each task may lose; `fidelity` if none is named.
         beside: a LoRA that PEFT saved for the dense model; it is kept as an adapter of the compressed one, whose
             layers then keep their channels. `Opening.lora` merges one instead.
         latency: export the dense model too and time both.
@@ -100,7 +106,10 @@ def compress(
     """
     target, execution = target or Target(), execution or Execution()
     target.check()
-    if budget is None and plan is None:
+    check_drop(max_drop)
+    if max_drop is not None and (budget is not None or plan is not None):
+        raise LowRankError("a largest drop finds its own keep ratio: leave the budget or the plan out")
+    if budget is None and plan is None and max_drop is None:
         raise LowRankError(
             "there is no budget; give --budget 0.5 (the share of parameters to keep), --error, or a --plan"
         )
@@ -136,12 +145,16 @@ def compress(
 
         sized = budget is not None and budget.kind == "size"
         quantize = target.dtype != "float32"
-        refuse_whole(heal=heal, latency=timed, size=sized, quantize=quantize, with_past=with_past, keep_lora=beside)
+        asked = {"heal": heal, "latency": timed, "size": sized, "quantize": quantize, "with_past": with_past}
+        refuse_whole(**asked, keep_lora=beside, task=tasks, max_drop=max_drop is not None)
     if heal is not None:
         check_trainable(backend)
     with clock.stage("read calibration"):
         calibration = read_calibration(backend, settings)
         backend = calibration.backend if calibration else backend
+    tasks = tasks or (("fidelity",) if max_drop is not None else ())
+    with clock.stage("read tasks"):
+        benchmark = read_benchmark(tasks, backend, calibration)
     analysis = analyze_backend(backend, calibration, settings, opening, kept, track, clock, execution, run)
     if not (run / JSON_FILE).exists():
         # The expensive part is worth keeping even if what follows fails; it must not displace that of an earlier run.
@@ -161,7 +174,20 @@ def compress(
         budget = budget.of_original(backend.nbytes)
         target = replace(target, dtype="mixed")
     with clock.stage("select"):
-        if budget is not None and budget.kind == "size" and plan is None:
+        if max_drop is not None:
+            assert benchmark is not None
+            search = Search(
+                dense=backend,
+                analysis=analysis,
+                calibration=calibration,
+                benchmark=benchmark,
+                selector=selector,
+                refit=refit,
+                target=target,
+                free=beside is None,
+            )
+            chosen = search.plan(max_drop, track)
+        elif budget is not None and budget.kind == "size" and plan is None:
             chosen = sized_plan(backend, analysis, budget, _knapsack(selector), target, track)
         else:
             chosen = _plan(analysis, budget, plan, selector, timings)
@@ -211,7 +237,13 @@ def compress(
             stage,
             calibration,
             # A model that is healed is timed after that.
-            Output(target=target, with_past=with_past, latency=latency and heal is None),
+            Output(
+                target=target,
+                with_past=with_past,
+                latency=latency and heal is None,
+                benchmark=benchmark,
+                max_drop=max_drop,
+            ),
             track,
             clock,
             refit,
@@ -227,6 +259,8 @@ def compress(
         model=None if isinstance(model, str | Path) else model,
         settings=settings,
         opening=opening,
+        tasks=tasks,
+        max_drop=max_drop,
         latency=latency,
         track=track,
     )

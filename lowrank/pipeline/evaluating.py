@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +11,11 @@ from lowrank.artifacts.lock import holding
 from lowrank.backends import Opening, open_model
 from lowrank.core.structures.base import Replacement
 from lowrank.edge import Target
-from lowrank.evaluate.report import Report
+from lowrank.evaluate.report import Report, held_against
 from lowrank.pipeline.analyzing import read_calibration
+from lowrank.pipeline.dropping import read_benchmark
+from lowrank.pipeline.finished import held_in_graph
+from lowrank.pipeline.pages import with_page
 from lowrank.pipeline.planning import factorize, refitted
 from lowrank.pipeline.run import (
     REPORT_FILE,
@@ -28,10 +31,20 @@ from lowrank.progress import Clock, Track, silent
 
 
 @holding("run")
-def evaluate(run: str | Path = RUN, *, opening: Opening | None = None, track: Track = silent) -> Report:
+def evaluate(
+    run: str | Path = RUN, *, tasks: Sequence[str] = (), opening: Opening | None = None, track: Track = silent
+) -> Report:
     """Measure a finished run again: its `model/` and `model.onnx` against the model that it was made from.
 
+    Args:
+        run: its folder.
+        tasks: what it is measured on beside fidelity: `sts:FILE`, ... (see `read_tasks`). Without any, what an
+            earlier measurement of the same files gave stays in the report.
+        opening: how to build the original if its file does not say.
+        track: shows progress.
+
     Raises:
+        TaskError: if a task cannot be read, or is not one for this model.
         PlanMismatch: if the original has changed since.
         ArtifactError: if the run is not complete.
     """
@@ -44,22 +57,42 @@ def evaluate(run: str | Path = RUN, *, opening: Opening | None = None, track: Tr
     check_source(analysis, dense, folder)
     calibration = read_calibration(dense, Settings.from_json(analysis.settings))
     dense = calibration.backend if calibration else dense
+    benchmark = read_benchmark(tasks, dense, calibration)
     refit = bool(known and known.provenance.get("refit"))
 
     def replacements() -> Mapping[str, Replacement]:
+        if known and known.cut:
+            return {**factorize(dense, analysis, plan, track), **held_in_graph(folder, analysis, plan)}
         made = factorize(dense, analysis, plan, track)
         return refitted(calibration, made, analysis, track) if refit and calibration else made
 
     small = dense.saved_in(folder, replacements)
     target = Target.of(known and known.onnx)
     exact = known.parity if known else None
-    report = measure(dense, small, analysis, plan, folder, calibration, True, track, clock, target, exact)
+    report = measure(dense, small, analysis, plan, folder, calibration, True, track, clock, target, exact, benchmark)
+    report = _with_kept(report, known) if known else report
     report = replace(
         report,
         healing=known.healing if known else [],
+        cut=known.cut if known else [],
         files=files_of(folder),
         seconds=clock.seconds,
-        provenance=provenance(analysis, plan, refit),
+        provenance=provenance(analysis, plan, refit, known.cut if known else ()),
     )
+    report = with_page(folder, folder, analysis, plan, report)
     write_json(folder / REPORT_FILE, "report", report.to_json())
     return report
+
+
+def _with_kept(report: Report, known: Report) -> Report:
+    """With what an earlier report says of the same files, unless it was measured again; and held against the same
+    limit."""
+    rows = (known.quality or {}).get("tasks")
+    if rows and "tasks" not in (report.quality or {}):
+        report = replace(report, quality={**(report.quality or {}), "tasks": rows})
+    if known.budget.get("kind") != "drop":
+        return report
+    measured = {row["task"] for row in (report.quality or {}).get("tasks", [])}
+    if measured != {row["task"] for row in rows or []}:
+        return replace(report, budget=known.budget)
+    return held_against(report, known.budget["limit"])

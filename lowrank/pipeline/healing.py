@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,6 +17,8 @@ from lowrank.errors import ArtifactError, ExportError, HealingError
 from lowrank.evaluate.report import ONNX_FILE, Report
 from lowrank.pipeline.adapting import folded, keep_adapter, write_adapters
 from lowrank.pipeline.analyzing import read_calibration
+from lowrank.pipeline.dropping import read_benchmark
+from lowrank.pipeline.pages import PAGE_FILE, with_page
 from lowrank.pipeline.run import (
     ADAPTER_FILES,
     ADAPTER_FOLDER,
@@ -77,6 +79,8 @@ def heal(
     *,
     model: object = None,
     settings: Settings | None = None,
+    tasks: Sequence[str] = (),
+    max_drop: float | None = None,
     resume: bool = False,
     opening: Opening | None = None,
     latency: bool = True,
@@ -93,6 +97,8 @@ def heal(
         training: how, or how many minutes.
         model: the dense module, for runs that were made from one in memory.
         settings: other data than that of the run's analysis.
+        tasks: what the healed model is measured on beside fidelity; see `read_tasks`.
+        max_drop: how much each of them may lose.
         resume: go on with a healing that was interrupted.
         opening: how to build the dense model if its file does not say.
         latency: time both models again.
@@ -123,6 +129,7 @@ def heal(
     with clock.stage("read data"):
         calibration = _data(dense, settings)
     dense = calibration.backend
+    benchmark = read_benchmark(tasks, dense, calibration)
     small = dense.saved_in(folder, dict)
     asked = {**asdict(training), "data": dict(calibration.provenance)}
     path = folder / CHECKPOINT_FILE
@@ -130,7 +137,8 @@ def heal(
     with clock.stage("heal"):
         session = _train(calibration, small, settings, training, path, key, resume, track)
     healed = session.healing.healed()
-    entry = {**asked, **asdict(healed), "kept": healed.kept}
+    unit = "minutes" if training.steps is None else "steps"
+    entry = {**asked, **asdict(healed), "kept": healed.kept, "unit": unit}
     if not session.healing.task.workers.is_first:
         # Of several processes one writes.
         return report
@@ -144,7 +152,7 @@ def heal(
             small, plan = changed, followed
     if beside or not entry["kept"]:
         # The model stays as it is.
-        with staged(folder, owned=ADAPTER_FILES if entry["kept"] else ()) as stage:
+        with staged(folder, owned=(PAGE_FILE, *(ADAPTER_FILES if entry["kept"] else ()))) as stage:
             if entry["kept"]:
                 with clock.stage("adapter"):
                     made = session.residuals()
@@ -154,12 +162,15 @@ def heal(
                     report = _timed(report, dense, folder, entry["problems"])
             files = {**report.files, **files_of(stage)}
             report = replace(report, healing=entries, files=files, seconds=clock.seconds)
+            report = with_page(stage, folder, analysis, plan, report)
             write_json(stage / REPORT_FILE, "report", report.to_json())
     else:
         output = Output(
             target=Target.of(report.onnx),
             with_past=(folder / WITH_PAST_FILE).exists(),
             latency=latency,
+            benchmark=benchmark,
+            max_drop=max_drop,
         )
         with staged(folder, owned=RESULTS) as stage:
             problems = keep_adapter(small, folder / ADAPTER_FOLDER, stage) if kept_lora else ()
@@ -176,6 +187,7 @@ def heal(
                 bool(report.provenance.get("refit")),
                 entries,
                 problems,
+                report.cut,
             )
     path.unlink(missing_ok=True)
     return report

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lowrank import __version__, edge
+from lowrank import edge
 from lowrank.artifacts import hash_json, load_analysis, read_json, write_json
 from lowrank.artifacts.files import RECORD_FILE
 from lowrank.backends import Backend, Opening
@@ -20,23 +19,26 @@ from lowrank.core.formats import Stored
 from lowrank.core.plan import Plan, stored_weights
 from lowrank.edge import WITH_PAST_FILE, Target
 from lowrank.errors import ArtifactError, ExportError, PlanMismatch, UnsupportedModel
-from lowrank.evaluate.report import ONNX_FILE, Report
+from lowrank.evaluate.report import ONNX_FILE, Report, held_against
+from lowrank.pipeline.pages import PAGE_FILE, PLAN_FILE, REPORT_FILE, with_page
+from lowrank.pipeline.provenance import made_with
 from lowrank.progress import Clock, Track
 
 if TYPE_CHECKING:
     from lowrank.calibrate import Calibration
+    from lowrank.evaluate.tasks import Benchmark
 
 TOKENS = 16384
 """Of the calibration data that graphs are rounded on."""
 
 RUN = "lowrank-run"
-PLAN_FILE, REPORT_FILE, MODEL_FOLDER = "plan.json", "report.json", "model"
+MODEL_FOLDER = "model"
 GRAPHS = (ONNX_FILE, f"{ONNX_FILE}.data", WITH_PAST_FILE, f"{WITH_PAST_FILE}.data")
 ADAPTER_FOLDER, ADAPTER_FILE, ADAPTABLE_FILE = "adapter", "adapter.onnx_adapter", "model_with_adapters.onnx"
 ADAPTER_FILES = (ADAPTER_FOLDER, ADAPTER_FILE, ADAPTABLE_FILE, f"{ADAPTABLE_FILE}.data")
 CHECKPOINT_FILE = "healing.safetensors"
 SCRIPT_FILE = "run.py"
-RESULTS = (PLAN_FILE, REPORT_FILE, MODEL_FOLDER, *GRAPHS, *ADAPTER_FILES, CHECKPOINT_FILE)
+RESULTS = (PLAN_FILE, REPORT_FILE, PAGE_FILE, MODEL_FOLDER, *GRAPHS, *ADAPTER_FILES, CHECKPOINT_FILE)
 """What belongs to one compressed model: another one replaces all of it."""
 
 
@@ -50,6 +52,10 @@ class Output:
     """Write `model_with_past.onnx`."""
     latency: bool = True
     """Export the dense model too, and time both."""
+    benchmark: Benchmark | None = None
+    """What it is measured on, beside fidelity."""
+    max_drop: float | None = None
+    """How much it may lose on that."""
 
 
 def write_and_measure(
@@ -65,6 +71,8 @@ def write_and_measure(
     refit: bool,
     healing: Sequence[dict[str, Any]] = (),
     problems: Sequence[str] = (),
+    cut: Sequence[dict[str, Any]] = (),
+    remarks: Sequence[str] = (),
 ) -> Report:
     """Everything of a run but its analysis, in `stage`."""
     from lowrank.edge import file_size, fit_file, write_onnx
@@ -105,7 +113,22 @@ def write_and_measure(
                 f"{ONNX_FILE} has {int(plan.reached):,} bytes with its numbers, and {int(budget.limit):,} were "
                 "allowed; lower some ranks of the plan, or give more"
             )
-    report = measure(dense, small, analysis, plan, stage, calibration, output.latency, track, clock, target, exact)
+    report = measure(
+        dense,
+        small,
+        analysis,
+        plan,
+        stage,
+        calibration,
+        output.latency,
+        track,
+        clock,
+        target,
+        exact,
+        output.benchmark,
+    )
+    if output.max_drop is not None:
+        report = held_against(report, output.max_drop)
     found += report.problems
     if report.parity is None:
         # A graph that failed its check is not left for anyone to ship.
@@ -117,12 +140,14 @@ def write_and_measure(
     report = replace(
         report,
         problems=found,
-        notes=[*report.notes, *notes],
+        notes=[*report.notes, *remarks, *notes],
         healing=list(healing),
+        cut=list(cut),
         files=files_of(stage),
         seconds=clock.seconds,
-        provenance=provenance(analysis, plan, refit),
+        provenance=provenance(analysis, plan, refit, cut),
     )
+    report = with_page(stage, stage.parent, analysis, plan, report)
     write_json(stage / REPORT_FILE, "report", report.to_json())
     return report
 
@@ -189,23 +214,15 @@ def check_source(kept: Analysis, backend: Backend, run: Path) -> None:
         )
 
 
-def provenance(analysis: Analysis, plan: Plan, refit: bool) -> dict[str, Any]:
+def provenance(analysis: Analysis, plan: Plan, refit: bool, cut: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """What it takes to repeat a run."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = {"lowrank": __version__, "python": sys.version.split()[0]}
-    for name in ("numpy", "scipy", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return {
-        "command": sys.argv,
-        "versions": versions,
+        **made_with(),
         "source": dict(analysis.source),
         "analysis": analysis.fingerprint,
         "plan": hash_json(plan.to_json()),
         "refit": refit,
+        **({"cut_from": cut[-1]["run"]} if cut else {}),
     }
 
 

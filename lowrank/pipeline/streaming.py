@@ -30,6 +30,7 @@ from lowrank.errors import UnsupportedModel
 from lowrank.evaluate.report import Report
 from lowrank.evaluate.sizes import per_weight_error, sizes_of, targets_of, weight_error
 from lowrank.pipeline.execution import Execution
+from lowrank.pipeline.pages import with_page
 from lowrank.pipeline.run import MODEL_FOLDER, PLAN_FILE, REPORT_FILE, RESULTS, files_of, provenance
 from lowrank.progress import Clock, Track
 
@@ -126,6 +127,7 @@ def compress_streamed(
         report = replace(
             report, files=files_of(stage), seconds=clock.seconds, provenance=provenance(analysis, plan, refit=False)
         )
+        report = with_page(stage, run, analysis, plan, report)
         write_json(stage / REPORT_FILE, "report", report.to_json())
     return report
 

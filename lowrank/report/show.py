@@ -36,12 +36,14 @@ def show_estimate(estimate: Any, as_json: bool) -> None:
 
 def show_report(report: Any, as_json: bool) -> None:
     """What was measured."""
-    from lowrank.report.tables import report_table
+    from lowrank.report.tables import report_table, tasks_table
 
     if as_json:
         print_json(report.to_json())
     else:
         print_table(report_table(report))
+        if (report.quality or {}).get("tasks"):
+            print_table(tasks_table(report))
         notes(report.notes)
 
 

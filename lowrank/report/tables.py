@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -140,12 +141,14 @@ def report_table(report: Report) -> Table:
             f"{1 / report.latency['speedup']:.3f}",
         )
     for name, value in (report.quality or {}).items():
-        if name not in ("samples", "data"):
+        if name not in ("samples", "data", "tasks"):
             table.add_row(f"{QUALITY.get(name, name)}", "", f"{value:.4f}", "")
     if report.quality is None and report.error["relative"] is not None:
         table.add_row("relative error of the weights", "", f"{report.error['relative']:.4f}", "")
     if "cast_relative" in report.error:
         table.add_row("of rounding factors to their types", "", f"{report.error['cast_relative']:.4f}", "")
+    if report.cut:
+        _cut(table, report.cut[-1])
     for entry in report.healing:
         lost = "no better"
         if entry["kept"]:
@@ -166,6 +169,37 @@ def report_table(report: Report) -> Table:
     return table
 
 
+def tasks_table(report: Report) -> Table:
+    """How what was lost differs from task to task: one row each."""
+    table = Table(title="Tasks", title_justify="left", caption_justify="left", box=None, pad_edge=False)
+    table.add_column("task", no_wrap=True)
+    table.add_column("metric", no_wrap=True)
+    for name in ("dense", "compressed", "drop", "95 % interval", "samples"):
+        table.add_column(name, justify="right", no_wrap=True)
+    rows: list[dict[str, Any]] = (report.quality or {})["tasks"]
+    for row in rows:
+        relative = not row["higher_is_better"]
+        interval = "-" if row["low"] is None else f"{_drop(row['low'], relative)} to {_drop(row['high'], relative)}"
+        table.add_row(
+            row["task"],
+            row["metric"],
+            f"{row['dense']:.4f}",
+            f"{row['compressed']:.4f}",
+            _drop(row["drop"], relative),
+            interval,
+            "-" if row["samples"] is None else f"{row['samples']:,}",
+        )
+    table.caption = "drop: positive is worse; in percent it is the relative increase of what should be low"
+    resamples = max(row["resamples"] for row in rows)
+    if resamples:
+        table.caption += f"; interval: paired bootstrap over the samples, {resamples} resamples"
+    return table
+
+
+def _drop(value: float, relative: bool) -> str:
+    return f"{value:+.2%}" if relative else f"{value:+.4f}"
+
+
 def _rounded(table: Table, report: Report) -> None:
     """The dense model in the same type: what one would ship without this tool."""
     assert report.latency is not None and report.onnx is not None
@@ -176,6 +210,18 @@ def _rounded(table: Table, report: Report) -> None:
     label = "dense in int4" if dtype == "mixed" else f"both in {dtype}"
     _compared(table, f"bytes of model.onnx, {label}", dense_bytes, small_bytes)
     table.add_row(f"ms, {label}", f"{dense_ms:.2f}", f"{small_ms:.2f}", f"{small_ms / dense_ms:.3f}")
+
+
+def _cut(table: Table, entry: Mapping[str, Any]) -> None:
+    """What a finished result has lost by being cut again."""
+    table.add_row(
+        "keep ratio of the result that was cut", f"{entry['keep_before']:.4f}", f"{entry['keep_after']:.4f}", ""
+    )
+    for name, label in (("relative_error", "relative error"), ("cosine", "mean cosine"), ("kl", "KL divergence")):
+        if entry["quality"] and name in entry["quality"]:
+            table.add_row(f"{label} against that result", "", f"{entry['quality'][name]:.4f}", "")
+    if entry["quality"] is None and entry["weights"] is not None:
+        table.add_row("relative error of the weights against that result", "", f"{entry['weights']:.4f}", "")
 
 
 QUALITY = {

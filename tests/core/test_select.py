@@ -16,7 +16,8 @@ from lowrank.core.analysis import Analysis, Folds, analyze_weight
 from lowrank.core.budget import Budget
 from lowrank.core.cost import UNITS, Unit, spent
 from lowrank.core.plan import Plan, check_budget, cost_in, dense_cost
-from lowrank.core.select import SELECTORS, Energy, Knapsack, RelativeError, Uniform
+from lowrank.core.select import Energy, Knapsack, RelativeError, Uniform
+from lowrank.core.selectors import SELECTORS, selector_type
 from lowrank.core.weight import Layer, Weight
 from lowrank.errors import InfeasibleBudget, PlanMismatch
 
@@ -38,14 +39,14 @@ def an_analysis(seed: int = 0, with_data: bool = True) -> Analysis:
 def test_never_over_budget(name: str, keep: float, seed: int, multiple: int) -> None:
     analysis = an_analysis(seed)
     try:
-        plan = SELECTORS[name](multiple=multiple).select(analysis, Budget.params(keep))
+        plan = selector_type(name)(multiple=multiple).select(analysis, Budget.params(keep))
     except InfeasibleBudget:
         smallest = multiple * sum(sum(shape) for shape in SHAPES) / analysis.dense_params
         assert keep < smallest or name == "uniform"
         return
     assert plan.cost <= keep * analysis.dense_params
     assert plan.meets_budget
-    assert plan == SELECTORS[name](multiple=multiple).select(analysis, Budget.params(keep))
+    assert plan == selector_type(name)(multiple=multiple).select(analysis, Budget.params(keep))
     for option in plan.options:
         weight = analysis[option.group].weight
         assert option.cost <= weight.params
@@ -55,7 +56,7 @@ def test_never_over_budget(name: str, keep: float, seed: int, multiple: int) -> 
 @given(st.sampled_from(["knapsack", "energy", "relative-error"]), st.floats(0.01, 0.9))
 def test_error_budget_holds_for_every_weight(name: str, limit: float) -> None:
     analysis = an_analysis()
-    plan = SELECTORS[name]().select(analysis, Budget.error(limit))
+    plan = selector_type(name)().select(analysis, Budget.error(limit))
     assert plan.worst_error <= limit
     assert plan.meets_budget
 
@@ -207,4 +208,4 @@ def test_a_budget_of_multiply_adds_leaves_tables_alone() -> None:
 @pytest.mark.parametrize("unit", ["bytes", "macs"])
 def test_simple_selectors_count_parameters(name: str, unit: Unit) -> None:
     with pytest.raises(InfeasibleBudget, match="parameters"):
-        SELECTORS[name]().select(an_analysis(), Budget(unit, 0.5))
+        selector_type(name)().select(an_analysis(), Budget(unit, 0.5))

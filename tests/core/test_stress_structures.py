@@ -21,7 +21,8 @@ from lowrank.core.narrow import Narrow
 from lowrank.core.neurons import neuron_curve, neuron_order, refit
 from lowrank.core.plan import Plan
 from lowrank.core.rounding import rounding_errors
-from lowrank.core.select import SELECTORS, Knapsack, Selector
+from lowrank.core.select import Knapsack, Selector
+from lowrank.core.selectors import SELECTORS, selector_type
 from lowrank.core.structures import BONDED, ROUNDED, STRUCTURES, Replacement, factorized
 from lowrank.core.weight import Bond, Layer, View, Weight
 from lowrank.errors import InfeasibleBudget
@@ -205,7 +206,7 @@ def within(selector: Selector, analysis: Analysis, budget: Budget) -> Plan | Non
 @given(st.sampled_from(FLOAT32), st.sampled_from(DATA), st.floats(0.05, 1), st.sampled_from(list(SELECTORS)))
 def test_a_plan_never_exceeds_its_budget(kind: str, data: str, keep: float, name: str) -> None:
     analysis, numbers = analysis_of(kind, data)
-    plan = within(SELECTORS[name](), analysis, Budget.params(keep))
+    plan = within(selector_type(name)(), analysis, Budget.params(keep))
     if plan is None:
         # A line and a column cannot be factored: they are dense, and so are the smallest of the others.
         assert name == "uniform" or keep < 0.35

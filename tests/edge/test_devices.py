@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import platform
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 from builders import tiny_bert_folder
+from kept import made_once
 
 from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
@@ -24,6 +21,7 @@ from lowrank.backends.onnx.save import load_whole, save_model
 from lowrank.backends.session import typed
 from lowrank.edge import Target, fit_file, standalone, write_onnx
 from lowrank.edge.ort_format import write_ort
+from tools.browser import UNPACKED
 
 pytestmark = [
     pytest.mark.device,
@@ -35,15 +33,6 @@ EXACT = {"portable": 1e-4, "beside": 1e-4, "fused": 1e-4, "fp16": 1e-4}
 ROUNDED = {"int8": 5e-2, "int4": 5e-2, "nbits4": 5e-2}
 debian = pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs Debian or Ubuntu")
 npm = pytest.mark.skipif(shutil.which("npm") is None, reason="needs Node.js with npm")
-
-
-@contextmanager
-def made_once(name: str) -> Iterator[Path]:
-    """A folder that is kept for the next run, and that one process at a time looks after."""
-    folder = Path(tempfile.gettempdir()) / f"lowrank-{name}"
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield folder
 
 
 def python_of(machine: str) -> Path:
@@ -160,7 +149,7 @@ def test_a_browser(files: Path) -> None:
             out = files / f"{name}-browser.json"
             command = [sys.executable, str(TOOLS / "browser.py"), str(runtime), program, str(files / f"{name}.onnx")]
             done = subprocess.run([*command, str(files / "in.json"), str(out)], capture_output=True, text=True)
-            if done.returncode and not (folder / "whole").exists() and installed is None:
+            if done.returncode and not (folder / UNPACKED).exists() and installed is None:
                 pytest.skip(done.stderr.strip().splitlines()[-1])
             assert done.returncode == 0, done.stderr
             same(out, files, f"{name}.onnx", tolerance)

@@ -12,7 +12,7 @@ from lowrank.backends.checkpoint.place import Place
 from lowrank.backends.checkpoint.shards import open_shards
 from lowrank.backends.checkpoint.skeleton import prefix_of, skeleton, stored_names
 from lowrank.backends.torch import huggingface
-from lowrank.backends.torch.layers import dense_layer, empty_replacement, put, register_optional_layers
+from lowrank.backends.torch.rebuild import put_layers
 from lowrank.errors import ArtifactError
 
 
@@ -28,12 +28,8 @@ def load_checkpoint(folder: Path, record: Mapping[str, Any]) -> nn.Module:
     """
     config, dtype = huggingface.as_saved(folder, record["rebuild"])
     module = skeleton(folder, config, dtype)
-    register_optional_layers()
     aliases: Mapping[str, str] = record["aliases"]
-    for entry in record["replaced"].values():
-        for layer in entry["layers"]:
-            old, form, dense = dense_layer(module, layer, entry["kind"], entry["stored"])
-            put(module, layer, empty_replacement(old, entry, dense, form))
+    put_layers(module, record["replaced"], folder)
     _fill(module, folder)
     for layer, first in aliases.items():
         for side in ("left", "right"):

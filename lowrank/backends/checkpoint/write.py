@@ -16,6 +16,7 @@ from lowrank.artifacts.files import RECORD_FILE, atomic, write_json
 from lowrank.backends.checkpoint.backend import CheckpointBackend
 from lowrank.backends.checkpoint.place import Place
 from lowrank.backends.checkpoint.shards import DTYPES, INDEX_FILE, NAMES, Stored, read_header, read_metadata
+from lowrank.backends.torch.block import write_block
 from lowrank.backends.torch.layers import record_of
 from lowrank.backends.torch.tensors import factor_tensors
 from lowrank.core.cast import cast_energy, evened
@@ -165,5 +166,7 @@ def finish(backend: CheckpointBackend, folder: Path, found: Sequence[Written]) -
     tied = {
         alias: first for alias, first in backend.aliases.items() if any(first in r["layers"] for r in replaced.values())
     }
-    write_json(folder / RECORD_FILE, "model", {"rebuild": dict(backend.rebuild), "replaced": replaced, "aliases": tied})
+    record = {"rebuild": dict(backend.rebuild), "replaced": replaced, "aliases": tied}
+    write_block(folder, record)
+    write_json(folder / RECORD_FILE, "model", record)
     return total

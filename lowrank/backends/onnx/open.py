@@ -29,7 +29,7 @@ def open_onnx(path: Path, opening: Opening) -> OnnxBackend:
             f"{path} is of a model that lowrank has compressed already; give the original model instead"
         )
     model, outside = load_model(path)
-    _refuse_quantised(path, model)
+    refuse_quantised(path, model)
     tokenizer = Path(opening.tokenizer).expanduser() if opening.tokenizer else path.parent / "tokenizer.json"
     return OnnxBackend(
         model=model,
@@ -43,7 +43,7 @@ def open_onnx(path: Path, opening: Opening) -> OnnxBackend:
     )
 
 
-def _refuse_quantised(path: Path, model: Any) -> None:
+def refuse_quantised(path: Path, model: Any) -> None:
     """A graph most of whose products have integer weights has lost the numbers that low rank would start from."""
     quantised = plain = 0
     for node in nodes_of(model):

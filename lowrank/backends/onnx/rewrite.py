@@ -32,7 +32,7 @@ def replace_weight(model: Any, weight: Weight, uses: tuple[Use, ...], replacemen
     return held.names
 
 
-def _finish(old: Any, *new: Any) -> None:
+def finish(old: Any, *new: Any) -> None:
     """Put new nodes before an old one; the last of them takes over its output."""
     import onnx_ir as ir
 
@@ -113,9 +113,9 @@ def _pivoted(use: Use, held: Held, node: Any, vectors: Any, at: int, last: str) 
 def _matmul(use: Use, held: Held) -> None:
     if isinstance(held.replacement.factors, Pivoted):
         node, at = use.site.node, use.site.at
-        _finish(node, *_pivoted(use, held, node, node.inputs[1 - at], at, ""))
+        finish(node, *_pivoted(use, held, node, node.inputs[1 - at], at, ""))
         return
-    _finish(use.site.node, *_products(use, held, use.site.node, use.site.at))
+    finish(use.site.node, *_products(use, held, use.site.node, use.site.at))
 
 
 def _gemm(use: Use, held: Held) -> None:
@@ -127,7 +127,7 @@ def _gemm(use: Use, held: Held) -> None:
         new = _pivoted(use, held, node, node.inputs[0], 1, "" if bias is None else "ordered")
         if bias is not None:
             new.append(_node(node, "", "Add", [new[-1].outputs[0], bias]))
-        _finish(node, *new)
+        finish(node, *new)
         return
     a, b = _pair(use, held, node)
     if attribute(node, "transA", 0):
@@ -142,7 +142,7 @@ def _gemm(use: Use, held: Held) -> None:
     else:
         inputs = [inner.outputs[0], b, *([bias] if bias is not None else _zero(held, node, b))]
         new = [inner, _node(node, "", "Gemm", inputs, {"alpha": alpha, "beta": beta})]
-    _finish(node, *new)
+    finish(node, *new)
 
 
 def _zero(held: Held, node: Any, like: Any) -> list[Any]:
@@ -179,7 +179,7 @@ def _conv(use: Use, held: Held) -> None:
         inner = _node(node, "right", "Conv", [node.inputs[0], first], settings)
         outer_settings = {"group": groups, "kernel_shape": [1] * spatial}
     bias = list(node.inputs[2:3])
-    _finish(node, inner, _node(node, "", "Conv", [inner.outputs[0], second, *bias], outer_settings))
+    finish(node, inner, _node(node, "", "Conv", [inner.outputs[0], second, *bias], outer_settings))
 
 
 def _one_way(settings: Mapping[str, Any], axis: int) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def _gather(use: Use, held: Held) -> None:
     if not site.gathers:
         table, small = held.factor("right", True, node), held.factor("left", True, node)
         inner = _node(node, "right", node.op_type, [table, ids], _settings(node))
-        _finish(node, inner, _node(node, "", "MatMul", [inner.outputs[0], small]))
+        finish(node, inner, _node(node, "", "MatMul", [inner.outputs[0], small]))
         return
     # As they stand the picked matrices are multiplied from the left by (outputs, inputs), else from the right.
     rows_first = site.view.stored == "stack rows cols"
@@ -241,7 +241,7 @@ def _picked_product(reader: Any, gather: Any, picked: Mapping[str, Any]) -> None
         inner = _node(reader, "right", "MatMul", [first, other])
         outer = _node(reader, "", "MatMul", [second, inner.outputs[0]])
     old = reader.inputs[at]
-    _finish(reader, inner, outer)
+    finish(reader, inner, outer)
     if turned and not old.uses():
         _drop(old.producer())
 
@@ -278,7 +278,7 @@ def _einsum(use: Use, held: Held) -> None:
     outer = _node(
         node, "", "Einsum", [inner.outputs[0], second], {"equation": f"{between},{''.join(outputs)}{rank}->{result}"}
     )
-    _finish(node, inner, outer)
+    finish(node, inner, outer)
 
 
 def _drop(node: Any) -> None:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from lowrank.artifacts import parse_json
 from lowrank.artifacts.outside import is_file, is_plain
+from lowrank.backends.torch.block import KEY, is_ours
 from lowrank.backends.torch.claims import check_config, few_parts
 from lowrank.backends.torch.pickles import read_torch_file
 from lowrank.core.match import in_block
-from lowrank.errors import UnsupportedModel, first_line
+from lowrank.errors import ArtifactError, LowRankError, UnsupportedModel, first_line
 
 WEIGHT_SUFFIXES = set(
     [
@@ -44,8 +45,16 @@ OTHER_FORMATS = {"onnx", "openvino", "coreml", "original"}
 TOKENIZER_PATTERNS = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "added_tokens*", "*.model")
 
 
-def read_config(path: Path) -> Any:
+KINDS = ("huggingface", "checkpoint")
+"""Of records: models that are built from a config."""
+
+
+def read_config(path: Path, compressed: bool = False) -> Any:
     """The `transformers` config in a config.json.
+
+    Args:
+        path: the file.
+        compressed: it may be of a model that was compressed here; the config is then that of the dense one.
 
     Raises:
         UnsupportedModel: if it is no JSON, names no model type, or needs code from outside `transformers`.
@@ -64,7 +73,14 @@ def read_config(path: Path) -> Any:
             f"{path}: the model type {kind!r} is not one that transformers knows by itself, and code that comes with a "
             "model is not run; give a state dict with --arch package.module:factory instead"
         )
-    if content.get("quantization_config"):
+    if is_ours(content):
+        if not compressed:
+            raise UnsupportedModel(
+                f"{path} is of a model that lowrank has compressed already; give the original model instead, or cut a "
+                "finished run further with `lowrank truncate`"
+            )
+        del content[KEY]
+    if content.get(KEY):
         raise UnsupportedModel(
             f"{path} is of a quantised model; compress the model that it was made from, then quantise"
         )
@@ -105,12 +121,31 @@ def as_saved(folder: Path, rebuild: Mapping[str, Any]) -> tuple[Any, torch.dtype
     Raises:
         ValueError: if the record names no dtype.
     """
-    config = read_config(folder / "config.json")
+    config = read_config(folder / "config.json", compressed=True)
     config.architectures = [rebuild["class"]]
     dtype = getattr(torch, rebuild["dtype"])
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"{rebuild['dtype']!r} is no dtype")
     return config, dtype
+
+
+def from_compressed(folder: Path, block: Mapping[str, Any]) -> nn.Module:
+    """A compressed model that transformers has saved anew: the class that its config names, loaded by transformers.
+
+    Raises:
+        ArtifactError: if it cannot be.
+    """
+    from lowrank.backends.torch.quantizer import register
+
+    register()
+    try:
+        config, _ = as_saved(folder, block["rebuild"])
+        with quiet():
+            return model_class(config).from_pretrained(str(folder), local_files_only=True, dtype="auto")
+    except LowRankError:
+        raise
+    except Exception as error:
+        raise ArtifactError(f"{folder} cannot be loaded ({first_line(error)}); save the model again") from None
 
 
 def build_dense(config: Any, dtype: torch.dtype) -> nn.Module:

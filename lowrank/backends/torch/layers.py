@@ -1,13 +1,12 @@
 """Which modules apply a matrix, how they store it, and what takes their place.
 
-A new layer type is one registration of `form_of` and a case of `empty_replacement`. Anything not registered comes back
-as a Skip.
+A new layer type is one registration of `form_of`. Anything not registered comes back as a Skip.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
@@ -40,13 +39,41 @@ LowRank = Paired | LowRankStack | NarrowLinear | nn.Linear
 """What a replacement can be; plain where a layer only got narrower."""
 
 
+def empty_linear(module: nn.Module, record: Mapping[str, Any], shape: tuple[int, int], **like: Any) -> LowRank:
+    """What takes the place of a product and a bias, in each of the structures that such a layer can have."""
+    rows, cols = shape
+    rank, bias = record["rank"], record["bias"]
+    if "ordered" in record:
+        place = {name: record[name] for name in ("side", "heads", "last") if name in record}
+        return PivotedLinear(cols, rows, rank, record["ordered"], bias, **place, **like)
+    if record.get("spread") or record.get("picks"):
+        narrow = (int(record["shape"][0]), int(record["shape"][1]))
+        return NarrowLinear(cols, rows, narrow, record["spread"], record["picks"], bias, **like)
+    if "shape" in record:
+        return nn.Linear(record["shape"][1], record["shape"][0], bias, **like)
+    return LowRankLinear(cols, rows, rank, bias=bias, **like)
+
+
+def _empty_table(module: nn.Module, record: Mapping[str, Any], shape: tuple[int, int], **like: Any) -> LowRank:
+    assert isinstance(module, nn.Embedding)
+    return LowRankEmbedding(module, record["rank"], **like)
+
+
+def _empty_conv(module: nn.Module, record: Mapping[str, Any], shape: tuple[int, int], **like: Any) -> LowRank:
+    kind: Any = SpatialConv if record["structure"] == "spatial" else LowRankConv
+    return kind(module, record["rank"], bias=record["bias"], **like)
+
+
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How a module stores its `weight` and applies it."""
+    """How a module stores its `weight` and applies it, and what takes its place."""
 
     view: View
     kind: LayerKind
     spatial: View | None = None
+    empty: Callable[..., LowRank] = empty_linear
+    """Makes the layer in its place, before its factors are filled in, from the module, the record (see `record_of`),
+    (outputs, inputs), and the type and device of its numbers by name."""
 
 
 @singledispatch
@@ -64,7 +91,7 @@ def _(module: nn.Linear) -> Form | str:
 
 @form_of.register
 def _(module: nn.Embedding) -> Form | str:
-    return embedding_reason(module) or Form(View("cols rows"), "lookup")
+    return embedding_reason(module) or Form(View("cols rows"), "lookup", empty=_empty_table)
 
 
 @form_of.register(nn.Conv1d)
@@ -75,7 +102,7 @@ def _(module: nn.Conv1d | nn.Conv2d) -> Form | str:
     shape = module.weight.shape
     square = module.groups == 1 and min(module.kernel_size) > 1
     spatial = square and isinstance(module, nn.Conv2d)
-    return Form(View.of_conv(shape, module.groups), "conv", View.of_spatial(shape) if spatial else None)
+    return Form(View.of_conv(shape, module.groups), "conv", View.of_spatial(shape) if spatial else None, _empty_conv)
 
 
 def dense_layer(root: nn.Module, layer: str, kind: str, stored: str) -> tuple[nn.Module, Form, Tensor]:
@@ -148,26 +175,10 @@ def empty_replacement(module: nn.Module, record: Mapping[str, Any], weight: Tens
     """
     rank, like = int(record["rank"]), {"dtype": weight.dtype, "device": weight.device}
     _, rows, cols = form.view.shape(weight.shape)
-    new: LowRank
     if form.kind == "experts":
         stack, a, b = weight.shape
         return LowRankStack(stack, a, b, rank, **like)
-    if isinstance(module, nn.Embedding):
-        new = LowRankEmbedding(module, rank, **like)
-    elif isinstance(module, nn.Conv1d | nn.Conv2d):
-        kind: Any = SpatialConv if record["structure"] == "spatial" else LowRankConv
-        new = kind(module, rank, bias=record["bias"], **like)
-    elif "ordered" in record:
-        place = {name: record[name] for name in ("side", "heads", "last") if name in record}
-        new = PivotedLinear(cols, rows, rank, record["ordered"], record["bias"], **place, **like)
-    elif record.get("spread") or record.get("picks"):
-        shape = (int(record["shape"][0]), int(record["shape"][1]))
-        new = NarrowLinear(cols, rows, shape, record["spread"], record["picks"], record["bias"], **like)
-    elif "shape" in record:
-        new = nn.Linear(record["shape"][1], record["shape"][0], record["bias"], **like)
-    else:
-        new = LowRankLinear(cols, rows, rank, bias=record["bias"], **like)
-    return new.train(module.training)
+    return form.empty(module, {**record, "rank": rank}, (rows, cols), **like).train(module.training)
 
 
 def fill_(new: LowRank, weight: Weight, replacement: Replacement, dense: nn.Module, stored: Tensor) -> None:

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from lowrank.artifacts.files import RECORD_FILE, read_json
 from lowrank.backends.torch import huggingface
-from lowrank.backends.torch.layers import dense_layer, empty_replacement, put, register_optional_layers
+from lowrank.backends.torch.block import read_block
 from lowrank.backends.torch.module import MODEL_FILE
 from lowrank.backends.torch.normalize import normalize_
 from lowrank.backends.torch.open import build_arch
 from lowrank.backends.torch.pickles import read_program
 from lowrank.backends.torch.program import PROGRAM_FILE, unflatten
+from lowrank.backends.torch.rebuild import put_layers
 from lowrank.errors import ArtifactError, LowRankError, first_line
 
 
@@ -39,9 +40,18 @@ def load(folder: str | Path, *, arch: str | Callable[[], nn.Module] | None = Non
     path = Path(folder).expanduser()
     if not (path / RECORD_FILE).is_file() and ((path / "model").is_dir() or (path / "plan.json").is_file()):
         path = path / "model"
+    block = None if (path / RECORD_FILE).is_file() else read_block(path)
+    if block is not None:
+        # `save_pretrained` wrote it.
+        return huggingface.from_compressed(path, block)
     record = read_json(path / RECORD_FILE, "model")
     try:
-        return _load(path, record, arch)
+        module = _load(path, record, arch)
+        if record["rebuild"]["kind"] in huggingface.KINDS and isinstance(module, nn.Module):
+            from lowrank.backends.torch.quantizer import attach
+
+            attach(module, record)
+        return module
     except (KeyError, TypeError, AttributeError, ValueError, AssertionError, IndexError, RuntimeError) as error:
         if isinstance(error, LowRankError):
             raise
@@ -64,7 +74,7 @@ def _load(
         from lowrank.backends.checkpoint.load import load_checkpoint
 
         return load_checkpoint(path, record)
-    state = _read_state(path / MODEL_FILE)
+    state = read_state(path / MODEL_FILE)
     if arch is not None:
         dense = build_arch(arch) if isinstance(arch, str) else arch().eval()
     elif rebuild["kind"] == "huggingface":
@@ -79,20 +89,15 @@ def _load(
             f"builds the "
             f"dense module ({name})"
         )
-    return _fill(dense, state, record["replaced"], record["aliases"], path).eval()
+    return fill(dense, state, record["replaced"], record["aliases"], path).eval()
 
 
-def _check_sizes(origin: Path, layer: str, entry: Mapping[str, Any], most: int) -> None:
-    """No layer is larger than the one that it takes the place of, whatever the record says."""
-    for size in (entry["rank"], *entry.get("shape", ())):
-        if not isinstance(size, int) or not 0 <= size <= most:
-            raise ArtifactError(
-                f"{origin / RECORD_FILE} gives {layer} the size {str(size)[:40]}, and its dense layer has at most "
-                f"{most:,}; compress the original again"
-            )
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, as copies.
 
-
-def _read_state(path: Path) -> dict[str, Tensor]:
+    Raises:
+        UnsupportedModel: if it is missing or damaged.
+    """
     from safetensors.torch import load_file
 
     huggingface.open_safetensors(path)
@@ -100,7 +105,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
-def _fill(
+def fill(
     module: nn.Module,
     state: Mapping[str, Tensor],
     replaced: Mapping[str, Any],
@@ -108,24 +113,8 @@ def _fill(
     origin: Path,
 ) -> nn.Module:
     """Low-rank layers in the places that the record names, then every tensor, then the ties."""
-    register_optional_layers()
     normalize_(module)
-    made: dict[int, nn.Module] = {}
-    for entry in replaced.values():
-        for layer in entry["layers"]:
-            if entry["kind"] != "experts" and id(module.get_submodule(layer)) in made:
-                # One module under two names.
-                continue
-            old, form, dense = dense_layer(module, layer, entry["kind"], entry["stored"])
-            if form.kind == "linear" and entry["kind"] == "linear" and form.view.stored != entry["stored"]:
-                raise ArtifactError(
-                    f"{origin}: {layer} stores its weight as {form.view.stored!r}, but its factors were made without "
-                    "knowing the module; compress again with --arch or --config"
-                )
-            _check_sizes(origin, layer, entry, max(form.view.shape(dense.shape)))
-            new = empty_replacement(old, entry, dense, form)
-            made[id(new)] = new
-            put(module, layer, new)
+    put_layers(module, replaced, origin)
     full = {**state, **{alias: state[kept] for alias, kept in aliases.items()}}
     try:
         module.load_state_dict(full, assign=True)

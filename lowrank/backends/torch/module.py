@@ -19,22 +19,21 @@ from torch import Tensor, nn
 from lowrank.artifacts.files import RECORD_FILE, read_json, write_json
 from lowrank.backends.base import Change
 from lowrank.backends.inputs import Feed, OutputKind, Signature
+from lowrank.backends.torch.block import write_block
 from lowrank.backends.torch.bonds import find_bonds
 from lowrank.backends.torch.curvature import output_curvature
 from lowrank.backends.torch.describe import describe
 from lowrank.backends.torch.inputs import as_tensors, call, in_float32
-from lowrank.backends.torch.layers import dense_layer, empty_replacement, fill_, has_bias, put, record_of, tie
 from lowrank.backends.torch.pair import Pair
 from lowrank.backends.torch.prefix import Prefix
+from lowrank.backends.torch.replace import replace_layers_
 from lowrank.backends.torch.tensors import as_matrix, module_in_float32, save_state, storage_key
 from lowrank.backends.torch.watch import watching
-from lowrank.core.factors import Factors
 from lowrank.core.gram import Gram, Side
 from lowrank.core.linalg import Matrix, Vector
 from lowrank.core.structures.base import Replacement
 from lowrank.core.weight import Bond, Skip, Weight
 from lowrank.errors import ArtifactError, NonFiniteWeight
-from lowrank.nn import LowRankLinear
 
 MODEL_FILE = "model.safetensors"
 
@@ -124,26 +123,7 @@ class ModuleBackend:
     def rewrite(self, replacements: Mapping[str, Replacement]) -> ModuleBackend:
         """A backend whose module has low-rank layers; a tie stays one pair of tensors."""
         module = self.fresh() if self.fresh else copy.deepcopy(self.module)
-        replaced: dict[str, dict[str, Any]] = {}
-        shared: dict[int, LowRankLinear] = {}
-        for name, replacement in replacements.items():
-            weight = self._by_name[name]
-            first: Any = None
-            for layer in weight.layers:
-                old, form, dense = dense_layer(module, layer.name, layer.kind, weight.view.stored)
-                record = record_of(weight, replacement, has_bias(old, replacement))
-                new = empty_replacement(old, record, dense, form)
-                if first is None:
-                    fill_(new, weight, replacement, old, dense)
-                    first = new
-                else:
-                    tie(new, first)
-                put(module, layer.name, new)
-                replaced[name] = record
-            if isinstance(first, LowRankLinear) and isinstance(replacement.factors, Factors):
-                # One array for several weights is one parameter.
-                other = shared.setdefault(id(replacement.factors.right), first)
-                first.right.weight = other.right.weight
+        replaced = replace_layers_(module, self._by_name, replacements)
         return replace(self, module=module, fresh=None, replaced=replaced)
 
     def changed(self, changes: Mapping[str, Change]) -> ModuleBackend:
@@ -307,6 +287,8 @@ class ModuleBackend:
             }
         else:
             record["aliases"] = save_state(self.module.state_dict(keep_vars=True), folder / MODEL_FILE)
+        if self.rebuild["kind"] == "huggingface":
+            write_block(folder, record)
         write_json(folder / RECORD_FILE, "model", record)
 
 

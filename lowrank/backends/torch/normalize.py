@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,10 +12,15 @@ from lowrank.nn.attention import split_attention_
 from lowrank.nn.split import split_fused_
 
 
-def normalize_(module: nn.Module) -> nn.Module:
-    """Every `nn.MultiheadAttention` becomes one of four linear layers, every fused projection one of three."""
-    split_attention_(module)
-    split_fused_(module)
+def normalize_(module: nn.Module, where: Callable[[str], bool] = lambda _: True) -> nn.Module:
+    """Every `nn.MultiheadAttention` becomes one of four linear layers, every fused projection one of three.
+
+    Args:
+        module: changed in place.
+        where: whether a submodule of this name is.
+    """
+    split_attention_(module, where)
+    split_fused_(module, where)
     return module
 
 
@@ -41,10 +46,16 @@ def choose_experts_(module: nn.Module, way: str) -> str | None:
         How it was before; None if there is no choice.
     """
     model: Any = module
-    config: Any = getattr(module, "config", None)
-    switch = getattr(module, "set_experts_implementation", None)
-    before = getattr(config, "_experts_implementation", None)
-    if switch is None or before is None or not model._can_set_experts_implementation():
+    before = experts_of(module)
+    if before is not None:
+        model.set_experts_implementation(way)
+    return before
+
+
+def experts_of(module: nn.Module) -> str | None:
+    """How a mixture of experts is computed; None if there is no choice."""
+    model: Any = module
+    before = getattr(getattr(module, "config", None), "_experts_implementation", None)
+    if not hasattr(module, "set_experts_implementation") or before is None:
         return None
-    switch(way)
-    return str(before)
+    return str(before) if model._can_set_experts_implementation() else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import sys
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from lowrank.backends.torch.normalize import normalize_
 from lowrank.backends.torch.pickles import read_program, read_torch_file
 from lowrank.backends.torch.program import unflatten
 from lowrank.backends.torch.state_dict import StateDictBackend
-from lowrank.backends.torch.tensors import hash_state
+from lowrank.backends.torch.tensors import copied, hash_state
 from lowrank.errors import UnsupportedModel, first_line
 
 TorchBackend = ModuleBackend | StateDictBackend
@@ -65,9 +64,10 @@ def open_module(model: object, opening: Opening | None = None) -> ModuleBackend:
     """
     if not isinstance(model, nn.Module):
         raise UnsupportedModel(f"a {type(model).__name__} is not a model; give a path or a torch.nn.Module")
-    source = {"path": None, "kind": "live", "fingerprint": hash_json([hash_state(model.state_dict()), repr(model)])}
     rebuild = {"kind": "module", "class": type(model).__qualname__}
-    return _of_module(copy.deepcopy(model).eval(), source, rebuild, opening or Opening())
+    made = copied(model)
+    source = {"path": None, "kind": "live", "fingerprint": hash_json([hash_state(made.state_dict()), repr(model)])}
+    return _of_module(made.eval(), source, rebuild, opening or Opening())
 
 
 def _open_folder(folder: Path, opening: Opening) -> ModuleBackend:

@@ -18,7 +18,7 @@ from lowrank.core.factors import Factors
 from lowrank.core.linalg import Matrix
 from lowrank.core.pivot import Pivoted
 from lowrank.core.weight import View
-from lowrank.errors import NonFiniteWeight
+from lowrank.errors import NonFiniteWeight, UnsupportedModel, first_line
 
 
 def as_matrix(name: str, stored: Tensor, view: View) -> Matrix:
@@ -67,6 +67,41 @@ def factor_tensors(name: str, factors: Factors | Pivoted, dtype: torch.dtype, ta
     made = {"left.weight": as_stored(name, left, like), "right.weight": as_stored(name, right, like)}
     if isinstance(factors, Pivoted) and factors.order is not None:
         made["order"] = torch.from_numpy(factors.order)
+    return made
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A copy of a module on the CPU, wherever its parts are; ties stay ties.
+
+    It calls nobody's hooks, and can be differentiated by all its numbers.
+
+    Raises:
+        UnsupportedModel: if it cannot be copied.
+    """
+    known: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_meta:
+            raise UnsupportedModel(
+                f"a {type(module).__name__} has numbers that are not in memory (they are on the meta device, or were "
+                "offloaded); load the whole model first"
+            )
+        if tensor.device.type != "cpu":
+            # Never a second time on a GPU, whose memory may hold one model and no more.
+            moved: Tensor = tensor.detach().to("cpu", copy=True)
+            parameter = isinstance(tensor, nn.Parameter)
+            known[id(tensor)] = nn.Parameter(moved, tensor.requires_grad) if parameter else moved
+    try:
+        made = copy.deepcopy(module, known)
+    except Exception as error:
+        raise UnsupportedModel(
+            f"a {type(module).__name__} cannot be copied ({first_line(error)}); remove weight_norm or other hooks that "
+            "compute its weights, and save its state dict"
+        ) from None
+    for each in made.modules():
+        for hooks in (each._forward_hooks, each._forward_pre_hooks, each._backward_hooks, each._backward_pre_hooks):
+            hooks.clear()
+    for parameter in made.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
     return made
 
 

@@ -172,11 +172,8 @@ def _is_pivoted(replacement: Replacement) -> bool:
 
 def _pair(factors: Factors | Pivoted) -> tuple[Matrix, Matrix]:
     """As two plain factors."""
-    left, right = np.asarray(factors.left, np.float64), np.asarray(factors.right, np.float64)
-    if isinstance(factors, Pivoted):
-        left = np.concatenate([np.eye(factors.rank), left])
-        left = left if factors.order is None else left[factors.order]
-    return left, right
+    plain = factors.factors() if isinstance(factors, Pivoted) else factors
+    return np.asarray(plain.left, np.float64), np.asarray(plain.right, np.float64)
 
 
 def _basis(replacement: Replacement, side: Side) -> Matrix:

@@ -104,6 +104,6 @@ def read_callable(spec: str, module: str, function: str, dense: Backend, hint: s
             f"--task {spec}: {type(error).__name__}: {first_line(error)}{hint}; package.module:function must be "
             "importable from here"
         ) from None
-    if not callable(found):
+    if not isinstance(found, Callable):
         raise TaskError(f"--task {spec}: that is a {type(found).__name__}, not a function of a model")
     return Callback(spec, found, dense)

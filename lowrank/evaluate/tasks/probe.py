@@ -15,9 +15,9 @@ def probe_hits(vectors: Array, labels: Array) -> Array:
     """1 for each sample whose class a probe finds that was fitted to the other folds, else 0.
 
     Ridge regression on one-hot targets (Hastie, Tibshirani and Friedman, The Elements of Statistical Learning, 4.2):
-    closed-form, so that nothing of an optimiser's luck is in the comparison. Its penalty is chosen on the training folds
-    by generalised cross-validation (Golub, Heath and Wahba 1979). Folds are the same for every model: within each class,
-    samples go to them in turn.
+    closed-form, so that no luck of an optimiser is in the comparison. Its penalty is chosen on the training folds by
+    generalised cross-validation (Golub, Heath and Wahba 1979). Folds are the same for every model: samples go to them
+    in turn, class after class.
 
     Args:
         vectors: samples x width.

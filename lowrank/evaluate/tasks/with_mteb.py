@@ -48,7 +48,7 @@ class MtebTask:
         except Exception as error:
             raise TaskError(
                 f"--task {self.name}: mteb failed with {type(error).__name__}: {first_line(error)}; it fetches the "
-                "data of its tasks, for which it needs the network, and sts:FILE, classify:FILE or retrieval:FOLDER do not"
+                "data of its tasks, for which it needs the network; sts:FILE, classify:FILE and retrieval:FOLDER do not"
             ) from None
 
 

@@ -1,0 +1,201 @@
+"""`compress_`: one call for a live module in somebody's own script, which writes no file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowrank.backends import Opening
+from lowrank.core.budget import Budget
+from lowrank.core.cost import UNITS
+from lowrank.core.plan import Plan
+from lowrank.core.select import Selector
+from lowrank.core.structures.absorb import absorbed
+from lowrank.core.weight import Skip
+from lowrank.errors import InfeasibleBudget, UnsupportedModel
+from lowrank.pipeline.analyzing import analyze_backend
+from lowrank.pipeline.execution import Execution
+from lowrank.pipeline.planning import factorize, refitted, select
+from lowrank.pipeline.settings import NO_DATA, Settings
+from lowrank.progress import Clock, Track, silent
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lowrank.backends.torch.module import ModuleBackend
+    from lowrank.calibrate import Calibration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compressed:
+    """What `compress_` has done to a module. Printed, it is a line for each layer."""
+
+    plan: Plan
+    """The structure and rank of every weight that was looked at, and the errors that are predicted of them."""
+    layers: Mapping[str, Mapping[str, Any]]
+    """What was replaced, by the name of the weight: as JSON can hold it, and for `prepare_`."""
+    params_before: int
+    """Numbers in the whole model; of frozen and trained layers alike, ties once."""
+    params_after: int
+    skips: tuple[Skip, ...] = ()
+    """Every other tensor, and why it stayed."""
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def keep_ratio(self) -> float:
+        """What is left of the weights that were looked at, as a share of their numbers."""
+        return self.plan.keep_ratio
+
+    def __str__(self) -> str:
+        head = (
+            f"{len(self.layers)} weights replaced, keep ratio {self.keep_ratio:.3f}: "
+            f"{self.params_before:,} parameters, now {self.params_after:,}"
+        )
+        rows = [
+            f"  {o.group}: {o.structure}" + ("" if o.structure == "dense" else f" {o.rank}, error {o.error**0.5:.3f}")
+            for o in self.plan.options
+        ]
+        return "\n".join([head, *rows, *(f"Note: {note}" for note in self.notes)])
+
+
+def compress_(
+    model: nn.Module,
+    budget: Budget | float,
+    *,
+    calib: object = None,
+    include: str | Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
+    targets: str | Sequence[str] = ("projections",),
+    selector: Selector | None = None,
+    refit: bool = True,
+    tokenizer: str | Path | None = None,
+    samples: int = 4096,
+    track: Track = silent,
+) -> Compressed:
+    """Replace layers of a live module by low-rank ones, in place, within a budget.
+
+    The module is the same object after that, on the same devices, in the same types and mode, and what is not replaced
+    keeps its hooks and whether it is trained; replaced layers are new modules, so an optimizer is made after the call,
+    as is `torch.compile`. Layers are measured in evaluation mode, on a copy on the CPU without the module's hooks.
+    If anything fails the module is as it was.
+
+    Args:
+        model: the module; a layer by itself has no place to put another.
+        budget: a `Budget` of parameters, bytes, MACs or error, or a keep ratio.
+        calib: what layers see, without which all of their inputs count alike: a tensor, a dict of the model's inputs,
+            an iterable of them such as a DataLoader (of tuples the first items are taken, as many as the model
+            requires), a function that runs the model that it is given on data of its own, or the path of an `.npz` of
+            inputs or (with `tokenizer`) of text.
+        include: only weights of these names, globs or `re:` patterns.
+        exclude: not weights of these.
+        targets: which kinds of layers: projections, head, embeddings, conv, all.
+        selector: the policy; by default the exact knapsack.
+        refit: fit every replacement to what it sees in the compressed model, if there is calibration data.
+        tokenizer: a tokenizer.json, or a folder with a tokenizer, for text.
+        samples: calibration samples at most.
+        track: shows progress.
+
+    Returns:
+        What was done.
+
+    Raises:
+        LowRankError: with what to try; the module is then as it was.
+
+    Example:
+        done = lowrank.compress_(model, 0.5, calib=loader)
+        print(done)
+    """
+    import torch
+    from torch import nn
+
+    from lowrank.backends.torch.open import open_module
+    from lowrank.backends.torch.replace import replace_in_place_
+
+    budget = budget if isinstance(budget, Budget) else Budget.params(budget)
+    if budget.kind not in (*UNITS, "error"):
+        raise InfeasibleBudget(f"a budget of {budget.kind} takes a graph to be written; use lowrank.compress")
+    if hasattr(model, "_orig_mod"):
+        raise UnsupportedModel("the model is compiled already; compress it first, then call torch.compile")
+    settings = Settings(
+        include=_several(include),
+        exclude=_several(exclude),
+        targets=_several(targets),
+        calib=str(calib) if isinstance(calib, str | Path) else NO_DATA,
+        samples=samples,
+    )
+    with torch.random.fork_rng(devices=_gpus(model) if isinstance(model, nn.Module) else []):
+        backend = open_module(model)
+        if tokenizer is not None:
+            backend = backend.with_tokenizer(Path(tokenizer).expanduser())
+        calibration = _calibration(backend, calib, samples)
+        backend = calibration.backend if calibration else backend
+        analysis = analyze_backend(backend, calibration, settings, Opening(), None, track, Clock(), Execution(), None)
+        plan = select(analysis, budget, selector)
+        made = factorize(backend, analysis, plan, track)
+        if refit and calibration is not None and made:
+            made = refitted(calibration, made, analysis, track)
+        made = absorbed(made, backend.weights, backend.bonds if made else (), backend)
+        before = sum(p.numel() for p in model.parameters())
+        weights = {weight.name: weight for weight in backend.weights}
+        layers = replace_in_place_(model, weights, made) if made else {}
+    return Compressed(
+        plan=plan,
+        layers=layers,
+        params_before=before,
+        params_after=sum(p.numel() for p in model.parameters()),
+        skips=analysis.skips,
+        notes=(*analysis.notes, *plan.notes),
+    )
+
+
+def prepare_(model: nn.Module, layers: Mapping[str, Mapping[str, Any]]) -> nn.Module:
+    """Give a dense module the layers that `compress_` gave another one like it, without their numbers.
+
+    So that the other one's state dict can be loaded into it.
+
+    Args:
+        model: the dense module, changed in place.
+        layers: `Compressed.layers`, perhaps from a JSON file.
+
+    Returns:
+        The module.
+
+    Raises:
+        ArtifactError: if they are of another module.
+
+    Example:
+        torch.save({"layers": done.layers, "state": model.state_dict()}, "small.pt")
+        ...
+        content = torch.load("small.pt")
+        lowrank.prepare_(build(), content["layers"]).load_state_dict(content["state"])
+    """
+    from lowrank.backends.torch.rebuild import prepare_layers_
+
+    return prepare_layers_(model, layers)
+
+
+def _several(names: str | Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _gpus(model: nn.Module) -> list[int]:
+    """The GPUs that a model is on, on which making layers draws random numbers."""
+    found = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
+    return sorted(found)
+
+
+def _calibration(backend: ModuleBackend, calib: object, samples: int) -> Calibration | None:
+    """The data as inputs of the model."""
+    if calib is None:
+        return None
+    from lowrank.calibrate import load_calibration
+
+    if isinstance(calib, str | Path):
+        return load_calibration(backend, Path(calib).expanduser(), None, samples)
+    from lowrank.backends.torch.feeds import read_feeds
+    from lowrank.calibrate.own import calibration_of
+
+    feeds, signature = read_feeds(backend.module, calib, backend.signature, samples)
+    return calibration_of(backend, feeds, signature)

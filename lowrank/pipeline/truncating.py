@@ -1,0 +1,330 @@
+"""A finished result cut again, without the model that it was made from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lowrank.artifacts import save_analysis, staged
+from lowrank.artifacts.lock import locked
+from lowrank.backends import Backend, Opening
+from lowrank.backends.inputs import Signature
+from lowrank.core.analysis import Analysis
+from lowrank.core.budget import NAMES, Budget
+from lowrank.core.cutting import cutting_of
+from lowrank.core.plan import Plan, check_budget, share_of
+from lowrank.core.remaining import IN_ORDER, Held, Remaining, recut, remaining
+from lowrank.core.structures import Option
+from lowrank.core.structures.absorb import absorbed
+from lowrank.core.structures.base import Replacement
+from lowrank.core.weight import Bond
+from lowrank.edge import WITH_PAST_FILE, Target, file_size
+from lowrank.errors import CalibrationError, InfeasibleBudget, LowRankError, UnsupportedModel
+from lowrank.evaluate.report import ONNX_FILE, Report
+from lowrank.pipeline.adapting import keep_adapter
+from lowrank.pipeline.analyzing import read_calibration
+from lowrank.pipeline.finished import Finished, find_original, hash_of, read_finished_run, take_apart
+from lowrank.pipeline.run import ADAPTER_FOLDER, RESULTS, RUN, Output, write_and_measure
+from lowrank.pipeline.settings import Settings
+from lowrank.pipeline.sizing import sized_plan
+from lowrank.progress import Clock, Track, silent
+
+if TYPE_CHECKING:
+    from lowrank.calibrate import Calibration
+
+
+def cut_name(run: str | Path, budget: Budget | float) -> Path:
+    """Where a cut result goes if nothing else is said: beside the run, with the budget behind its name.
+
+    Example:
+        >>> str(cut_name("runs/small", 0.2)), cut_name("small/", Budget.size(8e6)).name
+        ('runs/small-0.2', 'small-size-8e+06')
+    """
+    folder = Path(run).expanduser()
+    folder = folder.resolve() if folder.name in ("", "..") else folder
+    budget = budget if isinstance(budget, Budget) else Budget.params(budget)
+    kind = "" if budget.kind == "params" else f"{budget.kind}-"
+    return folder.with_name(f"{folder.name}-{kind}{budget.limit:g}")
+
+
+def truncate(
+    run: str | Path = RUN,
+    budget: Budget | float | None = None,
+    *,
+    output: str | Path | None = None,
+    model: object = None,
+    settings: Settings | None = None,
+    opening: Opening | None = None,
+    refit: bool = True,
+    latency: bool = True,
+    track: Track = silent,
+) -> Report:
+    """Cut a finished result to a smaller budget. The original need not exist any more.
+
+    Factors are nested: the truncation of a truncation is that of the dense weight. So every replaced weight is taken as
+    the product that it is, its leading directions in the metric of the run's data are found anew (training may have
+    moved them), and the ranks of what is left are chosen as `compress` chooses them, by what cutting further adds to
+    the error. Channels of heads and neurons are left out in the order in which they were chosen.
+
+    Args:
+        run: a finished run; as long as `output` is another folder nothing in it changes.
+        budget: a `Budget`, or a keep ratio: a share of the dense targeted weights, as for `compress`.
+        output: the folder of the result; by default beside the run, with the budget behind its name: `run-0.2`.
+        model: the dense module, for runs that were made from one in memory.
+        settings: other data than that of the run's analysis, for the refit and to measure on.
+        opening: how to build the dense module if the run does not say, and the original is not there.
+        refit: fit what is cut to what it sees in the smaller model, so that it gives what the finished one does.
+        latency: export the dense model too, and time both.
+        track: shows progress.
+
+    Returns:
+        What was measured: against the finished result (`cut`), and against the original if that is there.
+
+    Raises:
+        InfeasibleBudget: if the run has no more than that already, or nothing so small can be made of it.
+        ArtifactError: if the run is not complete.
+        UnsupportedModel: if its factors cannot be read.
+
+    Example:
+        report = lowrank.truncate("run", 0.2)
+    """
+    if budget is None:
+        raise LowRankError("there is no budget; give --budget 0.2 (the share of parameters to keep), --error or --size")
+    budget = budget if isinstance(budget, Budget) else Budget.params(budget)
+    folder = Path(run).expanduser()
+    out = cut_name(folder, budget) if output is None else Path(output).expanduser()
+    clock = Clock()
+    with clock.stage("open"):
+        analysis, plan, report = read_finished_run(folder)
+        _check_possible(folder, analysis, plan, report, budget)
+        original, told = find_original(folder, analysis, model, opening)
+        finished = take_apart(folder, analysis, plan, report, original, opening or Opening())
+    with locked(out):
+        return _cut(finished, original, told, budget, out, settings, refit, latency, track, clock)
+
+
+def _check_possible(folder: Path, analysis: Analysis, plan: Plan, report: Report | None, budget: Budget) -> None:
+    """Nothing, if a result can get smaller in this way."""
+    if analysis.source.get("kind") == "checkpoint":
+        raise UnsupportedModel(
+            f"{folder} is of a model that was streamed, weight by weight, and has no factors in memory to cut; "
+            "`lowrank compress` with the smaller budget takes the analysis that is there"
+        )
+    if budget.kind in ("latency", "milliseconds"):
+        raise LowRankError("a result is cut to --budget, --error or --size; for a time compress the original again")
+    if budget.kind != "size" and Target.of(report and report.onnx).dtype == "mixed":
+        raise LowRankError(
+            f"{folder} was made for a size, with a type for each weight: cut it to a size too, with --size, or "
+            "compress the original with --budget"
+        )
+    now = share_of(budget, plan.options, analysis)
+    if budget.kind == "size" and budget.limit > 1 and (folder / ONNX_FILE).is_file():
+        now = float(file_size(folder / ONNX_FILE))
+    if now is not None and budget.limit > now * (1 + 1e-9):
+        what = f"{int(now):,} bytes" if budget.kind == "size" else f"{now:.4f} of the targeted {NAMES[budget.kind]}"
+        raise InfeasibleBudget(
+            f"{folder} keeps {what} already, less than the {budget.limit:g} that it may: a finished result only gets "
+            "smaller; give less, or compress the original again"
+        )
+
+
+def _cut(
+    finished: Finished,
+    original: Backend | None,
+    told: str,
+    budget: Budget,
+    out: Path,
+    settings: Settings | None,
+    refit: bool,
+    latency: bool,
+    track: Track,
+    clock: Clock,
+) -> Report:
+    analysis, plan, report, full = finished.analysis, finished.plan, finished.report, finished.full
+    notes = [f"{told}: errors and fidelity are against the finished result"] if original is None else []
+    with clock.stage("read calibration"):
+        calibration, said = _data(full, settings, analysis)
+    notes += said
+    full = calibration.backend if calibration else full
+    target = Target.of(report and report.onnx)
+    weights = {record.weight.name: record.weight for record in analysis.weights}
+    held = Held(finished.held, weights, full)
+    with clock.stage("analyze"):
+        left = remaining(analysis, plan.options, held, finished.fixed, finished.is_healed)
+    with clock.stage("select"):
+        if budget.kind == "size":
+            budget, target = budget.of_original(full.nbytes), replace(target, dtype="mixed")
+        chosen = _chosen(finished, left, full, budget, target, track)
+    same = _key(chosen.options) == _key(plan.options)
+    with clock.stage("factorize"):
+        made = dict(finished.held)
+        if not same:
+            made = _recut(chosen, left, held, track)
+    final = _against_dense(chosen, analysis)
+    refit = refit and calibration is not None and not same
+    if refit and calibration is not None:
+        from lowrank.calibrate import sequential_refit
+
+        with clock.stage("refit"):
+            made = sequential_refit(calibration, full.rewrite(made), made, left, track)
+    lost = _weight_loss(held, made)
+    beside = finished.folder / ADAPTER_FOLDER
+    kept_lora = beside.exists() and not _is_trained(report)
+    with clock.stage("rewrite"):
+        if not same:
+            made = absorbed(made, full.weights, () if kept_lora else _bonds(full, left), held)
+        small = _with_record(full.rewrite(made), finished)
+    entry = {
+        "run": hash_of(finished),
+        "from": str(finished.folder.resolve()),
+        "keep_before": plan.keep_ratio,
+        "keep_after": final.keep_ratio,
+        "healed": sum(bool(e.get("kept")) for e in report.healing) if report else None,
+        "predicted": {name: o.error**0.5 for o in chosen.options for name in left.groups[o.group].weights},
+        "weights": lost,
+        "quality": None,
+        "as_it_was": dict(finished.fixed),
+    }
+    if isinstance(full.signature, Signature):
+        from lowrank.evaluate.measure import quality_of
+
+        with clock.stage("fidelity"):
+            entry["quality"] = quality_of(full.rewrite(finished.held), small, calibration, silent)
+    notes += [_told_of(finished)] if finished.fixed else []
+    if beside.exists() and not kept_lora:
+        _check_lost(finished, out)
+        notes.append(f"{beside} was trained for the finished model and stays with it")
+    reference = full if original is None else original
+    if original is not None and isinstance(full.signature, Signature) and isinstance(original.signature, Signature):
+        reference = original.fed_with(full.signature)
+    cuts = [*(report.cut if report else ()), entry]
+    output = Output(target=target, with_past=(finished.folder / WITH_PAST_FILE).exists(), latency=latency)
+    with staged(out, owned=RESULTS) as stage:
+        if out.resolve() != finished.folder.resolve():
+            save_analysis(analysis, stage)
+        problems = keep_adapter(small, beside, stage) if kept_lora else ()
+        return write_and_measure(
+            reference,
+            small,
+            analysis,
+            final,
+            stage,
+            calibration,
+            output,
+            track,
+            clock,
+            refit,
+            report.healing if report else (),
+            problems,
+            cuts,
+            notes,
+        )
+
+
+def _chosen(finished: Finished, left: Remaining, full: Backend, budget: Budget, target: Target, track: Track) -> Plan:
+    """The plan of least error within the budget."""
+    selector = cutting_of(finished.plan)
+    try:
+        if budget.kind == "size":
+            return sized_plan(full, left, budget, selector, target, track)
+        return check_budget(selector.select(left, budget))
+    except InfeasibleBudget as error:
+        if not finished.fixed:
+            raise
+        raise InfeasibleBudget(f"{error}; {_told_of(finished)}") from None
+
+
+def _told_of(finished: Finished) -> str:
+    """What stays as it is, and why."""
+    name, reason = next(iter(finished.fixed.items()))
+    return (
+        f"{len(finished.fixed)} of {len(finished.plan.options)} groups stay as they are, as their factors cannot be "
+        f"read back from the graph: {name} ({reason})"
+    )
+
+
+def _key(options: Sequence[Option]) -> set[tuple[str, str, int]]:
+    return {(o.group, o.structure, o.rank) for o in options}
+
+
+def _data(full: Backend, settings: Settings | None, analysis: Analysis) -> tuple[Calibration | None, list[str]]:
+    """The data that a run was made on, or other data; what to say if it is gone."""
+    if not isinstance(full.signature, Signature):
+        return None, []
+    if settings is not None:
+        return read_calibration(full, settings), []
+    try:
+        found = read_calibration(full, Settings.from_json(analysis.settings))
+    except CalibrationError as error:
+        return None, [f"measured on random inputs and not refitted, as the run's data cannot be read: {error}"]
+    return found, []
+
+
+def _recut(chosen: Plan, left: Remaining, held: Held, track: Track) -> dict[str, Replacement]:
+    options = [option for option in chosen.options if option.group not in left.fixed]
+    parts = [recut(option, left, held) for option in track(options, "cutting", len(options))]
+    return {name: replacement for part in parts for name, replacement in part.items()}
+
+
+def _against_dense(chosen: Plan, analysis: Analysis) -> Plan:
+    """The plan with errors as the run's analysis predicts them, of the dense model's outputs."""
+    read = Plan.from_json(chosen.to_json(), analysis, chosen.budget)
+    own = {"share": chosen.share, "notes": chosen.notes, "selector": chosen.selector, "gap": chosen.gap}
+    return replace(read, **own)
+
+
+def _bonds(full: Backend, left: Remaining) -> tuple[Bond, ...]:
+    """Bonds between weights that are products by themselves: of others no order is free."""
+    replaced = [left.groups[group] for group, now in left.now.items() if now.structure != "dense"]
+    narrow = {name for group in replaced for name in group.weights} - set(left.thin)
+    return tuple(bond for bond in full.bonds if narrow.isdisjoint(bond.weights))
+
+
+def _with_record(small: Backend, finished: Finished) -> Backend:
+    """The record of a graph names the weights that stay as they are, too."""
+    if not finished.fixed:
+        return small
+    from lowrank.backends.onnx import OnnxBackend
+
+    assert isinstance(small, OnnxBackend)
+    kept: dict[str, Mapping[str, Any]] = {}
+    for option in finished.plan.options:
+        if option.group in finished.fixed and option.structure not in ("dense", "residual"):
+            for name in finished.analysis.groups[option.group].weights:
+                layers = [layer.name for layer in finished.analysis[name].weight.layers]
+                entry = {"structure": option.structure, "layers": layers, "rank": option.rank, "tensors": {}}
+                kept[name] = finished.replaced.get(name, entry)
+    return replace(small, replaced={**kept, **small.replaced})
+
+
+def _weight_loss(held: Held, made: Mapping[str, Replacement]) -> float | None:
+    """Relative difference of all weights together from what they were in the finished model; None if none of them is
+    in the coordinates that it had."""
+    after = Held(made, held.weights, held.dense)
+    lost = total = 0.0
+    for name in {**held.replacements, **made}:
+        ways = {each[name].structure for each in (made, held.replacements) if name in each}
+        if ways.isdisjoint(IN_ORDER):
+            one = held.read(name)
+            lost += float(np.square(one - after.read(name)).sum())
+            total += float(np.square(one).sum())
+    return math.sqrt(lost / total) if total else None
+
+
+def _is_trained(report: Report | None) -> bool:
+    """Whether the adapter beside a model was trained for it as it is."""
+    entries = report.healing if report else []
+    return any(entry.get("adapter") and entry.get("fold") == "no" and entry.get("kept") for entry in entries)
+
+
+def _check_lost(finished: Finished, out: Path) -> None:
+    if out.resolve() == finished.folder.resolve():
+        raise LowRankError(
+            f"{finished.folder / ADAPTER_FOLDER} was trained for the model as it is and would be lost; give another "
+            "folder with -o"
+        )

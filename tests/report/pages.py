@@ -1,0 +1,133 @@
+"""Runs of which there is only what a page shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from builders import decaying, inputs
+
+from lowrank.core.analysis import Analysis, Folds, analyze_weight
+from lowrank.core.budget import Budget
+from lowrank.core.gram import Gram
+from lowrank.core.plan import Plan
+from lowrank.core.select import Knapsack
+from lowrank.core.weight import Layer, Skip, Weight
+from lowrank.evaluate.report import Report
+from lowrank.report.facts import Facts, facts_of
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "</script><script>document.title='taken'</script>",
+    "layers.0.<img src=x onerror=\"document.title='taken'\">",
+    'layers.1." onmouseover="document.title=\'taken\'" x="',
+    "layers.1.</title></svg><b>bold</b>",
+    "layers.2.{{ 7 * 7 }}{% raw %}",
+    "layers.2.\u202e\x1b[31m\x00&amp;",
+    "<!--",
+)
+KINDS = ("attention.query", "attention.value", "attention.output", "mlp.up")
+
+
+def block_names(count: int) -> list[str]:
+    """Names of so many weights, four a block."""
+    return [f"encoder.layer.{i // 4}.{KINDS[i % 4]}.weight" for i in range(count)]
+
+
+def analysis_of(names: Sequence[str], rank: int = 24, data: bool = True) -> Analysis:
+    """Weights of these names, all alike, with what a model leaves as it is."""
+    weights = [Weight(name, rank, rank + 8, "float32", "projection", (Layer(name, "linear"),)) for name in names]
+    rng, matrix = np.random.default_rng(0), decaying(rank, rank + 8, power=0.7)
+    grams = [Gram.of("input", inputs(rng, 64, rank + 8, 100.0)) for _ in range(2)]
+    made = analyze_weight(weights[0], matrix, Folds(*grams) if data else None)
+    skips = (
+        Skip("embeddings.word.weight", (64, 24), "a table that is looked up; --targets embeddings adds it"),
+        Skip(
+            "pooler.dense.weight", (24, 24), "outside the repeated blocks, so taken for a head; --targets head adds it"
+        ),
+    )
+    return Analysis(
+        tuple(replace(made, weight=weight) for weight in weights),
+        skips=skips,
+        source={"path": "/models/tiny", "kind": "huggingface", "fingerprint": "f0"},
+        settings={"targets": ["projections"], "calibration": {"text": "words.txt", "samples": 60, "hash": "c0"}},
+        fingerprint="a0",
+        notes=("a note",),
+    )
+
+
+def report_of(analysis: Analysis, plan: Plan, **changes: Any) -> Report:
+    """What might have been measured."""
+    before, after = analysis.dense_params, plan.cost
+    rest = sum(int(np.prod(skip.shape)) for skip in analysis.skips) + 100
+    whole = Report(
+        targets={"params_before": before, "params_after": after, "keep_ratio": after / before},
+        model={
+            "params_before": before + rest,
+            "params_after": after + rest,
+            "bytes_before": 4 * (before + rest),
+            "bytes_after": 4 * (after + rest),
+            "macs_before": before,
+            "macs_after": after,
+        },
+        budget={"kind": "params", "limit": 0.5, "reached": after / before},
+        error={"relative": 0.1, "per_weight": {}},
+        onnx={"profile": "portable", "dtype": "int8", "fused": {}, "rounding_error": 0.02},
+        parity={"max_abs": 1e-6, "relative": 1e-7, "cases": []},
+        latency={
+            "dense_ms": 10.0,
+            "compressed_ms": 4.0,
+            "dense_rounded_ms": 5.0,
+            "speedup": 2.5,
+            "threads": 1,
+            "cores": 2,
+            "shapes": ["1 x 128"],
+            "dense_onnx_bytes": 4_000_000,
+            "dense_rounded_onnx_bytes": 1_000_000,
+            "compressed_onnx_bytes": 600_000,
+        },
+        quality={"relative_error": 0.1, "cosine": 0.99, "samples": 6.0, "data": "samples that nothing saw"},
+        healing=[
+            {
+                "before": 0.2,
+                "after": 0.1,
+                "kept": True,
+                "steps": 30,
+                "unit": "steps",
+                "curve": [(10.0, 0.15), (20.0, 0.12), (30.0, 0.1)],
+                "problems": [],
+            }
+        ],
+        skipped=[{"name": s.name, "shape": list(s.shape), "reason": s.reason} for s in analysis.skips],
+        notes=["a note of the report"],
+        files={"model.onnx": 600_000},
+        seconds={"analyze": 3.0, "export": 1.5},
+        provenance={
+            "command": ["/usr/bin/lowrank", "compress", "my model", "--budget", "0.5"],
+            "versions": {"lowrank": "0.1.0", "numpy": "2.0"},
+            "plan": "b0",
+        },
+    )
+    return replace(whole, **changes)
+
+
+def plan_of(analysis: Analysis, keep: float = 0.5) -> Plan:
+    """What the default selector chooses."""
+    return Knapsack().select(analysis, Budget.params(keep))
+
+
+def facts_with(names: Sequence[str], run: Path, rank: int = 24, **changes: Any) -> Facts:
+    """All there is to show of a run with weights of these names."""
+    analysis = analysis_of(names, rank)
+    plan = plan_of(analysis)
+    return facts_of(analysis, plan, report_of(analysis, plan, **changes), run, {})
+
+
+SWEEP = """{"schema": "lowrank.sweep/1.0", "points": [
+ {"name": "dense", "bytes": 4000000, "ms": 10.0, "quality": 0.9, "chosen": false},
+ {"name": "dense-int8 <b>", "bytes": 1000000, "ms": 5.0, "quality": 0.89, "chosen": false},
+ {"name": "lowrank-0.5-int8", "bytes": 600000, "ms": 4.0, "quality": 0.85, "chosen": true},
+ {"name": "pruned", "bytes": 4000000, "ms": null, "quality": 0.7, "chosen": false}]}"""

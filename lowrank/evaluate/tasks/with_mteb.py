@@ -55,14 +55,14 @@ class MtebTask:
 def encoder(texts: Texts, model: Runs) -> Any:
     """A model as mteb calls it."""
     from mteb.models.abs_encoder import AbsEncoder
-    from mteb.models.model_meta import ModelMeta
+    from mteb.models.model_meta import ModelMeta, ScoringFunction
 
     class Encoder(AbsEncoder):
         """Texts to embeddings that are compared by cosine."""
 
         def __init__(self) -> None:
             self.mteb_model_meta = ModelMeta.create_empty(
-                {"name": "lowrank/measured", "revision": "1", "similarity_fn_name": "cosine"}
+                {"name": "lowrank/measured", "revision": "1", "similarity_fn_name": ScoringFunction.COSINE}
             )
 
         def encode(self, inputs: Any, **options: Any) -> Array:

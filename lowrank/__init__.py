@@ -35,7 +35,9 @@ if TYPE_CHECKING:
         heal,
         prepare_,
         select,
+        sweep,
         truncate,
+        tune,
     )
 
 _HOMES = {
@@ -64,7 +66,9 @@ _HOMES = {
     "open_model": "lowrank.backends",
     "prepare_": "lowrank.pipeline",
     "select": "lowrank.pipeline",
+    "sweep": "lowrank.pipeline",
     "truncate": "lowrank.pipeline",
+    "tune": "lowrank.pipeline",
 }
 
 __all__ = [
@@ -94,7 +98,9 @@ __all__ = [
     "open_model",
     "prepare_",
     "select",
+    "sweep",
     "truncate",
+    "tune",
 ]
 
 

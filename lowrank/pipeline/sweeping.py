@@ -126,7 +126,8 @@ def sweep(
         raise HealingError("a sweep heals factors; leave the adapter to `lowrank heal`")
     distil = (heal or MINUTES) if distil is None else distil
     distil = distil if isinstance(distil, Training) else Training(minutes=distil) if distil > 0 else None
-    wanted = families(_sound(keeps), distil is not None, heal is not None)
+    keeps = _sound(keeps)
+    wanted = families(keeps, distil is not None, heal is not None)
     check_names(write, [kind for family in wanted for kind in family])
     backend = open_model(model, opening, streamed=False)
     if heal is not None:
@@ -150,7 +151,7 @@ def sweep(
         "model": backend.source["fingerprint"],
         "version of lowrank": __version__,
         "analysis": analysis.fingerprint,
-        "keep ratios": list(keeps),
+        "keep ratios": keeps,
         "task": [task, data_of(task)],
         "healing": heal and asdict(heal),
         "distillation": distil and asdict(distil),

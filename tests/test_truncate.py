@@ -44,6 +44,8 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 def product(run: Path, layer: str) -> np.ndarray:
     state = lowrank.load(run)
     assert isinstance(state, dict)
+    if f"{layer}.weight" in state:
+        return state[f"{layer}.weight"].double().numpy()
     factors = [state[f"{layer}.{which}.weight"].double().numpy() for which in ("left", "right")]
     return factors[0] @ factors[1]
 
@@ -204,7 +206,8 @@ def test_a_model_of_all_structures_without_its_original(cli: Cli, bert_run: Path
     healed = lowrank.heal(tmp_path / "there", lowrank.Training(steps=10), latency=False)
     assert healed.cut == there.cut and len(healed.healing) == 1
     again = lowrank.truncate(tmp_path / "there", 0.2, output=tmp_path / "again", latency=False)
-    assert again.healing == healed.healing and [c["healed"] for c in again.cut] == [0, int(healed.healing[0]["kept"])]
+    assert again.healing == read(tmp_path / "there/report.json")["healing"] and len(again.healing) == 1
+    assert [cut["healed"] for cut in again.cut] == [0, int(healed.healing[0]["kept"])]
     assert again.targets["keep_ratio"] <= 0.2 and again.parity is not None and not again.problems
 
 
@@ -454,7 +457,9 @@ def test_healed_factors_are_put_in_order_anew(tmp_path: Path) -> None:
         state[right] = mixed.T @ state[right]
     save_file(state, file, {"format": "pt"})
     lowrank.truncate(tmp_path / "run", 0.3, output=tmp_path / "cut")
-    for group in read(tmp_path / "cut/plan.json")["groups"]:
+    groups = [g for g in read(tmp_path / "cut/plan.json")["groups"] if g["structure"] == "two_factor"]
+    assert len(groups) > 2
+    for group in groups:
         layer = group["name"].removesuffix(".weight")
         whole, cut = product(tmp_path / "run", layer), product(tmp_path / "cut", layer)
         u, s, v = np.linalg.svd(whole)

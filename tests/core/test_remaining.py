@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from builders import decaying, gram_of, inputs
@@ -139,7 +141,7 @@ def test_less_is_never_better(seed: int, budgets: list[float]) -> None:
         sum(float(left.loss(left.groups[o.group], o.structure, np.array([o.error]), 1.0)[0]) for o in plan.options)
         for plan in found
     ]
-    assert all(a >= b - 1e-9 for a, b in zip(lost, lost[1:], strict=False))
+    assert all(a >= b - 1e-9 for a, b in pairwise(lost))
     for plan, budget in zip(found, sorted(budgets), strict=True):
         assert plan.cost <= budget * analysis.dense_params
 

@@ -230,7 +230,8 @@ def _curve(chosen: Directions, factors: Factors, judge: Gram | None) -> Vector:
 
 def _rest(bond: BondAnalysis, now: Option) -> BondAnalysis:
     """The errors of keeping fewer of the channels that are left, in the order that they have."""
-    ranks = np.unique(np.append(bond.ranks[bond.ranks <= now.rank], now.rank))
+    # Every one: between known ranks the error is interpolated, and the last one is zero.
+    ranks = np.arange(min(int(bond.ranks[0]), now.rank), now.rank + 1, dtype=np.int64)
     before = float(bond.error_at(np.array([now.rank]))[0])
     errors = np.maximum(bond.error_at(ranks) - before, 0.0) / max(1 - before, 1e-12)
     errors[-1] = 0.0

@@ -29,7 +29,7 @@ from lowrank.core.factors import Factors
 from lowrank.core.narrow import Narrow
 from lowrank.core.pivot import Pivoted
 from lowrank.core.remaining import dense_of
-from lowrank.core.structures.base import Replacement
+from lowrank.core.structures import Replacement, structure_named
 from lowrank.core.weight import Weight
 from lowrank.errors import ArtifactError, LowRankError, UnsupportedModel, first_line
 
@@ -179,6 +179,8 @@ class _Reader:
         """What stands in a weight's place."""
         layer = entry["layers"][0]
         structure, rank = str(entry["structure"]), int(entry["rank"])
+        if structure_named(structure) is None:
+            raise ValueError(f"there is no structure {structure[:40]!r}")
         rows, cols = (np.array(entry[key], np.int64) if key in entry else None for key in ("rows", "cols"))
         factors: Factors | Pivoted | Narrow
         if "shape" in entry:

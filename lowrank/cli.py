@@ -12,6 +12,7 @@ import typer
 from lowrank import __version__
 from lowrank.cli_edge import bench, export
 from lowrank.cli_heal import exit_on, heal, resumable
+from lowrank.cli_inspect import doctor, inspect
 from lowrank.errors import LowRankError
 from lowrank.interrupts import remember_interrupts, was_interrupted
 from lowrank.options import (
@@ -316,6 +317,8 @@ def demo(
 app.command()(heal)
 app.command()(export)
 app.command()(bench)
+app.command()(inspect)
+app.command()(doctor)
 
 
 def main() -> None:

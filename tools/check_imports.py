@@ -17,7 +17,8 @@ LAYERS = (
     {"pipeline"},
     {"integrations"},
     {"options", "run_file"},
-    {"cli_edge", "cli_heal"},
+    {"inspection"},
+    {"cli_edge", "cli_heal", "cli_inspect"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -73,7 +73,7 @@ def _short(value: Any) -> str:
 
 def doctor(as_json: Json = False) -> None:
     """Say what is installed, what is missing and which line installs it, and try the core once."""
-    from lowrank.inspection.doctor import examine
+    from lowrank.doctor import examine
 
     found = examine()
     if as_json:

@@ -17,7 +17,7 @@ LAYERS = (
     {"pipeline"},
     {"integrations"},
     {"options", "run_file"},
-    {"inspection"},
+    {"inspection", "doctor"},
     {"cli_edge", "cli_heal", "cli_inspect"},
     {"cli"},
     {"__init__", "__main__"},

@@ -12,6 +12,7 @@ from typing import Any
 from lowrank.artifacts.outside import is_file, named_in
 from lowrank.errors import first_line
 from lowrank.inspection.found import Found, quoted, tidy
+from lowrank.inspection.tensors import rank_of
 
 ROUNDED = {
     "QuantizeLinear",
@@ -143,7 +144,7 @@ def _factored(graph: Any) -> list[dict[str, Any]]:
         # What this package has made, whatever stands between the two products.
         left = shapes.get(_stem(name) + ".left.weight")
         if name.endswith(".right.weight") and left is not None and shape and left:
-            found[_stem(name)] = {"weight": tidy(_stem(name)), "rank": min(*shape, *left)}
+            found[_stem(name)] = {"weight": tidy(_stem(name)), "rank": rank_of(left, shape)}
     for node in graph.node:
         first = node.input[0] if node.input else ""
         if node.op_type in PASSING and first in owners:

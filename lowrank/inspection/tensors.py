@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickletools
 import zipfile
 from collections import Counter
@@ -16,6 +17,7 @@ from lowrank.inspection.found import Found, quoted, tidy
 
 BITS = {"BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "U8": 8, "I8": 8, "BF16": 16, "F4": 4}
 LARGEST_PICKLE = 64 << 20
+OLD_PICKLES = 4
 FACTORS = (".left.weight", ".right.weight")
 Stored = tuple[str, str, tuple[int, ...]]
 """Name, type and shape of a tensor."""
@@ -73,8 +75,15 @@ def factored_in(shapes: Mapping[str, tuple[int, ...]]) -> list[dict[str, Any]]:
         stem = name.removesuffix(FACTORS[0])
         right = shapes.get(stem + FACTORS[1])
         if stem != name and right is not None:
-            found.append({"layer": stem, "rank": min([*shape[:2], *right[:2]], default=0), "left": list(shape)})
+            found.append({"layer": stem, "rank": rank_of(shape, right)})
     return found
+
+
+def rank_of(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many channels two factors have between them, whichever way round they are stored."""
+    if len(left) == 2 == len(right):
+        return left[1] if left[1] == right[0] else left[0] if left[0] == right[1] else min(*left, *right)
+    return min([*left, *right], default=0)
 
 
 def look_at_safetensors(path: Path) -> Found:
@@ -151,30 +160,31 @@ def look_at_torch(path: Path) -> Found:
 
 
 def _globals(path: Path) -> list[str]:
-    """What a torch file asks Python to import, read off its pickle without following it."""
+    """What a torch file asks Python to import, read off its pickles without following them."""
+    found: list[str] = []
+    texts: list[str] = []
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 member = next(i for i in archive.infolist() if i.filename.endswith("data.pkl"))
-                if member.file_size > LARGEST_PICKLE:
-                    return []
-                content = archive.read(member)
+                content = archive.read(member) if member.file_size <= LARGEST_PICKLE else b""
         else:
             with path.open("rb") as stream:
                 content = stream.read(LARGEST_PICKLE)
-        found: list[str] = []
-        texts: list[str] = []
-        for code, argument, _ in pickletools.genops(content):
-            if code.name == "GLOBAL":
-                found.append(str(argument).replace(" ", "."))
-            elif code.name == "STACK_GLOBAL":
-                found.append(".".join(texts[-2:]))
-            elif isinstance(argument, str):
-                texts.append(argument)
-        return sorted(set(found))
+        rest = io.BytesIO(content)
+        # Older files are a few pickles one after the other, and then numbers.
+        for _ in range(OLD_PICKLES):
+            for code, argument, _ in pickletools.genops(rest):
+                if code.name == "GLOBAL":
+                    found.append(str(argument).replace(" ", "."))
+                elif code.name == "STACK_GLOBAL":
+                    found.append(".".join(texts[-2:]))
+                elif isinstance(argument, str):
+                    texts.append(argument)
     except Exception:
-        # Whatever is wrong with it: torch's own reader says so.
-        return []
+        # Whatever is wrong with it, or only its end: torch's own reader says so.
+        pass
+    return sorted(set(found))
 
 
 def _unreadable(path: Path, what: str, why: str) -> Found:

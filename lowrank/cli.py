@@ -12,6 +12,7 @@ import typer
 from lowrank import __version__
 from lowrank.cli_edge import bench, export
 from lowrank.cli_heal import exit_on, heal, resumable
+from lowrank.cli_inspect import doctor, inspect
 from lowrank.cli_plots import plotted
 from lowrank.cli_sweep import sweep, tune
 from lowrank.cli_truncate import truncate
@@ -336,6 +337,8 @@ app.command()(bench)
 app.command()(sweep)
 app.command()(tune)
 app.command()(truncate)
+app.command()(inspect)
+app.command()(doctor)
 
 
 def main() -> None:

@@ -43,6 +43,28 @@ def read_samples(path: Path, column: str | None = None) -> list[str]:
     return found
 
 
+def columns_of(path: Path) -> list[str]:
+    """The columns of a table, or the keys of the first object of `.jsonl`; none for plain text.
+
+    Raises:
+        CalibrationError: if it cannot be read.
+    """
+    text = _decode(path)
+    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    if suffix in {".tsv", ".csv"}:
+        try:
+            return next(csv.reader(text.splitlines()[:1], delimiter="\t" if suffix == ".tsv" else ","), [])
+        except csv.Error as error:
+            raise CalibrationError(f"{path} is not a table that can be read: {error}; save it again") from None
+    if suffix not in {".jsonl", ".json"}:
+        return []
+    try:
+        entry = parse_json(next((line for line in text.split("\n") if line.strip()), "null"))
+    except ValueError as error:
+        raise CalibrationError(f"{path}: its first line is not JSON: {error}; give one object a line") from None
+    return [str(key) for key in entry] if isinstance(entry, dict) else []
+
+
 def builtin_samples() -> list[str]:
     """English prose that ships with CPython: the paragraphs of its language reference (`pydoc_data.topics`)."""
     from pydoc_data import topics

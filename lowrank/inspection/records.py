@@ -1,0 +1,228 @@
+"""JSON files: those of a run, and those that come with models."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lowrank.errors import ArtifactError
+from lowrank.inspection.found import Found, quoted, read_any_json, tidy
+
+Content = Mapping[str, Any]
+
+
+def look_at_json(path: Path) -> Found:
+    """A JSON file, told by its schema or by its keys."""
+    content = read_any_json(path)
+    if not isinstance(content, dict):
+        size = f" of {len(content)} entries" if isinstance(content, list) else ""
+        return Found(kind="json", what=f"JSON, a {type(content).__name__}{size}", facts={"value": tidy(content)})
+    schema = content.get("schema")
+    if isinstance(schema, str) and schema.startswith("lowrank."):
+        kind, _, version = schema.removeprefix("lowrank.").partition("/")
+        look = OURS.get(kind, _of_ours)
+        try:
+            found = look(path, content)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArtifactError(
+                f"{path} says that it is a lowrank {kind}, and is not whole ({type(error).__name__}: {error}); "
+                "make it again"
+            ) from None
+        return Found(
+            kind=kind if look is not _of_ours else tidy(kind),
+            what=found.what,
+            facts={"schema_version": tidy(version), **found.facts},
+            next=found.next,
+        )
+    for keys, look in OTHERS:
+        if keys <= set(content):
+            return look(path, content)
+    return Found(
+        kind="json", what="JSON that is of no kind that is known here", facts={"keys": tidy(sorted(content), 40)}
+    )
+
+
+def _analysis(path: Path, content: Content) -> Found:
+    weights, source = list(content["weights"]), content["source"]
+    metrics = Counter(str(w["metric"]) for w in weights)
+    facts = {
+        "verdict": tidy(content["verdict"]),
+        "model": tidy(source.get("path")),
+        "model_kind": tidy(source.get("kind")),
+        "fingerprint": tidy(content["fingerprint"]),
+        "calibration": tidy(content["settings"].get("calibration")),
+        "weights": len(weights),
+        "targeted_params": content["targeted_params"],
+        "metrics": dict(metrics),
+        "skipped": len(content["skipped"]),
+        "notes": tidy(content["notes"]),
+        "contents": [
+            {"name": tidy(w["name"]), "shape": tidy(w["shape"]), "break_even_rank": w["break_even_rank"]}
+            for w in weights
+        ],
+    }
+    return Found(
+        kind="analysis",
+        what=f"the analysis of {len(weights)} weights of {facts['model'] or 'a live module'}",
+        facts=facts,
+        next=tuple(f"lowrank {verb} --budget 0.5 -o {quoted(path.parent)}" for verb in ("compress", "select")),
+    )
+
+
+def _plan(path: Path, content: Content) -> Found:
+    groups, budget = list(content["groups"]), content["budget"]
+    facts = {
+        "budget": tidy(budget),
+        "budget_reached": content["budget_reached"],
+        "keep_ratio": content["keep_ratio"],
+        "worst_relative_error": content["worst_relative_error"],
+        "analysis": tidy(content["analysis"]),
+        "structures": dict(Counter(str(g["structure"]) for g in groups)),
+        "notes": tidy(content.get("notes")),
+        "contents": [
+            {
+                "name": tidy(g["name"]),
+                "structure": tidy(g["structure"]),
+                "rank": g["rank"],
+                "error": g["relative_error"],
+            }
+            for g in groups
+        ],
+    }
+    asked = f"for {tidy(budget['kind'])} {budget['limit']:g}" if budget else "written by hand"
+    return Found(
+        kind="plan",
+        what=f"the ranks of {len(groups)} groups of weights, {asked}",
+        facts=facts,
+        next=(f"lowrank compress --plan {quoted(path)} -o {quoted(path.parent)}",),
+    )
+
+
+def _report(path: Path, content: Content) -> Found:
+    named = ("targets", "model", "budget", "error", "onnx", "parity", "latency", "quality")
+    facts: dict[str, Any] = {name: tidy(content.get(name)) for name in named if content.get(name) is not None}
+    facts["error"] = tidy({"relative": content["error"].get("relative")})
+    facts |= {name: tidy(content.get(name)) for name in ("notes", "problems") if content.get(name)}
+    facts["healed"] = len(content.get("healing") or ())
+    facts["command"] = tidy(content["provenance"].get("command"), 60)
+    keep = content["targets"]["keep_ratio"]
+    return Found(
+        kind="report",
+        what=f"what was measured of a compressed model, keep ratio {keep:.3f}",
+        facts=facts,
+        next=(f"lowrank evaluate -o {quoted(path.parent)}", f"lowrank heal {quoted(path.parent)}"),
+    )
+
+
+def _model(path: Path, content: Content) -> Found:
+    replaced = content["replaced"]
+    facts = {
+        "built_by": tidy(content["rebuild"]),
+        "structures": dict(Counter(str(each["structure"]) for each in replaced.values())),
+        "contents": [
+            {"name": tidy(name), "structure": tidy(each["structure"]), "rank": tidy(each["rank"])}
+            for name, each in replaced.items()
+        ],
+    }
+    return Found(
+        kind="model",
+        what=f"the record of a compressed model: {len(replaced)} weights were replaced",
+        facts=facts,
+        next=(f"lowrank.load({str(path.parent)!r})",),
+    )
+
+
+def _of_ours(path: Path, content: Content) -> Found:
+    kind = str(content["schema"]).removeprefix("lowrank.").partition("/")[0]
+    facts = {"keys": {str(tidy(key)): _extent(value) for key, value in content.items() if key != "schema"}}
+    return Found(kind=kind, what=f"a lowrank {tidy(kind)}", facts=facts)
+
+
+def _extent(value: Any) -> Any:
+    return f"{len(value)} entries" if isinstance(value, list | dict) else tidy(value)
+
+
+def _timings(path: Path, content: Content) -> Found:
+    points = content.get("points")
+    counts = (
+        {str(tidy(k)): len(v) for k, v in points.items() if isinstance(v, list)} if isinstance(points, dict) else {}
+    )
+    names = ("tokens", "threads", "dtype", "step", "machine", "runtime", "whole")
+    facts = {"operators": counts, **{name: tidy(content.get(name)) for name in names}}
+    return Found(
+        kind="timings",
+        what=f"what {sum(counts.values())} operators take on a machine",
+        facts=facts,
+        next=(f"lowrank compress MODEL --latency 0.5 --table {quoted(path)}",),
+    )
+
+
+def _config(path: Path, content: Content) -> Found:
+    names = (
+        "model_type",
+        "architectures",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "vocab_size",
+        "torch_dtype",
+        "dtype",
+        "quantization_config",
+        "tie_word_embeddings",
+    )
+    facts = {name: tidy(content[name]) for name in names if name in content}
+    return Found(
+        kind="config",
+        what=f"the config of a {tidy(content.get('model_type'))} model of transformers",
+        facts=facts,
+        next=(f"lowrank inspect {quoted(path.parent)}", f"lowrank analyze WEIGHTS --config {quoted(path)}"),
+    )
+
+
+def _adapter(path: Path, content: Content) -> Found:
+    names = ("peft_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules", "task_type")
+    facts = {name: tidy(content.get(name)) for name in names}
+    return Found(
+        kind="adapter",
+        what=f"an adapter of PEFT ({tidy(content.get('peft_type'))}, rank {tidy(content.get('r'))})",
+        facts=facts,
+        next=(f"lowrank compress MODEL --lora {quoted(path.parent)} --budget 0.5",),
+    )
+
+
+def _index(path: Path, content: Content) -> Found:
+    places = content["weight_map"] if isinstance(content["weight_map"], dict) else {}
+    shards = Counter(str(tidy(name)) for name in places.values())
+    return Found(
+        kind="index",
+        what=f"the index of {len(places)} tensors in {len(shards)} files",
+        facts={"files": dict(shards)},
+        next=(f"lowrank analyze {quoted(path.parent)}",),
+    )
+
+
+def _tokenizer(path: Path, content: Content) -> Found:
+    model = content["model"] if isinstance(content["model"], dict) else {}
+    vocab = model.get("vocab")
+    facts = {"type": tidy(model.get("type")), "vocabulary": len(vocab) if isinstance(vocab, list | dict) else None}
+    return Found(
+        kind="tokenizer",
+        what=f"a tokenizer ({facts['type']}, {facts['vocabulary']} entries)",
+        facts=facts,
+        next=(f"lowrank analyze MODEL --tokenizer {quoted(path)}",),
+    )
+
+
+OURS = {"analysis": _analysis, "plan": _plan, "report": _report, "model": _model, "timings": _timings}
+"""By the kind in the schema."""
+OTHERS = (
+    ({"points", "tokens", "threads"}, _timings),
+    ({"peft_type"}, _adapter),
+    ({"model_type"}, _config),
+    ({"weight_map"}, _index),
+    ({"model", "added_tokens"}, _tokenizer),
+)
+"""By the keys that tell them."""

@@ -1,0 +1,215 @@
+"""Files of tensors: safetensors by their headers, torch files without running anything of theirs."""
+
+from __future__ import annotations
+
+import io
+import pickletools
+import zipfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from lowrank.artifacts.outside import check_zip
+from lowrank.errors import ArtifactError, LowRankError, UnsupportedModel, first_line
+from lowrank.inspection.found import Found, quoted, tidy
+
+BITS = {"BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "U8": 8, "I8": 8, "BF16": 16, "F4": 4}
+LARGEST_PICKLE = 64 << 20
+OLD_PICKLES = 4
+FACTORS = (".left.weight", ".right.weight")
+Stored = tuple[str, str, tuple[int, ...]]
+"""Name, type and shape of a tensor."""
+
+
+def bits_of(dtype: str) -> int:
+    """Of one number of a type that safetensors names."""
+    return BITS.get(dtype) or (int(dtype[1:]) if dtype[1:].isdigit() else 0)
+
+
+def header_of(path: Path) -> tuple[list[Stored], dict[str, str]]:
+    """All tensors of a safetensors file, and what else its header says.
+
+    Raises:
+        ArtifactError: if it is none.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            stored = []
+            for name in file.keys():  # noqa: SIM118
+                part = file.get_slice(name)
+                stored.append((name, str(part.get_dtype()), tuple(part.get_shape())))
+            return stored, dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"{path} is no whole safetensors file ({first_line(error)}); copy it again") from None
+
+
+def facts_of(stored: Sequence[Stored]) -> dict[str, Any]:
+    """Figures of some tensors, and the layers among them that are factors."""
+    params = Counter[str]()
+    for _, dtype, shape in stored:
+        params[dtype] += prod(shape)
+    facts: dict[str, Any] = {
+        "tensors": len(stored),
+        "params": sum(params.values()),
+        "bytes_of_numbers": sum(count * bits_of(dtype) for dtype, count in params.items()) // 8,
+        "dtypes": {dtype: count for dtype, count in params.most_common()},
+    }
+    factored = factored_in({name: shape for name, _, shape in stored})
+    if factored:
+        facts["factored"] = factored
+    adapters = sum(".lora_A" in name for name, _, _ in stored)
+    if adapters:
+        facts["lora_layers"] = adapters
+    facts["contents"] = [{"name": n, "dtype": d, "shape": list(s)} for n, d, s in stored]
+    return facts
+
+
+def factored_in(shapes: Mapping[str, tuple[int, ...]]) -> list[dict[str, Any]]:
+    """The layers that are two factors, by the names that this package gives them."""
+    found = []
+    for name, shape in shapes.items():
+        stem = name.removesuffix(FACTORS[0])
+        right = shapes.get(stem + FACTORS[1])
+        if stem != name and right is not None:
+            found.append({"layer": stem, "rank": rank_of(shape, right)})
+    return found
+
+
+def rank_of(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many channels two factors have between them, whichever way round they are stored."""
+    if len(left) == 2 == len(right):
+        return left[1] if left[1] == right[0] else left[0] if left[0] == right[1] else min(*left, *right)
+    return min([*left, *right], default=0)
+
+
+def look_at_safetensors(path: Path) -> Found:
+    """A safetensors file."""
+    stored, metadata = header_of(path)
+    facts = {**facts_of(stored), **({"metadata": tidy(metadata)} if metadata else {})}
+    size = f"{facts['tensors']} tensors, {facts['params']:,} numbers"
+    if path.name == "analysis.safetensors" or "analysis" in metadata:
+        return Found(
+            kind="analysis-numbers",
+            what=f"spectra and moments of an analysis ({size})",
+            facts=facts,
+            next=(f"lowrank inspect {quoted(path.parent)}",),
+        )
+    if "lora_layers" in facts:
+        return Found(
+            kind="adapter-weights",
+            what=f"weights of a LoRA ({size})",
+            facts=facts,
+            next=(f"lowrank compress MODEL --lora {quoted(path.parent)} --budget 0.5",),
+        )
+    if "factored" in facts:
+        what = f"weights of a compressed model, {len(facts['factored'])} of its layers two factors each ({size})"
+        return Found(
+            kind="compressed-weights", what=what, facts=facts, next=(f"lowrank inspect {quoted(path.parent)}",)
+        )
+    return Found(
+        kind="safetensors",
+        what=f"weights of a model ({size})",
+        facts=facts,
+        next=_for_weights(path, (path.parent / "config.json").is_file()),
+    )
+
+
+def _for_weights(path: Path, built: bool) -> tuple[str, ...]:
+    hint = (
+        ()
+        if built
+        else ("say with --arch package.module:factory or --config config.json how it is built, for an ONNX file",)
+    )
+    return (f"lowrank analyze {quoted(path)}", *hint)
+
+
+def look_at_torch(path: Path) -> Found:
+    """A .pt, .pth or .bin file: a state dict, a pickled module or TorchScript; nothing in it is run."""
+    if zipfile.is_zipfile(path):
+        try:
+            check_zip(path)
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except (ValueError, OSError, zipfile.BadZipFile) as error:
+            return _unreadable(path, "a torch file", first_line(error))
+        if any("/code/" in name and name.endswith(".py") for name in names):
+            return Found(
+                kind="torchscript",
+                what="a TorchScript archive, which cannot be rewritten",
+                facts={"files": len(names)},
+                next=("save the module's state dict, or a torch.export archive (.pt2)",),
+            )
+    names = _globals(path)
+    from lowrank.backends.torch.pickles import read_torch_file
+
+    try:
+        state = read_torch_file(path, unsafe_pickle=False)
+    except UnsupportedModel as error:
+        facts = {"why": str(error), **({"classes": tidy(names)} if names else {})}
+        return Found(kind="pickle", what="a torch file that is not read as it is", facts=facts)
+    assert isinstance(state, dict)
+    stored = [(n, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for n, t in state.items()]
+    facts = facts_of(stored)
+    facts["bytes_of_numbers"] = sum(t.numel() * t.element_size() for t in state.values())
+    what = f"a state dict ({facts['tensors']} tensors, {facts['params']:,} numbers)"
+    return Found(kind="state-dict", what=what, facts=facts, next=_for_weights(path, False))
+
+
+def _globals(path: Path) -> list[str]:
+    """What a torch file asks Python to import, read off its pickles without following them."""
+    found: list[str] = []
+    texts: list[str] = []
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                member = next(i for i in archive.infolist() if i.filename.endswith("data.pkl"))
+                content = archive.read(member) if member.file_size <= LARGEST_PICKLE else b""
+        else:
+            with path.open("rb") as stream:
+                content = stream.read(LARGEST_PICKLE)
+        rest = io.BytesIO(content)
+        # Older files are a few pickles one after the other, and then numbers.
+        for _ in range(OLD_PICKLES):
+            for code, argument, _ in pickletools.genops(rest):
+                if code.name == "GLOBAL":
+                    found.append(str(argument).replace(" ", "."))
+                elif code.name == "STACK_GLOBAL":
+                    found.append(".".join(texts[-2:]))
+                elif isinstance(argument, str):
+                    texts.append(argument)
+    except Exception:
+        # Whatever is wrong with it, or only its end: torch's own reader says so.
+        pass
+    return sorted(set(found))
+
+
+def _unreadable(path: Path, what: str, why: str) -> Found:
+    return Found(kind="damaged", what=f"{what} that cannot be read", facts={"why": why}, next=("copy it again",))
+
+
+def look_at_program(path: Path) -> Found:
+    """A torch.export archive."""
+    from lowrank.backends.torch.inputs import of_program
+    from lowrank.backends.torch.pickles import read_program
+
+    try:
+        program = read_program(path, unsafe_pickle=False)
+    except LowRankError as error:
+        return _unreadable(path, "a torch.export archive", str(error))
+    signature = of_program(program)
+    nodes = Counter(str(node.target) for node in program.graph.nodes if node.op == "call_function")
+    state = program.state_dict
+    facts = {
+        "params": sum(t.numel() for t in state.values()),
+        "inputs": signature
+        if isinstance(signature, str)
+        else [{"name": i.name, "dtype": i.dtype, "shape": list(i.dims)} for i in signature.inputs],
+        "nodes": sum(nodes.values()),
+        "operators": dict(nodes.most_common(30)),
+    }
+    what = f"a program of torch.export ({facts['params']:,} parameters, {facts['nodes']} operators)"
+    return Found(kind="program", what=what, facts=facts, next=(f"lowrank analyze {quoted(path)}",))

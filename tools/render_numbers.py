@@ -30,6 +30,8 @@ HOLE = re.compile(r"\{(.+?)(?::([^{}:\]'\"]+))?\}")
 NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)"
 MEASURED = re.compile(r"\d+\.\d+|\b\d[\d,]*(?= (?:%|ms|us|MB|GB|seconds|times)(?!\w))")
 """What looks like a measurement: a decimal number, or one with a unit."""
+KEEPS = {"0.02", "0.05", "0.1", "0.2", "0.25", "0.3", "0.5", "0.8", "0.9"}
+"""Keep ratios, which are asked for wherever they stand."""
 SILENT = re.compile(r"<!--.*?-->|^ *```.*?^ *```$|`[^`]*`|\]\([^)]*\)|^#.*?$", re.DOTALL | re.MULTILINE)
 """Comments, code, links and titles."""
 UNCHECKED = ("docs/decisions", "docs/theory.md", "docs/numerics.md", "docs/commands.md", "docs/api.md")
@@ -199,7 +201,7 @@ def unfounded(page: str, text: str, known: Mapping[str, Any], prose: Mapping[str
             yield f"{page}: prose.yaml lists {phrase!r}, which is not there any more"
         covered += found
     for number in MEASURED.finditer(text):
-        if not any(start <= number.start() < end for start, end in covered):
+        if number[0] not in KEEPS and not any(start <= number.start() < end for start, end in covered):
             around = " ".join(text[max(0, number.start() - 40) : number.end() + 30].split())
             yield f"{page}: {number[0]} in {around!r}"
 

@@ -38,7 +38,7 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python tools/command_reference.py --check
 	$(BIN)/python tools/render_numbers.py --check
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # What was measured, into the pages; FROM=bench first takes over what benches have written.
 numbers: $(VENV)/.dev

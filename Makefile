@@ -6,7 +6,8 @@ BENCH := bench
 # A comma would end an argument of $(if).
 COLUMNS := sentence1,sentence2
 
-.PHONY: demo test test-devices test-slow test-browser lint bench bench-models bench-small bench-onnx bench-edge bench-scale fuzz clean
+.PHONY: demo test test-devices test-slow test-browser lint bench bench-models bench-small bench-onnx bench-edge bench-scale \
+	docs numbers fuzz clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lowrank demo
@@ -33,13 +34,24 @@ lint: $(VENV)/.dev
 	$(BIN)/pyright
 	$(BIN)/python tools/audit.py
 
+# The pages, and what on them is made from code: site/ is the result. Nothing is fetched.
+docs: $(VENV)/.dev
+	$(BIN)/python tools/command_reference.py --check
+	$(BIN)/python tools/render_numbers.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# What was measured, into the pages; FROM=bench first takes over what benches have written.
+numbers: $(VENV)/.dev
+	$(BIN)/python tools/command_reference.py
+	$(BIN)/python tools/render_numbers.py $(if $(FROM),--take $(FROM))
+
 # DATA=folder with stsb_train.tsv and the others that tools/bench_methods.py names; without it only the first table, on
 # text that ships with Python. STORIES=models/stories260K, and VIT=bench/vit GPT=bench/gpt of bench-models, add models.
 bench: $(VENV)/.demo
 	$(BIN)/python tools/bench_minilm.py $(if $(DATA),--sts $(DATA)/stsb_dev.tsv --calib $(DATA)/stsb_train.tsv --column $(COLUMNS)) --output $(BENCH)/minilm
 	$(if $(DATA),$(BIN)/python tools/bench_methods.py --data $(DATA) $(if $(STORIES),--stories $(STORIES)) $(if $(VIT),--vit $(VIT)) $(if $(GPT),--gpt $(GPT)) --output $(BENCH))
 	$(if $(DATA),$(BIN)/python tools/bench_samples.py --data $(DATA) --output $(BENCH))
-	$(BIN)/python tools/bench_pivots.py
+	$(BIN)/python tools/bench_pivots.py --output $(BENCH)
 	$(if $(DATA),$(BIN)/python tools/bench_healing.py --data $(DATA) $(if $(VIT),--vit $(VIT)) $(if $(GPT),--gpt $(GPT)) --output $(BENCH))
 	$(if $(DATA),$(BIN)/python tools/bench_tables.py --data $(DATA) $(if $(GPT),--gpt $(GPT)) --output $(BENCH))
 
@@ -55,7 +67,7 @@ fuzz: $(VENV)/.demo
 
 # Two small trained models: STORIES=models/stories260K SORT=models/gpt-nano-sort.
 bench-small: $(VENV)/.demo
-	$(BIN)/python tools/bench_small.py $(if $(STORIES),--stories $(STORIES)) $(if $(SORT),--sort $(SORT))
+	$(BIN)/python tools/bench_small.py $(if $(STORIES),--stories $(STORIES)) $(if $(SORT),--sort $(SORT)) --output $(BENCH)
 
 # Bytes, milliseconds and memory of dense and compressed files of every type; HEAL=15 heals for so many minutes too.
 bench-edge: $(VENV)/.demo
@@ -67,7 +79,7 @@ bench-scale: $(VENV)/.demo
 
 # ONNX in against torch in, for the same model.
 bench-onnx: $(VENV)/.demo
-	$(BIN)/python tools/bench_onnx.py
+	$(BIN)/python tools/bench_onnx.py --output $(BENCH)
 
 $(VENV)/.python:
 	$(PYTHON) -m venv $(VENV)
@@ -82,4 +94,4 @@ $(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt
 	touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import subjects
 from bench_methods import subject_of
+from measured import Cell, Table, publish
 
 import lowrank
 
@@ -30,39 +31,32 @@ SHORTER = (0.1, 0.3)
 """Shares of the minutes, for the curve; other data get the larger one."""
 
 
-def rows_of(subject: subjects.Subject, keeps: list[float], minutes: float, work: Path) -> Iterator[list[str]]:
+def rows_of(subject: subjects.Subject, keeps: list[float], minutes: float, work: Path) -> Iterator[list[Cell]]:
     """One row for each state of the model."""
     opened: Any = lowrank.open_model(subject.source)
-    yield [subject.name, "dense", "1", "", *figures(subject.measure(opened.module)), "", "", ""]
+    yield [subject.name, "dense", 1, None, *subject.measure(opened.module), None, None, None]
     middle, other = keeps[len(keeps) // 2], SHORTER[-1] * minutes
     curve = [share * minutes for share in SHORTER]
     runs = [("own data", subject.calib, keep, [*(curve if keep == middle else ()), minutes]) for keep in keeps]
     runs += [("built-in text", lowrank.Settings(), middle, [other])] if opened.tokenizer else []
     runs += [("other domain", subject.elsewhere, middle, [other])]
-    for label, settings, keep, times in runs:
+    for label, settings, share, times in runs:
         # In one folder, whose analysis serves all keep ratios.
         plain, healed = work / f"{subject.name}, {label}", work / "healed"
-        lowrank.compress(subject.source, keep, output=plain, settings=settings, latency=False)
-        found = figures(subject.measure(lowrank.load(plain)))
-        yield [subject.name, label, f"{keep:g}", "0", *found, "", "", ""]
+        lowrank.compress(subject.source, share, output=plain, settings=settings, latency=False)
+        yield [subject.name, label, share, 0, *subject.measure(lowrank.load(plain)), None, None, None]
         for time in times:
             shutil.copytree(plain, healed)
             entry = lowrank.heal(healed, time, latency=False).healing[-1]
-            found = figures(subject.measure(lowrank.load(healed)))
+            found = subject.measure(lowrank.load(healed))
             shutil.rmtree(healed)
-            share = entry["after"] / entry["before"]
-            told = [f"{share:.3f}", f"{entry['rate']:g}", f"{entry['steps']}"]
-            yield [subject.name, label, f"{keep:g}", f"{time:g}", *found, *told]
+            told = (entry["after"] / entry["before"], entry["rate"], entry["steps"])
+            yield [subject.name, label, share, time, *found, *told]
 
 
-def figures(values: tuple[float, ...]) -> list[str]:
-    return [f"{value:.4f}" for value in values]
-
-
-def table(subject: subjects.Subject, rows: list[list[str]]) -> str:
-    head = ["model", "data", "keep", "minutes", *subject.columns, "held-out loss of before", "rate", "steps"]
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def table(subject: subjects.Subject, rows: list[list[Cell]]) -> Table:
+    columns = {"model": "", "data": "", "keep": "g", "minutes": "g"} | dict.fromkeys(subject.columns, ".4f")
+    return Table(columns | {"held-out loss of before": ".3f", "rate": "g", "steps": ".0f"}, rows)
 
 
 def main() -> None:
@@ -76,7 +70,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("bench"))
     args = parser.parse_args()
     names = [args.only] if args.only else ["minilm", *(n for n in ("vit", "gpt") if getattr(args, n))]
-    args.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
         for name in names:
             subject = subject_of(name, args, Path(work))
@@ -84,11 +77,10 @@ def main() -> None:
                 # All of its sentences, of which the calibration takes some from all over.
                 whole = replace(subject.calib, calib=str(args.data / "stsb_train.tsv"))
                 subject = replace(subject, calib=whole)
-            rows: list[list[str]] = []
+            rows: list[list[Cell]] = []
             for row in rows_of(subject, args.keeps, args.minutes, Path(work)):
                 rows.append(row)
-                print(" | ".join(row), flush=True)
-                (args.output / f"healing-{name}.md").write_text(table(subject, rows) + "\n", encoding="utf-8")
+                print(publish(table(subject, rows), args.output, f"healing-{name}").splitlines()[-1], flush=True)
 
 
 if __name__ == "__main__":

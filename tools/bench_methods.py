@@ -25,6 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import subjects
+from measured import Cell, Table, publish
 from published import PUBLISHED, Compressor, seen
 
 import lowrank
@@ -133,17 +134,11 @@ def run(subject: subjects.Subject, method: str, settings: lowrank.Settings) -> l
     ]
 
 
-def table(subject: subjects.Subject, dense: tuple[float, ...], rows: list[dict[str, Any]]) -> str:
-    lines = [
-        f"| {subject.name} | keep | {' | '.join(subject.columns)} | seconds | peak MB |",
-        f"| --- | --- |{' --- |' * (len(subject.columns) + 2)}",
-        f"| dense | 1 | {' | '.join(f'{x:.4f}' for x in dense)} | | |",
-    ]
-    for row in rows:
-        figures = " | ".join(f"{x:.4f}" if x < 100 else f"{x:.0f}" for x in row["found"])
-        peak = f"{row['peak']:.0f}" if "peak" in row else ""
-        lines.append(f"| {row['method']} | {row['keep']:g} | {figures} | {row['seconds']:.0f} | {peak} |")
-    return "\n".join(lines)
+def table(subject: subjects.Subject, dense: tuple[float, ...], rows: list[dict[str, Any]]) -> Table:
+    columns = {subject.name: "", "keep": "g"} | dict.fromkeys(subject.columns, "figure")
+    lines: list[list[Cell]] = [["dense", 1, *dense, None, None]]
+    lines += [[row["method"], row["keep"], *row["found"], row["seconds"], row.get("peak")] for row in rows]
+    return Table(columns | {"seconds": ".0f", "peak MB": ".0f"}, lines)
 
 
 def subject_of(name: str, args: argparse.Namespace, work: Path) -> subjects.Subject:
@@ -165,7 +160,6 @@ def main() -> None:
     parser.add_argument("--elsewhere", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     names = [args.only] if args.only else ["minilm", *(n for n in ("stories", "vit", "gpt") if getattr(args, n))]
-    args.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
         for name in names:
             subject = subject_of(name, args, Path(work))
@@ -175,6 +169,7 @@ def main() -> None:
             opened: Any = lowrank.open_model(subject.source)
             dense = subject.measure(opened.module)
             rows: list[dict[str, Any]] = []
+            text = ""
             tasks = [(m, False) for m in (*PUBLISHED, OURS)] + [(m, True) for m in ELSEWHERE] + [("ingredients", False)]
             for method, elsewhere in tasks:
                 command = [sys.executable, *sys.argv, "--only", name, "--method", method]
@@ -182,9 +177,8 @@ def main() -> None:
                 found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
                 new = json.loads(found.splitlines()[-1])
                 rows += [r | {"method": f"{r['method']}, calibrated elsewhere"} if elsewhere else r for r in new]
-                text = table(subject, dense, rows)
-                (args.output / f"methods-{name}.md").write_text(text + "\n", encoding="utf-8")
-            print(table(subject, dense, rows), end="\n\n", flush=True)
+                text = publish(table(subject, dense, rows), args.output, f"methods-{name}")
+            print(text, end="\n\n", flush=True)
 
 
 if __name__ == "__main__":

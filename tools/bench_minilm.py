@@ -25,9 +25,20 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from measured import Cell, Table, publish
 from subjects import ROWS, first_rows, minilm_folder, read_pairs, spearman
 
 KEEPS = (0.8, 0.5, 0.3)
+COLUMNS = {
+    "": "",
+    "keep": "g",
+    "STS Spearman": ".4f",
+    "cosine to dense": ".3f",
+    "model.onnx MB": ".1f",
+    "latency / dense": ".3f",
+    "seconds": "",
+    "peak MB": ".0f",
+}
 METHODS = {
     "plain SVD, uniform ranks": ("uniform", False),
     "lowrank, default": ("knapsack", True),
@@ -146,34 +157,26 @@ def bench(args: argparse.Namespace) -> str:
     sentences = [a for a, _ in pairs] + [b for _, b in pairs] or builtin_samples()[5::10]
     vectors = {name: embed(path, tokenizer, sentences) for name, path in files.items()}
 
-    def row(name: str, keep: str, stages: str, peak: str) -> str:
-        rho = f"{spearman(vectors[name], scores):.4f}" if scores else "-"
-        cosine = f"{(vectors[name] * vectors['dense']).sum(1).mean():.3f}"
-        size = sum(p.stat().st_size for p in files[name].parent.glob(f"{files[name].name}*")) / 1e6
-        ratio = latency[name] / latency["dense"]
-        cells = [name.removesuffix(keep).strip(), keep or "1", rho, cosine, f"{size:.1f}", f"{ratio:.3f}", stages, peak]
-        return f"| {' | '.join(cells)} |"
+    def row(file: str, name: str, share: float, stages: str | None, peak: float | None) -> list[Cell]:
+        rho = spearman(vectors[file], scores) if scores else None
+        cosine = float((vectors[file] * vectors["dense"]).sum(1).mean())
+        size = sum(p.stat().st_size for p in files[file].parent.glob(f"{files[file].name}*")) / 1e6
+        return [name, share, rho, cosine, size, latency[file] / latency["dense"], stages, peak]
 
-    lines = [
-        "| | keep | STS Spearman | cosine to dense | model.onnx MB | latency / dense | seconds | peak MB |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        row("dense", "", "", ""),
-        row("dense, int8", "", "", ""),
-    ]
+    rows = [row(name, name, 1, None, None) for name in ("dense", "dense, int8")]
     for label, result in results.items():
-        for keep in KEEPS:
-            found = result["rows"][str(keep)]
+        for share in KEEPS:
+            found = result["rows"][str(share)]
             stages = ", ".join(f"{k} {v:.1f}" for k, v in found["seconds"].items() if v >= 0.05)
-            lines.append(row(f"{label} {keep}", str(keep), stages, f"{result['peak_mb']:.0f}"))
+            rows.append(row(f"{label} {share}", label, share, stages, result["peak_mb"]))
+    table = publish(Table(COLUMNS, rows), folder.parent, "minilm")
     ours, theirs = time_analysis(folder / str(len(METHODS) - 1) / str(KEEPS[0]))
-    lines += [
-        "",
-        f"Dense latency {latency['dense']:.1f} ms (1 thread, batch 1, 128 tokens, median of {args.rounds} rounds "
-        f"in turn). "
+    return (
+        f"{table}\n\nDense latency {latency['dense']:.1f} ms (1 thread, batch 1, 128 tokens, median of {args.rounds} "
+        f"rounds in turn). "
         f"Analysis of the 36 matrices (calibration aside) {ours:.2f} s, torch.linalg.svd of the same {theirs:.2f} s "
-        f"({ours / theirs:.2f} of its time). Cosine: of {len(sentences)} sentence embeddings.",
-    ]
-    return "\n".join(lines)
+        f"({ours / theirs:.2f} of its time). Cosine: of {len(sentences)} sentence embeddings."
+    )
 
 
 def main() -> None:
@@ -184,16 +187,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=ROWS, help="of the calibration file, the first ones")
     parser.add_argument("--samples", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--output", default="bench", help="folder for models and the table")
+    parser.add_argument("--output", default="bench/minilm", help="folder for models; the table is beside it")
     parser.add_argument("--method", help=argparse.SUPPRESS)
     parser.add_argument("--settings", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.method:
         run_method(args.method, json.loads(args.settings), Path(args.output))
         return
-    table = bench(args)
-    print(table)
-    Path(args.output, "minilm.md").write_text(table + "\n", encoding="utf-8")
+    print(bench(args))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+from measured import Cell, Table, publish
+
 import lowrank
 
 RUN = """
@@ -37,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, help="a Hugging Face folder with a tokenizer.json")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=Path("bench"))
     arguments = parser.parse_args()
     folder = arguments.model
     if folder is None:
@@ -58,15 +61,16 @@ def main() -> None:
                 ]
                 done = subprocess.run(run, capture_output=True, text=True, check=True)
                 found[name].append(json.loads(done.stdout.splitlines()[-1]))
-    print("|  | seconds | peak MB | imports torch | cosine to dense | stages |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    columns = {"": "", "seconds": ".1f", "peak MB": ".0f", "imports torch": "", "cosine to dense": ".4f", "stages": ""}
+    rows: list[list[Cell]] = []
     for name, runs in found.items():
         seconds, peak = (statistics.median(r[key] for r in runs) for key in ("seconds", "peak"))
         stages = ", ".join(
             f"{k} {statistics.median(r['stages'].get(k, 0) for r in runs):.1f}" for k in runs[0]["stages"]
         )
         cosine, torch = runs[0]["quality"]["cosine"], "yes" if runs[0]["torch"] else "no"
-        print(f"| {name} in | {seconds:.1f} | {peak:.0f} | {torch} | {cosine:.4f} | {stages} |")
+        rows.append([f"{name} in", seconds, peak, torch, cosine, stages])
+    print(publish(Table(columns, rows), arguments.output, "onnx"))
 
 
 if __name__ == "__main__":

@@ -8,12 +8,18 @@ leave of a pivoted layer.
 
 from __future__ import annotations
 
+import argparse
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from measured import Cell, Table, publish
 
 from lowrank.backends.inputs import Input, Signature
 from lowrank.edge.export import export_onnx
@@ -37,8 +43,12 @@ def forms(rows: int, cols: int, heads: int) -> dict[str, nn.Module]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("bench"))
+    given = parser.parse_args()
     torch.manual_seed(0)
-    lines: list[str] = []
+    columns: dict[str, str] = {}
+    table: list[list[Cell]] = []
     for rows, cols, heads in SHAPES:
         spec = Input("input", "float32", ("batch", "sequence", cols))
         signature = Signature((spec,), "output", positional=1)
@@ -48,11 +58,10 @@ def main() -> None:
                 files[name] = Path(folder) / f"{name}.onnx"
                 export_onnx(module.eval(), signature, files[name])
             found = measure_latency(files, signature, rounds=300)
-        if not lines:
-            lines = [f"| outputs x inputs, rank, heads | {' | '.join(found)} |", f"| --- |{' --- |' * len(found)}"]
+        columns = {"outputs x inputs, rank, heads": ""} | dict.fromkeys(found, ".0f us")
         shape = f"{rows} x {cols}, {min(rows, cols) // 2}, {heads}"
-        lines.append(f"| {shape} | {' | '.join(f'{1e3 * t:.0f} us' for t in found.values())} |")
-    print("\n".join(lines))
+        table.append([shape, *(1e3 * milliseconds for milliseconds in found.values())])
+    print(publish(Table(columns, table), given.output, "pivots"))
 
 
 if __name__ == "__main__":

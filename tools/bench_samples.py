@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import subjects
 from bench_methods import ours
+from measured import Cell, Table, publish
 from published import svd_llm
 
 import lowrank
@@ -35,27 +36,24 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=Path("bench"))
     args = parser.parse_args()
-    args.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
         subject = subjects.minilm(args.data, Path(work))
     train = args.data / "stsb_train.tsv"
-    lines = [
-        f"| method | sentences | keep | {' | '.join(subject.columns)} | seconds |",
-        f"| --- | --- | --- |{' --- |' * (len(subject.columns) + 1)}",
-    ]
+    columns = {"method": "", "sentences": ".0f", "keep": "g"} | dict.fromkeys(subject.columns, ".4f")
+    rows: list[list[Cell]] = []
+    text = ""
     for samples in SAMPLES:
         for label, method in METHODS.items():
             start = time.perf_counter()
             backend: Any = lowrank.open_model(subject.source)
             calibration: Any = load_calibration(backend, train, subject.calib.column, samples)
             compress = method(calibration)
-            small = {keep: calibration.backend.rewrite(compress(keep)).module for keep in KEEPS}
+            small = {share: calibration.backend.rewrite(compress(share)).module for share in KEEPS}
             seconds = time.perf_counter() - start
-            for keep, module in small.items():
-                figures = " | ".join(f"{x:.4f}" for x in subject.measure(module))
-                lines.append(f"| {label} | {samples} | {keep:g} | {figures} | {seconds:.0f} |")
-            (args.output / "samples.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+            for share, module in small.items():
+                rows.append([label, samples, share, *subject.measure(module), seconds])
+            text = publish(Table(columns | {"seconds": ".0f"}, rows), args.output, "samples")
+    print(text)
 
 
 if __name__ == "__main__":

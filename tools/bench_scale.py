@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 from make_checkpoint import known_ranks, parser, write
+from measured import Cell, publish
+from measured import Table as Numbers
 from rich.console import Console
 from rich.table import Table
 
@@ -55,19 +57,17 @@ def scale(given: argparse.Namespace) -> None:
     run = given.output
     bounded = ["--stream", "--memory", given.memory]
     chosen = ["--structures", given.structures] if given.structures else []
-    table = Table(title=f"{given.checkpoint}, --memory {given.memory}")
-    for column in ("command", "seconds", "highest memory, MB"):
-        table.add_column(column, justify="left" if column == "command" else "right")
+    rows: list[list[Cell]] = []
     stages = {
-        "lowrank analyze": [COMMAND, "analyze", str(given.checkpoint), "-o", str(run), "--calib", "none", *bounded],
-        "lowrank compress --budget 0.5": [COMMAND, "compress", "--budget", "0.5", "-o", str(run), *bounded, *chosen],
-        "lowrank.load, and 8 tokens": [sys.executable, "-c", LOADED, str(run)],
+        "`lowrank analyze`": [COMMAND, "analyze", str(given.checkpoint), "-o", str(run), "--calib", "none", *bounded],
+        "`lowrank compress --budget 0.5`": [COMMAND, "compress", "--budget", "0.5", "-o", str(run), *bounded, *chosen],
+        "`lowrank.load` and eight tokens": [sys.executable, "-c", LOADED, str(run)],
     }
     for name, command in stages.items():
         seconds, peak, _ = measured(command)
-        table.add_row(name, f"{seconds:.0f}", f"{peak / 1e6:,.0f}")
+        rows.append([name, seconds, peak / 1e9])
         print(name, f"{seconds:.0f} s, {peak / 1e6:,.0f} MB", flush=True)
-    Console().print(table)
+    publish(Numbers({"": "", "seconds": ".0f", "peak memory": ".1f GB"}, rows), run.parent, "scale")
     known = known_ranks(shape.layers, shape.hidden, shape.intermediate, shape.seed)
     groups = json.loads((run / "plan.json").read_text())["groups"]
     off = np.array([group["rank"] - known[group["name"]] for group in groups if group["structure"] != "dense"])
@@ -81,9 +81,19 @@ def scale(given: argparse.Namespace) -> None:
         f"{report['model']['bytes_after']:,}; relative error of truncation {report['error']['relative']:.5f}, of the "
         f"cast {report['error']['cast_relative']:.5f}"
     )
+    ranks: list[list[Cell]] = [
+        ["billion parameters", report["model"]["params_before"] / 1e9],
+        ["GB", report["model"]["bytes_before"] / 1e9],
+        ["known ranks", len(known)],
+        ["share found exactly", float((off == 0).mean())],
+        ["furthest above", int(off.max())],
+        ["lost by truncation", report["error"]["relative"]],
+        ["lost by rounding", report["error"]["cast_relative"]],
+    ]
+    publish(Numbers({"what": "", "value": "g"}, ranks), run.parent, "scale-ranks")
 
 
-def weight(size: int, repeats: int) -> None:
+def weight(size: int, repeats: int, folder: Path) -> None:
     """Times and accuracy of one weight in both types, in turn."""
     import scipy.fft
     import torch
@@ -110,6 +120,10 @@ def weight(size: int, repeats: int) -> None:
         "largest error of a value",
     ):
         table.add_column(column, justify="left" if not column else "right")
+    gained: dict[str, list[Cell]] = {
+        "spectrum": ["spectrum"],
+        "factors": ["factors of a quarter of the rank"],
+    }
     for dtype in (np.float32, np.float64):
         matrix = exact.astype(dtype)
         runs: dict[str, Callable[[], Any]] = {
@@ -131,6 +145,8 @@ def weight(size: int, repeats: int) -> None:
         lost = {"torch.linalg.svd": excess(*cut), "factors": excess(made.left, made.right)}
         for name, seconds in middle.items():
             ratio = middle["torch.linalg.svd"] / seconds
+            if name in gained:
+                gained[name].append(ratio)
             table.add_row(
                 f"{name}, {np.dtype(dtype).name}",
                 f"{seconds:.2f}",
@@ -139,6 +155,8 @@ def weight(size: int, repeats: int) -> None:
                 f"{off[name]:.1e}" if name in off else "",
             )
     Console(width=140).print(table)
+    numbers = Numbers({"": "", "float32": ".1f", "float64": ".1f"}, list(gained.values()))
+    publish(numbers, folder, f"weight-{size}")
 
 
 def main() -> None:
@@ -152,7 +170,7 @@ def main() -> None:
     options.add_argument("shape", nargs="*", help="after --, as for make_checkpoint.py")
     given = options.parse_args()
     if given.weight:
-        weight(given.weight, given.repeats)
+        weight(given.weight, given.repeats, given.output.parent)
     if given.checkpoint:
         scale(given)
 

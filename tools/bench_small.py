@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import sort_gpt
 from convert_stories import START, convert, tell
+from measured import Cell, Table, publish
 
 import lowrank
 from lowrank.backends import open_model
@@ -62,48 +63,49 @@ def perplexity(model: Any, ids: torch.Tensor) -> float:
     return float((-logits.gather(-1, ids[:, 1:, None]).mean()).exp())
 
 
-def stories(folder: Path, work: Path) -> list[str]:
-    """Rows of the first table."""
+def stories(folder: Path, work: Path) -> Table:
+    """The first table."""
     model, _ = convert(folder, work / "stories")
     heard, calib = sample(model, 64, 200, 1), sample(model, 256, 127, 2)
     np.savez(work / "stories.npz", input_ids=calib.numpy(), attention_mask=np.ones(calib.shape, np.int64))
     known = tell(model, 150)
-    rows = ["|  | keep | perplexity | tokens of the story |", "| --- | --- | --- | --- |"]
+    rows: list[list[Cell]] = []
 
-    def row(name: str, keep: float, module: Any) -> None:
+    def row(name: str, share: float, module: Any) -> None:
         told = tell(module, 150)
         same = next((i for i, (a, b) in enumerate(zip(told, known, strict=True)) if a != b), len(known))
-        rows.append(f"| {name} | {keep:g} | {perplexity(module, heard):.2f} | {same} of {len(known)} |")
+        rows.append([name, share, perplexity(module, heard), same])
 
     row("dense", 1, model)
-    for name, keep, module in variants(work / "stories", work / "stories.npz", [0.9, 0.8, 0.65, 0.5, 0.3]):
-        row(name, keep, module)
-    return rows
+    for name, share, module in variants(work / "stories", work / "stories.npz", [0.9, 0.8, 0.5, 0.3]):
+        row(name, share, module)
+    return Table({"": "", "keep": "g", "perplexity": ".2f", "tokens of the story": ".0f"}, rows)
 
 
-def sorter(folder: Path, work: Path) -> list[str]:
-    """Rows of the second table."""
+def sorter(folder: Path, work: Path) -> Table:
+    """The second table."""
     (source,) = folder.glob("*.json")
     model = sort_gpt.build().eval()
     model.load_state_dict(sort_gpt.read_state(source))
     digits = np.random.default_rng(0).permutation(sort_gpt.inputs())
     np.savez(work / "sort.npz", idx=np.concatenate([digits, np.sort(digits, 1)[:, :-1]], 1))
-    rows = ["|  | keep | sorted |", "| --- | --- | --- |"]
-    rows.append(f"| dense | 1 | {sort_gpt.sorted_right(model)} of {len(digits)} |")
-    for name, keep, module in variants(model, work / "sort.npz", [0.8, 0.5]):
-        rows.append(f"| {name} | {keep:g} | {sort_gpt.sorted_right(module)} of {len(digits)} |")
-    return rows
+    rows: list[list[Cell]] = [["dense", 1, sort_gpt.sorted_right(model), len(digits)]]
+    for name, share, module in variants(model, work / "sort.npz", [0.8, 0.5]):
+        rows.append([name, share, sort_gpt.sorted_right(module), len(digits)])
+    return Table({"": "", "keep": "g", "sorted": ".0f", "of": ".0f"}, rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stories", type=Path, help="folder with a llama2.c checkpoint and its tokenizer")
     parser.add_argument("--sort", type=Path, help="folder with the sorting model's JSON file")
+    parser.add_argument("--output", type=Path, default=Path("bench"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        tables = [stories(arguments.stories, Path(work))] if arguments.stories else []
-        tables += [sorter(arguments.sort, Path(work))] if arguments.sort else []
-    print("\n\n".join("\n".join(table) for table in tables))
+        if arguments.stories:
+            print(publish(stories(arguments.stories, Path(work)), arguments.output, "small-stories"), end="\n\n")
+        if arguments.sort:
+            print(publish(sorter(arguments.sort, Path(work)), arguments.output, "small-sort"))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import subjects
+from measured import Cell, Table, publish
 
 import lowrank
 from lowrank.calibrate import collect_grams, load_calibration
@@ -53,7 +54,7 @@ def metrics(backend: Any, calibration: Any, weights: Any) -> Iterator[tuple[str,
     )
 
 
-def rows(subject: subjects.Subject) -> Iterator[str]:
+def rows(subject: subjects.Subject) -> Iterator[list[Cell]]:
     backend: Any = lowrank.open_model(subject.source)
     settings = subject.calib
     calibration: Any = load_calibration(backend, Path(str(settings.calib)), settings.column, settings.samples)
@@ -61,22 +62,16 @@ def rows(subject: subjects.Subject) -> Iterator[str]:
     # Position tables are read at every place alike; what is looked up by content is the largest.
     weights = [max((w for w in backend.weights if w.role == "embedding"), key=lambda w: w.params)]
     plain = Analysis(analyze_weights(backend, weights, {}))
-    yield f"| {subject.name} | keep | {' | '.join(subject.columns)} |"
-    yield f"| --- | --- |{' --- |' * len(subject.columns)}"
-
-    def row(label: str, keep: float, module: Any) -> str:
-        return f"| {label} | {keep:g} | {' | '.join(f'{x:.4f}' for x in subject.measure(module))} |"
-
-    yield row("dense", 1, backend.module)
+    yield ["dense", 1, *subject.measure(backend.module)]
     found = dict(metrics(backend, calibration, weights))
-    for keep in KEEPS:
-        ranks = {o.group: o.rank for o in Uniform().select(plain, Budget.params(keep)).options}
+    for share in KEEPS:
+        ranks = {o.group: o.rank for o in Uniform().select(plain, Budget.params(share)).options}
         for label, chosen in found.items():
             made = {
                 name: Replacement("two_factor", order.truncate(backend.read(name), ranks[name]))
                 for name, order in chosen.items()
             }
-            yield row(label, keep, backend.rewrite(made).module)
+            yield [label, share, *subject.measure(backend.rewrite(made).module)]
 
 
 def main() -> None:
@@ -85,12 +80,12 @@ def main() -> None:
     parser.add_argument("--gpt", type=Path)
     parser.add_argument("--output", type=Path, default=Path("bench"))
     args = parser.parse_args()
-    args.output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
-        found = [subjects.minilm(args.data, Path(work)), *([subjects.gpt(args.gpt, args.data)] if args.gpt else [])]
-        text = "\n\n".join("\n".join(rows(subject)) for subject in found)
-    print(text)
-    (args.output / "tables.md").write_text(text + "\n", encoding="utf-8")
+        found = {"minilm": subjects.minilm(args.data, Path(work))}
+        found |= {"gpt": subjects.gpt(args.gpt, args.data)} if args.gpt else {}
+        for name, subject in found.items():
+            columns = {subject.name: "", "keep": "g"} | dict.fromkeys(subject.columns, ".4f")
+            print(publish(Table(columns, list(rows(subject))), args.output, f"tables-{name}"), end="\n\n")
 
 
 if __name__ == "__main__":

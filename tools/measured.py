@@ -64,7 +64,7 @@ def machine() -> str:
     return f"{os.cpu_count()} cores" + (f" with {', '.join(able)}" if able else "")
 
 
-def keep(table: Table, folder: Path, name: str) -> str:
+def publish(table: Table, folder: Path, name: str) -> str:
     """Write NAME.md and NAME.json, with the command, the machine, the day and the versions; give back the former."""
     folder.mkdir(parents=True, exist_ok=True)
     text = table.text()

@@ -3,6 +3,7 @@
     python tools/render_numbers.py                 # rewrite README.md and docs/
     python tools/render_numbers.py --check         # say what would change, and what no file stands behind
     python tools/render_numbers.py --take bench    # first take over what benches have written there
+    python tools/render_numbers.py --report lowrank-demo/report.json demo
 
 Measurements are the JSON files in docs/numbers (`measured.py`): tables of benches, and reports of runs. A table stands
 between `<!-- numbers: NAME -->` and `<!-- end -->`. Sentences with numbers are listed in docs/numbers/prose.yaml, with
@@ -12,9 +13,11 @@ an expression in the place of each number, and so are figures that are not measu
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +25,16 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from measured import Cell, Table, read, shown
+from measured import Cell, Table, machine, read, shown
 
 ROOT = Path(__file__).parent.parent
-REGION = re.compile(r"(<!-- numbers: (\S+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+REGION = re.compile(r"(<!-- numbers: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 HOLE = re.compile(r"\{(.+?)(?::([^{}:\]'\"]+))?\}")
 NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)"
 MEASURED = re.compile(r"\d+\.\d+|\b\d[\d,]*(?= (?:%|ms|us|MB|GB|seconds|times)(?!\w))")
 """What looks like a measurement: a decimal number, or one with a unit."""
+KEEPS = {"0.02", "0.05", "0.1", "0.2", "0.25", "0.3", "0.5", "0.8", "0.9"}
+"""Keep ratios, which are asked for wherever they stand."""
 SILENT = re.compile(r"<!--.*?-->|^ *```.*?^ *```$|`[^`]*`|\]\([^)]*\)|^#.*?$", re.DOTALL | re.MULTILINE)
 """Comments, code, links and titles."""
 UNCHECKED = ("docs/decisions", "docs/theory.md", "docs/numerics.md", "docs/commands.md", "docs/api.md")
@@ -109,6 +114,26 @@ def healed(table: Table) -> Table:
     return Table(columns, rows)
 
 
+def of_report(report: Mapping[str, Any]) -> Table:
+    """What a run's report.json says, before and after."""
+    targets, model, time = report["targets"], report["model"], report["latency"]
+    rows: list[list[Cell]] = [
+        ["parameters of projections, M", targets["params_before"] / 1e6, targets["params_after"] / 1e6],
+        ["parameters, M", model["params_before"] / 1e6, model["params_after"] / 1e6],
+        ["model.onnx, MB", time["dense_onnx_bytes"] / 1e6, time["compressed_onnx_bytes"] / 1e6],
+        ["multiply-adds a token, M", model["macs_before"] / 1e6, model["macs_after"] / 1e6],
+        ["milliseconds, 1 x 128", time["dense_ms"], time["compressed_ms"]],
+        ["mean cosine to dense", 1.0, report["quality"]["cosine"]],
+    ]
+    told = [[row[0], *(shown(x, ".3f" if "cosine" in str(row[0]) else ".1f") for x in row[1:])] for row in rows]
+    return Table({"": "", "dense": "", f"keep {targets['keep_ratio']:g}": ""}, told)
+
+
+def rows_named(table: Table, wanted: Mapping[str, Sequence[float]]) -> Table:
+    """Some rows, by their names and keep ratios."""
+    return Table(table.columns, [row for row in table.rows if row[1] in wanted.get(str(row[0]), ())])
+
+
 def measured_whole(row: list[Cell]) -> bool:
     """Whether a method ran in a process of its own, so that its memory is known; ingredients share one."""
     return row[0] == "dense" or row[-1] is not None
@@ -119,7 +144,10 @@ def ingredient(row: list[Cell]) -> bool:
     return row[0] == "dense" or row[-1] is None
 
 
-VIEWS: Mapping[str, tuple[str, Callable[[Table], Table]]] = {
+INT8_OR_LOW_RANK = {"dense": (1,), "dense, int8": (1,), "lowrank, default": (0.5, 0.3)}
+VIEWS: Mapping[str, tuple[str, Callable[[Any], Table]]] = {
+    "demo": ("demo", of_report),
+    "int8-or-low-rank": ("minilm", lambda t: rows_named(without(t, "seconds", "peak MB"), INT8_OR_LOW_RANK)),
     "minilm": ("minilm", lambda t: without(t, "seconds", "peak MB")),
     "healed": ("healing_minilm", healed),
     "methods-minilm": ("methods_minilm", lambda t: by_keep(t, measured_whole)),
@@ -135,7 +163,7 @@ VIEWS: Mapping[str, tuple[str, Callable[[Table], Table]]] = {
 def table_of(name: str, known: Mapping[str, Any]) -> Table:
     """What stands behind a mark."""
     file, view = VIEWS.get(name, (name.replace("-", "_"), lambda t: t))
-    if not isinstance(known.get(file), Table):
+    if file not in known:
         raise Drift(f"numbers: {name} names no table in docs/numbers; there is {', '.join(sorted(known))}")
     return view(known[file])
 
@@ -180,7 +208,7 @@ def rendered(page: str, text: str, known: Mapping[str, Any], prose: Mapping[str,
     Raises:
         Drift: if a mark or a sentence of prose.yaml names nothing.
     """
-    text = REGION.sub(lambda m: m[1] + table_of(m[2], known).text() + m[3], text)
+    text = REGION.sub(lambda m: m[1] + table_of(m[2], known).text() + "\n" + m[3], text)
     for sentence in prose.get(page, {}).get("measured", ()):
         text, _ = told(text, sentence, known)
     return text
@@ -199,9 +227,25 @@ def unfounded(page: str, text: str, known: Mapping[str, Any], prose: Mapping[str
             yield f"{page}: prose.yaml lists {phrase!r}, which is not there any more"
         covered += found
     for number in MEASURED.finditer(text):
-        if not any(start <= number.start() < end for start, end in covered):
+        if number[0] not in KEEPS and not any(start <= number.start() < end for start, end in covered):
             around = " ".join(text[max(0, number.start() - 40) : number.end() + 30].split())
             yield f"{page}: {number[0]} in {around!r}"
+
+
+def take_report(path: Path, target: Path) -> None:
+    """Copy what a report.json says in numbers; of paths only the last part."""
+    report = read(path)
+    origin = report["provenance"]
+    source = Path(origin["source"].get("path", "")).name if isinstance(origin.get("source"), dict) else ""
+    kept = {name: report[name] for name in ("schema", "targets", "model", "budget", "parity", "latency", "quality")}
+    kept["provenance"] = {
+        "command": ["lowrank", *(Path(word).name or word for word in origin["command"][1:])],
+        "versions": origin["versions"],
+        "source": source,
+        "machine": machine(),
+        "date": datetime.fromtimestamp(path.stat().st_mtime, UTC).date().isoformat(),
+    }
+    target.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 def take(folder: Path, target: Path) -> list[str]:
@@ -216,10 +260,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--take", type=Path, metavar="FOLDER")
+    parser.add_argument("--report", nargs=2, metavar=("REPORT.JSON", "NAME"), help="take over what a run measured")
     given = parser.parse_args()
     folder = ROOT / "docs" / "numbers"
     if given.take:
         print("taken over:", ", ".join(take(given.take, folder)) or "nothing")
+    if given.report:
+        take_report(Path(given.report[0]), folder / f"{given.report[1]}.json")
     known, prose = numbers(folder), yaml.safe_load((folder / "prose.yaml").read_text(encoding="utf-8"))
     problems, changed, tables = [], [], 0
     for path in pages(ROOT):

@@ -53,12 +53,20 @@ def test_what_is_not_run_has_a_reason_and_options_that_exist() -> None:
     assert counted["run"] > sum(n for reason, n in counted.items() if reason != "run") / 2
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_in_sentences_have_options_that_exist(name: str) -> None:
+    text = re.sub(r"^ *```.*?^ *```$", "", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for command in re.findall(r"`(lowrank [a-z][^`]*)`", text):
+        words = shlex.split(command.replace("MINUTES", "1"))[1:]
+        wrong = parses(words)
+        assert wrong is None or wrong.startswith("Missing"), f"{command}: {wrong}"
+
+
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for path in PAGES:
-        # In code only: "make it" is English.
         code = re.findall(r"```sh\n(.*?)```|`([^`\n]*)`", path.read_text(encoding="utf-8"), re.DOTALL)
-        for target in {t for pair in code for text in pair for t in re.findall(r"\bmake ([a-z-]+)", text)}:
+        for target in {t for pair in code for text in pair for t in re.findall(r"^make ([a-z-]+)", text, re.MULTILINE)}:
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{path.name}: make {target}"
 
 

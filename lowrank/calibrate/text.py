@@ -49,11 +49,11 @@ def columns_of(path: Path) -> list[str]:
     Raises:
         CalibrationError: if it cannot be read.
     """
-    text = _decode(path)
+    text = read_text(path)
     suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
     if suffix in {".tsv", ".csv"}:
         try:
-            return next(csv.reader(text.splitlines()[:1], delimiter="\t" if suffix == ".tsv" else ","), [])
+            return next(table_rows(text, suffix), [])
         except csv.Error as error:
             raise CalibrationError(f"{path} is not a table that can be read: {error}; save it again") from None
     if suffix not in {".jsonl", ".json"}:

@@ -131,9 +131,11 @@ def _padded(values: Sequence[float]) -> tuple[float, float]:
     return low - room, high + room
 
 
-def front(found: Front) -> Markup:
-    """What every budget is predicted to lose."""
+def front(found: Front) -> Markup | None:
+    """What every budget is predicted to lose; nothing, if none could be met."""
     shown = [*found.points, *([found.chosen] if found.chosen else [])]
+    if not shown:
+        return None
     errors = [max(point.error, 1e-6) for point in shown]
     x = Scale(0, 1, LEFT, CHART[0] - RIGHT)
     _, y = _scales([0, 1], errors, logarithmic=True)

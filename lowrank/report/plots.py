@@ -63,9 +63,12 @@ def write_plots(facts: Facts, folder: Path) -> list[Path]:
     written: list[Path] = []
     with matplotlib.rc_context(style), staged(folder) as stage:
         for name, figure in _figures(facts):
+            # Laid out once for both formats, which takes longer than all else.
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
             for suffix in FORMATS:
                 metadata = {"Date": None} if suffix == "svg" else None
-                figure.savefig(stage / f"{name}.{suffix}", dpi=160, bbox_inches="tight", metadata=metadata)
+                figure.savefig(stage / f"{name}.{suffix}", dpi=160, metadata=metadata)
                 written.append(folder / f"{name}.{suffix}")
     return written
 
@@ -94,10 +97,12 @@ def _subplots(rows: int = 1, columns: int = 1, size: tuple[float, float] = (5.2,
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, figure.subplots(rows, columns, squeeze=False, sharey=True)
 
 
 def _spectra(label: str, members: list[Seen], floor: float) -> Any:
+    from matplotlib.ticker import NullLocator
+
     rows = math.ceil(len(members) / ACROSS)
     columns = min(len(members), ACROSS)
     figure, grid = _subplots(rows, columns, (2.3 * columns, 2.0 * rows + 0.4))
@@ -114,6 +119,7 @@ def _spectra(label: str, members: list[Seen], floor: float) -> Any:
         if seen.activation is not None:
             _line(axes, seen, seen.activation, ACCENT, "-", "data")
         axes.set(yscale="log", ylim=(floor, 1.4), xlim=(0, seen.full_rank))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.set_title(harmless(seen.place.kind), fontsize=8, loc="left")
         told = seen.choice.told if seen.choice else f"{seen.rows} x {seen.cols}"
         axes.set_xlabel(told, fontsize=7, color=MUTED)

@@ -101,8 +101,6 @@ def _subplots(rows: int = 1, columns: int = 1, size: tuple[float, float] = (5.2,
 
 
 def _spectra(label: str, members: list[Seen], floor: float) -> Any:
-    from matplotlib.ticker import NullLocator
-
     rows = math.ceil(len(members) / ACROSS)
     columns = min(len(members), ACROSS)
     figure, grid = _subplots(rows, columns, (2.3 * columns, 2.0 * rows + 0.4))
@@ -119,13 +117,23 @@ def _spectra(label: str, members: list[Seen], floor: float) -> Any:
         if seen.activation is not None:
             _line(axes, seen, seen.activation, ACCENT, "-", "data")
         axes.set(yscale="log", ylim=(floor, 1.4), xlim=(0, seen.full_rank))
-        axes.yaxis.set_minor_locator(NullLocator())
+        _logarithmic(axes, (1.0,))
         axes.set_title(harmless(seen.place.kind), fontsize=8, loc="left")
         told = seen.choice.told if seen.choice else f"{seen.rows} x {seen.cols}"
         axes.set_xlabel(told, fontsize=7, color=MUTED)
         axes.tick_params(labelsize=7)
-    grid[0, 0].legend(frameon=False, fontsize=7)
+    lines, names = grid[0, 0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower left", ncols=len(names), frameon=False, fontsize=7)
     return figure
+
+
+def _logarithmic(axes: Any, factors: tuple[float, ...]) -> None:
+    """Ticks at these multiples of powers of ten, as plain numbers: texts here are no formulas."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.yaxis.set_major_locator(LogLocator(subs=factors))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _line(axes: Any, seen: Seen, line: Line, colour: str, dashes: str, label: str) -> None:
@@ -181,6 +189,7 @@ def _tradeoff(facts: Facts) -> Any:
         axes.legend(frameon=False)
     what = "output" if facts.front.of_output else "weights"
     axes.set(yscale="log", xlim=(0, 1), xlabel="parameters kept", ylabel=f"predicted relative error of the {what}")
+    _logarithmic(axes, (1.0, 2.0, 5.0))
     return figure
 
 
@@ -193,7 +202,8 @@ def _sweep(facts: Facts) -> Any:
         size = 8 if point.chosen else 5
         axes.plot([point.nbytes / 1e6], [point.quality], shape, color=INK if point.chosen else colour, markersize=size)
         where = (point.nbytes / 1e6, point.quality)
-        axes.annotate(harmless(point.name), where, xytext=(5, 3), textcoords="offset points", fontsize=7)
+        name = harmless(point.name) + (" (chosen)" if point.chosen else "")
+        axes.annotate(name, where, xytext=(5, 3), textcoords="offset points", fontsize=7)
     axes.set(xlabel="MB of model.onnx", ylabel="quality")
     return figure
 

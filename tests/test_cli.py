@@ -50,6 +50,7 @@ def test_the_two_commands_that_a_user_types_first(cli: Cli, here: Path) -> None:
         "analysis.safetensors",
         "plan.json",
         "report.json",
+        "report.html",
         "model",
     }
     report = read(run / "report.json")

@@ -131,9 +131,11 @@ def _padded(values: Sequence[float]) -> tuple[float, float]:
     return low - room, high + room
 
 
-def front(found: Front) -> Markup:
-    """What every budget is predicted to lose."""
+def front(found: Front) -> Markup | None:
+    """What every budget is predicted to lose; nothing, if none could be met."""
     shown = [*found.points, *([found.chosen] if found.chosen else [])]
+    if not shown:
+        return None
     errors = [max(point.error, 1e-6) for point in shown]
     x = Scale(0, 1, LEFT, CHART[0] - RIGHT)
     _, y = _scales([0, 1], errors, logarithmic=True)
@@ -171,7 +173,8 @@ def sweep(points: Sequence[Measured]) -> Markup | None:
         at, up = x(size), y(quality)
         tip = f"{point.name}: {size:.2f} MB, quality {quality:.4g}"
         tip += "" if point.milliseconds is None else f", {point.milliseconds:.2f} ms"
-        shape, class_ = (0, "point") if point.chosen else (0, "mark data") if point.on_front else (1, "mark plain")
+        class_ = "point" if point.chosen else "mark data" if point.on_front else "mark plain"
+        shape = 0 if point.on_front else 1
         parts.append(mark(at, up, shape, 6.0 if point.chosen else 3.6, class_=class_, data_tip=tip))
         told.append(tip + (", chosen" if point.chosen else ""))
         # A name where there is room for one; all of them are in the table.
@@ -179,7 +182,8 @@ def sweep(points: Sequence[Measured]) -> Markup | None:
             taken.append((at, up))
             side, shift = ("end", -8) if at > CHART[0] * 0.62 else ("start", 8)
             name = point.name if len(point.name) <= 22 else f"{point.name[:21]}…"
-            parts.append(element("text", name, x=at + shift, y=up + 4, text_anchor=side))
+            name, of = (f"{name} (chosen)", "strong") if point.chosen else (name, None)
+            parts.append(element("text", name, class_=of, x=at + shift, y=up + 4, text_anchor=side))
     return picture(*CHART, "Quality over size, as measured", "; ".join(told), parts, "chart")
 
 

@@ -63,9 +63,12 @@ def write_plots(facts: Facts, folder: Path) -> list[Path]:
     written: list[Path] = []
     with matplotlib.rc_context(style), staged(folder) as stage:
         for name, figure in _figures(facts):
+            # Laid out once for both formats, which takes longer than all else.
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
             for suffix in FORMATS:
                 metadata = {"Date": None} if suffix == "svg" else None
-                figure.savefig(stage / f"{name}.{suffix}", dpi=160, bbox_inches="tight", metadata=metadata)
+                figure.savefig(stage / f"{name}.{suffix}", dpi=160, metadata=metadata)
                 written.append(folder / f"{name}.{suffix}")
     return written
 
@@ -94,7 +97,7 @@ def _subplots(rows: int = 1, columns: int = 1, size: tuple[float, float] = (5.2,
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, figure.subplots(rows, columns, squeeze=False, sharey=True)
 
 
 def _spectra(label: str, members: list[Seen], floor: float) -> Any:
@@ -114,12 +117,23 @@ def _spectra(label: str, members: list[Seen], floor: float) -> Any:
         if seen.activation is not None:
             _line(axes, seen, seen.activation, ACCENT, "-", "data")
         axes.set(yscale="log", ylim=(floor, 1.4), xlim=(0, seen.full_rank))
+        _logarithmic(axes, (1.0,))
         axes.set_title(harmless(seen.place.kind), fontsize=8, loc="left")
         told = seen.choice.told if seen.choice else f"{seen.rows} x {seen.cols}"
         axes.set_xlabel(told, fontsize=7, color=MUTED)
         axes.tick_params(labelsize=7)
-    grid[0, 0].legend(frameon=False, fontsize=7)
+    lines, names = grid[0, 0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower left", ncols=len(names), frameon=False, fontsize=7)
     return figure
+
+
+def _logarithmic(axes: Any, factors: tuple[float, ...]) -> None:
+    """Ticks at these multiples of powers of ten, as plain numbers: texts here are no formulas."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.yaxis.set_major_locator(LogLocator(subs=factors))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _line(axes: Any, seen: Seen, line: Line, colour: str, dashes: str, label: str) -> None:
@@ -175,6 +189,7 @@ def _tradeoff(facts: Facts) -> Any:
         axes.legend(frameon=False)
     what = "output" if facts.front.of_output else "weights"
     axes.set(yscale="log", xlim=(0, 1), xlabel="parameters kept", ylabel=f"predicted relative error of the {what}")
+    _logarithmic(axes, (1.0, 2.0, 5.0))
     return figure
 
 
@@ -187,7 +202,8 @@ def _sweep(facts: Facts) -> Any:
         size = 8 if point.chosen else 5
         axes.plot([point.nbytes / 1e6], [point.quality], shape, color=INK if point.chosen else colour, markersize=size)
         where = (point.nbytes / 1e6, point.quality)
-        axes.annotate(harmless(point.name), where, xytext=(5, 3), textcoords="offset points", fontsize=7)
+        name = harmless(point.name) + (" (chosen)" if point.chosen else "")
+        axes.annotate(name, where, xytext=(5, 3), textcoords="offset points", fontsize=7)
     axes.set(xlabel="MB of model.onnx", ylabel="quality")
     return figure
 

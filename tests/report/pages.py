@@ -14,7 +14,7 @@ from lowrank.core.analysis import Analysis, Folds, analyze_weight
 from lowrank.core.budget import Budget
 from lowrank.core.gram import Gram
 from lowrank.core.plan import Plan
-from lowrank.core.select import Knapsack
+from lowrank.core.select import Knapsack, Uniform
 from lowrank.core.weight import Layer, Skip, Weight
 from lowrank.evaluate.report import Report
 from lowrank.report.facts import Facts, facts_of
@@ -119,10 +119,10 @@ def plan_of(analysis: Analysis, keep: float = 0.5) -> Plan:
     return Knapsack().select(analysis, Budget.params(keep))
 
 
-def facts_with(names: Sequence[str], run: Path, rank: int = 24, **changes: Any) -> Facts:
-    """All there is to show of a run with weights of these names."""
+def facts_with(names: Sequence[str], run: Path, rank: int = 24, uniform: bool = False, **changes: Any) -> Facts:
+    """All there is to show of a run with weights of these names; with uniform ranks in no time for many."""
     analysis = analysis_of(names, rank)
-    plan = plan_of(analysis)
+    plan = Uniform().select(analysis, Budget.params(0.5)) if uniform else plan_of(analysis)
     return facts_of(analysis, plan, report_of(analysis, plan, **changes), run, {})
 
 

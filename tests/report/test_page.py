@@ -13,7 +13,7 @@ from pages import HOSTILE, SWEEP, analysis_of, block_names, facts_with, plan_of
 
 import lowrank.report.webpage as webpage
 from lowrank.core.structures import STRUCTURES, Option
-from lowrank.report import front
+from lowrank.report import drawings, front
 from lowrank.report.facts import facts_of
 from lowrank.report.front import read_sweep
 from lowrank.report.places import part_of, places_of, row_labels
@@ -139,9 +139,9 @@ def test_nothing_is_fetched(tmp_path: Path) -> None:
     assert policy is not None and policy.startswith("default-src 'none'") and "unsafe-eval" not in policy
 
 
-@pytest.mark.parametrize(("count", "limit"), [(300, 2_000_000), (2500, 2_000_000)])
+@pytest.mark.parametrize(("count", "limit"), [(300, 2_000_000), (1200, 2_000_000)])
 def test_the_size_has_a_limit(tmp_path: Path, count: int, limit: int) -> None:
-    text = rendered(facts_with(block_names(count), tmp_path, rank=64))
+    text = rendered(facts_with(block_names(count), tmp_path, rank=64, uniform=True))
     assert len(text.encode()) < limit
     drawn = len(re.findall(r'<svg class="spectrum"', text))
     assert drawn == min(count, webpage.SPECTRA)
@@ -183,7 +183,7 @@ def test_every_structure_has_its_words() -> None:
     assert len(told) == len(STRUCTURES) + 1
 
 
-def test_budgets_are_solved_and_the_plan_stands_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_budgets_are_solved_and_the_plan_stands_among_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(front, "KEEPS", (0.5, 0.2, 0.8, 1e-9))
     analysis = analysis_of(block_names(4))
     plan = plan_of(analysis, 0.5)
@@ -191,6 +191,12 @@ def test_budgets_are_solved_and_the_plan_stands_among_them(monkeypatch: pytest.M
     keeps, errors = [p.keep for p in found.points], [p.error for p in found.points]
     assert len(keeps) == 3 and keeps == sorted(keeps) and errors == sorted(errors, reverse=True)
     assert found.chosen in found.points and found.left_out == 0 and not found.of_output
+    # Not one of which can be met: the plan is there, and without one there is no picture.
+    monkeypatch.setattr(front, "KEEPS", (1e-9,))
+    assert drawings.front(front.front_of(analysis, plan)) is not None
+    assert drawings.front(front.front_of(analysis, None)) is None
+    assert rendered(facts_of(analysis, None, None, tmp_path, {}))
+    monkeypatch.setattr(front, "KEEPS", (0.5, 0.2, 0.8, 0.1))
     monkeypatch.setattr(front, "SECONDS", 0.0)
     assert len(front.front_of(analysis, plan).points) == 1 and front.front_of(analysis, plan).left_out == 3
 

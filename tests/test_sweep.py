@@ -42,7 +42,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory, bert_folder: Path) -> Swept:
     folder = tmp_path_factory.mktemp("swept")
     settings = lowrank.Settings(calib=str(write_text(folder / "text.txt", 40)))
     training = Training(steps=4)
-    options: dict[str, Any] = {"keeps": [0.5], "heal": training, "settings": settings}
+    options: dict[str, Any] = {"keeps": [0.5], "distil": training, "settings": settings}
     found = sweep(str(bert_folder), output=folder / "run", write=["all"], **options)
     return Swept(bert_folder, folder / "run", found, options)
 
@@ -50,7 +50,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory, bert_folder: Path) -> Swept:
 def test_everything_is_there_and_the_dense_model_loses_nothing(swept: Swept) -> None:
     points = {point.name: point for point in swept.found.points}
     types = ("", "-int8", "-int4")
-    wanted = {f"{name}{dtype}" for name in ("dense", "student", "lowrank-0.5", "healed-0.5") for dtype in types}
+    wanted = {f"{name}{dtype}" for name in ("dense", "student", "lowrank-0.5") for dtype in types}
     assert set(points) == wanted | {"pruned-0.5"} and not swept.found.left_out
     dense = points["dense"]
     assert (dense.drop, dense.low, dense.high) == (0.0, 0.0, 0.0) and abs(dense.quality - 1) < 1e-6
@@ -94,7 +94,7 @@ def test_pruned_weights_are_zeros_in_both_files(swept: Swept) -> None:
 
 
 def test_models_load_and_a_student_has_half_of_the_blocks(swept: Swept) -> None:
-    for name in ("student", "student-int8", "healed-0.5", "dense-int4"):
+    for name in ("student", "student-int8", "lowrank-0.5", "dense-int4"):
         module = lowrank.load(swept.run / "points" / name / "model")
         assert len(module.encoder.layer) == (1 if name.startswith("student") else 2)
 
@@ -180,6 +180,16 @@ def test_what_it_means_is_said_in_words() -> None:
     assert "No low-rank point is within it" in advice([dense, plain, point("lowrank-0.2", 6, 3, 0.5)])[0]
     assert "nothing is smaller or faster" in advice([dense])[0].lower()
     assert "36.0 MB at 0.5" in advice([dense, point("pruned-0.5", 40, 10, 0.1)])[-1]
+
+
+@pytest.mark.slow
+def test_healed_points_stand_beside_those_that_they_were_made_from(swept: Swept, tmp_path: Path) -> None:
+    options = {**swept.options, "distil": 0, "heal": Training(steps=20)}
+    found = sweep(str(swept.model), output=tmp_path / "run", write=["healed-0.5"], **options)
+    before, points = ({p.name: p for p in each.points} for each in (swept.found, found))
+    assert points["healed-0.5"].drop < points["lowrank-0.5"].drop == before["lowrank-0.5"].drop
+    assert {path.name for path in (tmp_path / "run" / "points").iterdir()} == {"healed-0.5"}
+    lowrank.load(tmp_path / "run" / "points" / "healed-0.5" / "model")
 
 
 @pytest.mark.slow

@@ -121,7 +121,10 @@ def check_names(wanted: Sequence[str], kinds: Sequence[Kind]) -> None:
 
 def data_of(task: str) -> str | None:
     """What tells the data of a task from other data under the same name."""
-    path = Path(task.partition(":")[2]).expanduser()
+    _, _, named = task.partition(":")
+    if not named:
+        return None
+    path = Path(named).expanduser()
     if path.is_dir():
         return hash_json(sorted((str(p), p.stat().st_size) for p in path.rglob("*") if p.is_file()))
     return hash_files([path]) if path.is_file() else None

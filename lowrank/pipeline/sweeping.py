@@ -31,10 +31,11 @@ from lowrank.pipeline.run import RUN
 from lowrank.pipeline.settings import Settings
 from lowrank.progress import Clock, Track, silent
 from lowrank.report.advice import advice
+from lowrank.report.front import SWEEP_FILE
 from lowrank.report.scatter import scatter
 
 STAGE = "sweep"
-SWEEP_FILE, PICTURE_FILE, POINTS_FOLDER = "sweep.json", "sweep.svg", "points"
+PICTURE_FILE, POINTS_FOLDER = "sweep.svg", "points"
 KEEPS = (0.8, 0.5, 0.3, 0.2)
 MINUTES = 2.0
 """For the student, unless something else says how long."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from lowrank.artifacts import parse_json
 from lowrank.errors import ArtifactError, first_line
 
 LARGEST_JSON = 256 << 20
+ALL = 1_000_000
+"""Entries: more than any file here has of one thing."""
 TEXT = 400
 """Characters of a text that somebody else wrote."""
 
@@ -54,15 +58,23 @@ def quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-def tidy(value: Any, most: int = 20) -> Any:
-    """A value from someone else's file, cut to a size that can be shown, and without what JSON cannot hold."""
+def tidy(value: Any, most: int = 20, depth: int = 8) -> Any:
+    """A value from someone else's file, cut to a size that can be shown, and without what JSON cannot hold.
+
+    Args:
+        value: anything that JSON or YAML can be read as.
+        most: entries of each list and mapping.
+        depth: of lists and mappings in each other.
+    """
     if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else str(value)
+        return value if isfinite(value) else str(value)
     if value is None or isinstance(value, bool | int):
         return value
+    if isinstance(value, Mapping | list | tuple) and depth == 0:
+        return "..."
     if isinstance(value, Mapping):
-        return {str(k)[:TEXT]: tidy(v, most) for k, v in list(value.items())[:most]}
+        return {str(k)[:TEXT]: tidy(v, most, depth - 1) for k, v in islice(value.items(), most)}
     if isinstance(value, list | tuple):
-        return [tidy(each, most) for each in value[:most]]
+        return [tidy(each, most, depth - 1) for each in value[:most]]
     text = str(value)
     return text if len(text) <= TEXT else text[: TEXT - 3] + "..."

@@ -47,6 +47,19 @@ def look_at_onnx(path: Path) -> Found:
             facts={"why": first_line(error)},
             next=("copy or export it again",),
         )
+    try:
+        return _look(path, model)
+    except (IndexError, TypeError, ValueError) as error:
+        # Fields that are of the right kind and say what cannot be.
+        return Found(
+            kind="damaged",
+            what="an ONNX file with a graph that is not whole",
+            facts={"why": first_line(error)},
+            next=("export it again",),
+        )
+
+
+def _look(path: Path, model: Any) -> Found:
     graph = model.graph
     if not graph.node and not graph.initializer:
         return Found(kind="damaged", what="no ONNX file, or one with an empty graph", next=("export it again",))
@@ -154,7 +167,7 @@ def _factored(graph: Any) -> list[dict[str, Any]]:
             sizes = {a.name: a.i for a in node.attribute}
             shapes[node.input[1]] = (sizes.get("K", 0), sizes.get("N", 0))
             owners[node.input[1]] = node.input[1]
-        if node.op_type not in ("MatMul", "Gemm", "MatMulNBits") or len(node.input) < 2:
+        if node.op_type not in ("MatMul", "Gemm", "MatMulNBits") or len(node.input) < 2 or not node.output:
             continue
         constant = owners.get(node.input[1])
         if constant is None or len(shapes[constant]) != 2:

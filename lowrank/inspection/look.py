@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from lowrank.errors import LowRankError, UnsupportedModel, first_line
-from lowrank.inspection.found import Found, quoted, tidy
+from lowrank.inspection.found import ALL, Found, quoted, tidy
 from lowrank.inspection.graphs import look_at_onnx, look_at_ort, look_at_runtime_adapter
 from lowrank.inspection.records import look_at_json
 from lowrank.inspection.samples import look_at_arrays, look_at_text
@@ -71,7 +72,8 @@ def inspect(path: Path) -> Found:
     if not there:
         raise UnsupportedModel(f"there is no {path}; give {READ}")
     try:
-        return _look(path)
+        found = _look(path)
+        return replace(found, facts=tidy(found.facts, ALL))
     except LowRankError as error:
         return Found(kind="damaged", what="a file that is not what its name says", facts={"why": str(error)})
     except OSError as error:

@@ -129,20 +129,21 @@ def _for_weights(path: Path, built: bool) -> tuple[str, ...]:
 
 def look_at_torch(path: Path) -> Found:
     """A .pt, .pth or .bin file: a state dict, a pickled module or TorchScript; nothing in it is run."""
-    if zipfile.is_zipfile(path):
-        try:
+    names: list[str] = []
+    try:
+        if zipfile.is_zipfile(path):
             check_zip(path)
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
-            return _unreadable(path, "a torch file", first_line(error))
-        if any("/code/" in name and name.endswith(".py") for name in names):
-            return Found(
-                kind="torchscript",
-                what="a TorchScript archive, which cannot be rewritten",
-                facts={"files": len(names)},
-                next=("save the module's state dict, or a torch.export archive (.pt2)",),
-            )
+    except (ValueError, OSError, NotImplementedError, zipfile.BadZipFile) as error:
+        return _unreadable(path, "a torch file", first_line(error))
+    if any("/code/" in name and name.endswith(".py") for name in names):
+        return Found(
+            kind="torchscript",
+            what="a TorchScript archive, which cannot be rewritten",
+            facts={"files": len(names)},
+            next=("save the module's state dict, or a torch.export archive (.pt2)",),
+        )
     names = _globals(path)
     from lowrank.backends.torch.pickles import read_torch_file
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -137,6 +138,27 @@ def _timings(folder: Path) -> Any:
     return read_table(folder / "table.json", Target())
 
 
+def _inspected(name: str) -> Callable[[Path], Any]:
+    def read(folder: Path) -> Any:
+        from lowrank.errors import UnsupportedModel
+        from lowrank.inspection import inspect
+
+        found = inspect(folder / name)
+        shown = json.dumps(found.to_json(), allow_nan=False)
+        if found.kind in ("damaged", "pickle", "unknown", "empty", "json"):
+            raise UnsupportedModel(found.what)
+        return shown
+
+    return read
+
+
+def _options(folder: Path) -> Any:
+    from lowrank.cli import app
+    from lowrank.run_file import expanded
+
+    return expanded(["compress", "--config", str(folder / "run.yaml")], app)
+
+
 SAFE, ONNX, JSON, ZIP, TEXT = mutate.of_safetensors, mutate.of_onnx, mutate.of_json, mutate.of_zip, mutate.of_text
 
 READERS = (
@@ -173,4 +195,12 @@ READERS = (
     Reader("tokenizer", "tokenize", seeds.tokenizer, "tokenizer.json", JSON, _tokens),
     Reader("adapter", "merge", seeds.adapter, "adapter_config.json", JSON, _adapter, slow=True),
     Reader("adapter-data", "merge", seeds.adapter, "adapter_model.safetensors", SAFE, _adapter, slow=True),
+    Reader("run-file", "expanded", seeds.run_file, "run.yaml", TEXT, _options),
+    Reader("inspect-safetensors", "inspect", seeds.state_file, "m.safetensors", SAFE, _inspected("m.safetensors")),
+    Reader("inspect-pt", "inspect", seeds.torch_file, "m.pt", ZIP, _inspected("m.pt")),
+    Reader("inspect-onnx", "inspect", seeds.graph_beside_data, "m.onnx", ONNX, _inspected("m.onnx")),
+    Reader("inspect-analysis", "inspect", seeds.run, "analysis.json", JSON, _inspected("analysis.json")),
+    Reader("inspect-plan", "inspect", seeds.run, "plan.json", JSON, _inspected("plan.json")),
+    Reader("inspect-report", "inspect", seeds.report, "report.json", JSON, _inspected("report.json")),
+    Reader("inspect-npz", "inspect", seeds.arrays, "in.npz", ZIP, _inspected("in.npz")),
 )

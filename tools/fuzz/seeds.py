@@ -170,3 +170,23 @@ def timings(folder: Path) -> Files:
     table = {"points": points, "tokens": 16, "threads": 1, "dtype": "float32", "step": 2, "machine": "", "whole": 2.0}
     (folder / "table.json").write_text(json.dumps(table))
     return _made(folder)
+
+
+def run_file(folder: Path) -> Files:
+    lines = ("model: m.pt  # small", "budget: 0.5", "targets: [projections, head]", "timing: no", "include:\n- 'a.*'")
+    (folder / "run.yaml").write_text("\n".join(lines) + "\n")
+    return _made(folder)
+
+
+def report(folder: Path) -> Files:
+    content = {
+        "schema": "lowrank.report/1.0",
+        "targets": {"params_before": 8, "params_after": 4, "keep_ratio": 0.5},
+        "model": {"params_before": 8, "params_after": 4},
+        "budget": {"kind": "params", "limit": 0.5, "reached": 0.5},
+        "error": {"relative": 0.1, "per_weight": {"a": 0.1}},
+        "healing": [],
+        "provenance": {"command": ["lowrank", "compress"]},
+    }
+    (folder / "report.json").write_text(json.dumps(content))
+    return _made(folder)

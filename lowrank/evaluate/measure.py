@@ -6,8 +6,9 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +93,12 @@ def measure(
                 if latency:
                     with clock.stage("latency"):
                         shown = track((onnx,), "timing both models", 1)
-                        times, before = next(compare_latency(dense, path, target) for path in shown)
+                        judge = partial(quality_of, dense, calibration=calibration, track=silent)
+                        times, before, plain = next(compare_latency(dense, path, target, judge) for path in shown)
                         graph = {**graph, "dense_fused": before} if graph else {"dense_fused": before}
                         times |= _predicted(plan)
-                        notes += [*_lost_fusions(graph), *_better_dense(times, target)]
+                        quality = {**quality, "dense_rounded": plain} if quality and plain else quality
+                        notes += [*_lost_fusions(graph), *_better_dense(times)]
         except ExportError as error:
             problems.append(str(error))
     else:
@@ -174,8 +177,8 @@ def _predicted(plan: Plan) -> dict[str, float]:
     return {"predicted_ms": plan.share * whole / 1e3} if plan.share is not None and whole is not None else {}
 
 
-def _better_dense(times: Mapping[str, Any], target: Target) -> list[str]:
-    """Where the dense model, rounded alike, is the better choice."""
+def _better_dense(times: Mapping[str, Any]) -> list[str]:
+    """Where the dense model in fewer bits is the better choice."""
     if "dense_rounded_ms" not in times:
         return []
     won = [
@@ -186,43 +189,68 @@ def _better_dense(times: Mapping[str, Any], target: Target) -> list[str]:
         )
         if plain < ours
     ]
-    return [f"the dense model in {_alike(target).dtype} is {' and '.join(won)} than this one"] if won else []
+    return [f"the dense model in {times['dense_rounded_to']} is {' and '.join(won)} than this one"] if won else []
 
 
 def _alike(target: Target) -> Target:
-    """What a dense model is rounded to beside a compressed one: where types were chosen, the smallest of them."""
-    return replace(target, dtype="int4") if target.dtype == "mixed" else target
+    """What a dense model is rounded to beside a compressed one: the same; the smallest, where types were chosen; and
+    int8 beside floating numbers, since that is what anyone would try first."""
+    return replace(target, dtype={"mixed": "int4", "float32": "int8"}.get(target.dtype, target.dtype))
 
 
-def compare_latency(dense: Backend, small: Path, target: Target) -> tuple[dict[str, Any], dict[str, int]]:
-    """Times of a file and of the dense model for the same target, and the operators that the latter runs as one.
+def compare_latency(
+    dense: Backend, small: Path, target: Target, judge: Callable[[Runs], dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, int], dict[str, Any] | None]:
+    """A file beside the dense model for the same target, and beside the dense model in fewer bits.
+
+    Args:
+        dense: the original.
+        small: the file.
+        target: what the file was written for.
+        judge: gives the quality of a model.
+
+    Returns:
+        Times and bytes of all of them; the operators that the dense model runs as one; and the quality of the dense
+        model in fewer bits, with its `dtype`, if it can be rounded.
 
     Raises:
         ExportError: if the dense model cannot be exported.
     """
     from lowrank.edge import fit_file, write_onnx
 
-    signature = dense.signature
+    signature, rounded = dense.signature, _alike(target)
     assert isinstance(signature, Signature)
     with tempfile.TemporaryDirectory() as folder:
-        exact, rounded = Path(folder) / "exact", Path(folder) / "rounded"
+        exact = Path(folder) / "exact"
         exact.mkdir()
         files = {"dense": exact / ONNX_FILE, "compressed": small}
         write_onnx(dense, files["dense"])
-        if target.is_rounded:
-            # Copied, since tracing a model takes seconds.
-            files["dense_rounded"] = shutil.copytree(exact, rounded) / ONNX_FILE
-            fit_file(files["dense_rounded"], _alike(target), signature)
+        # Copied, since tracing a model takes seconds.
+        plain = shutil.copytree(exact, Path(folder) / "rounded") / ONNX_FILE
+        quality: dict[str, Any] | None = None
+        try:
+            fit_file(plain, rounded, signature)
+            quality = {"dtype": rounded.dtype, **judge(FileModel(plain, signature.output))}
+            files["dense_rounded"] = plain
+        except ExportError:
+            # What nobody asked for must not spoil what there is.
+            if target.is_rounded:
+                raise
         fit_file(files["dense"], replace(target, dtype="float32"), signature)
         fused = fused_counts(files["dense"])
         sizes = {name: file_size(path) for name, path in files.items()}
         found = measure_latency(files, signature, 1, SEQUENCE)
     sequence = f" x {min(SEQUENCE, signature.max_sequence)}" if signature.has_sequence else ""
-    return {
-        **{f"{name}_ms": value for name, value in found.items()},
-        "speedup": found["dense"] / found["compressed"],
-        "threads": 1,
-        "cores": os.cpu_count(),
-        "shapes": [f"1{sequence}"],
-        **{f"{name}_onnx_bytes": size for name, size in sizes.items()},
-    }, fused
+    return (
+        {
+            **{f"{name}_ms": value for name, value in found.items()},
+            "speedup": found["dense"] / found["compressed"],
+            "threads": 1,
+            "cores": os.cpu_count(),
+            "shapes": [f"1{sequence}"],
+            **{f"{name}_onnx_bytes": size for name, size in sizes.items()},
+            **({"dense_rounded_to": rounded.dtype} if quality else {}),
+        },
+        fused,
+        quality,
+    )

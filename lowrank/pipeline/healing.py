@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -159,7 +160,7 @@ def heal(
                     entry["problems"] += write_adapters(small, session.peft, made, session.shapes, stage)
             if latency and report.latency is None:
                 with clock.stage("latency"):
-                    report = _timed(report, dense, folder, entry["problems"])
+                    report = _timed(report, dense, calibration, folder, entry["problems"])
             files = {**report.files, **files_of(stage)}
             report = replace(report, healing=entries, files=files, seconds=clock.seconds)
             report = with_page(stage, folder, analysis, plan, report)
@@ -193,18 +194,20 @@ def heal(
     return report
 
 
-def _timed(report: Report, dense: Backend, folder: Path, problems: list[str]) -> Report:
+def _timed(report: Report, dense: Backend, calibration: Calibration, folder: Path, problems: list[str]) -> Report:
     """The report of a model that stays as it is, with times."""
-    from lowrank.evaluate.measure import compare_latency
+    from lowrank.evaluate.measure import compare_latency, quality_of
 
     if report.onnx is None or not (folder / ONNX_FILE).exists():
         return report
+    judge = partial(quality_of, dense, calibration=calibration, track=silent)
     try:
-        times, before = compare_latency(dense, folder / ONNX_FILE, Target.of(report.onnx))
+        times, before, plain = compare_latency(dense, folder / ONNX_FILE, Target.of(report.onnx), judge)
     except ExportError as error:
         problems.append(str(error))
         return report
-    return replace(report, latency=times, onnx={**report.onnx, "dense_fused": before})
+    quality = {**report.quality, "dense_rounded": plain} if report.quality and plain else report.quality
+    return replace(report, latency=times, quality=quality, onnx={**report.onnx, "dense_fused": before})
 
 
 def check_trainable(dense: Backend) -> None:

@@ -82,7 +82,7 @@ def cards_of(facts: Facts) -> list[Card]:
     model, latency = facts.report.model, facts.report.latency
     found = [_quality(facts)]
     if latency is not None:
-        rounded = _rounded_name(facts)
+        rounded = rounded_name(facts)
         found.append(_compared(f"Size of {ONNX_FILE}", "onnx_bytes", size, latency, rounded))
         found.append(_speed(latency, rounded))
     else:
@@ -105,7 +105,10 @@ def _quality(facts: Facts) -> Card:
         value = quality.get(key)
         if isinstance(value, int | float):
             where = quality.get("data")
-            return Card("Quality", f"{value:.4f}", told + (f", on {where}" if isinstance(where, str) else ""))
+            told += f", on {where}" if isinstance(where, str) else ""
+            plain = quality.get("dense_rounded", {}).get(key)
+            told += f"; {rounded_name(facts)}: {plain:.4f}" if isinstance(plain, int | float) else ""
+            return Card("Quality", f"{value:.4f}", told)
     lost = report.error.get("relative")
     if isinstance(lost, int | float):
         return Card("Quality", f"{lost:.4f}", "relative error of the weights; the model could not be run")
@@ -139,10 +142,10 @@ def _bars(label: str, value: str, told: str, known: Any, said: Any) -> Card:
     return Card(label, value, told, bars)
 
 
-def _rounded_name(facts: Facts) -> str:
-    """What the dense model beside the compressed one was rounded to."""
-    dtype = (facts.report.onnx or {}).get("dtype") if facts.report else None
-    return f"dense {'int4' if dtype == 'mixed' else dtype}"
+def rounded_name(facts: Facts) -> str:
+    """What the dense model beside the compressed one was rounded to; empty where there is none."""
+    latency = (facts.report.latency or {}) if facts.report else {}
+    return f"dense {latency['dense_rounded_to']}" if "dense_rounded_to" in latency else ""
 
 
 def _promises(facts: Facts) -> list[Card]:
@@ -197,6 +200,9 @@ def quality_of(facts: Facts) -> list[tuple[str, str]]:
         for name, value in (report.quality or {}).items()
         if isinstance(value, int | float | str)
     ]
+    for name, value in (report.quality or {}).get("dense_rounded", {}).items():
+        if name in QUALITY:
+            rows.append((f"{QUALITY[name]}, {rounded_name(facts)}", _said(value)))
     if report.quality is None and report.error.get("relative") is not None:
         rows.append(("relative error of the weights", _said(report.error["relative"])))
     if "cast_relative" in report.error:

@@ -141,7 +141,7 @@ def report_table(report: Report) -> Table:
             f"{1 / report.latency['speedup']:.3f}",
         )
     for name, value in (report.quality or {}).items():
-        if name not in ("samples", "data", "tasks"):
+        if name not in ("samples", "data", "tasks", "dense_rounded"):
             table.add_row(f"{QUALITY.get(name, name)}", "", f"{value:.4f}", "")
     if report.quality is None and report.error["relative"] is not None:
         table.add_row("relative error of the weights", "", f"{report.error['relative']:.4f}", "")
@@ -201,15 +201,18 @@ def _drop(value: float, relative: bool) -> str:
 
 
 def _rounded(table: Table, report: Report) -> None:
-    """The dense model in the same type: what one would ship without this tool."""
+    """The dense model in fewer bits: what one would ship without this tool."""
     assert report.latency is not None and report.onnx is not None
-    dtype, known = report.onnx["dtype"], report.latency
+    known, quality = report.latency, report.quality or {}
+    dtype = known.get("dense_rounded_to", report.onnx["dtype"])
+    label = f"both in {dtype}" if dtype == report.onnx["dtype"] else f"dense in {dtype}"
     names = [f"{side}_{unit}" for unit in ("onnx_bytes", "ms") for side in ("dense_rounded", "compressed")]
     dense_bytes, small_bytes, dense_ms, small_ms = (known[name] for name in names)
-    # What has a type for each weight is beside the dense model in the smallest of them.
-    label = "dense in int4" if dtype == "mixed" else f"both in {dtype}"
     _compared(table, f"bytes of model.onnx, {label}", dense_bytes, small_bytes)
     table.add_row(f"ms, {label}", f"{dense_ms:.2f}", f"{small_ms:.2f}", f"{small_ms / dense_ms:.3f}")
+    for name, value in quality.get("dense_rounded", {}).items():
+        if name in QUALITY:
+            table.add_row(f"{QUALITY[name]}, {label}", f"{value:.4f}", f"{quality[name]:.4f}", "")
 
 
 def _cut(table: Table, entry: Mapping[str, Any]) -> None:

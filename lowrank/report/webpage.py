@@ -21,7 +21,7 @@ from lowrank.core.weight import Skip
 from lowrank.report import drawings
 from lowrank.report.facts import Facts
 from lowrank.report.grid import SHADES
-from lowrank.report.headline import cards_of, comparison_of, quality_of, short, summary_of
+from lowrank.report.headline import cards_of, comparison_of, quality_of, rounded_name, short, summary_of
 from lowrank.report.places import row_labels
 from lowrank.report.spectra import ENERGIES, Seen
 from lowrank.report.svg import percent, power
@@ -84,7 +84,7 @@ def rendered(facts: Facts) -> str:
         cards=cards_of(facts),
         sections=SECTIONS,
         comparison=comparison_of(facts),
-        rounded=_rounded(facts),
+        rounded=rounded_name(facts),
         quality=quality_of(facts),
         largest=max((max(part.before, part.after or 0) for part in facts.parts), default=1) or 1,
         healings=_healings(facts),
@@ -184,15 +184,6 @@ def _problems(facts: Facts) -> list[str]:
         return []
     of_healing = report.healing[-1].get("problems", ()) if report.healing else ()
     return [*report.problems, *map(str, of_healing)]
-
-
-def _rounded(facts: Facts) -> str:
-    """The head of the column of the dense model in the same type; empty where there is none."""
-    report = facts.report
-    if report is None or report.latency is None or "dense_rounded_ms" not in report.latency:
-        return ""
-    dtype = (report.onnx or {}).get("dtype")
-    return f"dense {'int4' if dtype == 'mixed' else dtype}"
 
 
 def _healings(facts: Facts) -> list[Healing]:

@@ -80,6 +80,7 @@ def report_of(analysis: Analysis, plan: Plan, **changes: Any) -> Report:
         latency={
             "dense_ms": 10.0,
             "compressed_ms": 4.0,
+            "dense_rounded_to": "int8",
             "dense_rounded_ms": 5.0,
             "speedup": 2.5,
             "threads": 1,

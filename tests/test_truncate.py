@@ -107,16 +107,16 @@ def test_never_over_budget(state_run: Path, tmp_path_factory: pytest.TempPathFac
     assert report.cut[-1]["keep_before"] == now
 
 
-def test_at_its_own_size_nothing_changes(state_run: Path, bert_run: Path, tmp_path: Path) -> None:
-    for run in (state_run, bert_run):
-        keep = read(run / "plan.json")["keep_ratio"]
-        out = tmp_path / run.parent.name
-        report = lowrank.truncate(run, keep, output=out, latency=False)
-        assert report.targets["keep_ratio"] == keep
-        before, after = lowrank.load(run), lowrank.load(out)
-        old, new = (m if isinstance(m, dict) else m.state_dict() for m in (before, after))
-        assert old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
-    assert report.cut[-1]["quality"]["relative_error"] == 0
+@pytest.mark.parametrize("which", ["state_run", pytest.param("bert_run", marks=pytest.mark.slow)])
+def test_at_its_own_size_nothing_changes(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    run: Path = request.getfixturevalue(which)
+    keep = read(run / "plan.json")["keep_ratio"]
+    report = lowrank.truncate(run, keep, output=tmp_path / "out", latency=False)
+    assert report.targets["keep_ratio"] == keep
+    before, after = lowrank.load(run), lowrank.load(tmp_path / "out")
+    old, new = (m if isinstance(m, dict) else m.state_dict() for m in (before, after))
+    assert old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
+    assert which == "state_run" or report.cut[-1]["quality"]["relative_error"] == 0
 
 
 def test_the_command(cli: Cli, state_run: Path) -> None:
@@ -178,6 +178,7 @@ def test_damage_is_told(cli: Cli, state_run: Path, tmp_path: Path) -> None:
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_model_of_all_structures_without_its_original(cli: Cli, bert_run: Path, tmp_path: Path) -> None:
     lone = tmp_path / "lone"
     shutil.copytree(bert_run, lone)
@@ -246,11 +247,16 @@ def test_rounded_results_are_cut_and_rounded_again(cli: Cli, bert_run: Path, tmp
     shutil.rmtree(tmp_path / "run/model")
     refused = cli("truncate", tmp_path / "run", "--budget", "0.3")
     assert refused.code == 1 and "rounded to int8" in refused.err
-    sized = cli("compress", model, "--size", "40KB", "--calib", text, "-o", tmp_path / "sized", "--no-latency")
+
+
+@pytest.mark.slow
+def test_a_size_is_cut_to_a_smaller_size(cli: Cli, bert_run: Path, tmp_path: Path) -> None:
+    text, model = bert_run.parent / "text.txt", bert_run.parent / "model"
+    sized = cli("compress", model, "--size", "42KB", "--calib", text, "-o", tmp_path / "sized", "--no-latency")
     assert sized.code == 0, sized.err
     assert cli("truncate", tmp_path / "sized", "--budget", "0.3").code == 1
-    size = lowrank.truncate(tmp_path / "sized", lowrank.Budget.size(30_000), output=tmp_path / "s", latency=False)
-    assert (tmp_path / "s/model.onnx").stat().st_size <= 30_000 and not size.problems
+    size = lowrank.truncate(tmp_path / "sized", lowrank.Budget.size(37_000), output=tmp_path / "s", latency=False)
+    assert (tmp_path / "s/model.onnx").stat().st_size <= 37_000 and not size.problems
 
 
 def outputs(path: Path, feed: dict[str, np.ndarray]) -> np.ndarray:
@@ -307,6 +313,7 @@ def test_graphs(cli: Cli, tmp_path: Path) -> None:
     assert twice.targets["keep_ratio"] <= 0.2 and not twice.problems
 
 
+@pytest.mark.slow
 def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
     model = tiny_transformer("gpt2")
     model.save_pretrained(tmp_path / "dense")
@@ -322,6 +329,7 @@ def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
     assert sum(p.numel() for p in module.parameters()) == report.model["params_after"]
 
 
+@pytest.mark.slow
 def test_modules_in_memory_are_given_again(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = build_blocks().eval()

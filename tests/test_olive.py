@@ -1,0 +1,89 @@
+"""The pass in real workflows of Olive: a tiny model goes in, a compressed one comes out and runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import read, sentences
+
+pytest.importorskip("olive")
+
+from lowrank.integrations.olive import NAME, package_config
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLIVE_DISABLE_TELEMETRY", "1")
+
+
+def workflow(model: dict[str, Any], folder: Path, **options: Any) -> dict[str, Any]:
+    return {
+        "input_model": model,
+        "passes": {"small": {"type": NAME, **options}},
+        "output_dir": str(folder / "out"),
+        "cache_dir": str(folder / "cache"),
+        "evaluate_input_model": False,
+    }
+
+
+def test_the_package_config_is_olives_own_and_one_more(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lowrank.integrations.olive", tmp_path / "passes.json"], check=True, capture_output=True
+    )
+    assert not done.stdout
+    written = read(tmp_path / "passes.json")
+    assert written == package_config() and {"OnnxConversion", NAME} <= set(written["passes"])
+
+
+@pytest.mark.slow
+def test_a_hugging_face_model_stays_one_and_becomes_onnx(bert_folder: Path, tmp_path: Path) -> None:
+    import lowrank
+
+    (tmp_path / "t.txt").write_text("\n".join(sentences(40)), encoding="utf-8")
+    model = {"type": "HfModel", "model_path": str(bert_folder), "task": "feature-extraction"}
+    config = workflow(model, tmp_path, budget=0.5, calib=str(tmp_path / "t.txt"), refit=False)
+    (tmp_path / "workflow.json").write_text(json.dumps(config))
+    (tmp_path / "passes.json").write_text(json.dumps(package_config()))
+    command = [sys.executable, "-m", "olive", "run", "--config", "workflow.json", "--package-config", "passes.json"]
+    place = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    subprocess.run(command, cwd=tmp_path, env=place, check=True, capture_output=True)
+    folder = next(path.parent for path in (tmp_path / "out").rglob("lowrank.json"))
+    assert read(folder / "report.json")["targets"]["keep_ratio"] <= 0.5
+    small: Any = lowrank.load(folder)
+    assert small.config.hidden_size == 32
+
+    again = workflow(model, tmp_path / "b", error=0.3, calib="none", onnx=True, quantize="int8")
+    graph = next(iter(_run(again).get_output_models())).model_path
+    _runs(Path(graph))
+
+
+@pytest.mark.slow
+def test_an_onnx_model_stays_one(bert_folder: Path, tmp_path: Path) -> None:
+    import lowrank
+
+    lowrank.export(bert_folder, tmp_path / "dense")
+    model = {"type": "ONNXModel", "model_path": str(tmp_path / "dense" / "model.onnx")}
+    found = next(iter(_run(workflow(model, tmp_path, budget=0.6, calib="none")).get_output_models()))
+    _runs(Path(found.model_path))
+    assert found.to_json()["config"]["model_attributes"]["lowrank"]["targets"]["keep_ratio"] <= 0.6
+
+
+def _run(config: dict[str, Any]) -> Any:
+    from olive.workflows import run
+
+    return run(config, package_config=package_config())
+
+
+def _runs(graph: Path) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    feed = {each.name: np.ones((2, 5), np.int64) for each in session.get_inputs()}
+    assert np.isfinite(session.run(None, feed)[0]).all()

@@ -15,6 +15,8 @@ PANEL = (200, 124)
 CHART = (380, 250)
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 40
 """Margins of a chart."""
+LETTER = 6.3
+"""About the width of one."""
 FLOORS = (1e-2, 1e-6)
 """The lowest singular value that is drawn is between these, as a share of the largest."""
 
@@ -168,7 +170,7 @@ def sweep(points: Sequence[Measured]) -> Markup | None:
     parts: list[str] = [*_axes(x, y, "MB of model.onnx", "quality", ticks)]
     best = sorted((size, quality) for point, size, quality in known if point.on_front)
     parts.append(polyline([(x(size), y(quality)) for size, quality in best], class_="line plain"))
-    told, taken = list[str](), list[tuple[float, float]]()
+    told, taken = list[str](), list[tuple[float, float, float]]()
     for point, size, quality in sorted(known, key=lambda each: (each[0].chosen, each[0].on_front), reverse=True):
         at, up = x(size), y(quality)
         tip = f"{point.name}: {size:.2f} MB, quality {quality:.4g}"
@@ -178,12 +180,14 @@ def sweep(points: Sequence[Measured]) -> Markup | None:
         parts.append(mark(at, up, shape, 6.0 if point.chosen else 3.6, class_=class_, data_tip=tip))
         told.append(tip + (", chosen" if point.chosen else ""))
         # A name where there is room for one; all of them are in the table.
-        if all(abs(at - a) > 70 or abs(up - b) > 13 for a, b in taken):
-            taken.append((at, up))
-            side, shift = ("end", -8) if at > CHART[0] * 0.62 else ("start", 8)
-            name = point.name if len(point.name) <= 22 else f"{point.name[:21]}…"
-            name, of = (f"{name} (chosen)", "strong") if point.chosen else (name, None)
-            parts.append(element("text", name, class_=of, x=at + shift, y=up + 4, text_anchor=side))
+        name = point.name if len(point.name) <= 22 else f"{point.name[:21]}…"
+        name, of = (f"{name} (chosen)", "strong") if point.chosen else (name, None)
+        side, start = ("end", at - 8 - LETTER * len(name)) if at > CHART[0] * 0.62 else ("start", at + 8)
+        box = (start, start + LETTER * len(name), up)
+        if all(box[0] > right or box[1] < left or abs(up - other) > 12 for left, right, other in taken):
+            taken.append(box)
+            place = at + (8 if side == "start" else -8)
+            parts.append(element("text", name, class_=of, x=place, y=up + 4, text_anchor=side))
     return picture(*CHART, "Quality over size, as measured", "; ".join(told), parts, "chart")
 
 

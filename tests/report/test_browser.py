@@ -254,7 +254,6 @@ def test_what_is_pointed_at_is_told(browser: Any, pages: dict[str, Path]) -> Non
 
     show(browser, pages["run"])
     element(browser, "#tab-ranks").click()
-    # Scrolling hides it.
     cell = into_view(browser, ".heat td[data-tip]")
     ActionChains(browser).move_to_element(cell).perform()
     tip = element(browser, "#tip")

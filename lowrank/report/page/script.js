@@ -99,17 +99,24 @@
 
   // Tips: what a mark or a cell stands for, under the pointer.
   const tip = document.getElementById("tip");
+  let pointed = null;
   const hideTip = () => {
+    pointed = null;
     tip.hidden = true;
   };
-  const showTip = (element) => {
-    tip.textContent = element.dataset.tip;
-    tip.hidden = false;
-    const at = element.getBoundingClientRect();
+  const placeTip = () => {
+    if (!pointed) return;
+    const at = pointed.getBoundingClientRect();
     const left = at.left + at.width / 2 - tip.offsetWidth / 2;
     tip.style.left = `${Math.max(8, Math.min(left, document.documentElement.clientWidth - tip.offsetWidth - 8))}px`;
     const above = at.top - tip.offsetHeight - 8;
     tip.style.top = `${above > 8 ? above : at.bottom + 8}px`;
+  };
+  const showTip = (element) => {
+    pointed = element;
+    tip.textContent = element.dataset.tip;
+    tip.hidden = false;
+    placeTip();
   };
   document.addEventListener("pointerover", (event) => {
     const element = event.target.closest("[data-tip]");
@@ -117,7 +124,7 @@
     else hideTip();
   });
   document.addEventListener("keydown", (event) => event.key === "Escape" && hideTip());
-  addEventListener("scroll", hideTip, { passive: true, capture: true });
+  addEventListener("scroll", placeTip, { passive: true, capture: true });
 
   // Spectra: the rank under the pointer, and the energy that it keeps.
   const data = JSON.parse(document.getElementById("data").textContent);

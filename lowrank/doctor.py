@@ -15,6 +15,7 @@ from typing import Any
 
 from lowrank import __version__
 from lowrank.errors import first_line
+from lowrank.machine import processor
 
 CORE = ("numpy", "scipy", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "safetensors", "transformers")
 """Packages without which nothing much works; they are imported to see whether they can be."""
@@ -178,7 +179,7 @@ def _flags() -> set[str]:
 def _machine() -> dict[str, Any]:
     found: dict[str, Any] = {
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor(),
         "fast": [label for flag, label in FAST.items() if flag in _flags()],
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
@@ -191,15 +192,6 @@ def _machine() -> dict[str, Any]:
     except Exception as error:
         found["memory"] = f"not known ({first_line(error)}): pip install psutil"
     return found
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
-    return next(named, platform.processor())
 
 
 def _threads() -> dict[str, Any]:

@@ -23,7 +23,7 @@ LAYERS = (
     {"cli"},
     {"__init__", "__main__"},
 )
-ANYWHERE = {"errors", "interrupts", "parallel", "progress"}
+ANYWHERE = {"errors", "interrupts", "machine", "parallel", "progress"}
 BANNED_IN_CORE = {
     "torch",
     "onnx",

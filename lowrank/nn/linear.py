@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lowrank.nn.product import Product, factors_of
+
 
 class LowRankLinear(nn.Linear):
     """`y = left(right(x)) + bias`; the factors are plain `nn.Linear`s, the bias comes last.
 
     To outside code it is a linear layer: PEFT puts adapters on it. Its state is `right.weight` (rank x inputs),
-    `left.weight` (outputs x rank) and, if there is one, `bias` under the name that it had. `weight` is the product,
-    read-only: what is added to it in place is lost.
+    `left.weight` (outputs x rank) and, if there is one, `bias` under the name that it had. `weight` is the product;
+    what its `data` is set to is taken into the factors, whose rank becomes what that needs.
 
     Example:
         >>> layer = LowRankLinear(8, 6, rank=2)
@@ -52,7 +54,14 @@ class LowRankLinear(nn.Linear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The dense matrix that the factors stand for, outputs x inputs."""
-        return self.left.weight @ self.right.weight
+        return Product.of(self.left.weight @ self.right.weight, self._take)
+
+    def _take(self, matrix: Tensor) -> None:
+        """Become the factors of another matrix; what shared a factor with this layer keeps the old one."""
+        for part, factor in zip((self.left, self.right), factors_of(matrix, self.rank), strict=True):
+            part.weight = nn.Parameter(factor.contiguous(), part.weight.requires_grad)
+            part.out_features, part.in_features = factor.shape
+        self.rank = self.left.in_features
 
     def extra_repr(self) -> str:
         """Shape and rank."""

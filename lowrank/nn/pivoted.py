@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.core.pivot import Side
+from lowrank.errors import LowRankError
+from lowrank.nn.product import Product
 
 
 class PivotedLinear(nn.Linear):
@@ -91,9 +93,16 @@ class PivotedLinear(nn.Linear):
     def weight(self) -> Tensor:  # type: ignore[override]
         """The dense matrix that the factors stand for, outputs x inputs."""
         product = self.left.weight @ self.right.weight
-        if self.side == "output":
-            return self._joined(self.right.weight, product, 0)
-        return self._joined(self.left.weight, product, 1)
+        parts = (self.right.weight if self.side == "output" else self.left.weight, product)
+        return Product.of(self._joined(*parts, 0 if self.side == "output" else 1), self._take)
+
+    def _take(self, matrix: Tensor) -> None:
+        """Refuse: with pivots that were chosen for one matrix another one has no such factors."""
+        raise LowRankError(
+            "a layer with pivots cannot become the factors of another matrix: put the adapter on its two factors "
+            "(target_modules 'left' and 'right'), which merge as any linear layer does, keep it unmerged, or compress "
+            "with --structures two_factor"
+        )
 
     def extra_repr(self) -> str:
         """Shape and rank."""

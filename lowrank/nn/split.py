@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,9 @@ class SplitLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The fused weight, as the layer that was split stored it."""
-        stacked = torch.cat([part.get_parameter("weight") for part in self.children()])
+        # Of a part in few numbers it is no parameter.
+        weights: list[Any] = [part.weight for part in self.children()]
+        stacked = torch.cat(weights)
         return stacked.T if self.transposed else stacked
 
 

@@ -13,11 +13,13 @@ from lowrank.core.structures.base import Replacement
 from lowrank.edge import Target
 from lowrank.evaluate.report import Report, held_against
 from lowrank.pipeline.analyzing import read_calibration
+from lowrank.pipeline.cards import write_card
 from lowrank.pipeline.dropping import read_benchmark
 from lowrank.pipeline.finished import held_in_graph
 from lowrank.pipeline.pages import with_page
 from lowrank.pipeline.planning import factorize, refitted
 from lowrank.pipeline.run import (
+    MODEL_FOLDER,
     REPORT_FILE,
     RUN,
     check_source,
@@ -75,10 +77,11 @@ def evaluate(
         report,
         healing=known.healing if known else [],
         cut=known.cut if known else [],
-        files=files_of(folder),
         seconds=clock.seconds,
-        provenance=provenance(analysis, plan, refit, known.cut if known else ()),
+        provenance=provenance(analysis, plan, refit, known.cut if known else (), known),
     )
+    write_card(folder / MODEL_FOLDER, report)
+    report = replace(report, files=files_of(folder))
     report = with_page(folder, folder, analysis, plan, report)
     write_json(folder / REPORT_FILE, "report", report.to_json())
     return report

@@ -18,12 +18,14 @@ from lowrank.errors import ArtifactError, ExportError, HealingError
 from lowrank.evaluate.report import ONNX_FILE, Report
 from lowrank.pipeline.adapting import folded, keep_adapter, write_adapters
 from lowrank.pipeline.analyzing import read_calibration
+from lowrank.pipeline.cards import write_card
 from lowrank.pipeline.dropping import read_benchmark
 from lowrank.pipeline.pages import PAGE_FILE, with_page
 from lowrank.pipeline.run import (
     ADAPTER_FILES,
     ADAPTER_FOLDER,
     CHECKPOINT_FILE,
+    MODEL_FOLDER,
     REPORT_FILE,
     RESULTS,
     RUN,
@@ -165,6 +167,7 @@ def heal(
             report = replace(report, healing=entries, files=files, seconds=clock.seconds)
             report = with_page(stage, folder, analysis, plan, report)
             write_json(stage / REPORT_FILE, "report", report.to_json())
+        write_card(folder / MODEL_FOLDER, report)
     else:
         output = Output(
             target=Target.of(report.onnx),
@@ -189,6 +192,7 @@ def heal(
                 entries,
                 problems,
                 report.cut,
+                before=report,
             )
     path.unlink(missing_ok=True)
     return report

@@ -20,8 +20,9 @@ from lowrank.core.plan import Plan, stored_weights
 from lowrank.edge import WITH_PAST_FILE, Target
 from lowrank.errors import ArtifactError, ExportError, PlanMismatch, UnsupportedModel
 from lowrank.evaluate.report import ONNX_FILE, Report, held_against
+from lowrank.pipeline.cards import write_card
 from lowrank.pipeline.pages import PAGE_FILE, PLAN_FILE, REPORT_FILE, with_page
-from lowrank.pipeline.provenance import made_with
+from lowrank.pipeline.provenance import earlier, made_with
 from lowrank.progress import Clock, Track
 
 if TYPE_CHECKING:
@@ -73,8 +74,9 @@ def write_and_measure(
     problems: Sequence[str] = (),
     cut: Sequence[dict[str, Any]] = (),
     remarks: Sequence[str] = (),
+    before: Report | None = None,
 ) -> Report:
-    """Everything of a run but its analysis, in `stage`."""
+    """Everything of a run but its analysis, in `stage`; `before` is what was measured of what it was made from."""
     from lowrank.edge import file_size, fit_file, write_onnx
     from lowrank.evaluate.measure import exactness, measure
 
@@ -143,10 +145,11 @@ def write_and_measure(
         notes=[*report.notes, *remarks, *notes],
         healing=list(healing),
         cut=list(cut),
-        files=files_of(stage),
         seconds=clock.seconds,
-        provenance=provenance(analysis, plan, refit, cut),
+        provenance=provenance(analysis, plan, refit, cut, before),
     )
+    write_card(folder, report)
+    report = replace(report, files=files_of(stage))
     report = with_page(stage, stage.parent, analysis, plan, report)
     write_json(stage / REPORT_FILE, "report", report.to_json())
     return report
@@ -214,10 +217,18 @@ def check_source(kept: Analysis, backend: Backend, run: Path) -> None:
         )
 
 
-def provenance(analysis: Analysis, plan: Plan, refit: bool, cut: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """What it takes to repeat a run."""
+def provenance(
+    analysis: Analysis,
+    plan: Plan,
+    refit: bool,
+    cut: Sequence[Mapping[str, Any]] = (),
+    before: Report | None = None,
+) -> dict[str, Any]:
+    """What it takes to repeat a run, after what made an earlier one."""
+    commands = earlier(before)
     return {
         **made_with(),
+        **({"earlier": commands} if commands else {}),
         "source": dict(analysis.source),
         "analysis": analysis.fingerprint,
         "plan": hash_json(plan.to_json()),

@@ -29,6 +29,7 @@ from lowrank.core.structures import Option, factorized
 from lowrank.errors import UnsupportedModel
 from lowrank.evaluate.report import Report
 from lowrank.evaluate.sizes import per_weight_error, sizes_of, targets_of, weight_error
+from lowrank.pipeline.cards import write_card
 from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.pages import with_page
 from lowrank.pipeline.run import MODEL_FOLDER, PLAN_FILE, REPORT_FILE, RESULTS, files_of, provenance
@@ -124,9 +125,9 @@ def compress_streamed(
         # Linked and not moved: until all is in place, a run that is killed finds its pieces again.
         shutil.copytree(folder, stage / MODEL_FOLDER, copy_function=linked)
         write_json(stage / PLAN_FILE, "plan", plan.to_json())
-        report = replace(
-            report, files=files_of(stage), seconds=clock.seconds, provenance=provenance(analysis, plan, refit=False)
-        )
+        report = replace(report, seconds=clock.seconds, provenance=provenance(analysis, plan, refit=False))
+        write_card(stage / MODEL_FOLDER, report)
+        report = replace(report, files=files_of(stage))
         report = with_page(stage, run, analysis, plan, report)
         write_json(stage / REPORT_FILE, "report", report.to_json())
     return report

@@ -223,6 +223,7 @@ def _cut(
             problems,
             cuts,
             notes,
+            report,
         )
 
 

@@ -15,8 +15,8 @@ from lowrank.artifacts.files import SCHEMA_MAJOR, SCHEMA_MINOR, atomic, parse_js
 
 CONFIG_FILE = "config.json"
 KEY, METHOD = "quantization_config", "lowrank"
-PARTS = ("rebuild", "replaced", "aliases")
-"""What a record of a saved Hugging Face model holds."""
+RUN_ONLY = ("rows", "cols")
+"""Of a record: how a run's weights were permuted, which no layer is built from."""
 
 
 def is_ours(content: Any) -> bool:
@@ -46,6 +46,8 @@ def write_block(folder: Path, record: Mapping[str, Any]) -> None:
     content["architectures"] = [record["rebuild"]["class"]]
     content["torch_dtype" if "torch_dtype" in content else "dtype"] = record["rebuild"]["dtype"]
     schema = f"lowrank.model/{SCHEMA_MAJOR}.{SCHEMA_MINOR}"
-    content[KEY] = {"quant_method": METHOD, "schema": schema, **{part: record[part] for part in PARTS}}
+    replaced = {n: {k: v for k, v in each.items() if k not in RUN_ONLY} for n, each in record["replaced"].items()}
+    block = {"rebuild": record["rebuild"], "replaced": replaced, "aliases": record["aliases"]}
+    content[KEY] = {"quant_method": METHOD, "schema": schema, **block}
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

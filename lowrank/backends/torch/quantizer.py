@@ -67,9 +67,9 @@ class LowRankQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         config, origin = self.quantization_config, getattr(model, "name_or_path", "") or type(model).__name__
         try:
-            found = _fitted(model, config)
-            if found.rebuild["kind"] == "huggingface":
+            if config.rebuild["kind"] == "huggingface":
                 normalize_(model)
+            found = _fitted(model, config)
             names = put_layers(model, found.replaced, origin)
         except (KeyError, TypeError, AttributeError, ValueError, AssertionError, IndexError, RuntimeError) as error:
             if isinstance(error, LowRankError):
@@ -208,10 +208,14 @@ def _follow_ties(model: Any, config: LowRankConfig) -> None:
                 setattr(part, key, dict(_followed(part, declared)))
     tied, there = model.all_tied_weights_keys, set(model.state_dict())
     prefix = f"{model.base_model_prefix}."
-    for alias, kept in config.aliases.items():
-        pair = [next((n for n in (x, prefix + x, x.removeprefix(prefix)) if n in there), None) for x in (alias, kept)]
-        if pair[0] is not None and pair[1] is not None and pair[0] not in tied and tied.get(pair[1]) != pair[0]:
-            tied[pair[0]] = tied.get(pair[1], pair[1])
+    more: dict[str, str] = {}
+    for pair in config.aliases.items():
+        alias, kept = (next((n for n in (x, prefix + x, x.removeprefix(prefix)) if n in there), None) for x in pair)
+        if alias is not None and kept is not None and alias not in tied and tied.get(kept) != alias:
+            more[alias] = tied.get(kept, kept)
+    tied |= more
+    # Saving asks for those that the class declares.
+    model._tied_weights_keys = {**(model._tied_weights_keys or {}), **more}
 
 
 def _followed(part: nn.Module, ties: Mapping[str, str]) -> Iterator[tuple[str, str]]:

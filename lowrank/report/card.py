@@ -1,0 +1,236 @@
+"""The model card of a compressed model: what was measured, where it comes from, how it is loaded.
+
+The card of the original stays below it, as its licence may ask, and what of its header is true of the compressed model
+too. What it says of measured results is not.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from lowrank.evaluate.report import Report
+
+MARK = "<!-- lowrank: below is the card of the original model -->"
+HEADER = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag", "datasets")
+"""What is said of the original and is true of the compressed model."""
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
+"""A folder in the cache of the Hub."""
+OWN_TAGS = ("lowrank", "low-rank")
+LONGEST = 1 << 20
+"""Characters of a card that are read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """What is known of the card that was there."""
+
+    kept: Mapping[str, Any] = field(default_factory=dict)
+    """Of its header."""
+    tags: tuple[str, ...] = ()
+    base: str | None = None
+    body: str = ""
+
+    @property
+    def title(self) -> str | None:
+        """Its first heading."""
+        found = re.search(r"^#[ \t]+(\S.*?)[ \t#]*$", self.body, re.MULTILINE)
+        return found.group(1)[:120] if found else None
+
+
+def read_card(text: str) -> Original:
+    """What a card says of the original model, be it the original's own or one that was written here."""
+    import yaml
+
+    text = text[:LONGEST]
+    found = HEADER.match(text)
+    body = text[found.end() :] if found else text
+    try:
+        header = yaml.safe_load(found.group(1)) if found else {}
+    except (yaml.YAMLError, RecursionError, ValueError):
+        header = {}
+    header = header if isinstance(header, dict) else {}
+    ours = MARK in body
+    body = body.split(MARK, 1)[1].partition("\n## ")[2].partition("\n")[2] if ours else body
+    kept = {key: header[key] for key in KEPT if _is_plain(header.get(key))}
+    base = header.get("base_model")
+    base = base[0] if isinstance(base, list) and len(base) == 1 else base
+    tags = tuple(tag for tag in _texts(header.get("tags")) if tag not in OWN_TAGS)
+    return Original(kept, tags, base if isinstance(base, str) and HUB_NAME.fullmatch(base) else None, body.strip())
+
+
+def _texts(value: Any) -> list[str]:
+    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and bool(value) and len(_texts(value)) == len(value))
+
+
+def base_of(original: Original, source: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
+    """The Hub's name of the original, or of what that was made from; never a path on somebody's machine.
+
+    Args:
+        original: its card.
+        source: where it was read from.
+        config: its config.json.
+    """
+    cached = CACHED.search(str(source.get("path")))
+    if cached:
+        return f"{cached.group(1)}/{cached.group(2)}"
+    named = config.get("_name_or_path")
+    if original.base is None and isinstance(named, str) and HUB_NAME.fullmatch(named) and not Path(named).exists():
+        return named
+    return original.base
+
+
+def card_of(report: Report, original: Original, base: str | None, kind: str, pooled: bool) -> str:
+    """The whole text of a README.md.
+
+    Args:
+        report: what was measured.
+        original: the card that was there.
+        base: the Hub's name of the original.
+        kind: the class of transformers that it is loaded as.
+        pooled: whether it is in the layout of sentence-transformers.
+    """
+    import yaml
+
+    header = {
+        **({"base_model": base} if base else {}),
+        "library_name": "sentence-transformers" if pooled else "transformers",
+        **original.kept,
+        "tags": [*OWN_TAGS, *original.tags],
+    }
+    title = original.title or (base.rpartition("/")[2] if base else kind)
+    of = f"[{base}](https://huggingface.co/{base})" if base else title
+    parts = [
+        f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---",
+        f"# {title}, low rank",
+        f"This is {of} made smaller by low-rank factors, with lowrank {_version(report)}. "
+        f"The {_count(report.targets['params_before'])} parameters that were targeted are now "
+        f"{_count(report.targets['params_after'])}, which is {report.targets['keep_ratio']:.1%} of them.",
+        _sizes(report),
+        _quality(report),
+        _times(report),
+        "## Use",
+        _use(kind, pooled),
+        "## How it was made",
+        _commands(report),
+    ]
+    if original.body:
+        parts += [MARK, "## The original's card", original.body]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _version(report: Report) -> str:
+    return str(report.provenance.get("versions", {}).get("lowrank", ""))
+
+
+def _count(value: Any) -> str:
+    return f"{int(value):,}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def _sizes(report: Report) -> str:
+    names = {"params": "parameters", "bytes": "bytes of its tensors", "macs": "multiply-adds a token"}
+    rows = [
+        [label, _count(report.model[f"{key}_before"]), _count(report.model[f"{key}_after"])]
+        for key, label in names.items()
+        if report.model.get(f"{key}_before") and report.model.get(f"{key}_after") is not None
+    ]
+    return _table(["", "original", "this model"], rows)
+
+
+def _quality(report: Report) -> str:
+    found = dict(report.quality or {})
+    tasks, data, samples = found.pop("tasks", []), found.pop("data", None), found.pop("samples", None)
+    parts: list[str] = []
+    figures = {name.replace("_", " "): value for name, value in found.items() if isinstance(value, int | float)}
+    if figures:
+        told = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        parts.append(f"Outputs against those of the original{f', on {samples:.0f} {data}' if samples else ''}: {told}.")
+    if tasks:
+        head = ["task", "metric", "original", "this model", "samples"]
+        rows = [
+            [row["task"], row["metric"], f"{row['dense']:.4f}", f"{row['compressed']:.4f}", str(row["samples"] or "")]
+            for row in tasks
+        ]
+        parts.append(_table(head, rows))
+    for entry in report.healing:
+        if entry.get("kept"):
+            parts.append(
+                f"Trained after that, without labels, to imitate the original: its loss on held-out samples went from "
+                f"{entry['before']:.4g} to {entry['after']:.4g}."
+            )
+    return "\n\n".join(parts) or "Its quality was not measured."
+
+
+def _times(report: Report) -> str:
+    times = report.latency
+    if not times:
+        return ""
+    processor = report.provenance.get("processor")
+    on = f" of {processor}" if processor else ""
+    runtime = report.provenance.get("versions", {}).get("onnxruntime", "")
+    shape = ", ".join(times["shapes"])
+    return (
+        f"As `model.onnx` in ONNX Runtime {runtime}, {times['threads']} thread(s){on}, {shape}: "
+        f"{times['compressed_ms']:.2f} ms; the original takes {times['dense_ms']:.2f} ms "
+        f"({times['speedup']:.2f} times as long)."
+    )
+
+
+def _use(kind: str, pooled: bool) -> str:
+    if pooled:
+        call = 'from sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("FOLDER")\n'
+        call += 'vectors = model.encode(["A sentence."])'
+    else:
+        call = f'from transformers import {kind}\n\nmodel = {kind}.from_pretrained("FOLDER")'
+    return (
+        f"```python\nimport lowrank  # pip install lowrank\n{call}\n```\n\n"
+        "`import lowrank` tells transformers of the layers. Without it the model is built with dense ones, whose "
+        "numbers are drawn at random; transformers then warns of them."
+    )
+
+
+def _commands(report: Report) -> str:
+    made = report.provenance
+    lines = [public_command(each) for each in (*made.get("earlier", []), made.get("command", []))]
+    lines = [line for line in dict.fromkeys(lines) if line and not line.startswith("lowrank evaluate")]
+    told = f"```sh\n{chr(10).join(lines)}\n```\n\n" if lines else ""
+    versions = ", ".join(f"{name} {number}" for name, number in made.get("versions", {}).items())
+    return f"{told}With {versions}. The original's fingerprint is `{made.get('source', {}).get('fingerprint')}`."
+
+
+def public_command(given: Sequence[Any]) -> str:
+    """A command without the folders of whoever typed it; empty if it is of another program.
+
+    Example:
+        >>> public_command(["/home/me/bin/lowrank", "compress", "/home/me/bert", "--budget", "0.5"])
+        'lowrank compress bert --budget 0.5'
+    """
+    if not given or Path(str(given[0])).name not in ("lowrank", "lowrank.exe", "__main__.py"):
+        return ""
+    return shlex.join(["lowrank", *(_without_folders(str(each)) for each in given[1:])])
+
+
+def _without_folders(argument: str) -> str:
+    option, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+    task, colon, place = value.partition(":")
+    if colon and not place.startswith("//") and len(task) > 1:
+        # sts:FILE
+        return f"{option}{equals}{task}:{_without_folders(place)}"
+    path = PureWindowsPath(value) if "\\" in value else PurePosixPath(value)
+    private = path.is_absolute() or value.startswith("~") or ".." in path.parts or "://" in value
+    return f"{option}{equals}{path.name or value}" if private else argument

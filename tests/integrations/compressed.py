@@ -1,0 +1,66 @@
+"""Small compressed models in their folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from architectures import analysis_of
+from torch import nn
+
+import lowrank
+from lowrank.backends import open_model
+from lowrank.backends.inputs import Signature
+from lowrank.backends.torch import ModuleBackend
+from lowrank.backends.torch.inputs import call
+from lowrank.core.structures import Replacement, structure_named
+from lowrank.core.structures.absorb import absorbed
+from lowrank.core.weight import Group
+from lowrank.pipeline.planning import factorize
+
+
+def compressed(model: Any, run: Path, targets: Sequence[str] = ("projections",)) -> tuple[ModuleBackend, Path]:
+    """A model of transformers at half its size, saved as `compress` saves it: the backend, and the folder."""
+    dense = _dense(model, run)
+    analysis = lowrank.analyze(run / "dense", settings=lowrank.Settings(calib="none", targets=tuple(targets)))
+    return _saved(dense, factorize(dense, analysis, lowrank.select(analysis, 0.5)), run)
+
+
+def of_structure(model: Any, run: Path, structure: str) -> tuple[ModuleBackend, Path]:
+    """The same with one structure wherever it can be, at half its rank."""
+    dense = _dense(model, run)
+    assert isinstance(dense.signature, Signature)
+    analysis = analysis_of(dense, dense.bonds, tuple(dense.signature.example(2, 11) for _ in range(2)))
+    kind = structure_named(structure)
+    assert kind is not None
+    made: dict[str, Replacement] = {}
+    bonds = [(bond.group, int(bond.ranks[-1])) for bond in analysis.bonds if bond.structure == structure]
+    singles = [] if bonds else [(Group(r.weight.name, (r.weight.name,)), min(r.weight.shape)) for r in analysis.weights]
+    for group, most in bonds or singles:
+        if not set(group.weights) & set(made):
+            made |= kind.factorize(group, most // 2, analysis, dense)
+    return _saved(dense, made, run)
+
+
+def _dense(model: Any, run: Path) -> ModuleBackend:
+    model.save_pretrained(run / "dense")
+    dense = open_model(run / "dense")
+    assert isinstance(dense, ModuleBackend)
+    return dense
+
+
+def _saved(dense: ModuleBackend, made: Mapping[str, Replacement], run: Path) -> tuple[ModuleBackend, Path]:
+    small = dense.rewrite(absorbed(made, dense.weights, dense.bonds, dense))
+    (run / "model").mkdir()
+    small.save(run / "model")
+    return small, run / "model"
+
+
+def outputs(small: ModuleBackend, module: nn.Module) -> np.ndarray:
+    """What a module gives for a padded batch."""
+    assert not isinstance(small.signature, str)
+    with torch.no_grad():
+        return call(small.signature, module, small.signature.example(2, 7, padded=True)).float().numpy()

@@ -74,6 +74,7 @@ def test_without_anything_to_gain_nothing_is_touched() -> None:
     assert not done.layers and parts(model) == before and torch.equal(model(x), wanted)
 
 
+@pytest.mark.slow_but("gpt2")
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 def test_models_of_transformers(kind: str) -> None:
     model, ids = tiny_transformer(kind), torch.randint(0, 64, (40, 9))
@@ -261,6 +262,7 @@ def test_padding_that_a_mask_shows_is_cut_off() -> None:
     assert {each["input_ids"].shape[1] for each in (*made.fit, *made.heldout)} == {4}
 
 
+@pytest.mark.slow
 def test_text_needs_a_tokenizer(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     text = write_text(tmp_path / "t.txt")

@@ -66,21 +66,22 @@ def _read(
 ) -> tuple[TorchBackend, dict[str, Replacement]]:
     rebuild: Mapping[str, Any] = record["rebuild"]
     kind, source = rebuild["kind"], dict(analysis.source)
-    prefix, aliases = "", dict(record.get("aliases", {}))
+    aliases = dict(record.get("aliases", {}))
     if kind == "checkpoint":
         raise UnsupportedModel(
             f"{folder} is of a model that was streamed, weight by weight; compress it with the smaller budget, which "
             "takes the analysis that is there"
         )
     if kind == "program":
-        prefix = PREFIX
         state: Mapping[str, Tensor] = unflatten(read_program(folder / PROGRAM_FILE, unsafe_pickle=False)).state_dict()
     else:
         state = read_state(folder / MODEL_FILE)
     weights = {r.weight.name: r.weight for r in analysis.weights}
-    reader = _Reader({**state, **{alias: state[kept] for alias, kept in aliases.items()}}, analysis, prefix)
+    reader = _Reader({**state, **{alias: state[kept] for alias, kept in aliases.items()}}, analysis)
     held = {name: reader.replacement(weights[name], entry) for name, entry in record["replaced"].items()}
-    tensors, aliases = _without(state, aliases, [prefix + n for e in record["replaced"].values() for n in e["layers"]])
+    tensors, aliases = _without(
+        state, aliases, [name for entry in record["replaced"].values() for name in entry["layers"]]
+    )
     for name, replacement in held.items():
         made, tied = _dense(weights[name], replacement, record["replaced"][name], reader)
         tensors |= made
@@ -93,9 +94,7 @@ def _read(
                 f"{folder} is of an exported program, which cannot be taken apart without the original; put "
                 f"{source.get('path')} back, or compress again"
             )
-        module = copy.deepcopy(original.module)
-        module.load_state_dict({name.removeprefix(PREFIX): t for name, t in tensors.items()}, strict=False)
-        return replace(original, module=module, fresh=None), held
+        return _of_program(original, tensors), held
     if kind == "huggingface":
         config, dtype = huggingface.as_saved(folder, rebuild)
         module = _filled(huggingface.build_dense(config, dtype), tensors, aliases, folder)
@@ -105,6 +104,18 @@ def _read(
     if original is not None:
         return replace(original, module=module.eval(), fresh=None), held
     return ModuleBackend(module.eval(), source, inputs.of_module(module), dict(rebuild)), held
+
+
+def _of_program(original: ModuleBackend, tensors: Mapping[str, Tensor]) -> ModuleBackend:
+    """The original program with other numbers; it cannot be copied, but be made again."""
+
+    def make() -> nn.Module:
+        assert original.fresh is not None
+        module = original.fresh()
+        module.load_state_dict({name.removeprefix(PREFIX): t for name, t in tensors.items()}, strict=False)
+        return module
+
+    return replace(original, module=make(), fresh=make)
 
 
 def _without(
@@ -160,19 +171,19 @@ def _build(folder: Path, rebuild: Mapping[str, Any], opening: Opening) -> nn.Mod
 class _Reader:
     """Replacements from the tensors that hold them: the inverse of `layers.fill_`."""
 
-    def __init__(self, state: Mapping[str, Tensor], analysis: Analysis, prefix: str) -> None:
-        self.state, self.analysis, self.prefix = state, analysis, prefix
+    def __init__(self, state: Mapping[str, Tensor], analysis: Analysis) -> None:
+        self.state, self.analysis = state, analysis
         self._arrays: dict[tuple[int, tuple[int, ...]], NDArray[np.float64]] = {}
 
     def read(self, name: str) -> NDArray[np.float64]:
         """A tensor in float64; one that several layers share is one array."""
-        tensor = self.state[self.prefix + name]
+        tensor = self.state[name]
         key = (tensor.data_ptr(), tuple(tensor.shape))
         return self._arrays.setdefault(key, tensor.detach().cpu().double().numpy())
 
     def like(self, layer: str) -> torch.dtype:
         """The type of a layer's factors."""
-        own = f"{self.prefix}{layer}."
+        own = f"{layer}."
         return next(t.dtype for name, t in self.state.items() if name.startswith(own) and t.is_floating_point())
 
     def replacement(self, weight: Weight, entry: Mapping[str, Any]) -> Replacement:
@@ -251,7 +262,7 @@ class _Reader:
         if "shape" not in entry and "rows" not in entry:
             return None
         inner = f"{layer}.linear.bias"
-        return self.read(inner if self.prefix + inner in self.state else f"{layer}.bias")
+        return self.read(inner if inner in self.state else f"{layer}.bias")
 
 
 def _dense(
@@ -259,12 +270,12 @@ def _dense(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a weight's dense layers, and those that are others' under a second name."""
     stored = np.ascontiguousarray(weight.view.stored_from(dense_of(held, weight)))
-    prefix, layers = reader.prefix, entry["layers"]
+    layers = entry["layers"]
     like = reader.like(layers[0])
-    keys = [prefix + (layer if entry["kind"] == "experts" else f"{layer}.weight") for layer in layers]
+    keys = [layer if entry["kind"] == "experts" else f"{layer}.weight" for layer in layers]
     tensors = {keys[0]: torch.from_numpy(stored).to(like)}
     bias = held.dense_bias(weight)
     if bias is not None:
         placed = bias if held.rows is None else bias[np.argsort(held.rows)]
-        tensors[f"{prefix}{layers[0]}.bias"] = torch.from_numpy(np.array(placed)).to(like)
+        tensors[f"{layers[0]}.bias"] = torch.from_numpy(np.array(placed)).to(like)
     return tensors, {key: keys[0] for key in keys[1:] if key != keys[0]}

@@ -101,6 +101,12 @@ def _quality(facts: Facts) -> Card:
     report = facts.report
     assert report is not None
     quality = report.quality or {}
+    for task in quality.get("tasks") or ():
+        # What was asked for tells more than likeness to the dense model.
+        scores = (("dense", task["dense"]), ("compressed", task["compressed"]))
+        return _bars(
+            "Quality", f"{task['compressed']:.4f}", f"{task['metric']} on {task['task']}", scores, "{:.4f}".format
+        )
     for key, told in QUALITY.items():
         value = quality.get(key)
         if isinstance(value, int | float):
@@ -116,7 +122,7 @@ def _quality(facts: Facts) -> Card:
 
 
 def _compared(label: str, key: str, said: Any, latency: Mapping[str, Any], rounded: str) -> Card:
-    names = [("dense", "dense"), (rounded, "dense_rounded"), ("compressed", "compressed")]
+    names = [("dense", "dense"), (rounded or "dense, rounded", "dense_rounded"), ("compressed", "compressed")]
     known = [(name, latency[f"{kind}_{key}"]) for name, kind in names if f"{kind}_{key}" in latency]
     return _bars(label, said(known[-1][1]), _times(known[0], known[-1]), known, said)
 
@@ -137,8 +143,11 @@ def _times(before: tuple[str, float], after: tuple[str, float]) -> str:
 
 
 def _bars(label: str, value: str, told: str, known: Any, said: Any) -> Card:
-    longest = max((number for _, number in known), default=0) or 1
-    bars = tuple(Bar(name, said(number), number / longest, name == "compressed") for name, number in known)
+    longest = max((number for _, number in known), default=0)
+    bars = tuple(
+        Bar(name, said(number), max(number / longest, 0) if longest > 0 else 0, name == "compressed")
+        for name, number in known
+    )
     return Card(label, value, told, bars)
 
 
@@ -207,12 +216,31 @@ def quality_of(facts: Facts) -> list[tuple[str, str]]:
         rows.append(("relative error of the weights", _said(report.error["relative"])))
     if "cast_relative" in report.error:
         rows.append(("of rounding factors to their types", _said(report.error["cast_relative"])))
+    for name, value in (report.cut[-1].get("quality") or {}).items() if report.cut else ():
+        if name in QUALITY:
+            rows.append((f"{QUALITY[name]}, against the result that was cut", _said(value)))
     if report.onnx and "rounding_error" in report.onnx:
         rows.append((f"relative error by rounding to {report.onnx.get('dtype')}", _said(report.onnx["rounding_error"])))
     if report.parity:
         told = f"{report.parity['max_abs']:.1e}"
         rows.append(("model against its ONNX file, largest difference", told))
     return rows
+
+
+def tasks_of(facts: Facts) -> list[tuple[str, ...]]:
+    """What was measured on each task: its name, metric, both scores, the drop with its interval, samples."""
+
+    def drop(value: float, higher: bool) -> str:
+        return f"{value:+.4f}" if higher else f"{100 * value:+.2f}\xa0%"
+
+    def row(task: Mapping[str, Any]) -> tuple[str, ...]:
+        higher, low, high = task["higher_is_better"], task["low"], task["high"]
+        interval = "" if low is None else f"{drop(low, higher)} to {drop(high, higher)}"
+        samples = "" if task["samples"] is None else f"{task['samples']:,}"
+        scores = (f"{task['dense']:.4f}", f"{task['compressed']:.4f}", drop(task["drop"], higher))
+        return (task["task"], task["metric"], *scores, interval, samples)
+
+    return [row(task) for task in (facts.report and (facts.report.quality or {}).get("tasks")) or ()]
 
 
 def _said(value: float | str) -> str:

@@ -21,7 +21,7 @@ from lowrank.core.weight import Skip
 from lowrank.report import drawings
 from lowrank.report.facts import Facts
 from lowrank.report.grid import SHADES
-from lowrank.report.headline import cards_of, comparison_of, quality_of, rounded_name, short, summary_of
+from lowrank.report.headline import cards_of, comparison_of, quality_of, rounded_name, short, summary_of, tasks_of
 from lowrank.report.places import row_labels
 from lowrank.report.spectra import ENERGIES, Seen
 from lowrank.report.svg import percent, power
@@ -86,6 +86,7 @@ def rendered(facts: Facts) -> str:
         comparison=comparison_of(facts),
         rounded=rounded_name(facts),
         quality=quality_of(facts),
+        tasks=tasks_of(facts),
         largest=max((max(part.before, part.after or 0) for part in facts.parts), default=1) or 1,
         healings=_healings(facts),
         shades=SHADES,

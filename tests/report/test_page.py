@@ -170,6 +170,25 @@ def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
     assert "Size of the tensors" in page
 
 
+def test_tasks_stand_at_the_top(tmp_path: Path) -> None:
+    task = {
+        "task": "sts:<b>.tsv",
+        "metric": "spearman",
+        "higher_is_better": True,
+        "dense": 0.8672,
+        "compressed": 0.8431,
+        "drop": 0.0241,
+        "low": 0.01,
+        "high": 0.04,
+        "samples": 1500,
+        "resamples": 1000,
+    }
+    alone = {**task, "task": "lm:text", "higher_is_better": False, "low": None, "high": None, "samples": None}
+    page = Elements(rendered(facts_with(block_names(4), tmp_path, quality={"cosine": 0.9, "tasks": [task, alone]})))
+    for told in ("0.8431", "spearman on sts:<b>.tsv", "+0.0241", "+0.0100 to +0.0400", "1,500", "+2.41\xa0%"):
+        assert told in page.text, told
+
+
 def test_every_structure_has_its_words() -> None:
     analysis = analysis_of(["a.0.b", "a.1.b"])
     plan = plan_of(analysis)

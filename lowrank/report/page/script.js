@@ -53,7 +53,8 @@
   const value = (row, column) => {
     const cell = row.cells[column];
     const text = cell.dataset.v !== undefined ? cell.dataset.v : cell.textContent.trim();
-    return text !== "" && Number.isFinite(Number(text)) ? Number(text) : text;
+    const plain = text.replace(/,(?=\d{3})/g, "").replace(/\s*%$/, "");
+    return plain !== "" && Number.isFinite(Number(plain)) ? Number(plain) : text;
   };
   const compare = (a, b) => {
     if ((a === "") !== (b === "")) return a === "" ? 1 : -1;

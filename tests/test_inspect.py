@@ -142,8 +142,14 @@ def test_samples_tables_adapters_and_the_rest(tmp_path: Path) -> None:
     assert inspect(tmp_path / "table.json").facts["operators"] == {"product": 1}
     (tmp_path / "run.yaml").write_text("budget: 0.5\ntiming: no\n")
     assert inspect(tmp_path / "run.yaml").facts["options"] == {"budget": 0.5, "timing": False}
-    (tmp_path / "sweep.json").write_text(json.dumps({"schema": "lowrank.later/1.0", "points": [1, 2]}))
-    assert inspect(tmp_path / "sweep.json").what == "a lowrank later"
+    (tmp_path / "later.json").write_text(json.dumps({"schema": "lowrank.later/1.0", "points": [1, 2]}))
+    assert inspect(tmp_path / "later.json").what == "a lowrank later"
+    point = {"name": "dense", "bytes": 10, "ms": 1.5, "quality": 1.0, "drop": 0.0, "on_front": True}
+    sweep = {"schema": "lowrank.sweep/1.0", "task": {"metric": "cosine"}, "points": [point], "advice": ["keep it"]}
+    (tmp_path / "sweep.json").write_text(json.dumps(sweep))
+    assert inspect(tmp_path / "sweep.json").facts["contents"] == [point]
+    (tmp_path / "tune.json").write_text(json.dumps({"schema": "lowrank.tune/1.0", "trials": [{"drop": 1}], "best": 0}))
+    assert inspect(tmp_path / "tune.json").facts["trials"] == 1
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,24 @@ def _model(path: Path, content: Content) -> Found:
     )
 
 
+def _sweep(path: Path, content: Content) -> Found:
+    points, task = list(content["points"]), content["task"]
+    names = ("name", "bytes", "ms", "quality", "drop", "on_front")
+    facts = {
+        "metric": tidy(task.get("metric")),
+        "advice": tidy(content["advice"]),
+        "left_out": tidy(content.get("left_out")),
+        "contents": [{name: tidy(point.get(name)) for name in names} for point in points],
+    }
+    return Found(kind="sweep", what=f"{len(points)} ways to make one model smaller, measured", facts=facts)
+
+
+def _tune(path: Path, content: Content) -> Found:
+    trials = list(content["trials"])
+    facts = {"best": tidy(content.get("best")), "trials": len(trials), "last": tidy(trials[-1] if trials else None)}
+    return Found(kind="tune", what=f"a search of {len(trials)} trials", facts=facts)
+
+
 def _of_ours(path: Path, content: Content) -> Found:
     kind = str(content["schema"]).removeprefix("lowrank.").partition("/")[0]
     facts = {"keys": {str(tidy(key)): _extent(value) for key, value in content.items() if key != "schema"}}
@@ -216,7 +234,15 @@ def _tokenizer(path: Path, content: Content) -> Found:
     )
 
 
-OURS = {"analysis": _analysis, "plan": _plan, "report": _report, "model": _model, "timings": _timings}
+OURS = {
+    "analysis": _analysis,
+    "plan": _plan,
+    "report": _report,
+    "model": _model,
+    "timings": _timings,
+    "sweep": _sweep,
+    "tune": _tune,
+}
 """By the kind in the schema."""
 OTHERS = (
     ({"points", "tokens", "threads"}, _timings),

@@ -47,6 +47,10 @@ def export(
     adapter_inputs: Annotated[
         bool, typer.Option("--adapter-inputs", help="A graph that takes a LoRA at every run; of a run folder, too.")
     ] = False,
+    hub: Annotated[
+        bool,
+        typer.Option("--hub", help="A run as one folder for transformers, optimum and transformers.js: with onnx/."),
+    ] = False,
     calib: Calib = None,
     column: Column = None,
 ) -> None:
@@ -56,6 +60,12 @@ def export(
     from lowrank.edge import file_size
 
     opening = Opening(arch=arch, config=config, unsafe_pickle=unsafe_pickle)
+    if hub:
+        if adapter_inputs or ort or elastic or with_past or profile:
+            raise typer.BadParameter("--hub takes the graphs of a run; leave the other forms out, but for --quantize")
+        for made in pipeline.export_hub(model, output, dtypes=[target_of(None, quantize).dtype], remark=say):
+            say(f"{made} ({sum(p.stat().st_size for p in made.parent.glob(f'{made.name}*')):,} bytes)")
+        return
     if adapter_inputs:
         if ort or elastic or with_past or profile or quantize is not DtypeName.none:
             raise typer.BadParameter("--adapter-inputs is a graph of its own; leave the other forms out")

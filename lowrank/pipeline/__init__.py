@@ -8,6 +8,7 @@ from lowrank.pipeline.evaluating import evaluate
 from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.exporting import export, export_adapter_inputs, export_ort, graph_of
 from lowrank.pipeline.healing import Training, heal
+from lowrank.pipeline.hub import export_hub
 from lowrank.pipeline.in_place import Compressed, compress_, prepare_
 from lowrank.pipeline.pages import PAGE_FILE, facts_in, renew_page
 from lowrank.pipeline.planning import factorize, read_plan, select
@@ -49,6 +50,7 @@ __all__ = [
     "export",
     "export_adapter_inputs",
     "export_elastic",
+    "export_hub",
     "export_ort",
     "factorize",
     "facts_in",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from lowrank.evaluate.report import Report
 CARD_FILE, CONFIG_FILE, POOLING = "README.md", "config.json", "1_Pooling"
 
 
-def write_card(folder: Path, report: Report) -> None:
+def write_card(folder: Path, report: Report, graphs: Sequence[str] = ()) -> None:
     """Write the card of a saved model; a model that is none of transformers has none.
 
     Args:
         folder: `model/` of a run; its README.md is the original's, or one that was written here.
         report: what was measured.
+        graphs: the files under `onnx/`.
     """
     config = _config(folder)
     rebuild = read_json(folder / RECORD_FILE, "model")["rebuild"]
@@ -28,7 +30,9 @@ def write_card(folder: Path, report: Report) -> None:
     path = folder / CARD_FILE
     original = read_card(path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "")
     base = base_of(original, report.provenance.get("source", {}), config)
-    text = card_of(report, original, base, _loads_it(rebuild["class"]), (folder / POOLING).is_dir())
+    text = card_of(
+        report, original, base, rebuild["class"], _loads_it(rebuild["class"]), (folder / POOLING).is_dir(), graphs
+    )
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -23,6 +23,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)")
 """A folder in the cache of the Hub."""
 OWN_TAGS = ("lowrank", "low-rank")
+FORMATS = ("onnx", "transformers.js")
 LONGEST = 1 << 20
 """Characters of a card that are read."""
 
@@ -61,7 +62,7 @@ def read_card(text: str) -> Original:
     kept = {key: header[key] for key in KEPT if _is_plain(header.get(key))}
     base = header.get("base_model")
     base = base[0] if isinstance(base, list) and len(base) == 1 else base
-    tags = tuple(tag for tag in _texts(header.get("tags")) if tag not in OWN_TAGS)
+    tags = tuple(tag for tag in _texts(header.get("tags")) if tag not in (*OWN_TAGS, *FORMATS))
     return Original(kept, tags, base if isinstance(base, str) and HUB_NAME.fullmatch(base) else None, body.strip())
 
 
@@ -90,15 +91,19 @@ def base_of(original: Original, source: Mapping[str, Any], config: Mapping[str, 
     return original.base
 
 
-def card_of(report: Report, original: Original, base: str | None, kind: str, pooled: bool) -> str:
+def card_of(
+    report: Report, original: Original, base: str | None, name: str, kind: str, pooled: bool, graphs: Sequence[str] = ()
+) -> str:
     """The whole text of a README.md.
 
     Args:
         report: what was measured.
         original: the card that was there.
         base: the Hub's name of the original.
+        name: what it is called if nothing else tells.
         kind: the class of transformers that it is loaded as.
         pooled: whether it is in the layout of sentence-transformers.
+        graphs: the files under `onnx/`.
     """
     import yaml
 
@@ -106,9 +111,9 @@ def card_of(report: Report, original: Original, base: str | None, kind: str, poo
         **({"base_model": base} if base else {}),
         "library_name": "sentence-transformers" if pooled else "transformers",
         **original.kept,
-        "tags": [*OWN_TAGS, *original.tags],
+        "tags": [*OWN_TAGS, *(FORMATS if graphs else ()), *original.tags],
     }
-    title = original.title or (base.rpartition("/")[2] if base else kind)
+    title = original.title or (base.rpartition("/")[2] if base else name)
     of = f"[{base}](https://huggingface.co/{base})" if base else title
     parts = [
         f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---",
@@ -121,6 +126,7 @@ def card_of(report: Report, original: Original, base: str | None, kind: str, poo
         _times(report),
         "## Use",
         _use(kind, pooled),
+        f"For `optimum` and transformers.js there are, under `onnx/`: {', '.join(graphs)}." if graphs else "",
         "## How it was made",
         _commands(report),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lowrank.artifacts.files import linked
 from lowrank.backends.onnx.constants import constants_of, tensor_of
 
 INLINE_BYTES = 4 << 20
@@ -37,3 +38,33 @@ def load_whole(path: Path) -> Any:
     model = ir.load(path)
     ir.external_data.load_to_model(model)
     return model
+
+
+def renamed(source: Path, target: Path, suffix: str = ".data") -> Path:
+    """A file under another name, and its numbers, if they lie beside it, under that name with a suffix.
+
+    Numbers beside it are linked; only the graph, which names their file, is written.
+    """
+    import onnx_ir as ir
+
+    data = source.with_name(f"{source.name}.data")
+    if not data.is_file():
+        linked(str(source), str(target))
+        return target
+    beside = target.with_name(f"{target.name}{suffix}")
+    linked(str(data), str(beside))
+    model = ir.load(source)
+    for value in constants_of(model):
+        tensor = tensor_of(value)
+        if isinstance(tensor, ir.ExternalTensor):
+            value.const_value = ir.ExternalTensor(
+                beside.name,
+                tensor.offset,
+                tensor.length,
+                tensor.dtype,
+                shape=tensor.shape,
+                name=tensor.name or "",
+                base_dir=target.parent,
+            )
+    ir.save(model, target)
+    return target

@@ -1,0 +1,131 @@
+"""One folder for everybody: sentence-transformers, and the names that optimum and transformers.js look for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from builders import read, sentences, tiny_bert_folder, write_text
+
+import lowrank
+from lowrank.backends.onnx.save import load_whole, renamed, save_model
+
+
+def pooled_folder(folder: Path) -> Path:
+    """A tiny BERT in the layout of sentence-transformers."""
+    tiny_bert_folder(folder)
+    parts = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"), ("2", "2_Normalize", "Normalize")]
+    modules = [
+        {"idx": int(idx), "name": idx, "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for idx, path, kind in parts
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 32, "do_lower_case": False}))
+    for path, content in (
+        ("1_Pooling", {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}),
+        ("2_Normalize", {}),
+    ):
+        (folder / path).mkdir()
+        (folder / path / "config.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hub")
+    text = write_text(folder / "text.txt")
+    settings = lowrank.Settings(calib=str(text))
+    lowrank.compress(
+        pooled_folder(folder / "dense"), 0.5, output=folder / "run", settings=settings, latency=False, refit=False
+    )
+    return folder / "run"
+
+
+def pooled(run: Path, texts: list[str]) -> np.ndarray:
+    """What `lowrank.load`, the mean of the tokens and a norm give."""
+    from transformers import AutoTokenizer
+
+    tokens = AutoTokenizer.from_pretrained(run / "model")(texts, padding=True, return_tensors="pt")
+    model: Any = lowrank.load(run)
+    with torch.no_grad():
+        states, mask = model(**tokens)[0], tokens["attention_mask"][..., None]
+    return torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1).numpy()
+
+
+def test_sentence_transformers_loads_the_folder(run: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    texts = sentences(8)
+    model = SentenceTransformer(str(run / "model"), device="cpu")
+    assert [type(part).__name__ for part in model] == ["Transformer", "Pooling", "Normalize"]
+    assert np.abs(model.encode(texts) - pooled(run, texts)).max() < 1e-5
+    model.save(str(tmp_path))
+    assert np.array_equal(SentenceTransformer(str(tmp_path), device="cpu").encode(texts), model.encode(texts))
+
+
+def test_the_hubs_layout(run: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
+    done = cli("export", run, "--hub", "--quantize", "int8", "-o", tmp_path)
+    assert done.code == 0, done.err
+    names = {"model.onnx", "model_int8.onnx", "model_quantized.onnx"}
+    assert {path.name for path in (tmp_path / "onnx").iterdir()} == names
+    assert all(name in done.out for name in names)
+    # Of the run nothing changes, and its weights take no more room.
+    assert (tmp_path / "model.safetensors").samefile(run / "model/model.safetensors")
+    card = (tmp_path / "README.md").read_text()
+    assert "model_quantized.onnx" in card and "- transformers.js" in card
+    assert "transformers.js" not in (run / "model/README.md").read_text()
+    texts = sentences(4)
+    wanted = pooled(run, texts)
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.backend.utils import backend_should_export
+    from transformers import AutoTokenizer
+
+    assert np.abs(SentenceTransformer(str(tmp_path), device="cpu").encode(texts) - wanted).max() < 1e-5
+    # What its onnx backend, for which optimum is not here, would open.
+    found = backend_should_export(tmp_path, True, {}, "model.onnx", "*.onnx", "ONNX")
+    assert found[0] is False and found[1]["subfolder"] == "onnx" and found[1]["file_name"] == "model.onnx"
+    tokens = AutoTokenizer.from_pretrained(tmp_path)(texts, padding=True, return_tensors="np")
+    for name, tolerance in {"model.onnx": 1e-5, "model_int8.onnx": 0.1, "model_quantized.onnx": 0.1}.items():
+        session = ort.InferenceSession(str(tmp_path / "onnx" / name), providers=["CPUExecutionProvider"])
+        states = session.run(["last_hidden_state"], {i.name: tokens[i.name] for i in session.get_inputs()})[0]
+        mask = tokens["attention_mask"][..., None]
+        vectors = (states * mask).sum(1) / mask.sum(1)
+        vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+        assert np.abs(vectors - wanted).max() < tolerance, name
+    assert "transformers.js_config" not in read(tmp_path / "config.json")
+    again = cli("export", run, "--hub", "-o", tmp_path)
+    assert again.code == 0 and {path.name for path in (tmp_path / "onnx").iterdir()} == {"model.onnx"}
+    for place in (run, run / "model"):
+        refused = cli("export", run, "--hub", "-o", place)
+        assert refused.code == 1 and "the run itself" in refused.err
+    assert cli("export", run, "--hub", "--ort", "-o", tmp_path).code == 2
+
+
+def test_numbers_beside_a_graph_go_along(run: Path, tmp_path: Path) -> None:
+    save_model(load_whole(run / "model.onnx"), tmp_path / "big.onnx", beside=True)
+    (tmp_path / "onnx").mkdir()
+    path = renamed(tmp_path / "big.onnx", tmp_path / "onnx/model.onnx", "_data")
+    assert {each.name for each in path.parent.iterdir()} == {"model.onnx", "model.onnx_data"}
+    (tmp_path / "big.onnx.data").unlink()
+    feed = {"input_ids": np.array([[5, 6, 7]]), "attention_mask": np.ones((1, 3), np.int64)}
+    outputs = []
+    for each in (run / "model.onnx", path):
+        session = ort.InferenceSession(str(each), providers=["CPUExecutionProvider"])
+        every = {"token_type_ids": np.zeros((1, 3), np.int64), **feed}
+        outputs.append(session.run(None, {i.name: every[i.name] for i in session.get_inputs()})[0])
+    assert np.array_equal(*outputs)
+
+
+def test_what_is_no_hugging_face_run_is_refused(tmp_path: Path, cli: Callable[..., Any]) -> None:
+    from builders import saved_state
+
+    model = saved_state(tmp_path / "m.pt")
+    assert cli("compress", model, "--budget", "0.5", "-o", tmp_path / "run", "--no-latency").code == 0
+    done = cli("export", tmp_path / "run", "--hub", "-o", tmp_path / "out")
+    assert done.code == 1 and "Hugging Face" in done.err and not (tmp_path / "out").exists()

@@ -7,10 +7,12 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lowrank.artifacts.outside import is_file
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import token_feed
@@ -65,8 +67,11 @@ def _taught(spec: str) -> Any:
 def _evaluated(task: Any, model: Any, metric: str) -> tuple[float, list[float]]:
     """A metric, and what each document gave to it, as far as that is a number."""
     from lm_eval.evaluator import simple_evaluate
+    from lm_eval.tasks import TaskManager
 
-    results: Any = simple_evaluate(model, tasks=[task], bootstrap_iters=0)
+    # The task is read already: an index of all those of the harness takes seconds.
+    manager = TaskManager(include_defaults=False)
+    results: Any = simple_evaluate(model, tasks=[task], bootstrap_iters=0, task_manager=manager)
     (scores,), (samples,) = results["results"].values(), results["samples"].values()
     value = next(v for key, v in scores.items() if key.partition(",")[0] == metric)
     rows = [sample.get(metric) for sample in samples]
@@ -135,7 +140,8 @@ def read_lm_eval(spec: str, rest: str, dense: Backend, feeds: Sequence[Feed] | N
     except ImportError:
         raise TaskError(f"--task {spec}: lm_eval is not installed; {INSTALL}") from None
     with _taught(spec):
-        found = list(TaskManager().load([rest])["tasks"].values())
+        manager = TaskManager(include_defaults=not is_file(Path(rest)))
+        found = list(manager.load([rest])["tasks"].values())
     if len(found) != 1:
         names = ", ".join(task.task_name for task in found[:5])
         raise TaskError(f"--task {spec}: that is a group of {len(found)} tasks; name those wanted, such as {names}")

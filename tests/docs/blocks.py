@@ -14,11 +14,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import yaml
-from builders import sentences, tiny_bert_folder, write_text
+from builders import sentences, shape_spectra_, tiny_bert_folder, tiny_config, write_text, write_tokenizer
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parent.parent.parent
@@ -112,6 +112,17 @@ def commands(block: Block) -> list[list[str]]:
 # What the reader has.
 
 
+def a_model(folder: Path) -> None:
+    """A random BERT that is long enough for 128 tokens."""
+    import torch
+    from transformers import BertModel
+
+    torch.manual_seed(0)
+    model = shape_spectra_(BertModel(tiny_config("bert", num_hidden_layers=1, max_position_embeddings=160)))
+    cast(Any, model).save_pretrained(folder / "my-model")
+    write_tokenizer(folder / "my-model")
+
+
 def a_run(folder: Path) -> None:
     """A finished run of the reader's model."""
     import lowrank
@@ -145,7 +156,7 @@ def pairs(folder: Path) -> None:
 
 
 GIVEN: dict[str, Callable[[Path], Any]] = {
-    "my-model": lambda folder: tiny_bert_folder(folder / "my-model"),
+    "my-model": a_model,
     "big-model": lambda folder: tiny_bert_folder(folder / "big-model", "llama"),
     "sentences.txt": lambda folder: write_text(folder / "sentences.txt", 60),
     "lowrank-run": a_run,

@@ -481,3 +481,54 @@ def test_names_of_cut_runs() -> None:
     assert cut_name("a/run/", 0.25) == Path("a/run-0.25")
     assert cut_name(".", 0.2) == Path.cwd().with_name(f"{Path.cwd().name}-0.2")
     assert cut_name("run", lowrank.Budget.error(0.1)) == Path("run-error-0.1")
+
+
+@pytest.mark.slow
+def test_adapters_stay_beside_what_they_are_for(cli: Cli, bert_folder: Path, tmp_path: Path) -> None:
+    """A LoRA that was kept fits the cut model as well; one that was trained for the finished model stays with it."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, lora_alpha=8, target_modules=["query", "value"], init_lora_weights=False)
+    dense: Any = open_model(bert_folder)
+    peft.get_peft_model(dense.module, config).save_pretrained(str(tmp_path / "lora"))
+    text, run = write_text(tmp_path / "text.txt", 80), tmp_path / "run"
+    options = ("--budget", 0.6, "--calib", text, "--no-latency", "-o", run)
+    assert cli("compress", bert_folder, *options, "--lora", tmp_path / "lora", "--keep-lora").code == 0
+    report = lowrank.truncate(run, 0.4, output=tmp_path / "cut", latency=False)
+    assert not report.problems and {o["structure"] for o in read(tmp_path / "cut/plan.json")["groups"]} <= {
+        "dense",
+        "two_factor",
+        "pivoted",
+        "shared",
+    }
+    names = ("adapter/adapter_model.safetensors", "adapter.onnx_adapter", "model_with_adapters.onnx")
+    assert all((tmp_path / "cut" / name).is_file() for name in names)
+    assert (tmp_path / "cut" / names[0]).read_bytes() == (run / names[0]).read_bytes()
+
+    assert cli("compress", bert_folder, *options).code == 0
+    assert cli("heal", run, "--steps", 30, "--adapter", 2, "--no-latency").code == 0
+    kept = (run / names[0]).read_bytes()
+    refused = cli("truncate", run, "--budget", 0.4, "-o", run, "--no-latency")
+    assert refused.code == 1 and "would be lost" in refused.err and (run / names[0]).read_bytes() == kept
+    done = cli("truncate", run, "--budget", 0.4, "--no-latency")
+    assert done.code == 0 and "stays with it" in done.out and not (tmp_path / "run-0.4/adapter").exists(), done.err
+
+
+@pytest.mark.slow
+def test_exported_programs(tmp_path: Path) -> None:
+    program = torch.export.export(
+        build_blocks().eval(), (torch.randn(2, 16),), dynamic_shapes=({0: torch.export.Dim.AUTO},)
+    )
+    torch.export.save(program, tmp_path / "blocks.pt2")
+    lowrank.compress(tmp_path / "blocks.pt2", 0.6, output=tmp_path / "run", settings=PLAIN, latency=False)
+    keep = read(tmp_path / "run/plan.json")["keep_ratio"]
+    lowrank.truncate(tmp_path / "run", keep, output=tmp_path / "same", latency=False)
+    cut = lowrank.truncate(tmp_path / "run", 0.3, output=tmp_path / "cut", latency=False)
+    assert cut.targets["keep_ratio"] <= 0.3 and not cut.problems and cut.parity is not None
+    x = torch.randn(3, 16)
+    models = [lowrank.load(tmp_path / name) for name in ("run", "same", "cut")]
+    before, same, after = (model(x) for model in models if isinstance(model, nn.Module))
+    assert torch.equal(before, same) and not torch.allclose(before, after, atol=1e-3)
+    (tmp_path / "blocks.pt2").unlink()
+    with pytest.raises(lowrank.LowRankError, match="put .*blocks.pt2 back"):
+        lowrank.truncate(tmp_path / "run", 0.3, output=tmp_path / "none")
+    assert not (tmp_path / "none").exists()

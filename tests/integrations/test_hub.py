@@ -90,7 +90,8 @@ def test_the_hubs_layout(run: Path, tmp_path: Path, cli: Callable[..., Any]) -> 
     # What its onnx backend, for which optimum is not here, would open.
     found = backend_should_export(tmp_path, True, {}, "model.onnx", "*.onnx", "ONNX")
     assert found[0] is False and found[1]["subfolder"] == "onnx" and found[1]["file_name"] == "model.onnx"
-    tokens = AutoTokenizer.from_pretrained(tmp_path)(texts, padding=True, return_tensors="np")
+    tokens = dict(AutoTokenizer.from_pretrained(tmp_path)(texts, padding=True, return_tensors="np"))
+    tokens.setdefault("token_type_ids", np.zeros_like(tokens["input_ids"]))
     for name, tolerance in {"model.onnx": 1e-5, "model_int8.onnx": 0.1, "model_quantized.onnx": 0.1}.items():
         session = ort.InferenceSession(str(tmp_path / "onnx" / name), providers=["CPUExecutionProvider"])
         states = session.run(["last_hidden_state"], {i.name: tokens[i.name] for i in session.get_inputs()})[0]

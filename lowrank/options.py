@@ -182,8 +182,11 @@ MaxDrop = Annotated[
         help="What each --task may lose: 0.01 is a point of its metric, or 1 % of a perplexity. Finds the keep ratio.",
     ),
 ]
-SelectorName = StrEnum("SelectorName", {name: name for name in SELECTORS})
-"""Policies that choose ranks."""
+if TYPE_CHECKING:
+    SelectorName = str
+else:
+    # A choice of what there is, for the parser and for completion.
+    SelectorName = StrEnum("SelectorName", {name: name for name in SELECTORS})
 SelectorOption = Annotated[SelectorName, typer.Option("--selector", help="How ranks are chosen.")]
 Multiple = Annotated[int, typer.Option(min=1, help="Round ranks down to a multiple of this.")]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed of the order of the samples.")]

@@ -176,7 +176,7 @@ def thin_directions(
         ]
         return Directions(np.stack([p.basis for p in parts]), np.stack([p.energies for p in parts]))
     basis, triangle = np.linalg.qr(factors.left)
-    core = triangle @ factors.right
+    core: Matrix = np.asarray(triangle @ factors.right, np.float64)
     scale = magnitude(core)
     energies, vectors = eigh_descending(_metric(core / scale, basis, gram, ridge, scale), name=name)
     return Directions(basis @ vectors, _scaled(energies, scale))

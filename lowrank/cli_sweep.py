@@ -100,7 +100,7 @@ def sweep(
         say(sentence)
     notes(f"{point.name}: {point.note}" for point in found.points if point.note)
     notes(f"{each['name']} is left out: {each['reason']}" for each in found.left_out)
-    say(f"Kept in {output / pipeline.SWEEP_FILE}, drawn in {output / pipeline.PICTURE_FILE}.")
+    say(f"Kept in {output / pipeline.SWEEP_FILE}, drawn in {output / pipeline.PICTURE_FILE} and {pipeline.PAGE_FILE}.")
     written = sorted(path.name for path in (output / pipeline.POINTS_FOLDER).glob("*"))
     if written:
         say(f"Written to {output / pipeline.POINTS_FOLDER}: {', '.join(written)}")

@@ -59,6 +59,8 @@ def test_everything_is_there_and_the_dense_model_loses_nothing(swept: Swept) -> 
     assert kept.points == swept.found.points and kept.advice == swept.found.advice == advice(kept.points)
     chosen = on_front([Result(p.bytes, p.ms, p.drop) for p in kept.points])
     assert [p.on_front for p in kept.points] == chosen
+    page = (swept.run / "report.html").read_text(encoding="utf-8")
+    assert "pruned-0.5" in page and "lowrank-0.5-int8" in page
 
 
 def test_sizes_are_those_of_the_files(swept: Swept) -> None:

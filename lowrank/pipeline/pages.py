@@ -42,7 +42,7 @@ def with_page(stage: Path, run: Path, analysis: Analysis, plan: Plan, report: Re
 
 def with_analysis_page(run: Path, analysis: Analysis) -> Analysis:
     """Write the page of an analysis, and of what was compressed with it; the analysis with a note if that fails."""
-    failed = _renew(run, analysis, made_with())
+    failed = draw_page(run, analysis, made_with())
     return analysis if failed is None else replace(analysis, notes=(*analysis.notes, failed))
 
 
@@ -54,10 +54,11 @@ def renew_page(run: str | Path) -> str | None:
         ArtifactError: if there is no analysis in the folder.
     """
     folder = Path(run).expanduser()
-    return _renew(folder, load_analysis(folder), {})
+    return draw_page(folder, load_analysis(folder), {})
 
 
-def _renew(run: Path, analysis: Analysis, made: Mapping[str, Any]) -> str | None:
+def draw_page(run: Path, analysis: Analysis, made: Mapping[str, Any]) -> str | None:
+    """Write the page of an analysis and of what else lies in its run; what to say if that fails."""
     plan, report, remarks = _results(run, analysis)
     failed = _write(run / PAGE_FILE, analysis, plan, report, run, made, remarks)
     if report is not None and PAGE_FILE in report.files and failed is None:

@@ -26,7 +26,9 @@ from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_cali
 from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.healing import Training, check_trainable
 from lowrank.pipeline.making import Maker, copy_point
+from lowrank.pipeline.pages import PAGE_FILE, draw_page
 from lowrank.pipeline.points import ALL, FRONT, Kind, Point, check_names, data_of, families
+from lowrank.pipeline.provenance import made_with
 from lowrank.pipeline.run import RUN
 from lowrank.pipeline.settings import Settings
 from lowrank.progress import Clock, Track, silent
@@ -208,6 +210,9 @@ def sweep(
         write_json(stage / SWEEP_FILE, "sweep", found.to_json())
         (stage / PICTURE_FILE).write_text(scatter(points, found.task["metric"]), encoding="utf-8")
     close_journal(run, STAGE)
+    failed = draw_page(run, analysis, made_with())
+    if failed is not None:
+        return replace(found, left_out=[*left_out, {"name": PAGE_FILE, "reason": failed}])
     return found
 
 

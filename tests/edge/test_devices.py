@@ -103,13 +103,13 @@ def test_armv7(name: str, tolerance: float, files: Path) -> None:
     assert np.abs(there - here).max() < tolerance * np.abs(here).max()
 
 
-def javascript() -> Path:
-    """A folder with the runtimes and the script, made once."""
-    with made_once("javascript") as folder:
+def javascript(tool: str = "javascript", package: str = "onnxruntime-node") -> Path:
+    """A folder with a script and the package that it needs, made once."""
+    with made_once(tool) as folder:
         folder.mkdir(exist_ok=True)
-        for path in (TOOLS / "javascript").iterdir():
+        for path in (TOOLS / tool).iterdir():
             shutil.copyfile(path, folder / path.name)
-        if not (folder / "node_modules" / "onnxruntime-node").exists():
+        if not (folder / "node_modules" / package).exists():
             # Its script would fetch a library for graphics cards.
             command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund"]
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
@@ -128,6 +128,38 @@ def test_javascript(kind: str, files: Path) -> None:
         done = subprocess.run(command, cwd=javascript(), capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         same(out, files, model, tolerance)
+
+
+@npm
+def test_transformers_js_finds_a_run(tmp_path: Path) -> None:
+    """In the Hub's layout, by its own names, with the numbers beside the graph and without."""
+    from transformers import AutoModel, AutoTokenizer
+
+    import lowrank
+
+    dense, run, hub = tiny_bert_folder(tmp_path / "dense"), tmp_path / "run", tmp_path / "hub"
+    lowrank.compress(dense, 0.5, output=run, settings=lowrank.Settings(calib="none"), latency=False)
+    texts = ["the cat sat", "a very big dog ran under the red house and the garden"]
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    tokens = AutoTokenizer.from_pretrained(dense)(texts, padding=True, return_tensors="pt")
+    mask = tokens["attention_mask"][..., None]
+    states = AutoModel.from_pretrained(run / "model")(**tokens)[0].detach()
+    here = (states * mask).sum(1) / mask.sum(1)
+    here = (here / here.norm(dim=-1, keepdim=True)).numpy()
+    for beside in (False, True):
+        if beside:
+            save_model(load_whole(run / "model.onnx"), run / "model.onnx", beside=True)
+        lowrank.export_hub(run, hub, dtypes=["int8"])
+        assert (hub / "onnx/model.onnx_data").exists() == beside
+        for dtype, tolerance in {"fp32": 1e-4, "int8": 0.1, "q8": 0.1}.items():
+            out = tmp_path / "out.json"
+            command = ["node", "feature.mjs", hub, dtype, tmp_path / "texts.json", out]
+            folder = javascript("transformersjs", "@huggingface/transformers")
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+            found = json.loads(out.read_text())
+            there = np.array(found["data"]).reshape(found["dims"])
+            assert np.abs(there - here).max() < tolerance, (dtype, beside)
 
 
 def same(out: Path, files: Path, model: str, tolerance: float) -> None:

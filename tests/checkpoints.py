@@ -38,6 +38,7 @@ def index_of(folder: Path) -> dict[str, str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a run that does not tell the time."""
-    names = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in ("report.json",)]
+    """Every file of a run that does not tell the time, or where it was made."""
+    telling = ("report.json", "report.html", "README.md")
+    names = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in telling]
     return {str(path.relative_to(folder)): path.read_bytes() for path in names if not path.name.startswith(".")}

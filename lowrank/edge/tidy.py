@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
 
 from lowrank.backends.onnx.describe import SCOPES, scope_of
 from lowrank.backends.onnx.save import load_whole, save_model
 from lowrank.edge.place import add, replace_node
+
+if TYPE_CHECKING:
+    from torch import nn
 
 LARGE = 1 << 20
 """Bytes of a table that is better mapped than read."""

@@ -95,6 +95,9 @@ def _write(
         from lowrank.report.webpage import write_page
 
         write_page(path, facts_of(analysis, plan, report, run, made, remarks))
+    except OSError:
+        # A full disk is no fault of the page: nothing else could be written, either.
+        raise
     except Exception as error:
         # Whatever went wrong with a picture, the model and its numbers are whole.
         path.unlink(missing_ok=True)

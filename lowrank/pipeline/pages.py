@@ -12,7 +12,7 @@ from lowrank.artifacts.lock import holding
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan
-from lowrank.errors import PlanMismatch, first_line
+from lowrank.errors import ArtifactError, PlanMismatch, first_line
 from lowrank.evaluate.report import Report
 from lowrank.pipeline.provenance import made_with
 
@@ -95,7 +95,7 @@ def _write(
         from lowrank.report.webpage import write_page
 
         write_page(path, facts_of(analysis, plan, report, run, made, remarks))
-    except OSError:
+    except (OSError, ArtifactError):
         # A full disk is no fault of the page: nothing else could be written, either.
         raise
     except Exception as error:

@@ -27,15 +27,12 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 REASONS = {
     "installs packages",
     "makes a virtual environment",
-    "needs the network",
+    "its budget is a time of the machine",
     "needs data sets",
     "needs a cluster",
     "needs a device",
     "needs keras",
-    "needs a compiler",
     "needs node",
-    "needs an image data set",
-    "runs the tests",
 }
 """Why a block may stay unrun, as `<!-- not run: REASON -->` before it says."""
 

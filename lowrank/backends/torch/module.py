@@ -197,9 +197,10 @@ class ModuleBackend:
             parameter = self.module.get_parameter(name)
             stored = np.ascontiguousarray(weight.view.stored_from(matrix))
             yield parameter, torch.from_numpy(stored).to(parameter.data)
-            owner = getattr(self.module.get_submodule(weight.layers[0].name), "bias", None)
-            if bias is not None and isinstance(owner, nn.Parameter):
-                yield owner, torch.from_numpy(bias).to(owner.data)
+            if bias is not None:
+                owner = getattr(self.module.get_submodule(weight.layers[0].name), "bias", None)
+                if isinstance(owner, nn.Parameter):
+                    yield owner, torch.from_numpy(bias).to(owner.data)
 
     @contextmanager
     def trials(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from architectures import analysis_of
+from builders import two_factors
 from torch import nn
 
 import lowrank
@@ -43,6 +44,16 @@ def of_structure(model: Any, run: Path, structure: str) -> tuple[ModuleBackend, 
         if not set(group.weights) & set(made):
             made |= kind.factorize(group, most // 2, analysis, dense)
     return _saved(dense, made, run)
+
+
+def saved_factors(folder: Path, run: Path, rank: int = 4) -> Path:
+    """Every projection of a folder's model as two factors: the folder that they are saved in."""
+    backend = open_model(folder)
+    assert isinstance(backend, ModuleBackend)
+    names = [weight.name for weight in backend.weights if weight.role == "projection"]
+    (run / "model").mkdir(parents=True)
+    backend.rewrite({name: two_factors(backend.read(name), rank) for name in names}).save(run / "model")
+    return run / "model"
 
 
 def _dense(model: Any, run: Path) -> ModuleBackend:

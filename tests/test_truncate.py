@@ -282,6 +282,7 @@ def test_the_square(bert_folder: Path, tmp_path: Path) -> None:
     assert not other.problems and other.parity is not None
 
 
+@pytest.mark.slow
 def test_graphs(cli: Cli, tmp_path: Path) -> None:
     """A run of an ONNX file: its graph is taken apart, cut, and can be measured and cut again."""
     write_text(tmp_path / "text.txt")

@@ -15,6 +15,8 @@ from lowrank.edge import OPSET
 from lowrank.edge.export import trace
 from lowrank.errors import ExportError
 
+BATCH = "batch_size"
+
 
 def export_with_past(module: nn.Module, path: Path, opset: int | None = None) -> None:
     """Write a graph that takes `input_ids`, `attention_mask` and the cache, and gives `logits` and the cache after.
@@ -80,18 +82,20 @@ class _WithCache(nn.Module):
 
 
 def _name_axes(model: Any) -> None:
-    """Give the open axes of inputs and outputs the names that they have elsewhere."""
+    """Give the open axes of inputs and outputs the names that they have with optimum: transformers.js makes the first
+    cache of a text of them, and takes an axis whose name it does not know for an empty one."""
     import onnx_ir as ir
 
     def rename(value: Any, names: dict[int, str]) -> None:
         dims = [names.get(i, d) for i, d in enumerate(value.shape)]
         value.shape = ir.Shape(dims)
 
-    total = "past_sequence + sequence"
+    past, new = "past_sequence_length", "sequence_length"
+    total = f"{past} + {new}"
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.name in ("input_ids", "logits"):
-            rename(value, {0: "batch", 1: "sequence"})
+            rename(value, {0: BATCH, 1: new})
         elif value.name == MASK:
-            rename(value, {0: "batch", 1: total})
+            rename(value, {0: BATCH, 1: total})
         else:
-            rename(value, {0: "batch", 2: "past_sequence" if value.name.startswith("past") else total})
+            rename(value, {0: BATCH, 2: past if value.name.startswith("past") else total})

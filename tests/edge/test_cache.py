@@ -21,10 +21,10 @@ def test_with_past_generates_what_torch_does(tmp_path: Path, cli) -> None:
     outcome = cli("compress", tmp_path / "m", "--budget", 0.5, "--with-past", "--no-latency", "-o", run)
     assert outcome.code == 0, outcome.err
     session = ort.InferenceSession(run / "model_with_past.onnx")
-    past = "past_sequence + sequence"
+    past = "past_sequence_length + sequence_length"
     shapes = {i.name: i.shape for i in session.get_inputs()}
-    assert shapes["input_ids"] == ["batch", "sequence"] and shapes["attention_mask"] == ["batch", past]
-    assert shapes["past_key_values.0.key"] == ["batch", 2, "past_sequence", 8]
+    assert shapes["input_ids"] == ["batch_size", "sequence_length"] and shapes["attention_mask"] == ["batch_size", past]
+    assert shapes["past_key_values.0.key"] == ["batch_size", 2, "past_sequence_length", 8]
     assert [o.name for o in session.get_outputs()] == ["logits", "present.0.key", "present.0.value"]
     prompt = np.array([[5, 9, 2, 44, 7]])
     module = lowrank.load(run)

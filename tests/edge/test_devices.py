@@ -162,6 +162,26 @@ def test_transformers_js_finds_a_run(tmp_path: Path) -> None:
             assert np.abs(there - here).max() < tolerance, (dtype, beside)
 
 
+@npm
+def test_transformers_js_generates(tmp_path: Path) -> None:
+    import torch
+
+    import lowrank
+
+    dense, run, hub = tiny_bert_folder(tmp_path / "dense", "llama"), tmp_path / "run", tmp_path / "hub"
+    settings = lowrank.Settings(calib="none")
+    lowrank.compress(dense, 0.5, output=run, settings=settings, latency=False, with_past=True)
+    lowrank.export_hub(run, hub)
+    ids, count, out = [5, 9, 2, 44, 7], 9, tmp_path / "out.json"
+    (tmp_path / "ids.json").write_text(json.dumps(ids))
+    command = ["node", "generate.mjs", hub, str(count), tmp_path / "ids.json", out]
+    folder = javascript("transformersjs", "@huggingface/transformers")
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    here = lowrank.load(run).generate(torch.tensor([ids]), max_new_tokens=count, do_sample=False)  # type: ignore[union-attr]
+    assert json.loads(out.read_text()) == here[0].tolist()
+
+
 def same(out: Path, files: Path, model: str, tolerance: float) -> None:
     """Nothing, if what was found elsewhere is what is found here, without padding."""
     keep = np.load(files / "in.npz")["attention_mask"] == 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +235,7 @@ def in_place() -> dict[str, Any]:
     model, x = shaped(Blocks()), torch.from_numpy(np.load("inputs.npz")["x"])
     done = lowrank.compress_(model, 0.5, calib=x)
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, "in_place.safetensors")
-    return {"printed": str(done), "module": str(model), "output": float(model(x).double().pow(2).sum())}
+    return {"printed": str(done), "module": str(model), "output": float(model(x).detach().double().pow(2).sum())}
 
 
 def by_functions() -> dict[str, Any]:
@@ -242,7 +244,7 @@ def by_functions() -> dict[str, Any]:
 
     model, settings = shaped(Blocks()), lowrank.Settings(calib="inputs.npz")
     analysis = lowrank.analyze(model, settings=settings)
-    chosen = lowrank.select(analysis, lowrank.Budget("macs", 0.5), lowrank.Uniform(multiple=2))
+    chosen = lowrank.select(analysis, lowrank.Budget("macs", 0.5), lowrank.Knapsack(multiple=2))
     report = lowrank.compress(model, lowrank.Budget.error(0.2), output="made", settings=settings, latency=False)
     small: Any = lowrank.load("made", arch=Blocks)
     return {
@@ -254,10 +256,14 @@ def by_functions() -> dict[str, Any]:
 
 
 def names() -> dict[str, Any]:
-    """What is at the top of the package."""
+    """What is at the top of the package, and what it takes."""
     import lowrank
 
-    return {"names": sorted(lowrank.__all__), "types": {name: str(getattr(lowrank, name)) for name in lowrank.__all__}}
+    found: dict[str, Any] = {}
+    for name in lowrank.__all__:
+        value = getattr(lowrank, name)
+        found[name] = re.sub(" at 0x[0-9a-f]+", "", str(signature(value))) if callable(value) else "a value"
+    return found
 
 
 HALF = "compress --budget 0.5"
@@ -267,8 +273,7 @@ PLAN = "select --budget 0.5 --selector uniform --multiple 4;compress --plan run/
 CASES: dict[str, dict[str, str | Callable[[], dict[str, Any]]]] = {
     "bert": {
         "budget": f"{HALF};evaluate;inspect run --json;inspect run",
-        "json": f"{HALF} --json",
-        "error": "compress --error 0.2",
+        "error": "compress --error 0.2 --json",
         "size": "compress --size 0.7",
         "latency": LATENCY,
         "neurons": f"{HALF} --structures neurons,product",
@@ -318,8 +323,9 @@ CASES: dict[str, dict[str, str | Callable[[], dict[str, Any]]]] = {
     },
     "streamed": {
         "budget": f"{HALF} --stream",
-        "bytes": f"{HALF} --of bytes --selector relative-error --stream",
+        "bytes": f"{HALF} --of bytes --stream",
         "error": "compress --error 0.2 --stream",
+        "relative": f"{HALF} --selector relative-error --stream",
     },
     "mixtral": {"budget": HALF, "two_factor": f"{TWO} --of macs", "int8": f"{HALF} --quantize int8"},
     "t5": {
@@ -330,7 +336,7 @@ CASES: dict[str, dict[str, str | Callable[[], dict[str, Any]]]] = {
     "vit": {
         "bytes": f"{HALF} --of bytes",
         "heal": f"{HALF};heal run",
-        "drop": "compress --task fidelity --max-drop 0.1 --quantize int8",
+        "drop": "compress --task fidelity --max-drop 0.1",
         "elastic": "export {model} -o elastic --elastic 0.3,0.5 --calib inputs.npz",
     },
     "resnet": {

@@ -17,9 +17,9 @@ from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx import OnnxBackend
 from lowrank.core.plan import Plan
-from lowrank.edge import write_onnx
+from lowrank.edge.graph_file import write_onnx
 from lowrank.evaluate import check_parity
-from lowrank.pipeline.planning import factorize
+from lowrank.pipeline.plans import factorize
 
 CONVOLUTIONAL = {"resnet"}
 

@@ -11,10 +11,10 @@ from lowrank.backends.inputs import Signature
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.calibrate.sensitivity import changes_of
 from lowrank.core.analysis import Analysis, analyze_weight
-from lowrank.core.blocks import partitions
-from lowrank.core.pivot import Pivoted
+from lowrank.core.selection.partition import partitions
 from lowrank.core.structures import Replacement, structure_named
-from lowrank.core.structures.absorb import absorbed
+from lowrank.core.structures.permute import absorbed
+from lowrank.core.truncation.pivoted import Pivoted
 
 KINDS = {
     "bert": {"query_key", "value_output", "hidden", "same_input"},

@@ -17,11 +17,11 @@ from builders import read, tiny_bert_folder, write_text
 from conftest import Outcome
 
 import lowrank
-from lowrank.core.front import Result, on_front
-from lowrank.edge import file_size
+from lowrank.backends.onnx.save import file_size
+from lowrank.core.selection.pareto import Result, on_front
 from lowrank.errors import LowRankError, PatternError
 from lowrank.pipeline import Sweep, Training, sweep
-from lowrank.pipeline.making import Maker
+from lowrank.pipeline.search.candidates import Maker
 from lowrank.report.advice import advice
 
 Cli = Callable[..., Outcome]

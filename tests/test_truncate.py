@@ -23,13 +23,13 @@ from torch import nn
 import lowrank
 from lowrank.backends import Opening, open_model
 from lowrank.backends.inputs import Signature
-from lowrank.backends.torch.finished import read_finished
 from lowrank.backends.torch.module import ModuleBackend
+from lowrank.backends.torch.read_back import read_finished
 from lowrank.core.analysis import Analysis, analyze_weight
-from lowrank.core.pivot import pivot
-from lowrank.core.remaining import Held, recut, remaining
+from lowrank.core.selection.remaining import Held, recut, remaining
 from lowrank.core.structures import Option, Replacement, structure_named
-from lowrank.core.structures.absorb import absorbed
+from lowrank.core.structures.permute import absorbed
+from lowrank.core.truncation.pivoted import pivot
 from lowrank.core.weight import Group
 
 Cli = Callable[..., Outcome]

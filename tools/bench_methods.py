@@ -31,8 +31,8 @@ from published import PUBLISHED, Compressor, seen
 import lowrank
 from lowrank.calibrate import load_calibration, measure_contexts, measure_sensitivity, sequential_refit
 from lowrank.core.analysis import Analysis
-from lowrank.core.select import Knapsack
-from lowrank.pipeline.planning import factorize
+from lowrank.core.selection.knapsack import Knapsack
+from lowrank.pipeline.plans import factorize
 from lowrank.progress import silent
 
 OURS = "lowrank"

@@ -20,17 +20,18 @@ from torch import nn
 from lowrank.backends.torch.curvature import probe
 from lowrank.backends.torch.inputs import call, first_input, mask_of, token_rows
 from lowrank.calibrate import Calibration, collect_grams
-from lowrank.calibrate.outputs import Reference
+from lowrank.calibrate.distance import Reference
 from lowrank.calibrate.sensitivity import changes_of, some_batches
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
-from lowrank.core.factors import Factors
-from lowrank.core.select import Knapsack, Uniform
+from lowrank.core.selection.knapsack import Knapsack
+from lowrank.core.selection.simple import Uniform
 from lowrank.core.structures import BONDED, TwoFactor, factorized
 from lowrank.core.structures.base import Replacement
+from lowrank.core.truncation.factors import Factors
 from lowrank.core.weight import Weight
 from lowrank.pipeline.analyzing import analyze_bonds, analyze_weights
-from lowrank.pipeline.planning import factorize
+from lowrank.pipeline.plans import factorize
 from lowrank.progress import silent
 
 Compressor = Callable[[float], Mapping[str, Replacement]]

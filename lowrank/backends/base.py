@@ -11,10 +11,10 @@ from typing import Any, Protocol, Self
 from numpy.typing import NDArray
 
 from lowrank.backends.inputs import Feed, OutputKind, Signature
-from lowrank.core.gram import Gram, Side
-from lowrank.core.linalg import Matrix, Vector
-from lowrank.core.refit import Joint
+from lowrank.core.linalg.eigen import Matrix, Vector
 from lowrank.core.structures.base import Replacement
+from lowrank.core.truncation.gram import Gram, Side
+from lowrank.core.truncation.refit import Joint
 from lowrank.core.weight import Bond, Skip, Weight
 
 Change = tuple[Matrix, Vector | None]

@@ -7,8 +7,8 @@ from typing import Any, NoReturn
 
 from lowrank.backends.base import Change
 from lowrank.backends.inputs import Feed
-from lowrank.core.gram import Gram, Side
-from lowrank.core.linalg import Matrix
+from lowrank.core.linalg.eigen import Matrix
+from lowrank.core.truncation.gram import Gram, Side
 from lowrank.errors import UnsupportedModel
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Folds
-from lowrank.core.gram import Gram, Side
+from lowrank.core.truncation.gram import Gram, Side
 from lowrank.core.weight import Weight
 from lowrank.errors import CalibrationError, first_line
 from lowrank.parallel import processes

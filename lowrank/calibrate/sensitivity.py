@@ -13,7 +13,7 @@ from lowrank.artifacts.journal import NOWHERE, ArraysCodec, Journal, JsonCodec
 from lowrank.backends.base import Change
 from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import Calibration
-from lowrank.calibrate.outputs import Reference
+from lowrank.calibrate.distance import Reference
 from lowrank.core.analysis import Analysis, Measured
 from lowrank.core.structures import BONDED, Replacement, Structure, TwoFactor
 from lowrank.core.weight import Group

@@ -11,22 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.core.cost import break_even_rank
-from lowrank.core.factors import (
+from lowrank.core.linalg.eigen import Matrix, Vector, singular_values
+from lowrank.core.rounding.cost import rounding_errors
+from lowrank.core.truncation.directions import (
     RIDGE,
     UNSEEN,
     Directions,
-    Factors,
     curved_curve,
     curved_directions,
     directions,
     measure,
     plain_truncation,
 )
-from lowrank.core.gram import Gram
-from lowrank.core.linalg import Matrix, Vector, singular_values
-from lowrank.core.rounding import rounding_errors
-from lowrank.core.spatial import spatial_curve
-from lowrank.core.spectrum import Spectrum
+from lowrank.core.truncation.factors import Factors
+from lowrank.core.truncation.gram import Gram
+from lowrank.core.truncation.spatial import spatial_curve
+from lowrank.core.truncation.spectrum import Spectrum
 from lowrank.core.weight import Group, Skip, Weight
 
 Measured = tuple[tuple[float, float], ...]

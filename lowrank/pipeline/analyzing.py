@@ -8,25 +8,45 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowrank import __version__
 from lowrank.artifacts import hash_json, load_analysis, save_analysis
-from lowrank.artifacts.analysis import JSON_FILE, BondsCodec, GramsCodec, RecordCodec, kept_in
+from lowrank.artifacts.analysis import (
+    JSON_FILE,
+    BondsCodec,
+    GramsCodec,
+    RecordCodec,
+    kept_in,
+)
 from lowrank.artifacts.grams import StoredGrams
-from lowrank.artifacts.journal import NOWHERE, Journal, Kept, close_journal, open_journal
+from lowrank.artifacts.journal import (
+    NOWHERE,
+    Journal,
+    Kept,
+    close_journal,
+    open_journal,
+)
 from lowrank.artifacts.lock import holding
 from lowrank.backends import Backend, Opening, is_streamed, open_model
-from lowrank.core.analysis import Analysis, BondAnalysis, Folds, Numbers, WeightAnalysis, analyze_weight
-from lowrank.core.solvers import Fallback, watched_solvers
+from lowrank.core.analysis import (
+    Analysis,
+    BondAnalysis,
+    Folds,
+    Numbers,
+    WeightAnalysis,
+    analyze_weight,
+)
+from lowrank.core.linalg.drivers import Fallback, watched_solvers
 from lowrank.core.structures import BONDED
 from lowrank.core.weight import Bond, Weight
 from lowrank.errors import ArtifactError
 from lowrank.parallel import Pool, processes, threads
+from lowrank.pipeline.estimate import estimate
 from lowrank.pipeline.execution import Execution
-from lowrank.pipeline.pages import PAGE_FILE, with_analysis_page
-from lowrank.pipeline.preflight import estimate
+from lowrank.pipeline.run.layout import PAGE_FILE
+from lowrank.pipeline.run.page import with_analysis_page
 from lowrank.pipeline.settings import NO_DATA, Settings
-from lowrank.pipeline.targeting import targeted, usable
+from lowrank.pipeline.targets import targeted, usable
 from lowrank.progress import Clock, Track, silent
+from lowrank.version import __version__
 
 if TYPE_CHECKING:
     from lowrank.calibrate import Calibration

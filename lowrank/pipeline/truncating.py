@@ -14,25 +14,40 @@ from lowrank.artifacts import save_analysis, staged
 from lowrank.artifacts.lock import locked
 from lowrank.backends import Backend, Opening
 from lowrank.backends.inputs import Signature
+from lowrank.backends.onnx.save import file_size
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import NAMES, Budget
-from lowrank.core.cutting import cutting_of
 from lowrank.core.plan import Plan, check_budget, share_of
-from lowrank.core.remaining import IN_ORDER, Held, Remaining, recut, remaining
+from lowrank.core.selection.recut import cutting_of
+from lowrank.core.selection.remaining import (
+    IN_ORDER,
+    Held,
+    Remaining,
+    recut,
+    remaining,
+)
 from lowrank.core.structures import Option
-from lowrank.core.structures.absorb import absorbed
 from lowrank.core.structures.base import Replacement
+from lowrank.core.structures.permute import absorbed
 from lowrank.core.weight import Bond
-from lowrank.edge import WITH_PAST_FILE, Target, file_size
+from lowrank.edge.graph_file import WITH_PAST_FILE
+from lowrank.edge.target import Target
 from lowrank.errors import CalibrationError, InfeasibleBudget, LowRankError, UnsupportedModel
-from lowrank.evaluate.report import ONNX_FILE, Report
-from lowrank.pipeline.adapting import keep_adapter
 from lowrank.pipeline.analyzing import read_calibration
-from lowrank.pipeline.finished import Finished, find_original, hash_of, read_finished_run, take_apart
-from lowrank.pipeline.run import ADAPTER_FOLDER, RESULTS, RUN, Output, write_and_measure
+from lowrank.pipeline.budgets.file_size import sized_plan
+from lowrank.pipeline.publish.adapters import keep_adapter
+from lowrank.pipeline.run.layout import ADAPTER_FOLDER, RESULTS, RUN
+from lowrank.pipeline.run.read_back import (
+    Finished,
+    find_original,
+    hash_of,
+    read_finished_run,
+    take_apart,
+)
+from lowrank.pipeline.run.write import Output, write_and_measure
 from lowrank.pipeline.settings import Settings
-from lowrank.pipeline.sizing import sized_plan
 from lowrank.progress import Clock, Track, silent
+from lowrank.results.report import ONNX_FILE, Report
 
 if TYPE_CHECKING:
     from lowrank.calibrate import Calibration

@@ -19,9 +19,10 @@ from lowrank.backends import open_model
 from lowrank.backends.onnx import OnnxBackend
 from lowrank.backends.onnx.load import load_model
 from lowrank.core.analysis import Folds, analyze_weight
-from lowrank.core.factors import Factors, directions
-from lowrank.core.gram import Gram
-from lowrank.core.spatial import spatial_directions, spatial_matrix
+from lowrank.core.truncation.directions import directions
+from lowrank.core.truncation.factors import Factors
+from lowrank.core.truncation.gram import Gram
+from lowrank.core.truncation.spatial import spatial_directions, spatial_matrix
 from lowrank.errors import LowRankError, UnsupportedModel
 
 

@@ -17,13 +17,13 @@ from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.torch.curvature import output_curvature
 from lowrank.backends.torch.module import ModuleBackend
-from lowrank.backends.torch.prefix import Prefix
+from lowrank.backends.torch.partial_forward import Prefix
 from lowrank.calibrate import Calibration, measure_contexts, measure_sensitivity
 from lowrank.calibrate.collect import collect_grams
-from lowrank.calibrate.outputs import Reference
+from lowrank.calibrate.distance import Reference
 from lowrank.core.analysis import Analysis, loss_of
 from lowrank.core.budget import Budget
-from lowrank.core.select import Knapsack
+from lowrank.core.selection.knapsack import Knapsack
 from lowrank.pipeline.analyzing import analyze_bonds, analyze_weights
 from lowrank.progress import silent
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank.core.blocks import choose, partitions
+from lowrank.core.selection.partition import choose, partitions
 from lowrank.core.weight import Bond, Group
 
 curve = st.lists(st.tuples(st.integers(1, 20), st.floats(0, 1)), min_size=1, max_size=4)

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from lowrank.core.analysis import Analysis, Folds, analyze_weight
 from lowrank.core.budget import Budget
-from lowrank.core.cutting import Cutting
-from lowrank.core.factors import Factors, directions, thin_directions
-from lowrank.core.gram import Side
-from lowrank.core.pivot import Pivoted, pivot
-from lowrank.core.remaining import Held, recut, remaining, thin_of
-from lowrank.core.select import Knapsack
+from lowrank.core.selection.knapsack import Knapsack
+from lowrank.core.selection.recut import Cutting
+from lowrank.core.selection.remaining import Held, recut, remaining, thin_of
 from lowrank.core.structures import Replacement
+from lowrank.core.truncation.directions import directions, thin_directions
+from lowrank.core.truncation.factors import Factors
+from lowrank.core.truncation.gram import Side
+from lowrank.core.truncation.pivoted import Pivoted, pivot
 from lowrank.core.weight import Layer, Weight
 
 sizes = st.integers(3, 14)

@@ -14,16 +14,23 @@ from test_stress import FLOAT32, WEIGHTS
 
 from lowrank.core.analysis import Analysis, Folds, analyze_weight
 from lowrank.core.budget import Budget
-from lowrank.core.factors import Factors
-from lowrank.core.gram import Gram
-from lowrank.core.linalg import magnitude
-from lowrank.core.narrow import Narrow
-from lowrank.core.neurons import neuron_curve, neuron_order, refit
+from lowrank.core.linalg.eigen import magnitude
 from lowrank.core.plan import Plan
-from lowrank.core.rounding import rounding_errors
-from lowrank.core.select import Knapsack, Selector
-from lowrank.core.selectors import SELECTORS, selector_type
-from lowrank.core.structures import BONDED, ROUNDED, STRUCTURES, Replacement, factorized
+from lowrank.core.rounding.cost import rounding_errors
+from lowrank.core.selection.knapsack import Knapsack
+from lowrank.core.selection.registry import SELECTORS, selector_type
+from lowrank.core.selection.selector import Selector
+from lowrank.core.structures import (
+    BONDED,
+    ROUNDED,
+    STRUCTURES,
+    Replacement,
+    factorized,
+)
+from lowrank.core.truncation.factors import Factors
+from lowrank.core.truncation.gram import Gram
+from lowrank.core.truncation.narrow import Narrow
+from lowrank.core.truncation.neurons import neuron_curve, neuron_order, refit
 from lowrank.core.weight import Bond, Layer, View, Weight
 from lowrank.errors import InfeasibleBudget
 

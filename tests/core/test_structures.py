@@ -8,15 +8,23 @@ from builders import decaying, inputs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank.core.factors import Factors, curved_curve, curved_directions, directions
-from lowrank.core.gram import Gram
-from lowrank.core.heads import channel_curve, channels, pairs_of
-from lowrank.core.narrow import Narrow
-from lowrank.core.neurons import neuron_curve, neuron_error, neuron_order, refit
-from lowrank.core.pivot import Pivoted, Side, chosen_rows, combinations, pivot, pivoted_cost
-from lowrank.core.refit import Joint, refitted
-from lowrank.core.structures.absorb import absorbed
 from lowrank.core.structures.base import Replacement
+from lowrank.core.structures.permute import absorbed
+from lowrank.core.truncation.attention import channel_curve, channels, pairs_of
+from lowrank.core.truncation.directions import curved_curve, curved_directions, directions
+from lowrank.core.truncation.factors import Factors
+from lowrank.core.truncation.gram import Gram
+from lowrank.core.truncation.narrow import Narrow
+from lowrank.core.truncation.neurons import neuron_curve, neuron_error, neuron_order, refit
+from lowrank.core.truncation.pivoted import (
+    Pivoted,
+    Side,
+    chosen_rows,
+    combinations,
+    pivot,
+    pivoted_cost,
+)
+from lowrank.core.truncation.refit import Joint, refitted
 from lowrank.core.weight import Bond, Weight
 
 sizes = st.integers(2, 14)

@@ -12,10 +12,10 @@ from architectures import analysis_of, build
 
 from lowrank.backends import open_model
 from lowrank.core.budget import Budget
-from lowrank.core.select import Knapsack
-from lowrank.core.timings import Timings, sizes_for
+from lowrank.core.selection.knapsack import Knapsack
+from lowrank.core.selection.timings import Timings, sizes_for
 from lowrank.errors import InfeasibleBudget, TimingError
-from lowrank.pipeline.planning import select
+from lowrank.pipeline.plans import select
 
 
 def table_for(analysis: Any, cost: Any, step: int = 4, whole: float | None = None) -> Timings:

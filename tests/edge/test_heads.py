@@ -11,11 +11,11 @@ from architectures import analysis_of, with_biases
 
 from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
+from lowrank.backends.onnx.passes.narrow_heads import narrow_heads
 from lowrank.backends.torch.module import ModuleBackend
-from lowrank.core.heads import spread_of
 from lowrank.core.structures import Replacement, structure_named
-from lowrank.edge import write_onnx
-from lowrank.edge.heads import narrow_heads
+from lowrank.core.truncation.attention import spread_of
+from lowrank.edge.graph_file import write_onnx
 from lowrank.evaluate.parity import check_parity
 
 

@@ -18,9 +18,9 @@ from lowrank.backends.inputs import Signature
 from lowrank.backends.torch import ModuleBackend
 from lowrank.backends.torch.inputs import call
 from lowrank.core.structures import Replacement, structure_named
-from lowrank.core.structures.absorb import absorbed
+from lowrank.core.structures.permute import absorbed
 from lowrank.core.weight import Group
-from lowrank.pipeline.planning import factorize
+from lowrank.pipeline.plans import factorize
 
 
 def compressed(model: Any, run: Path, targets: Sequence[str] = ("projections",)) -> tuple[ModuleBackend, Path]:

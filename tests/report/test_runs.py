@@ -20,14 +20,14 @@ from lowrank.backends import open_model
 from lowrank.calibrate import collect_grams, load_calibration
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
-from lowrank.core.select import Knapsack
+from lowrank.core.selection.knapsack import Knapsack
 from lowrank.pipeline import analyze_weights, renew_page
 from lowrank.pipeline.analyzing import analyze_bonds
-from lowrank.pipeline.targeting import targeted, usable
+from lowrank.pipeline.targets import targeted, usable
 from lowrank.progress import silent
-from lowrank.report import webpage
-from lowrank.report.facts import facts_of
-from lowrank.report.webpage import rendered
+from lowrank.report.page import webpage
+from lowrank.report.page.page_data import facts_of
+from lowrank.report.page.webpage import rendered
 
 Cli = Callable[..., Outcome]
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lowrank.artifacts.files import linked
 from lowrank.backends.onnx.constants import constants_of, tensor_of
+
 
 INLINE_BYTES = 4 << 20
 """Above this the weights go to a file of their own beside the graph, page-aligned, which a runtime maps: what it does
@@ -68,3 +69,8 @@ def renamed(source: Path, target: Path, suffix: str = ".data") -> Path:
             )
     ir.save(model, target)
     return target
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a graph with the numbers beside it."""
+    return sum(part.stat().st_size for part in (path, path.with_name(f"{path.name}.data")) if part.exists())

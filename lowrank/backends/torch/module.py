@@ -19,23 +19,21 @@ from torch import Tensor, nn
 from lowrank.artifacts.files import RECORD_FILE, read_json, write_json
 from lowrank.backends.base import Change
 from lowrank.backends.inputs import Feed, OutputKind, Signature
-from lowrank.backends.torch.block import write_block
-from lowrank.backends.torch.bonds import find_bonds
+from lowrank.backends.torch.config_block import write_block
+from lowrank.backends.torch.couplings import find_bonds
 from lowrank.backends.torch.curvature import output_curvature
 from lowrank.backends.torch.describe import describe
 from lowrank.backends.torch.inputs import as_tensors, call, in_float32
-from lowrank.backends.torch.pair import Pair
-from lowrank.backends.torch.prefix import Prefix
+from lowrank.backends.torch.joint_moments import Pair
+from lowrank.backends.torch.moments import watching
+from lowrank.backends.torch.partial_forward import Prefix
 from lowrank.backends.torch.replace import replace_layers_
-from lowrank.backends.torch.tensors import as_matrix, module_in_float32, save_state, storage_key
-from lowrank.backends.torch.watch import watching
-from lowrank.core.gram import Gram, Side
-from lowrank.core.linalg import Matrix, Vector
+from lowrank.backends.torch.tensors import MODEL_FILE, as_matrix, bytes_of, module_in_float32, save_state
+from lowrank.core.linalg.eigen import Matrix, Vector
 from lowrank.core.structures.base import Replacement
+from lowrank.core.truncation.gram import Gram, Side
 from lowrank.core.weight import Bond, Skip, Weight
 from lowrank.errors import ArtifactError, NonFiniteWeight
-
-MODEL_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,11 +293,6 @@ class ModuleBackend:
 
 def _identical(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num())
-
-
-def bytes_of(state: Mapping[str, Tensor]) -> int:
-    """Bytes of a state dict, tensors under several names counted once."""
-    return sum({storage_key(t): t.numel() * t.element_size() for t in state.values() if t.numel()}.values())
 
 
 def as_array(output: Tensor) -> NDArray[Any]:

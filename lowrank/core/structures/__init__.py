@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from lowrank.core.analysis import Analysis, Numbers
-from lowrank.core.formats import FORMATS
-from lowrank.core.rounding import rounded_error
+from lowrank.core.rounding.cost import rounded_error
+from lowrank.core.rounding.formats import FORMATS
 from lowrank.core.structures.base import Curve, Option, Replacement, Structure
 from lowrank.core.structures.dense import Dense
 from lowrank.core.structures.neurons import Neurons

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from lowrank.core.analysis import Analysis, BondAnalysis, Folds, Numbers
-from lowrank.core.narrow import Narrow
-from lowrank.core.neurons import neuron_curve, neuron_order, refit
 from lowrank.core.structures.base import Replacement
-from lowrank.core.structures.bonded import Bonded, inputs_known
+from lowrank.core.structures.coupled import Bonded, inputs_known
+from lowrank.core.truncation.narrow import Narrow
+from lowrank.core.truncation.neurons import neuron_curve, neuron_order, refit
 from lowrank.core.weight import Bond, Group
 
 

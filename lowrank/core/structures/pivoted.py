@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lowrank.core.analysis import Analysis, Numbers
-from lowrank.core.pivot import pivot, pivoted_cost
 from lowrank.core.structures.base import Curve, Option, Replacement
+from lowrank.core.truncation.pivoted import pivot, pivoted_cost
 from lowrank.core.weight import Group, Weight
 
 

@@ -8,12 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from lowrank.core.analysis import Analysis, BondAnalysis, Folds, Numbers
-from lowrank.core.gram import Gram
-from lowrank.core.heads import Channels, blocks, channel_curve, channels, of_group, picks_of, spread_of
-from lowrank.core.linalg import Matrix, Vector
-from lowrank.core.narrow import Narrow
+from lowrank.core.linalg.eigen import Matrix, Vector
 from lowrank.core.structures.base import Replacement
-from lowrank.core.structures.bonded import Bonded, inputs_known
+from lowrank.core.structures.coupled import Bonded, inputs_known
+from lowrank.core.truncation.attention import (
+    Channels,
+    blocks,
+    channel_curve,
+    channels,
+    of_group,
+    picks_of,
+    spread_of,
+)
+from lowrank.core.truncation.gram import Gram
+from lowrank.core.truncation.narrow import Narrow
 from lowrank.core.weight import Bond, Group
 
 

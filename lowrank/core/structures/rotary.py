@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.core.analysis import Analysis, BondAnalysis, Folds, Numbers
-from lowrank.core.gram import Gram
-from lowrank.core.heads import blocks, of_group, pairs_of
-from lowrank.core.linalg import Matrix, Vector
-from lowrank.core.narrow import Narrow
+from lowrank.core.linalg.eigen import Matrix, Vector
 from lowrank.core.structures.base import Replacement
-from lowrank.core.structures.bonded import Bonded, inputs_known
+from lowrank.core.structures.coupled import Bonded, inputs_known
 from lowrank.core.structures.product import seen_outputs
+from lowrank.core.truncation.attention import blocks, of_group, pairs_of
+from lowrank.core.truncation.gram import Gram
+from lowrank.core.truncation.narrow import Narrow
 from lowrank.core.weight import ROTARY, Bond, Group
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from lowrank.core.analysis import Analysis, BondAnalysis, Folds, Numbers
-from lowrank.core.factors import Factors, directions, residual_curve
-from lowrank.core.gram import Gram
-from lowrank.core.linalg import Matrix, Vector, magnitude
+from lowrank.core.linalg.eigen import Matrix, Vector, magnitude
 from lowrank.core.structures.base import Replacement
-from lowrank.core.structures.bonded import Bonded, inputs_known
+from lowrank.core.structures.coupled import Bonded, inputs_known
+from lowrank.core.truncation.directions import directions, residual_curve
+from lowrank.core.truncation.factors import Factors
+from lowrank.core.truncation.gram import Gram
 from lowrank.core.weight import Bond, Group
 
 

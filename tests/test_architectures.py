@@ -55,7 +55,7 @@ def test_architecture(name: str, tmp_path: Path) -> None:
     assert parity.holds, parity
 
     dense_output = dense.run(feed)
-    ours = small.oracle()(feed)
+    ours = small.reference()(feed)
     assert np.abs(ours - dense_output).max() > 1e-3 * np.abs(dense_output).max(), "the plan must matter"
     if name in FUSED:
         return

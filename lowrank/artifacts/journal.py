@@ -113,7 +113,7 @@ NOWHERE = Journal()
 
 
 @dataclass(frozen=True, slots=True)
-class Kept(Generic[T, R]):
+class Journaled(Generic[T, R]):
     """A job whose results are kept: what the journal has is not done again."""
 
     job: Callable[[T], R]

@@ -29,7 +29,7 @@ class Unrun:
         self._refuse()
 
     @property
-    def bonds(self) -> tuple[()]:
+    def couplings(self) -> tuple[()]:
         """None are known: they are found by running the model."""
         return ()
 
@@ -44,7 +44,7 @@ class Unrun:
         """Not possible."""
         self._refuse()
 
-    def oracle(self) -> NoReturn:
+    def reference(self) -> NoReturn:
         """Not possible."""
         self._refuse()
 

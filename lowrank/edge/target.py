@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from lowrank.errors import ExportError
-
 
 Profile = Literal["portable", "ort"]
 """What a graph is for: any runtime of the last years, or ONNX Runtime, with its own operators."""

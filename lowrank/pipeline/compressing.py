@@ -18,7 +18,7 @@ from lowrank.core.plan import Plan, check_budget
 from lowrank.core.selection.knapsack import Knapsack, share_in_time
 from lowrank.core.selection.selector import Selector
 from lowrank.core.selection.timings import Timings
-from lowrank.core.structures.permute import absorbed
+from lowrank.core.structures.permute import agree_channel_order
 from lowrank.edge.target import Target
 from lowrank.errors import HealingError, InfeasibleBudget, LowRankError, PlanMismatch
 from lowrank.parallel import processes
@@ -225,8 +225,8 @@ def compress(
     chosen = replace(chosen, notes=(*chosen.notes, *solver_notes(used)))
     with clock.stage("rewrite"):
         # Permutations last: until then every weight is compared with its own dense outputs.
-        bonds = backend.bonds if beside is None else ()
-        small = backend.rewrite(absorbed(made, backend.weights, bonds, backend))
+        couplings = backend.couplings if beside is None else ()
+        small = backend.rewrite(agree_channel_order(made, backend.weights, couplings, backend))
     with staged(run, owned=RESULTS) as stage:
         if analysis is not kept:
             save_analysis(analysis, stage)

@@ -12,7 +12,7 @@ from lowrank.core.budget import Budget
 from lowrank.core.cost import UNITS
 from lowrank.core.plan import Plan
 from lowrank.core.selection.selector import Selector
-from lowrank.core.structures.permute import absorbed
+from lowrank.core.structures.permute import agree_channel_order
 from lowrank.core.weight import Skip
 from lowrank.errors import InfeasibleBudget, UnsupportedModel
 from lowrank.pipeline.analyzing import analyze_backend
@@ -136,7 +136,7 @@ def compress_(
         made = factorize(backend, analysis, plan, track)
         if refit and calibration is not None and made:
             made = refitted(calibration, made, analysis, track)
-        made = absorbed(made, backend.weights, backend.bonds if made else (), backend)
+        made = agree_channel_order(made, backend.weights, backend.couplings if made else (), backend)
         before = sum(p.numel() for p in model.parameters())
         weights = {weight.name: weight for weight in backend.weights}
         layers = replace_in_place_(model, weights, made) if made else {}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowrank.artifacts import read_json
-from lowrank.artifacts.journal import NOWHERE, Journal, Kept
+from lowrank.artifacts.journal import NOWHERE, Journal, Journaled
 from lowrank.artifacts.replacements import ReplacementsCodec
 from lowrank.backends import Backend
 from lowrank.core.analysis import Analysis
@@ -79,7 +79,7 @@ def factorize(
     def job(option: Option) -> Mapping[str, Replacement]:
         return factorized(option, analysis, backend)
 
-    kept = Kept(job, journal, lambda option: option.group, ReplacementsCodec())
+    kept = Journaled(job, journal, lambda option: option.group, ReplacementsCodec())
     with execution.pool([record.weight for record in analysis.weights]) as pool:
         parts = list(track(pool.map(kept, plan.options), "factorizing", len(plan.options)))
     return {name: factors for part in parts for name, factors in part.items()}

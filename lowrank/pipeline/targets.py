@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from lowrank.backends import Backend
 from lowrank.core.match import selector_of
-from lowrank.core.weight import Bond, Group, Skip, Weight
+from lowrank.core.weight import Coupling, Group, Skip, Weight
 from lowrank.errors import PatternError, UnsupportedModel
 from lowrank.pipeline.settings import ROLES, Settings
 
-BONDED_INPUTS = 4096
-"""Wider inputs of bonded weights get no moment: it would take 128 MB for each fold of each."""
+COUPLED_INPUTS = 4096
+"""Wider inputs of coupled weights get no moment: it would take 128 MB for each fold of each."""
 
 NOT_TARGETED = {
     "projection": "a projection; --targets projections adds it",
@@ -60,7 +60,7 @@ def _nothing(skips: Sequence[Skip]) -> str:
 
 
 def targeted_groups(backend: Backend, settings: Settings) -> list[tuple[Group, list[Weight]]]:
-    """All that could be decided on, with the weights of each: every targeted weight by itself, and every bond.
+    """All that could be decided on, with the weights of each: every targeted weight by itself, and every coupling.
 
     Raises:
         UnsupportedModel: if no weight is targeted.
@@ -71,11 +71,11 @@ def targeted_groups(backend: Backend, settings: Settings) -> list[tuple[Group, l
     return [(group, [by_name[name] for name in group.weights]) for group in groups]
 
 
-def usable(backend: Backend, weights: Sequence[Weight]) -> list[Bond]:
-    """The bonds between targeted weights whose moments are not too wide to keep."""
+def usable(backend: Backend, weights: Sequence[Weight]) -> list[Coupling]:
+    """The couplings between targeted weights whose moments are not too wide to keep."""
     targeted = {w.name: w for w in weights}
     return [
-        bond
-        for bond in backend.bonds
-        if all(name in targeted and targeted[name].cols <= BONDED_INPUTS for name in bond.weights)
+        coupling
+        for coupling in backend.couplings
+        if all(name in targeted and targeted[name].cols <= COUPLED_INPUTS for name in coupling.weights)
     ]

@@ -37,7 +37,7 @@ def time_of(option: Any, analysis: Any, table: Timings) -> float:
 @pytest.fixture(scope="module")
 def analysis() -> Any:
     dense: Any = open_model(build("bert"))
-    return analysis_of(dense, dense.bonds, tuple(dense.signature.example(4, 12, seed) for seed in range(2)))
+    return analysis_of(dense, dense.couplings, tuple(dense.signature.example(4, 12, seed) for seed in range(2)))
 
 
 def test_between_and_beyond_what_was_measured() -> None:

@@ -79,7 +79,7 @@ class OnnxBackend:
         return self.signature.output_kind if isinstance(self.signature, Signature) else "hidden"
 
     @property
-    def bonds(self) -> tuple[()]:
+    def couplings(self) -> tuple[()]:
         """None are known."""
         return ()
 
@@ -203,7 +203,7 @@ class OnnxBackend:
             return _floating(runner(feed, [self.signature.output], numbers)[0])
         return _floating(self._runner(feed, [self.signature.output])[0])
 
-    def oracle(self) -> Callable[[Feed], NDArray[Any]]:
+    def reference(self) -> Callable[[Feed], NDArray[Any]]:
         """The dense graph with the factors' products as its weights: the same function by a graph nobody rewrote."""
         if self.dense is None:
             return self.run

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-
 OPSET = 20
 """Old enough for any runtime of the last years, new enough for a Gelu operator."""
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lowrank.artifacts.files import linked
 from lowrank.backends.onnx.constants import constants_of, tensor_of
-
 
 INLINE_BYTES = 4 << 20
 """Above this the weights go to a file of their own beside the graph, page-aligned, which a runtime maps: what it does

@@ -1,4 +1,4 @@
-"""Which weights of a module are bonded, found by changing them together and looking whether the output stays.
+"""Which weights of a module are coupled, found by changing them together and looking whether the output stays.
 
 Names and shapes only propose. A head's channels can have any coordinates if, and only if, the output is the same after
 a random change of them; a neuron flows through one column of the next weight and nowhere else if, and only if, the
@@ -21,7 +21,7 @@ from lowrank.backends.torch.inputs import call, first_input, in_float32
 from lowrank.backends.torch.tensors import module_in_float32
 from lowrank.core.match import in_block
 from lowrank.core.truncation.attention import pairs_of
-from lowrank.core.weight import ROTARY, Bond, Weight
+from lowrank.core.weight import ROTARY, Coupling, Weight
 
 TOLERANCE = 1e-3
 """Of the output's largest number: float32 leaves 1e-5, another function 1e-1."""
@@ -32,8 +32,8 @@ NAMES = {
 }
 
 
-def find_bonds(module: nn.Module, signature: Signature | str, weights: Sequence[Weight]) -> tuple[Bond, ...]:
-    """The bonds between the linear weights inside a module's blocks; none if it cannot be run."""
+def find_couplings(module: nn.Module, signature: Signature | str, weights: Sequence[Weight]) -> tuple[Coupling, ...]:
+    """The couplings between the linear weights inside a module's blocks; none if it cannot be run."""
     candidates = [w for w in weights if w.is_linear and in_block(w.name)]
     if isinstance(signature, str) or not candidates:
         return ()
@@ -42,32 +42,32 @@ def find_bonds(module: nn.Module, signature: Signature | str, weights: Sequence[
     except Exception:
         # A model that does not run on random inputs tells nothing.
         return ()
-    found: list[Bond] = [Bond("same_input", names) for names in trial.sharing() if len(names) > 1]
+    found: list[Coupling] = [Coupling("same_input", names) for names in trial.sharing() if len(names) > 1]
     for query, key, value, output in trial.attentions():
         found += _of_attention(trial, query, key, value, output)
-    taken = {name for bond in found if bond.kind != "same_input" for name in bond.weights}
+    taken = {name for coupling in found if coupling.kind != "same_input" for name in coupling.weights}
     hidden = [names for names in trial.feed_forwards() if not taken & set(names)]
-    if trial.keeps([Bond("hidden", names) for names in hidden]):
-        return (*found, *(Bond("hidden", names) for names in hidden))
-    return (*found, *(bond for names in hidden if trial.keeps([bond := Bond("hidden", names)])))
+    if trial.keeps([Coupling("hidden", names) for names in hidden]):
+        return (*found, *(Coupling("hidden", names) for names in hidden))
+    return (*found, *(coupling for names in hidden if trial.keeps([coupling := Coupling("hidden", names)])))
 
 
-def _of_attention(trial: _Trial, query: str, key: str, value: str, output: str | None) -> list[Bond]:
-    """The bonds of one attention, with the fewest heads for which the experiment holds."""
-    found: list[Bond] = []
+def _of_attention(trial: _Trial, query: str, key: str, value: str, output: str | None) -> list[Coupling]:
+    """The couplings of one attention, with the fewest heads for which the experiment holds."""
+    found: list[Coupling] = []
     for heads in trial.head_counts(query):
         width = trial.rows(query) // heads
         kv_heads = trial.rows(key) // width
         if trial.rows(key) % width or heads % max(kv_heads, 1) or trial.rows(value) != trial.rows(key):
             continue
-        wanted = [Bond("query_key", (query, key), heads, kv_heads)]
+        wanted = [Coupling("query_key", (query, key), heads, kv_heads)]
         if output is not None and trial.cols(output) == trial.rows(query):
-            wanted.append(Bond("value_output", (value, output), heads, kv_heads))
-        found = [bond for bond in wanted if trial.keeps([bond])]
+            wanted.append(Coupling("value_output", (value, output), heads, kv_heads))
+        found = [coupling for coupling in wanted if trial.keeps([coupling])]
         if found and found[0].kind == "value_output" and width % 2 == 0:
             # The heads are known now; pairs of neighbours would be free in heads of any width.
-            rotary = (Bond(kind, (query, key), heads, kv_heads) for kind in ROTARY)
-            found = [*[bond for bond in rotary if trial.keeps([bond])][:1], *found]
+            rotary = (Coupling(kind, (query, key), heads, kv_heads) for kind in ROTARY)
+            found = [*[coupling for coupling in rotary if trial.keeps([coupling])][:1], *found]
         if found:
             break
     return found
@@ -100,7 +100,7 @@ class _Trial:
         finally:
             for handle in handles:
                 handle.remove()
-        # A layer that is called twice (one block applied again and again) is no part of a bond.
+        # A layer that is called twice (one block applied again and again) is no part of a coupling.
         names = [name for name, _ in self.calls]
         self.calls = [(name, tensor) for name, tensor in self.calls if names.count(name) == 1]
 
@@ -161,14 +161,16 @@ class _Trial:
                     counts |= {number, rows // number}
         return sorted(c for c in counts if c and rows % c == 0 and rows // c > 1)
 
-    def keeps(self, bonds: Sequence[Bond]) -> bool:
-        """Whether the model gives what it gave when the bonded weights are changed together."""
-        if not bonds:
+    def keeps(self, couplings: Sequence[Coupling]) -> bool:
+        """Whether the model gives what it gave when the coupled weights are changed together."""
+        if not couplings:
             return True
         with self._changing() as change, torch.no_grad():
             reference = self.before
-            if bonds[0].kind == "hidden":
-                kept = {b.weights: torch.randperm(self.cols(b.weights[-1]), generator=self.generator) for b in bonds}
+            if couplings[0].kind == "hidden":
+                kept = {
+                    b.weights: torch.randperm(self.cols(b.weights[-1]), generator=self.generator) for b in couplings
+                }
                 kept = {names: order[: max(1, len(order) // 2)].sort().values for names, order in kept.items()}
                 for names, some in kept.items():
                     zeroed = torch.zeros_like(self._matrix(names[-1]))
@@ -180,11 +182,11 @@ class _Trial:
                     for name in names[:-1]:
                         bias = self._bias(name)
                         change(name, self._matrix(name)[some], None if bias is None else bias.data[some])
-            for bond in bonds:
-                if bond.kind in ("query_key", *ROTARY):
-                    self._turn_query_key(bond, change)
-                elif bond.kind == "value_output":
-                    self._turn_value_output(bond, change)
+            for coupling in couplings:
+                if coupling.kind in ("query_key", *ROTARY):
+                    self._turn_query_key(coupling, change)
+                elif coupling.kind == "value_output":
+                    self._turn_value_output(coupling, change)
             after = self._tried()
         if reference is None or after is None:
             return False
@@ -192,20 +194,20 @@ class _Trial:
         # Something must have been there to be changed.
         return scale > 0 and bool(((after - reference).abs() <= TOLERANCE * scale).all())
 
-    def _turn_query_key(self, bond: Bond, change: Any) -> None:
-        query, key = bond.weights
-        maps, outer = self._maps(bond, self.rows(key))
+    def _turn_query_key(self, coupling: Coupling, change: Any) -> None:
+        query, key = coupling.weights
+        maps, outer = self._maps(coupling, self.rows(key))
         bias = self._bias(query)
         change(query, _per_head(outer, self._matrix(query)), None if bias is None else _per_head(outer, bias.data))
         # A key's bias adds the same to all scores of a query, unless positions turn it.
         dropped = self._bias(key)
         if dropped is not None:
-            dropped = _per_head(maps, dropped.data) if bond.kind in ROTARY else torch.zeros_like(dropped)
+            dropped = _per_head(maps, dropped.data) if coupling.kind in ROTARY else torch.zeros_like(dropped)
         change(key, _per_head(maps, self._matrix(key)), dropped)
 
-    def _turn_value_output(self, bond: Bond, change: Any) -> None:
-        value, output = bond.weights
-        maps, outer = self._maps(bond, self.rows(value))
+    def _turn_value_output(self, coupling: Coupling, change: Any) -> None:
+        value, output = coupling.weights
+        maps, outer = self._maps(coupling, self.rows(value))
         before, after = self._bias(value), self._bias(output)
         turned = _per_head(outer, self._matrix(output).T).T
         if before is None or after is None:
@@ -215,25 +217,29 @@ class _Trial:
             change(output, turned)
             return
         # Rows of attention sum to one, so that the bias of the values can go to the output.
-        repeated = before.data.reshape(bond.kv_heads, -1).repeat_interleave(bond.heads // bond.kv_heads, 0).reshape(-1)
+        repeated = (
+            before.data.reshape(coupling.kv_heads, -1)
+            .repeat_interleave(coupling.heads // coupling.kv_heads, 0)
+            .reshape(-1)
+        )
         change(value, _per_head(maps, self._matrix(value)), torch.zeros_like(before))
         change(output, turned, after.data + self._matrix(output) @ repeated)
 
-    def _maps(self, bond: Bond, rows: int) -> tuple[Tensor, Tensor]:
+    def _maps(self, coupling: Coupling, rows: int) -> tuple[Tensor, Tensor]:
         """Random maps that are neither rotations nor scales, and safely invertible: one for each key and value head,
         and what undoes it for each query head."""
-        heads, width = bond.kv_heads, rows // bond.kv_heads
-        if bond.kind in ROTARY:
-            maps = self._pair_maps(bond, heads, width)
-            return maps, torch.linalg.inv(maps).transpose(1, 2).repeat_interleave(bond.heads // heads, 0)
+        heads, width = coupling.kv_heads, rows // coupling.kv_heads
+        if coupling.kind in ROTARY:
+            maps = self._pair_maps(coupling, heads, width)
+            return maps, torch.linalg.inv(maps).transpose(1, 2).repeat_interleave(coupling.heads // heads, 0)
         turns = torch.linalg.qr(torch.randn(heads, width, width, generator=self.generator))[0]
         scales = torch.linspace(0.5, 2.0, width)[torch.randperm(width, generator=self.generator)]
         maps = turns * scales @ torch.linalg.qr(torch.randn(heads, width, width, generator=self.generator))[0]
-        return maps, torch.linalg.inv(maps).transpose(1, 2).repeat_interleave(bond.heads // heads, 0)
+        return maps, torch.linalg.inv(maps).transpose(1, 2).repeat_interleave(coupling.heads // heads, 0)
 
-    def _pair_maps(self, bond: Bond, heads: int, width: int) -> Tensor:
+    def _pair_maps(self, coupling: Coupling, heads: int, width: int) -> Tensor:
         """A turn and a scale of each pair of channels, which turns by positions do not notice."""
-        pairs = torch.from_numpy(pairs_of(bond.kind, width))
+        pairs = torch.from_numpy(pairs_of(coupling.kind, width))
         size = torch.linspace(0.5, 2.0, len(pairs))[torch.randperm(len(pairs), generator=self.generator)]
         angle = 6.28 * torch.rand(heads, len(pairs), generator=self.generator)
         maps, (first, second) = torch.zeros(heads, width, width), pairs.T

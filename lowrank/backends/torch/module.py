@@ -20,7 +20,7 @@ from lowrank.artifacts.files import RECORD_FILE, read_json, write_json
 from lowrank.backends.base import Change
 from lowrank.backends.inputs import Feed, OutputKind, Signature
 from lowrank.backends.torch.config_block import write_block
-from lowrank.backends.torch.couplings import find_bonds
+from lowrank.backends.torch.couplings import find_couplings
 from lowrank.backends.torch.curvature import output_curvature
 from lowrank.backends.torch.describe import describe
 from lowrank.backends.torch.inputs import as_tensors, call, in_float32
@@ -32,7 +32,7 @@ from lowrank.backends.torch.tensors import MODEL_FILE, as_matrix, bytes_of, modu
 from lowrank.core.linalg.eigen import Matrix, Vector
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.gram import Gram, Side
-from lowrank.core.weight import Bond, Skip, Weight
+from lowrank.core.weight import Coupling, Skip, Weight
 from lowrank.errors import ArtifactError, NonFiniteWeight
 
 
@@ -78,13 +78,13 @@ class ModuleBackend:
         return "embedding" if pooled and named == "hidden" else named
 
     @property
-    def bonds(self) -> tuple[Bond, ...]:
+    def couplings(self) -> tuple[Coupling, ...]:
         """Found by running the module on a few random tokens with its weights changed."""
-        return self._bonds
+        return self._couplings
 
     @cached_property
-    def _bonds(self) -> tuple[Bond, ...]:
-        return find_bonds(self.module, self.signature, self.weights)
+    def _couplings(self) -> tuple[Coupling, ...]:
+        return find_couplings(self.module, self.signature, self.weights)
 
     @property
     def params(self) -> int:
@@ -145,7 +145,7 @@ class ModuleBackend:
         with torch.no_grad():
             return as_array(call(self.signature, self.module, feed))
 
-    def oracle(self) -> Callable[[Feed], NDArray[Any]]:
+    def reference(self) -> Callable[[Feed], NDArray[Any]]:
         """The module in float32: an exported graph does not round as a half-precision module does at every step."""
         assert isinstance(self.signature, Signature)
         module, signature = module_in_float32(self.module), in_float32(self.signature)

@@ -247,10 +247,12 @@ class _Reader:
 
     def _of_neurons(self, weight: Weight, matrix: NDArray[np.float64], structure: str, rank: int) -> Narrow:
         """A layer whose neighbours know that it is narrower: which neurons it has the analysis tells."""
-        bond = next(b for b in self.analysis.bonds if b.structure == structure and weight.name in b.group.weights)
-        assert bond.order is not None
-        kept = np.sort(bond.order[:rank])
-        if weight.name == bond.group.weights[-1]:
+        coupling = next(
+            b for b in self.analysis.couplings if b.structure == structure and weight.name in b.group.weights
+        )
+        assert coupling.order is not None
+        kept = np.sort(coupling.order[:rank])
+        if weight.name == coupling.group.weights[-1]:
             return Narrow(matrix, inputs=kept, rank=rank)
         spread = np.full(weight.rows, -1, np.int64)
         spread[kept] = np.arange(len(kept))

@@ -41,7 +41,7 @@ class Knapsack:
     choice is exact for it (see `choose`); the sum itself is a heuristic, as errors of different layers are taken as
     additive.
 
-    Under an error budget every weight takes its cheapest option within the error, by itself: the errors of bonded
+    Under an error budget every weight takes its cheapest option within the error, by itself: the errors of coupled
     weights are those of what they give together.
     """
 

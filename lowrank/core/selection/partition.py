@@ -1,6 +1,6 @@
-"""The knapsack over bonded weights: how to split each block, and one option for each part, exactly.
+"""The knapsack over coupled weights: how to split each block, and one option for each part, exactly.
 
-Weights that are bonded can be decided together or apart: an attention block as four weights, as query-key and
+Weights that are coupled can be decided together or apart: an attention block as four weights, as query-key and
 value-output products, as a shared basis and an output. Each such partition of a block is one way to have it; what is
 chosen is a partition of every block and an option for every part.
 """
@@ -25,7 +25,7 @@ Partition = tuple[str, ...]
 
 
 def partitions(groups: Mapping[str, Group]) -> list[list[Partition]]:
-    """The blocks of weights that bonds hold together, each with all the ways to split it.
+    """The blocks of weights that couplings hold together, each with all the ways to split it.
 
     Example:
         >>> groups = [Group("a", ("a",)), Group("b", ("b",)), Group("c", ("c",)), Group("a+b", ("a", "b"))]

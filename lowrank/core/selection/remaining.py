@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lowrank.core.analysis import (
     Analysis,
-    BondAnalysis,
+    CouplingAnalysis,
     Folds,
     Numbers,
     WeightAnalysis,
@@ -26,7 +26,7 @@ from lowrank.core.analysis import (
     ridge_of,
 )
 from lowrank.core.linalg.eigen import Matrix, Vector, tail_shares
-from lowrank.core.structures import BONDED, Option, Replacement, structure_named
+from lowrank.core.structures import COUPLED, Option, Replacement, structure_named
 from lowrank.core.truncation.directions import Directions, curved_curve, curved_directions, thin_directions
 from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.gram import Gram
@@ -38,11 +38,11 @@ from lowrank.core.weight import Group, Weight
 
 IN_ORDER = ("product", "rotary", "neurons")
 """Structures that give channels other coordinates, or fewer of them: those are kept in the order in which they were
-chosen, and only their bond decides on them."""
+chosen, and only their coupling decides on them."""
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
+class CompressedWeights:
     """The numbers of a finished model, by the names and in the coordinates of the dense one."""
 
     replacements: Mapping[str, Replacement]
@@ -128,7 +128,7 @@ class Remaining(Analysis):
 
 
 def remaining(
-    analysis: Analysis, options: tuple[Option, ...], held: Held, fixed: Mapping[str, str], changed: bool
+    analysis: Analysis, options: tuple[Option, ...], held: CompressedWeights, fixed: Mapping[str, str], changed: bool
 ) -> Remaining:
     """The analysis of a finished model from that of the dense one.
 
@@ -156,17 +156,17 @@ def remaining(
         _record(r, found, held, thin) if r.weight.name in free and (changed or r.weight.name in replaced) else r
         for r in analysis.weights
     )
-    bonds: list[BondAnalysis] = []
-    for bond in analysis.bonds:
-        one = now.get(bond.group.name)
-        if one is not None and one.structure == bond.structure and one.structure in IN_ORDER:
-            bonds.append(_rest(bond, one))
-        elif not changed and set(bond.group.weights) <= free - replaced:
-            bonds.append(bond)
-        elif set(bond.group.weights) <= free:
-            bonds += _measured(bond, grams, held, one)
+    couplings: list[CouplingAnalysis] = []
+    for coupling in analysis.couplings:
+        one = now.get(coupling.group.name)
+        if one is not None and one.structure == coupling.structure and one.structure in IN_ORDER:
+            couplings.append(_rest(coupling, one))
+        elif not changed and set(coupling.group.weights) <= free - replaced:
+            couplings.append(coupling)
+        elif set(coupling.group.weights) <= free:
+            couplings += _measured(coupling, grams, held, one)
     kept: dict[str, Any] = {each.name: getattr(found, each.name) for each in fields(Analysis)}
-    kept |= {"weights": records, "bonds": tuple(bonds)}
+    kept |= {"weights": records, "bonds": tuple(couplings)}
     return Remaining(**kept, now=now, fixed=frozenset(fixed), thin=thin)
 
 
@@ -182,7 +182,9 @@ def _seen(folds: Folds, thin: Factors | None) -> Folds:
     return Folds(inside(folds.fit), inside(folds.heldout))
 
 
-def _record(record: WeightAnalysis, analysis: Analysis, held: Held, thin: Mapping[str, Factors]) -> WeightAnalysis:
+def _record(
+    record: WeightAnalysis, analysis: Analysis, held: CompressedWeights, thin: Mapping[str, Factors]
+) -> WeightAnalysis:
     """The record of what is left of a weight: errors at every rank, none from the rank on that it has."""
     weight, name = record.weight, record.weight.name
     factors, folds = thin.get(name), analysis.grams.get(name)
@@ -229,29 +231,31 @@ def _curve(chosen: Directions, factors: Factors, judge: Gram | None) -> Vector:
     return tail_shares(np.maximum(np.sum(parts, axis=0), 0.0))
 
 
-def _rest(bond: BondAnalysis, now: Option) -> BondAnalysis:
+def _rest(coupling: CouplingAnalysis, now: Option) -> CouplingAnalysis:
     """The errors of keeping fewer of the channels that are left, in the order that they have."""
     # Every one: between known ranks the error is interpolated, and the last one is zero.
-    ranks = np.arange(min(int(bond.ranks[0]), now.rank), now.rank + 1, dtype=np.int64)
-    before = float(bond.error_at(np.array([now.rank]))[0])
-    errors = np.maximum(bond.error_at(ranks) - before, 0.0) / max(1 - before, 1e-12)
+    ranks = np.arange(min(int(coupling.ranks[0]), now.rank), now.rank + 1, dtype=np.int64)
+    before = float(coupling.error_at(np.array([now.rank]))[0])
+    errors = np.maximum(coupling.error_at(ranks) - before, 0.0) / max(1 - before, 1e-12)
     errors[-1] = 0.0
-    return replace(bond, ranks=ranks, errors=errors)
+    return replace(coupling, ranks=ranks, errors=errors)
 
 
-def _measured(bond: BondAnalysis, grams: Mapping[str, Folds], held: Held, now: Option | None) -> list[BondAnalysis]:
+def _measured(
+    coupling: CouplingAnalysis, grams: Mapping[str, Folds], held: CompressedWeights, now: Option | None
+) -> list[CouplingAnalysis]:
     """What a structure can make of weights that may have been cut each by itself, or have a basis in common."""
-    structure = next((s for s in BONDED if s.name == bond.structure), None)
-    new = structure.measure(bond.group.bond, grams, held) if structure and bond.group.bond else None
+    structure = next((s for s in COUPLED if s.name == coupling.structure), None)
+    new = structure.measure(coupling.group.coupling, grams, held) if structure and coupling.group.coupling else None
     if new is None:
         return []
     errors = new.errors.copy()
     if now is not None and now.structure == new.structure:
         errors[new.ranks >= now.rank] = 0.0
-    return [replace(new, errors=errors, measured=bond.measured)]
+    return [replace(new, errors=errors, measured=coupling.measured)]
 
 
-def recut(option: Option, analysis: Remaining, held: Held) -> Mapping[str, Replacement]:
+def recut(option: Option, analysis: Remaining, held: CompressedWeights) -> Mapping[str, Replacement]:
     """What replaces each weight of an option's group in the finished model.
 
     A group that keeps its structure and rank keeps its very numbers, but for an order of channels that neighbours have
@@ -268,7 +272,7 @@ def recut(option: Option, analysis: Remaining, held: Held) -> Mapping[str, Repla
     return structure.factorize(group, option.rank, analysis, held)
 
 
-def _apart(held: Held, name: str) -> Replacement:
+def _apart(held: CompressedWeights, name: str) -> Replacement:
     """A replacement with its channels in the order of the dense weight's."""
     one = held.replacements[name]
     if one.rows is None and one.cols is None and not _is_absorbed(one):
@@ -283,7 +287,7 @@ def _is_absorbed(one: Replacement) -> bool:
     return isinstance(one.factors, Pivoted) and (one.factors.order is None or one.factors.side == "input")
 
 
-def _fewer(held: Held, name: str, rank: int, now: int) -> Replacement:
+def _fewer(held: CompressedWeights, name: str, rank: int, now: int) -> Replacement:
     """The first channels of every head, which are those that matter most."""
     one = held.replacements[name]
     narrow = one.factors

@@ -194,18 +194,22 @@ def _neurons(table: Timings, rank: int, group: Group, weights: Sequence[Weight])
 
 def _product(table: Timings, rank: int, group: Group, weights: Sequence[Weight]) -> float:
     """Fewer channels a head: less in the weights, and in what attention does between them."""
-    bond = group.bond
-    assert bond is not None
+    coupling = group.coupling
+    assert coupling is not None
     first, second = weights
     # With rotary positions a rank is a pair of channels.
-    width = rank if bond.kind in ("query_key", "value_output") else 2 * rank
-    if bond.kind == "value_output":
-        full, inside = first.rows // bond.kv_heads, "mixture"
-        narrow = table.product(first.cols, bond.kv_heads * width) + table.product(bond.heads * width, second.rows)
+    width = rank if coupling.kind in ("query_key", "value_output") else 2 * rank
+    if coupling.kind == "value_output":
+        full, inside = first.rows // coupling.kv_heads, "mixture"
+        narrow = table.product(first.cols, coupling.kv_heads * width) + table.product(
+            coupling.heads * width, second.rows
+        )
     else:
-        full, inside = first.rows // bond.heads, "scores"
-        narrow = table.product(first.cols, bond.heads * width) + table.product(second.cols, bond.kv_heads * width)
-    return narrow + table.at(inside, bond.heads, width) - table.at(inside, bond.heads, full)
+        full, inside = first.rows // coupling.heads, "scores"
+        narrow = table.product(first.cols, coupling.heads * width) + table.product(
+            second.cols, coupling.kv_heads * width
+        )
+    return narrow + table.at(inside, coupling.heads, width) - table.at(inside, coupling.heads, full)
 
 
 _MAKERS: dict[str, Maker] = {
@@ -241,18 +245,18 @@ def sizes_for(groups: Sequence[tuple[Group, Sequence[Weight]]], step: int) -> di
                 # The second factor of a pivoted pair gives what the first does not.
                 products |= {(rank, step) for rank in ranks}
                 concats.add((0, weight.rows))
-        if group.bond is None:
+        if group.coupling is None:
             continue
         first, last = weights[0], weights[-1]
-        if group.bond.kind == "hidden":
+        if group.coupling.kind == "hidden":
             hidden = [*range(step, last.cols, step), last.cols]
             products |= {(first.cols, n) for n in hidden} | {(n, last.rows) for n in hidden}
             activations |= {(0, n) for n in (step, last.cols // 2, last.cols)}
-        elif group.bond.kind != "same_input":
-            of_values = group.bond.kind == "value_output"
-            width = first.rows // (group.bond.kv_heads if of_values else group.bond.heads)
+        elif group.coupling.kind != "same_input":
+            of_values = group.coupling.kind == "value_output"
+            width = first.rows // (group.coupling.kv_heads if of_values else group.coupling.heads)
             inside = mixtures if of_values else scores
-            inside |= {(group.bond.heads, w) for w in (1, width // 4, width // 2, width) if w}
+            inside |= {(group.coupling.heads, w) for w in (1, width // 4, width // 2, width) if w}
     found: dict[Operator, Sequence[tuple[int, int]]] = {
         "product": sorted(products),
         "concat": sorted(concats),

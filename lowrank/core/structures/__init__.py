@@ -20,16 +20,16 @@ from lowrank.core.structures.spatial import Spatial
 from lowrank.core.structures.two_factor import TwoFactor
 from lowrank.core.weight import Group
 
-BONDED = (Product(), RotaryPairs(), Neurons(), SharedBasis())
-"""Those of several weights, each of which measures what it can make of a bond."""
+COUPLED = (Product(), RotaryPairs(), Neurons(), SharedBasis())
+"""Those of several weights, each of which measures what it can make of a coupling."""
 
-STRUCTURES: tuple[Structure, ...] = (Dense(), TwoFactor(), PivotedFactors(), Spatial(), *BONDED)
+STRUCTURES: tuple[Structure, ...] = (Dense(), TwoFactor(), PivotedFactors(), Spatial(), *COUPLED)
 
 ROUNDED: tuple[Structure, ...] = (Residual(),)
 """Those of graphs in few bits, which only a budget of bytes of a file can choose."""
 
 __all__ = [
-    "BONDED",
+    "COUPLED",
     "ROUNDED",
     "STRUCTURES",
     "Curve",

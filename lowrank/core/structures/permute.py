@@ -26,59 +26,63 @@ from lowrank.core.truncation.pivoted import (
     chosen_rows,
     combinations,
 )
-from lowrank.core.weight import Bond, Weight
+from lowrank.core.weight import Coupling, Weight
 
 Order = NDArray[np.int64]
 
 
-def absorbed(
-    made: Mapping[str, Replacement], weights: Iterable[Weight], bonds: Iterable[Bond], numbers: Numbers
+def agree_channel_order(
+    made: Mapping[str, Replacement], weights: Iterable[Weight], couplings: Iterable[Coupling], numbers: Numbers
 ) -> dict[str, Replacement]:
     """The same function with fewer gathers.
 
-    A bond counts if all its weights are factored by themselves. Pivots can only be the first or the last channels of
-    every head if their number is a multiple of that of the heads, and if those that are free to be chosen carry the
+    A coupling counts if all its weights are factored by themselves. Pivots can only be the first or the last channels
+    of every head if their number is a multiple of that of the heads, and if those that are free to be chosen carry the
     others soundly in the dtype that they are stored in (see `combinations`); otherwise the gather stays.
 
     Args:
         made: what replaces each weight.
         weights: of the model.
-        bonds: of the model.
+        couplings: of the model.
         numbers: where the biases are.
     """
     found = dict(made)
     coarse = {weight.name for weight in weights if item_bytes(weight.dtype) <= 2}
-    for bond in bonds:
-        if bond.kind in ("hidden", "query_key", "value_output") and all(_factored(found.get(n)) for n in bond.weights):
-            _absorb(bond, found, numbers, LARGEST if coarse.isdisjoint(bond.weights) else LARGEST_COARSE)
+    for coupling in couplings:
+        if coupling.kind in ("hidden", "query_key", "value_output") and all(
+            _factored(found.get(n)) for n in coupling.weights
+        ):
+            _absorb(coupling, found, numbers, LARGEST if coarse.isdisjoint(coupling.weights) else LARGEST_COARSE)
     return found
 
 
-def _absorb(bond: Bond, found: dict[str, Replacement], numbers: Numbers, largest: float) -> None:
-    *firsts, last = bond.weights
+def _absorb(coupling: Coupling, found: dict[str, Replacement], numbers: Numbers, largest: float) -> None:
+    *firsts, last = coupling.weights
     # Of the heads that share keys and values every one would need the same pivots.
-    alike = bond.heads == bond.kv_heads
-    leading = next((n for n in firsts if _is_pivoted(found[n])), None) if alike or bond.kind != "query_key" else None
-    trailing = last if _is_pivoted(found[last]) and (alike or bond.kind == "query_key") else None
-    side: Side = "output" if bond.kind == "query_key" else "input"
+    alike = coupling.heads == coupling.kv_heads
+    leading = (
+        next((n for n in firsts if _is_pivoted(found[n])), None) if alike or coupling.kind != "query_key" else None
+    )
+    trailing = last if _is_pivoted(found[last]) and (alike or coupling.kind == "query_key") else None
+    side: Side = "output" if coupling.kind == "query_key" else "input"
     ends = _ends(
         None if leading is None else _basis(found[leading], "output"),
         None if trailing is None else _basis(found[trailing], side),
-        bond.kv_heads,
+        coupling.kv_heads,
         largest,
     )
     if ends is None:
         return
     for name in firsts:
-        heads = bond.heads if bond.kind == "query_key" else bond.kv_heads
-        order = _for_heads(ends.order, heads // bond.kv_heads, bond.kv_heads)
+        heads = coupling.heads if coupling.kind == "query_key" else coupling.kv_heads
+        order = _for_heads(ends.order, heads // coupling.kv_heads, coupling.kv_heads)
         end = ends.first if name == leading else None
-        found[name] = _outputs_in(order, found[name], numbers, name, end, bond.kv_heads, last=False)
+        found[name] = _outputs_in(order, found[name], numbers, name, end, coupling.kv_heads, last=False)
     if side == "output":
-        found[last] = _outputs_in(ends.order, found[last], numbers, last, ends.last, bond.kv_heads, last=True)
+        found[last] = _outputs_in(ends.order, found[last], numbers, last, ends.last, coupling.kv_heads, last=True)
     else:
-        order = _for_heads(ends.order, bond.heads // bond.kv_heads, bond.kv_heads)
-        found[last] = _inputs_in(order, found[last], ends.last, bond.kv_heads)
+        order = _for_heads(ends.order, coupling.heads // coupling.kv_heads, coupling.kv_heads)
+        found[last] = _inputs_in(order, found[last], ends.last, coupling.kv_heads)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan, stored_weights
 from lowrank.core.selection.knapsack import Knapsack
-from lowrank.core.structures.permute import absorbed
+from lowrank.core.structures.permute import agree_channel_order
 from lowrank.edge.graph_file import fit_file, write_onnx
 from lowrank.edge.target import Target
 from lowrank.errors import InfeasibleBudget, UnsupportedModel
@@ -69,7 +69,7 @@ def _guess(backend: Backend, analysis: Analysis) -> int:
 def _bytes_of(backend: Backend, analysis: Analysis, plan: Plan, target: Target, signature: Signature) -> int:
     """Of a plan's file: how numbers are fitted and rounded makes no difference to it."""
     made = factorize(backend, analysis, plan)
-    small = backend.rewrite(absorbed(made, backend.weights, backend.bonds, backend))
+    small = backend.rewrite(agree_channel_order(made, backend.weights, backend.couplings, backend))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ONNX_FILE
         write_onnx(small, path)

@@ -45,7 +45,7 @@ def work_for(
         raise TimingError(
             f"there are tables for {', '.join(COMPUTED)}; {target.dtype} weights are computed with otherwise"
         )
-    numbers = sum(weights[0].params for group, weights in groups if group.bond is None)
+    numbers = sum(weights[0].params for group, weights in groups if group.coupling is None)
     sizes = sizes_for(groups, step)
     return work_of(sizes, numbers=numbers, tokens=tokens, threads=threads, dtype=dtype, step=step)
 

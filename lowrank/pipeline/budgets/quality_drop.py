@@ -15,7 +15,7 @@ from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan, stored_weights
 from lowrank.core.selection.selector import Selector
-from lowrank.core.structures.permute import absorbed
+from lowrank.core.structures.permute import agree_channel_order
 from lowrank.edge.graph_file import fit_file, write_onnx
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError, InfeasibleBudget
@@ -130,8 +130,8 @@ class Search:
         made = factorize(self.dense, self.analysis, plan)
         if self.refit and self.calibration is not None and made:
             made = refitted(self.calibration, made, self.analysis)
-        bonds = self.dense.bonds if self.free else ()
-        return self.dense.rewrite(absorbed(made, self.dense.weights, bonds, self.dense))
+        couplings = self.dense.couplings if self.free else ()
+        return self.dense.rewrite(agree_channel_order(made, self.dense.weights, couplings, self.dense))
 
     def _drop_of_file(self, small: Backend, plan: Plan) -> float:
         from lowrank.evaluate.session import FileModel

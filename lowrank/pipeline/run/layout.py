@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lowrank.edge.graph_file import WITH_PAST_FILE
 from lowrank.results.report import ONNX_FILE
-
 
 PAGE_FILE, PLAN_FILE, REPORT_FILE = "report.html", "plan.json", "report.json"
 RUN = "lowrank-run"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lowrank.artifacts import hash_json
 from lowrank.core.analysis import Analysis
@@ -13,7 +13,6 @@ from lowrank.core.plan import Plan
 from lowrank.machine import processor
 from lowrank.results.report import Report
 from lowrank.version import __version__
-
 
 PACKAGES = ("numpy", "scipy", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
 

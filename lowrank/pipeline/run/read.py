@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lowrank.artifacts import load_analysis, read_json
 from lowrank.artifacts.files import RECORD_FILE
@@ -13,9 +12,8 @@ from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan
 from lowrank.errors import ArtifactError, PlanMismatch, UnsupportedModel
-from lowrank.results.report import Report
-
 from lowrank.pipeline.run.layout import MODEL_FOLDER, PLAN_FILE, REPORT_FILE
+from lowrank.results.report import Report
 
 
 def source_of(analysis: Analysis, run: Path, opening: Opening | None) -> tuple[str, Opening]:

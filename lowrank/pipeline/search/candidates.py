@@ -17,14 +17,14 @@ from lowrank.backends import Backend
 from lowrank.backends.inputs import Feed, Signature, spread
 from lowrank.backends.onnx.save import file_size
 from lowrank.core.analysis import Analysis
-from lowrank.core.structures.permute import absorbed
+from lowrank.core.structures.permute import agree_channel_order
 from lowrank.edge.graph_file import fit_file, write_onnx
 from lowrank.errors import ExportError, UnsupportedModel
 from lowrank.pipeline.healing import Training, check_samples, hundredths
 from lowrank.pipeline.plans import factorize, refitted, select
 from lowrank.pipeline.run.layout import CHECKPOINT_FILE, MODEL_FOLDER
 from lowrank.pipeline.run.write import TOKENS
-from lowrank.pipeline.search.points import Kind
+from lowrank.pipeline.search.points import Method
 from lowrank.pipeline.settings import Settings
 from lowrank.progress import Track, silent
 from lowrank.results.report import ONNX_FILE
@@ -39,7 +39,7 @@ CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
-class Made:
+class Candidate:
     """A model, and how it is saved."""
 
     model: Backend
@@ -49,7 +49,7 @@ class Made:
 
 
 @dataclass(eq=False)
-class Maker:
+class CandidateBuilder:
     """Makes each model once, its graphs in all types, and scores them; what is done is kept in a folder."""
 
     dense: Backend
@@ -66,16 +66,16 @@ class Maker:
     track: Track = silent
     _factored: tuple[float, Backend] | None = None
 
-    def path(self, kind: Kind) -> Path:
+    def path(self, kind: Method) -> Path:
         """The graph of a point."""
         return self.folder / kind.name / ONNX_FILE
 
-    def known(self, kind: Kind) -> dict[str, Any] | None:
+    def known(self, kind: Method) -> dict[str, Any] | None:
         """What is known of a point that was made."""
         path = self.folder / kind.name / POINT_FILE
         return read_json(path, "point") if path.is_file() else None
 
-    def make(self, family: Sequence[Kind]) -> None:
+    def make(self, family: Sequence[Method]) -> None:
         """The points of one model, unless they are there.
 
         Raises:
@@ -104,7 +104,7 @@ class Maker:
                 self._round(kind, whole, signature, feeds)
             self._keep(kind, made)
 
-    def _round(self, kind: Kind, whole: Kind, signature: Signature, feeds: Sequence[Feed]) -> None:
+    def _round(self, kind: Method, whole: Method, signature: Signature, feeds: Sequence[Feed]) -> None:
         place = self.path(kind).parent
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
@@ -115,12 +115,12 @@ class Maker:
         if self.saving:
             shutil.copytree(self.path(whole).parent / MODEL_FOLDER, place / MODEL_FOLDER, copy_function=linked)
 
-    def _keep(self, kind: Kind, made: Made) -> None:
+    def _keep(self, kind: Method, made: Candidate) -> None:
         """Score a graph, and remember what it came to."""
         from lowrank.evaluate.tasks import compare
 
         path = self.path(kind)
-        score = self.dense_score if kind == Kind("dense") else self._score(path)
+        score = self.dense_score if kind == Method("dense") else self._score(path)
         compared = compare(self.task, self.dense_score, score)
         if not math.isfinite(compared.drop):
             raise ExportError(f"its {self.task.metric} is no number")
@@ -142,7 +142,7 @@ class Maker:
     @cached_property
     def dense_score(self) -> Score:
         """Of the dense model's graph, which is made first."""
-        return self._score(self.path(Kind("dense")))
+        return self._score(self.path(Method("dense")))
 
     def _score(self, path: Path) -> Score:
         from lowrank.evaluate.session import FileModel
@@ -150,9 +150,9 @@ class Maker:
         assert isinstance(self.dense.signature, Signature)
         return self.task.score(FileModel(path, self.dense.signature.output))
 
-    def _made(self, kind: Kind) -> Made:
+    def _made(self, kind: Method) -> Candidate:
         if kind.method == "dense":
-            return Made(self.dense, self.dense.save)
+            return Candidate(self.dense, self.dense.save)
         if kind.method == "student":
             return self._student()
         assert kind.keep is not None
@@ -160,10 +160,10 @@ class Maker:
             from lowrank.baselines import pruned
 
             model, zeros = pruned(self.dense, [record.weight.name for record in self.analysis.weights], kind.keep)
-            return Made(model, model.save, {"zeros": zeros})
+            return Candidate(model, model.save, {"zeros": zeros})
         if kind.method == "lowrank":
             model = self._small(kind.keep)
-            return Made(model, model.save)
+            return Candidate(model, model.save)
         return self._healed(kind)
 
     def _small(self, keep: float) -> Backend:
@@ -174,11 +174,11 @@ class Maker:
         made = factorize(self.dense, self.analysis, select(self.analysis, keep), self.track)
         if self.calibration is not None and made:
             made = refitted(self.calibration, made, self.analysis, self.track)
-        small = self.dense.rewrite(absorbed(made, self.dense.weights, self.dense.bonds, self.dense))
+        small = self.dense.rewrite(agree_channel_order(made, self.dense.weights, self.dense.couplings, self.dense))
         self._factored = (keep, small)
         return small
 
-    def _healed(self, kind: Kind) -> Made:
+    def _healed(self, kind: Method) -> Candidate:
         from lowrank.healing import Work, start
 
         assert kind.keep is not None and self.heal is not None
@@ -198,13 +198,13 @@ class Maker:
             key=self._key(kind, training),
             resume=self.resume and checkpoint.is_file(),
         )
-        return Made(small, small.save, self._trained(session.healing, training, checkpoint))
+        return Candidate(small, small.save, self._trained(session.healing, training, checkpoint))
 
-    def _student(self) -> Made:
+    def _student(self) -> Candidate:
         from lowrank.baselines import distillation, half_of, save_student
         from lowrank.healing import Work
 
-        student, kind = half_of(self.dense), Kind("student")
+        student, kind = half_of(self.dense), Method("student")
         calibration, fit = self._data()
         training = self.distil
         assert training is not None
@@ -221,7 +221,7 @@ class Maker:
             resume=self.resume and checkpoint.is_file(),
         )
         facts = self._trained(healing, training, checkpoint)
-        return Made(student, lambda folder: save_student(student, folder), facts)
+        return Candidate(student, lambda folder: save_student(student, folder), facts)
 
     def _trained(self, healing: Any, training: Training, checkpoint: Path) -> dict[str, Any]:
         for _ in self.track(hundredths(healing.run()), healing.told, 100):
@@ -245,12 +245,12 @@ class Maker:
         text = Path(self.settings.calib).expanduser() if self.settings.calib else None
         return self.calibration, training_batches(self.calibration, text, self.settings.column)
 
-    def _checkpoint(self, kind: Kind) -> Path:
+    def _checkpoint(self, kind: Method) -> Path:
         place = self.folder / kind.name
         place.mkdir(exist_ok=True)
         return place / CHECKPOINT_FILE
 
-    def _key(self, kind: Kind, training: Training) -> str:
+    def _key(self, kind: Method, training: Training) -> str:
         return hash_json([kind.name, training.minutes, training.steps, training.seed])
 
 

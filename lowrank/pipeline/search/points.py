@@ -12,17 +12,17 @@ from lowrank.core.match import nearest
 from lowrank.edge.target import Dtype, Target
 from lowrank.errors import ArtifactError, PatternError
 
-Method = Literal["dense", "pruned", "student", "lowrank", "healed"]
+MethodName = Literal["dense", "pruned", "student", "lowrank", "healed"]
 DTYPES: tuple[Dtype, ...] = ("float32", "int8", "int4")
 FRONT, ALL = "front", "all"
 """Words for several points to write."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class Method:
     """One way to make the model smaller."""
 
-    method: Method
+    method: MethodName
     keep: float | None = None
     """The share of the targeted weights that is kept."""
     dtype: Dtype = "float32"
@@ -32,7 +32,7 @@ class Kind:
         """What it is called everywhere.
 
         Example:
-            >>> Kind("lowrank", 0.5, "int8").name
+            >>> Method("lowrank", 0.5, "int8").name
             'lowrank-0.5-int8'
         """
         parts = [self.method, "" if self.keep is None else f"{self.keep:g}"]
@@ -44,16 +44,16 @@ class Kind:
         return Target(dtype=self.dtype)
 
 
-def families(keeps: Sequence[float], student: bool, healed: bool) -> list[list[Kind]]:
+def families(keeps: Sequence[float], student: bool, healed: bool) -> list[list[Method]]:
     """Everything that is made; those in one list are one model in several types, in 32 bits first."""
-    found = [[Kind("dense", None, dtype) for dtype in DTYPES]]
-    found += [[Kind("pruned", keep)] for keep in keeps]
+    found = [[Method("dense", None, dtype) for dtype in DTYPES]]
+    found += [[Method("pruned", keep)] for keep in keeps]
     if student:
-        found.append([Kind("student", None, dtype) for dtype in DTYPES])
+        found.append([Method("student", None, dtype) for dtype in DTYPES])
     for keep in keeps:
-        found.append([Kind("lowrank", keep, dtype) for dtype in DTYPES])
+        found.append([Method("lowrank", keep, dtype) for dtype in DTYPES])
         if healed:
-            found.append([Kind("healed", keep, dtype) for dtype in DTYPES])
+            found.append([Method("healed", keep, dtype) for dtype in DTYPES])
     return found
 
 
@@ -62,7 +62,7 @@ class Point:
     """The keys of a point in `sweep.json`."""
 
     name: str
-    method: Method
+    method: MethodName
     keep: float | None
     dtype: Dtype
     minutes: float | None
@@ -104,7 +104,7 @@ class Point:
         return asdict(self)
 
 
-def check_names(wanted: Sequence[str], kinds: Sequence[Kind]) -> None:
+def check_names(wanted: Sequence[str], kinds: Sequence[Method]) -> None:
     """Refuse a name of no point.
 
     Raises:

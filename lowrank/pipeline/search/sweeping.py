@@ -27,11 +27,11 @@ from lowrank.pipeline.healing import Training, check_trainable
 from lowrank.pipeline.run.layout import PAGE_FILE, RUN
 from lowrank.pipeline.run.page import draw_page
 from lowrank.pipeline.run.provenance import made_with
-from lowrank.pipeline.search.candidates import Maker, copy_point
+from lowrank.pipeline.search.candidates import CandidateBuilder, copy_point
 from lowrank.pipeline.search.points import (
     ALL,
     FRONT,
-    Kind,
+    Method,
     Point,
     check_names,
     data_of,
@@ -175,7 +175,7 @@ def sweep(
         return before
     journal = open_journal(run, STAGE, {**identity, "written": list(write)}, execution.resume)
     assert journal.folder is not None
-    maker = Maker(
+    maker = CandidateBuilder(
         backend, calibration, analysis, settings, measure, journal.folder, heal, distil, execution.resume, bool(write)
     )
     left_out: list[dict[str, str]] = []
@@ -273,7 +273,7 @@ def _times(files: Mapping[str, Path], signature: Signature, track: Track) -> dic
     return found
 
 
-def _point(kind: Kind, known: Mapping[str, Any], ms: float) -> Point:
+def _point(kind: Method, known: Mapping[str, Any], ms: float) -> Point:
     return Point.from_json({**known, **asdict(kind), "name": kind.name, "ms": ms, "on_front": False})
 
 

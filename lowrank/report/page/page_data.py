@@ -12,7 +12,7 @@ from lowrank.core.plan import Plan
 from lowrank.core.verdict import verdict
 from lowrank.report.page.heatmap import Grid, grid_of
 from lowrank.report.page.param_shares import Part, parts_of
-from lowrank.report.page.positions import bonds_of, places_of
+from lowrank.report.page.positions import couplings_of, places_of
 from lowrank.report.page.spectra import Seen, seen
 from lowrank.report.page.tradeoff import Front, Measured, front_of, read_sweep
 from lowrank.results.report import Report
@@ -59,8 +59,12 @@ def facts_of(
         remarks: what else the reader must know.
     """
     places = places_of([record.weight.name for record in analysis.weights])
-    bonds = dict(bonds_of((b.group.bond.kind, b.group.weights) for b in analysis.bonds if b.group.bond is not None))
-    weights = seen(analysis, plan, places, bonds)
+    couplings = dict(
+        couplings_of(
+            (b.group.coupling.kind, b.group.weights) for b in analysis.couplings if b.group.coupling is not None
+        )
+    )
+    weights = seen(analysis, plan, places, couplings)
     return Facts(
         title=title_of(analysis.source),
         analysis=analysis,
@@ -69,7 +73,7 @@ def facts_of(
         verdict=verdict(analysis),
         weights=weights,
         grid=grid_of(weights),
-        parts=parts_of(analysis, plan, report, bonds),
+        parts=parts_of(analysis, plan, report, couplings),
         front=front_of(analysis, plan),
         sweep=read_sweep(run),
         notes=(*(analysis.notes if report is None else report.notes), *remarks),

@@ -29,7 +29,7 @@ class Part:
 
 
 def parts_of(
-    analysis: Analysis, plan: Plan | None, report: Report | None, bonds: Mapping[str, str]
+    analysis: Analysis, plan: Plan | None, report: Report | None, couplings: Mapping[str, str]
 ) -> tuple[Part, ...]:
     """Parameters by part, those that hold any.
 
@@ -37,7 +37,7 @@ def parts_of(
     count, which is in the report.
     """
     weights = [record.weight for record in analysis.weights]
-    where = {w.name: part_of(w.name, w.role, bonds.get(w.name, "")) for w in weights}
+    where = {w.name: part_of(w.name, w.role, couplings.get(w.name, "")) for w in weights}
     before: dict[str, float] = defaultdict(float)
     after: dict[str, float] = defaultdict(float)
     for weight in weights:

@@ -77,13 +77,13 @@ def row_labels(rows: Iterable[str]) -> dict[str, str]:
     return {row: f"Block {label}" if row else "Outside of blocks" for row, label in labels.items()}
 
 
-def part_of(name: str, role: Role | None = None, bond: str = "", reason: str = "") -> str:
+def part_of(name: str, role: Role | None = None, coupling: str = "", reason: str = "") -> str:
     """The part of a model that a tensor belongs to.
 
     Args:
         name: of the tensor.
         role: of the weight; None for a tensor that is left as it is.
-        bond: the kind of a bond that it is in, if it is in one.
+        coupling: the kind of a coupling that it is in, if it is in one.
         reason: why it is left as it is.
     """
     words = set(re.split(r"[./]", name))
@@ -93,13 +93,13 @@ def part_of(name: str, role: Role | None = None, bond: str = "", reason: str = "
         return "head"
     if role == "conv" or (role is None and "a convolution" in reason):
         return "convolutions"
-    if bond == "hidden":
+    if coupling == "hidden":
         return "feed-forward"
-    if bond in ("query_key", "value_output", "rotary_halves", "rotary_neighbours") or ATTENTION.search(name):
+    if coupling in ("query_key", "value_output", "rotary_halves", "rotary_neighbours") or ATTENTION.search(name):
         return "attention"
     return "feed-forward" if FEED_FORWARD.search(name) else "rest"
 
 
-def bonds_of(groups: Iterable[tuple[str, Sequence[str]]]) -> Mapping[str, str]:
-    """The kind of bond of each weight, of those that tell where it is."""
+def couplings_of(groups: Iterable[tuple[str, Sequence[str]]]) -> Mapping[str, str]:
+    """The kind of coupling of each weight, of those that tell where it is."""
     return {name: kind for kind, weights in groups if kind != "same_input" for name in weights}

@@ -87,22 +87,24 @@ class Seen:
         return self.activation or self.plain
 
 
-def seen(analysis: Analysis, plan: Plan | None, places: dict[str, Place], bonds: dict[str, str]) -> tuple[Seen, ...]:
+def seen(
+    analysis: Analysis, plan: Plan | None, places: dict[str, Place], couplings: dict[str, str]
+) -> tuple[Seen, ...]:
     """All weights of an analysis."""
     count = int(np.clip(POINTS / max(len(analysis.weights), 1), FEWEST, MOST))
     chosen = choices(analysis, plan) if plan is not None else {}
-    return tuple(_seen(record, count, places, bonds, chosen) for record in analysis.weights)
+    return tuple(_seen(record, count, places, couplings, chosen) for record in analysis.weights)
 
 
 def _seen(
-    record: WeightAnalysis, count: int, places: dict[str, Place], bonds: dict[str, str], chosen: dict[str, Choice]
+    record: WeightAnalysis, count: int, places: dict[str, Place], couplings: dict[str, str], chosen: dict[str, Choice]
 ) -> Seen:
     weight = record.weight
     ranks = picked(weight.full_rank, count)
     return Seen(
         name=weight.name,
         place=places[weight.name],
-        part=part_of(weight.name, weight.role, bonds.get(weight.name, "")),
+        part=part_of(weight.name, weight.role, couplings.get(weight.name, "")),
         rows=weight.rows,
         cols=weight.cols,
         stack=weight.stack,
@@ -188,8 +190,8 @@ def _told(option: Option, name: str, analysis: Analysis) -> tuple[int | None, st
 
 
 def _heads(name: str, option: Option, analysis: Analysis) -> int:
-    """How many heads a weight's channels are in, as its bond has them."""
-    bond = analysis.groups[option.group].bond
-    if bond is None or name in analysis.heads:
+    """How many heads a weight's channels are in, as its coupling has them."""
+    coupling = analysis.groups[option.group].coupling
+    if coupling is None or name in analysis.heads:
         return analysis.heads.get(name, 1)
-    return bond.heads if name == bond.weights[0] else bond.kv_heads
+    return coupling.heads if name == coupling.weights[0] else coupling.kv_heads

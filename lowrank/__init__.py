@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lowrank.integrations.hook import register_when_imported
-
-__version__ = "0.1.0"
+from lowrank.version import __version__
 
 if TYPE_CHECKING:
     from lowrank.backends import Opening, open_model
@@ -18,9 +17,9 @@ if TYPE_CHECKING:
     from lowrank.core.analysis import Analysis
     from lowrank.core.budget import Budget
     from lowrank.core.plan import Plan
-    from lowrank.core.select import Energy, Knapsack, RelativeError, Uniform
+    from lowrank.core.selection.knapsack import Knapsack
+    from lowrank.core.selection.simple import Energy, RelativeError, Uniform
     from lowrank.errors import LowRankError
-    from lowrank.evaluate.report import Report
     from lowrank.nn import LowRankLinear
     from lowrank.pipeline import (
         Compressed,
@@ -40,23 +39,24 @@ if TYPE_CHECKING:
         truncate,
         tune,
     )
+    from lowrank.results.report import Report
 
 _HOMES = {
     "Analysis": "lowrank.core.analysis",
     "Budget": "lowrank.core.budget",
     "Compressed": "lowrank.pipeline",
-    "Energy": "lowrank.core.select",
-    "Knapsack": "lowrank.core.select",
+    "Energy": "lowrank.core.selection.simple",
+    "Knapsack": "lowrank.core.selection.knapsack",
     "Execution": "lowrank.pipeline",
     "LowRankError": "lowrank.errors",
     "LowRankLinear": "lowrank.nn",
     "Opening": "lowrank.backends",
     "Plan": "lowrank.core.plan",
-    "RelativeError": "lowrank.core.select",
-    "Report": "lowrank.evaluate.report",
+    "RelativeError": "lowrank.core.selection.simple",
+    "Report": "lowrank.results.report",
     "Settings": "lowrank.pipeline",
     "Training": "lowrank.pipeline",
-    "Uniform": "lowrank.core.select",
+    "Uniform": "lowrank.core.selection.simple",
     "analyze": "lowrank.pipeline",
     "compress": "lowrank.pipeline",
     "compress_": "lowrank.pipeline",

@@ -1,5 +1,5 @@
 """python -m lowrank."""
 
-from lowrank.cli import main
+from lowrank.cli.app import main
 
 main()

@@ -13,9 +13,9 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
-from lowrank import __version__
 from lowrank.errors import first_line
 from lowrank.machine import processor
+from lowrank.version import __version__
 
 CORE = ("numpy", "scipy", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "safetensors", "transformers")
 """Packages without which nothing much works; they are imported to see whether they can be."""
@@ -236,10 +236,10 @@ def _try_core() -> dict[str, Any]:
         from lowrank.backends.inputs import Signature
         from lowrank.backends.onnx.save import save_model
         from lowrank.backends.session import start_session
+        from lowrank.backends.torch.export import export_graph
         from lowrank.backends.torch.open import open_module
-        from lowrank.core.factors import directions
         from lowrank.core.structures import Replacement
-        from lowrank.edge.export import export_graph
+        from lowrank.core.truncation.directions import directions
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

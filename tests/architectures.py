@@ -13,8 +13,8 @@ from lowrank.backends.inputs import Feed
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.calibrate import Calibration, collect_grams
 from lowrank.core.analysis import Analysis, analyze_weight
-from lowrank.core.weight import Bond
-from lowrank.pipeline.analyzing import analyze_bonds
+from lowrank.core.weight import Coupling
+from lowrank.pipeline.analyzing import analyze_couplings
 from lowrank.progress import silent
 
 WIDTHS = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
@@ -187,11 +187,11 @@ def with_biases(name: str) -> nn.Module:
     return model
 
 
-def analysis_of(dense: ModuleBackend, bonds: Sequence[Bond], feeds: tuple[Feed, ...]) -> Analysis:
-    """Some bonds and their weights, on a few batches that serve as every fold."""
+def analysis_of(dense: ModuleBackend, couplings: Sequence[Coupling], feeds: tuple[Feed, ...]) -> Analysis:
+    """Some couplings and their weights, on a few batches that serve as every fold."""
     calibration = Calibration(feeds, feeds, feeds, dense, {"samples": 4})
-    names = {name for bond in bonds for name in bond.weights}
+    names = {name for coupling in couplings for name in coupling.weights}
     weights = [w for w in dense.weights if w.name in names]
     grams = collect_grams(calibration, weights, silent, names)
     records = tuple(analyze_weight(w, dense.read(w.name), grams[w.name]) for w in weights)
-    return Analysis(records, bonds=analyze_bonds(dense, bonds, grams), grams=grams)
+    return Analysis(records, couplings=analyze_couplings(dense, couplings, grams), grams=grams)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from lowrank.core.factors import directions
-from lowrank.core.gram import Gram
 from lowrank.core.structures import Replacement
+from lowrank.core.truncation.directions import directions
+from lowrank.core.truncation.gram import Gram
 
 WORDS = [
     "the",

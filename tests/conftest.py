@@ -54,9 +54,10 @@ def traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A model of transformers is traced once for all tests and workers: tests make the same tiny ones again and again,
     and a trace takes seconds. What is found again has the same config, layers, numbers and inputs."""
     from lowrank.artifacts import hash_json
+    from lowrank.backends.onnx.opset import OPSET
     from lowrank.backends.onnx.save import load_whole, save_model
+    from lowrank.backends.torch import export
     from lowrank.backends.torch.tensors import hash_state
-    from lowrank.edge import OPSET, export
 
     place = tmp_path_factory.getbasetemp()
     folder = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / "traced"
@@ -84,7 +85,7 @@ def traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def few_budgets() -> Iterator[None]:
     """Every run draws a curve over many budgets, which takes longer than all else that a tiny model goes through."""
-    from lowrank.report import front
+    from lowrank.report.page import tradeoff as front
 
     every = front.KEEPS
     front.KEEPS = every[:2]
@@ -106,7 +107,7 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     """Call the command line in this process."""
 
     def call(*arguments: object) -> Outcome:
-        from lowrank.cli import main
+        from lowrank.cli.app import main
 
         monkeypatch.setattr(sys, "argv", ["lowrank", *map(str, arguments)])
         code = 0

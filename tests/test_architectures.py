@@ -17,9 +17,9 @@ from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx import OnnxBackend
 from lowrank.core.plan import Plan
-from lowrank.edge import write_onnx
+from lowrank.edge.graph_file import write_onnx
 from lowrank.evaluate import check_parity
-from lowrank.pipeline.planning import factorize
+from lowrank.pipeline.plans import factorize
 
 CONVOLUTIONAL = {"resnet"}
 
@@ -55,7 +55,7 @@ def test_architecture(name: str, tmp_path: Path) -> None:
     assert parity.holds, parity
 
     dense_output = dense.run(feed)
-    ours = small.oracle()(feed)
+    ours = small.reference()(feed)
     assert np.abs(ours - dense_output).max() > 1e-3 * np.abs(dense_output).max(), "the plan must matter"
     if name in FUSED:
         return

@@ -11,10 +11,10 @@ from lowrank.backends.inputs import Signature
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.calibrate.sensitivity import changes_of
 from lowrank.core.analysis import Analysis, analyze_weight
-from lowrank.core.blocks import partitions
-from lowrank.core.pivot import Pivoted
+from lowrank.core.selection.partition import partitions
 from lowrank.core.structures import Replacement, structure_named
-from lowrank.core.structures.absorb import absorbed
+from lowrank.core.structures.permute import agree_channel_order
+from lowrank.core.truncation.pivoted import Pivoted
 
 KINDS = {
     "bert": {"query_key", "value_output", "hidden", "same_input"},
@@ -43,40 +43,42 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_bonds(name: str) -> None:
+def test_couplings(name: str) -> None:
     dense = open_model(with_biases(name))
     assert isinstance(dense, ModuleBackend) and isinstance(dense.signature, Signature)
-    assert {bond.kind for bond in dense.bonds} == KINDS[name]
-    if not dense.bonds:
+    assert {coupling.kind for coupling in dense.couplings} == KINDS[name]
+    if not dense.couplings:
         return
     feeds = tuple(dense.signature.example(2, 11) for _ in range(2))
-    analysis = analysis_of(dense, dense.bonds, feeds)
-    assert {b.structure for b in analysis.bonds} >= ({"product", "shared"} if "same_input" in KINDS[name] else set())
+    analysis = analysis_of(dense, dense.couplings, feeds)
+    assert {b.structure for b in analysis.couplings} >= (
+        {"product", "shared"} if "same_input" in KINDS[name] else set()
+    )
     feed = feeds[0]
     whole = dense.run(feed)
     scale = float(np.abs(whole).max())
-    for bond in analysis.bonds:
-        structure = structure_named(bond.structure)
+    for coupling in analysis.couplings:
+        structure = structure_named(coupling.structure)
         assert structure is not None
-        assert bond.errors[-1] == pytest.approx(0, abs=1e-9)
-        assert (np.diff(bond.errors) <= 1e-9 + 0.2 * bond.errors[:-1]).all()
-        if bond.structure != "neurons":
-            assert bond.errors[0] == pytest.approx(1)
-        full = dense.rewrite(structure.factorize(bond.group, int(bond.ranks[-1]), analysis, dense))
-        assert np.abs(full.run(feed) - whole).max() <= 2e-4 * scale, (bond.group.name, bond.structure)
+        assert coupling.errors[-1] == pytest.approx(0, abs=1e-9)
+        assert (np.diff(coupling.errors) <= 1e-9 + 0.2 * coupling.errors[:-1]).all()
+        if coupling.structure != "neurons":
+            assert coupling.errors[0] == pytest.approx(1)
+        full = dense.rewrite(structure.factorize(coupling.group, int(coupling.ranks[-1]), analysis, dense))
+        assert np.abs(full.run(feed) - whole).max() <= 2e-4 * scale, (coupling.group.name, coupling.structure)
 
     # Every way to split every block, at half its ranks: what a trial shows is what the rewritten model gives.
     for split in {split for splits in partitions(analysis.groups) for split in splits}:
-        for bond in (b for b in analysis.bonds if b.group.name in split):
-            structure = structure_named(bond.structure)
+        for coupling in (b for b in analysis.couplings if b.group.name in split):
+            structure = structure_named(coupling.structure)
             assert structure is not None
-            rank = max(1, int(bond.ranks[-1]) // 2)
-            made = structure.factorize(bond.group, rank, analysis, dense)
-            option = structure.at(bond.group, analysis, rank)
+            rank = max(1, int(coupling.ranks[-1]) // 2)
+            made = structure.factorize(coupling.group, rank, analysis, dense)
+            option = structure.at(coupling.group, analysis, rank)
             small = dense.rewrite(made)
             with dense.trials(feeds) as run:
                 tried = run(changes_of(made, analysis))
-            assert np.abs(small.run(feed) - tried[0]).max() <= 1e-3 * scale, (bond.group.name, bond.structure)
+            assert np.abs(small.run(feed) - tried[0]).max() <= 1e-3 * scale, (coupling.group.name, coupling.structure)
             removed = sum(dense.module.get_parameter(n).numel() for n in made) - option.cost
             saved = dense.params - small.params
             biases = sum(len(b) for n in made if (b := dense.bias(n)) is not None)
@@ -94,8 +96,8 @@ def test_neighbours_absorb_permutations(name: str, left: int) -> None:
     """
     dense = open_model(with_biases(name))
     assert isinstance(dense, ModuleBackend) and isinstance(dense.signature, Signature)
-    bonds = [bond for bond in dense.bonds if bond.kind in ("hidden", "query_key", "value_output")]
-    names = {name for bond in bonds for name in bond.weights}
+    couplings = [coupling for coupling in dense.couplings if coupling.kind in ("hidden", "query_key", "value_output")]
+    names = {name for coupling in couplings for name in coupling.weights}
     weights = [w for w in dense.weights if w.name in names]
     analysis = Analysis(tuple(analyze_weight(w, dense.read(w.name)) for w in weights))
     pivoted, two = structure_named("pivoted"), structure_named("two_factor")
@@ -103,12 +105,12 @@ def test_neighbours_absorb_permutations(name: str, left: int) -> None:
     made: dict[str, Replacement] = {}
     for group in analysis.singles:
         made |= pivoted.factorize(group, analysis[group.name].weight.full_rank * 5 // 8, analysis, dense)
-    free = absorbed(made, dense.weights, dense.bonds, dense)
+    free = agree_channel_order(made, dense.weights, dense.couplings, dense)
 
     def gathers(found: dict[str, Replacement]) -> int:
         return sum(isinstance(r.factors, Pivoted) and r.factors.order is not None for r in found.values())
 
-    layers = len({bond.weights for bond in bonds if bond.kind == "hidden"})
+    layers = len({coupling.weights for coupling in couplings if coupling.kind == "hidden"})
     assert gathers(made) == len(weights)
     assert gathers(free) <= left * layers
     size = sum(f.left.size + f.right.size for f in (r.factors for r in free.values()) if isinstance(f, Pivoted))
@@ -117,14 +119,14 @@ def test_neighbours_absorb_permutations(name: str, left: int) -> None:
     before, after = dense.rewrite(made).run(feed), dense.rewrite(free).run(feed)
     assert np.abs(after - before).max() <= 1e-4 * np.abs(before).max()
     # One neighbour may be two factors: it follows.
-    lasts = {bond.weights[-1] for bond in bonds}
+    lasts = {coupling.weights[-1] for coupling in couplings}
     for group in analysis.singles:
         if group.name in lasts:
             made |= two.factorize(group, analysis[group.name].weight.full_rank // 2, analysis, dense)
-    mixed = absorbed(made, dense.weights, dense.bonds, dense)
+    mixed = agree_channel_order(made, dense.weights, dense.couplings, dense)
     assert gathers(mixed) < gathers(made)
     before, after = dense.rewrite(made).run(feed), dense.rewrite(mixed).run(feed)
     assert np.abs(after - before).max() <= 1e-4 * np.abs(before).max()
-    # A bond that is not factored whole stays as it was.
+    # A coupling that is not factored whole stays as it was.
     part = {name: made[name] for name in names - lasts}
-    assert gathers(absorbed(part, dense.weights, dense.bonds, dense)) == gathers(part)
+    assert gathers(agree_channel_order(part, dense.weights, dense.couplings, dense)) == gathers(part)

@@ -347,7 +347,7 @@ def test_a_file_size_limit_costs_nobody_a_file(here: Path) -> None:
     before = snapshot(here / "lowrank-run")
     limited = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)); from lowrank.cli import main; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)); from lowrank.cli.app import main; "
         "sys.argv = ['lowrank', 'compress', '--budget', '0.4']; main()"
     )
     done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True)

@@ -11,7 +11,7 @@ from builders import decaying, two_factors
 from torch import nn
 
 from lowrank.backends.torch import ModuleBackend, open_module
-from lowrank.core.spectrum import Spectrum
+from lowrank.core.truncation.spectrum import Spectrum
 
 ROWS, COLS = 24, 16
 

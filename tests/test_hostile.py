@@ -27,7 +27,7 @@ from lowrank.calibrate.data import load_calibration
 from lowrank.calibrate.text import read_samples
 from lowrank.calibrate.tokenize import tokenize
 from lowrank.errors import ArtifactError, CalibrationError, LowRankError, UnsupportedModel
-from lowrank.report.terminal import harmless
+from lowrank.report.terminal.terminal import harmless
 from tools.fuzz import seeds
 
 HOSTILE_NAMES = ["line\nbreak", "\x1b[31mred", "\u202eback", "nul\x00"]

@@ -246,7 +246,7 @@ def test_calibration_data_that_does_not_fit_is_explained(calib: Any, said: str) 
 
 
 def test_padding_that_a_mask_shows_is_cut_off() -> None:
-    from lowrank.calibrate.own import calibration_of
+    from lowrank.calibrate.user_batches import calibration_of
 
     class Backend:
         fed_with: Callable[..., Any] = lambda self, signature: self

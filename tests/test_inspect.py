@@ -248,7 +248,7 @@ def test_doctor_needs_nothing_heavy_to_start() -> None:
         "import sys\n"
         "for name in ('torch', 'onnx', 'onnxruntime', 'transformers', 'numpy', 'scipy', 'psutil', 'threadpoolctl'):\n"
         "    sys.modules[name] = None\n"
-        "from lowrank.cli import main; sys.argv = ['lowrank', 'doctor']; main()"
+        "from lowrank.cli.app import main; sys.argv = ['lowrank', 'doctor']; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr

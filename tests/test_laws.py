@@ -9,10 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowrank.core.analysis import Folds, analyze_weight
-from lowrank.core.factors import RIDGE, UNSEEN, directions, measure, residual_curve
-from lowrank.core.gram import Gram
-from lowrank.core.linalg import singular_values
-from lowrank.core.spectrum import Spectrum
+from lowrank.core.linalg.eigen import singular_values
+from lowrank.core.truncation.directions import (
+    RIDGE,
+    UNSEEN,
+    directions,
+    measure,
+    residual_curve,
+)
+from lowrank.core.truncation.gram import Gram
+from lowrank.core.truncation.spectrum import Spectrum
 from lowrank.core.weight import Weight
 
 sizes = st.integers(2, 14)

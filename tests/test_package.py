@@ -37,7 +37,7 @@ def test_import_direction() -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["compress", "--help"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
-        f"import sys; from lowrank.cli import main; sys.argv = ['lowrank', *{arguments!r}]\n"
+        f"import sys; from lowrank.cli.app import main; sys.argv = ['lowrank', *{arguments!r}]\n"
         "try: main()\nexcept SystemExit: pass\n"
         "heavy = {'torch', 'onnx', 'onnxruntime', 'transformers', 'scipy', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy"
@@ -47,7 +47,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 def test_core_needs_no_torch() -> None:
     code = (
-        "import sys, lowrank.core.select, lowrank.core.verdict; "
+        "import sys, lowrank.core.selection.knapsack, lowrank.core.verdict; "
         "assert not {'torch', 'onnx', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

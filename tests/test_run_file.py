@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from builders import read, saved_state
 
-from lowrank.cli import app
-from lowrank.run_file import RunFileError, expanded, flags_of, read_run_file
+from lowrank.cli.app import app
+from lowrank.cli.run_file import RunFileError, expanded, flags_of, read_run_file
 
 
 def written(folder: Path, text: str) -> Path:
@@ -143,8 +143,8 @@ def test_completion_in_bash(tmp_path: Path) -> None:
 
 
 def test_what_completion_offers_is_what_there_is() -> None:
+    from lowrank.cli.options import STRUCTURE_NAMES, TARGET_NAMES
     from lowrank.core.structures import ROUNDED, STRUCTURES
-    from lowrank.options import STRUCTURE_NAMES, TARGET_NAMES
     from lowrank.pipeline.settings import ROLES
 
     assert set(STRUCTURE_NAMES) == {each.name for each in (*STRUCTURES, *ROUNDED)} - {"dense"}

@@ -17,11 +17,11 @@ from builders import read, tiny_bert_folder, write_text
 from conftest import Outcome
 
 import lowrank
-from lowrank.core.front import Result, on_front
-from lowrank.edge import file_size
+from lowrank.backends.onnx.save import file_size
+from lowrank.core.selection.pareto import Result, on_front
 from lowrank.errors import LowRankError, PatternError
 from lowrank.pipeline import Sweep, Training, sweep
-from lowrank.pipeline.making import Maker
+from lowrank.pipeline.search.candidates import CandidateBuilder
 from lowrank.report.advice import advice
 
 Cli = Callable[..., Outcome]
@@ -112,13 +112,13 @@ def test_only_what_is_asked_for_is_made_again(swept: Swept, tmp_path: Path, monk
 
     run = shutil.copytree(swept.run, tmp_path / "run")
     shutil.rmtree(run / "points")
-    made, real = list[str](), Maker._made
+    made, real = list[str](), CandidateBuilder._made
 
-    def watched(self: Maker, kind: Any) -> Any:
+    def watched(self: CandidateBuilder, kind: Any) -> Any:
         made.append(kind.name)
         return real(self, kind)
 
-    monkeypatch.setattr(Maker, "_made", watched)
+    monkeypatch.setattr(CandidateBuilder, "_made", watched)
     assert sweep(str(swept.model), output=run, **swept.options).points == swept.found.points and not made
     again = sweep(str(swept.model), output=run, write=["lowrank-0.5-int8"], **swept.options)
     assert made == ["dense", "lowrank-0.5"] and again.points == swept.found.points
@@ -132,15 +132,15 @@ def test_an_interrupted_sweep_goes_on(swept: Swept, tmp_path: Path, monkeypatch:
     run.mkdir()
     for name in ("analysis.json", "analysis.safetensors"):
         shutil.copy(swept.run / name, run / name)
-    made, real = list[str](), Maker._made
+    made, real = list[str](), CandidateBuilder._made
 
-    def watched(self: Maker, kind: Any) -> Any:
+    def watched(self: CandidateBuilder, kind: Any) -> Any:
         made.append(kind.name)
         if kind.method == "lowrank" and len(made) < 4:
             raise KeyboardInterrupt
         return real(self, kind)
 
-    monkeypatch.setattr(Maker, "_made", watched)
+    monkeypatch.setattr(CandidateBuilder, "_made", watched)
     text = swept.options["settings"].calib
     asked = ("sweep", swept.model, "-o", run, "--calib", text, "--keeps", "0.5", "--distil", 0)
     broken = cli(*asked)

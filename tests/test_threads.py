@@ -21,8 +21,8 @@ from threadpoolctl import threadpool_limits
 
 from lowrank.core.analysis import Analysis, Folds, analyze_weight
 from lowrank.core.budget import Budget
-from lowrank.core.gram import Gram
-from lowrank.core.select import Knapsack
+from lowrank.core.truncation.gram import Gram
+from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.structures import factorized
 from lowrank.core.weight import Layer, Weight
 from lowrank.parallel import windowed_map

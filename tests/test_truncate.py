@@ -23,13 +23,13 @@ from torch import nn
 import lowrank
 from lowrank.backends import Opening, open_model
 from lowrank.backends.inputs import Signature
-from lowrank.backends.torch.finished import read_finished
 from lowrank.backends.torch.module import ModuleBackend
+from lowrank.backends.torch.read_back import read_finished
 from lowrank.core.analysis import Analysis, analyze_weight
-from lowrank.core.pivot import pivot
-from lowrank.core.remaining import Held, recut, remaining
+from lowrank.core.selection.remaining import CompressedWeights, recut, remaining
 from lowrank.core.structures import Option, Replacement, structure_named
-from lowrank.core.structures.absorb import absorbed
+from lowrank.core.structures.permute import agree_channel_order
+from lowrank.core.truncation.pivoted import pivot
 from lowrank.core.weight import Group
 
 Cli = Callable[..., Outcome]
@@ -368,35 +368,37 @@ def test_every_structure_is_read_back_and_cut(name: str, tmp_path: Path) -> None
     dense = open_model(with_biases(name))
     assert isinstance(dense, ModuleBackend) and isinstance(dense.signature, Signature)
     feeds = tuple(dense.signature.example(2, 11) for _ in range(2))
-    analysis = analysis_of(dense, dense.bonds, feeds)
-    for number, bond in enumerate(analysis.bonds):
-        structure = structure_named(bond.structure)
+    analysis = analysis_of(dense, dense.couplings, feeds)
+    for number, coupling in enumerate(analysis.couplings):
+        structure = structure_named(coupling.structure)
         assert structure is not None
-        rank = max(2, int(bond.ranks[-1]) * 2 // 3)
-        made = dict(structure.factorize(bond.group, rank, analysis, dense))
+        rank = max(2, int(coupling.ranks[-1]) * 2 // 3)
+        made = dict(structure.factorize(coupling.group, rank, analysis, dense))
         small, full, held = saved(dense, analysis, made, tmp_path / str(number))
         feed = feeds[0]
         scale = float(np.abs(small.run(feed)).max())
-        assert np.abs(full.run(feed) - small.run(feed)).max() <= 1e-4 * scale, (bond.group.name, bond.structure)
+        assert np.abs(full.run(feed) - small.run(feed)).max() <= 1e-4 * scale, (coupling.group.name, coupling.structure)
         assert np.array_equal(full.rewrite(held).run(feed), small.run(feed))
         weights = {r.weight.name: r.weight for r in analysis.weights}
-        numbers = Held(held, weights, full)
-        option = structure.at(bond.group, analysis, rank)
+        numbers = CompressedWeights(held, weights, full)
+        option = structure.at(coupling.group, analysis, rank)
         rest = tuple(
-            structure_named("dense").at(g, analysis, 0) for g in analysis.singles if g.name not in bond.group.weights
+            structure_named("dense").at(g, analysis, 0)
+            for g in analysis.singles
+            if g.name not in coupling.group.weights
         )
         left = remaining(analysis, (option, *rest), numbers, {}, False)
-        known = left.bond(bond.group, bond.structure)
+        known = left.coupling(coupling.group, coupling.structure)
         assert known is not None and known.error_at(np.array([rank]))[0] == 0
         for smaller in (rank, rank // 2):
-            cut = dict(recut(structure.at(bond.group, left, smaller), left, numbers))
+            cut = dict(recut(structure.at(coupling.group, left, smaller), left, numbers))
             again = full.rewrite(cut).run(feed)
             if smaller == rank:
                 assert np.array_equal(again, small.run(feed))
-            direct = dense.rewrite(structure.factorize(bond.group, smaller, analysis, dense)).run(feed)
-            if bond.structure in ("product", "rotary"):
+            direct = dense.rewrite(structure.factorize(coupling.group, smaller, analysis, dense)).run(feed)
+            if coupling.structure in ("product", "rotary"):
                 # Without a refit the channels of fewer are some of those of more.
-                assert np.abs(again - direct).max() <= 1e-3 * scale, (bond.group.name, bond.structure)
+                assert np.abs(again - direct).max() <= 1e-3 * scale, (coupling.group.name, coupling.structure)
             assert np.isfinite(again).all()
 
 
@@ -424,7 +426,7 @@ def test_factors_of_every_layer_are_read_back(name: str, tmp_path: Path) -> None
             spatial, group = structure_named("spatial"), Group(weight.name, (weight.name,))
             assert spatial is not None
             ways["spatial"] |= spatial.factorize(group, 3, analysis, dense)
-    ways["absorbed"] = absorbed(ways["pivoted"], dense.weights, dense.bonds, dense)
+    ways["absorbed"] = agree_channel_order(ways["pivoted"], dense.weights, dense.couplings, dense)
     for way, made in ways.items():
         if not made:
             continue
@@ -438,16 +440,16 @@ def test_factors_of_every_layer_are_read_back(name: str, tmp_path: Path) -> None
         ) + tuple(
             structure_named("dense").at(group, analysis, 0) for group in analysis.singles if group.name not in made
         )
-        numbers = Held(held, {r.weight.name: r.weight for r in analysis.weights}, full)
+        numbers = CompressedWeights(held, {r.weight.name: r.weight for r in analysis.weights}, full)
         left = remaining(analysis, options, numbers, {}, False)
         cut: dict[str, Replacement] = {}
         for option in options:
             if option.structure != "dense":
                 cut |= recut(replace(option, rank=max(1, option.rank - 1)), left, numbers)
-        again = full.rewrite(absorbed(cut, full.weights, dense.bonds, numbers)).run(feed)
+        again = full.rewrite(agree_channel_order(cut, full.weights, dense.couplings, numbers)).run(feed)
         assert np.isfinite(again).all() and not np.array_equal(again, want), way
         same = {n: r for o in options if o.structure != "dense" for n, r in recut(o, left, numbers).items()}
-        kept = full.rewrite(absorbed(same, full.weights, dense.bonds, numbers)).run(feed)
+        kept = full.rewrite(agree_channel_order(same, full.weights, dense.couplings, numbers)).run(feed)
         assert np.abs(kept - want).max() <= 1e-4 * scale, way
 
 

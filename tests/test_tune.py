@@ -14,11 +14,11 @@ from builders import read, write_text
 from conftest import Outcome
 
 import lowrank
-from lowrank.edge import file_size
+from lowrank.backends.onnx.save import file_size
 from lowrank.errors import PlanMismatch
-from lowrank.pipeline.study import FIRST, Study
-from lowrank.pipeline.trials import Limits, Trial, best_of, nearest_of
-from lowrank.pipeline.tuning import Workbench
+from lowrank.pipeline.search.study import FIRST, Study
+from lowrank.pipeline.search.trials import Limits, Trial, best_of, nearest_of
+from lowrank.pipeline.search.tuning import Workbench
 
 pytest.importorskip("optuna")
 

@@ -32,10 +32,13 @@ from measured import Cell, Table, publish
 import lowrank
 from lowrank.backends import open_model
 from lowrank.backends.inputs import spread
+from lowrank.backends.onnx.save import file_size
 from lowrank.calibrate import load_calibration
 from lowrank.core.budget import Budget
-from lowrank.core.select import Knapsack
-from lowrank.edge import Dtype, Target, file_size, fit_file, standalone, write_onnx
+from lowrank.core.selection.knapsack import Knapsack
+from lowrank.edge import standalone
+from lowrank.edge.graph_file import fit_file, write_onnx
+from lowrank.edge.target import Dtype, Target
 from lowrank.evaluate import measure_latency
 
 SHAPES = ((1, 1), (1, 16), (1, 128), (8, 64))

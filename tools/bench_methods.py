@@ -31,8 +31,8 @@ from published import PUBLISHED, Compressor, seen
 import lowrank
 from lowrank.calibrate import load_calibration, measure_contexts, measure_sensitivity, sequential_refit
 from lowrank.core.analysis import Analysis
-from lowrank.core.select import Knapsack
-from lowrank.pipeline.planning import factorize
+from lowrank.core.selection.knapsack import Knapsack
+from lowrank.pipeline.plans import factorize
 from lowrank.progress import silent
 
 OURS = "lowrank"
@@ -58,7 +58,7 @@ def measured(calibration: Any, *, curved: bool = True, contexts: bool = True) ->
     """What `lowrank.analyze` measures, or less."""
     if not curved:
         calibration = replace(calibration, backend=OneSided(calibration.backend))
-    analysis = measure_sensitivity(calibration, seen(calibration, bonds=True), silent)
+    analysis = measure_sensitivity(calibration, seen(calibration, couplings=True), silent)
     return measure_contexts(calibration, analysis, silent) if contexts else analysis
 
 
@@ -101,8 +101,8 @@ def ingredients(calibration: Any) -> Iterator[tuple[str, Compressor]]:
 
 def known(analysis: Analysis) -> list[str]:
     """The structures beside two factors that the model's weights can have."""
-    bonded = {bond.structure for bond in analysis.bonds}
-    return ["pivoted", *(name for name in ("shared", "product", "rotary", "neurons") if name in bonded)]
+    coupled = {coupling.structure for coupling in analysis.couplings}
+    return ["pivoted", *(name for name in ("shared", "product", "rotary", "neurons") if name in coupled)]
 
 
 def rows_of(subject: subjects.Subject, calibration: Any, label: str, compress: Compressor) -> Iterator[dict[str, Any]]:

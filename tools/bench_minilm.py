@@ -48,7 +48,7 @@ METHODS = {
 def run_method(selector: str, settings: dict[str, Any], folder: Path) -> None:
     """In a process of its own, so that its peak memory is its own: one analysis, then every keep ratio."""
     import lowrank
-    from lowrank.core.selectors import selector_type
+    from lowrank.core.selection.registry import selector_type
 
     rows = {}
     for keep in KEEPS:

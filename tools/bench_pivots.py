@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from measured import Cell, Table, publish
 
 from lowrank.backends.inputs import Input, Signature
-from lowrank.edge.export import export_onnx
+from lowrank.backends.torch.export import export_onnx
 from lowrank.evaluate.latency import measure_latency
 from lowrank.nn import LowRankLinear, PivotedLinear
 

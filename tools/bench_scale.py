@@ -98,8 +98,8 @@ def weight(size: int, repeats: int, folder: Path) -> None:
     import scipy.fft
     import torch
 
-    from lowrank.core.factors import plain_truncation
-    from lowrank.core.linalg import singular_values
+    from lowrank.core.linalg.eigen import singular_values
+    from lowrank.core.truncation.directions import plain_truncation
 
     rng = np.random.default_rng(0)
     spectrum = (1.0 + np.arange(size)) ** -0.5

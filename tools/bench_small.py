@@ -23,7 +23,7 @@ from measured import Cell, Table, publish
 import lowrank
 from lowrank.backends import open_model
 from lowrank.calibrate import load_calibration, sequential_refit
-from lowrank.pipeline.planning import factorize
+from lowrank.pipeline.plans import factorize
 from lowrank.progress import silent
 
 METHODS: dict[str, tuple[bool, Any]] = {

@@ -26,9 +26,9 @@ from lowrank.calibrate import collect_grams, load_calibration
 from lowrank.calibrate.sensitivity import CURVATURE_TOKENS, some_batches
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
-from lowrank.core.factors import UNSEEN, Directions, curved_directions, directions
-from lowrank.core.select import Uniform
+from lowrank.core.selection.simple import Uniform
 from lowrank.core.structures.base import Replacement
+from lowrank.core.truncation.directions import UNSEEN, Directions, curved_directions, directions
 from lowrank.pipeline.analyzing import analyze_weights
 from lowrank.progress import silent
 

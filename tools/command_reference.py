@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 import typer
 
-from lowrank.cli import app
+from lowrank.cli.app import app
 
 PAGE = Path(__file__).parent.parent / "docs" / "commands.md"
 HEAD = """# Commands

@@ -20,17 +20,18 @@ from torch import nn
 from lowrank.backends.torch.curvature import probe
 from lowrank.backends.torch.inputs import call, first_input, mask_of, token_rows
 from lowrank.calibrate import Calibration, collect_grams
-from lowrank.calibrate.outputs import Reference
+from lowrank.calibrate.distance import Reference
 from lowrank.calibrate.sensitivity import changes_of, some_batches
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
-from lowrank.core.factors import Factors
-from lowrank.core.select import Knapsack, Uniform
-from lowrank.core.structures import BONDED, TwoFactor, factorized
+from lowrank.core.selection.knapsack import Knapsack
+from lowrank.core.selection.simple import Uniform
+from lowrank.core.structures import COUPLED, TwoFactor, factorized
 from lowrank.core.structures.base import Replacement
+from lowrank.core.truncation.factors import Factors
 from lowrank.core.weight import Weight
-from lowrank.pipeline.analyzing import analyze_bonds, analyze_weights
-from lowrank.pipeline.planning import factorize
+from lowrank.pipeline.analyzing import analyze_couplings, analyze_weights
+from lowrank.pipeline.plans import factorize
 from lowrank.progress import silent
 
 Compressor = Callable[[float], Mapping[str, Replacement]]
@@ -45,14 +46,16 @@ def targeted(backend: Any) -> list[Weight]:
     return [w for w in backend.weights if w.role == "projection"]
 
 
-def seen(calibration: Calibration, *, bonds: bool = False) -> Analysis:
+def seen(calibration: Calibration, *, couplings: bool = False) -> Analysis:
     """An analysis of what the layers see, without anything measured of the model's output."""
     backend: Any = calibration.backend
     weights = targeted(backend)
     names = {w.name for w in weights}
-    found = [b for b in backend.bonds if names.issuperset(b.weights)] if bonds else []
+    found = [b for b in backend.couplings if names.issuperset(b.weights)] if couplings else []
     grams = collect_grams(calibration, weights, silent, {n for b in found for n in b.weights})
-    return Analysis(analyze_weights(backend, weights, grams), bonds=analyze_bonds(backend, found, grams), grams=grams)
+    return Analysis(
+        analyze_weights(backend, weights, grams), couplings=analyze_couplings(backend, found, grams), grams=grams
+    )
 
 
 def uniform(backend: Any, analysis: Analysis) -> Compressor:
@@ -211,19 +214,19 @@ def modegpt(calibration: Calibration) -> Compressor:
     forward selection, both at least as good as the paper's. What has no such module gets two factors.
     """
     backend: Any = calibration.backend
-    analysis = seen(calibration, bonds=True)
+    analysis = seen(calibration, couplings=True)
     influence = block_influence(backend, list(some_batches(calibration)), {block_of(w.name) for w in targeted(backend)})
-    known = {structure.name: structure for structure in BONDED}
+    known = {structure.name: structure for structure in COUPLED}
 
     def compress(keep: float) -> dict[str, Replacement]:
         keeps = layer_keeps(influence, keep)
         made: dict[str, Replacement] = {}
-        for bond in analysis.bonds:
-            at = keeps[block_of(bond.group.weights[0])]
-            if bond.structure in ("product", "neurons"):
-                structure = known[bond.structure]
-                rank = max(1, int(at * int(bond.ranks[-1])))
-                made |= factorized(structure.at(bond.group, analysis, rank), analysis, backend)
+        for coupling in analysis.couplings:
+            at = keeps[block_of(coupling.group.weights[0])]
+            if coupling.structure in ("product", "neurons"):
+                structure = known[coupling.structure]
+                rank = max(1, int(at * int(coupling.ranks[-1])))
+                made |= factorized(structure.at(coupling.group, analysis, rank), analysis, backend)
         for weight in targeted(backend):
             if weight.name not in made:
                 rank = rank_of(weight, keeps[block_of(weight.name)])

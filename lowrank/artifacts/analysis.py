@@ -11,15 +11,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.artifacts.files import linked, read_json, read_tensors, staged, write_json, write_tensors
+from lowrank.artifacts.files import (
+    linked,
+    read_json,
+    read_tensors,
+    staged,
+    write_json,
+    write_tensors,
+)
 from lowrank.artifacts.grams import GRAMS_FOLDER, StoredGrams
 from lowrank.artifacts.journal import Piece
 from lowrank.artifacts.outside import is_plain, named_in
-from lowrank.core.analysis import Analysis, BondAnalysis, Context, Folds, Measured, WeightAnalysis
-from lowrank.core.gram import Gram
-from lowrank.core.spectrum import Spectrum
+from lowrank.core.analysis import (
+    Analysis,
+    Context,
+    CouplingAnalysis,
+    Folds,
+    Measured,
+    WeightAnalysis,
+)
+from lowrank.core.truncation.gram import Gram
+from lowrank.core.truncation.spectrum import Spectrum
 from lowrank.core.verdict import verdict
-from lowrank.core.weight import Bond, Group, Layer, Skip, View, Weight
+from lowrank.core.weight import (
+    Coupling,
+    Group,
+    Layer,
+    Skip,
+    View,
+    Weight,
+)
 from lowrank.errors import ArtifactError
 
 JSON_FILE = "analysis.json"
@@ -39,8 +60,8 @@ def save_analysis(analysis: Analysis, folder: Path) -> None:
     tensors: dict[str, NDArray[Any]] = {}
     for record in analysis.weights:
         tensors |= _arrays(record)
-    of_bonds, bonds = _pack_bonds(analysis.bonds)
-    tensors |= of_bonds
+    of_couplings, couplings = _pack_couplings(analysis.couplings)
+    tensors |= of_couplings
     for name, curvature in analysis.curvatures.items():
         tensors[f"{name}:curvature"] = curvature
     grams: Mapping[str, Any]
@@ -56,7 +77,9 @@ def save_analysis(analysis: Analysis, folder: Path) -> None:
             shutil.copytree(analysis.grams.folder, stage / GRAMS_FOLDER, copy_function=linked)
         write_tensors(stage / TENSOR_FILE, tensors, {"analysis": analysis.fingerprint})
         write_json(
-            stage / JSON_FILE, "analysis", {**figures(analysis), "bonds": bonds, "contexts": contexts, "grams": grams}
+            stage / JSON_FILE,
+            "analysis",
+            {**figures(analysis), "bonds": couplings, "contexts": contexts, "grams": grams},
         )
 
 
@@ -103,16 +126,18 @@ def _unpack_grams(entries: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]
     return grams
 
 
-def _pack_bonds(found: Sequence[BondAnalysis]) -> tuple[dict[str, NDArray[Any]], list[dict[str, Any]]]:
+def _pack_couplings(found: Sequence[CouplingAnalysis]) -> tuple[dict[str, NDArray[Any]], list[dict[str, Any]]]:
     tensors: dict[str, NDArray[Any]] = {}
-    bonds: list[dict[str, Any]] = []
-    for number, bond in enumerate(found):
-        tensors[f"bond:{number}:ranks"], tensors[f"bond:{number}:errors"] = bond.ranks, bond.errors
-        if bond.order is not None:
-            tensors[f"bond:{number}:order"] = bond.order
-        assert bond.group.bond is not None
-        bonds.append({"structure": bond.structure, **asdict(bond.group.bond), "measured": bond.measured})
-    return tensors, bonds
+    couplings: list[dict[str, Any]] = []
+    for number, coupling in enumerate(found):
+        tensors[f"bond:{number}:ranks"], tensors[f"bond:{number}:errors"] = coupling.ranks, coupling.errors
+        if coupling.order is not None:
+            tensors[f"bond:{number}:order"] = coupling.order
+        assert coupling.group.coupling is not None
+        couplings.append(
+            {"structure": coupling.structure, **asdict(coupling.group.coupling), "measured": coupling.measured}
+        )
+    return tensors, couplings
 
 
 class GramsCodec:
@@ -127,16 +152,16 @@ class GramsCodec:
         return _unpack_grams(piece[1], piece[0])
 
 
-class BondsCodec:
-    """What several structures make of a bond as a piece of a journal."""
+class CouplingsCodec:
+    """What several structures make of a coupling as a piece of a journal."""
 
-    def encode(self, result: Sequence[BondAnalysis]) -> Piece:
-        """Arrays by number, and what the bonds are."""
-        return _pack_bonds(result)
+    def encode(self, result: Sequence[CouplingAnalysis]) -> Piece:
+        """Arrays by number, and what the couplings are."""
+        return _pack_couplings(result)
 
-    def decode(self, piece: Piece) -> list[BondAnalysis]:
+    def decode(self, piece: Piece) -> list[CouplingAnalysis]:
         """The same."""
-        return [_read_bond(i, entry, piece[0]) for i, entry in enumerate(piece[1])]
+        return [_read_coupling(i, entry, piece[0]) for i, entry in enumerate(piece[1])]
 
 
 class RecordCodec:
@@ -247,7 +272,7 @@ def load_analysis(folder: Path) -> Analysis:
         return Analysis(
             weights=weights,
             skips=tuple(Skip(s["name"], tuple(s["shape"]), s["reason"]) for s in content["skipped"]),
-            bonds=tuple(_read_bond(i, entry, tensors) for i, entry in enumerate(content["bonds"])),
+            couplings=tuple(_read_coupling(i, entry, tensors) for i, entry in enumerate(content["bonds"])),
             contexts=tuple(_read_context(entry, weights) for entry in content["contexts"]),
             grams=grams,
             curvatures={n.removesuffix(":curvature"): t for n, t in tensors.items() if n.endswith(":curvature")},
@@ -296,13 +321,15 @@ def _read_weight(entry: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) 
     return record
 
 
-def _read_bond(number: int, entry: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> BondAnalysis:
-    bond = Bond(entry["kind"], tuple(map(str, entry["weights"])), int(entry["heads"]), int(entry["kv_heads"]))
+def _read_coupling(number: int, entry: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> CouplingAnalysis:
+    coupling = Coupling(entry["kind"], tuple(map(str, entry["weights"])), int(entry["heads"]), int(entry["kv_heads"]))
     ranks, errors = tensors[f"bond:{number}:ranks"], tensors[f"bond:{number}:errors"]
     if len(ranks) != len(errors) or not np.isfinite(errors).all() or (errors < 0).any():
-        raise ValueError(f"the errors of {', '.join(bond.weights)} are not finite")
+        raise ValueError(f"the errors of {', '.join(coupling.weights)} are not finite")
     order = tensors.get(f"bond:{number}:order")
-    return BondAnalysis(Group.of(bond), entry["structure"], ranks, errors, order, _read_measured(entry["measured"]))
+    return CouplingAnalysis(
+        Group.of(coupling), entry["structure"], ranks, errors, order, _read_measured(entry["measured"])
+    )
 
 
 def _read_context(entry: Mapping[str, Any], weights: Sequence[WeightAnalysis]) -> Context:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lowrank.artifacts.files import hash_json, read_metadata, read_tensors, write_tensors
 from lowrank.core.analysis import Folds
-from lowrank.core.gram import Gram
+from lowrank.core.truncation.gram import Gram
 from lowrank.errors import ArtifactError, first_line
 
 GRAMS_FOLDER = "grams"

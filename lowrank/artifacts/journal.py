@@ -13,7 +13,14 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.artifacts.files import hash_json, make_folder, read_json, read_tensors, write_json, write_tensors
+from lowrank.artifacts.files import (
+    hash_json,
+    make_folder,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from lowrank.errors import ArtifactError, PlanMismatch
 
 T = TypeVar("T")
@@ -106,7 +113,7 @@ NOWHERE = Journal()
 
 
 @dataclass(frozen=True, slots=True)
-class Kept(Generic[T, R]):
+class Journaled(Generic[T, R]):
     """A job whose results are kept: what the journal has is not done again."""
 
     job: Callable[[T], R]

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.artifacts.journal import Arrays, Piece
-from lowrank.core.factors import Factors
-from lowrank.core.narrow import Narrow
-from lowrank.core.pivot import Pivoted
 from lowrank.core.structures.base import Replacement
+from lowrank.core.truncation.factors import Factors
+from lowrank.core.truncation.narrow import Narrow
+from lowrank.core.truncation.pivoted import Pivoted
 
 KINDS: dict[str, type[Any]] = {"factors": Factors, "pivoted": Pivoted, "narrow": Narrow}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lowrank.backends.base import Backend, Opening
-from lowrank.backends.checkpoint.place import is_url
+from lowrank.backends.checkpoint.location import is_url
 from lowrank.errors import UnsupportedModel
 
 IN_MEMORY = 16
@@ -86,7 +86,7 @@ def _is_large(folder: Path, memory: int | None) -> bool:
     shards = list(folder.glob("*.safetensors"))
     if not shards or not (folder / "config.json").is_file():
         return False
-    from lowrank.backends.checkpoint.place import Place
+    from lowrank.backends.checkpoint.location import Place
     from lowrank.backends.checkpoint.shards import open_shards
     from lowrank.backends.memory import available_memory
 

@@ -11,11 +11,11 @@ from typing import Any, Protocol, Self
 from numpy.typing import NDArray
 
 from lowrank.backends.inputs import Feed, OutputKind, Signature
-from lowrank.core.gram import Gram, Side
-from lowrank.core.linalg import Matrix, Vector
-from lowrank.core.refit import Joint
+from lowrank.core.linalg.eigen import Matrix, Vector
 from lowrank.core.structures.base import Replacement
-from lowrank.core.weight import Bond, Skip, Weight
+from lowrank.core.truncation.gram import Gram, Side
+from lowrank.core.truncation.refit import Joint
+from lowrank.core.weight import Coupling, Skip, Weight
 
 Change = tuple[Matrix, Vector | None]
 """Other numbers for a weight, and for its layer's bias unless that stays."""
@@ -76,7 +76,7 @@ class Backend(Protocol):
         ...
 
     @property
-    def bonds(self) -> tuple[Bond, ...]:
+    def couplings(self) -> tuple[Coupling, ...]:
         """Weights that can be narrowed together, or can share a basis."""
         ...
 
@@ -167,7 +167,7 @@ class Backend(Protocol):
         """The main output of one forward pass, in floating numbers."""
         ...
 
-    def oracle(self) -> Callable[[Feed], NDArray[Any]]:
+    def reference(self) -> Callable[[Feed], NDArray[Any]]:
         """What an ONNX file of this model must agree with, in float32, by a way that does not go through the file."""
         ...
 

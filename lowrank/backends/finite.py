@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lowrank.core.linalg import Matrix
+from lowrank.core.linalg.eigen import Matrix
 from lowrank.errors import NonFiniteWeight
 
 

@@ -7,8 +7,8 @@ from typing import Any, NoReturn
 
 from lowrank.backends.base import Change
 from lowrank.backends.inputs import Feed
-from lowrank.core.gram import Gram, Side
-from lowrank.core.linalg import Matrix
+from lowrank.core.linalg.eigen import Matrix
+from lowrank.core.truncation.gram import Gram, Side
 from lowrank.errors import UnsupportedModel
 
 
@@ -29,7 +29,7 @@ class Unrun:
         self._refuse()
 
     @property
-    def bonds(self) -> tuple[()]:
+    def couplings(self) -> tuple[()]:
         """None are known: they are found by running the model."""
         return ()
 
@@ -44,7 +44,7 @@ class Unrun:
         """Not possible."""
         self._refuse()
 
-    def oracle(self) -> NoReturn:
+    def reference(self) -> NoReturn:
         """Not possible."""
         self._refuse()
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from lowrank.backends.base import Backend
-from lowrank.core.linalg import Matrix
+from lowrank.core.linalg.eigen import Matrix
 
 
 def pruned(backend: Backend, names: Sequence[str], keep: float) -> tuple[Backend, int]:

@@ -10,10 +10,10 @@ from lowrank.artifacts.files import make_folder
 from lowrank.artifacts.grams import GRAMS_FOLDER, StoredGrams, store_grams
 from lowrank.artifacts.journal import Journal, JsonCodec
 from lowrank.backends.checkpoint.backend import CheckpointBackend
-from lowrank.backends.checkpoint.blocks import Blocks
+from lowrank.backends.checkpoint.block_runner import Blocks
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Folds
-from lowrank.core.gram import Gram
+from lowrank.core.truncation.gram import Gram
 from lowrank.core.weight import Weight
 from lowrank.errors import CalibrationError
 from lowrank.progress import Track

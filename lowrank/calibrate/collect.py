@@ -11,7 +11,7 @@ import numpy as np
 from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Folds
-from lowrank.core.gram import Gram, Side
+from lowrank.core.truncation.gram import Gram, Side
 from lowrank.core.weight import Weight
 from lowrank.errors import CalibrationError, first_line
 from lowrank.parallel import processes
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 def collect_grams(
-    calibration: Calibration, weights: Sequence[Weight], track: Track, bonded: Collection[str] = ()
+    calibration: Calibration, weights: Sequence[Weight], track: Track, coupled: Collection[str] = ()
 ) -> dict[str, Folds]:
     """The second moments of what each weight's layers see (or give), by weight name, for the two folds.
 
     Weights that are wide (fewer rows than columns) get the Gram of their outputs, the others that of their inputs:
-    the smaller of the two always decides the truncation. What is `bonded` gets that of its inputs. Where a batch has
+    the smaller of the two always decides the truncation. What is `coupled` gets that of its inputs. Where a batch has
     an attention mask, the rows that it masks are left out.
 
     Of several processes (`accelerate launch -m lowrank analyze ...`) each runs its share of the batches, on a GPU of
@@ -39,7 +39,7 @@ def collect_grams(
     rank, count = processes()
     workers = _workers() if count > 1 else None
     fit, held = (
-        _run(calibration, weights, bonded, track(batches, label, len(batches)), workers)
+        _run(calibration, weights, coupled, track(batches, label, len(batches)), workers)
         for batches, label in (
             (calibration.fit[rank::count], "calibrating"),
             (calibration.heldout[rank::count], "held-out fold"),
@@ -53,11 +53,11 @@ def collect_grams(
 def _run(
     calibration: Calibration,
     weights: Sequence[Weight],
-    bonded: Collection[str],
+    coupled: Collection[str],
     batches: Iterable[Feed],
     workers: Workers | None,
 ) -> dict[str, Gram]:
-    grams = {w.name: Gram.zeros(w, "input" if w.name in bonded else None) for w in weights}
+    grams = {w.name: Gram.zeros(w, "input" if w.name in coupled else None) for w in weights}
 
     def observe(name: str, gram: Gram) -> None:
         grams[name] += gram

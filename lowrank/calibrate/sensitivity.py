@@ -13,9 +13,9 @@ from lowrank.artifacts.journal import NOWHERE, ArraysCodec, Journal, JsonCodec
 from lowrank.backends.base import Change
 from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import Calibration
-from lowrank.calibrate.outputs import Reference
+from lowrank.calibrate.distance import Reference
 from lowrank.core.analysis import Analysis, Measured
-from lowrank.core.structures import BONDED, Replacement, Structure, TwoFactor
+from lowrank.core.structures import COUPLED, Replacement, Structure, TwoFactor
 from lowrank.core.weight import Group
 from lowrank.progress import Track
 
@@ -40,8 +40,8 @@ def measure_sensitivity(
     backend = calibration.backend
     feeds = some_batches(calibration)
     tasks: list[tuple[Group, Structure]] = [(group, TwoFactor()) for group in analysis.singles]
-    known = {structure.name: structure for structure in BONDED}
-    tasks += [(bond.group, known[bond.structure]) for bond in analysis.bonds]
+    known = {structure.name: structure for structure in COUPLED}
+    tasks += [(coupling.group, known[coupling.structure]) for coupling in analysis.couplings]
     place = {single.name: i for i, single in enumerate(analysis.singles)}
     # In the order of the model, so that what comes before is run once.
     tasks.sort(key=lambda task: min(place[name] for name in task[0].weights))
@@ -86,7 +86,7 @@ def measure_sensitivity(
     return replace(
         analysis,
         weights=tuple(replace(r, measured=found[r.weight.name, TwoFactor().name]) for r in analysis.weights),
-        bonds=tuple(replace(b, measured=found[b.group.name, b.structure]) for b in analysis.bonds),
+        couplings=tuple(replace(b, measured=found[b.group.name, b.structure]) for b in analysis.couplings),
     )
 
 

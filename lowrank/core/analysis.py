@@ -11,22 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.core.cost import break_even_rank
-from lowrank.core.factors import (
+from lowrank.core.linalg.eigen import Matrix, Vector, singular_values
+from lowrank.core.rounding.cost import rounding_errors
+from lowrank.core.truncation.directions import (
     RIDGE,
     UNSEEN,
     Directions,
-    Factors,
     curved_curve,
     curved_directions,
     directions,
     measure,
     plain_truncation,
 )
-from lowrank.core.gram import Gram
-from lowrank.core.linalg import Matrix, Vector, singular_values
-from lowrank.core.rounding import rounding_errors
-from lowrank.core.spatial import spatial_curve
-from lowrank.core.spectrum import Spectrum
+from lowrank.core.truncation.factors import Factors
+from lowrank.core.truncation.gram import Gram
+from lowrank.core.truncation.spatial import spatial_curve
+from lowrank.core.truncation.spectrum import Spectrum
 from lowrank.core.weight import Group, Skip, Weight
 
 Measured = tuple[tuple[float, float], ...]
@@ -109,15 +109,15 @@ class WeightAnalysis:
 
 
 @dataclass(frozen=True, eq=False)
-class BondAnalysis:
-    """What one structure can make of bonded weights."""
+class CouplingAnalysis:
+    """What one structure can make of coupled weights."""
 
     group: Group
     structure: str
     ranks: NDArray[np.int64]
     """Where the error is known: ascending, the last one being full."""
     errors: Vector
-    """Squared relative error of what the bond gives, at those ranks, on the fold that judges."""
+    """Squared relative error of what the coupling gives, at those ranks, on the fold that judges."""
     order: NDArray[np.int64] | None = None
     """Of neurons: which are kept first."""
     measured: Measured = ()
@@ -158,7 +158,7 @@ class Analysis:
 
     weights: tuple[WeightAnalysis, ...]
     skips: tuple[Skip, ...] = ()
-    bonds: tuple[BondAnalysis, ...] = ()
+    couplings: tuple[CouplingAnalysis, ...] = ()
     """Weights that can be narrowed together, each with what that loses."""
     contexts: tuple[Context, ...] = ()
     """By falling keep ratio; none where nothing was measured."""
@@ -192,33 +192,36 @@ class Analysis:
 
     @cached_property
     def groups(self) -> Mapping[str, Group]:
-        """All that can be decided on, by name: each weight by itself, and each bond. They overlap."""
-        return {group.name: group for group in (*self.singles, *(b.group for b in self.bonds))}
+        """All that can be decided on, by name: each weight by itself, and each coupling. They overlap."""
+        return {group.name: group for group in (*self.singles, *(b.group for b in self.couplings))}
 
     @cached_property
-    def _bonds(self) -> dict[tuple[str, str], BondAnalysis]:
-        return {(b.group.name, b.structure): b for b in self.bonds}
+    def _couplings(self) -> dict[tuple[str, str], CouplingAnalysis]:
+        return {(b.group.name, b.structure): b for b in self.couplings}
 
-    def bond(self, group: Group, structure: str) -> BondAnalysis | None:
-        """What a structure can make of a group's bond; None if nothing."""
-        return self._bonds.get((group.name, structure))
+    def coupling(self, group: Group, structure: str) -> CouplingAnalysis | None:
+        """What a structure can make of a group's coupling; None if nothing."""
+        return self._couplings.get((group.name, structure))
 
     @cached_property
     def heads(self) -> Mapping[str, int]:
         """How many heads a weight's channels are in, where their order in each is free: by weight name."""
         found: dict[str, int] = {}
-        for bond in (b.group.bond for b in self.bonds):
-            if bond is not None and bond.kind in ("query_key", "value_output"):
-                first, second = bond.weights
-                of_second = bond.kv_heads if bond.kind == "query_key" else bond.heads
-                found |= {first: bond.heads if bond.kind == "query_key" else bond.kv_heads, second: of_second}
+        for coupling in (b.group.coupling for b in self.couplings):
+            if coupling is not None and coupling.kind in ("query_key", "value_output"):
+                first, second = coupling.weights
+                of_second = coupling.kv_heads if coupling.kind == "query_key" else coupling.heads
+                found |= {
+                    first: coupling.heads if coupling.kind == "query_key" else coupling.kv_heads,
+                    second: of_second,
+                }
         return found
 
     def measured(self, group: Group, structure: str) -> Measured:
         """What cutting a group with a structure did to the model's output."""
-        if group.bond is None:
+        if group.coupling is None:
             return self[group.name].measured
-        found = self.bond(group, structure)
+        found = self.coupling(group, structure)
         return found.measured if found else ()
 
     def loss(self, group: Group, structure: str, errors: Vector, keep: float) -> Vector:

@@ -12,10 +12,17 @@ import numpy as np
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.cost import Unit, spent
-from lowrank.core.formats import Stored
 from lowrank.core.match import nearest
-from lowrank.core.rounding import BITS
-from lowrank.core.structures import STRUCTURES, Curve, Option, Structure, stored_in, structure_named
+from lowrank.core.rounding.cost import BITS
+from lowrank.core.rounding.formats import Stored
+from lowrank.core.structures import (
+    STRUCTURES,
+    Curve,
+    Option,
+    Structure,
+    stored_in,
+    structure_named,
+)
 from lowrank.core.weight import Group
 from lowrank.errors import InfeasibleBudget, PlanMismatch
 

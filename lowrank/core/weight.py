@@ -138,7 +138,7 @@ class Skip:
     reason: str
 
 
-BondKind = Literal["query_key", "rotary_halves", "rotary_neighbours", "value_output", "hidden", "same_input"]
+CouplingKind = Literal["query_key", "rotary_halves", "rotary_neighbours", "value_output", "hidden", "same_input"]
 """What ties weights to each other: a freedom of the model, which keeps its outputs while the weights change together.
 
 `query_key`, `value_output`: any invertible map of a head's channels between the two. `rotary_halves`,
@@ -151,10 +151,10 @@ ROTARY = ("rotary_halves", "rotary_neighbours")
 
 
 @dataclass(frozen=True, slots=True)
-class Bond:
+class Coupling:
     """Weights between which the model is free to choose coordinates, and so to have fewer of them."""
 
-    kind: BondKind
+    kind: CouplingKind
     weights: tuple[str, ...]
     """In the order of the kind's name; of `hidden` the last one reads what the others give."""
     heads: int = 1
@@ -169,22 +169,22 @@ class Group:
 
     name: str
     weights: tuple[str, ...]
-    bond: Bond | None = None
+    coupling: Coupling | None = None
     """What there is between several weights; None for a weight by itself."""
 
     @classmethod
-    def of(cls, bond: Bond) -> Group:
-        """The group of bonded weights, named after what their names have in common.
+    def of(cls, coupling: Coupling) -> Group:
+        """The group of coupled weights, named after what their names have in common.
 
         Example:
-            >>> Group.of(Bond("query_key", ("layer.0.attn.query.weight", "layer.0.attn.key.weight"))).name
+            >>> Group.of(Coupling("query_key", ("layer.0.attn.query.weight", "layer.0.attn.key.weight"))).name
             'layer.0.attn.{query,key}.weight'
         """
-        parts = [name.split(".") for name in bond.weights]
+        parts = [name.split(".") for name in coupling.weights]
         same = [len(set(column)) == 1 for column in zip(*parts, strict=False)]
         front = same.index(False) if False in same else len(same)
         same = [len(set(column)) == 1 for column in zip(*(p[front:][::-1] for p in parts), strict=False)]
         back = same.index(False) if False in same else len(same)
         middle = ",".join(".".join(p[front : len(p) - back]) for p in parts)
         ends = parts[0][len(parts[0]) - back :]
-        return cls(".".join([*parts[0][:front], f"{{{middle}}}", *ends]), bond.weights, bond)
+        return cls(".".join([*parts[0][:front], f"{{{middle}}}", *ends]), coupling.weights, coupling)

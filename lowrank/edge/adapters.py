@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lowrank.backends.inputs import Signature
+from lowrank.backends.onnx.opset import OPSET
 from lowrank.backends.onnx.save import save_model
 from lowrank.backends.session import start_session, typed
+from lowrank.backends.torch.export import export_graph
 from lowrank.backends.torch.inputs import call, in_float32
 from lowrank.backends.torch.layers import put
-from lowrank.edge import OPSET
-from lowrank.edge.export import export_graph
 from lowrank.errors import ExportError
 from lowrank.nn import Adaptable
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from lowrank.backends.onnx.describe import describe
+from lowrank.backends.onnx.edit import add, constant
 from lowrank.backends.onnx.save import PAGE, load_whole, save_model
-from lowrank.edge.place import add, constant
 
 SHARED = 1024
 """Bytes below which a tensor stays in its graph."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lowrank.edge.place import add, constant
+from lowrank.backends.onnx.edit import add, constant
 
 LEAST = 1024
 """Smaller tensors stay: together they are next to nothing."""

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank.backends.onnx.edit import add, constant, replace_node
 from lowrank.backends.onnx.sites import Site
-from lowrank.core.codes import Codes
-from lowrank.edge.place import add, constant, replace_node
+from lowrank.core.rounding.codes import Codes
 
 CONTRIB = "com.microsoft"
 FLOAT, INT8 = 1, 3

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lowrank.core.timings import Operator
-from lowrank.edge import IR_VERSION, OPSET
+from lowrank.backends.onnx.opset import IR_VERSION, OPSET
+from lowrank.core.selection.timings import Operator
 
 PLACE = "WORK = None\n"
 """In the script: where the graphs go."""

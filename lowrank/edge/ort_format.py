@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from lowrank.backends.onnx.save import file_size
 from lowrank.backends.quiet import hushed
-from lowrank.edge import file_size
 from lowrank.errors import ExportError, first_line
 
 SUFFIXES = (".ort", ".required_operators_and_types.config")

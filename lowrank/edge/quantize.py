@@ -14,15 +14,16 @@ from lowrank.backends.onnx.backend import OnnxBackend
 from lowrank.backends.onnx.describe import Use
 from lowrank.backends.onnx.save import load_whole, save_model
 from lowrank.backends.onnx.sites import attribute
-from lowrank.core.codes import Codes, even_latents, refitted_left
-from lowrank.core.factors import Factors, directions
-from lowrank.core.formats import FORMATS, Stored, stored_as
-from lowrank.core.gram import Gram
-from lowrank.core.linalg import Matrix
+from lowrank.core.linalg.eigen import Matrix
+from lowrank.core.rounding.codes import Codes, even_latents, refitted_left
+from lowrank.core.rounding.formats import FORMATS, Stored, stored_as
+from lowrank.core.truncation.directions import directions
+from lowrank.core.truncation.factors import Factors
+from lowrank.core.truncation.gram import Gram
 from lowrank.core.weight import Weight
-from lowrank.edge import Dtype
 from lowrank.edge.half import store_in_half
 from lowrank.edge.integer import CONTRIB, place_lookup, place_product
+from lowrank.edge.target import Dtype
 from lowrank.errors import ExportError
 
 INTEGERS, FOURS = 11, 13

@@ -14,20 +14,21 @@ from typing import Any
 
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Signature
+from lowrank.backends.onnx.save import file_size
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan
-from lowrank.edge import Target, file_size
 from lowrank.edge.counts import fused_counts
+from lowrank.edge.target import Target
 from lowrank.errors import ExportError, TaskError
 from lowrank.evaluate.fidelity import Runs, measure_fidelity
 from lowrank.evaluate.latency import measure_latency
 from lowrank.evaluate.parity import check_parity
-from lowrank.evaluate.report import ONNX_FILE, Report
 from lowrank.evaluate.session import FileModel
 from lowrank.evaluate.sizes import per_weight_error, sizes_of, targets_of, weight_error
 from lowrank.evaluate.tasks.benchmark import Benchmark
 from lowrank.progress import Clock, Track, silent
+from lowrank.results.report import ONNX_FILE, Report
 
 SEQUENCE = 128
 
@@ -216,7 +217,7 @@ def compare_latency(
     Raises:
         ExportError: if the dense model cannot be exported.
     """
-    from lowrank.edge import fit_file, write_onnx
+    from lowrank.edge.graph_file import fit_file, write_onnx
 
     signature, rounded = dense.signature, _alike(target)
     assert isinstance(signature, Signature)

@@ -42,14 +42,14 @@ def check_parity(backend: Backend, path: Path) -> Parity:
     """
     signature = backend.signature
     assert isinstance(signature, Signature)
-    session, oracle = open_session(path), backend.oracle()
+    session, reference = open_session(path), backend.reference()
     worst_abs, worst_relative, cases = 0.0, 0.0, []
     for seed, (batch, sequence) in enumerate(SIZES):
         sequence = min(sequence, signature.max_sequence)
         padded = MASK in signature.names and batch > 1
         values = signature.example(batch, sequence, seed, padded)
         try:
-            ours, theirs = oracle(values), session.run([signature.output], typed(session, values))[0]
+            ours, theirs = reference(values), session.run([signature.output], typed(session, values))[0]
         except Exception as error:
             raise ExportError(
                 f"{path.name} does not run at batch {batch}, sequence {sequence}: {first_line(error)}"

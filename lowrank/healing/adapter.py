@@ -13,12 +13,20 @@ from torch import Tensor, nn
 
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.torch.inputs import call, first_input, mask_of, token_rows
-from lowrank.backends.torch.layers import dense_layer, empty_replacement, fill_, has_bias, put, record_of
+from lowrank.backends.torch.layers import (
+    dense_layer,
+    empty_replacement,
+    fill_,
+    has_bias,
+    put,
+    record_of,
+)
 from lowrank.backends.torch.module import ModuleBackend
-from lowrank.core.factors import Factors, directions
-from lowrank.core.gram import Gram
-from lowrank.core.pivot import pivot
 from lowrank.core.structures.base import Replacement
+from lowrank.core.truncation.directions import directions
+from lowrank.core.truncation.factors import Factors
+from lowrank.core.truncation.gram import Gram
+from lowrank.core.truncation.pivoted import pivot
 from lowrank.errors import HealingError
 from lowrank.nn import LowRankLinear, NarrowLinear, PivotedLinear
 

@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from lowrank.backends.inputs import Feed
-from lowrank.backends.torch.prefix import Prefix
-from lowrank.healing.descend import descend
-from lowrank.healing.distill import Distillation
+from lowrank.backends.torch.partial_forward import Prefix
+from lowrank.healing.clock import Part, Work
+from lowrank.healing.distill import Distillation, steps_in_turn
 from lowrank.healing.measure import hidden_loss
-from lowrank.healing.mix import steps_in_turn
-from lowrank.healing.optimizer import Diverged, Optimizer
+from lowrank.healing.optimizer import Diverged, Optimizer, descend
 from lowrank.healing.parameters import restore_, snapshot
 from lowrank.healing.watched import Watched
-from lowrank.healing.work import Part, Work
 
 REMEMBERED = 1 << 29
 """Bytes of hidden states of one block that is learnt from at most, held twice; held-out ones come with it."""

@@ -12,13 +12,13 @@ from torch import nn
 
 from lowrank.backends.inputs import Feed, Signature, spread
 from lowrank.backends.torch.inputs import in_float32
+from lowrank.backends.torch.joint_moments import Pair
 from lowrank.backends.torch.module import ModuleBackend
-from lowrank.backends.torch.pair import Pair
 from lowrank.backends.torch.tensors import module_in_float32
-from lowrank.core.factors import directions
-from lowrank.core.gram import Gram
-from lowrank.core.linalg import Matrix
-from lowrank.core.refit import Joint
+from lowrank.core.linalg.eigen import Matrix
+from lowrank.core.truncation.directions import directions
+from lowrank.core.truncation.gram import Gram
+from lowrank.core.truncation.refit import Joint
 from lowrank.healing.adapter import NAME
 from lowrank.nn import LowRankLinear, PivotedLinear
 

@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from lowrank.backends.inputs import Feed, OutputKind
 from lowrank.backends.torch.workers import Workers
 from lowrank.errors import HealingError
+from lowrank.healing.faults import is_memory
 from lowrank.healing.measure import hidden_loss, output_loss
-from lowrank.healing.memory import is_memory
-from lowrank.healing.mix import mixed, steps_in_turn
-from lowrank.healing.teacher import Teacher
 from lowrank.healing.watched import Seen, Watched
 
 
@@ -160,3 +158,70 @@ def _cut(seen: Seen, part: slice, rows: int) -> Seen:
     """The samples of a part; what has no batch axis is left whole."""
     hidden = [h[part] if h.shape[:1] == (rows,) else h for h in seen.hidden]
     return Seen(hidden, seen.output[part])
+
+
+MIXED = 4
+"""Batches of a step, where lengths differ: their gradients point a better way than those of one length."""
+
+
+def mixed(feeds: Sequence[Feed]) -> tuple[list[Feed], int]:
+    """Batches cut so that a step can take several for the price of one, and how many it takes.
+
+    Batches whose samples all have one shape are mixed already: they stay as they are, and make a step each.
+
+    Example:
+        >>> cut, together = mixed([{"ids": np.zeros((8, 5))}, {"ids": np.zeros((2, 9))}])
+        >>> [len(feed["ids"]) for feed in cut], together
+        ([2, 2, 2, 2, 1, 1], 4)
+    """
+    if len({tuple(values.shape[1:] for values in feed.values()) for feed in feeds}) == 1:
+        return list(feeds), 1
+    return [part for feed in feeds for part in _parts(feed)], MIXED
+
+
+def _parts(feed: Feed) -> Iterator[Feed]:
+    rows = len(next(iter(feed.values())))
+    for part in np.array_split(np.arange(rows), min(MIXED, rows)):
+        yield {name: values[part] for name, values in feed.items()}
+
+
+def steps_in_turn(count: int, seed: int, skip: int = 0, together: int = 1) -> Iterator[list[int]]:
+    """Indices of the batches of each step, without end: every batch once before any comes again.
+
+    Args:
+        count: of batches.
+        seed: of the order, which is drawn anew for every round.
+        skip: how many steps have been made already.
+        together: batches of a step; the last step of a round may have fewer.
+    """
+    a_round = -(-count // together)
+    turn, at = divmod(skip, a_round)
+    while True:
+        order = np.random.default_rng((seed, turn)).permutation(count).tolist()
+        yield from (order[i : i + together] for i in range(at * together, count, together))
+        turn, at = turn + 1, 0
+
+
+REMEMBERED = 1 << 30
+"""Bytes of outputs at most; the batches beyond are run again every time."""
+
+
+class Teacher:
+    """The dense model on a fixed list of batches."""
+
+    def __init__(self, dense: Watched, feeds: Sequence[Feed]) -> None:
+        self.dense, self.feeds = dense, list(feeds)
+        self._known: dict[int, Seen] = {}
+        self._bytes = 0
+
+    def __call__(self, index: int) -> Seen:
+        """Its hidden states and output for a batch."""
+        if index in self._known:
+            return self._known[index]
+        with torch.no_grad():
+            seen = self.dense(self.feeds[index])
+        size = sum(t.numel() * t.element_size() for t in (*seen.hidden, seen.output))
+        if self._bytes + size <= REMEMBERED:
+            self._known[index] = seen
+            self._bytes += size
+        return seen

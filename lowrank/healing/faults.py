@@ -1,24 +1,27 @@
-"""Where numbers stop being finite."""
+"""What can go wrong in training: numbers that stop being finite, and memory that runs out."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lowrank.healing.distill import Distillation
+from lowrank.backends.inputs import Feed
+from lowrank.healing.watched import Watched
 
 
-def first_nonfinite(task: Distillation, otherwise: str) -> str:
+def first_nonfinite(student: Watched, feeds: Sequence[Feed], otherwise: str) -> str:
     """The first parameter or layer of the student that holds or gives a number that is not finite, in words.
 
     Args:
-        task: with the student as it diverged.
+        student: as it diverged.
+        feeds: the batches that it learned from.
         otherwise: what is known where all of these are finite.
     """
-    for name, parameter in task.student.module.named_parameters():
+    for name, parameter in student.module.named_parameters():
         if not torch.isfinite(parameter).all():
             return f"{name} ({' x '.join(map(str, parameter.shape))}) is not finite any more"
     found: list[str] = []
@@ -31,14 +34,19 @@ def first_nonfinite(task: Distillation, otherwise: str) -> str:
 
         return hook
 
-    handles = [m.register_forward_hook(listen(name)) for name, m in task.student.module.named_modules() if name]
+    handles = [m.register_forward_hook(listen(name)) for name, m in student.module.named_modules() if name]
     try:
         with torch.no_grad():
-            for feed in task.fit.feeds:
-                task.student(feed)
+            for feed in feeds:
+                student(feed)
                 if found:
                     return f"{found[0]} gives numbers that are not finite"
     finally:
         for handle in handles:
             handle.remove()
     return otherwise
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether memory, of the machine or of a device, did not hold what was asked for."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)

@@ -13,14 +13,11 @@ from torch import Tensor, nn
 from lowrank.errors import HealingError
 from lowrank.healing.blocks import BlockFit
 from lowrank.healing.checkpoint import Phase, Progress, read_checkpoint, write_checkpoint
-from lowrank.healing.descend import descend
+from lowrank.healing.clock import Part, Work
 from lowrank.healing.distill import Distillation
-from lowrank.healing.faults import first_nonfinite
-from lowrank.healing.memory import is_memory
-from lowrank.healing.optimizer import Diverged, Optimizer
+from lowrank.healing.faults import first_nonfinite, is_memory
+from lowrank.healing.optimizer import START, Diverged, Optimizer, descend, rates
 from lowrank.healing.parameters import restore_, snapshot
-from lowrank.healing.rate import START, rates
-from lowrank.healing.work import Part, Work
 
 BLOCKS, TRIAL = 0.1, 0.08
 """Shares of the work: of all blocks together, and of one trial of a learning rate. Short trials find too low a rate:
@@ -115,7 +112,7 @@ class Healing:
                 self._enter("main")
             yield from self._main()
         except Diverged as error:
-            where = first_nonfinite(self.task, str(error))
+            where = first_nonfinite(self.task.student, self.task.fit.feeds, str(error))
             self.problems.append(f"healing stopped: {where}; what was best until then is kept")
         places = dict(self.target.named_parameters())
         restore_({name: places[name] for name in self.best}, self.best)
@@ -177,7 +174,7 @@ class Healing:
                     tried[rate] = task.judge()
                     reached[rate] = snapshot(task.parameters)
                 except Diverged as error:
-                    tried[rate], broken = math.inf, first_nonfinite(task, str(error))
+                    tried[rate], broken = math.inf, first_nonfinite(task.student, task.fit.feeds, str(error))
                 rate = asked.send(tried[rate])
         best = min(tried, key=lambda rate: tried[rate])
         self.progress.tried = {repr(rate): loss for rate, loss in tried.items() if math.isfinite(loss)}

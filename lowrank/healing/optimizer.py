@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from lowrank.healing.clock import Part
 
 SMALLEST = 2.0**-10
 """A parameter is taken to be at least this large: those that start at zero must be able to leave it."""
@@ -111,3 +113,57 @@ def curve(share: float) -> float:
     if share < WARM_UP:
         return 0.1 + 0.9 * share / WARM_UP
     return (1 + math.cos(math.pi * min((share - WARM_UP) / (1 - WARM_UP), 1.0))) / 2
+
+
+def descend(
+    backward: Callable[[Sequence[int]], float],
+    steps: Iterator[Sequence[int]],
+    optimizer: Optimizer,
+    part: Part,
+    cost: float = 1.0,
+) -> Iterator[float]:
+    """Make steps; after each, how much of the part is over.
+
+    Args:
+        backward: adds the gradients of a step's batches, and gives their loss.
+        steps: the batches of each.
+        optimizer: of the parameters.
+        part: when to end.
+        cost: of a step, in whole steps.
+
+    Raises:
+        Diverged: at the first loss or gradient that is no finite number, before the step is made.
+    """
+    while (share := part.share) < 1:
+        loss = backward(next(steps))
+        if not math.isfinite(loss):
+            optimizer.adam.zero_grad()
+            raise Diverged("the loss is not finite")
+        optimizer.step(share)
+        part.work.count(cost)
+        yield part.share
+
+
+START = 0.004
+"""Relative to the size of what is changed."""
+
+
+def rates() -> Generator[float, float, None]:
+    """Three rates to try, a factor of two apart: `START`, twice that, and one further in the better direction.
+
+    It is sent the held-out loss that each of them came to.
+
+    Example:
+        >>> asked, tried = rates(), []
+        >>> rate = next(asked)
+        >>> try:
+        ...     while True:
+        ...         tried.append(rate)
+        ...         rate = asked.send(abs(rate - 0.012))
+        ... except StopIteration:
+        ...     tried
+        [0.004, 0.008, 0.016]
+    """
+    low = yield START
+    high = yield 2 * START
+    yield 4 * START if high < low else START / 2

@@ -21,12 +21,12 @@ from lowrank.backends.torch.tensors import module_in_float32
 from lowrank.backends.torch.workers import Workers
 from lowrank.errors import HealingError
 from lowrank.healing.adapter import adaptable, attach, parameters_of, smallest_sizes
+from lowrank.healing.clock import Work
 from lowrank.healing.discarded import begin_with_the_discarded
 from lowrank.healing.distill import Distillation
 from lowrank.healing.heal import Healing
 from lowrank.healing.parameters import restore_, snapshot, trainable
 from lowrank.healing.watched import Watched, block_paths, on_device
-from lowrank.healing.work import Work
 
 Initial = Literal["discarded", "zero"]
 """What an adapter begins as: the best of what truncation left out, if held-out samples find that better, or nothing."""

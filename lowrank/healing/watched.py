@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.torch.inputs import as_tensors, call, mask_of
-from lowrank.backends.torch.prefix import blocks_of, main_tensor
+from lowrank.backends.torch.partial_forward import blocks_of, main_tensor
 from lowrank.backends.torch.tensors import module_in_float32
 
 

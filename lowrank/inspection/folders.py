@@ -9,7 +9,7 @@ from typing import Any
 from lowrank.artifacts.files import RECORD_FILE
 from lowrank.artifacts.outside import is_file
 from lowrank.errors import LowRankError
-from lowrank.inspection.found import Found, quoted, tidy
+from lowrank.inspection.description import Found, quoted, tidy
 from lowrank.inspection.graphs import look_at_onnx
 from lowrank.inspection.records import look_at_json
 from lowrank.inspection.tensors import facts_of, header_of

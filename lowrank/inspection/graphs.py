@@ -11,7 +11,7 @@ from typing import Any
 
 from lowrank.artifacts.outside import is_file, named_in
 from lowrank.errors import first_line
-from lowrank.inspection.found import Found, quoted, tidy
+from lowrank.inspection.description import Found, quoted, tidy
 from lowrank.inspection.tensors import rank_of
 
 ROUNDED = {

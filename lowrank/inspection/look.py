@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lowrank.errors import LowRankError, UnsupportedModel, first_line
-from lowrank.inspection.found import ALL, Found, quoted, tidy
+from lowrank.inspection.description import ALL, Found, quoted, tidy
 from lowrank.inspection.graphs import look_at_onnx, look_at_ort, look_at_runtime_adapter
 from lowrank.inspection.records import look_at_json
 from lowrank.inspection.samples import look_at_arrays, look_at_text
@@ -120,7 +120,7 @@ def _is_text(start: bytes) -> bool:
 
 
 def _run_file(path: Path) -> Found:
-    from lowrank.run_file import Truth, read_flat
+    from lowrank.flat_yaml import Truth, read_flat
 
     values = {name: each for name, (_, each) in read_flat(path).items()}
     facts = {"options": tidy({n: v.value if isinstance(v, Truth) else v for n, v in values.items()}, 100)}

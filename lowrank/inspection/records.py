@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.errors import ArtifactError
-from lowrank.inspection.found import Found, quoted, read_any_json, tidy
+from lowrank.inspection.description import Found, quoted, read_any_json, tidy
 
 Content = Mapping[str, Any]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lowrank.artifacts.outside import check_zip
 from lowrank.errors import CalibrationError, first_line
-from lowrank.inspection.found import Found, quoted, tidy
+from lowrank.inspection.description import Found, quoted, tidy
 
 SUFFIXES = (".txt", ".tsv", ".csv", ".jsonl")
 

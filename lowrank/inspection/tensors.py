@@ -13,7 +13,7 @@ from typing import Any
 
 from lowrank.artifacts.outside import check_zip
 from lowrank.errors import ArtifactError, LowRankError, UnsupportedModel, first_line
-from lowrank.inspection.found import Found, quoted, tidy
+from lowrank.inspection.description import Found, quoted, tidy
 
 BITS = {"BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "U8": 8, "I8": 8, "BF16": 16, "F4": 4}
 LARGEST_PICKLE = 64 << 20

@@ -25,10 +25,10 @@ from lowrank.artifacts import parse_json, staged
 from lowrank.artifacts.files import atomic
 from lowrank.backends import Opening
 from lowrank.core.budget import Budget
-from lowrank.edge import Target
+from lowrank.edge.target import Target
 from lowrank.errors import LowRankError
-from lowrank.evaluate.report import ONNX_FILE, Report
 from lowrank.pipeline import REPORT_FILE, Settings, Training, compress
+from lowrank.results.report import ONNX_FILE, Report
 
 NAME = "LowRank"
 OTHERS = ("error", "size")

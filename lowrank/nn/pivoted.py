@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.core.pivot import Side
+from lowrank.core.truncation.pivoted import Side
 from lowrank.errors import LowRankError
 from lowrank.nn.product import Product
 

@@ -1,24 +1,37 @@
 """The stages wired together. Every stage leaves files that the next one reads."""
 
 from lowrank.pipeline.analyzing import analyze, analyze_weights, kept_analysis, settings_of
+from lowrank.pipeline.budgets.operator_times import bench_table
 from lowrank.pipeline.compressing import SAME_CHANNELS, compress
-from lowrank.pipeline.elastic import DATA_FILE as ELASTIC_DATA
-from lowrank.pipeline.elastic import export_elastic
+from lowrank.pipeline.estimate import Estimate, foresee
 from lowrank.pipeline.evaluating import evaluate
 from lowrank.pipeline.execution import Execution
-from lowrank.pipeline.exporting import export, export_adapter_inputs, export_ort, graph_of
 from lowrank.pipeline.healing import Training, heal
-from lowrank.pipeline.hub import export_hub
 from lowrank.pipeline.in_place import Compressed, compress_, prepare_
-from lowrank.pipeline.pages import PAGE_FILE, facts_in, renew_page
-from lowrank.pipeline.planning import factorize, read_plan, select
-from lowrank.pipeline.preflight import Estimate, foresee
-from lowrank.pipeline.run import CHECKPOINT_FILE, ONNX_FILE, PLAN_FILE, REPORT_FILE, RUN
+from lowrank.pipeline.plans import factorize, read_plan, select
+from lowrank.pipeline.publish.elastic import DATA_FILE as ELASTIC_DATA
+from lowrank.pipeline.publish.elastic import export_elastic
+from lowrank.pipeline.publish.exporting import export, export_adapter_inputs, export_ort, graph_of
+from lowrank.pipeline.publish.hub import export_hub
+from lowrank.pipeline.run.layout import (
+    CHECKPOINT_FILE,
+    ONNX_FILE,
+    PAGE_FILE,
+    PLAN_FILE,
+    REPORT_FILE,
+    RUN,
+)
+from lowrank.pipeline.run.page import facts_in, renew_page
+from lowrank.pipeline.search.sweeping import (
+    PICTURE_FILE,
+    POINTS_FOLDER,
+    SWEEP_FILE,
+    Sweep,
+    sweep,
+)
+from lowrank.pipeline.search.tuning import TUNE_FILE, Tuning, tune
 from lowrank.pipeline.settings import Settings
-from lowrank.pipeline.sweeping import PICTURE_FILE, POINTS_FOLDER, SWEEP_FILE, Sweep, sweep
-from lowrank.pipeline.timing import bench_table
 from lowrank.pipeline.truncating import cut_name, truncate
-from lowrank.pipeline.tuning import TUNE_FILE, Tuning, tune
 
 __all__ = [
     "CHECKPOINT_FILE",

@@ -8,25 +8,45 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowrank import __version__
 from lowrank.artifacts import hash_json, load_analysis, save_analysis
-from lowrank.artifacts.analysis import JSON_FILE, BondsCodec, GramsCodec, RecordCodec, kept_in
+from lowrank.artifacts.analysis import (
+    JSON_FILE,
+    CouplingsCodec,
+    GramsCodec,
+    RecordCodec,
+    kept_in,
+)
 from lowrank.artifacts.grams import StoredGrams
-from lowrank.artifacts.journal import NOWHERE, Journal, Kept, close_journal, open_journal
+from lowrank.artifacts.journal import (
+    NOWHERE,
+    Journal,
+    Journaled,
+    close_journal,
+    open_journal,
+)
 from lowrank.artifacts.lock import holding
 from lowrank.backends import Backend, Opening, is_streamed, open_model
-from lowrank.core.analysis import Analysis, BondAnalysis, Folds, Numbers, WeightAnalysis, analyze_weight
-from lowrank.core.solvers import Fallback, watched_solvers
-from lowrank.core.structures import BONDED
-from lowrank.core.weight import Bond, Weight
+from lowrank.core.analysis import (
+    Analysis,
+    CouplingAnalysis,
+    Folds,
+    Numbers,
+    WeightAnalysis,
+    analyze_weight,
+)
+from lowrank.core.linalg.drivers import Fallback, watched_solvers
+from lowrank.core.structures import COUPLED
+from lowrank.core.weight import Coupling, Weight
 from lowrank.errors import ArtifactError
 from lowrank.parallel import Pool, processes, threads
+from lowrank.pipeline.estimate import estimate
 from lowrank.pipeline.execution import Execution
-from lowrank.pipeline.pages import PAGE_FILE, with_analysis_page
-from lowrank.pipeline.preflight import estimate
+from lowrank.pipeline.run.layout import PAGE_FILE
+from lowrank.pipeline.run.page import with_analysis_page
 from lowrank.pipeline.settings import NO_DATA, Settings
-from lowrank.pipeline.targeting import targeted, usable
+from lowrank.pipeline.targets import targeted, usable
 from lowrank.progress import Clock, Track, silent
+from lowrank.version import __version__
 
 if TYPE_CHECKING:
     from lowrank.calibrate import Calibration
@@ -116,14 +136,14 @@ def analyze_backend(
         estimate(backend, weights, None, run, execution, timed=False).check(run)
     journal = NOWHERE if run is None else open_journal(run, STAGE, identity, execution.resume)
     grams: Mapping[str, Folds] = {}
-    bonds: list[Bond] = []
+    couplings: list[Coupling] = []
     if calibration is not None:
         from lowrank.calibrate import collect_grams
 
         with clock.stage("bonds"):
-            bonds = usable(backend, weights)
+            couplings = usable(backend, weights)
         with clock.stage("calibrate"):
-            bonded = {name for bond in bonds for name in bond.weights}
+            coupled = {name for coupling in couplings for name in coupling.weights}
             if is_streamed(backend):
                 from lowrank.calibrate.blockwise import blockwise_grams
 
@@ -131,12 +151,12 @@ def analyze_backend(
             else:
                 # Several processes must all come here, or none.
                 keeper = journal if processes()[1] == 1 else NOWHERE
-                grams = keeper.kept("grams", GramsCodec(), lambda: collect_grams(calibration, weights, track, bonded))
+                grams = keeper.kept("grams", GramsCodec(), lambda: collect_grams(calibration, weights, track, coupled))
     with watched_solvers() as used:
         with clock.stage("analyze"), execution.pool(weights, bool(grams)) as pool:
             analysis = Analysis(
                 weights=analyze_weights(backend, weights, grams, track, pool, journal),
-                bonds=analyze_bonds(backend, bonds, grams, track, pool, journal),
+                couplings=analyze_couplings(backend, couplings, grams, track, pool, journal),
                 grams=informing(grams),
             )
         if calibration is not None and not is_streamed(backend):
@@ -229,7 +249,7 @@ def analyze_weights(
         journal: what is known already, and keeps what is found.
     """
     # What is streamed has no graph whose bytes would be counted.
-    job = Kept(_WeightJob(backend, grams, not is_streamed(backend)), journal, _name, RecordCodec())
+    job = Journaled(_WeightJob(backend, grams, not is_streamed(backend)), journal, _name, RecordCodec())
     with nullcontext(pool) if pool is not None else threads() as places:
         return tuple(track(places.map(job, weights), "analyzing", len(weights)))
 
@@ -238,25 +258,27 @@ def _name(weight: Weight) -> str:
     return weight.name
 
 
-def analyze_bonds(
+def analyze_couplings(
     backend: Backend,
-    bonds: Sequence[Bond],
+    couplings: Sequence[Coupling],
     grams: Mapping[str, Folds],
     track: Track = silent,
     pool: Pool | None = None,
     journal: Journal = NOWHERE,
-) -> tuple[BondAnalysis, ...]:
-    """What every structure can make of every bond."""
+) -> tuple[CouplingAnalysis, ...]:
+    """What every structure can make of every coupling."""
 
-    def measured(bond: Bond) -> Sequence[BondAnalysis]:
-        found = (structure.measure(bond, grams, backend) for structure in BONDED)
+    def measured(coupling: Coupling) -> Sequence[CouplingAnalysis]:
+        found = (structure.measure(coupling, grams, backend) for structure in COUPLED)
         return [each for each in found if each is not None]
 
-    if not bonds:
+    if not couplings:
         return ()
-    job = Kept(measured, journal, lambda bond: f"{bond.kind}: {', '.join(bond.weights)}", BondsCodec())
+    job = Journaled(
+        measured, journal, lambda coupling: f"{coupling.kind}: {', '.join(coupling.weights)}", CouplingsCodec()
+    )
     with nullcontext(pool) if pool is not None else threads() as places:
-        parts = list(track(places.map(job, bonds), "analyzing bonds", len(bonds)))
+        parts = list(track(places.map(job, couplings), "analyzing bonds", len(couplings)))
     return tuple(each for part in parts for each in part)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lowrank import __version__
 from lowrank.artifacts import hash_json, load_analysis, save_analysis, staged
 from lowrank.artifacts.analysis import JSON_FILE, kept_in
 from lowrank.artifacts.journal import close_journal, open_journal
@@ -14,35 +13,38 @@ from lowrank.artifacts.lock import holding
 from lowrank.backends import Backend, Opening, is_streamed, open_model
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
+from lowrank.core.linalg.drivers import watched_solvers
 from lowrank.core.plan import Plan, check_budget
-from lowrank.core.select import Knapsack, Selector, share_in_time
-from lowrank.core.solvers import watched_solvers
-from lowrank.core.structures.absorb import absorbed
-from lowrank.core.timings import Timings
-from lowrank.edge import Target
+from lowrank.core.selection.knapsack import Knapsack, share_in_time
+from lowrank.core.selection.selector import Selector
+from lowrank.core.selection.timings import Timings
+from lowrank.core.structures.permute import agree_channel_order
+from lowrank.edge.target import Target
 from lowrank.errors import HealingError, InfeasibleBudget, LowRankError, PlanMismatch
-from lowrank.evaluate.report import Report
 from lowrank.parallel import processes
-from lowrank.pipeline.adapting import keep_adapter
 from lowrank.pipeline.analyzing import STAGE as ANALYZE
-from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_calibration, settings_of, solver_notes
-from lowrank.pipeline.dropping import Search, check_drop, read_benchmark
+from lowrank.pipeline.analyzing import (
+    analyze_backend,
+    kept_analysis,
+    read_calibration,
+    settings_of,
+    solver_notes,
+)
+from lowrank.pipeline.budgets.file_size import sized_plan
+from lowrank.pipeline.budgets.quality_drop import Search, check_drop, read_benchmark
+from lowrank.pipeline.estimate import estimate
 from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.healing import Training, check_trainable
 from lowrank.pipeline.healing import heal as heal_run
-from lowrank.pipeline.planning import factorize, read_plan, refitted, select
-from lowrank.pipeline.preflight import estimate
-from lowrank.pipeline.run import (
-    RESULTS,
-    RUN,
-    Output,
-    check_source,
-    source_of,
-    write_and_measure,
-)
+from lowrank.pipeline.plans import factorize, read_plan, refitted, select
+from lowrank.pipeline.publish.adapters import keep_adapter
+from lowrank.pipeline.run.layout import RESULTS, RUN
+from lowrank.pipeline.run.read import check_source, source_of
+from lowrank.pipeline.run.write import Output, write_and_measure
 from lowrank.pipeline.settings import Settings
-from lowrank.pipeline.sizing import sized_plan
 from lowrank.progress import Clock, Track, silent
+from lowrank.results.report import Report
+from lowrank.version import __version__
 
 STAGE = "compress"
 """Of a run's journal."""
@@ -141,7 +143,7 @@ def compress(
     if kept is not None and not anew:
         check_source(kept, backend, run)
     if is_streamed(backend):
-        from lowrank.pipeline.streaming import refuse_whole
+        from lowrank.pipeline.streamed import refuse_whole
 
         sized = budget is not None and budget.kind == "size"
         quantize = target.dtype != "float32"
@@ -206,7 +208,7 @@ def compress(
     journal = open_journal(run, STAGE, identity, execution.resume)
     if is_streamed(backend):
         from lowrank.backends.checkpoint.backend import CheckpointBackend
-        from lowrank.pipeline.streaming import compress_streamed
+        from lowrank.pipeline.streamed import compress_streamed
 
         assert isinstance(backend, CheckpointBackend)
         report = compress_streamed(backend, analysis, chosen, run, execution, journal, track, clock)
@@ -223,8 +225,8 @@ def compress(
     chosen = replace(chosen, notes=(*chosen.notes, *solver_notes(used)))
     with clock.stage("rewrite"):
         # Permutations last: until then every weight is compared with its own dense outputs.
-        bonds = backend.bonds if beside is None else ()
-        small = backend.rewrite(absorbed(made, backend.weights, bonds, backend))
+        couplings = backend.couplings if beside is None else ()
+        small = backend.rewrite(agree_channel_order(made, backend.weights, couplings, backend))
     with staged(run, owned=RESULTS) as stage:
         if analysis is not kept:
             save_analysis(analysis, stage)
@@ -275,7 +277,7 @@ def _knapsack(selector: Selector | None) -> Knapsack:
 
 def _given(timings: Timings | str | Path, target: Target) -> Timings:
     """A table that was given, checked before anything long begins."""
-    from lowrank.pipeline.timing import check_table, read_table
+    from lowrank.pipeline.budgets.operator_times import check_table, read_table
 
     if isinstance(timings, Timings):
         return check_table(timings, target)
@@ -284,7 +286,7 @@ def _given(timings: Timings | str | Path, target: Target) -> Timings:
 
 def _time(backend: Backend, analysis: Analysis, target: Target, track: Track) -> Timings:
     """The table of this machine."""
-    from lowrank.pipeline.timing import time_here, work_here
+    from lowrank.pipeline.budgets.operator_times import time_here, work_here
 
     groups = [(g, [analysis[name].weight for name in g.weights]) for g in analysis.groups.values()]
     return time_here(backend, work_here(backend, groups, target), target, track)

@@ -10,26 +10,19 @@ from lowrank.artifacts import write_json
 from lowrank.artifacts.lock import holding
 from lowrank.backends import Opening, open_model
 from lowrank.core.structures.base import Replacement
-from lowrank.edge import Target
-from lowrank.evaluate.report import Report, held_against
+from lowrank.edge.target import Target
 from lowrank.pipeline.analyzing import read_calibration
-from lowrank.pipeline.cards import write_card
-from lowrank.pipeline.dropping import read_benchmark
-from lowrank.pipeline.finished import held_in_graph
-from lowrank.pipeline.pages import with_page
-from lowrank.pipeline.planning import factorize, refitted
-from lowrank.pipeline.run import (
-    MODEL_FOLDER,
-    REPORT_FILE,
-    RUN,
-    check_source,
-    files_of,
-    provenance,
-    read_run,
-    source_of,
-)
+from lowrank.pipeline.budgets.quality_drop import read_benchmark
+from lowrank.pipeline.plans import factorize, refitted
+from lowrank.pipeline.publish.model_card import write_card
+from lowrank.pipeline.run.layout import MODEL_FOLDER, REPORT_FILE, RUN, files_of
+from lowrank.pipeline.run.page import with_page
+from lowrank.pipeline.run.provenance import provenance
+from lowrank.pipeline.run.read import check_source, read_run, source_of
+from lowrank.pipeline.run.read_back import held_in_graph
 from lowrank.pipeline.settings import Settings
 from lowrank.progress import Clock, Track, silent
+from lowrank.results.report import Report, held_against
 
 
 @holding("run")

@@ -13,31 +13,30 @@ from lowrank.artifacts import hash_json, staged, write_json
 from lowrank.artifacts.lock import holding
 from lowrank.backends import Opening, open_model
 from lowrank.backends.base import Backend
-from lowrank.edge import WITH_PAST_FILE, Target
+from lowrank.edge.graph_file import WITH_PAST_FILE
+from lowrank.edge.target import Target
 from lowrank.errors import ArtifactError, ExportError, HealingError
-from lowrank.evaluate.report import ONNX_FILE, Report
-from lowrank.pipeline.adapting import folded, keep_adapter, write_adapters
 from lowrank.pipeline.analyzing import read_calibration
-from lowrank.pipeline.cards import write_card
-from lowrank.pipeline.dropping import read_benchmark
-from lowrank.pipeline.pages import PAGE_FILE, with_page
-from lowrank.pipeline.run import (
+from lowrank.pipeline.budgets.quality_drop import read_benchmark
+from lowrank.pipeline.publish.adapters import folded, keep_adapter, write_adapters
+from lowrank.pipeline.publish.model_card import write_card
+from lowrank.pipeline.run.layout import (
     ADAPTER_FILES,
     ADAPTER_FOLDER,
     CHECKPOINT_FILE,
     MODEL_FOLDER,
+    PAGE_FILE,
     REPORT_FILE,
     RESULTS,
     RUN,
-    Output,
-    check_source,
     files_of,
-    read_run,
-    source_of,
-    write_and_measure,
 )
+from lowrank.pipeline.run.page import with_page
+from lowrank.pipeline.run.read import check_source, read_run, source_of
+from lowrank.pipeline.run.write import Output, write_and_measure
 from lowrank.pipeline.settings import NO_DATA, Settings
 from lowrank.progress import Clock, Track, silent
+from lowrank.results.report import ONNX_FILE, Report
 
 if TYPE_CHECKING:
     from lowrank.calibrate import Calibration

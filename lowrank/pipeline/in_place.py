@@ -11,13 +11,13 @@ from lowrank.backends import Opening
 from lowrank.core.budget import Budget
 from lowrank.core.cost import UNITS
 from lowrank.core.plan import Plan
-from lowrank.core.select import Selector
-from lowrank.core.structures.absorb import absorbed
+from lowrank.core.selection.selector import Selector
+from lowrank.core.structures.permute import agree_channel_order
 from lowrank.core.weight import Skip
 from lowrank.errors import InfeasibleBudget, UnsupportedModel
 from lowrank.pipeline.analyzing import analyze_backend
 from lowrank.pipeline.execution import Execution
-from lowrank.pipeline.planning import factorize, refitted, select
+from lowrank.pipeline.plans import factorize, refitted, select
 from lowrank.pipeline.settings import NO_DATA, Settings
 from lowrank.progress import Clock, Track, silent
 
@@ -136,7 +136,7 @@ def compress_(
         made = factorize(backend, analysis, plan, track)
         if refit and calibration is not None and made:
             made = refitted(calibration, made, analysis, track)
-        made = absorbed(made, backend.weights, backend.bonds if made else (), backend)
+        made = agree_channel_order(made, backend.weights, backend.couplings if made else (), backend)
         before = sum(p.numel() for p in model.parameters())
         weights = {weight.name: weight for weight in backend.weights}
         layers = replace_in_place_(model, weights, made) if made else {}
@@ -195,7 +195,7 @@ def _calibration(backend: ModuleBackend, calib: object, samples: int) -> Calibra
     if isinstance(calib, str | Path):
         return load_calibration(backend, Path(calib).expanduser(), None, samples)
     from lowrank.backends.torch.feeds import read_feeds
-    from lowrank.calibrate.own import calibration_of
+    from lowrank.calibrate.user_batches import calibration_of
 
     feeds, signature = read_feeds(backend.module, calib, backend.signature, samples)
     return calibration_of(backend, feeds, signature)

@@ -14,25 +14,40 @@ from lowrank.artifacts import save_analysis, staged
 from lowrank.artifacts.lock import locked
 from lowrank.backends import Backend, Opening
 from lowrank.backends.inputs import Signature
+from lowrank.backends.onnx.save import file_size
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import NAMES, Budget
-from lowrank.core.cutting import cutting_of
 from lowrank.core.plan import Plan, check_budget, share_of
-from lowrank.core.remaining import IN_ORDER, Held, Remaining, recut, remaining
+from lowrank.core.selection.recut import cutting_of
+from lowrank.core.selection.remaining import (
+    IN_ORDER,
+    CompressedWeights,
+    Remaining,
+    recut,
+    remaining,
+)
 from lowrank.core.structures import Option
-from lowrank.core.structures.absorb import absorbed
 from lowrank.core.structures.base import Replacement
-from lowrank.core.weight import Bond
-from lowrank.edge import WITH_PAST_FILE, Target, file_size
+from lowrank.core.structures.permute import agree_channel_order
+from lowrank.core.weight import Coupling
+from lowrank.edge.graph_file import WITH_PAST_FILE
+from lowrank.edge.target import Target
 from lowrank.errors import CalibrationError, InfeasibleBudget, LowRankError, UnsupportedModel
-from lowrank.evaluate.report import ONNX_FILE, Report
-from lowrank.pipeline.adapting import keep_adapter
 from lowrank.pipeline.analyzing import read_calibration
-from lowrank.pipeline.finished import Finished, find_original, hash_of, read_finished_run, take_apart
-from lowrank.pipeline.run import ADAPTER_FOLDER, RESULTS, RUN, Output, write_and_measure
+from lowrank.pipeline.budgets.file_size import sized_plan
+from lowrank.pipeline.publish.adapters import keep_adapter
+from lowrank.pipeline.run.layout import ADAPTER_FOLDER, RESULTS, RUN
+from lowrank.pipeline.run.read_back import (
+    Finished,
+    find_original,
+    hash_of,
+    read_finished_run,
+    take_apart,
+)
+from lowrank.pipeline.run.write import Output, write_and_measure
 from lowrank.pipeline.settings import Settings
-from lowrank.pipeline.sizing import sized_plan
 from lowrank.progress import Clock, Track, silent
+from lowrank.results.report import ONNX_FILE, Report
 
 if TYPE_CHECKING:
     from lowrank.calibrate import Calibration
@@ -153,7 +168,7 @@ def _cut(
     full = calibration.backend if calibration else full
     target = Target.of(report and report.onnx)
     weights = {record.weight.name: record.weight for record in analysis.weights}
-    held = Held(finished.held, weights, full)
+    held = CompressedWeights(finished.held, weights, full)
     with clock.stage("analyze"):
         left = remaining(analysis, plan.options, held, finished.fixed, finished.is_healed)
     with clock.stage("select"):
@@ -177,7 +192,7 @@ def _cut(
     kept_lora = beside.exists() and not _is_trained(report)
     with clock.stage("rewrite"):
         if not same:
-            made = absorbed(made, full.weights, () if kept_lora else _bonds(full, left), held)
+            made = agree_channel_order(made, full.weights, () if kept_lora else _couplings(full, left), held)
         small = _with_record(full.rewrite(made), finished)
     entry = {
         "run": hash_of(finished),
@@ -266,7 +281,7 @@ def _data(full: Backend, settings: Settings | None, analysis: Analysis) -> tuple
     return found, []
 
 
-def _recut(chosen: Plan, left: Remaining, held: Held, track: Track) -> dict[str, Replacement]:
+def _recut(chosen: Plan, left: Remaining, held: CompressedWeights, track: Track) -> dict[str, Replacement]:
     options = [option for option in chosen.options if option.group not in left.fixed]
     parts = [recut(option, left, held) for option in track(options, "cutting", len(options))]
     return {name: replacement for part in parts for name, replacement in part.items()}
@@ -279,11 +294,11 @@ def _against_dense(chosen: Plan, analysis: Analysis) -> Plan:
     return replace(read, **own)
 
 
-def _bonds(full: Backend, left: Remaining) -> tuple[Bond, ...]:
-    """Bonds between weights that are products by themselves: of others no order is free."""
+def _couplings(full: Backend, left: Remaining) -> tuple[Coupling, ...]:
+    """Couplings between weights that are products by themselves: of others no order is free."""
     replaced = [left.groups[group] for group, now in left.now.items() if now.structure != "dense"]
     narrow = {name for group in replaced for name in group.weights} - set(left.thin)
-    return tuple(bond for bond in full.bonds if narrow.isdisjoint(bond.weights))
+    return tuple(coupling for coupling in full.couplings if narrow.isdisjoint(coupling.weights))
 
 
 def _with_record(small: Backend, finished: Finished) -> Backend:
@@ -303,10 +318,10 @@ def _with_record(small: Backend, finished: Finished) -> Backend:
     return replace(small, replaced={**kept, **small.replaced})
 
 
-def _weight_loss(held: Held, made: Mapping[str, Replacement]) -> float | None:
+def _weight_loss(held: CompressedWeights, made: Mapping[str, Replacement]) -> float | None:
     """Relative difference of all weights together from what they were in the finished model; None if none of them is
     in the coordinates that it had."""
-    after = Held(made, held.weights, held.dense)
+    after = CompressedWeights(made, held.weights, held.dense)
     lost = total = 0.0
     for name in {**held.replacements, **made}:
         ways = {each[name].structure for each in (made, held.replacements) if name in each}

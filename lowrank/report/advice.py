@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lowrank.core.front import Result, dominates
+from lowrank.core.selection.pareto import Result, dominates
 
 LIMITS = (0.01, 0.05)
 """Drops that are looked at."""

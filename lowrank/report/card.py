@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from lowrank.evaluate.report import Report
+from lowrank.results.report import Report
 
 MARK = "<!-- lowrank: below is the card of the original model -->"
 HEADER = re.compile(r"\A---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)

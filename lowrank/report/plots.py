@@ -9,11 +9,11 @@ from typing import Any
 
 from lowrank.artifacts import staged
 from lowrank.errors import MissingExtra
-from lowrank.report.drawings import floor_of
-from lowrank.report.facts import Facts
-from lowrank.report.places import row_labels
-from lowrank.report.spectra import ENERGIES, Line, Seen
-from lowrank.report.terminal import harmless
+from lowrank.report.page.drawings import floor_of
+from lowrank.report.page.page_data import Facts
+from lowrank.report.page.positions import row_labels
+from lowrank.report.page.spectra import ENERGIES, Line, Seen
+from lowrank.report.terminal.terminal import harmless
 
 INK, MUTED, PALE, ACCENT, SOFT = "#1b2127", "#58626d", "#b9bfc6", "#1b66a3", "#dbe9f5"
 RAMP = "cividis"

@@ -20,9 +20,9 @@ from lowrank.backends.torch import ModuleBackend
 from lowrank.calibrate import Calibration, collect_grams, load_calibration, measure_sensitivity
 from lowrank.calibrate.data import split_folds
 from lowrank.core.analysis import Analysis, Folds, analyze_weight, loss_of
-from lowrank.core.factors import directions
-from lowrank.core.gram import Gram
 from lowrank.core.structures import Replacement
+from lowrank.core.truncation.directions import directions
+from lowrank.core.truncation.gram import Gram
 from lowrank.core.weight import Weight
 from lowrank.errors import CalibrationError
 from lowrank.evaluate import measure_fidelity

@@ -17,14 +17,14 @@ from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.torch.curvature import output_curvature
 from lowrank.backends.torch.module import ModuleBackend
-from lowrank.backends.torch.prefix import Prefix
+from lowrank.backends.torch.partial_forward import Prefix
 from lowrank.calibrate import Calibration, measure_contexts, measure_sensitivity
 from lowrank.calibrate.collect import collect_grams
-from lowrank.calibrate.outputs import Reference
+from lowrank.calibrate.distance import Reference
 from lowrank.core.analysis import Analysis, loss_of
 from lowrank.core.budget import Budget
-from lowrank.core.select import Knapsack
-from lowrank.pipeline.analyzing import analyze_bonds, analyze_weights
+from lowrank.core.selection.knapsack import Knapsack
+from lowrank.pipeline.analyzing import analyze_couplings, analyze_weights
 from lowrank.progress import silent
 
 seeds = st.integers(0, 1000)
@@ -74,21 +74,21 @@ def calibrated() -> tuple[Calibration, Analysis]:
     feeds = tuple(dense.signature.example(3, 9, seed=i) for i in range(4))
     calibration = Calibration(feeds[:2], feeds[2:3], feeds[3:], dense, {"samples": 12})
     weights = [w for w in dense.weights if w.role == "projection"]
-    grams = collect_grams(calibration, weights, silent, {n for b in dense.bonds for n in b.weights})
-    bonds = analyze_bonds(dense, dense.bonds, grams)
-    analysis = Analysis(analyze_weights(dense, weights, grams), bonds=bonds, grams=grams)
+    grams = collect_grams(calibration, weights, silent, {n for b in dense.couplings for n in b.weights})
+    couplings = analyze_couplings(dense, dense.couplings, grams)
+    analysis = Analysis(analyze_weights(dense, weights, grams), couplings=couplings, grams=grams)
     return calibration, measure_contexts(calibration, measure_sensitivity(calibration, analysis, silent), silent)
 
 
 def test_everything_is_measured_and_kept(calibrated: tuple[Calibration, Analysis], tmp_path: Path) -> None:
     _, analysis = calibrated
     assert all(len(record.measured) == 2 for record in analysis.weights)
-    assert {bond.structure for bond in analysis.bonds} == {"product", "neurons", "shared"}
-    assert all(bond.measured for bond in analysis.bonds)
+    assert {coupling.structure for coupling in analysis.couplings} == {"product", "neurons", "shared"}
+    assert all(coupling.measured for coupling in analysis.couplings)
     assert [context.keep for context in analysis.contexts] == [0.5, 0.3]
     save_analysis(analysis, tmp_path)
     again = load_analysis(tmp_path)
-    for before, after in zip(analysis.bonds, again.bonds, strict=True):
+    for before, after in zip(analysis.couplings, again.couplings, strict=True):
         assert (after.group, after.structure, after.measured) == (before.group, before.structure, before.measured)
         assert (after.ranks == before.ranks).all() and (after.errors == before.errors).all()
     assert again.contexts == analysis.contexts and set(again.curvatures) == set(analysis.curvatures)

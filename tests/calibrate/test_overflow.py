@@ -15,8 +15,8 @@ from torch import nn
 import lowrank
 from lowrank.backends import open_model
 from lowrank.backends.onnx import OnnxBackend
-from lowrank.backends.onnx.watch import _of_conv
-from lowrank.calibrate.outputs import Reference
+from lowrank.backends.onnx.moments import _of_conv
+from lowrank.calibrate.distance import Reference
 
 
 def overflowing(dtype: torch.dtype, folder: Path) -> tuple[nn.Module, Path]:
@@ -55,7 +55,7 @@ def test_patches_that_are_not_finite_are_counted(groups: int, tmp_path: Path) ->
     conv = nn.Conv2d(4, 6, 3, groups=groups).eval()
     x = torch.randn(5, 4, 6, 6)
     x[2, 1, 3, 3] = float("inf")
-    from lowrank.backends.torch.watch import _of_conv as of_conv
+    from lowrank.backends.torch.moments import _of_conv as of_conv
 
     with torch.no_grad():
         grams = [of_conv(conv, x, conv(x), side) for side in ("input", "output")]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank.core.allocate import allocate, lower_hull
+from lowrank.core.selection.allocate import allocate, lower_hull
 
 group = st.lists(st.tuples(st.integers(1, 30), st.floats(0, 1)), min_size=1, max_size=6)
 

@@ -1,4 +1,4 @@
-"""The choice over bonded weights against brute force, and its time at size."""
+"""The choice over coupled weights against brute force, and its time at size."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank.core.blocks import choose, partitions
-from lowrank.core.weight import Bond, Group
+from lowrank.core.selection.partition import choose, partitions
+from lowrank.core.weight import Coupling, Group
 
 curve = st.lists(st.tuples(st.integers(1, 20), st.floats(0, 1)), min_size=1, max_size=4)
 
@@ -20,12 +20,12 @@ def block(name: str) -> list[Group]:
     """Four weights as in an attention, with two products and a shared basis."""
     names = [f"{name}.{part}" for part in "qkvo"]
     single = [Group(n, (n,)) for n in names]
-    bonds = [
-        Bond("query_key", (names[0], names[1])),
-        Bond("value_output", (names[2], names[3])),
-        Bond("same_input", tuple(names[:3])),
+    couplings = [
+        Coupling("query_key", (names[0], names[1])),
+        Coupling("value_output", (names[2], names[3])),
+        Coupling("same_input", tuple(names[:3])),
     ]
-    return [*single, *(Group(f"{name}.{i}", b.weights, b) for i, b in enumerate(bonds))]
+    return [*single, *(Group(f"{name}.{i}", b.weights, b) for i, b in enumerate(couplings))]
 
 
 def test_every_way_to_split_a_block() -> None:

@@ -8,8 +8,8 @@ from builders import decaying, inputs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank.core.codes import even_latents, quantize, refitted_left
-from lowrank.core.factors import Factors
+from lowrank.core.rounding.codes import even_latents, quantize, refitted_left
+from lowrank.core.truncation.factors import Factors
 
 SIZES = st.integers(1, 40)
 

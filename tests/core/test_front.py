@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank.core.front import TIE, Result, dominates, on_front
+from lowrank.core.selection.pareto import TIE, Result, dominates, on_front
 
 RESULTS = st.lists(
     st.builds(

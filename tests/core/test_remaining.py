@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from lowrank.core.analysis import Analysis, Folds, analyze_weight
 from lowrank.core.budget import Budget
-from lowrank.core.cutting import Cutting
-from lowrank.core.factors import Factors, directions, thin_directions
-from lowrank.core.gram import Side
-from lowrank.core.pivot import Pivoted, pivot
-from lowrank.core.remaining import Held, recut, remaining, thin_of
-from lowrank.core.select import Knapsack
+from lowrank.core.selection.knapsack import Knapsack
+from lowrank.core.selection.recut import Cutting
+from lowrank.core.selection.remaining import CompressedWeights, recut, remaining, thin_of
 from lowrank.core.structures import Replacement
+from lowrank.core.truncation.directions import directions, thin_directions
+from lowrank.core.truncation.factors import Factors
+from lowrank.core.truncation.gram import Side
+from lowrank.core.truncation.pivoted import Pivoted, pivot
 from lowrank.core.weight import Layer, Weight
 
 sizes = st.integers(3, 14)
@@ -72,7 +73,7 @@ def test_thin_directions_are_those_of_the_product(rows: int, cols: int, seed: in
 
 def finished(
     seed: int, count: int = 3, gram: bool = True, keep: float = 0.6
-) -> tuple[Analysis, tuple, Held, dict[str, np.ndarray]]:
+) -> tuple[Analysis, tuple, CompressedWeights, dict[str, np.ndarray]]:
     """Some weights compressed by the knapsack to two factors, with Grams that serve as every fold."""
     matrices = {f"w{i}": decaying(12 + i, 10 + 3 * i, seed + i, 0.5 + 0.3 * i) for i in range(count)}
     grams = {}
@@ -89,7 +90,7 @@ def finished(
         if o.structure == "two_factor"
     }
     weights = {r.weight.name: r.weight for r in records}
-    return analysis, plan.options, Held(made, weights, Dense(matrices)), matrices
+    return analysis, plan.options, CompressedWeights(made, weights, Dense(matrices)), matrices
 
 
 @settings(max_examples=10)
@@ -171,4 +172,4 @@ def test_channels_go_back_where_they_were(rows: int, cols: int, seed: int, data:
         thin = thin_of(held)
         assert thin is not None
         assert np.allclose(thin.product(), matrix, atol=1e-8)
-        assert np.allclose(Held({"w": held}, {"w": weight}, Dense({})).read("w"), matrix, atol=1e-8)
+        assert np.allclose(CompressedWeights({"w": held}, {"w": weight}, Dense({})).read("w"), matrix, atol=1e-8)

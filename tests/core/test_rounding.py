@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from lowrank.core.analysis import Analysis, Folds, WeightAnalysis, analyze_weight
 from lowrank.core.budget import Budget
-from lowrank.core.factors import directions
-from lowrank.core.formats import FORMATS, Stored, even_error, stored_as
 from lowrank.core.plan import Plan, stored_weights
-from lowrank.core.rounding import SAMPLE, file_bytes
-from lowrank.core.select import Knapsack
+from lowrank.core.rounding.cost import SAMPLE, file_bytes
+from lowrank.core.rounding.formats import FORMATS, Stored, even_error, stored_as
+from lowrank.core.selection.knapsack import Knapsack
+from lowrank.core.truncation.directions import directions
 from lowrank.core.weight import Layer, Weight
 from lowrank.edge.integer import pack
 from lowrank.errors import InfeasibleBudget, PlanMismatch

@@ -16,8 +16,9 @@ from lowrank.core.analysis import Analysis, Folds, analyze_weight
 from lowrank.core.budget import Budget
 from lowrank.core.cost import UNITS, Unit, spent
 from lowrank.core.plan import Plan, check_budget, cost_in, dense_cost
-from lowrank.core.select import Energy, Knapsack, RelativeError, Uniform
-from lowrank.core.selectors import SELECTORS, selector_type
+from lowrank.core.selection.knapsack import Knapsack
+from lowrank.core.selection.registry import SELECTORS, selector_type
+from lowrank.core.selection.simple import Energy, RelativeError, Uniform
 from lowrank.core.weight import Layer, Weight
 from lowrank.errors import InfeasibleBudget, PlanMismatch
 

@@ -13,12 +13,13 @@ from builders import inputs, matrix_with, trained_blocks
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank.core import lapack, solvers
 from lowrank.core.analysis import Folds, analyze_weight
-from lowrank.core.factors import directions
-from lowrank.core.gram import Gram
-from lowrank.core.linalg import eigh_descending, eigvalsh_descending
-from lowrank.core.solvers import Fallback, watched_solvers
+from lowrank.core.linalg import drivers as solvers
+from lowrank.core.linalg import lapack
+from lowrank.core.linalg.drivers import Fallback, watched_solvers
+from lowrank.core.linalg.eigen import eigh_descending, eigvalsh_descending
+from lowrank.core.truncation.directions import directions
+from lowrank.core.truncation.gram import Gram
 from lowrank.core.weight import Weight
 from lowrank.errors import DecompositionError
 from lowrank.parallel import windowed_map

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lowrank.core.analysis import Folds, analyze_weight, ridge_of
-from lowrank.core.factors import Factors, directions, measure, residual_curve
-from lowrank.core.gram import Gram
-from lowrank.core.linalg import magnitude, singular_values, solve_positive
-from lowrank.core.pivot import pivot
-from lowrank.core.spectrum import Spectrum
+from lowrank.core.linalg.eigen import magnitude, singular_values, solve_positive
+from lowrank.core.truncation.directions import directions, measure, residual_curve
+from lowrank.core.truncation.factors import Factors
+from lowrank.core.truncation.gram import Gram
+from lowrank.core.truncation.pivoted import pivot
+from lowrank.core.truncation.spectrum import Spectrum
 from lowrank.core.weight import Layer, Weight
 
 TAIL = 1e-13
@@ -208,7 +209,7 @@ def test_balancing_is_exact_and_keeps_usual_factors(high: float, low: float, see
 
 def test_two_sided_factors_of_a_tiny_curvature_fit_float16() -> None:
     """Gradients are small: the root of their moment must not end up in one factor alone."""
-    from lowrank.core.factors import curved_directions
+    from lowrank.core.truncation.directions import curved_directions
 
     rng = np.random.default_rng(0)
     w, x = rng.standard_normal((6, 9)), rng.standard_normal((50, 9))

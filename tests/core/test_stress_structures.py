@@ -14,17 +14,24 @@ from test_stress import FLOAT32, WEIGHTS
 
 from lowrank.core.analysis import Analysis, Folds, analyze_weight
 from lowrank.core.budget import Budget
-from lowrank.core.factors import Factors
-from lowrank.core.gram import Gram
-from lowrank.core.linalg import magnitude
-from lowrank.core.narrow import Narrow
-from lowrank.core.neurons import neuron_curve, neuron_order, refit
+from lowrank.core.linalg.eigen import magnitude
 from lowrank.core.plan import Plan
-from lowrank.core.rounding import rounding_errors
-from lowrank.core.select import Knapsack, Selector
-from lowrank.core.selectors import SELECTORS, selector_type
-from lowrank.core.structures import BONDED, ROUNDED, STRUCTURES, Replacement, factorized
-from lowrank.core.weight import Bond, Layer, View, Weight
+from lowrank.core.rounding.cost import rounding_errors
+from lowrank.core.selection.knapsack import Knapsack
+from lowrank.core.selection.registry import SELECTORS, selector_type
+from lowrank.core.selection.selector import Selector
+from lowrank.core.structures import (
+    COUPLED,
+    ROUNDED,
+    STRUCTURES,
+    Replacement,
+    factorized,
+)
+from lowrank.core.truncation.factors import Factors
+from lowrank.core.truncation.gram import Gram
+from lowrank.core.truncation.narrow import Narrow
+from lowrank.core.truncation.neurons import neuron_curve, neuron_order, refit
+from lowrank.core.weight import Coupling, Layer, View, Weight
 from lowrank.errors import InfeasibleBudget
 
 WIDTH, HIDDEN = 8, 12
@@ -40,13 +47,13 @@ SHAPES = {
     "table": (WIDTH, 50),
     "conv": (6, 36),
 }
-BONDS = (
-    Bond("query_key", ("query", "key"), 2, 2),
-    Bond("value_output", ("value", "output"), 2, 2),
-    Bond("hidden", ("up", "down")),
-    Bond("same_input", ("query", "key", "value")),
+COUPLINGS = (
+    Coupling("query_key", ("query", "key"), 2, 2),
+    Coupling("value_output", ("value", "output"), 2, 2),
+    Coupling("hidden", ("up", "down")),
+    Coupling("same_input", ("query", "key", "value")),
 )
-ROTARY = Bond("rotary_halves", ("query", "key"), 2, 2)
+ROTARY = Coupling("rotary_halves", ("query", "key"), 2, 2)
 KERNEL = (6, 4, 3, 3)
 
 DATA = ("plain", "dead", "constant", "zeros", "outliers")
@@ -97,17 +104,17 @@ def drawn(kind: str, tokens: int, width: int, rng: np.random.Generator) -> np.nd
 def analysis_of(kind: str, data: str, biased: bool = True, seed: int = 0) -> tuple[Analysis, Numbers]:
     numbers, rng = Numbers(kind, biased, seed), np.random.default_rng(seed + 1)
     grams: dict[str, Folds] = {}
-    bonded = {name for bond in BONDS for name in bond.weights}
+    coupled = {name for coupling in COUPLINGS for name in coupling.weights}
     for weight in weights():
         x = drawn(data, 90, weight.cols, rng)
-        side = Gram.zeros(weight, "input" if weight.name in bonded else None).side
+        side = Gram.zeros(weight, "input" if weight.name in coupled else None).side
         energy = [float(np.square(part).sum()) for part in (x[:60], x[60:])]
         seen = x if side == "input" else x @ numbers.read(weight.name).T
         grams[weight.name] = Folds(Gram.of(side, seen[:60], energy[0]), Gram.of(side, seen[60:], energy[1]))
     records = tuple(analyze_weight(w, numbers.read(w.name), grams[w.name]) for w in weights())
-    bonds = [s.measure(b, grams, numbers) for b in (*BONDS, ROTARY) for s in BONDED]
-    found = tuple(each for each in bonds if each is not None)
-    return Analysis(records, bonds=found, grams=grams, fingerprint=f"{kind} {data}"), numbers
+    couplings = [s.measure(b, grams, numbers) for b in (*COUPLINGS, ROTARY) for s in COUPLED]
+    found = tuple(each for each in couplings if each is not None)
+    return Analysis(records, couplings=found, grams=grams, fingerprint=f"{kind} {data}"), numbers
 
 
 def numbers_of(made: Replacement) -> list[np.ndarray]:

@@ -8,16 +8,24 @@ from builders import decaying, inputs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank.core.factors import Factors, curved_curve, curved_directions, directions
-from lowrank.core.gram import Gram
-from lowrank.core.heads import channel_curve, channels, pairs_of
-from lowrank.core.narrow import Narrow
-from lowrank.core.neurons import neuron_curve, neuron_error, neuron_order, refit
-from lowrank.core.pivot import Pivoted, Side, chosen_rows, combinations, pivot, pivoted_cost
-from lowrank.core.refit import Joint, refitted
-from lowrank.core.structures.absorb import absorbed
 from lowrank.core.structures.base import Replacement
-from lowrank.core.weight import Bond, Weight
+from lowrank.core.structures.permute import agree_channel_order
+from lowrank.core.truncation.attention import channel_curve, channels, pairs_of
+from lowrank.core.truncation.directions import curved_curve, curved_directions, directions
+from lowrank.core.truncation.factors import Factors
+from lowrank.core.truncation.gram import Gram
+from lowrank.core.truncation.narrow import Narrow
+from lowrank.core.truncation.neurons import neuron_curve, neuron_error, neuron_order, refit
+from lowrank.core.truncation.pivoted import (
+    Pivoted,
+    Side,
+    chosen_rows,
+    combinations,
+    pivot,
+    pivoted_cost,
+)
+from lowrank.core.truncation.refit import Joint, refitted
+from lowrank.core.weight import Coupling, Weight
 
 sizes = st.integers(2, 14)
 seeds = st.integers(0, 1000)
@@ -232,8 +240,8 @@ def test_absorbing_survives_weights_of_less_rank_than_they_are_given(heads: int)
             def bias(self, _: str) -> None:
                 return None
 
-        bond = Bond("hidden" if heads == 1 else "value_output", ("a", "b"), heads, heads)
-        free = absorbed(made, (), [bond], Numbers())  # type: ignore[arg-type]
+        coupling = Coupling("hidden" if heads == 1 else "value_output", ("a", "b"), heads, heads)
+        free = agree_channel_order(made, (), [coupling], Numbers())  # type: ignore[arg-type]
         before, after = (m["b"].factors.product() @ m["a"].factors.product() for m in (made, free))  # type: ignore[union-attr]
         np.testing.assert_allclose(after, before, atol=1e-6 * max(np.abs(before).max(), 1))
 
@@ -248,7 +256,7 @@ def test_what_is_stored_in_16_bits_is_combined_with_small_numbers_only() -> None
             def bias(self, _: str) -> None:
                 return None
 
-        free = absorbed(made, weights, [Bond("value_output", ("a", "b"), 8, 8)], Numbers())  # type: ignore[arg-type]
+        free = agree_channel_order(made, weights, [Coupling("value_output", ("a", "b"), 8, 8)], Numbers())  # type: ignore[arg-type]
         factors = [r.factors for r in free.values() if isinstance(r.factors, Pivoted)]
         ordered = [f.left if f.side == "output" else f.right for f in factors if f.order is None]
         return max((float(np.abs(numbers).max()) for numbers in ordered), default=0.0)

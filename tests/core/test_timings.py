@@ -12,10 +12,10 @@ from architectures import analysis_of, build
 
 from lowrank.backends import open_model
 from lowrank.core.budget import Budget
-from lowrank.core.select import Knapsack
-from lowrank.core.timings import Timings, sizes_for
+from lowrank.core.selection.knapsack import Knapsack
+from lowrank.core.selection.timings import Timings, sizes_for
 from lowrank.errors import InfeasibleBudget, TimingError
-from lowrank.pipeline.planning import select
+from lowrank.pipeline.plans import select
 
 
 def table_for(analysis: Any, cost: Any, step: int = 4, whole: float | None = None) -> Timings:
@@ -37,7 +37,7 @@ def time_of(option: Any, analysis: Any, table: Timings) -> float:
 @pytest.fixture(scope="module")
 def analysis() -> Any:
     dense: Any = open_model(build("bert"))
-    return analysis_of(dense, dense.bonds, tuple(dense.signature.example(4, 12, seed) for seed in range(2)))
+    return analysis_of(dense, dense.couplings, tuple(dense.signature.example(4, 12, seed) for seed in range(2)))
 
 
 def test_between_and_beyond_what_was_measured() -> None:

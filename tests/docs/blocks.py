@@ -224,7 +224,7 @@ def parses(words: list[str]) -> str | None:
     """What is wrong with the options of a `lowrank` command, without running it."""
     import typer
 
-    app: Any = typer.main.get_command(importlib.import_module("lowrank.cli").app)
+    app: Any = typer.main.get_command(importlib.import_module("lowrank.cli.app").app)
     try:
         context = app.make_context("lowrank", list(words))
         name, command, rest = app.resolve_command(context, list(words))

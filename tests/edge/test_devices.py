@@ -19,8 +19,10 @@ from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx.save import load_whole, save_model
 from lowrank.backends.session import typed
-from lowrank.edge import Target, fit_file, standalone, write_onnx
+from lowrank.edge import standalone
+from lowrank.edge.graph_file import fit_file, write_onnx
 from lowrank.edge.ort_format import write_ort
+from lowrank.edge.target import Target
 from tools.browser import UNPACKED
 
 pytestmark = [

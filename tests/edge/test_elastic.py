@@ -13,9 +13,9 @@ from builders import write_text
 import lowrank
 from lowrank.backends import open_model
 from lowrank.backends.session import typed
-from lowrank.edge import write_onnx
+from lowrank.edge.graph_file import write_onnx
 from lowrank.evaluate.session import open_session
-from lowrank.pipeline import elastic
+from lowrank.pipeline.publish import elastic
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from builders import tiny_transformer, trained_blocks, two_factors
 from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.torch import ModuleBackend
-from lowrank.edge import write_onnx
-from lowrank.edge.export import export_onnx
+from lowrank.backends.torch.export import export_onnx
+from lowrank.edge.graph_file import write_onnx
 from lowrank.errors import ExportError
 from lowrank.evaluate import check_parity
 

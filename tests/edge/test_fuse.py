@@ -19,9 +19,10 @@ from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.session import typed
 from lowrank.backends.torch import ModuleBackend
-from lowrank.edge import Target, fit_file
-from lowrank.edge import write_onnx as write_exactly
 from lowrank.edge.counts import fused_counts
+from lowrank.edge.graph_file import fit_file
+from lowrank.edge.graph_file import write_onnx as write_exactly
+from lowrank.edge.target import Target
 from lowrank.errors import ExportError
 from lowrank.evaluate import check_parity
 

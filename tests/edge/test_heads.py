@@ -11,25 +11,27 @@ from architectures import analysis_of, with_biases
 
 from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
+from lowrank.backends.onnx.passes.narrow_heads import narrow_heads
 from lowrank.backends.torch.module import ModuleBackend
-from lowrank.core.heads import spread_of
 from lowrank.core.structures import Replacement, structure_named
-from lowrank.edge import write_onnx
-from lowrank.edge.heads import narrow_heads
+from lowrank.core.truncation.attention import spread_of
+from lowrank.edge.graph_file import write_onnx
 from lowrank.evaluate.parity import check_parity
 
 
 def narrowed(dense: ModuleBackend) -> dict[str, Replacement]:
     """Every attention with half of its channels, one less between query and key."""
     assert isinstance(dense.signature, Signature)
-    bonds = [bond for bond in dense.bonds if bond.kind in ("query_key", "value_output")]
-    analysis = analysis_of(dense, bonds, tuple(dense.signature.example(2, 11) for _ in range(2)))
+    couplings = [coupling for coupling in dense.couplings if coupling.kind in ("query_key", "value_output")]
+    analysis = analysis_of(dense, couplings, tuple(dense.signature.example(2, 11) for _ in range(2)))
     made: dict[str, Replacement] = {}
     structure = structure_named("product")
     assert structure is not None
-    for bond in analysis.bonds:
-        rank = int(bond.ranks[-1]) // 2 - (bond.group.bond is not None and bond.group.bond.kind == "query_key")
-        made |= structure.factorize(bond.group, rank, analysis, dense)
+    for coupling in analysis.couplings:
+        rank = int(coupling.ranks[-1]) // 2 - (
+            coupling.group.coupling is not None and coupling.group.coupling.kind == "query_key"
+        )
+        made |= structure.factorize(coupling.group, rank, analysis, dense)
     return made
 
 

@@ -19,7 +19,9 @@ from lowrank.backends import open_model
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.session import typed
 from lowrank.backends.torch import ModuleBackend
-from lowrank.edge import Dtype, Profile, Target, fit_file, quantize, write_onnx
+from lowrank.edge import quantize
+from lowrank.edge.graph_file import fit_file, write_onnx
+from lowrank.edge.target import Dtype, Profile, Target
 from lowrank.evaluate.session import open_session
 
 TOLERANCE = {"float16": 2e-3, "int8": 5e-2, "int4": 0.4, "nbits4": 0.4}

@@ -15,8 +15,10 @@ from builders import tiny_bert_folder, write_text
 import lowrank
 from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
-from lowrank.core.formats import Stored
-from lowrank.edge import Target, fit_file, quantize, write_onnx
+from lowrank.core.rounding.formats import Stored
+from lowrank.edge import quantize
+from lowrank.edge.graph_file import fit_file, write_onnx
+from lowrank.edge.target import Target
 from lowrank.evaluate.session import FileModel
 
 

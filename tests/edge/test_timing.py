@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from builders import write_text
 
-from lowrank.core.timings import Timings
+from lowrank.core.selection.timings import Timings
 from lowrank.edge import timing_script
 
 

@@ -15,15 +15,15 @@ from builders import two_factors
 from lowrank.backends import open_model
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.torch.module import ModuleBackend
-from lowrank.calibrate.outputs import Reference
+from lowrank.calibrate.distance import Reference
 from lowrank.errors import HealingError
 from lowrank.healing import Healing, Work, start
 from lowrank.healing.blocks import BlockFit
+from lowrank.healing.clock import Part
+from lowrank.healing.distill import mixed, steps_in_turn
 from lowrank.healing.measure import hidden_loss, output_loss
-from lowrank.healing.mix import mixed, steps_in_turn
 from lowrank.healing.optimizer import Optimizer
 from lowrank.healing.parameters import snapshot
-from lowrank.healing.work import Part
 
 
 def cut(name: str, share: float = 0.25) -> tuple[ModuleBackend, ModuleBackend, list[Feed]]:

@@ -18,9 +18,9 @@ from lowrank.backends.inputs import Signature
 from lowrank.backends.torch import ModuleBackend
 from lowrank.backends.torch.inputs import call
 from lowrank.core.structures import Replacement, structure_named
-from lowrank.core.structures.absorb import absorbed
+from lowrank.core.structures.permute import agree_channel_order
 from lowrank.core.weight import Group
-from lowrank.pipeline.planning import factorize
+from lowrank.pipeline.plans import factorize
 
 
 def compressed(model: Any, run: Path, targets: Sequence[str] = ("projections",)) -> tuple[ModuleBackend, Path]:
@@ -34,13 +34,17 @@ def of_structure(model: Any, run: Path, structure: str) -> tuple[ModuleBackend, 
     """The same with one structure wherever it can be, at half its rank."""
     dense = _dense(model, run)
     assert isinstance(dense.signature, Signature)
-    analysis = analysis_of(dense, dense.bonds, tuple(dense.signature.example(2, 11) for _ in range(2)))
+    analysis = analysis_of(dense, dense.couplings, tuple(dense.signature.example(2, 11) for _ in range(2)))
     kind = structure_named(structure)
     assert kind is not None
     made: dict[str, Replacement] = {}
-    bonds = [(bond.group, int(bond.ranks[-1])) for bond in analysis.bonds if bond.structure == structure]
-    singles = [] if bonds else [(Group(r.weight.name, (r.weight.name,)), min(r.weight.shape)) for r in analysis.weights]
-    for group, most in bonds or singles:
+    couplings = [
+        (coupling.group, int(coupling.ranks[-1])) for coupling in analysis.couplings if coupling.structure == structure
+    ]
+    singles = (
+        [] if couplings else [(Group(r.weight.name, (r.weight.name,)), min(r.weight.shape)) for r in analysis.weights]
+    )
+    for group, most in couplings or singles:
         if not set(group.weights) & set(made):
             made |= kind.factorize(group, most // 2, analysis, dense)
     return _saved(dense, made, run)
@@ -64,7 +68,7 @@ def _dense(model: Any, run: Path) -> ModuleBackend:
 
 
 def _saved(dense: ModuleBackend, made: Mapping[str, Replacement], run: Path) -> tuple[ModuleBackend, Path]:
-    small = dense.rewrite(absorbed(made, dense.weights, dense.bonds, dense))
+    small = dense.rewrite(agree_channel_order(made, dense.weights, dense.couplings, dense))
     (run / "model").mkdir()
     small.save(run / "model")
     return small, run / "model"

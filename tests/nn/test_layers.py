@@ -15,10 +15,17 @@ import lowrank
 from lowrank.backends import open_model
 from lowrank.backends.torch import ModuleBackend
 from lowrank.core.analysis import Folds, analyze_weight
-from lowrank.core.gram import Gram
-from lowrank.core.spatial import spatial_directions, spatial_matrix
 from lowrank.core.structures import Replacement
-from lowrank.nn import LowRankEmbedding, LowRankLinear, LowRankStack, ObservedStack, SplitAttention
+from lowrank.core.truncation.directions import directions
+from lowrank.core.truncation.gram import Gram
+from lowrank.core.truncation.spatial import spatial_directions, spatial_matrix
+from lowrank.nn import (
+    LowRankEmbedding,
+    LowRankLinear,
+    LowRankStack,
+    ObservedStack,
+    SplitAttention,
+)
 from lowrank.nn.attention import split_attention_
 
 CONVS: dict[str, dict[str, Any]] = {
@@ -73,7 +80,7 @@ def test_moments_of_convolutions_are_the_error(name: str, side: str) -> None:
     with backend.watching({w.name: side}, lambda _, gram: grams.append(gram)) as run:  # type: ignore[dict-item]
         run({"input": x})
     matrix = backend.read(w.name)
-    chosen = lowrank.core.factors.directions(matrix, grams[0])
+    chosen = directions(matrix, grams[0])
     bias = 0 if model[0].bias is None else model[0].bias.detach().numpy()[:, None, None]
     dense = backend.run({"input": x})
     small = backend.rewrite({w.name: Replacement("two_factor", chosen.truncate(matrix, 3))}).run({"input": x})

@@ -12,12 +12,13 @@ from builders import decaying, inputs
 
 from lowrank.core.analysis import Analysis, Folds, analyze_weight
 from lowrank.core.budget import Budget
-from lowrank.core.gram import Gram
 from lowrank.core.plan import Plan
-from lowrank.core.select import Knapsack, Uniform
+from lowrank.core.selection.knapsack import Knapsack
+from lowrank.core.selection.simple import Uniform
+from lowrank.core.truncation.gram import Gram
 from lowrank.core.weight import Layer, Skip, Weight
-from lowrank.evaluate.report import Report
-from lowrank.report.facts import Facts, facts_of
+from lowrank.report.page.page_data import Facts, facts_of
+from lowrank.results.report import Report
 
 HOSTILE = (
     "<script>alert(1)</script>",

@@ -14,8 +14,8 @@ import pytest
 from kept import made_once
 from pages import HOSTILE, SWEEP, analysis_of, block_names, facts_with
 
-from lowrank.report.facts import facts_of
-from lowrank.report.webpage import SECTIONS, write_page
+from lowrank.report.page.page_data import facts_of
+from lowrank.report.page.webpage import SECTIONS, write_page
 
 pytestmark = pytest.mark.browser
 

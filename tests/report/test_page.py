@@ -11,17 +11,18 @@ from typing import Any
 import pytest
 from pages import HOSTILE, SWEEP, analysis_of, block_names, facts_with, plan_of
 
-import lowrank.report.webpage as webpage
+import lowrank.report.page.webpage as webpage
 from lowrank.core.structures import STRUCTURES, Option
-from lowrank.report import drawings, front
-from lowrank.report.facts import facts_of
-from lowrank.report.front import read_sweep
-from lowrank.report.places import part_of, places_of, row_labels
-from lowrank.report.spectra import choices, picked
-from lowrank.report.terminal import harmless
-from lowrank.report.webpage import command_of, in_script, rendered
+from lowrank.report.page import drawings
+from lowrank.report.page import tradeoff as front
+from lowrank.report.page.page_data import facts_of
+from lowrank.report.page.positions import part_of, places_of, row_labels
+from lowrank.report.page.spectra import choices, picked
+from lowrank.report.page.tradeoff import read_sweep
+from lowrank.report.page.webpage import command_of, in_script, rendered
+from lowrank.report.terminal.terminal import harmless
 
-STYLE = (Path(webpage.__file__).with_name("page") / "style.css").read_text(encoding="utf-8")
+STYLE = Path(webpage.__file__).with_name("style.css").read_text(encoding="utf-8")
 VOID = {"meta", "link", "br", "wbr", "input", "img", "line", "rect", "circle", "polyline", "polygon"}
 
 
@@ -109,7 +110,7 @@ def test_names_are_text_wherever_they_stand(tmp_path: Path, names: tuple[str, ..
     assert not any(name.startswith("on") for _, attributes in page.found for name in attributes)
     # One block of data and one script, and the data are what they were.
     data, script = page.scripts
-    assert script.strip() == (Path(webpage.__file__).with_name("page") / "script.js").read_text().strip()
+    assert script.strip() == Path(webpage.__file__).with_name("script.js").read_text().strip()
     assert sorted(entry["name"] for entry in json.loads(data)) == sorted(names)
     for name in names:
         assert harmless(name).removesuffix(".weight") in page.text.replace("\u200b", "")

@@ -20,14 +20,14 @@ from lowrank.backends import open_model
 from lowrank.calibrate import collect_grams, load_calibration
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
-from lowrank.core.select import Knapsack
+from lowrank.core.selection.knapsack import Knapsack
 from lowrank.pipeline import analyze_weights, renew_page
-from lowrank.pipeline.analyzing import analyze_bonds
-from lowrank.pipeline.targeting import targeted, usable
+from lowrank.pipeline.analyzing import analyze_couplings
+from lowrank.pipeline.targets import targeted, usable
 from lowrank.progress import silent
-from lowrank.report import webpage
-from lowrank.report.facts import facts_of
-from lowrank.report.webpage import rendered
+from lowrank.report.page import webpage
+from lowrank.report.page.page_data import facts_of
+from lowrank.report.page.webpage import rendered
 
 Cli = Callable[..., Outcome]
 
@@ -43,7 +43,7 @@ def check_files(run: Path) -> None:
 
 @pytest.fixture(scope="module")
 def analyses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Analysis]:
-    """Of models with every kind of bond; what cutting does to their outputs is not measured."""
+    """Of models with every kind of coupling; what cutting does to their outputs is not measured."""
     folder = tmp_path_factory.mktemp("analyses")
     text, settings = write_text(folder / "text.txt", 30), lowrank.Settings()
 
@@ -52,9 +52,11 @@ def analyses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Analysis]:
         calibration = load_calibration(backend, text, None, 30)
         assert calibration is not None
         weights, skips = targeted(backend, settings)
-        bonds = usable(backend, weights)
-        grams = collect_grams(calibration, weights, silent, {name for bond in bonds for name in bond.weights})
-        records, found = analyze_weights(backend, weights, grams), analyze_bonds(backend, bonds, grams)
+        couplings = usable(backend, weights)
+        grams = collect_grams(
+            calibration, weights, silent, {name for coupling in couplings for name in coupling.weights}
+        )
+        records, found = analyze_weights(backend, weights, grams), analyze_couplings(backend, couplings, grams)
         return Analysis(records, skips, found, grams=grams, source=backend.source, fingerprint=kind)
 
     return {kind: analysis(kind) for kind in ("bert", "llama")}

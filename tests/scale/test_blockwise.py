@@ -79,7 +79,7 @@ def test_data_makes_a_better_model(tmp_path: Path, text: Path) -> None:
 def test_a_run_that_was_stopped_goes_on_at_its_block(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lowrank.backends.checkpoint.blocks import Blocks
+    from lowrank.backends.checkpoint.block_runner import Blocks
 
     folder = folder_of("LlamaForCausalLM", tmp_path / "model", num_hidden_layers=4)
     settings = Settings(calib=str(text))

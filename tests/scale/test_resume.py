@@ -32,7 +32,7 @@ PRELOADED = [
     "lowrank.evaluate.measure",
     "lowrank.backends.checkpoint.open",
     "lowrank.backends.torch",
-    "lowrank.edge.export",
+    "lowrank.backends.torch.export",
     "onnxruntime",
     "torch.onnx._internal.exporter._core",
     "transformers.models.llama.modeling_llama",
@@ -204,7 +204,7 @@ def test_a_changed_plan_is_refused(llama: Path, tmp_path: Path, monkeypatch: pyt
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr("lowrank.pipeline.streaming.copy_tensors", full)
+        patch.setattr("lowrank.pipeline.streamed.copy_tensors", full)
         with pytest.raises(Stopped):
             lowrank.compress(None, 0.5, output=run)
     assert pieces(run)
@@ -212,7 +212,7 @@ def test_a_changed_plan_is_refused(llama: Path, tmp_path: Path, monkeypatch: pyt
         lowrank.compress(None, 0.4, output=run, execution=RESUMED)
     before = pieces(run)
     with monkeypatch.context() as patch:
-        patch.setattr("lowrank.pipeline.streaming.write_factors", full)
+        patch.setattr("lowrank.pipeline.streamed.write_factors", full)
         lowrank.compress(None, 0.5, output=run, execution=RESUMED)
     assert before and not pieces(run)
 
@@ -275,7 +275,7 @@ def test_a_full_disk_leaves_the_earlier_result(llama: Path, tmp_path: Path, monk
 
 def test_too_little_disk_is_known_before(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lowrank.analyze(llama, output=tmp_path / "run", settings=NO_DATA, execution=STREAMED)
-    monkeypatch.setattr("lowrank.pipeline.preflight.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1000))
+    monkeypatch.setattr("lowrank.pipeline.estimate.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1000))
     with pytest.raises(ResourceError, match="its disk has 0.0 GB left; make room"):
         lowrank.compress(None, 0.5, output=tmp_path / "run")
     with pytest.raises(ResourceError, match="make room, or choose another folder"):
@@ -285,10 +285,10 @@ def test_too_little_disk_is_known_before(llama: Path, tmp_path: Path, monkeypatc
 
 def test_arrays_come_back_bit_for_bit(tmp_path: Path) -> None:
     from lowrank.artifacts.replacements import ReplacementsCodec
-    from lowrank.core.factors import Factors
-    from lowrank.core.narrow import Narrow
-    from lowrank.core.pivot import Pivoted
     from lowrank.core.structures.base import Replacement
+    from lowrank.core.truncation.factors import Factors
+    from lowrank.core.truncation.narrow import Narrow
+    from lowrank.core.truncation.pivoted import Pivoted
 
     rng = np.random.default_rng(0)
     shared = rng.standard_normal((3, 5))

@@ -15,7 +15,7 @@ from checkpoints import NO_DATA, STREAMED, checkpoint, contents, index_of
 from safetensors.torch import load_file, save_file
 
 import lowrank
-from lowrank.backends.checkpoint.place import Place
+from lowrank.backends.checkpoint.location import Place
 from lowrank.backends.checkpoint.shards import open_shards
 from lowrank.core.weight import View
 from lowrank.errors import ArtifactError, PlanMismatch, ResourceError, UnsupportedModel

@@ -58,7 +58,7 @@ def _index(folder: Path) -> Any:
 
 
 def _shards(folder: Path) -> Any:
-    from lowrank.backends.checkpoint.place import Place
+    from lowrank.backends.checkpoint.location import Place
     from lowrank.backends.checkpoint.shards import open_shards
 
     found = open_shards(Place(str(folder)))
@@ -85,7 +85,7 @@ def _known(folder: Path) -> Any:
 def _plan(folder: Path) -> Any:
     from lowrank.artifacts import read_json
     from lowrank.core.budget import Budget
-    from lowrank.pipeline.planning import read_plan
+    from lowrank.pipeline.plans import read_plan
 
     path = folder / "plan.json"
     return read_plan(path, _known(folder), Budget.from_json(read_json(path, "plan").get("budget")))
@@ -132,8 +132,8 @@ def _adapter(folder: Path) -> Any:
 
 
 def _timings(folder: Path) -> Any:
-    from lowrank.edge import Target
-    from lowrank.pipeline.timing import read_table
+    from lowrank.edge.target import Target
+    from lowrank.pipeline.budgets.operator_times import read_table
 
     return read_table(folder / "table.json", Target())
 
@@ -153,8 +153,8 @@ def _inspected(name: str) -> Callable[[Path], Any]:
 
 
 def _options(folder: Path) -> Any:
-    from lowrank.cli import app
-    from lowrank.run_file import expanded
+    from lowrank.cli.app import app
+    from lowrank.cli.run_file import expanded
 
     return expanded(["compress", "--config", str(folder / "run.yaml")], app)
 

@@ -115,7 +115,7 @@ def run(folder: Path) -> Files:
     import lowrank
     from lowrank.artifacts import write_json
     from lowrank.backends import open_model
-    from lowrank.pipeline.planning import factorize
+    from lowrank.pipeline.plans import factorize
 
     arrays(folder)
     settings = lowrank.Settings(targets=["all"], calib=str(folder / "in.npz"))

@@ -14,7 +14,7 @@ from lowrank.backends.checkpoint.shards import DTYPES, Shards
 from lowrank.backends.finite import finite
 from lowrank.backends.inputs import Signature
 from lowrank.backends.unrun import Unrun
-from lowrank.core.linalg import Matrix
+from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.structures.base import Replacement
 from lowrank.core.weight import Skip, Weight
 

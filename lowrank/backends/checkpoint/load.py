@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lowrank.backends.checkpoint.place import Place
+from lowrank.backends.checkpoint.location import Place
 from lowrank.backends.checkpoint.shards import open_shards
 from lowrank.backends.checkpoint.skeleton import prefix_of, skeleton, stored_names
 from lowrank.backends.torch import huggingface

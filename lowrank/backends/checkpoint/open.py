@@ -15,7 +15,7 @@ from torch import nn
 from lowrank.artifacts.files import RECORD_FILE
 from lowrank.backends.base import Opening
 from lowrank.backends.checkpoint.backend import CheckpointBackend
-from lowrank.backends.checkpoint.place import Place
+from lowrank.backends.checkpoint.location import Place
 from lowrank.backends.checkpoint.shards import DTYPES, Shards, open_shards
 from lowrank.backends.checkpoint.skeleton import prefix_of, skeleton, stored_names
 from lowrank.backends.torch import huggingface

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lowrank.artifacts.files import parse_json
 from lowrank.artifacts.outside import is_plain, named_in
-from lowrank.backends.checkpoint.place import Place
+from lowrank.backends.checkpoint.location import Place
 from lowrank.errors import UnsupportedModel, first_line
 
 INDEX_FILE = "model.safetensors.index.json"

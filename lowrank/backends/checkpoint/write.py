@@ -14,16 +14,23 @@ import torch
 
 from lowrank.artifacts.files import RECORD_FILE, atomic, write_json
 from lowrank.backends.checkpoint.backend import CheckpointBackend
-from lowrank.backends.checkpoint.place import Place
-from lowrank.backends.checkpoint.shards import DTYPES, INDEX_FILE, NAMES, Stored, read_header, read_metadata
-from lowrank.backends.torch.block import write_block
+from lowrank.backends.checkpoint.location import Place
+from lowrank.backends.checkpoint.shards import (
+    DTYPES,
+    INDEX_FILE,
+    NAMES,
+    Stored,
+    read_header,
+    read_metadata,
+)
+from lowrank.backends.torch.config_block import write_block
 from lowrank.backends.torch.layers import record_of
 from lowrank.backends.torch.tensors import factor_tensors
-from lowrank.core.cast import cast_energy, evened
-from lowrank.core.factors import Factors
 from lowrank.core.match import stem
-from lowrank.core.pivot import Pivoted
+from lowrank.core.rounding.cast import cast_energy, evened
 from lowrank.core.structures.base import Replacement
+from lowrank.core.truncation.factors import Factors
+from lowrank.core.truncation.pivoted import Pivoted
 from lowrank.errors import ArtifactError
 
 Bytes = bytearray | memoryview

@@ -19,15 +19,15 @@ from lowrank.backends.finite import finite
 from lowrank.backends.inputs import Feed, OutputKind, Signature
 from lowrank.backends.onnx.constants import constants_of, tensor_of
 from lowrank.backends.onnx.describe import Described, Use, describe
-from lowrank.backends.onnx.pair import OnnxPair
+from lowrank.backends.onnx.joint_moments import OnnxPair
+from lowrank.backends.onnx.moments import Watch, values_for, watched
 from lowrank.backends.onnx.rewrite import replace_weight
 from lowrank.backends.onnx.runtime import Runner
 from lowrank.backends.onnx.save import save_model
-from lowrank.backends.onnx.watch import Watch, values_for, watched
-from lowrank.core.gram import Gram, Side
-from lowrank.core.linalg import Matrix
-from lowrank.core.spatial import channel_matrix
+from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.structures.base import Replacement
+from lowrank.core.truncation.gram import Gram, Side
+from lowrank.core.truncation.spatial import channel_matrix
 from lowrank.core.weight import Skip, Weight
 from lowrank.errors import ExportError, NonFiniteWeight, first_line
 
@@ -79,7 +79,7 @@ class OnnxBackend:
         return self.signature.output_kind if isinstance(self.signature, Signature) else "hidden"
 
     @property
-    def bonds(self) -> tuple[()]:
+    def couplings(self) -> tuple[()]:
         """None are known."""
         return ()
 
@@ -203,7 +203,7 @@ class OnnxBackend:
             return _floating(runner(feed, [self.signature.output], numbers)[0])
         return _floating(self._runner(feed, [self.signature.output])[0])
 
-    def oracle(self) -> Callable[[Feed], NDArray[Any]]:
+    def reference(self) -> Callable[[Feed], NDArray[Any]]:
         """The dense graph with the factors' products as its weights: the same function by a graph nobody rewrote."""
         if self.dense is None:
             return self.run

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.backends.onnx.constants import graphs_of
-from lowrank.backends.onnx.stored import check_tensors, embed_linked, external
+from lowrank.backends.onnx.tensor_files import check_tensors, embed_linked, external
 from lowrank.errors import UnsupportedModel, first_line
 
 OLDEST = 7

@@ -12,7 +12,7 @@ from lowrank.backends.onnx.constants import nodes_of, resolve
 from lowrank.backends.onnx.load import load_model
 from lowrank.backends.onnx.signature import signature_of
 from lowrank.backends.onnx.sites import INTEGER_PRODUCTS, WEIGHT_INPUT
-from lowrank.backends.onnx.stored import is_linked
+from lowrank.backends.onnx.tensor_files import is_linked
 from lowrank.errors import UnsupportedModel
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from lowrank.backends.onnx.describe import Use
-from lowrank.backends.onnx.held import Held, Which
+from lowrank.backends.onnx.factor_values import Held, Which
 from lowrank.backends.onnx.sites import attribute
-from lowrank.core.pivot import Pivoted
 from lowrank.core.structures.base import Replacement
+from lowrank.core.truncation.pivoted import Pivoted
 from lowrank.core.weight import Weight
 
 

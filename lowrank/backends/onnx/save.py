@@ -68,3 +68,8 @@ def renamed(source: Path, target: Path, suffix: str = ".data") -> Path:
             )
     ir.save(model, target)
     return target
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a graph with the numbers beside it."""
+    return sum(part.stat().st_size for part in (path, path.with_name(f"{path.name}.data")) if part.exists())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lowrank.backends.inputs import Feed, OutputKind, Signature
 from lowrank.backends.torch.inputs import call, first_input, mask_of, token_rows
-from lowrank.core.linalg import Matrix
+from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.weight import Weight
 
 CLIP = 10.0

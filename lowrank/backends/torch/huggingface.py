@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from lowrank.artifacts import parse_json
 from lowrank.artifacts.outside import is_file, is_plain
-from lowrank.backends.torch.block import KEY, is_ours
-from lowrank.backends.torch.claims import check_config, few_parts
+from lowrank.backends.torch.config_block import KEY, is_ours
+from lowrank.backends.torch.config_limits import check_config, few_parts
 from lowrank.backends.torch.pickles import read_torch_file
 from lowrank.core.match import in_block
 from lowrank.errors import ArtifactError, LowRankError, UnsupportedModel, first_line

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from lowrank.backends.torch.normalize import choose_experts_
 from lowrank.backends.torch.tensors import as_stored
-from lowrank.core.narrow import Narrow
-from lowrank.core.pivot import Pivoted
 from lowrank.core.structures.base import Replacement
+from lowrank.core.truncation.narrow import Narrow
+from lowrank.core.truncation.pivoted import Pivoted
 from lowrank.core.weight import LayerKind, View, Weight
 from lowrank.nn import (
     LowRankConv,

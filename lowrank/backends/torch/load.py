@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from lowrank.artifacts.files import RECORD_FILE, read_json
 from lowrank.backends.torch import huggingface
-from lowrank.backends.torch.block import read_block
-from lowrank.backends.torch.module import MODEL_FILE
+from lowrank.backends.torch.arch import build_arch
+from lowrank.backends.torch.config_block import read_block
 from lowrank.backends.torch.normalize import normalize_
-from lowrank.backends.torch.open import build_arch
 from lowrank.backends.torch.pickles import read_program
 from lowrank.backends.torch.program import PROGRAM_FILE, unflatten
 from lowrank.backends.torch.rebuild import put_layers
+from lowrank.backends.torch.tensors import MODEL_FILE
 from lowrank.errors import ArtifactError, LowRankError, first_line
 
 

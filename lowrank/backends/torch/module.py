@@ -19,23 +19,21 @@ from torch import Tensor, nn
 from lowrank.artifacts.files import RECORD_FILE, read_json, write_json
 from lowrank.backends.base import Change
 from lowrank.backends.inputs import Feed, OutputKind, Signature
-from lowrank.backends.torch.block import write_block
-from lowrank.backends.torch.bonds import find_bonds
+from lowrank.backends.torch.config_block import write_block
+from lowrank.backends.torch.couplings import find_couplings
 from lowrank.backends.torch.curvature import output_curvature
 from lowrank.backends.torch.describe import describe
 from lowrank.backends.torch.inputs import as_tensors, call, in_float32
-from lowrank.backends.torch.pair import Pair
-from lowrank.backends.torch.prefix import Prefix
+from lowrank.backends.torch.joint_moments import Pair
+from lowrank.backends.torch.moments import watching
+from lowrank.backends.torch.partial_forward import Prefix
 from lowrank.backends.torch.replace import replace_layers_
-from lowrank.backends.torch.tensors import as_matrix, module_in_float32, save_state, storage_key
-from lowrank.backends.torch.watch import watching
-from lowrank.core.gram import Gram, Side
-from lowrank.core.linalg import Matrix, Vector
+from lowrank.backends.torch.tensors import MODEL_FILE, as_matrix, bytes_of, module_in_float32, save_state
+from lowrank.core.linalg.eigen import Matrix, Vector
 from lowrank.core.structures.base import Replacement
-from lowrank.core.weight import Bond, Skip, Weight
+from lowrank.core.truncation.gram import Gram, Side
+from lowrank.core.weight import Coupling, Skip, Weight
 from lowrank.errors import ArtifactError, NonFiniteWeight
-
-MODEL_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,13 +78,13 @@ class ModuleBackend:
         return "embedding" if pooled and named == "hidden" else named
 
     @property
-    def bonds(self) -> tuple[Bond, ...]:
+    def couplings(self) -> tuple[Coupling, ...]:
         """Found by running the module on a few random tokens with its weights changed."""
-        return self._bonds
+        return self._couplings
 
     @cached_property
-    def _bonds(self) -> tuple[Bond, ...]:
-        return find_bonds(self.module, self.signature, self.weights)
+    def _couplings(self) -> tuple[Coupling, ...]:
+        return find_couplings(self.module, self.signature, self.weights)
 
     @property
     def params(self) -> int:
@@ -147,7 +145,7 @@ class ModuleBackend:
         with torch.no_grad():
             return as_array(call(self.signature, self.module, feed))
 
-    def oracle(self) -> Callable[[Feed], NDArray[Any]]:
+    def reference(self) -> Callable[[Feed], NDArray[Any]]:
         """The module in float32: an exported graph does not round as a half-precision module does at every step."""
         assert isinstance(self.signature, Signature)
         module, signature = module_in_float32(self.module), in_float32(self.signature)
@@ -295,11 +293,6 @@ class ModuleBackend:
 
 def _identical(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num())
-
-
-def bytes_of(state: Mapping[str, Tensor]) -> int:
-    """Bytes of a state dict, tensors under several names counted once."""
-    return sum({storage_key(t): t.numel() * t.element_size() for t in state.values() if t.numel()}.values())
 
 
 def as_array(output: Tensor) -> NDArray[Any]:

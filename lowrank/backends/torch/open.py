@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +12,14 @@ from torch import Tensor, nn
 from lowrank.artifacts.files import RECORD_FILE, hash_files, hash_json
 from lowrank.backends.base import Opening
 from lowrank.backends.torch import huggingface, inputs, lora
+from lowrank.backends.torch.arch import build_arch
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.backends.torch.normalize import normalize_
 from lowrank.backends.torch.pickles import read_program, read_torch_file
 from lowrank.backends.torch.program import unflatten
 from lowrank.backends.torch.state_dict import StateDictBackend
 from lowrank.backends.torch.tensors import copied, hash_state
-from lowrank.errors import UnsupportedModel, first_line
+from lowrank.errors import UnsupportedModel
 
 TorchBackend = ModuleBackend | StateDictBackend
 
@@ -139,30 +138,6 @@ def _open_with_arch(path: Path, state: Mapping[str, Tensor], arch: str, opening:
     fingerprint = hash_json([hash_files([path]), repr(module)])
     source = {"path": str(path), "kind": "arch", "arch": arch, "fingerprint": fingerprint}
     return _of_module(module, source, {"kind": "arch", "arch": arch}, opening)
-
-
-def build_arch(arch: str) -> nn.Module:
-    """The dense module that `package.module:factory` gives.
-
-    Raises:
-        UnsupportedModel: if it cannot be imported or called, or gives something else.
-    """
-    name, _, factory = arch.partition(":")
-    if not name or not factory:
-        raise UnsupportedModel(f"--arch {arch!r} must read package.module:factory, such as mymodels.tiny:build")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = getattr(importlib.import_module(name), factory)()
-    except (Exception, SystemExit) as error:
-        raise UnsupportedModel(
-            f"--arch {arch}: {type(error).__name__}: {first_line(error)}; it must be importable from here and "
-            f"take no arguments"
-        ) from None
-    if not isinstance(module, nn.Module):
-        raise UnsupportedModel(f"--arch {arch} gives a {type(module).__name__}, not a torch.nn.Module")
-    return module.eval()
 
 
 def _of_module(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lowrank.artifacts.outside import check_zip, is_plain, most_bytes
 from lowrank.backends.quiet import no_logs
-from lowrank.backends.torch.archive import check_archive, check_records
+from lowrank.backends.torch.pt2_check import check_archive, check_records
 from lowrank.errors import UnsupportedModel, first_line
 
 # What torch says when a file is whole and asks for more than tensors.

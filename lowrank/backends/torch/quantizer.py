@@ -16,7 +16,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lowrank.artifacts.files import SCHEMA_MAJOR, SCHEMA_MINOR
-from lowrank.backends.torch.block import KEY, METHOD
+from lowrank.backends.torch.config_block import KEY, METHOD
 from lowrank.backends.torch.normalize import normalize_
 from lowrank.backends.torch.rebuild import put_layers
 from lowrank.errors import ArtifactError, LowRankError, first_line

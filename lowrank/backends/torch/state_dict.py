@@ -13,13 +13,12 @@ from torch import Tensor
 from lowrank.artifacts.files import RECORD_FILE, write_json
 from lowrank.backends.inputs import Signature
 from lowrank.backends.torch.layers import record_of
-from lowrank.backends.torch.module import MODEL_FILE, bytes_of
-from lowrank.backends.torch.tensors import as_matrix, factor_tensors, save_state, storage_key
+from lowrank.backends.torch.tensors import MODEL_FILE, as_matrix, bytes_of, factor_tensors, save_state, storage_key
 from lowrank.backends.unrun import Unrun
-from lowrank.core.linalg import Matrix
+from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.match import looks_like_embedding, role_of, stem
-from lowrank.core.narrow import Narrow
 from lowrank.core.structures.base import Replacement
+from lowrank.core.truncation.narrow import Narrow
 from lowrank.core.weight import Layer, Skip, View, Weight
 
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lowrank.backends.finite import finite
-from lowrank.core.factors import Factors
-from lowrank.core.linalg import Matrix
-from lowrank.core.pivot import Pivoted
+from lowrank.core.linalg.eigen import Matrix
+from lowrank.core.truncation.factors import Factors
+from lowrank.core.truncation.pivoted import Pivoted
 from lowrank.core.weight import View
 from lowrank.errors import NonFiniteWeight, UnsupportedModel, first_line
 
@@ -153,3 +153,11 @@ def hash_state(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return digest.hexdigest()[:32]
+
+
+MODEL_FILE = "model.safetensors"
+
+
+def bytes_of(state: Mapping[str, Tensor]) -> int:
+    """Bytes of a state dict, tensors under several names counted once."""
+    return sum({storage_key(t): t.numel() * t.element_size() for t in state.values() if t.numel()}.values())

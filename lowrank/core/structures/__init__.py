@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from lowrank.core.analysis import Analysis, Numbers
-from lowrank.core.formats import FORMATS
-from lowrank.core.rounding import rounded_error
+from lowrank.core.rounding.cost import rounded_error
+from lowrank.core.rounding.formats import FORMATS
 from lowrank.core.structures.base import Curve, Option, Replacement, Structure
 from lowrank.core.structures.dense import Dense
 from lowrank.core.structures.neurons import Neurons
@@ -20,16 +20,16 @@ from lowrank.core.structures.spatial import Spatial
 from lowrank.core.structures.two_factor import TwoFactor
 from lowrank.core.weight import Group
 
-BONDED = (Product(), RotaryPairs(), Neurons(), SharedBasis())
-"""Those of several weights, each of which measures what it can make of a bond."""
+COUPLED = (Product(), RotaryPairs(), Neurons(), SharedBasis())
+"""Those of several weights, each of which measures what it can make of a coupling."""
 
-STRUCTURES: tuple[Structure, ...] = (Dense(), TwoFactor(), PivotedFactors(), Spatial(), *BONDED)
+STRUCTURES: tuple[Structure, ...] = (Dense(), TwoFactor(), PivotedFactors(), Spatial(), *COUPLED)
 
 ROUNDED: tuple[Structure, ...] = (Residual(),)
 """Those of graphs in few bits, which only a budget of bytes of a file can choose."""
 
 __all__ = [
-    "BONDED",
+    "COUPLED",
     "ROUNDED",
     "STRUCTURES",
     "Curve",

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.core.analysis import Analysis, Numbers
-from lowrank.core.factors import Factors
-from lowrank.core.linalg import Matrix, Vector
-from lowrank.core.narrow import Narrow
-from lowrank.core.pivot import Pivoted
+from lowrank.core.linalg.eigen import Matrix, Vector
+from lowrank.core.truncation.factors import Factors
+from lowrank.core.truncation.narrow import Narrow
+from lowrank.core.truncation.pivoted import Pivoted
 from lowrank.core.weight import Group, Weight
 
 

@@ -19,8 +19,8 @@ class Dense:
     name: str = "dense"
 
     def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
-        """One point, for a weight by itself: a bond leaves its weights to their own."""
-        if group.bond is not None:
+        """One point, for a weight by itself: a coupling leaves its weights to their own."""
+        if group.coupling is not None:
             return Curve.empty(self.name)
         rank = max(analysis[name].weight.full_rank for name in group.weights)
         cost = analysis.params(group)
@@ -28,7 +28,7 @@ class Dense:
 
     def at(self, group: Group, analysis: Analysis, rank: int) -> Option:
         """The same point, whatever the rank says."""
-        if group.bond is not None:
+        if group.coupling is not None:
             raise ValueError("weights stay dense each by itself")
         return self.curve(group, analysis, 1).option(group.name, 0)
 

@@ -7,36 +7,36 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lowrank.core.analysis import Analysis, BondAnalysis, Folds, Numbers
-from lowrank.core.narrow import Narrow
-from lowrank.core.neurons import neuron_curve, neuron_order, refit
+from lowrank.core.analysis import Analysis, CouplingAnalysis, Folds, Numbers
 from lowrank.core.structures.base import Replacement
-from lowrank.core.structures.bonded import Bonded, inputs_known
-from lowrank.core.weight import Bond, Group
+from lowrank.core.structures.coupled import Coupled, inputs_known
+from lowrank.core.truncation.narrow import Narrow
+from lowrank.core.truncation.neurons import neuron_curve, neuron_order, refit
+from lowrank.core.weight import Coupling, Group
 
 
 @dataclass(frozen=True)
-class Neurons(Bonded):
+class Neurons(Coupled):
     """Rank is the number of neurons that stay: no operator more, and no break-even."""
 
     name: str = "neurons"
 
-    def measure(self, bond: Bond, grams: Mapping[str, Folds], numbers: Numbers) -> BondAnalysis | None:
+    def measure(self, coupling: Coupling, grams: Mapping[str, Folds], numbers: Numbers) -> CouplingAnalysis | None:
         """The order in which neurons are kept, and held-out errors; None without moments of the hidden activations."""
-        last = bond.weights[-1]
-        if bond.kind != "hidden" or not inputs_known(grams, last):
+        last = coupling.weights[-1]
+        if coupling.kind != "hidden" or not inputs_known(grams, last):
             return None
         folds = grams[last]
         weight, shifts = numbers.read(last), numbers.bias(last) is not None
         fit, held = (g.covariance if shifts else g.moment / max(g.tokens, 1) for g in (folds.fit, folds.judge))
         order = neuron_order(weight, fit)
         ranks, errors = neuron_curve(weight, order, fit, held)
-        return BondAnalysis(Group.of(bond), self.name, ranks, errors, order)
+        return CouplingAnalysis(Group.of(coupling), self.name, ranks, errors, order)
 
     def factorize(self, group: Group, rank: int, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
         """The rows of the first weights and the columns of the last that stay; what is lost on average goes into the
         bias."""
-        record = analysis.bond(group, self.name)
+        record = analysis.coupling(group, self.name)
         assert record is not None and record.order is not None
         kept = np.sort(record.order[:rank])
         *first, last = group.weights
@@ -53,7 +53,7 @@ class Neurons(Bonded):
             made[name] = Replacement(self.name, rows, None if before is None else before[kept])
         return made
 
-    def each(self, bond: Bond, analysis: Analysis) -> int:
+    def each(self, coupling: Coupling, analysis: Analysis) -> int:
         """Numbers for each neuron."""
-        *first, last = (analysis[name].weight for name in bond.weights)
+        *first, last = (analysis[name].weight for name in coupling.weights)
         return sum(w.cols for w in first) + last.rows

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lowrank.core.analysis import Analysis, Numbers
-from lowrank.core.pivot import pivot, pivoted_cost
 from lowrank.core.structures.base import Curve, Option, Replacement
+from lowrank.core.truncation.pivoted import pivot, pivoted_cost
 from lowrank.core.weight import Group, Weight
 
 
@@ -27,7 +27,7 @@ class PivotedFactors:
     def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
         """Every rank below full, or as many as heads allow."""
         weight = analysis[group.weights[0]].weight
-        if group.bond is not None or not _fits(weight):
+        if group.coupling is not None or not _fits(weight):
             return Curve.empty(self.name)
         step = math.lcm(multiple, analysis.heads.get(weight.name, 1))
         ranks = np.arange(step, weight.full_rank, step, dtype=np.int64)
@@ -37,7 +37,7 @@ class PivotedFactors:
     def at(self, group: Group, analysis: Analysis, rank: int) -> Option:
         """Any rank below full."""
         record = analysis[group.weights[0]]
-        if group.bond is not None or not _fits(record.weight):
+        if group.coupling is not None or not _fits(record.weight):
             raise ValueError("pivoted factors hold one weight of a linear layer")
         if not 1 <= rank < record.weight.full_rank:
             raise ValueError(f"its rank can be 1 to {record.weight.full_rank - 1}")

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.core.analysis import Analysis, BondAnalysis, Folds, Numbers
-from lowrank.core.gram import Gram
-from lowrank.core.heads import blocks, of_group, pairs_of
-from lowrank.core.linalg import Matrix, Vector
-from lowrank.core.narrow import Narrow
+from lowrank.core.analysis import Analysis, CouplingAnalysis, Folds, Numbers
+from lowrank.core.linalg.eigen import Matrix, Vector
 from lowrank.core.structures.base import Replacement
-from lowrank.core.structures.bonded import Bonded, inputs_known
+from lowrank.core.structures.coupled import Coupled, inputs_known
 from lowrank.core.structures.product import seen_outputs
-from lowrank.core.weight import ROTARY, Bond, Group
+from lowrank.core.truncation.attention import blocks, of_group, pairs_of
+from lowrank.core.truncation.gram import Gram
+from lowrank.core.truncation.narrow import Narrow
+from lowrank.core.weight import ROTARY, Coupling, Group
 
 
 @dataclass(frozen=True)
-class RotaryPairs(Bonded):
+class RotaryPairs(Coupled):
     """Rank is the number of pairs of a head that stay.
 
     Positions turn the two channels of a pair together, so no other coordinates are free, but pairs can be left out.
@@ -31,30 +31,30 @@ class RotaryPairs(Bonded):
 
     name: str = "rotary"
 
-    def measure(self, bond: Bond, grams: Mapping[str, Folds], numbers: Numbers) -> BondAnalysis | None:
-        """Held-out errors at every number of pairs; None without the moments, or for another bond."""
-        if bond.kind not in ROTARY or not all(inputs_known(grams, name) for name in bond.weights):
+    def measure(self, coupling: Coupling, grams: Mapping[str, Folds], numbers: Numbers) -> CouplingAnalysis | None:
+        """Held-out errors at every number of pairs; None without the moments, or for another coupling."""
+        if coupling.kind not in ROTARY or not all(inputs_known(grams, name) for name in coupling.weights):
             return None
-        chosen = _energies(bond, {n: grams[n].fit for n in bond.weights}, numbers)
-        judged = _energies(bond, {n: grams[n].judge for n in bond.weights}, numbers)
+        chosen = _energies(coupling, {n: grams[n].fit for n in coupling.weights}, numbers)
+        judged = _energies(coupling, {n: grams[n].judge for n in coupling.weights}, numbers)
         kept = np.take_along_axis(judged, _order(chosen), 1).sum(0)
         total = float(kept.sum())
         lost = np.append(np.cumsum(kept[::-1])[::-1], 0.0)
         errors = lost / total if total > 0 else np.zeros_like(lost)
-        return BondAnalysis(Group.of(bond), self.name, np.arange(len(errors), dtype=np.int64), errors)
+        return CouplingAnalysis(Group.of(coupling), self.name, np.arange(len(errors), dtype=np.int64), errors)
 
     def factorize(self, group: Group, rank: int, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
         """The rows of both weights that stay; zeros take the place of the others."""
-        bond = group.bond
-        assert bond is not None
-        order = _order(_energies(bond, {n: analysis.grams[n].fit for n in bond.weights}, numbers))[:, :rank]
-        query, key = bond.weights
+        coupling = group.coupling
+        assert coupling is not None
+        order = _order(_energies(coupling, {n: analysis.grams[n].fit for n in coupling.weights}, numbers))[:, :rank]
+        query, key = coupling.weights
         made: dict[str, Replacement] = {}
-        for name, heads in ((query, bond.heads), (key, bond.kv_heads)):
+        for name, heads in ((query, coupling.heads), (key, coupling.kv_heads)):
             weight, bias = numbers.read(name), numbers.bias(name)
             width = len(weight) // heads
-            own = np.repeat(order, heads // bond.kv_heads, 0)
-            channels = np.sort(pairs_of(bond.kind, width)[own].reshape(heads, -1), 1)
+            own = np.repeat(order, heads // coupling.kv_heads, 0)
+            channels = np.sort(pairs_of(coupling.kind, width)[own].reshape(heads, -1), 1)
             kept = (channels + width * np.arange(heads)[:, None]).ravel()
             spread = np.full(len(weight), -1, np.int64)
             spread[kept] = np.arange(len(kept))
@@ -62,22 +62,22 @@ class RotaryPairs(Bonded):
             made[name] = Replacement(self.name, narrow, None if bias is None else bias[kept])
         return made
 
-    def each(self, bond: Bond, analysis: Analysis) -> int:
+    def each(self, coupling: Coupling, analysis: Analysis) -> int:
         """Numbers for each pair of a head."""
-        query, key = (analysis[name].weight for name in bond.weights)
-        return 2 * (bond.heads * query.cols + bond.kv_heads * key.cols)
+        query, key = (analysis[name].weight for name in coupling.weights)
+        return 2 * (coupling.heads * query.cols + coupling.kv_heads * key.cols)
 
 
-def _energies(bond: Bond, grams: Mapping[str, Gram], numbers: Numbers) -> Vector:
+def _energies(coupling: Coupling, grams: Mapping[str, Gram], numbers: Numbers) -> Vector:
     """What each pair of each key head adds to the scores of the queries that it serves: kv heads x pairs."""
-    query, key = (seen_outputs(numbers.read(n), grams[n], numbers.bias(n)) for n in bond.weights)
-    outer, inner = of_group(blocks(query, bond.heads), bond.kv_heads), blocks(key, bond.kv_heads)
-    return _of_pairs(outer, bond) * _of_pairs(inner, bond)
+    query, key = (seen_outputs(numbers.read(n), grams[n], numbers.bias(n)) for n in coupling.weights)
+    outer, inner = of_group(blocks(query, coupling.heads), coupling.kv_heads), blocks(key, coupling.kv_heads)
+    return _of_pairs(outer, coupling) * _of_pairs(inner, coupling)
 
 
-def _of_pairs(moments: Matrix, bond: Bond) -> Matrix:
+def _of_pairs(moments: Matrix, coupling: Coupling) -> Matrix:
     energies = np.einsum("hii->hi", moments)
-    return energies[:, pairs_of(bond.kind, energies.shape[1])].sum(-1)
+    return energies[:, pairs_of(coupling.kind, energies.shape[1])].sum(-1)
 
 
 def _order(energies: Vector) -> NDArray[np.int64]:

@@ -7,54 +7,55 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lowrank.core.analysis import Analysis, BondAnalysis, Folds, Numbers
-from lowrank.core.factors import Factors, directions, residual_curve
-from lowrank.core.gram import Gram
-from lowrank.core.linalg import Matrix, Vector, magnitude
+from lowrank.core.analysis import Analysis, CouplingAnalysis, Folds, Numbers
+from lowrank.core.linalg.eigen import Matrix, Vector, magnitude
 from lowrank.core.structures.base import Replacement
-from lowrank.core.structures.bonded import Bonded, inputs_known
-from lowrank.core.weight import Bond, Group
+from lowrank.core.structures.coupled import Coupled, inputs_known
+from lowrank.core.truncation.directions import directions, residual_curve
+from lowrank.core.truncation.factors import Factors
+from lowrank.core.truncation.gram import Gram
+from lowrank.core.weight import Coupling, Group
 
 
 @dataclass(frozen=True)
-class SharedBasis(Bonded):
+class SharedBasis(Coupled):
     """Rank (all rows + cols) numbers; `right` is one tensor, which the layers share."""
 
     name: str = "shared"
 
-    def measure(self, bond: Bond, grams: Mapping[str, Folds], numbers: Numbers) -> BondAnalysis | None:
+    def measure(self, coupling: Coupling, grams: Mapping[str, Folds], numbers: Numbers) -> CouplingAnalysis | None:
         """Held-out errors of the stacked weights, each in units of its own output."""
-        if bond.kind != "same_input" or not inputs_known(grams, bond.weights[0]):
+        if coupling.kind != "same_input" or not inputs_known(grams, coupling.weights[0]):
             return None
-        folds = grams[bond.weights[0]]
-        stacked, _ = _stacked(bond, folds.fit, numbers)
-        errors = residual_curve(directions(stacked, folds.fit, name=bond.weights[0]), stacked, folds.judge)
-        return BondAnalysis(Group.of(bond), self.name, np.arange(len(errors), dtype=np.int64), errors)
+        folds = grams[coupling.weights[0]]
+        stacked, _ = _stacked(coupling, folds.fit, numbers)
+        errors = residual_curve(directions(stacked, folds.fit, name=coupling.weights[0]), stacked, folds.judge)
+        return CouplingAnalysis(Group.of(coupling), self.name, np.arange(len(errors), dtype=np.int64), errors)
 
     def factorize(self, group: Group, rank: int, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
         """The stack's factors, cut into those of each weight."""
-        assert group.bond is not None
+        assert group.coupling is not None
         fit = analysis.grams[group.weights[0]].fit
-        stacked, scales = _stacked(group.bond, fit, numbers)
+        stacked, scales = _stacked(group.coupling, fit, numbers)
         whole = directions(stacked, fit, name=group.name).truncate(stacked, rank)
         ends = np.cumsum([analysis[name].weight.rows for name in group.weights])
         parts = np.split(np.asarray(whole.left), ends[:-1])
         named = zip(group.weights, parts, scales, strict=True)
         return {name: Replacement(self.name, Factors(left * scale, whole.right)) for name, left, scale in named}
 
-    def each(self, bond: Bond, analysis: Analysis) -> int:
+    def each(self, coupling: Coupling, analysis: Analysis) -> int:
         """Numbers for each direction of the basis."""
-        weights = [analysis[name].weight for name in bond.weights]
+        weights = [analysis[name].weight for name in coupling.weights]
         return sum(w.rows for w in weights) + weights[0].cols
 
 
-def _stacked(bond: Bond, fit: Gram, numbers: Numbers) -> tuple[Matrix, Vector]:
+def _stacked(coupling: Coupling, fit: Gram, numbers: Numbers) -> tuple[Matrix, Vector]:
     """The weights on top of each other, each over the root of its output's energy, which is returned too: a weight with
     large outputs would have the basis for itself otherwise.
 
     The roots are in units of the largest, so that the stack stays of the size of the weights, which their types hold.
     """
-    matrices = [numbers.read(name) for name in bond.weights]
+    matrices = [numbers.read(name) for name in coupling.weights]
     moment = fit.moment / max(fit.tokens, 1)
     roots = np.array([float(np.sqrt(max(np.vdot(m @ moment, m), 0.0))) for m in matrices])
     scales = np.where(roots > 0, roots / magnitude(roots), 1.0)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lowrank.core.analysis import Analysis, Numbers
-from lowrank.core.spatial import spatial_directions, spatial_matrix
 from lowrank.core.structures.base import Curve, Option, Replacement
+from lowrank.core.truncation.spatial import spatial_directions, spatial_matrix
 from lowrank.core.weight import Group, Weight
 
 

@@ -13,8 +13,8 @@ from lowrank.backends.inputs import Feed
 from lowrank.errors import TaskError
 from lowrank.evaluate.fidelity import Array, Runs
 from lowrank.evaluate.tasks.base import Score, Task
-from lowrank.evaluate.tasks.beside import class_names
 from lowrank.evaluate.tasks.inputs import Batches, Texts, output_dims, run
+from lowrank.evaluate.tasks.model_files import class_names
 from lowrank.evaluate.tasks.probe import FOLDS, probe_hits
 from lowrank.evaluate.tasks.tables import read_columns
 

@@ -17,9 +17,9 @@ from lowrank.backends.inputs import Feed
 from lowrank.errors import TaskError, first_line
 from lowrank.evaluate.fidelity import Array, Runs
 from lowrank.evaluate.tasks.base import Score, Task
-from lowrank.evaluate.tasks.beside import pool, pooling_of
 from lowrank.evaluate.tasks.classify import Classes, classes_of
 from lowrank.evaluate.tasks.inputs import run
+from lowrank.evaluate.tasks.model_files import pool, pooling_of
 from lowrank.evaluate.tasks.pictures import Preprocessing
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}

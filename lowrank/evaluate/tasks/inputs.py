@@ -13,7 +13,7 @@ from lowrank.calibrate.data import BATCH_ROWS, BATCH_TOKENS, token_feed
 from lowrank.calibrate.tokenize import Encode, open_tokenizer
 from lowrank.errors import LowRankError, TaskError, first_line
 from lowrank.evaluate.fidelity import Array, Runs
-from lowrank.evaluate.tasks.beside import pool, pooling_of
+from lowrank.evaluate.tasks.model_files import pool, pooling_of
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Signature
 from lowrank.errors import TaskError
 from lowrank.evaluate.fidelity import Array
-from lowrank.evaluate.tasks.beside import beside
+from lowrank.evaluate.tasks.model_files import beside
 
 BILINEAR = 2
 """Pillow's number for it."""

@@ -19,9 +19,9 @@ from lowrank.calibrate.data import token_feed
 from lowrank.errors import LowRankError, TaskError, first_line
 from lowrank.evaluate.fidelity import Runs
 from lowrank.evaluate.tasks.base import Score, Task
-from lowrank.evaluate.tasks.beside import beside
 from lowrank.evaluate.tasks.inputs import Texts, run
 from lowrank.evaluate.tasks.language import CONTEXT, check_causal, log_likelihoods
+from lowrank.evaluate.tasks.model_files import beside
 
 INSTALL = "pip install 'lowrank[tasks]'"
 PREFERRED = ("acc_norm", "acc", "word_perplexity", "perplexity", "byte_perplexity", "bits_per_byte")

@@ -1,0 +1,196 @@
+"""A model run block by block: one block has its numbers at a time, and hidden states wait on disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lowrank.backends.checkpoint.backend import CheckpointBackend
+from lowrank.backends.checkpoint.skeleton import prefix_of, skeleton, stored_names
+from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.torch import huggingface
+from lowrank.backends.torch.inputs import call, first_input
+from lowrank.backends.torch.moments import watching
+from lowrank.backends.torch.partial_forward import main_tensor
+from lowrank.core.truncation.gram import Gram, Side
+from lowrank.core.weight import Weight
+from lowrank.errors import CalibrationError, first_line
+
+Seen = Callable[[int, str, Gram], None]
+"""Takes the number of a feed, a weight's name, and the moment of what it saw of it."""
+Called = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a block is called with beside its hidden state."""
+
+
+class Blocks:
+    """The blocks of a checkpoint, each run on what the one before it gave, in float32.
+
+    Args:
+        backend: the checkpoint, fed with a signature.
+        feeds: batches of inputs.
+        folder: for hidden states; what is left of an earlier run there is gone on with.
+
+    Raises:
+        CalibrationError: if the model is not one row of blocks.
+    """
+
+    def __init__(self, backend: CheckpointBackend, feeds: Sequence[Feed], folder: Path) -> None:
+        assert isinstance(backend.signature, Signature)
+        self.backend, self.signature, self.folder = backend, backend.signature, folder
+        self.feeds = list(feeds)
+        config = huggingface.read_config(next(path for path in backend.extras if path.name == "config.json"))
+        self.module = skeleton(backend.source["path"], config, torch.float32)
+        self.paths = _row_of(self.module)
+        self._calls: list[list[Called]] = []
+
+    def weights_of(self, index: int, weights: Sequence[Weight]) -> list[Weight]:
+        """Those of some weights that are in a block."""
+        return [w for w in weights if w.layers[0].name.startswith(f"{self.paths[index]}.")]
+
+    def prepare(self, afresh: bool) -> None:
+        """Run what comes before the blocks, and learn what each of them is called with.
+
+        The blocks stand still meanwhile: masks and positions do not depend on what they give.
+
+        Args:
+            afresh: whether the first block is to be run.
+        """
+        outside = [n for n, _ in self.module.named_parameters() if not any(n.startswith(f"{p}.") for p in self.paths)]
+        self._fill(outside)
+        begun = self.folder / "0"
+        if afresh:
+            begun.mkdir(parents=True, exist_ok=True)
+        for number, feed in enumerate(self.feeds):
+            hidden, calls = self._before(feed)
+            self._calls.append(calls)
+            if afresh:
+                _save(begun / f"{number}.npy", hidden)
+        self._empty(outside)
+
+    def run(self, index: int, weights: Sequence[Weight], sides: Mapping[str, Side], observe: Seen) -> None:
+        """Run one block on all feeds, and show `observe` the moments that its weights saw; see `Backend.watching`.
+
+        Args:
+            index: the block, whose predecessor was run.
+            weights: of the block.
+            sides: which moment of each.
+            observe: takes the moments.
+        """
+        path = self.paths[index]
+        names = [n for n, _ in self.module.named_parameters() if n.startswith(f"{path}.")]
+        self._fill(names)
+        block = self.module.get_submodule(path)
+        after = self.folder / f"{index + 1}.unfinished"
+        shutil.rmtree(after, ignore_errors=True)
+        after.mkdir()
+        for number, feed in enumerate(self.feeds):
+            forward = partial(self._through, block, index, number, after / f"{number}.npy")
+            seen = partial(observe, number)
+            with watching(self.module, self.signature, weights, sides, seen, forward) as run:
+                run(feed)
+        shutil.rmtree(self.folder / str(index + 1), ignore_errors=True)
+        os.replace(after, self.folder / str(index + 1))
+        self._empty(names)
+
+    def forget(self, index: int) -> None:
+        """Remove what a block was run on."""
+        shutil.rmtree(self.folder / str(index), ignore_errors=True)
+
+    def has(self, index: int) -> bool:
+        """Whether what a block is run on is there."""
+        return (self.folder / str(index)).is_dir()
+
+    def _through(self, block: nn.Module, index: int, number: int, result: Path, _: Feed) -> None:
+        args, kwargs = self._calls[number][index]
+        hidden = torch.from_numpy(np.load(self.folder / str(index) / f"{number}.npy"))
+        _save(result, main_tensor(block(hidden, *args, **kwargs)))
+
+    def _before(self, feed: Feed) -> tuple[Tensor, list[Called]]:
+        """The first block's hidden state, and what each block is called with beside its own."""
+        reasons: list[str] = []
+        for wrapped in (_plain, _first):
+            hidden: list[Tensor] = []
+            calls: list[Called] = []
+            for path in self.paths:
+                self.module.get_submodule(path).forward = partial(_standing, hidden, calls, len(self.paths), wrapped)
+            try:
+                with torch.no_grad():
+                    call(self.signature, self.module, feed)
+            except _Enough:
+                return hidden[0], calls
+            except Exception as error:
+                # A block gives its hidden state alone, or first of several: only running tells.
+                reasons.append(first_line(error))
+            finally:
+                for path in self.paths:
+                    self.module.get_submodule(path).__dict__.pop("forward", None)
+        raise CalibrationError(
+            f"{self.backend.source['path']}: its blocks cannot be run one by one ({reasons[0]}); calibrate it whole "
+            "with more --memory, or use --calib none"
+        )
+
+    def _fill(self, names: Sequence[str]) -> None:
+        """Give some parameters their numbers, in float32."""
+        shards = self.backend.shards
+        for name, stored in stored_names(names, shards.tensors, prefix_of(self.module)).items():
+            self._set(name, shards.tensor(stored).float())
+
+    def _empty(self, names: Sequence[str]) -> None:
+        for name in names:
+            self._set(name, torch.empty_like(self.module.get_parameter(name), device="meta"))
+
+    def _set(self, name: str, tensor: Tensor) -> None:
+        owner, _, key = name.rpartition(".")
+        self.module.get_submodule(owner)._parameters[key] = nn.Parameter(tensor, requires_grad=False)
+
+
+class _Enough(Exception):
+    """All blocks have been called."""
+
+
+def _plain(hidden: Tensor) -> Any:
+    return hidden
+
+
+def _first(hidden: Tensor) -> Any:
+    return (hidden,)
+
+
+def _standing(
+    hidden: list[Tensor], calls: list[Called], count: int, wrapped: Callable[[Tensor], Any], *args: Any, **kwargs: Any
+) -> Any:
+    """In the place of a block: takes down what it is called with, and gives its hidden state back."""
+    given = first_input(args, kwargs)
+    if hidden and given.shape != hidden[0].shape:
+        raise ValueError(f"hidden states of {tuple(hidden[0].shape)} became {tuple(given.shape)}")
+    if not args:
+        kwargs = {name: value for name, value in kwargs.items() if value is not given}
+    hidden.append(given)
+    calls.append((args[1:], kwargs))
+    if len(calls) == count:
+        raise _Enough
+    return wrapped(given)
+
+
+def _row_of(module: nn.Module) -> list[str]:
+    """The names of the blocks: the children of the only outermost list."""
+    lists = [path for path, child in module.named_modules() if isinstance(child, nn.ModuleList)]
+    outermost = [path for path in lists if not any(path.startswith(f"{other}.") for other in lists)]
+    if len(outermost) != 1:
+        raise CalibrationError(
+            f"a {type(module).__name__} is not one row of blocks ({len(outermost)} lists), so it cannot be calibrated "
+            "block by block; calibrate it whole with more --memory, or use --calib none"
+        )
+    return [f"{outermost[0]}.{name}" for name, _ in module.get_submodule(outermost[0]).named_children()]
+
+
+def _save(path: Path, tensor: Tensor) -> None:
+    np.save(path, tensor.detach().float().numpy())

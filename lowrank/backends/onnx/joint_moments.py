@@ -1,0 +1,116 @@
+"""A dense graph and its compressed one, run side by side on the same batches in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank.backends.inputs import MASK, Feed
+from lowrank.backends.onnx.describe import Use
+from lowrank.backends.onnx.moments import token_rows, watched
+from lowrank.backends.onnx.runtime import Runner
+from lowrank.core.linalg.eigen import Vector
+from lowrank.core.structures.base import Replacement
+from lowrank.core.truncation.refit import Joint
+from lowrank.core.weight import Weight
+
+
+class Graph(Protocol):
+    """A graph whose weights can be replaced."""
+
+    @property
+    def model(self) -> Any:
+        """An `onnx_ir.Model`."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """The folder of its external tensors."""
+        ...
+
+    def uses(self, name: str) -> Sequence[Use]:
+        """The sites that apply a weight."""
+        ...
+
+    def rewrite(self, replacements: Mapping[str, Replacement]) -> Graph:
+        """The graph with replacements in the places of weights."""
+        ...
+
+
+class OnnxPair:
+    """Joint moments of products that read one value, in the order of the graph.
+
+    A bias is another node's operand, so none is refitted. The graph is cut off after what is wanted, and made anew for
+    each stage with the numbers that have been found until then.
+
+    Args:
+        dense: the graph as it was.
+        fit: batches for the moments that choose.
+        judge: batches for those that judge.
+    """
+
+    def __init__(self, dense: Graph, fit: Sequence[Feed], judge: Sequence[Feed]) -> None:
+        self.dense, self.feeds, self.fit_count = dense, [*fit, *judge], len(fit)
+
+    def stages(self, weights: Sequence[Weight]) -> list[list[Weight]]:
+        """Weights in the order of their nodes, those that read one value together; others than plain products not."""
+        uses = {weight.name: use for weight in weights if (use := self._use(weight)) is not None}
+        places = {id(node): i for i, node in enumerate(self.dense.model.graph)}
+        found: dict[str, list[Weight]] = {}
+        for weight in sorted((w for w in weights if w.name in uses), key=lambda w: places[id(uses[w.name].site.node)]):
+            found.setdefault(uses[weight.name].site.seen.name, []).append(weight)
+        return list(found.values())
+
+    def moments(self, stage: Sequence[Weight], made: Mapping[str, Replacement]) -> dict[str, tuple[Joint, Joint]]:
+        """For each weight of a stage the moments of both folds."""
+        uses = {weight.name: self._required(weight) for weight in stage}
+        (seen,) = {use.site.seen.name for use in uses.values()}
+        given = {name: use.site.node.outputs[0].name for name, use in uses.items()}
+        small = self.dense.rewrite(made)
+        before = Runner(self.dense.model, self.dense.folder, only=list(given.values()))
+        after = Runner(small.model, small.folder, only=[seen])
+        folds: dict[str, list[Joint | None]] = {name: [None, None] for name in uses}
+        for i, feed in enumerate(self.feeds):
+            mask = feed.get(MASK)
+            (x,) = after(feed, [seen]) if seen not in feed else (feed[seen],)
+            rows = token_rows(x, mask)
+            square = rows.T @ rows
+            for name, y in zip(given, before(feed, list(given.values())), strict=True):
+                joint = _joint(rows, token_rows(y, mask), square)
+                fold = folds[name]
+                known = fold[i >= self.fit_count]
+                fold[i >= self.fit_count] = joint if known is None else known + joint
+        return {name: (fit, judge or fit) for name, (fit, judge) in folds.items() if fit is not None}
+
+    def put(self, weight: Weight, replacement: Replacement) -> None:
+        """Nothing: the next stage is made with what has been found."""
+
+    def bias(self, weight: Weight) -> Vector | None:
+        """None that belongs to the product."""
+        return None
+
+    def _use(self, weight: Weight) -> Use | None:
+        """The only place of a weight, if that is a product `x W` which can be watched."""
+        uses = self.dense.uses(weight.name)
+        if len(uses) != 1 or not watched(uses, self.dense.model.graph):
+            return None
+        site = uses[0].site
+        return uses[0] if site.node.op_type == "MatMul" and site.at == 1 else None
+
+    def _required(self, weight: Weight) -> Use:
+        use = self._use(weight)
+        assert use is not None
+        return use
+
+
+def _joint(x: NDArray[Any], y: NDArray[Any], square: NDArray[Any]) -> Joint:
+    """The moments of one batch; `square` is `x' x` where all is finite."""
+    finite = np.isfinite(x).all(1) & np.isfinite(y).all(1)
+    if not finite.all():
+        x, y = x[finite], y[finite]
+        square = x.T @ x
+    return Joint(square, y.T @ x, x.sum(0), y.sum(0), float(np.square(y).sum()), len(x))

@@ -1,0 +1,197 @@
+"""A finished graph read back: pairs of factors, and the graph with their products in their places."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank.artifacts.files import hash_files
+from lowrank.backends.onnx.backend import OnnxBackend
+from lowrank.backends.onnx.load import load_model
+from lowrank.backends.onnx.open import refuse_quantised
+from lowrank.backends.onnx.rewrite import finish
+from lowrank.backends.onnx.signature import signature_of
+from lowrank.core.analysis import Analysis
+from lowrank.core.match import stem
+from lowrank.core.structures.base import Option, Replacement
+from lowrank.core.truncation.factors import Factors
+from lowrank.core.truncation.pivoted import Pivoted
+from lowrank.core.weight import Weight
+
+READABLE = ("two_factor", "pivoted")
+"""Structures that a graph tells all of."""
+
+
+@dataclass(frozen=True, eq=False)
+class FinishedGraph:
+    """What a graph was made into, and what of it can be changed."""
+
+    backend: OnnxBackend
+    """The graph with one product in the place of each pair of factors that could be read."""
+    held: Mapping[str, Replacement]
+    """Those pairs, by weight name."""
+    fixed: Mapping[str, str]
+    """Groups that stay as they are, each with the reason."""
+
+
+def read_graph(
+    path: Path, analysis: Analysis, options: Sequence[Option], tensors: Mapping[str, Mapping[str, str]], tokenizer: Path
+) -> FinishedGraph:
+    """Take a finished graph apart.
+
+    Args:
+        path: the file.
+        analysis: of the original.
+        options: what was chosen.
+        tensors: by weight name what the tensors of its factors are called, where that is known.
+        tokenizer: where it would be.
+
+    Raises:
+        UnsupportedModel: if it is damaged, or its weights are rounded.
+    """
+    model, outside = load_model(path)
+    refuse_quantised(path, model)
+    held: dict[str, Replacement] = {}
+    fixed: dict[str, str] = {}
+    for option in options:
+        if option.structure in ("dense", "residual"):
+            continue
+        if option.structure not in READABLE:
+            fixed[option.group] = f"{option.structure}: a graph does not tell which channels are left"
+            continue
+        (name,) = analysis.groups[option.group].weights
+        weight = analysis[name].weight
+        found = _read(model, weight, {**_named(weight), **tensors.get(name, {})})
+        if isinstance(found, str):
+            fixed[option.group] = found
+        else:
+            held[name] = Replacement(option.structure, found)
+    backend = OnnxBackend(
+        model=model,
+        source={"path": str(path), "kind": "onnx", "fingerprint": hash_files([path, *outside])},
+        declared=signature_of(model),
+        folder=path.parent,
+        tokenizer=tokenizer if tokenizer.exists() else None,
+        external=bool(outside),
+    )
+    there = {weight.name: weight.shape for weight in backend.weights}
+    for option in options:
+        for name in analysis.groups[option.group].weights:
+            if option.group not in fixed and there.get(name) != analysis[name].weight.shape:
+                fixed[option.group] = "there is no weight of this name and shape in the graph"
+    return FinishedGraph(backend, held, fixed)
+
+
+def _named(weight: Weight) -> dict[str, str]:
+    """What an exporter calls the tensors of a layer's factors."""
+    layer = weight.layers[0].name if weight.layers and weight.layers[0].name else stem(weight.name)
+    return {which: f"{layer}.{which}.weight" for which in ("left", "right")}
+
+
+def _read(model: Any, weight: Weight, names: Mapping[str, str]) -> Factors | Pivoted | str:
+    """The factors of a weight, which its product has taken the places of; or why they cannot be read."""
+    left, right = (model.graph.initializers.get(names[which]) for which in ("left", "right"))
+    if left is None or right is None or left.const_value is None or right.const_value is None:
+        return "its factors are not where they would be in the graph"
+    pairs = [_pair(node, right, left) for node in right.consumers()]
+    wanted = {id(node) for node in left.consumers()}
+    if not pairs or any(pair is None for pair in pairs) or wanted != {id(pair.outer) for pair in pairs if pair}:
+        return f"its factors are read by other operators than products ({_operators(right, left)})"
+    matched = [pair for pair in pairs if pair is not None]
+    if len({(pair.at, pair.order is None) for pair in matched}) > 1:
+        return "its factors are read in several ways"
+    first = matched[0]
+    a, b = (np.asarray(value.const_value.numpy(), np.float64) for value in (right, left))
+    factors = _factors(first, a, b)
+    matrix = np.asarray(factors.product(), np.float64)
+    if matrix.shape != weight.shape:
+        return f"its factors are of {matrix.shape[0]} x {matrix.shape[1]}"
+    orders = [pair.last.inputs[1] for pair in matched if pair.order is not None]
+    _put_product(model, weight, matched, matrix, right.const_value)
+    for value in (right, left, *orders):
+        if not value.uses():
+            model.graph.initializers.pop(value.name, None)
+    return factors
+
+
+def _operators(*values: Any) -> str:
+    return ", ".join(sorted({node.op_type for value in values for node in value.consumers()}))
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """The operators of one layer: `last` gives what it gave."""
+
+    inner: Any
+    outer: Any
+    last: Any
+    at: int
+    """Which operand of the products the factors are."""
+    order: NDArray[np.int64] | None = None
+
+
+def _pair(inner: Any, right: Any, left: Any) -> _Pair | None:
+    """The layer whose first operator this is; None if it is none."""
+    if inner.domain not in ("", "ai.onnx") or inner.op_type not in ("MatMul", "Gather"):
+        return None
+    table = inner.op_type == "Gather"
+    at = 1 if table else _place(inner, right)
+    if table and (inner.inputs[0] is not right or inner.attributes.get_int("axis", 0) != 0):
+        return None
+    latent = inner.outputs[0]
+    readers = list(latent.consumers())
+    outer = next((node for node in readers if node.op_type == "MatMul" and left in node.inputs), None)
+    if outer is None or latent.is_graph_output() or _place(outer, left) != at:
+        return None
+    if len(readers) == 1:
+        return _Pair(inner, outer, outer, at)
+    return None if table else _pivoted(inner, outer, readers, at)
+
+
+def _pivoted(inner: Any, outer: Any, readers: Sequence[Any], at: int) -> _Pair | None:
+    """A layer whose other outputs follow from those that are computed, put in order by one Gather."""
+    joint = next((node for node in readers if node.op_type == "Concat"), None)
+    if joint is None or len(readers) != 2 or list(joint.inputs) != [inner.outputs[0], outer.outputs[0]]:
+        return None
+    followers = list(joint.outputs[0].consumers())
+    last = followers[0] if len(followers) == 1 else None
+    if last is None or last.op_type != "Gather" or list(outer.outputs[0].consumers()) != [joint]:
+        return None
+    order = last.inputs[1].const_value
+    return None if order is None else _Pair(inner, outer, last, at, np.asarray(order.numpy(), np.int64))
+
+
+def _place(node: Any, value: Any) -> int:
+    return next(i for i, operand in enumerate(node.inputs) if operand is value)
+
+
+def _factors(pair: _Pair, right: NDArray[np.float64], left: NDArray[np.float64]) -> Factors | Pivoted:
+    if pair.at == 1:
+        right, left = right.T, left.T
+    return Factors(left, right) if pair.order is None else Pivoted(left, right, pair.order)
+
+
+def _put_product(model: Any, weight: Weight, pairs: Sequence[_Pair], matrix: NDArray[np.float64], like: Any) -> None:
+    """One product, or one lookup, in the place of each pair."""
+    import onnx_ir as ir
+
+    turned = pairs[0].at == 1
+    numbers = np.ascontiguousarray(matrix.T if turned else matrix).astype(like.numpy().dtype)
+    tensor: Any = ir.tensor(numbers, dtype=like.dtype, name=weight.name)
+    value = ir.Value(name=weight.name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(like.dtype))
+    model.graph.register_initializer(value)
+    for pair in pairs:
+        inner, last = pair.inner, pair.last
+        vectors = inner.inputs[1] if inner.op_type == "Gather" else inner.inputs[1 - pair.at]
+        operands = [value, vectors] if inner.op_type == "Gather" or not turned else [vectors, value]
+        made = ir.node(inner.op_type, operands, {n: a.value for n, a in inner.attributes.items()}, name=last.name)
+        joints = [node for node in inner.outputs[0].consumers() if node.op_type == "Concat"]
+        finish(last, made)
+        for node in (*joints, pair.outer, inner):
+            if node.graph is not None:
+                node.graph.remove(node, safe=True)

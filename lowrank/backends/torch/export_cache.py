@@ -1,0 +1,101 @@
+"""A causal language model as ONNX with its key-value cache as inputs and outputs, for generating token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank.backends.inputs import MASK
+from lowrank.backends.onnx.opset import OPSET
+from lowrank.backends.onnx.save import save_model
+from lowrank.backends.torch.export import trace
+from lowrank.errors import ExportError
+
+BATCH = "batch_size"
+
+
+def export_with_past(module: nn.Module, path: Path, opset: int | None = None) -> None:
+    """Write a graph that takes `input_ids`, `attention_mask` and the cache, and gives `logits` and the cache after.
+
+    The cache is `past_key_values.N.key` and `.value` (batch x heads x past x width) going in and `present.N.key` and
+    `.value` coming out, as `optimum` names them. The mask covers past and new tokens. A past of length 0 starts a text.
+
+    Raises:
+        ExportError: if the module is no causal language model of transformers, or cannot be traced.
+    """
+    shapes = cache_shapes(module)
+    wrapped = _WithCache(module, len(shapes)).eval()
+    batch, past, new = 2, 3, 4
+    ids = torch.zeros(batch, new, dtype=torch.int64)
+    mask = torch.ones(batch, past + new, dtype=torch.int64)
+    floats = [torch.zeros(batch, heads, past, width) for heads, width in shapes for _ in "kv"]
+    auto = torch.export.Dim.DYNAMIC
+    dynamic: Any = ({0: auto, 1: auto}, {0: auto, 1: auto}, tuple({0: auto, 2: auto} for _ in floats))
+    names = [f"{i}.{part}" for i in range(len(shapes)) for part in ("key", "value")]
+    inputs = ["input_ids", MASK, *(f"past_key_values.{n}" for n in names)]
+    outputs = ["logits", *(f"present.{n}" for n in names)]
+    model = trace(wrapped, (ids, mask, tuple(floats)), dynamic, inputs, outputs, opset or OPSET)
+    _name_axes(model)
+    save_model(model, path)
+
+
+def cache_shapes(module: nn.Module) -> list[tuple[int, int]]:
+    """Heads and width of each layer's keys and values.
+
+    Raises:
+        ExportError: if the module has no such cache.
+    """
+    if not getattr(getattr(module, "config", None), "is_encoder_decoder", True) and hasattr(module, "generate"):
+        try:
+            with torch.no_grad():
+                result: Any = module(input_ids=torch.zeros(1, 2, dtype=torch.int64), use_cache=True)
+            return [(layer.keys.shape[1], layer.keys.shape[3]) for layer in result.past_key_values.layers]
+        except Exception:
+            # Whatever it lacks, it is no such model: said below.
+            pass
+    raise ExportError(
+        f"{type(module).__name__} has no key-value cache of one tensor pair a layer, so --with-past cannot be had; "
+        "it is for causal language models of transformers"
+    )
+
+
+class _WithCache(nn.Module):
+    """Tensors in, tensors out."""
+
+    def __init__(self, module: nn.Module, layers: int) -> None:
+        super().__init__()
+        self.module, self.layers = module, layers
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, past: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        from transformers import DynamicCache
+
+        pairs = [(past[2 * i], past[2 * i + 1]) for i in range(self.layers)]
+        result = self.module(
+            input_ids=input_ids, attention_mask=attention_mask, past_key_values=DynamicCache(pairs), use_cache=True
+        )
+        after = [t for layer in result.past_key_values.layers for t in (layer.keys, layer.values)]
+        return (result.logits, *after)
+
+
+def _name_axes(model: Any) -> None:
+    """Give the open axes of inputs and outputs the names that they have with optimum: transformers.js makes the first
+    cache of a text of them, and takes an axis whose name it does not know for an empty one."""
+    import onnx_ir as ir
+
+    def rename(value: Any, names: dict[int, str]) -> None:
+        dims = [names.get(i, d) for i, d in enumerate(value.shape)]
+        value.shape = ir.Shape(dims)
+
+    past, new = "past_sequence_length", "sequence_length"
+    total = f"{past} + {new}"
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.name in ("input_ids", "logits"):
+            rename(value, {0: BATCH, 1: new})
+        elif value.name == MASK:
+            rename(value, {0: BATCH, 1: total})
+        else:
+            rename(value, {0: BATCH, 2: past if value.name.startswith("past") else total})

@@ -1,0 +1,202 @@
+"""What the layers of a running module see: hooks that leave nothing but moments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.torch.inputs import call, first_input, mask_of, token_rows
+from lowrank.backends.torch.normalize import experts_as
+from lowrank.core.truncation.gram import Gram, Side
+from lowrank.core.weight import Weight
+from lowrank.nn.experts import observed
+
+Observe = Callable[[str, Gram], None]
+
+
+@contextmanager
+def watching(
+    module: nn.Module,
+    signature: Signature,
+    weights: Sequence[Weight],
+    sides: Mapping[str, Side],
+    observe: Observe,
+    forward: Callable[[Feed], object] | None = None,
+) -> Iterator[Callable[[Feed], None]]:
+    """A function that runs the module; fused kernels that would pass layers by are off meanwhile.
+
+    Args:
+        module: the model.
+        signature: how it is fed.
+        weights: whose layers are watched.
+        sides: which moment of each.
+        observe: called with a weight's name and a Gram.
+        forward: runs a part of the module on a feed; the whole, if not given.
+    """
+    watch = _Watch(sides, observe)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+
+    def run(feed: Feed) -> None:
+        watch.mask = mask_of(feed)
+        with torch.no_grad():
+            forward(feed) if forward is not None else call(signature, module, feed)
+        watch.finish()
+
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(experts_as(module, "eager"))
+            for weight in weights:
+                for layer in weight.layers:
+                    if layer.kind == "experts":
+                        path, _, key = layer.name.rpartition(".")
+                        observer = _observer(module.get_parameter(layer.name), weight, watch)
+                        stack.enter_context(observed(module.get_submodule(path), key, observer))
+                    elif layer.kind == "lookup" or not weight.is_table:
+                        # Of a table with a tied head the lookups decide: the head's outputs are another space.
+                        hook = watch.hook(weight)
+                        handle = module.get_submodule(layer.name).register_forward_hook(hook, with_kwargs=True)
+                        stack.callback(handle.remove)
+            yield run
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+class _Watch:
+    def __init__(self, sides: Mapping[str, Side], observe: Observe) -> None:
+        self.sides, self.observe = sides, observe
+        self.mask: Tensor | None = None
+        self.stacks: dict[str, Gram] = {}
+        """What the experts of each stack have seen in this batch."""
+        self._last: tuple[Tensor, int, Gram] | None = None
+
+    def finish(self) -> None:
+        """Show what was gathered over a batch, and let go of its last tensor."""
+        for name, gram in self.stacks.items():
+            self.observe(name, gram)
+        self.stacks.clear()
+        self._last = None
+
+    def hook(self, weight: Weight) -> Callable[..., None]:
+        """What to register on one of its layers."""
+        side = self.sides[weight.name]
+
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            # Moments are taken on the CPU, in float64, wherever the model is.
+            seen, output = first_input(args, kwargs).cpu(), output.cpu()
+            if isinstance(layer, nn.Embedding):
+                gram = self._of_lookup(layer, seen, output, side)
+            elif isinstance(layer, nn.Conv1d | nn.Conv2d):
+                gram = _of_conv(layer, seen, output, side)
+            elif side == "input":
+                gram = self._of_input(seen)
+            else:
+                bias = getattr(layer, "bias", None)
+                product = output.double() if bias is None else output.double() - bias.cpu().double()
+                rows = self._rows(product)
+                # Of the tokens that the moment is of: an output can overflow where the input did not.
+                gram = moment("output", rows, _energy(self._rows(seen)[torch.isfinite(rows).all(1)]))
+            self.observe(weight.name, gram)
+
+        return hook
+
+    def _of_input(self, seen: Tensor) -> Gram:
+        # The same object, still alive and not written to since: the address alone could belong to a later tensor.
+        if self._last is None or self._last[0] is not seen or self._last[1] != seen._version:
+            rows = self._rows(seen)
+            self._last = (seen, seen._version, moment("input", rows, _energy(rows)))
+        return self._last[2]
+
+    def _of_lookup(self, layer: nn.Embedding, ids: Tensor, output: Tensor, side: Side) -> Gram:
+        """A lookup is a product with a one-hot vector, whose squared norm is 1."""
+        rows = self._rows(output)
+        if side == "output":
+            return moment("output", rows, float(len(rows)))
+        ids = ids[self.mask] if self.mask is not None and ids.shape == self.mask.shape else ids.reshape(-1)
+        counts = torch.bincount(ids, minlength=layer.num_embeddings).double()
+        return Gram("input", torch.diag(counts).numpy(), ids.numel(), float(ids.numel()))
+
+    def _rows(self, tensor: Tensor) -> Tensor:
+        """Tokens x width in float64, without those that the batch's mask leaves out."""
+        return token_rows(tensor.detach().to(device="cpu", dtype=torch.float64), self.mask)
+
+
+def _of_conv(layer: nn.Conv1d | nn.Conv2d, seen: Tensor, output: Tensor, side: Side) -> Gram:
+    """Every position of a convolution is a token; its input is the patch under the kernel."""
+    groups = layer.groups
+    energy = float(_patch_energy(layer, seen.double()))
+    if side == "output":
+        product = output.double()
+        if layer.bias is not None:
+            product = product - layer.bias.cpu().double().reshape(-1, *[1] * (output.dim() - 2))
+        rows = product.flatten(2).transpose(0, 1).reshape(groups, layer.out_channels // groups, -1)
+    else:
+        # As a convolution with one output for each number of a patch, which knows strides and padding of its own.
+        width = layer.in_channels // groups
+        patch = width * layer.weight[0, 0].numel()
+        picks = torch.eye(patch, dtype=torch.float64).reshape(patch, width, *layer.kernel_size)
+        rows = layer._conv_forward(seen.double(), picks.repeat(groups, *[1] * (picks.dim() - 1)), None)
+        rows = rows.flatten(2).transpose(0, 1).reshape(groups, patch, -1)
+    rows = rows.transpose(1, 2)
+    if groups == 1:
+        return moment(side, rows[0], energy)
+    # A position that is not finite in one group counts in none: all have one number of tokens.
+    finite = torch.isfinite(rows).all(2).all(0)
+    kept = rows[:, finite]
+    count = kept.shape[1]
+    return Gram(side, (kept.transpose(1, 2) @ kept).numpy(), count, energy, rows.shape[1] - count)
+
+
+def _patch_energy(layer: nn.Conv1d | nn.Conv2d, seen: Tensor) -> Tensor:
+    """The summed squared norm of all patches: one more convolution, with ones."""
+    squares = seen.square().nan_to_num(0.0, 0.0, 0.0).sum(1, keepdim=True)
+    ones = torch.ones(1, 1, *layer.kernel_size, dtype=torch.float64)
+    function = nn.functional.conv1d if squares.dim() == 3 else nn.functional.conv2d
+    padding = layer.padding if isinstance(layer.padding, str) else tuple(layer.padding)
+    return function(squares, ones, None, layer.stride, padding, layer.dilation).sum()
+
+
+def _observer(parameter: Tensor, weight: Weight, watch: _Watch) -> Callable[[int | None, Tensor, str], None]:
+    """What to call with the rows that an expert of a stack is multiplied with."""
+    side = watch.sides[weight.name]
+
+    def observe(index: int | None, rows: Tensor, _: str) -> None:
+        rows = rows.detach().cpu().double()
+        energy = _energy(rows.reshape(-1, rows.shape[-1]))
+        if side == "output":
+            dense = parameter.detach().cpu().double()
+            dense = dense if weight.view.stored == "stack rows cols" else dense.transpose(1, 2)
+            rows = rows @ (dense[index].T if index is not None else dense.transpose(1, 2))
+        width = rows.shape[-1]
+        if weight.name not in watch.stacks:
+            watch.stacks[weight.name] = Gram(side, np.zeros((weight.stack, width, width)))
+        stack = watch.stacks[weight.name]
+        tokens, bad = 0, 0
+        for i, part in [(index, rows)] if index is not None else enumerate(rows):
+            gram = moment(side, part.reshape(-1, width), 0.0)
+            # In place: a whole stack of moments for every expert would be allocated and added otherwise.
+            stack.moment[i] += gram.moment
+            tokens, bad = tokens + gram.tokens, bad + gram.nonfinite
+        watch.stacks[weight.name] = Gram(
+            side, stack.moment, stack.tokens + tokens, stack.energy + energy, stack.nonfinite + bad
+        )
+
+    return observe
+
+
+def moment(side: Side, rows: Tensor, energy: float) -> Gram:
+    """The Gram of a batch, multiplied by torch: numpy's threads and torch's would get in each other's way."""
+    finite = torch.isfinite(rows).all(1)
+    kept = rows if finite.all() else rows[finite]
+    total = kept.sum(0).numpy()
+    return Gram(side, (kept.T @ kept).numpy(), len(kept), energy, len(rows) - len(kept), total)
+
+
+def _energy(rows: Tensor) -> float:
+    return float(rows[torch.isfinite(rows).all(1)].square().sum())

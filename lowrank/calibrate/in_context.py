@@ -1,0 +1,85 @@
+"""Measured again where it counts: what each group adds to the error of a model that is compressed already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from statistics import median
+
+import numpy as np
+
+from lowrank.artifacts.journal import NOWHERE, Journal, JsonCodec
+from lowrank.backends.base import Backend, Change
+from lowrank.backends.inputs import Feed
+from lowrank.calibrate.data import Calibration
+from lowrank.calibrate.distance import Reference
+from lowrank.calibrate.sensitivity import changes_of, some_batches
+from lowrank.core.analysis import Analysis, Context
+from lowrank.core.budget import Budget
+from lowrank.core.selection.knapsack import Knapsack
+from lowrank.core.structures import factorized
+from lowrank.errors import InfeasibleBudget
+from lowrank.progress import Track
+
+KEEPS = (0.5, 0.3)
+"""Keep ratios whose contexts are measured; between them the selector interpolates."""
+ROUNDS = 2
+MOST = 5.0
+"""A factor is between this and its inverse, about the median: marginal errors near zero are noise."""
+
+
+def measure_contexts(
+    calibration: Calibration, analysis: Analysis, track: Track, journal: Journal = NOWHERE
+) -> Analysis:
+    """The analysis with its contexts: for some keep ratios, how much more or less each weight matters there.
+
+    Errors of several layers do not add up exactly: some cancel, some reinforce each other. So the model is compressed
+    as the selector would, each group in turn is put back dense, and what that gains is compared with what was predicted
+    for it. The selector then solves again with the predictions corrected, and once more.
+    """
+    backend = calibration.backend
+    feeds = some_batches(calibration)
+    with backend.trials(feeds) as run:
+        reference = Reference(run({}), backend.output_kind)
+    tasks = [(keep, turn) for keep in KEEPS for turn in range(ROUNDS)]
+    contexts: dict[float, Context] = {}
+    for keep, turn in track(tasks, "measuring in context", len(tasks)):
+        known = replace(analysis, contexts=(contexts[keep],) if keep in contexts else ())
+        make = partial(_measured, backend, feeds, known, keep, reference)
+        factors = journal.kept(f"context: {keep}, {turn}", JsonCodec(), make)
+        if factors is not None:
+            contexts[keep] = Context(keep, factors)
+    return replace(analysis, contexts=tuple(contexts.values()))
+
+
+def _measured(
+    backend: Backend, feeds: Sequence[Feed], analysis: Analysis, keep: float, reference: Reference
+) -> dict[str, float] | None:
+    try:
+        plan = Knapsack().select(analysis, Budget.params(keep))
+    except InfeasibleBudget:
+        return None
+    base: dict[str, Change] = {}
+    for option in plan.options:
+        if option.structure != "spatial":
+            base |= changes_of(factorized(option, analysis, backend), analysis)
+    dense: dict[str, Change] = {name: (backend.read(name), backend.bias(name)) for name in base}
+    ratios: dict[str, float] = {}
+    with backend.trials(feeds, base) as run:
+        whole = reference.loss(run({}))
+        for option in plan.options:
+            group = analysis.groups[option.group]
+            expected = analysis.loss(group, option.structure, np.array([option.error]), keep)[0]
+            if group.weights[0] in base and expected > 0:
+                without = reference.loss(run({name: dense[name] for name in group.weights}))
+                ratios |= dict.fromkeys(group.weights, max(whole - without, 0.0) / float(expected))
+    if not ratios or not np.isfinite(whole):
+        return None
+    middle = median(ratios.values()) or 1.0
+    before = analysis.contexts[0].factors if analysis.contexts else {}
+    return {
+        record.weight.name: before.get(record.weight.name, 1.0)
+        * float(np.clip(ratios.get(record.weight.name, middle) / middle, 1 / MOST, MOST))
+        for record in analysis.weights
+    }

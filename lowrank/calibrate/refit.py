@@ -1,0 +1,72 @@
+"""Sequential refit: every replacement fitted to what it sees in the compressed model, from the first layer on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from lowrank.artifacts.journal import NOWHERE, Journal
+from lowrank.artifacts.replacements import ReplacementsCodec
+from lowrank.backends.base import Backend
+from lowrank.backends.inputs import spread
+from lowrank.calibrate.data import Calibration
+from lowrank.core.analysis import Analysis
+from lowrank.core.structures.base import Replacement
+from lowrank.core.truncation.refit import can_refit, kept_outputs, refitted
+from lowrank.core.weight import Weight
+from lowrank.progress import Track
+
+SINGLE = ("two_factor", "pivoted")
+"""The structures of weights by themselves, which the two-sided metric is for."""
+TOKENS = 65_536
+"""Of each fold at most; the activations of one block for all of them are held in memory, twice."""
+
+
+def sequential_refit(
+    calibration: Calibration,
+    small: Backend,
+    made: Mapping[str, Replacement],
+    analysis: Analysis,
+    track: Track,
+    journal: Journal = NOWHERE,
+) -> dict[str, Replacement]:
+    """The replacements with their numbers refitted, in place in `small` and as they are to be put in again.
+
+    Args:
+        calibration: data, with the dense model.
+        small: the compressed model; it is changed.
+        made: what `small` was made with.
+        analysis: what they were chosen from, for the metric that each weight is seen in.
+        track: shows progress.
+        journal: keeps each layer's result.
+
+    Returns:
+        Replacements of the same structures and ranks. Those that no refit makes better on held-out data, and those of
+        layers that have no output of the dense layer to be fitted to, are as they were.
+    """
+    found = dict(made)
+    dense = calibration.backend
+    pair = dense.paired(small, spread(calibration.fit, TOKENS), spread(calibration.heldout, TOKENS))
+    if pair is None:
+        return found
+    linear = [w for w in dense.weights if w.name in made and w.is_linear]
+    stages = pair.stages([w for w in linear if can_refit(made[w.name])])
+
+    def better(stage: list[Weight]) -> dict[str, Replacement]:
+        """Those of a stage for which something better was found."""
+        made: dict[str, Replacement] = {}
+        for name, (fit, judge) in pair.moments(stage, found).items():
+            weight = next(w for w in stage if w.name == name)
+            original = dense.read(name)[kept_outputs(found[name], weight.rows)]
+            curvature = analysis.curvatures.get(name) if found[name].structure in SINGLE else None
+            refit = refitted(found[name], original, pair.bias(weight), fit, judge, curvature=curvature, name=name)
+            if refit is not None:
+                made[name] = refit
+        return made
+
+    for stage in track(stages, "refitting", len(stages)):
+        key = f"refit: {', '.join(weight.name for weight in stage)}"
+        for name, replacement in journal.kept(key, ReplacementsCodec(), partial(better, stage)).items():
+            found[name] = replacement
+            pair.put(next(w for w in stage if w.name == name), replacement)
+    return found

@@ -1,0 +1,1 @@
+"""Symmetric eigenproblems on LAPACK, and the bases that they give."""

@@ -1,0 +1,1 @@
+"""Rounding: matrices in few bits, what that costs, and what it changes."""

@@ -1,0 +1,1 @@
+"""Selection: from an Analysis and a Budget to a Plan."""

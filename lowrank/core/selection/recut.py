@@ -1,0 +1,99 @@
+"""Ranks for a finished model that is cut again: the knapsack over what is left of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+
+from lowrank.core.analysis import Analysis
+from lowrank.core.budget import Budget
+from lowrank.core.plan import Plan, in_order
+from lowrank.core.selection.knapsack import Knapsack
+from lowrank.core.selection.remaining import IN_ORDER, Remaining
+from lowrank.core.structures import Curve, Option
+from lowrank.core.weight import Group
+from lowrank.errors import InfeasibleBudget
+
+BY_RANK = ("two_factor", "pivoted")
+"""Structures of one weight whose rank is that of its matrix."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cutting(Knapsack):
+    """The exact knapsack, in which every group can stay as it is and none can get larger."""
+
+    def select(self, analysis: Analysis, budget: Budget) -> Plan:
+        """The plan that adds least to the error of the finished model, within the budget of the dense one."""
+        assert isinstance(analysis, Remaining)
+        if budget.kind == "error":
+            return self._within_error(analysis, budget)
+        return super().select(analysis, budget)
+
+    def _within_error(self, analysis: Remaining, budget: Budget) -> Plan:
+        """Every group as small as it can be for the error that each may have, what it has lost already included."""
+        chosen: list[Option] = []
+        for name, now in analysis.now.items():
+            curves = self._curves(analysis.groups[name], analysis)
+            options = [curve.option(name, i) for curve in curves for i in range(len(curve.ranks))]
+            within = [o for o in options if now.error + (1 - now.error) * o.error <= budget.limit**2]
+            if not within:
+                raise InfeasibleBudget(
+                    f"{name} has lost {math.sqrt(now.error):.4f} of its output already, more than the {budget.limit:g} "
+                    "that each may have; give more, or compress the original again"
+                )
+            chosen.append(min(within, key=lambda option: option.cost))
+        return Plan(
+            analysis=analysis.fingerprint,
+            budget=budget,
+            selector={"type": "knapsack", "multiple": self.multiple},
+            options=in_order(chosen, analysis),
+            dense_cost=analysis.dense_params,
+        )
+
+    def _curves(self, group: Group, analysis: Analysis, step: int = 1) -> list[Curve]:
+        """What is on offer for a group that may have been decided on already."""
+        assert isinstance(analysis, Remaining)
+        now = analysis.now.get(group.name)
+        if now is None:
+            owners = [analysis.now[analysis.group_of[name]] for name in group.weights]
+            taken = any(o.structure in IN_ORDER or o.group in analysis.fixed for o in owners)
+            return [Curve.empty("dense")] if taken else super()._curves(group, analysis, step)
+        itself = Curve(now.structure, np.array([now.rank]), np.array([now.cost]), np.zeros(1), now.dtype)
+        if group.name in analysis.fixed:
+            return [itself]
+        found = [itself]
+        for curve in super()._curves(group, analysis, step):
+            if now.structure == "dense" and curve.structure != "dense":
+                found.append(curve)
+            elif now.structure != "dense" and (curve.structure == now.structure or now.structure in BY_RANK):
+                found.append(_below(curve, now))
+        return found
+
+
+def _below(curve: Curve, now: Option) -> Curve:
+    """What of a curve is smaller than what is there."""
+    if now.structure in BY_RANK and curve.structure not in BY_RANK:
+        return Curve.empty(curve.structure)
+    kept = (curve.ranks <= now.rank) & (curve.costs < now.cost)
+    return replace(curve, ranks=curve.ranks[kept], costs=curve.costs[kept], errors=curve.errors[kept])
+
+
+def cutting_of(plan: Plan) -> Cutting:
+    """How to choose again what a plan had chosen: with the structures that it could have had, or has."""
+    selector = plan.selector
+    known = selector.get("type") == "knapsack"
+    structures = selector.get("structures") if known else sorted({o.structure for o in plan.options} - {"dense"})
+    multiple = selector.get("multiple", 1)
+    return Cutting(
+        multiple=multiple if isinstance(multiple, int) and multiple > 0 else 1,
+        structures=_names(structures),
+    )
+
+
+def _names(structures: object) -> tuple[str, ...] | None:
+    listed = isinstance(structures, list | tuple)
+    return tuple(str(name) for name in cast("Sequence[object]", structures)) if listed else None

@@ -1,0 +1,307 @@
+"""What is left of a model that was compressed: its error curves, and what of it can be cut again.
+
+Every replaced weight is a matrix of known rank. Its truncations are optimal in the same metric as those of the dense
+weight were, and cost no more than the thin factors: the eigenproblem has as many rows as they have columns. If nothing
+has changed them since, they are the very truncations of the dense weight: projections on the leading directions of a
+projection on more of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank.core.analysis import (
+    Analysis,
+    CouplingAnalysis,
+    Folds,
+    Numbers,
+    WeightAnalysis,
+    analyze_weight,
+    ridge_of,
+)
+from lowrank.core.linalg.eigen import Matrix, Vector, tail_shares
+from lowrank.core.structures import COUPLED, Option, Replacement, structure_named
+from lowrank.core.truncation.directions import Directions, curved_curve, curved_directions, thin_directions
+from lowrank.core.truncation.factors import Factors
+from lowrank.core.truncation.gram import Gram
+from lowrank.core.truncation.narrow import Narrow
+from lowrank.core.truncation.pivoted import Pivoted, pivot
+from lowrank.core.truncation.spatial import channel_matrix
+from lowrank.core.truncation.spectrum import Spectrum
+from lowrank.core.weight import Group, Weight
+
+IN_ORDER = ("product", "rotary", "neurons")
+"""Structures that give channels other coordinates, or fewer of them: those are kept in the order in which they were
+chosen, and only their coupling decides on them."""
+
+
+@dataclass(frozen=True, eq=False)
+class CompressedWeights:
+    """The numbers of a finished model, by the names and in the coordinates of the dense one."""
+
+    replacements: Mapping[str, Replacement]
+    """As they were put in, by weight name."""
+    weights: Mapping[str, Weight]
+    dense: Numbers
+    """Of the weights that were left."""
+
+    def read(self, name: str) -> Matrix:
+        """A weight, or the matrix that stands in its place."""
+        held = self.replacements.get(name)
+        return self.dense.read(name) if held is None else dense_of(held, self.weights[name])
+
+    def bias(self, name: str) -> Vector | None:
+        """The bias of a weight's layer, as wide as the dense one's."""
+        held = self.replacements.get(name)
+        found = None if held is None else held.dense_bias(self.weights[name])
+        if found is None or held is None:
+            return self.dense.bias(name)
+        return found if held.rows is None else _placed(found, held.rows, 0)
+
+
+def dense_of(held: Replacement, weight: Weight) -> Matrix:
+    """The matrix that a replacement stands for, with its channels where the dense weight's are."""
+    matrix = held.dense(weight)
+    if held.structure == "spatial":
+        matrix = channel_matrix(weight, matrix)
+    matrix = matrix if held.rows is None else _placed(matrix, held.rows, 0)
+    return matrix if held.cols is None else _placed(matrix, held.cols, 1)
+
+
+def _placed(array: Matrix, order: NDArray[np.int64], axis: int) -> Matrix:
+    """Channel i of an array back at its place `order[i]`."""
+    return np.take(array, np.argsort(order), axis)
+
+
+def thin_of(held: Replacement) -> Factors | None:
+    """Two factors of a replacement in the coordinates of the dense weight; None for what is no such product."""
+    if isinstance(held.factors, Narrow) or held.structure == "spatial":
+        return None
+    factors = held.factors.factors() if isinstance(held.factors, Pivoted) else held.factors
+    left, right = np.asarray(factors.left, np.float64), np.asarray(factors.right, np.float64)
+    left = left if held.rows is None else _placed(left, held.rows, 0)
+    return Factors(left, right if held.cols is None else _placed(right, held.cols, 1))
+
+
+@dataclass(frozen=True, eq=False)
+class Remaining(Analysis):
+    """The analysis of a finished model. Errors are relative to what it gives, so that staying as it is has none."""
+
+    now: Mapping[str, Option] = field(default_factory=dict[str, Option])
+    """What was chosen, by group, with the error that it was chosen with."""
+    fixed: frozenset[str] = frozenset()
+    """Groups whose numbers cannot be read back: they stay as they are."""
+    thin: Mapping[str, Factors] = field(default_factory=dict[str, Factors])
+    """By weight name, where a weight is the product of two factors."""
+
+    @cached_property
+    def group_of(self) -> Mapping[str, str]:
+        """Of each weight the group that decided on it."""
+        return {name: group for group in self.now for name in self.groups[group].weights}
+
+    def directions(self, name: str, matrix: Matrix) -> Directions:
+        """The truncation order of what is left of a weight."""
+        if name not in self.thin or name in self.curvatures:
+            return super().directions(name, matrix)
+        folds = self.grams.get(name)
+        ridge = ridge_of(self[name].weight)
+        return thin_directions(self.thin[name], folds.fit if folds else None, ridge=ridge, name=name)
+
+    def truncated(self, name: str, matrix: Matrix, rank: int) -> Factors:
+        """The best factors of a rank that are known for what is left of a weight."""
+        return self.directions(name, matrix).truncate(matrix, rank)
+
+    def loss(self, group: Group, structure: str, errors: Vector, keep: float) -> Vector:
+        """What own errors of a group add to those of the model's output.
+
+        What is cut now is orthogonal to what was cut before, so that the errors add up: `e = e0 + (1 - e0) e'`.
+        """
+        before = self.now[group.name].error if group.name in self.now else 0.0
+        total = super().loss(group, structure, before + (1 - before) * errors, keep)
+        return np.maximum(total - super().loss(group, structure, np.array([before]), keep), 0.0)
+
+
+def remaining(
+    analysis: Analysis, options: tuple[Option, ...], held: CompressedWeights, fixed: Mapping[str, str], changed: bool
+) -> Remaining:
+    """The analysis of a finished model from that of the dense one.
+
+    Args:
+        analysis: of the dense model.
+        options: what was chosen.
+        held: the numbers that are left.
+        fixed: groups whose numbers cannot be read back, each with the reason.
+        changed: whether weights that were not replaced are others than they were, too.
+    """
+    now = {option.group: option for option in options}
+    thin = {name: each for name, one in held.replacements.items() if (each := thin_of(one)) is not None}
+    grams = {name: _seen(analysis.grams[name], thin.get(name)) for name in analysis.grams}
+    found = replace(analysis, grams=grams)
+    stuck = {name for group in fixed for name in analysis.groups[group].weights}
+    free = {
+        name
+        for option in options
+        if option.structure not in IN_ORDER
+        for name in analysis.groups[option.group].weights
+        if name not in stuck
+    }
+    replaced = set(held.replacements)
+    records = tuple(
+        _record(r, found, held, thin) if r.weight.name in free and (changed or r.weight.name in replaced) else r
+        for r in analysis.weights
+    )
+    couplings: list[CouplingAnalysis] = []
+    for coupling in analysis.couplings:
+        one = now.get(coupling.group.name)
+        if one is not None and one.structure == coupling.structure and one.structure in IN_ORDER:
+            couplings.append(_rest(coupling, one))
+        elif not changed and set(coupling.group.weights) <= free - replaced:
+            couplings.append(coupling)
+        elif set(coupling.group.weights) <= free:
+            couplings += _measured(coupling, grams, held, one)
+    kept: dict[str, Any] = {each.name: getattr(found, each.name) for each in fields(Analysis)}
+    kept |= {"weights": records, "bonds": tuple(couplings)}
+    return Remaining(**kept, now=now, fixed=frozenset(fixed), thin=thin)
+
+
+def _seen(folds: Folds, thin: Factors | None) -> Folds:
+    """Moments of outputs in the space of a weight's outputs that are left; those of inputs as they are."""
+    if thin is None or folds.fit.side == "input" or thin.left.ndim == 3:
+        return folds
+    basis, _ = np.linalg.qr(thin.left)
+
+    def inside(gram: Gram) -> Gram:
+        return replace(gram, moment=basis @ (basis.T @ gram.moment @ basis) @ basis.T)
+
+    return Folds(inside(folds.fit), inside(folds.heldout))
+
+
+def _record(
+    record: WeightAnalysis, analysis: Analysis, held: CompressedWeights, thin: Mapping[str, Factors]
+) -> WeightAnalysis:
+    """The record of what is left of a weight: errors at every rank, none from the rank on that it has."""
+    weight, name = record.weight, record.weight.name
+    factors, folds = thin.get(name), analysis.grams.get(name)
+    if factors is None:
+        new, one = analyze_weight(weight, held.read(name), folds, rounded=False), held.replacements.get(name)
+        if one is not None and new.spatial is not None:
+            new.spatial[one.factors.rank :] = 0.0
+        return replace(new, measured=record.measured, rounding=record.rounding)
+    judge = folds.judge if folds is not None else None
+    if folds is not None and name in analysis.curvatures:
+        matrix = np.asarray(factors.product(), np.float64)
+        chosen = curved_directions(matrix, folds.fit, analysis.curvatures[name], ridge=ridge_of(weight), name=name)
+        curve = curved_curve(chosen, matrix, folds.judge)[: factors.rank]
+    else:
+        chosen = thin_directions(factors, folds.fit if folds else None, ridge=ridge_of(weight), name=name)
+        curve = _curve(chosen, factors, judge)[: factors.rank]
+    errors = np.zeros(weight.full_rank + 1)
+    errors[: len(curve)] = curve[: len(errors)]
+    # Of the spectra nothing but their length is asked for when ranks are chosen from errors.
+    values = np.zeros(weight.full_rank)
+    energies = chosen.energies if chosen.energies.ndim == 1 else chosen.energies.sum(0)
+    values[: min(factors.rank, len(values))] = np.sqrt(energies[: min(factors.rank, len(values))])
+    spectrum = Spectrum(values)
+    return replace(record, plain=spectrum, activation=spectrum if folds else None, heldout=errors)
+
+
+def _curve(chosen: Directions, factors: Factors, judge: Gram | None) -> Vector:
+    """Squared relative error at rank 0, 1, ..., on the judging fold; in the plain metric without one."""
+    parts: list[Vector] = []
+    stacked = factors.left.ndim == 3
+    for index in range(len(factors.left)) if stacked else (None,):
+        left, right, basis = (
+            each if index is None else each[index] for each in (factors.left, factors.right, chosen.basis)
+        )
+        read = (basis.T @ left) @ right
+        if judge is None or not judge.informs:
+            parts.append(np.einsum("ij,ij->i", read, read))
+            continue
+        gram = judge if index is None else judge.part(index)
+        if gram.side == "input":
+            parts.append(np.einsum("ij,ij->i", read @ gram.moment, read))
+        else:
+            parts.append(np.einsum("ij,ij->j", gram.moment @ basis, basis))
+    return tail_shares(np.maximum(np.sum(parts, axis=0), 0.0))
+
+
+def _rest(coupling: CouplingAnalysis, now: Option) -> CouplingAnalysis:
+    """The errors of keeping fewer of the channels that are left, in the order that they have."""
+    # Every one: between known ranks the error is interpolated, and the last one is zero.
+    ranks = np.arange(min(int(coupling.ranks[0]), now.rank), now.rank + 1, dtype=np.int64)
+    before = float(coupling.error_at(np.array([now.rank]))[0])
+    errors = np.maximum(coupling.error_at(ranks) - before, 0.0) / max(1 - before, 1e-12)
+    errors[-1] = 0.0
+    return replace(coupling, ranks=ranks, errors=errors)
+
+
+def _measured(
+    coupling: CouplingAnalysis, grams: Mapping[str, Folds], held: CompressedWeights, now: Option | None
+) -> list[CouplingAnalysis]:
+    """What a structure can make of weights that may have been cut each by itself, or have a basis in common."""
+    structure = next((s for s in COUPLED if s.name == coupling.structure), None)
+    new = structure.measure(coupling.group.coupling, grams, held) if structure and coupling.group.coupling else None
+    if new is None:
+        return []
+    errors = new.errors.copy()
+    if now is not None and now.structure == new.structure:
+        errors[new.ranks >= now.rank] = 0.0
+    return [replace(new, errors=errors, measured=coupling.measured)]
+
+
+def recut(option: Option, analysis: Remaining, held: CompressedWeights) -> Mapping[str, Replacement]:
+    """What replaces each weight of an option's group in the finished model.
+
+    A group that keeps its structure and rank keeps its very numbers, but for an order of channels that neighbours have
+    agreed on: that is agreed on anew.
+    """
+    group, now = analysis.groups[option.group], analysis.now.get(option.group)
+    same = now is not None and (now.structure, now.rank) == (option.structure, option.rank)
+    if same and option.structure not in ("dense", "residual"):
+        return {name: _apart(held, name) for name in group.weights}
+    if now is not None and option.structure == now.structure == "product":
+        return {name: _fewer(held, name, option.rank, now.rank) for name in group.weights}
+    structure = structure_named(option.structure)
+    assert structure is not None
+    return structure.factorize(group, option.rank, analysis, held)
+
+
+def _apart(held: CompressedWeights, name: str) -> Replacement:
+    """A replacement with its channels in the order of the dense weight's."""
+    one = held.replacements[name]
+    if one.rows is None and one.cols is None and not _is_absorbed(one):
+        return one
+    factors = thin_of(one)
+    assert factors is not None
+    bias = None if one.bias is None else held.bias(name)
+    return Replacement(one.structure, pivot(factors) if isinstance(one.factors, Pivoted) else factors, bias)
+
+
+def _is_absorbed(one: Replacement) -> bool:
+    return isinstance(one.factors, Pivoted) and (one.factors.order is None or one.factors.side == "input")
+
+
+def _fewer(held: CompressedWeights, name: str, rank: int, now: int) -> Replacement:
+    """The first channels of every head, which are those that matter most."""
+    one = held.replacements[name]
+    narrow = one.factors
+    assert isinstance(narrow, Narrow)
+    of_outputs = narrow.outputs is not None
+    count = narrow.matrix.shape[0 if of_outputs else 1] // now
+    kept: NDArray[np.int64] = (np.arange(count, dtype=np.int64)[:, None] * now + np.arange(rank)).ravel()
+    if narrow.outputs is None:
+        assert narrow.inputs is not None
+        return replace(
+            one, factors=replace(narrow, matrix=narrow.matrix[:, kept], inputs=narrow.inputs[kept], rank=rank)
+        )
+    places = np.full(narrow.matrix.shape[0] + 1, -1, np.int64)
+    places[kept] = np.arange(len(kept))
+    bias = one.bias[kept] if one.bias is not None and one.bias.size else one.bias
+    outputs = places[narrow.outputs]
+    return replace(one, factors=replace(narrow, matrix=narrow.matrix[kept], outputs=outputs, rank=rank), bias=bias)

@@ -1,0 +1,267 @@
+"""Timings: what a runtime's operators take on one machine, and so what each structure would.
+
+A layer is a few operators, and its time is the sum of theirs. All are measured by themselves at the sizes that a model
+can have; what lies between two of them is interpolated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank.core.linalg.eigen import Vector
+from lowrank.core.weight import Group, Weight
+from lowrank.errors import TimingError
+
+Operator = Literal["product", "concat", "activation", "scores", "mixture"]
+"""A product with a constant and its bias; `scores` of query and key, `mixture` of values, both by width of a head."""
+
+Point = tuple[int, int, float]
+"""Two sizes and microseconds: (inputs, outputs) of a product, (heads, width) inside attention, else (0, channels)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Microseconds of operators by their sizes.
+
+    Example:
+        >>> table = Timings(points={"product": [(8, 4, 1.0), (8, 8, 3.0)]}, tokens=16, threads=1)
+        >>> table.at("product", 8, 6)
+        2.0
+    """
+
+    points: Mapping[str, Sequence[Point]]
+    tokens: int
+    """What was multiplied: rows of the inputs."""
+    threads: int
+    dtype: str = "float32"
+    step: int = 16
+    """Between the sizes that were measured: ranks that are multiples of it run best."""
+    machine: str = ""
+    runtime: str = ""
+    whole: float | None = None
+    """Microseconds of the whole dense model, where that was measured too."""
+
+    @cached_property
+    def _curves(self) -> dict[tuple[str, int, int], tuple[Vector, Vector]]:
+        """Times over one size with the other one fixed, by operator, which of the two is fixed, and its value."""
+        found: dict[tuple[str, int, int], list[tuple[int, float]]] = {}
+        for operator, points in self.points.items():
+            for first, second, time in points:
+                found.setdefault((operator, 0, first), []).append((second, time))
+                found.setdefault((operator, 1, second), []).append((first, time))
+        return {
+            key: (np.array([x for x, _ in sorted(pairs)], float), np.array([t for _, t in sorted(pairs)]))
+            for key, pairs in found.items()
+        }
+
+    def at(self, operator: Operator, first: int, second: int) -> float:
+        """The time of an operator of two sizes.
+
+        Raises:
+            TimingError: if none like it was measured.
+        """
+        options = [self._curves.get((operator, 0, first)), self._curves.get((operator, 1, second))]
+        sizes = (second, first)
+        # The curve that holds the size, and has the more points.
+        known = [(len(c[0]), i) for i, c in enumerate(options) if c is not None and c[0][0] <= sizes[i] <= c[0][-1]]
+        if known:
+            _, i = max(known)
+            curve = options[i]
+            assert curve is not None
+            return float(np.interp(sizes[i], *curve))
+        beyond = [(i, c) for i, c in enumerate(options) if c is not None and len(c[0]) > 1]
+        if not beyond:
+            raise TimingError(
+                f"the table has no {operator} of {first} x {second} or near it: it was measured for other shapes; "
+                "measure this model with `lowrank bench MODEL --table`"
+            )
+        i, (x, y) = beyond[0]
+        if sizes[i] < x[0]:
+            return float(y[0])
+        # Past the last point time grows as it does on the way there.
+        return float(y[-1] + (y[-1] - y[0]) / (x[-1] - x[0]) * (sizes[i] - x[-1]))
+
+    def of(self, structure: str, ranks: NDArray[np.int64], group: Group, weights: Sequence[Weight]) -> Vector:
+        """Microseconds of a structure at some ranks; infinite where nothing is known of it.
+
+        Args:
+            structure: its name.
+            ranks: one or more.
+            group: that it holds.
+            weights: of the group, in order.
+
+        Raises:
+            TimingError: if the table is for other shapes.
+        """
+        maker = _MAKERS.get(structure)
+        fits = all(w.stack == 1 and all(layer.kind in ("linear", "lookup") for layer in w.layers) for w in weights)
+        if maker is None or not fits:
+            return np.full(len(ranks), 0.0 if structure == "dense" else np.inf)
+        return np.array([maker(self, int(rank), group, weights) for rank in ranks])
+
+    def product(self, cols: int, rows: int) -> float:
+        """A product with a constant, and its bias."""
+        return self.at("product", cols, rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """A mapping that JSON can hold, for `from_json`."""
+        return {**asdict(self), "points": {name: [list(p) for p in points] for name, points in self.points.items()}}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Timings:
+        """What `to_json` gave, here or on another machine.
+
+        Raises:
+            TimingError: if it is anything else.
+        """
+        try:
+            points = {
+                str(name): [(int(a), int(b), float(t)) for a, b, t in cast("list[Any]", each)]
+                for name, each in cast("dict[str, Any]", content["points"]).items()
+            }
+            whole = content.get("whole")
+            made = cls(
+                points=points,
+                tokens=int(content["tokens"]),
+                threads=int(content["threads"]),
+                dtype=str(content["dtype"]),
+                step=int(content["step"]),
+                machine=str(content.get("machine", "")),
+                runtime=str(content.get("runtime", "")),
+                whole=None if whole is None else float(whole),
+            )
+            if made.step < 1 or made.tokens < 1:
+                raise ValueError("no step, or no tokens")
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise TimingError(f"the file is no table of timings ({error!r}); measure again") from None
+        times = [t for each in points.values() for _, _, t in each] + ([] if made.whole is None else [made.whole])
+        if not times or not all(np.isfinite(t) and t > 0 for t in times):
+            raise TimingError("the table holds times that are none; measure again")
+        return made
+
+
+Maker = Callable[[Timings, int, Group, Sequence[Weight]], float]
+
+
+def _products(weight: Weight) -> tuple[int, int, int]:
+    """How many products apply a weight, their inputs and outputs; a head that is tied to a table is one turned over."""
+    lookups = sum(layer.kind == "lookup" for layer in weight.layers)
+    sides = (weight.rows, weight.cols) if lookups else (weight.cols, weight.rows)
+    return (len(weight.layers) - lookups, *sides)
+
+
+def _linear(table: Timings, weight: Weight) -> float:
+    """Of all products that apply a weight; a lookup is next to nothing."""
+    count, inputs, outputs = _products(weight)
+    return count * table.product(inputs, outputs) if count else 0.0
+
+
+def _dense(table: Timings, rank: int, group: Group, weights: Sequence[Weight]) -> float:
+    return sum(_linear(table, weight) for weight in weights)
+
+
+def _two_factor(table: Timings, rank: int, group: Group, weights: Sequence[Weight]) -> float:
+    (weight,) = weights
+    count, inputs, outputs = _products(weight)
+    found = count * (table.product(inputs, rank) + table.product(rank, outputs)) if count else 0.0
+    # A factored lookup is one of a thin row, and a product.
+    lookups = len(weight.layers) - count
+    return found + (lookups * table.product(rank, weight.rows) if lookups else 0.0)
+
+
+def _pivoted(table: Timings, rank: int, group: Group, weights: Sequence[Weight]) -> float:
+    (weight,) = weights
+    return (
+        table.product(weight.cols, rank) + table.product(rank, weight.rows - rank) + table.at("concat", 0, weight.rows)
+    )
+
+
+def _shared(table: Timings, rank: int, group: Group, weights: Sequence[Weight]) -> float:
+    return table.product(weights[0].cols, rank) + sum(table.product(rank, weight.rows) for weight in weights)
+
+
+def _neurons(table: Timings, rank: int, group: Group, weights: Sequence[Weight]) -> float:
+    *first, last = weights
+    products = sum(table.product(weight.cols, rank) for weight in first) + table.product(rank, last.rows)
+    return products + len(first) * (table.at("activation", 0, rank) - table.at("activation", 0, last.cols))
+
+
+def _product(table: Timings, rank: int, group: Group, weights: Sequence[Weight]) -> float:
+    """Fewer channels a head: less in the weights, and in what attention does between them."""
+    coupling = group.coupling
+    assert coupling is not None
+    first, second = weights
+    # With rotary positions a rank is a pair of channels.
+    width = rank if coupling.kind in ("query_key", "value_output") else 2 * rank
+    if coupling.kind == "value_output":
+        full, inside = first.rows // coupling.kv_heads, "mixture"
+        narrow = table.product(first.cols, coupling.kv_heads * width) + table.product(
+            coupling.heads * width, second.rows
+        )
+    else:
+        full, inside = first.rows // coupling.heads, "scores"
+        narrow = table.product(first.cols, coupling.heads * width) + table.product(
+            second.cols, coupling.kv_heads * width
+        )
+    return narrow + table.at(inside, coupling.heads, width) - table.at(inside, coupling.heads, full)
+
+
+_MAKERS: dict[str, Maker] = {
+    "dense": _dense,
+    "two_factor": _two_factor,
+    "pivoted": _pivoted,
+    "shared": _shared,
+    "neurons": _neurons,
+    "product": _product,
+    "rotary": _product,
+}
+
+
+def sizes_for(groups: Sequence[tuple[Group, Sequence[Weight]]], step: int) -> dict[Operator, Sequence[tuple[int, int]]]:
+    """Every size in steps that some structure of some group could have.
+
+    Args:
+        groups: what can be decided on, with their weights.
+        step: between sizes.
+    """
+    products, concats, activations, scores, mixtures = (set[tuple[int, int]]() for _ in range(5))
+    for group, weights in groups:
+        for weight in weights:
+            if weight.stack > 1 or not all(layer.kind in ("linear", "lookup") for layer in weight.layers):
+                continue
+            ranks = range(step, weight.full_rank + 1, step)
+            count, inputs, outputs = _products(weight)
+            if count:
+                products |= {(inputs, outputs)} | {(inputs, r) for r in ranks} | {(r, outputs) for r in ranks}
+            if count < len(weight.layers):
+                products |= {(rank, weight.rows) for rank in ranks}
+            else:
+                # The second factor of a pivoted pair gives what the first does not.
+                products |= {(rank, step) for rank in ranks}
+                concats.add((0, weight.rows))
+        if group.coupling is None:
+            continue
+        first, last = weights[0], weights[-1]
+        if group.coupling.kind == "hidden":
+            hidden = [*range(step, last.cols, step), last.cols]
+            products |= {(first.cols, n) for n in hidden} | {(n, last.rows) for n in hidden}
+            activations |= {(0, n) for n in (step, last.cols // 2, last.cols)}
+        elif group.coupling.kind != "same_input":
+            of_values = group.coupling.kind == "value_output"
+            width = first.rows // (group.coupling.kv_heads if of_values else group.coupling.heads)
+            inside = mixtures if of_values else scores
+            inside |= {(group.coupling.heads, w) for w in (1, width // 4, width // 2, width) if w}
+    found: dict[Operator, Sequence[tuple[int, int]]] = {
+        "product": sorted(products),
+        "concat": sorted(concats),
+        "activation": sorted(activations),
+        "scores": sorted(scores),
+        "mixture": sorted(mixtures),
+    }
+    return {name: points for name, points in found.items() if points}

@@ -1,0 +1,124 @@
+"""Gram: the streamed second moment of what a layer sees or gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowrank.core.linalg.eigen import Matrix, Vector
+from lowrank.core.weight import Weight
+
+Side = Literal["input", "output"]
+
+SPATIAL_INPUTS = 2304
+"""Patches wider than this (256 channels of 3 x 3) get no input moment, so no spatial factors in the metric of data."""
+
+STILL = 1e-12
+"""Of a second moment: a smaller variance is the rounding of two numbers that nearly cancel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gram:
+    """Sum of `x x'` over tokens, in float64; additive over batches, folds and data sets.
+
+    `input`: `x` is what the layer multiplies (cols wide). `output`: `x` is `W` times that, without the bias
+    (rows wide), which is all that truncation needs and smaller when the layer is wide. `energy` is the sum of
+    the squared norms of the layer's *inputs* on either side, so that a ridge can be added without them.
+
+    A stack of matrices (groups of channels, experts) has a stack of moments; tokens and energy are those of all of
+    them together, so that a matrix that few tokens reach counts for little.
+    """
+
+    side: Side
+    moment: Matrix
+    tokens: int = 0
+    energy: float = 0.0
+    nonfinite: int = 0
+    """Tokens with NaN or infinity, or numbers whose squares overflow: counted, and never added."""
+    total: Vector | None = None
+    """Sum of `x` over tokens; None where nobody asked for it."""
+
+    @classmethod
+    def zeros(cls, weight: Weight, side: Side | None = None) -> Gram:
+        """An empty Gram for a weight, of the side that is cheaper unless one is named.
+
+        A wide weight is decided by its outputs, unless a spatial view of it needs the inputs and they are not too many.
+        """
+        if side is None:
+            spatial = weight.spatial is not None and weight.cols <= SPATIAL_INPUTS
+            side = "output" if weight.rows < weight.cols and not spatial else "input"
+        width = weight.rows if side == "output" else weight.cols
+        if weight.stack > 1:
+            return cls(side, np.zeros((weight.stack, width, width)))
+        return cls(side, np.zeros((width, width)), total=np.zeros(width))
+
+    @property
+    def informs(self) -> bool:
+        """Whether it says anything: some tokens were seen, and not all of them were zero."""
+        return self.tokens > 0 and self.energy > 0
+
+    @property
+    def mean(self) -> Vector:
+        """`E[x]`; zeros where the sum was not kept."""
+        if self.total is None:
+            return np.zeros(int(self.moment.shape[-1]))
+        found: Vector = self.total / float(max(self.tokens, 1))
+        return found
+
+    @property
+    def covariance(self) -> Matrix:
+        """`E[(x - E[x])(x - E[x])']`; zero for what hardly moves: see `STILL`."""
+        mean, moment = self.mean, self.moment / max(self.tokens, 1)
+        found: Matrix = moment - mean[:, None] * mean
+        moving = found.diagonal() > STILL * moment.diagonal()
+        return found if moving.all() else found * moving * moving[:, None]
+
+    def part(self, index: int) -> Gram:
+        """The Gram of one matrix of a stack."""
+        return Gram(self.side, self.moment[index], self.tokens, self.energy, self.nonfinite)
+
+    @classmethod
+    def of(cls, side: Side, vectors: NDArray[np.floating], energy: float | None = None) -> Gram:
+        """The Gram of some tokens (rows of `vectors`: tokens x width); those not finite are only counted."""
+        rows = np.asarray(vectors, dtype=np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            finite = np.isfinite(np.einsum("ij,ij->i", rows, rows))
+        kept = rows if finite.all() else rows[finite]
+        own = float(np.vdot(kept, kept)) if energy is None else energy
+        return cls(side, kept.T @ kept, len(kept), own, len(rows) - len(kept), kept.sum(0))
+
+    def __add__(self, other: Gram) -> Gram:
+        return Gram(
+            self.side,
+            self.moment + other.moment,
+            self.tokens + other.tokens,
+            self.energy + other.energy,
+            self.nonfinite + other.nonfinite,
+            None if self.total is None or other.total is None else self.total + other.total,
+        )
+
+    def mirrored(self) -> Gram:
+        """The same with a moment that is symmetric to the last bit, as it is read back from its lower triangle."""
+        lower = np.tril(self.moment)
+        return replace(self, moment=lower + np.tril(lower, -1).swapaxes(-1, -2))
+
+    def metric(self, core: Matrix, basis: Matrix | None, scale: float = 1.0) -> Matrix:
+        """The layer's mean output moment `E[(Wx)(Wx)']`, in the coordinates of the column basis of `W`.
+
+        Args:
+            core: min(rows, cols) x cols, with `W = scale basis core`.
+            basis: rows x min(rows, cols) orthonormal, or None for the identity.
+            scale: what the weight was divided by; the moment is in its units.
+
+        Returns:
+            A min(rows, cols) square matrix (research: DRONE 2021; AFM 2023; `W C W'`).
+        """
+        count = max(self.tokens, 1)
+        if self.side == "input":
+            return core @ (self.moment / count) @ core.T
+        # Not by its square, which can be zero or infinite where this is not.
+        mean = self.moment / count / scale / scale
+        return mean if basis is None else basis.T @ mean @ basis

@@ -1,0 +1,177 @@
+"""Pivoted factors: rank r in r (m + n) - r^2 numbers, the very same matrix."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import scipy.linalg  # pyright: ignore[reportMissingTypeStubs]
+from numpy.typing import NDArray
+
+from lowrank.core.linalg.eigen import Matrix
+from lowrank.core.truncation.factors import Factors
+
+# scipy carries no types.
+_lapack: Any = scipy.linalg
+
+
+Side = Literal["output", "input"]
+
+LARGEST = 100.0
+"""What a channel may be multiplied by in a combination: float32 leaves five digits then."""
+
+DEPENDENT = 1e-12
+"""Of the largest remainder of a row: what is below it is rounding."""
+LARGEST_COARSE = 4.0
+"""The same for numbers stored in 16 bits or fewer, which have two or three digits to begin with."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pivoted:
+    """Of the outputs r are computed, `z = right x`, and the others follow from them, `left z`; or, on the side of the
+    inputs, `y = left (x_p + right x_rest)`: the inputs that are no pivots are added to those that are.
+
+    `right` is rank x cols and `left` (rows - rank) x rank; on the input side `right` is rank x (cols - rank) and `left`
+    rows x rank. Where the pivots are: `order[i]` says which of `[z; left z]` output i is; without an order they are the
+    first channels of each of the `heads`, or the last ones.
+    """
+
+    left: NDArray[np.floating]
+    right: NDArray[np.floating]
+    order: NDArray[np.int64] | None = None
+    side: Side = "output"
+    heads: int = 1
+    last: bool = False
+
+    @property
+    def rank(self) -> int:
+        """The number of pivots."""
+        return int(self.right.shape[0])
+
+    def product(self) -> NDArray[np.floating]:
+        """The dense matrix that it stands for."""
+        kept, rest = (
+            (self.right, self.left @ self.right) if self.side == "output" else (self.left, self.left @ self.right)
+        )
+        axis = 0 if self.side == "output" else 1
+        joint = np.concatenate([kept, rest], axis)
+        order = self.order if self.order is not None else self._order(joint.shape[axis])
+        return joint.take(order, axis)
+
+    def factors(self) -> Factors:
+        """The same matrix as two plain factors, in float64."""
+        left, right = np.asarray(self.left, np.float64), np.asarray(self.right, np.float64)
+        count, identity = sum((self.right if self.side == "input" else self.left.T).shape), np.eye(self.rank)
+        order = self.order if self.order is not None else self._order(count)
+        if self.side == "output":
+            return Factors(np.concatenate([identity, left])[order], right)
+        return Factors(left, np.concatenate([identity, right], 1)[:, order])
+
+    def _order(self, count: int) -> NDArray[np.int64]:
+        """Which of the pivots and, after them, the others each channel is."""
+        width, each = count // self.heads, self.rank // self.heads
+        pivots = np.arange(self.rank).reshape(self.heads, each)
+        others = np.arange(self.rank, count).reshape(self.heads, width - each)
+        return np.concatenate([others, pivots] if self.last else [pivots, others], 1).ravel()
+
+
+def pivoted_cost(rows: int, cols: int, rank: int) -> int:
+    """Numbers in pivoted factors: `rank (rows + cols) - rank^2`, below the dense cost at every rank below full.
+
+    The gauge freedom of `left @ right` is rank^2 numbers (PIFA, Pivoting Factorization, ICML 2025).
+
+    Example:
+        >>> pivoted_cost(384, 384, 383), pivoted_cost(384, 384, 384) == 384 * 384
+        (147455, True)
+    """
+    return rank * (rows + cols) - rank * rank
+
+
+def chosen_rows(
+    basis: Matrix, heads: int = 1, forced: NDArray[np.bool_] | None = None, allowed: NDArray[np.bool_] | None = None
+) -> NDArray[np.int64]:
+    """Rows of a rows x r matrix that are well conditioned together, equally many of each head; r of them.
+
+    Gram-Schmidt with the largest remainder first, as QR with column pivoting does, with what must and what may be taken
+    given.
+
+    Args:
+        basis: rows x r, r a multiple of `heads`.
+        heads: how many blocks of neighbouring rows there are.
+        forced: rows that are taken first; at most r / heads of each head.
+        allowed: rows that can be taken; at least r / heads of each head.
+    """
+    rows, rank = basis.shape
+    free = np.ones(rows, bool) if allowed is None else allowed.copy()
+    if heads == 1 and forced is None:
+        where = np.flatnonzero(free)
+        _, _, order = _lapack.qr(basis[where].T, mode="economic", pivoting=True, check_finite=False)
+        return where[order[:rank]]
+    head: NDArray[np.int64] = np.arange(rows, dtype=np.int64) * heads // rows
+    left = np.full(heads, rank // heads)
+    waiting = np.zeros(rows, bool) if forced is None else forced & free
+    # What the directions so far leave of each row is only known by its energy: one product with the basis a step.
+    energies = np.einsum("ij,ij->i", basis, basis)
+    directions, along = np.zeros((rank, rank)), np.zeros((rank, rows))
+    found: list[int] = []
+    for step in range(rank):
+        candidates = waiting if waiting.any() else free & (left[head] > 0)
+        at = int(np.argmax(np.where(candidates, energies, -1.0)))
+        found.append(at)
+        free[at] = waiting[at] = False
+        left[head[at]] -= 1
+        rest = basis[at] - along[:step, at] @ directions[:step]
+        rest = rest - (directions[:step] @ rest) @ directions[:step]
+        length = float(np.linalg.norm(rest))
+        if length > 0:
+            directions[step] = rest / length
+            along[step] = basis @ directions[step]
+            energies = np.maximum(energies - np.square(along[step]), 0.0)
+    return np.array(found, np.int64)
+
+
+def combinations(basis: Matrix, kept: NDArray[np.int64], rest: NDArray[np.int64], largest: float) -> Matrix | None:
+    """`C` with `basis[rest] = C basis[kept]`; None if the rows that are kept do not carry the others soundly: if a
+    number of it is above `largest`."""
+    try:
+        with warnings.catch_warnings():
+            # An ill-conditioned block shows in the numbers that it gives.
+            warnings.simplefilter("ignore")
+            found = _lapack.solve(basis[kept].T, basis[rest].T, check_finite=False).T
+    except np.linalg.LinAlgError:
+        return None
+    sound = np.isfinite(found).all() and np.abs(found).max(initial=0.0) <= largest
+    return found if sound else None
+
+
+def pivot(factors: Factors) -> Pivoted:
+    """The same matrix with r of its rows kept, and the others as combinations of those.
+
+    The rows are chosen by QR with column pivoting on `left'` (Businger and Golub 1965), which keeps the combinations
+    small: rows that are nearly dependent are not chosen together.
+
+    Args:
+        factors: `left @ right` of rank r, r at most the number of rows; not a stack.
+
+    Example:
+        >>> f = Factors(np.array([[1.0], [2.0], [4.0]]), np.array([[1.0, 3.0]]))
+        >>> pivot(f).product().tolist() == f.product().tolist()
+        True
+    """
+    # In the precision of the factors, which is float32 for weights that are stored in 16 bits.
+    left, dtype = factors.left, factors.left.dtype
+    rank = factors.rank
+    _, triangle, order = _lapack.qr(left.T, mode="economic", pivoting=True, check_finite=False)
+    # left'[:, order] = Q [R1 R2]: the rows that are left out are R2' inv(R1') times those that are kept.
+    diagonal = np.abs(np.diag(triangle))
+    least = DEPENDENT if dtype == np.float64 else float(np.finfo(dtype).eps) * rank
+    sound = int(np.count_nonzero(diagonal > least * diagonal.max(initial=0.0)))
+    rest = np.zeros((left.shape[0] - rank, rank), dtype)
+    if sound:
+        rest[:, :sound] = _lapack.solve_triangular(
+            triangle[:sound, :sound], triangle[:sound, rank:], check_finite=False
+        ).T
+    kept = left[order[:rank]] @ factors.right
+    return Pivoted(rest, kept, np.argsort(order).astype(np.int64))

@@ -1,0 +1,59 @@
+"""Target: the runtime that a graph is written for, and the type that its weights are stored in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lowrank.errors import ExportError
+
+Profile = Literal["portable", "ort"]
+"""What a graph is for: any runtime of the last years, or ONNX Runtime, with its own operators."""
+
+Dtype = Literal["float32", "float16", "int8", "int4", "nbits4", "mixed"]
+"""What weights are stored in. Integers are also computed with, in eight bits; `nbits4` is what ONNX Runtime has
+operators of its own for, `mixed` is as the plan says for each weight."""
+
+OLDEST = (1, 22, 1)
+"""ONNX Runtime before it gives wrong numbers for fused attention on padded batches."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """What graphs are written for."""
+
+    profile: Profile = "portable"
+    dtype: Dtype = "float32"
+
+    @classmethod
+    def of(cls, known: Mapping[str, Any] | None) -> Target:
+        """That of a report's `onnx`."""
+        return cls(**{name: known[name] for name in ("profile", "dtype") if known and name in known})
+
+    @property
+    def is_rounded(self) -> bool:
+        """Whether what is written gives other numbers than the model."""
+        return self.dtype != "float32"
+
+    def check(self) -> None:
+        """Nothing, if the runtime here can check what is written.
+
+        Raises:
+            ExportError: with what to ask for instead.
+        """
+        if self.profile == "portable":
+            if self.dtype == "nbits4":
+                raise ExportError(
+                    "nbits4 is operators of ONNX Runtime, which --profile portable leaves out; use --profile ort, or "
+                    "--quantize int4"
+                )
+            return
+        import onnxruntime
+
+        found = tuple(int(part) for part in onnxruntime.__version__.split(".")[:3] if part.isdigit())
+        if found < OLDEST:
+            raise ExportError(
+                f"--profile ort is for onnxruntime {'.'.join(map(str, OLDEST))} and later, and here is "
+                f"{onnxruntime.__version__}, which gives wrong numbers for padded batches; use --profile portable"
+            )

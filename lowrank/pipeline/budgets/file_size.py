@@ -1,0 +1,77 @@
+"""A budget of bytes: the plan whose file, written on trial, is as large as it may be."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from lowrank.backends import Backend
+from lowrank.backends.inputs import Signature
+from lowrank.backends.onnx.save import file_size
+from lowrank.core.analysis import Analysis
+from lowrank.core.budget import Budget
+from lowrank.core.plan import Plan, stored_weights
+from lowrank.core.selection.knapsack import Knapsack
+from lowrank.core.structures.permute import agree_channel_order
+from lowrank.edge.graph_file import fit_file, write_onnx
+from lowrank.edge.target import Target
+from lowrank.errors import InfeasibleBudget, UnsupportedModel
+from lowrank.pipeline.plans import factorize, select
+from lowrank.progress import Track, silent
+from lowrank.results.report import ONNX_FILE
+
+TRIES, ROOM = 5, 1000
+CLOSE, SMALL = 0.005, 3000
+"""How much less than what is allowed is near enough: a share of it, or bytes."""
+
+
+def sized_plan(
+    backend: Backend, analysis: Analysis, budget: Budget, selector: Knapsack, target: Target, track: Track = silent
+) -> Plan:
+    """The plan of least error whose file has at most the budget's bytes, all of it counted.
+
+    What a file needs beside the weights that are chosen depends on the choice. So each plan is written, and the
+    next one is made with what that came to.
+
+    Raises:
+        InfeasibleBudget: if there is none.
+        UnsupportedModel: if no file can be written at all.
+    """
+    if not isinstance(backend.signature, Signature):
+        raise UnsupportedModel(f"a size is that of model.onnx, which cannot be written: {backend.signature}")
+    overhead, best, found = _guess(backend, analysis), None, 0
+    for tried in track(range(TRIES), "fitting the size", TRIES):
+        plan = select(analysis, budget, replace(selector, overhead=overhead))
+        assert plan.share is not None
+        found = _bytes_of(backend, analysis, plan, target, backend.signature)
+        # What nodes and padding come to differs from plan to plan: a little room is left for that.
+        overhead = max(0, overhead + found - int(plan.share)) + tried * ROOM
+        plan = replace(plan, share=float(found))
+        if found <= budget.limit and (best is None or found > best.reached):
+            best = plan
+        if 0 <= budget.limit - found <= max(CLOSE * budget.limit, SMALL):
+            break
+    if best is None:
+        raise InfeasibleBudget(
+            f"no plan was found whose file has {int(budget.limit):,} bytes; the last one had {found:,}: give a little "
+            "more"
+        )
+    return best
+
+
+def _guess(backend: Backend, analysis: Analysis) -> int:
+    """Weights that are not targeted in eight bits, and all else in 32; the first trial corrects it."""
+    left = sum(w.params for w in backend.weights if w.name not in analysis)
+    return left + 4 * max(0, backend.params - analysis.dense_params - left)
+
+
+def _bytes_of(backend: Backend, analysis: Analysis, plan: Plan, target: Target, signature: Signature) -> int:
+    """Of a plan's file: how numbers are fitted and rounded makes no difference to it."""
+    made = factorize(backend, analysis, plan)
+    small = backend.rewrite(agree_channel_order(made, backend.weights, backend.couplings, backend))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / ONNX_FILE
+        write_onnx(small, path)
+        fit_file(path, target, signature, stored=stored_weights(plan, analysis), plain=True)
+        return file_size(path)

@@ -1,0 +1,182 @@
+"""What a model's operators take where it will run, and so what it would take with other ranks."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lowrank.artifacts import parse_json
+from lowrank.backends import Backend, Opening, open_model
+from lowrank.backends.inputs import Signature
+from lowrank.core.selection.timings import Timings, sizes_for
+from lowrank.core.weight import Group, Weight
+from lowrank.edge.graph_file import fit_file, write_onnx
+from lowrank.edge.target import Target
+from lowrank.errors import TimingError
+from lowrank.pipeline.settings import Settings
+from lowrank.pipeline.targets import targeted_groups
+from lowrank.progress import Track, silent
+
+TOKENS, THREADS, STEP = 128, 1, 16
+COMPUTED = {"float32": "float32", "int8": "int8", "int4": "int8"}
+"""What products are computed in, by the type of their weights."""
+
+
+def work_for(
+    groups: Sequence[tuple[Group, Sequence[Weight]]],
+    target: Target,
+    *,
+    tokens: int = TOKENS,
+    threads: int = THREADS,
+    step: int = STEP,
+) -> dict[str, Any]:
+    """The operators to time for some groups of weights; see `edge.kernels`.
+
+    Raises:
+        TimingError: for a type that has no operators of its own.
+    """
+    from lowrank.edge.kernels import work_of
+
+    dtype = COMPUTED.get(target.dtype)
+    if dtype is None:
+        raise TimingError(
+            f"there are tables for {', '.join(COMPUTED)}; {target.dtype} weights are computed with otherwise"
+        )
+    numbers = sum(weights[0].params for group, weights in groups if group.coupling is None)
+    sizes = sizes_for(groups, step)
+    return work_of(sizes, numbers=numbers, tokens=tokens, threads=threads, dtype=dtype, step=step)
+
+
+def time_here(backend: Backend, work: dict[str, Any], target: Target, track: Track = silent) -> Timings:
+    """The table of this machine, the dense model as a whole included.
+
+    Raises:
+        TimingError: if the model cannot be run.
+    """
+    from lowrank.edge.timing_script import measure
+    from lowrank.evaluate import measure_latency
+
+    signature = backend.signature
+    if not isinstance(signature, Signature):
+        raise TimingError(f"the model cannot be timed as a whole: {signature}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        write_onnx(backend, path)
+        fit_file(path, target, signature)
+
+        def whole() -> float:
+            return measure_latency({"dense": path}, signature, 1, work["tokens"], work["threads"])["dense"]
+
+        # Like the operators the lowest of several medians: others may use the machine too.
+        before = whole()
+        table = measure(work, lambda items: track(items, "timing operators", len(items)))
+        found = min(before, whole())
+    return Timings.from_json({**table, "whole": 1e3 * found})
+
+
+def bench_table(
+    model: object,
+    *,
+    table: str | Path | None = None,
+    script: str | Path | None = None,
+    target: Target | None = None,
+    tokens: int = TOKENS,
+    threads: int = THREADS,
+    settings: Settings | None = None,
+    opening: Opening | None = None,
+    track: Track = silent,
+) -> dict[str, Any]:
+    """Time a model's operators here, or write the script that does so elsewhere.
+
+    Args:
+        model: a path or a live module.
+        table: the file for the timings of this machine.
+        script: the file for a script that needs only numpy and onnxruntime.
+        target: what graphs are for.
+        tokens: in a sample.
+        threads: inside an operator.
+        settings: which weights.
+        opening: how to build the model if its file does not say.
+        track: shows progress.
+
+    Returns:
+        `operators`, how many, and `whole_ms` of the dense model where it was measured.
+    """
+    from lowrank.edge.kernels import write_script
+
+    target = target or Target()
+    target.check()
+    backend = open_model(model, opening or Opening())
+    groups = targeted_groups(backend, settings or Settings())
+    work = work_for(groups, target, tokens=_rows(backend, tokens), threads=threads)
+    told: dict[str, Any] = {"operators": len(work["kernels"]), "whole_ms": None}
+    if script is not None:
+        write_script(work, Path(script))
+    if table is not None:
+        found = time_here(backend, work, target, track)
+        assert found.whole is not None
+        told["whole_ms"] = found.whole / 1e3
+        Path(table).write_text(json.dumps(found.to_json()), encoding="utf-8")
+    return told
+
+
+def _rows(backend: Backend, tokens: int) -> int:
+    """The rows that a sample of so many tokens is to the layers: no more than the model reads, or those of its image.
+
+    Raises:
+        TimingError: if that cannot be told.
+    """
+    signature = backend.signature
+    if not isinstance(signature, Signature):
+        raise TimingError(f"the model cannot be timed: {signature}")
+    if signature.has_sequence:
+        return min(tokens, signature.max_sequence)
+    # Of an image the model itself makes rows.
+    linear = [weight.name for weight in backend.weights if weight.is_linear and weight.role == "projection"][:8]
+    seen: list[int] = []
+    with backend.watching(dict.fromkeys(linear, "input"), lambda _, gram: seen.append(gram.tokens)) as watch:
+        watch(signature.example(1, 1))
+    if not seen:
+        raise TimingError(
+            "none of the model's layers reads rows that can be counted; a budget of time is for transformers"
+        )
+    return sorted(seen)[len(seen) // 2]
+
+
+def work_here(backend: Backend, groups: Sequence[tuple[Group, Sequence[Weight]]], target: Target) -> dict[str, Any]:
+    """The operators to time before a model is compressed on this machine."""
+    return work_for(groups, target, tokens=_rows(backend, TOKENS))
+
+
+def read_table(path: Path, target: Target) -> Timings:
+    """A table of timings from a file.
+
+    Raises:
+        TimingError: if it is none, or one for another type.
+    """
+    try:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TimingError(f"there is no {path}; measure with `lowrank bench MODEL --table {path}`") from None
+    except (OSError, ValueError) as error:
+        raise TimingError(f"{path} is no table of timings ({error}); measure again") from None
+    if not isinstance(content, dict):
+        raise TimingError(f"{path} is no table of timings; measure with `lowrank bench MODEL --table {path}`")
+    return check_table(Timings.from_json(content), target)
+
+
+def check_table(timings: Timings, target: Target) -> Timings:
+    """The table itself, if it is for the type of a target.
+
+    Raises:
+        TimingError: if it is not.
+    """
+    if timings.dtype != COMPUTED.get(target.dtype, target.dtype):
+        raise TimingError(
+            f"the table was measured for {timings.dtype}, and the graph will be in {target.dtype}; measure again with "
+            "the same --quantize"
+        )
+    return timings

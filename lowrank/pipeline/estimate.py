@@ -1,0 +1,171 @@
+"""What work will take, known before it begins: memory, disk and time."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lowrank.artifacts import load_analysis
+from lowrank.backends import (
+    IN_MEMORY,
+    Backend,
+    Opening,
+    is_streamed,
+    open_model,
+)
+from lowrank.backends.memory import used_memory
+from lowrank.core.cost import item_bytes
+from lowrank.core.linalg.eigen import eigh_descending
+from lowrank.core.weight import Weight
+from lowrank.errors import ResourceError
+from lowrank.pipeline.execution import Execution, working_bytes
+from lowrank.pipeline.run.read import source_of
+from lowrank.pipeline.settings import Settings
+from lowrank.pipeline.targets import targeted
+
+PROBE = 1024
+"""The size of the matrix that is decomposed to learn how fast this machine is."""
+VALUES = 0.4
+"""Of the time of eigenvectors: what eigenvalues alone take. Measured with `tools/bench_scale.py`, as are the others."""
+CURVES = 48
+"""Bytes for each rank of a weight: its spectra and its curve, twice while they are written."""
+PRODUCT = 0.1
+"""Of the same: the product of a square matrix with its transpose."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """What a run will take. Times are within a factor of two; forward passes, export and healing are not in them."""
+
+    streamed: bool
+    weights: int
+    jobs: int
+    """Weights at once."""
+    memory: int
+    """Bytes, at their highest."""
+    memory_left: int
+    """Bytes that may be taken."""
+    disk: int
+    """Bytes that are written."""
+    disk_free: int
+    analyze_seconds: float
+    compress_seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """A mapping that JSON can hold."""
+        return asdict(self)
+
+    def check(self, run: Path) -> None:
+        """Nothing, if the work can be done.
+
+        Raises:
+            ResourceError: if there is too little memory or disk.
+        """
+        if self.disk > self.disk_free:
+            raise ResourceError(
+                f"{run} needs about {self.disk / 1e9:.1f} GB, and its disk has {self.disk_free / 1e9:.1f} GB left; "
+                "make room, or choose another folder with -o"
+            )
+        if self.streamed and self.memory > self.memory_left + used_memory():
+            raise ResourceError(
+                f"the work needs about {self.memory / 1e9:.1f} GB of memory, and {self.memory_left / 1e9:.1f} GB are "
+                "left; --stream reads a Hugging Face folder weight by weight"
+            )
+
+
+def foresee(
+    model: object,
+    keep: float,
+    output: str | Path,
+    settings: Settings | None = None,
+    opening: Opening | None = None,
+    execution: Execution | None = None,
+) -> Estimate:
+    """What `analyze` and `compress` will take; nothing is written.
+
+    Args:
+        model: as for `analyze`; None for that of the run.
+        keep: the share of the targeted weights that is kept.
+        output: the run folder.
+        settings: which weights.
+        opening: how to build the model if its file does not say.
+        execution: how the work is to be done.
+
+    Raises:
+        LowRankError: if it cannot be done.
+    """
+    execution, run = execution or Execution(), Path(output).expanduser()
+    if model is None:
+        kept = load_analysis(run)
+        model, opening = source_of(kept, run, opening)
+        settings = settings or Settings.from_json(kept.settings)
+    backend = open_model(model, opening or Opening(), execution.memory, execution.streamed)
+    weights, _ = targeted(backend, settings or Settings())
+    found = estimate(backend, weights, keep, run, execution)
+    found.check(run)
+    return found
+
+
+def estimate(
+    backend: Backend, weights: Sequence[Weight], keep: float | None, run: Path, execution: Execution, timed: bool = True
+) -> Estimate:
+    """What analysing and compressing some weights of a model will take.
+
+    Args:
+        backend: the model, opened.
+        weights: that are targeted.
+        keep: the share of them that is kept; None for the analysis alone.
+        run: where results go.
+        execution: how it is done.
+        timed: decompose a small matrix to learn how long it takes; otherwise the seconds are zero.
+
+    Raises:
+        ResourceError: if there is not enough memory for one weight.
+    """
+    streamed, jobs = is_streamed(backend), execution.jobs(weights)
+    largest = max(map(working_bytes, weights))
+    targeted = sum(weight.params * item_bytes(weight.dtype) for weight in weights)
+    written = sum(min(weight.shape) * CURVES for weight in weights)
+    if not isinstance(backend.signature, str):
+        # Moments of two folds, as lower triangles.
+        written += sum(min(weight.shape) ** 2 * weight.stack * 8 for weight in weights)
+    if keep is not None:
+        compressed = backend.nbytes - (1 - keep) * targeted
+        # A model that is run is written as a graph in float32, too.
+        written += compressed if streamed else compressed * 2
+    unit = _seconds_per_unit() if timed else 0.0
+    work = [(min(w.shape) ** 3, min(w.shape) ** 2 * max(w.shape)) for w in weights]
+    cubes, products = (sum(w.stack * each[i] for w, each in zip(weights, work, strict=True)) for i in (0, 1))
+    widths = np.mean([0.5 if item_bytes(w.dtype) <= 2 else 1.0 for w in weights]) if streamed else 1.0
+    return Estimate(
+        streamed=streamed,
+        weights=len(weights),
+        jobs=jobs,
+        memory=used_memory() + (jobs * largest if streamed else max(IN_MEMORY * backend.params, jobs * largest)),
+        memory_left=execution.left(),
+        disk=int(written),
+        disk_free=shutil.disk_usage(_existing(run)).free,
+        analyze_seconds=float(widths * unit * (VALUES * cubes + PRODUCT * products) / jobs),
+        compress_seconds=float(widths * unit * (cubes + 2 * PRODUCT * products) / jobs),
+    )
+
+
+def _existing(path: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    path = path.expanduser().resolve()
+    return path if path.exists() else _existing(path.parent)
+
+
+def _seconds_per_unit() -> float:
+    """Of eigenvectors, by the cube of their number, on this machine as it is now."""
+    rng = np.random.default_rng(0)
+    factor = rng.standard_normal((PROBE, PROBE))
+    start = time.perf_counter()
+    eigh_descending(factor @ factor.T)
+    return (time.perf_counter() - start) / PROBE**3

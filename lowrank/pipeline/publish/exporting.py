@@ -1,0 +1,120 @@
+"""Graphs out: the dense model for comparison, and other forms of what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from lowrank.artifacts import staged
+from lowrank.artifacts.lock import holding
+from lowrank.backends import Opening, open_model
+from lowrank.backends.inputs import Signature
+from lowrank.edge.target import Target
+from lowrank.errors import ExportError
+from lowrank.pipeline.run.layout import ADAPTABLE_FILE, GRAPHS, REPORT_FILE
+from lowrank.pipeline.run.read import check_source, read_run, source_of
+from lowrank.pipeline.run.write import write_past
+from lowrank.results.report import ONNX_FILE
+
+
+@holding("output")
+def export(
+    model: object,
+    output: str | Path,
+    *,
+    opening: Opening | None = None,
+    opset: int | None = None,
+    with_past: bool = False,
+    target: Target | None = None,
+    remark: Callable[[str], object] = lambda _: None,
+) -> Path:
+    """The dense model as `output/model.onnx`, written the same way as a compressed one and checked against torch.
+
+    `remark` is told what stayed as it was where it was to be rounded.
+
+    Raises:
+        ExportError: if it cannot be traced, or what was written does not agree with torch.
+    """
+    from lowrank.edge.graph_file import fit_file, write_onnx
+    from lowrank.evaluate.measure import exactness
+
+    target = target or Target()
+    target.check()
+    backend = open_model(model, opening or Opening())
+    if backend.source["kind"] == "onnx":
+        raise ExportError(f"{model} is an ONNX file already; `lowrank compress {model}` makes a smaller one of it")
+    with staged(Path(output).expanduser(), owned=GRAPHS) as stage:
+        write_onnx(backend, stage / ONNX_FILE, opset)
+        assert isinstance(backend.signature, Signature)
+        if target.is_rounded:
+            # Rounded numbers differ; what is rounded must not.
+            exactness(backend, stage / ONNX_FILE)
+        for note in fit_file(stage / ONNX_FILE, target, backend.signature):
+            remark(note)
+        if not target.is_rounded:
+            exactness(backend, stage / ONNX_FILE)
+        for note in write_past(backend, stage, target) if with_past else ():
+            remark(note)
+    return Path(output) / ONNX_FILE
+
+
+def graph_of(model: str | Path) -> Path | None:
+    """The graph that is there already: an `.onnx` file itself, or that of a run folder; None for other models."""
+    path = Path(model).expanduser()
+    if path.suffix == ".onnx" and path.is_file():
+        return path
+    return path / ONNX_FILE if (path / REPORT_FILE).is_file() and (path / ONNX_FILE).is_file() else None
+
+
+@holding("output")
+def export_ort(graph: Path, output: str | Path) -> list[Path]:
+    """A graph in ONNX Runtime's own format, with the list of operators that a minimal build needs for it.
+
+    Raises:
+        ExportError: if it cannot be converted.
+    """
+    from lowrank.edge.ort_format import SUFFIXES, write_ort
+
+    folder = Path(output).expanduser()
+    with staged(folder, owned=tuple(f"{graph.stem}{suffix}" for suffix in SUFFIXES)) as stage:
+        return [folder / path.name for path in write_ort(graph, stage)]
+
+
+@holding("output")
+def export_adapter_inputs(model: object, output: str | Path, *, opening: Opening | None = None) -> tuple[Path, int]:
+    """`model_with_adapters.onnx`: a graph whose linear layers take a LoRA of any rank at every run, or none.
+
+    Args:
+        model: a run folder, for its compressed model, or a model.
+        output: the folder.
+        opening: how to build the model if its file does not say.
+
+    Returns:
+        The file, and how many layers take an adapter.
+
+    Raises:
+        ExportError: if it cannot be traced.
+    """
+    from lowrank.backends.torch import ModuleBackend
+    from lowrank.edge.adapters import export_adaptable
+    from lowrank.healing.adapter import adaptable
+
+    run = Path(model).expanduser() if isinstance(model, str | Path) else None
+    if run is not None and (run / REPORT_FILE).is_file():
+        analysis, _, _ = read_run(run)
+        path, opening = source_of(analysis, run, opening)
+        dense = open_model(path, opening)
+        check_source(analysis, dense, run)
+        backend = dense.saved_in(run, dict) if isinstance(dense, ModuleBackend) else dense
+        targeted = [record.weight for record in analysis.weights]
+    else:
+        backend = open_model(model, opening or Opening())
+        targeted = [weight for weight in backend.weights if weight.role == "projection"]
+    if not isinstance(backend, ModuleBackend) or not isinstance(backend.signature, Signature):
+        raise ExportError(f"adapters can only be inputs of a model that can be built: {backend.signature}")
+    layers = [layer.name for weight in targeted if weight.is_linear for layer in weight.layers]
+    shapes = adaptable(backend.module, layers)
+    folder = Path(output).expanduser()
+    with staged(folder, owned=(ADAPTABLE_FILE, f"{ADAPTABLE_FILE}.data")) as stage:
+        export_adaptable(backend.module, backend.signature, shapes, stage / ADAPTABLE_FILE)
+    return folder / ADAPTABLE_FILE, len(shapes)

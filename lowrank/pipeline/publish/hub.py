@@ -1,0 +1,192 @@
+"""A finished run as one folder in the layout of the Hub: torch weights, and graphs under `onnx/`.
+
+transformers, sentence-transformers, `optimum` and transformers.js each find in it what they look for. The names of
+graphs are theirs: `model.onnx`, and for each type a suffix.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lowrank.artifacts import parse_json, read_json, staged
+from lowrank.artifacts.files import RECORD_FILE, atomic, linked
+from lowrank.artifacts.lock import holding
+from lowrank.backends import Backend
+from lowrank.backends.inputs import Signature, spread
+from lowrank.core.analysis import Analysis
+from lowrank.edge.graph_file import WITH_PAST_FILE
+from lowrank.edge.target import Dtype, Target
+from lowrank.errors import ArtifactError, CalibrationError, ExportError
+from lowrank.pipeline.analyzing import read_calibration
+from lowrank.pipeline.publish.model_card import CONFIG_FILE, write_card
+from lowrank.pipeline.run.layout import MODEL_FOLDER, REPORT_FILE
+from lowrank.pipeline.run.read import read_run
+from lowrank.pipeline.run.write import TOKENS
+from lowrank.pipeline.settings import Settings
+from lowrank.results.report import ONNX_FILE, Report
+
+GRAPHS = "onnx"
+NAMES: dict[str, tuple[str, ...]] = {
+    "float32": ("model",),
+    "float16": ("model_fp16",),
+    # A browser asks for `quantized` if nothing is said.
+    "int8": ("model_int8", "model_quantized"),
+    "int4": ("model_q4",),
+    "nbits4": ("model_q4",),
+    "mixed": ("model_quantized",),
+}
+"""By the type of weights, what transformers.js calls a graph."""
+FOR_JAVASCRIPT = "transformers.js_config"
+
+
+@holding("run")
+def export_hub(
+    run: str | Path,
+    output: str | Path,
+    *,
+    dtypes: Sequence[Dtype] = (),
+    remark: Callable[[str], object] = lambda _: None,
+) -> list[Path]:
+    """Everything of a run's model, and its graphs as `onnx/model.onnx`, `onnx/model_int8.onnx`, ...
+
+    Weights are given another name and take no more room, where the file system can do that.
+
+    Args:
+        run: a finished run of a Hugging Face model.
+        output: the folder; another one than the run.
+        dtypes: types that the graph is rounded to as well, beside the one that it has.
+        remark: is told what is not as it was asked for.
+
+    Returns:
+        The graphs.
+
+    Raises:
+        ExportError: if the run has no graph, or is none of a Hugging Face model.
+
+    Example:
+        lowrank.export_hub("lowrank-run", "my-model", dtypes=["int8"])
+    """
+    folder, out = Path(run).expanduser(), Path(output).expanduser()
+    analysis, _, report = read_run(folder)
+    if report is None:
+        raise ArtifactError(f"{folder / REPORT_FILE} is missing; `lowrank evaluate -o {folder}` writes it anew")
+    model = folder / MODEL_FOLDER
+    rebuild = read_json(model / RECORD_FILE, "model")["rebuild"]
+    if not (model / CONFIG_FILE).is_file() or rebuild["kind"] != "huggingface":
+        raise ExportError(
+            f"{model} is not of a Hugging Face folder, which is what the Hub's layout is for; {ONNX_FILE} in {folder} "
+            "runs by itself"
+        )
+    if out.resolve() in (folder.resolve(), model.resolve()):
+        raise ExportError(f"{out} is the run itself; give another folder with -o")
+    graph = folder / (WITH_PAST_FILE if (folder / WITH_PAST_FILE).is_file() else ONNX_FILE)
+    if not graph.is_file():
+        raise ExportError(f"{folder} has no {ONNX_FILE}: {(report.problems or ['it was not written'])[0]}")
+    with staged(out, owned=(GRAPHS,)) as stage:
+        _copy(model, stage)
+        (stage / GRAPHS).mkdir()
+        made = _graphs(folder, graph, stage / GRAPHS, report, analysis, tuple(dtypes), remark)
+        _tell_javascript(stage, made)
+        write_card(stage, report, [path.name for path in made])
+    return [out / GRAPHS / path.name for path in made]
+
+
+def _copy(model: Path, stage: Path) -> None:
+    """What people read and change is copied, weights are linked."""
+    for entry in sorted(model.iterdir()):
+        if entry.is_dir():
+            shutil.copytree(entry, stage / entry.name)
+        elif entry.suffix == ".safetensors":
+            linked(str(entry), str(stage / entry.name))
+        else:
+            shutil.copyfile(entry, stage / entry.name)
+
+
+def _graphs(
+    folder: Path,
+    graph: Path,
+    place: Path,
+    report: Report,
+    analysis: Analysis,
+    dtypes: tuple[Dtype, ...],
+    remark: Callable[[str], object],
+) -> list[Path]:
+    from lowrank.edge.graph_file import fit_file, write_onnx
+    from lowrank.evaluate.measure import exactness
+
+    target = Target.of(report.onnx)
+    made = _named(graph, place, target.dtype)
+    wanted: list[Dtype] = [dtype for dtype in dict.fromkeys(dtypes) if dtype not in ("float32", target.dtype)]
+    if graph.name == WITH_PAST_FILE:
+        if wanted or target.is_rounded:
+            remark(f"{WITH_PAST_FILE} is there as it is in the run, and in no other type")
+        return made
+    if not wanted and not target.is_rounded:
+        return made
+    backend = _backend(folder)
+    assert isinstance(backend.signature, Signature)
+    plain = place / ".plain.onnx"
+    write_onnx(backend, plain)
+    exactness(backend, plain)
+    if target.is_rounded:
+        made += _named(plain, place, "float32")
+    feeds: Sequence[Any] = ()
+    if wanted:
+        try:
+            calibration = read_calibration(backend, Settings.from_json(analysis.settings))
+            feeds = spread(calibration.fit, TOKENS) if calibration is not None else ()
+        except CalibrationError as error:
+            remark(f"rounded to the nearest, as the run's data cannot be read: {error}")
+    for dtype in wanted:
+        rounded = place / f".{dtype}.onnx"
+        write_onnx(backend, rounded)
+        for note in fit_file(rounded, Target(profile=target.profile, dtype=dtype), backend.signature, feeds):
+            remark(note)
+        made += _named(rounded, place, dtype)
+    for path in place.glob(".*"):
+        path.unlink()
+    return made
+
+
+def _named(graph: Path, place: Path, dtype: str) -> list[Path]:
+    """A graph under the names that its type has there, with its numbers in `NAME.onnx_data` if they are beside it."""
+    from lowrank.backends.onnx.save import renamed
+
+    return [renamed(graph, place / f"{name}.onnx", "_data") for name in NAMES[dtype]]
+
+
+def _backend(folder: Path) -> Backend:
+    """The run's model as it is loaded, with its own tokenizer."""
+    from lowrank.backends.torch import ModuleBackend, load
+    from lowrank.backends.torch.huggingface import tokenizer_files
+    from lowrank.backends.torch.inputs import of_transformers
+
+    module: Any = load(folder)
+    model = folder / MODEL_FOLDER
+    return ModuleBackend(
+        module=module,
+        source={"path": str(model), "kind": "huggingface", "fingerprint": ""},
+        signature=of_transformers(module),
+        rebuild={"kind": "huggingface"},
+        tokenizer=model if tokenizer_files(model) else None,
+    )
+
+
+def _tell_javascript(folder: Path, graphs: Sequence[Path]) -> None:
+    """Say in config.json which graphs have their numbers beside them: transformers.js fetches what is named there."""
+    beside = {path.name: 1 for path in graphs if path.with_name(f"{path.name}_data").is_file()}
+    path = folder / CONFIG_FILE
+    content = parse_json(path.read_text(encoding="utf-8"))
+    known = content.pop(FOR_JAVASCRIPT, None)
+    # What the original's says of its own graphs is not true of these.
+    told: dict[str, Any] = known if isinstance(known, dict) else {}
+    told = {key: value for key, value in told.items() if key not in ("use_external_data_format", "dtype")}
+    if beside:
+        told["use_external_data_format"] = beside
+    content |= {FOR_JAVASCRIPT: told} if told else {}
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Run folders: the names of their files, and how they are written, read back and shown."""

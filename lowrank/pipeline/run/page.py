@@ -1,0 +1,117 @@
+"""`report.html` of a run. A page that cannot be drawn never costs what it would have shown, but that is said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowrank.artifacts import load_analysis, read_json, write_json
+from lowrank.artifacts.lock import holding
+from lowrank.core.analysis import Analysis
+from lowrank.core.budget import Budget
+from lowrank.core.plan import Plan
+from lowrank.errors import ArtifactError, PlanMismatch, first_line
+from lowrank.pipeline.run.layout import PAGE_FILE, PLAN_FILE, REPORT_FILE
+from lowrank.pipeline.run.provenance import made_with
+from lowrank.results.report import Report
+
+if TYPE_CHECKING:
+    from lowrank.report.page.page_data import Facts
+
+
+def with_page(stage: Path, run: Path, analysis: Analysis, plan: Plan, report: Report) -> Report:
+    """Write the page of a result; the report with the bytes of it among its files, or a note that there is none.
+
+    Args:
+        stage: where the page goes.
+        run: the folder that it belongs to, in which the measurements of a sweep may lie.
+        analysis: of the model.
+        plan: that the compressed model follows.
+        report: all of it but the page.
+    """
+    path = stage / PAGE_FILE
+    files = {name: size for name, size in report.files.items() if name != PAGE_FILE}
+    failed = _write(path, analysis, plan, report, run, report.provenance)
+    if failed is not None:
+        return replace(report, files=files, notes=[*report.notes, failed])
+    return replace(report, files=dict(sorted({**files, PAGE_FILE: path.stat().st_size}.items())))
+
+
+def with_analysis_page(run: Path, analysis: Analysis) -> Analysis:
+    """Write the page of an analysis, and of what was compressed with it; the analysis with a note if that fails."""
+    failed = draw_page(run, analysis, made_with())
+    return analysis if failed is None else replace(analysis, notes=(*analysis.notes, failed))
+
+
+@holding("run")
+def renew_page(run: str | Path) -> str | None:
+    """Write the page of a run anew, from what lies in it; what to say if that fails.
+
+    Raises:
+        ArtifactError: if there is no analysis in the folder.
+    """
+    folder = Path(run).expanduser()
+    return draw_page(folder, load_analysis(folder), {})
+
+
+def draw_page(run: Path, analysis: Analysis, made: Mapping[str, Any]) -> str | None:
+    """Write the page of an analysis and of what else lies in its run; what to say if that fails."""
+    plan, report, remarks = _results(run, analysis)
+    failed = _write(run / PAGE_FILE, analysis, plan, report, run, made, remarks)
+    if report is not None and PAGE_FILE in report.files and failed is None:
+        files = {**report.files, PAGE_FILE: (run / PAGE_FILE).stat().st_size}
+        write_json(run / REPORT_FILE, "report", replace(report, files=files).to_json())
+    return failed
+
+
+def facts_in(run: str | Path) -> Facts:
+    """What there is to show of a run, as data.
+
+    Raises:
+        ArtifactError: if there is no analysis in the folder.
+    """
+    from lowrank.report.page.page_data import facts_of
+
+    folder = Path(run).expanduser()
+    analysis = load_analysis(folder)
+    plan, report, remarks = _results(folder, analysis)
+    return facts_of(analysis, plan, report, folder, {}, remarks)
+
+
+def _write(
+    path: Path,
+    analysis: Analysis,
+    plan: Plan | None,
+    report: Report | None,
+    run: Path,
+    made: Mapping[str, Any],
+    remarks: tuple[str, ...] = (),
+) -> str | None:
+    try:
+        from lowrank.report.page.page_data import facts_of
+        from lowrank.report.page.webpage import write_page
+
+        write_page(path, facts_of(analysis, plan, report, run, made, remarks))
+    except (OSError, ArtifactError):
+        # A full disk is no fault of the page: nothing else could be written, either.
+        raise
+    except Exception as error:
+        # Whatever went wrong with a picture, the model and its numbers are whole.
+        path.unlink(missing_ok=True)
+        why = f"{type(error).__name__}: {first_line(error)}"
+        return f"{PAGE_FILE} could not be made ({why}); the .json files beside it have its figures"
+    return None
+
+
+def _results(run: Path, analysis: Analysis) -> tuple[Plan | None, Report | None, tuple[str, ...]]:
+    """The plan and the report of a run, if they belong to its analysis, and what to say if they do not."""
+    if not (run / REPORT_FILE).is_file():
+        return None, None, ()
+    report = Report.from_json(read_json(run / REPORT_FILE, "report"))
+    content = read_json(run / PLAN_FILE, "plan")
+    try:
+        return Plan.from_json(content, analysis, Budget.from_json(content.get("budget"))), report, ()
+    except PlanMismatch:
+        return None, None, ("the results in this folder are of an earlier analysis, and are not shown here",)

@@ -1,0 +1,171 @@
+"""Writing what a run comes to: the model, its graphs, its plan, and a report of what was measured."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowrank import edge
+from lowrank.artifacts import write_json
+from lowrank.backends import Backend
+from lowrank.backends.inputs import Signature, spread
+from lowrank.core.analysis import Analysis
+from lowrank.core.plan import Plan, stored_weights
+from lowrank.core.rounding.formats import Stored
+from lowrank.edge.graph_file import WITH_PAST_FILE
+from lowrank.edge.target import Target
+from lowrank.errors import ExportError
+from lowrank.pipeline.publish.model_card import write_card
+from lowrank.pipeline.run.page import with_page
+from lowrank.progress import Clock, Track
+from lowrank.results.report import ONNX_FILE, Report, held_against
+
+if TYPE_CHECKING:
+    from lowrank.calibrate import Calibration
+    from lowrank.evaluate.tasks import Benchmark
+from lowrank.pipeline.run.layout import MODEL_FOLDER, PLAN_FILE, REPORT_FILE, SCRIPT_FILE, files_of
+from lowrank.pipeline.run.provenance import provenance
+
+TOKENS = 16384
+"""Of the calibration data that graphs are rounded on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What of a result is written and measured."""
+
+    target: Target = field(default_factory=Target)
+    """What its graphs are for."""
+    with_past: bool = False
+    """Write `model_with_past.onnx`."""
+    latency: bool = True
+    """Export the dense model too, and time both."""
+    benchmark: Benchmark | None = None
+    """What it is measured on, beside fidelity."""
+    max_drop: float | None = None
+    """How much it may lose on that."""
+
+
+def write_and_measure(
+    dense: Backend,
+    small: Backend,
+    analysis: Analysis,
+    plan: Plan,
+    stage: Path,
+    calibration: Calibration | None,
+    output: Output,
+    track: Track,
+    clock: Clock,
+    refit: bool,
+    healing: Sequence[dict[str, Any]] = (),
+    problems: Sequence[str] = (),
+    cut: Sequence[dict[str, Any]] = (),
+    remarks: Sequence[str] = (),
+    before: Report | None = None,
+) -> Report:
+    """Everything of a run but its analysis, in `stage`; `before` is what was measured of what it was made from."""
+    from lowrank.backends.onnx.save import file_size
+    from lowrank.edge.graph_file import fit_file, write_onnx
+    from lowrank.evaluate.measure import exactness, measure
+
+    found, notes, exact, target = list(problems), list[str](), None, output.target
+    folder, onnx = stage / MODEL_FOLDER, stage / ONNX_FILE
+    folder.mkdir()
+    with clock.stage("save"):
+        small.save(folder)
+    with clock.stage("load again"):
+        small = small.reloaded(folder)
+    if not isinstance(small.signature, str):
+        try:
+            with clock.stage("export"):
+                for path in track((onnx,), "writing ONNX", 1):
+                    write_onnx(small, path)
+                    if target.is_rounded:
+                        exact = exactness(small, path)
+                    feeds = spread(calibration.fit, TOKENS) if calibration is not None else ()
+                    stored = stored_weights(plan, analysis)
+                    notes += fit_file(path, target, small.signature, feeds, stored)
+        except ExportError as error:
+            found.append(str(error))
+            _drop(stage, ONNX_FILE)
+    if output.with_past:
+        try:
+            with clock.stage("export with past"):
+                notes += write_past(small, stage, target, stored_weights(plan, analysis))
+        except ExportError as error:
+            found.append(str(error))
+            _drop(stage, WITH_PAST_FILE)
+    budget = plan.budget
+    if budget is not None and budget.kind == "size" and onnx.exists():
+        plan = replace(plan, share=float(file_size(onnx)))
+        if not plan.meets_budget:
+            found.append(
+                f"{ONNX_FILE} has {int(plan.reached):,} bytes with its numbers, and {int(budget.limit):,} were "
+                "allowed; lower some ranks of the plan, or give more"
+            )
+    report = measure(
+        dense,
+        small,
+        analysis,
+        plan,
+        stage,
+        calibration,
+        output.latency,
+        track,
+        clock,
+        target,
+        exact,
+        output.benchmark,
+    )
+    if output.max_drop is not None:
+        report = held_against(report, output.max_drop)
+    found += report.problems
+    if report.parity is None:
+        # A graph that failed its check is not left for anyone to ship.
+        _drop(stage, ONNX_FILE)
+    elif not (stage.parent / SCRIPT_FILE).exists():
+        # One that is there may be the user's own, or changed.
+        shutil.copyfile(Path(edge.__file__).with_name("standalone.py"), stage / SCRIPT_FILE)
+    write_json(stage / PLAN_FILE, "plan", plan.to_json())
+    report = replace(
+        report,
+        problems=found,
+        notes=[*report.notes, *remarks, *notes],
+        healing=list(healing),
+        cut=list(cut),
+        seconds=clock.seconds,
+        provenance=provenance(analysis, plan, refit, cut, before),
+    )
+    write_card(folder, report)
+    report = replace(report, files=files_of(stage))
+    report = with_page(stage, stage.parent, analysis, plan, report)
+    write_json(stage / REPORT_FILE, "report", report.to_json())
+    return report
+
+
+def write_past(backend: Backend, stage: Path, target: Target, stored: Mapping[str, Stored] | None = None) -> list[str]:
+    """Write `model_with_past.onnx` and let it generate; notes on what of it is not as asked for.
+
+    Raises:
+        ExportError: if it cannot be written, does not run, or chooses other tokens than torch.
+    """
+    from lowrank.edge.graph_file import fit_file, write_with_past
+    from lowrank.evaluate.generation import check_generation
+
+    assert isinstance(backend.signature, Signature)
+    path = write_with_past(backend, stage)
+    check_generation(backend, path)
+    if target == Target():
+        return []
+    # Its inputs are not those of the calibration data, so it is rounded to the nearest.
+    notes = fit_file(path, target, backend.signature, stored=stored)
+    check_generation(backend, path, exact=not target.is_rounded)
+    return [f"{path.name}: {note}" for note in notes]
+
+
+def _drop(folder: Path, name: str) -> None:
+    for each in (name, f"{name}.data"):
+        (folder / each).unlink(missing_ok=True)

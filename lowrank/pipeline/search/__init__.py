@@ -1,0 +1,1 @@
+"""Searches: many results of one model, made and measured side by side."""

@@ -1,0 +1,270 @@
+"""The models behind the points of a sweep: one dense model, pruned, shortened, factored and healed."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowrank.artifacts import hash_json, read_json, write_json
+from lowrank.artifacts.files import linked
+from lowrank.backends import Backend
+from lowrank.backends.inputs import Feed, Signature, spread
+from lowrank.backends.onnx.save import file_size
+from lowrank.core.analysis import Analysis
+from lowrank.core.structures.permute import agree_channel_order
+from lowrank.edge.graph_file import fit_file, write_onnx
+from lowrank.errors import ExportError, UnsupportedModel
+from lowrank.pipeline.healing import Training, check_samples, hundredths
+from lowrank.pipeline.plans import factorize, refitted, select
+from lowrank.pipeline.run.layout import CHECKPOINT_FILE, MODEL_FOLDER
+from lowrank.pipeline.run.write import TOKENS
+from lowrank.pipeline.search.points import Method
+from lowrank.pipeline.settings import Settings
+from lowrank.progress import Track, silent
+from lowrank.results.report import ONNX_FILE
+
+if TYPE_CHECKING:
+    from lowrank.calibrate import Calibration
+    from lowrank.evaluate.tasks import Score, Task
+
+POINT_FILE = "point.json"
+"""Of a point that is made and scored: written last."""
+CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model, and how it is saved."""
+
+    model: Backend
+    save: Callable[[Path], None]
+    facts: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What a point says of it beside the measures."""
+
+
+@dataclass(eq=False)
+class CandidateBuilder:
+    """Makes each model once, its graphs in all types, and scores them; what is done is kept in a folder."""
+
+    dense: Backend
+    calibration: Calibration | None
+    analysis: Analysis
+    settings: Settings
+    task: Task
+    folder: Path
+    heal: Training | None
+    distil: Training | None
+    resume: bool
+    saving: bool
+    """Whether models are saved beside their graphs."""
+    track: Track = silent
+    _factored: tuple[float, Backend] | None = None
+
+    def path(self, kind: Method) -> Path:
+        """The graph of a point."""
+        return self.folder / kind.name / ONNX_FILE
+
+    def known(self, kind: Method) -> dict[str, Any] | None:
+        """What is known of a point that was made."""
+        path = self.folder / kind.name / POINT_FILE
+        return read_json(path, "point") if path.is_file() else None
+
+    def make(self, family: Sequence[Method]) -> None:
+        """The points of one model, unless they are there.
+
+        Raises:
+            LowRankError: if it cannot be made, with the reason.
+        """
+        from lowrank.evaluate.measure import exactness
+
+        whole, *_ = family
+        missing = [kind for kind in family if self.known(kind) is None]
+        if not missing:
+            return
+        made = self._made(whole)
+        place = self.path(whole).parent
+        place.mkdir(exist_ok=True)
+        if self.saving:
+            shutil.rmtree(place / MODEL_FOLDER, ignore_errors=True)
+            (place / MODEL_FOLDER).mkdir()
+            made.save(place / MODEL_FOLDER)
+        write_onnx(made.model, self.path(whole))
+        exactness(made.model, self.path(whole))
+        signature = made.model.signature
+        assert isinstance(signature, Signature)
+        feeds = spread(self.calibration.fit, TOKENS) if self.calibration is not None else ()
+        for kind in missing:
+            if kind is not whole:
+                self._round(kind, whole, signature, feeds)
+            self._keep(kind, made)
+
+    def _round(self, kind: Method, whole: Method, signature: Signature, feeds: Sequence[Feed]) -> None:
+        place = self.path(kind).parent
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+        for part in (self.path(whole), self.path(whole).with_name(f"{ONNX_FILE}.data")):
+            if part.exists():
+                shutil.copyfile(part, place / part.name)
+        fit_file(self.path(kind), kind.target, signature, feeds)
+        if self.saving:
+            shutil.copytree(self.path(whole).parent / MODEL_FOLDER, place / MODEL_FOLDER, copy_function=linked)
+
+    def _keep(self, kind: Method, made: Candidate) -> None:
+        """Score a graph, and remember what it came to."""
+        from lowrank.evaluate.tasks import compare
+
+        path = self.path(kind)
+        score = self.dense_score if kind == Method("dense") else self._score(path)
+        compared = compare(self.task, self.dense_score, score)
+        if not math.isfinite(compared.drop):
+            raise ExportError(f"its {self.task.metric} is no number")
+        facts = {
+            "params": made.model.params,
+            "zeros": None,
+            "minutes": None,
+            "note": None,
+            **made.facts,
+            "bytes": file_size(path),
+            "gzip_bytes": compressed_size(path) if kind.method in ("dense", "pruned") else None,
+            "quality": compared.compressed,
+            "drop": compared.drop,
+            "low": compared.low,
+            "high": compared.high,
+        }
+        write_json(path.parent / POINT_FILE, "point", facts)
+
+    @cached_property
+    def dense_score(self) -> Score:
+        """Of the dense model's graph, which is made first."""
+        return self._score(self.path(Method("dense")))
+
+    def _score(self, path: Path) -> Score:
+        from lowrank.evaluate.session import FileModel
+
+        assert isinstance(self.dense.signature, Signature)
+        return self.task.score(FileModel(path, self.dense.signature.output))
+
+    def _made(self, kind: Method) -> Candidate:
+        if kind.method == "dense":
+            return Candidate(self.dense, self.dense.save)
+        if kind.method == "student":
+            return self._student()
+        assert kind.keep is not None
+        if kind.method == "pruned":
+            from lowrank.baselines import pruned
+
+            model, zeros = pruned(self.dense, [record.weight.name for record in self.analysis.weights], kind.keep)
+            return Candidate(model, model.save, {"zeros": zeros})
+        if kind.method == "lowrank":
+            model = self._small(kind.keep)
+            return Candidate(model, model.save)
+        return self._healed(kind)
+
+    def _small(self, keep: float) -> Backend:
+        """What `compress` makes of the dense model for a keep ratio; the last one is remembered."""
+        if self._factored is not None and self._factored[0] == keep:
+            return self._factored[1]
+        self._factored = None
+        made = factorize(self.dense, self.analysis, select(self.analysis, keep), self.track)
+        if self.calibration is not None and made:
+            made = refitted(self.calibration, made, self.analysis, self.track)
+        small = self.dense.rewrite(agree_channel_order(made, self.dense.weights, self.dense.couplings, self.dense))
+        self._factored = (keep, small)
+        return small
+
+    def _healed(self, kind: Method) -> Candidate:
+        from lowrank.healing import Work, start
+
+        assert kind.keep is not None and self.heal is not None
+        calibration, fit = self._data()
+        small, training = self._small(kind.keep), self.heal
+        self._factored = None
+        checkpoint = self._checkpoint(kind)
+        session = start(
+            calibration.backend,
+            small,
+            fit,
+            calibration.heldout,
+            Work(60 * training.minutes, training.steps),
+            seed=training.seed,
+            device=training.device,
+            path=checkpoint,
+            key=self._key(kind, training),
+            resume=self.resume and checkpoint.is_file(),
+        )
+        return Candidate(small, small.save, self._trained(session.healing, training, checkpoint))
+
+    def _student(self) -> Candidate:
+        from lowrank.baselines import distillation, half_of, save_student
+        from lowrank.healing import Work
+
+        student, kind = half_of(self.dense), Method("student")
+        calibration, fit = self._data()
+        training = self.distil
+        assert training is not None
+        checkpoint = self._checkpoint(kind)
+        healing = distillation(
+            calibration.backend,
+            student,
+            fit,
+            calibration.heldout,
+            Work(60 * training.minutes, training.steps),
+            seed=training.seed,
+            path=checkpoint,
+            key=self._key(kind, training),
+            resume=self.resume and checkpoint.is_file(),
+        )
+        facts = self._trained(healing, training, checkpoint)
+        return Candidate(student, lambda folder: save_student(student, folder), facts)
+
+    def _trained(self, healing: Any, training: Training, checkpoint: Path) -> dict[str, Any]:
+        for _ in self.track(hundredths(healing.run()), healing.told, 100):
+            pass
+        checkpoint.unlink(missing_ok=True)
+        healed = healing.healed()
+        note = None if healed.kept else "training found nothing better than what it began with"
+        return {"minutes": training.minutes, "note": "; ".join([*healed.problems, *([note] if note else [])]) or None}
+
+    def _data(self) -> tuple[Calibration, tuple[Feed, ...]]:
+        """The calibration, and the samples to learn from.
+
+        Raises:
+            UnsupportedModel: if there are none.
+        """
+        from lowrank.calibrate import training_batches
+
+        if self.calibration is None:
+            raise UnsupportedModel("there is no data to learn from; give --calib FILE")
+        check_samples(self.calibration)
+        text = Path(self.settings.calib).expanduser() if self.settings.calib else None
+        return self.calibration, training_batches(self.calibration, text, self.settings.column)
+
+    def _checkpoint(self, kind: Method) -> Path:
+        place = self.folder / kind.name
+        place.mkdir(exist_ok=True)
+        return place / CHECKPOINT_FILE
+
+    def _key(self, kind: Method, training: Training) -> str:
+        return hash_json([kind.name, training.minutes, training.steps, training.seed])
+
+
+def compressed_size(path: Path) -> int:
+    """Bytes of a graph with the numbers beside it, as gzip makes them."""
+    packer, size = zlib.compressobj(wbits=31), 0
+    for part in (path, path.with_name(f"{path.name}.data")):
+        if part.exists():
+            with part.open("rb") as stream:
+                while chunk := stream.read(CHUNK):
+                    size += len(packer.compress(chunk))
+    return size + len(packer.flush())
+
+
+def copy_point(place: Path, target: Path) -> None:
+    """Put what is for a user of a point's folder into another folder."""
+    shutil.copytree(place, target, copy_function=linked, ignore=shutil.ignore_patterns(POINT_FILE, CHECKPOINT_FILE))

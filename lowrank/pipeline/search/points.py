@@ -1,0 +1,130 @@
+"""Points of a sweep: what is made, and what each came to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from lowrank.artifacts import hash_files, hash_json
+from lowrank.core.match import nearest
+from lowrank.edge.target import Dtype, Target
+from lowrank.errors import ArtifactError, PatternError
+
+MethodName = Literal["dense", "pruned", "student", "lowrank", "healed"]
+DTYPES: tuple[Dtype, ...] = ("float32", "int8", "int4")
+FRONT, ALL = "front", "all"
+"""Words for several points to write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One way to make the model smaller."""
+
+    method: MethodName
+    keep: float | None = None
+    """The share of the targeted weights that is kept."""
+    dtype: Dtype = "float32"
+
+    @property
+    def name(self) -> str:
+        """What it is called everywhere.
+
+        Example:
+            >>> Method("lowrank", 0.5, "int8").name
+            'lowrank-0.5-int8'
+        """
+        parts = [self.method, "" if self.keep is None else f"{self.keep:g}"]
+        return "-".join(part for part in (*parts, self.dtype if self.dtype != "float32" else "") if part)
+
+    @property
+    def target(self) -> Target:
+        """What its graph is written for."""
+        return Target(dtype=self.dtype)
+
+
+def families(keeps: Sequence[float], student: bool, healed: bool) -> list[list[Method]]:
+    """Everything that is made; those in one list are one model in several types, in 32 bits first."""
+    found = [[Method("dense", None, dtype) for dtype in DTYPES]]
+    found += [[Method("pruned", keep)] for keep in keeps]
+    if student:
+        found.append([Method("student", None, dtype) for dtype in DTYPES])
+    for keep in keeps:
+        found.append([Method("lowrank", keep, dtype) for dtype in DTYPES])
+        if healed:
+            found.append([Method("healed", keep, dtype) for dtype in DTYPES])
+    return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """The keys of a point in `sweep.json`."""
+
+    name: str
+    method: MethodName
+    keep: float | None
+    dtype: Dtype
+    minutes: float | None
+    """How long it was trained."""
+    params: int
+    """Numbers in the model, zeros among them."""
+    zeros: int | None
+    """Of the pruned weights."""
+    bytes: int
+    """Of model.onnx with what lies beside it."""
+    gzip_bytes: int | None
+    """Of the same, compressed; where zeros make a difference, and of the dense model."""
+    ms: float
+    """A run in ONNX Runtime, all points in turn."""
+    quality: float
+    drop: float
+    """Of the quality, positive for worse; see `evaluate.tasks.drop_of`."""
+    low: float | None
+    high: float | None
+    """The drop's confidence interval."""
+    on_front: bool = False
+    """Whether no other point is as good in bytes, ms and drop, and better in one; see `core.front`."""
+    note: str | None = None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Point:
+        """What `to_json` gave.
+
+        Raises:
+            ArtifactError: if it is anything else.
+        """
+        try:
+            return cls(**{each.name: content[each.name] for each in fields(cls)})
+        except (KeyError, TypeError):
+            raise ArtifactError("sweep.json is not whole; delete it and sweep again") from None
+
+    def to_json(self) -> dict[str, Any]:
+        """A mapping that JSON can hold."""
+        return asdict(self)
+
+
+def check_names(wanted: Sequence[str], kinds: Sequence[Method]) -> None:
+    """Refuse a name of no point.
+
+    Raises:
+        PatternError: with the nearest one.
+    """
+    names = [kind.name for kind in kinds]
+    for name in wanted:
+        if name not in (*names, FRONT, ALL):
+            raise PatternError(
+                f"--write {name}: there is no such point{nearest(name, names)}; give {FRONT}, {ALL}, or names such as "
+                f"{names[-1]}"
+            )
+
+
+def data_of(task: str) -> str | None:
+    """What tells the data of a task from other data under the same name."""
+    _, _, named = task.partition(":")
+    if not named:
+        return None
+    path = Path(named).expanduser()
+    if path.is_dir():
+        return hash_json(sorted((str(p), p.stat().st_size) for p in path.rglob("*") if p.is_file()))
+    return hash_files([path]) if path.is_file() else None

@@ -1,0 +1,292 @@
+"""A sweep: all budgets from one analysis, and what else one could do, made and measured side by side."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lowrank.artifacts import read_json, save_analysis, staged, write_json
+from lowrank.artifacts.analysis import kept_in
+from lowrank.artifacts.files import linked
+from lowrank.artifacts.journal import close_journal, open_journal
+from lowrank.artifacts.lock import holding
+from lowrank.backends import Opening, open_model
+from lowrank.backends.inputs import Signature
+from lowrank.backends.memory import available_memory
+from lowrank.backends.onnx.save import file_size
+from lowrank.core.selection.pareto import Result, on_front
+from lowrank.errors import ArtifactError, HealingError, LowRankError, UnsupportedModel
+from lowrank.pipeline.analyzing import STAGE as ANALYZE
+from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_calibration
+from lowrank.pipeline.execution import Execution
+from lowrank.pipeline.healing import Training, check_trainable
+from lowrank.pipeline.run.layout import PAGE_FILE, RUN
+from lowrank.pipeline.run.page import draw_page
+from lowrank.pipeline.run.provenance import made_with
+from lowrank.pipeline.search.candidates import CandidateBuilder, copy_point
+from lowrank.pipeline.search.points import (
+    ALL,
+    FRONT,
+    Method,
+    Point,
+    check_names,
+    data_of,
+    families,
+)
+from lowrank.pipeline.settings import Settings
+from lowrank.progress import Clock, Track, silent
+from lowrank.report.advice import advice
+from lowrank.report.page.sweep_plot import scatter
+from lowrank.report.page.tradeoff import SWEEP_FILE
+from lowrank.version import __version__
+
+STAGE = "sweep"
+PICTURE_FILE, POINTS_FOLDER = "sweep.svg", "points"
+KEEPS = (0.8, 0.5, 0.3, 0.2)
+MINUTES = 2.0
+"""For the student, unless something else says how long."""
+SEQUENCE = 128
+"""Tokens of a sample that is timed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sweep:
+    """What `sweep.json` holds."""
+
+    task: dict[str, Any]
+    """`name`, `metric` and `higher_is_better` of the quality."""
+    shape: str
+    """Of the input that is timed, with one thread."""
+    points: list[Point]
+    left_out: list[dict[str, str]]
+    """`name` and `reason` of each point that could not be made."""
+    advice: list[str]
+    """What it means, in words."""
+    seconds: dict[str, float]
+    identity: dict[str, Any]
+    """All that the points depend on."""
+    provenance: dict[str, Any]
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Sweep:
+        """What `to_json` gave.
+
+        Raises:
+            ArtifactError: if it is anything else.
+        """
+        try:
+            known = {name: content[name] for name in cls.__slots__ if name != "points"}
+            return cls(points=[Point.from_json(each) for each in content["points"]], **known)
+        except (KeyError, TypeError):
+            raise ArtifactError(f"{SWEEP_FILE} is not whole; delete it and sweep again") from None
+
+    def to_json(self) -> dict[str, Any]:
+        """A mapping that JSON can hold."""
+        return asdict(self)
+
+
+@holding("output")
+def sweep(
+    model: object,
+    *,
+    output: str | Path = RUN,
+    keeps: Sequence[float] = KEEPS,
+    task: str = "fidelity",
+    heal: Training | float | None = None,
+    distil: Training | float | None = None,
+    write: Sequence[str] = (),
+    settings: Settings | None = None,
+    opening: Opening | None = None,
+    execution: Execution | None = None,
+    track: Track = silent,
+) -> Sweep:
+    """Solve all budgets from one analysis, make what else one could do, and measure all of it side by side.
+
+    Everything is measured as the `model.onnx` that would be shipped: its bytes, its time in ONNX Runtime (all files in
+    turn in one process), and its quality. Writes `analysis.json`, `sweep.json` and `sweep.svg`, and to `points/` the
+    points that are asked for.
+
+    Args:
+        model: a path or a live `nn.Module`.
+        output: the run folder. A sweep that is there already, of the same model with the same options, is not made
+            again: then only what `write` names is.
+        keeps: keep ratios, of low rank and of pruning.
+        task: what quality is; see `evaluate.tasks.read_tasks`.
+        heal: also train each low-rank model, in this way or for so many minutes.
+        distil: train the student so; by default as long as models are healed, or two minutes; 0 leaves it out.
+        write: names of points whose `model.onnx` and `model/` are kept, or `front`, or `all`.
+        settings: which weights, and on what data.
+        opening: how to build the model if its file does not say.
+        execution: whether to go on with a sweep that was interrupted.
+        track: shows progress.
+
+    Raises:
+        LowRankError: with what to try.
+
+    Example:
+        sweep = lowrank.sweep("my-model", task="sts:pairs.tsv", write=["front"])
+    """
+    run, clock, execution = Path(output).expanduser(), Clock(), execution or Execution()
+    settings, opening = settings or Settings(), opening or Opening()
+    heal = Training(minutes=heal) if isinstance(heal, int | float) else heal
+    if heal is not None and heal.adapter is not None:
+        raise HealingError("a sweep heals factors; leave the adapter to `lowrank heal`")
+    distil = (heal or MINUTES) if distil is None else distil
+    distil = distil if isinstance(distil, Training) else Training(minutes=distil) if distil > 0 else None
+    keeps = _sound(keeps)
+    wanted = families(keeps, distil is not None, heal is not None)
+    check_names(write, [kind for family in wanted for kind in family])
+    backend = open_model(model, opening, streamed=False)
+    if heal is not None:
+        check_trainable(backend)
+    calibration = read_calibration(backend, settings)
+    backend = calibration.backend if calibration else backend
+    signature = backend.signature
+    if isinstance(signature, str):
+        raise UnsupportedModel(f"nothing can be measured: {signature}; see --arch, --config and --calib inputs.npz")
+    # A task that cannot be read must not cost an analysis.
+    from lowrank.evaluate.tasks import read_tasks
+
+    (measure,) = read_tasks([task], backend, calibration.report if calibration else None)
+    kept = kept_analysis(run)
+    analysis = analyze_backend(backend, calibration, settings, opening, kept, track, clock, execution, run)
+    if analysis is not kept:
+        save_analysis(analysis, run)
+        analysis = kept_in(run, analysis)
+    close_journal(run, ANALYZE)
+    identity = {
+        "model": backend.source["fingerprint"],
+        "version of lowrank": __version__,
+        "analysis": analysis.fingerprint,
+        "keep ratios": keeps,
+        "task": [task, data_of(task)],
+        "healing": heal and asdict(heal),
+        "distillation": distil and asdict(distil),
+    }
+    before = _finished(run, identity)
+    if before is not None:
+        named = {name for word in write for name in _named(word, before.points)}
+        wanted = [family for family in wanted if family[0].method == "dense" or named & {k.name for k in family}]
+    if before is not None and not write:
+        return before
+    journal = open_journal(run, STAGE, {**identity, "written": list(write)}, execution.resume)
+    assert journal.folder is not None
+    maker = CandidateBuilder(
+        backend, calibration, analysis, settings, measure, journal.folder, heal, distil, execution.resume, bool(write)
+    )
+    left_out: list[dict[str, str]] = []
+    for family in track(wanted, "making points", len(wanted)):
+        try:
+            with clock.stage(family[0].name):
+                maker.make(family)
+        except LowRankError as error:
+            if family[0].method == "dense":
+                raise
+            left_out += [{"name": k.name, "reason": str(error)} for k in family if maker.known(k) is None]
+    kinds = [kind for family in wanted for kind in family if maker.known(kind) is not None]
+    with clock.stage("latency"):
+        times = _times({kind.name: maker.path(kind) for kind in kinds}, signature, track)
+    points = [_point(kind, maker.known(kind) or {}, times[kind.name]) for kind in kinds]
+    if before is not None:
+        left_out = before.left_out
+        points = _merged(before.points, points)
+    chosen = on_front([Result(p.bytes, p.ms, p.drop) for p in points])
+    points = [replace(point, on_front=front) for point, front in zip(points, chosen, strict=True)]
+    sequence = f" x {min(SEQUENCE, signature.max_sequence)}" if signature.has_sequence else ""
+    found = Sweep(
+        task={"name": measure.name, "metric": measure.metric, "higher_is_better": measure.higher_is_better},
+        shape=f"1{sequence}",
+        points=points,
+        left_out=left_out,
+        advice=advice(points),
+        seconds=clock.seconds,
+        identity=identity,
+        provenance={"command": sys.argv, "source": dict(backend.source)},
+    )
+    with staged(run, owned=(SWEEP_FILE, PICTURE_FILE, POINTS_FOLDER)) as stage:
+        written = {name for word in write for name in _named(word, points)}
+        for kind in kinds:
+            if kind.name in written:
+                copy_point(maker.path(kind).parent, stage / POINTS_FOLDER / kind.name)
+        for earlier in (run / POINTS_FOLDER).iterdir() if before and (run / POINTS_FOLDER).is_dir() else ():
+            if not (stage / POINTS_FOLDER / earlier.name).exists():
+                shutil.copytree(earlier, stage / POINTS_FOLDER / earlier.name, copy_function=linked)
+        write_json(stage / SWEEP_FILE, "sweep", found.to_json())
+        (stage / PICTURE_FILE).write_text(scatter(points, found.task["metric"]), encoding="utf-8")
+    close_journal(run, STAGE)
+    failed = draw_page(run, analysis, made_with())
+    if failed is not None:
+        return replace(found, left_out=[*left_out, {"name": PAGE_FILE, "reason": failed}])
+    return found
+
+
+def _sound(keeps: Sequence[float]) -> list[float]:
+    odd = [keep for keep in keeps if not 0 < keep < 1]
+    if odd or not keeps:
+        raise LowRankError(
+            f"{odd[0]:g} is no keep ratio" if odd else "no keep ratios are named; give some such as 0.8,0.5,0.3"
+        )
+    return sorted(set(keeps), reverse=True)
+
+
+def _finished(run: Path, identity: Mapping[str, Any]) -> Sweep | None:
+    """The sweep in a run, if it is the one that is asked for."""
+    if not (run / SWEEP_FILE).is_file():
+        return None
+    try:
+        found = Sweep.from_json(read_json(run / SWEEP_FILE, "sweep"))
+    except ArtifactError:
+        return None
+    return found if found.identity == dict(identity) else None
+
+
+def _named(word: str, points: Sequence[Point]) -> list[str]:
+    """The names of the points that a word of `write` stands for."""
+    if word == ALL:
+        return [point.name for point in points]
+    return [point.name for point in points if point.on_front] if word == FRONT else [word]
+
+
+def _times(files: Mapping[str, Path], signature: Signature, track: Track) -> dict[str, float]:
+    """Milliseconds of all files, in turn in one process; as many at a time as there is memory for.
+
+    With several groups the dense model is in each, and times are what they would be beside the first one's.
+    """
+    from lowrank.evaluate import measure_latency
+
+    first, *rest = files
+    groups, room = [list[str]()], available_memory() // 4
+    for name in rest:
+        size = sum(file_size(files[each]) for each in (first, *groups[-1], name))
+        if groups[-1] and size > room:
+            groups.append([])
+        groups[-1].append(name)
+    found: dict[str, float] = {}
+    for group in track(groups, f"timing {len(files)} files in turn", len(groups)):
+        times = measure_latency({name: files[name] for name in (first, *group)}, signature, 1, SEQUENCE)
+        scale = found[first] / times[first] if found else 1.0
+        found |= {name: times[name] * scale for name in times if name not in found}
+    return found
+
+
+def _point(kind: Method, known: Mapping[str, Any], ms: float) -> Point:
+    return Point.from_json({**known, **asdict(kind), "name": kind.name, "ms": ms, "on_front": False})
+
+
+def _merged(before: Sequence[Point], now: Sequence[Point]) -> list[Point]:
+    """The points of an earlier sweep, with those that came out otherwise this time: training goes by the clock.
+
+    Times of the new ones are what they would have been beside the dense model of that time.
+    """
+    again = {point.name: point for point in now}
+    scale = before[0].ms / now[0].ms
+    found: list[Point] = []
+    for point in before:
+        new = again.get(point.name)
+        same = new is None or (new.bytes, new.quality) == (point.bytes, point.quality)
+        found.append(point if new is None or same else replace(new, ms=new.ms * scale))
+    return found

@@ -1,0 +1,341 @@
+"""A search for what meets limits best: keep ratio, structures, type, healing; each trial is what `compress` gives."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowrank.artifacts import read_json, save_analysis, staged, write_json
+from lowrank.artifacts.analysis import ANALYSIS_FILES, kept_in
+from lowrank.artifacts.files import linked
+from lowrank.artifacts.journal import PROGRESS_FOLDER, close_journal
+from lowrank.artifacts.lock import holding
+from lowrank.backends import Backend, Opening, open_model
+from lowrank.backends.inputs import Signature
+from lowrank.backends.onnx.save import file_size
+from lowrank.core.budget import Budget
+from lowrank.core.selection.knapsack import Knapsack
+from lowrank.edge.graph_file import write_onnx
+from lowrank.edge.target import Target
+from lowrank.errors import ArtifactError, ExportError, LowRankError, UnsupportedModel
+from lowrank.pipeline.analyzing import STAGE as ANALYZE
+from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_calibration
+from lowrank.pipeline.compressing import compress
+from lowrank.pipeline.evaluating import evaluate
+from lowrank.pipeline.execution import Execution
+from lowrank.pipeline.healing import Training, check_trainable
+from lowrank.pipeline.run.layout import RESULTS, RUN, SCRIPT_FILE
+from lowrank.pipeline.search.points import data_of
+from lowrank.pipeline.search.study import Study, import_optuna
+from lowrank.pipeline.search.trials import (
+    GOALS,
+    Limits,
+    Trial,
+    best_of,
+    nearest_of,
+)
+from lowrank.pipeline.settings import Settings
+from lowrank.progress import Clock, Track, silent
+from lowrank.results.report import ONNX_FILE
+from lowrank.version import __version__
+
+if TYPE_CHECKING:
+    from lowrank.evaluate.tasks import Score, Task
+
+STAGE = "tune"
+TUNE_FILE = "tune.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tuning:
+    """What `tune.json` holds."""
+
+    task: dict[str, Any]
+    limits: Limits
+    goal: str
+    """In words."""
+    dense: dict[str, float]
+    """`bytes`, `ms` and `quality` of the dense model."""
+    trials: list[Trial]
+    best: Trial | None
+    """What the run holds now; None if no trial is within the limits."""
+    nearest: Trial | None
+    """Without a best one: which passes the limits by least."""
+    exhausted: bool
+    """Whether nothing is left to try."""
+    provenance: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """A mapping that JSON can hold."""
+        return asdict(self)
+
+
+@holding("output")
+def tune(
+    model: object,
+    *,
+    output: str | Path = RUN,
+    task: str = "fidelity",
+    max_drop: float = 0.01,
+    size: Budget | None = None,
+    latency: Budget | None = None,
+    trials: int = 30,
+    minutes: float | None = None,
+    heal: float = 0.0,
+    seed: int = 0,
+    settings: Settings | None = None,
+    opening: Opening | None = None,
+    execution: Execution | None = None,
+    track: Track = silent,
+) -> Tuning:
+    """Search the keep ratio, the structures, the type of numbers and the minutes of healing with Optuna.
+
+    The smallest file within the limits is looked for; the fastest, if the size has a limit; the one of least drop, if
+    time has one, too. One analysis serves all trials, and each trial is what `compress` gives. The best one becomes
+    the run's result; without one the run stays as it is.
+
+    Args:
+        model: a path or a live `nn.Module`.
+        output: the run folder; the study is kept in it.
+        task: what quality is; see `evaluate.tasks.read_tasks`.
+        max_drop: how much of it may be lost.
+        size: what the file may have; see `Budget.size`.
+        latency: what a run of 128 tokens may take, `Budget.latency` or of milliseconds.
+        trials: how many, those of a study that is gone on with among them.
+        minutes: no trial begins later.
+        heal: so many minutes of healing may be tried.
+        seed: of what is proposed.
+        settings: which weights, and on what data.
+        opening: how to build the model if its file does not say.
+        execution: whether to go on with the study that is there.
+        track: shows progress.
+
+    Raises:
+        LowRankError: with what to try.
+
+    Example:
+        found = lowrank.tune("my-model", task="sts:pairs.tsv", max_drop=0.01, size=lowrank.Budget.size(10e6))
+    """
+    begun, run, clock, execution = time.monotonic(), Path(output).expanduser(), Clock(), execution or Execution()
+    settings, opening = settings or Settings(), opening or Opening()
+    import_optuna()
+    if not (math.isfinite(max_drop) and max_drop >= 0):
+        raise LowRankError(f"a drop of {max_drop:g} is no limit; give a number such as 0.01")
+    backend = open_model(model, opening, streamed=False)
+    if heal:
+        check_trainable(backend)
+    calibration = read_calibration(backend, settings)
+    backend = calibration.backend if calibration else backend
+    if isinstance(backend.signature, str):
+        raise UnsupportedModel(f"nothing can be measured: {backend.signature}; see --arch, --config and --calib")
+    from lowrank.evaluate.tasks import read_tasks
+
+    (measure,) = read_tasks([task], backend, calibration.report if calibration else None)
+    kept = kept_analysis(run)
+    analysis = analyze_backend(backend, calibration, settings, opening, kept, track, clock, execution, run)
+    if analysis is not kept:
+        save_analysis(analysis, run)
+        kept_in(run, analysis)
+    close_journal(run, ANALYZE)
+    place = run / PROGRESS_FOLDER / STAGE
+    if not execution.resume:
+        shutil.rmtree(place, ignore_errors=True)
+    workbench = Workbench(model, backend, measure, settings, opening, run, place, seed)
+    limits = Limits(
+        drop=max_drop,
+        bytes=None if size is None else size.of_original(backend.nbytes).limit,
+        ms=None if latency is None else workbench.milliseconds(latency),
+    )
+    identity = {
+        "version of lowrank": __version__,
+        "analysis": analysis.fingerprint,
+        "task": [task, data_of(task)],
+        "drop": max_drop,
+        "size": limits.bytes,
+        "time": latency and asdict(latency),
+        "healing": heal,
+        "seed": seed,
+    }
+    study = Study(run, identity, limits, heal, seed, execution.resume)
+    exhausted = False
+    for _ in track(range(len(study.trials), trials), "trying", max(trials - len(study.trials), 0)):
+        if minutes is not None and time.monotonic() - begun > 60 * minutes:
+            break
+        found = study.ask()
+        if found is None:
+            exhausted = True
+            break
+        asked, proposed = found
+        study.tell(asked, workbench.tried(proposed))
+        workbench.keep_only(best_of(study.trials, limits))
+    done = study.trials
+    best = best_of(done, limits)
+    tuning = Tuning(
+        task={"name": measure.name, "metric": measure.metric, "higher_is_better": measure.higher_is_better},
+        limits=limits,
+        goal=GOALS[limits.goal],
+        dense={
+            "bytes": float(file_size(workbench.dense_path)),
+            "ms": workbench.dense_ms,
+            "quality": workbench.dense_score.value,
+        },
+        trials=done,
+        best=best,
+        nearest=nearest_of(done, limits) if best is None else None,
+        exhausted=exhausted,
+        provenance={"command": sys.argv, "source": dict(backend.source)},
+    )
+    if best is not None:
+        workbench.install(best, limits)
+    write_json(run / TUNE_FILE, "tune", tuning.to_json())
+    close_journal(run, STAGE)
+    return tuning
+
+
+@dataclass(eq=False)
+class Workbench:
+    """Makes a trial, and measures it beside the dense model."""
+
+    model: object
+    dense: Backend
+    task: Task
+    settings: Settings
+    opening: Opening
+    run: Path
+    place: Path
+    """For the trials' folders."""
+    seed: int
+
+    @cached_property
+    def dense_path(self) -> Path:
+        """The dense model's graph."""
+        path = self.place / "dense" / ONNX_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_onnx(self.dense, path)
+        return path
+
+    @cached_property
+    def dense_score(self) -> Score:
+        """Of the dense model's graph."""
+        return self._score(self.dense_path)
+
+    @cached_property
+    def dense_ms(self) -> float:
+        """Of the dense model alone."""
+        return self._times({"dense": self.dense_path})["dense"]
+
+    def milliseconds(self, latency: Budget) -> float:
+        """What a budget of time comes to."""
+        return latency.limit if latency.kind == "milliseconds" else latency.limit * self.dense_ms
+
+    def folder(self, trial: Trial) -> Path:
+        """Of a trial's run."""
+        return self.place / f"trial-{trial.number}"
+
+    def tried(self, trial: Trial) -> Trial:
+        """The same trial with what it came to."""
+        from lowrank.evaluate.tasks import compare
+
+        try:
+            path = self._made(trial)
+            compared = compare(self.task, self.dense_score, self._score(path))
+            if not math.isfinite(compared.drop):
+                raise ExportError(f"its {self.task.metric} is no number")
+            times = self._times({"dense": self.dense_path, "trial": path})
+        except LowRankError as error:
+            return replace(trial, problem=str(error))
+        return replace(
+            trial,
+            bytes=file_size(path),
+            # As it would be in the minute in which the dense model was timed alone: machines have other work, too.
+            ms=times["trial"] * self.dense_ms / times["dense"],
+            quality=compared.compressed,
+            drop=compared.drop,
+            low=compared.low,
+            high=compared.high,
+        )
+
+    def keep_only(self, best: Trial | None) -> None:
+        """Remove the folders of all trials but one."""
+        for folder in self.place.glob("trial-*"):
+            if best is None or folder != self.folder(best):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def install(self, trial: Trial, limits: Limits) -> None:
+        """Make a trial the result of the run, as `compress` would have left it."""
+        folder = self.folder(trial)
+        if not (folder / ONNX_FILE).is_file():
+            if _holds(self.run, trial):
+                return
+            again = self.tried(trial)
+            if again.excess(limits) > 0:
+                raise LowRankError(
+                    f"trial {trial.number} is no longer what it was ({again.verdict(limits)}): training goes by the "
+                    "clock, and the run's results had been replaced; search again without --resume"
+                )
+        with staged(self.run, owned=RESULTS) as stage:
+            for name in (*RESULTS, SCRIPT_FILE):
+                if (folder / name).exists():
+                    shutil.move(folder / name, stage / name)
+        if isinstance(self.model, str | Path):
+            # Trials were not timed for their reports.
+            evaluate(self.run, opening=self.opening)
+
+    def _made(self, trial: Trial) -> Path:
+        """The graph of a trial's run.
+
+        Raises:
+            LowRankError: if it cannot be made, or has problems.
+        """
+        folder = self.folder(trial)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for name in ANALYSIS_FILES:
+            if (self.run / name).is_dir():
+                shutil.copytree(self.run / name, folder / name, copy_function=linked)
+            elif (self.run / name).exists():
+                linked(str(self.run / name), str(folder / name))
+        offered = None if trial.structures == "all" else tuple(trial.structures.split(","))
+        report = compress(
+            self.model,
+            trial.keep,
+            output=folder,
+            selector=Knapsack(structures=offered) if offered else None,
+            settings=self.settings,
+            opening=self.opening,
+            heal=Training(minutes=trial.minutes, seed=self.seed) if trial.minutes else None,
+            latency=False,
+            target=Target(dtype=trial.dtype),  # pyright: ignore[reportArgumentType]
+        )
+        if report.problems:
+            raise ExportError(report.problems[0])
+        return folder / ONNX_FILE
+
+    def _score(self, path: Path) -> Score:
+        from lowrank.evaluate.session import FileModel
+
+        assert isinstance(self.dense.signature, Signature)
+        return self.task.score(FileModel(path, self.dense.signature.output))
+
+    def _times(self, files: Mapping[str, Path]) -> dict[str, float]:
+        from lowrank.evaluate import measure_latency
+
+        assert isinstance(self.dense.signature, Signature)
+        return measure_latency(files, self.dense.signature)
+
+
+def _holds(run: Path, trial: Trial) -> bool:
+    """Whether a run's result is a trial of an earlier search."""
+    try:
+        before = read_json(run / TUNE_FILE, "tune")["best"]
+    except (ArtifactError, KeyError):
+        return False
+    path = run / ONNX_FILE
+    return before == trial.to_json() and path.is_file() and file_size(path) == trial.bytes

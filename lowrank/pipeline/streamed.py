@@ -1,0 +1,183 @@
+"""Compressing what is never whole in memory: a weight is read, factored, written, and let go."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from lowrank.artifacts import save_analysis, staged, write_json
+from lowrank.artifacts.files import linked
+from lowrank.artifacts.journal import Journal
+from lowrank.backends.checkpoint.backend import CheckpointBackend
+from lowrank.backends.checkpoint.write import (
+    Written,
+    copy_tensors,
+    finish,
+    is_copied,
+    shard_name,
+    write_factors,
+    written,
+)
+from lowrank.core.analysis import Analysis
+from lowrank.core.plan import Plan
+from lowrank.core.structures import Option, factorized
+from lowrank.errors import UnsupportedModel
+from lowrank.evaluate.sizes import per_weight_error, sizes_of, targets_of, weight_error
+from lowrank.pipeline.execution import Execution
+from lowrank.pipeline.publish.model_card import write_card
+from lowrank.pipeline.run.layout import (
+    MODEL_FOLDER,
+    PLAN_FILE,
+    REPORT_FILE,
+    RESULTS,
+    files_of,
+)
+from lowrank.pipeline.run.page import with_page
+from lowrank.pipeline.run.provenance import provenance
+from lowrank.progress import Clock, Track
+from lowrank.results.report import Report
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    option: Option
+    analysis: Analysis
+    """Of its weight alone, as it may be sent to another machine."""
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class _FactorJob:
+    """Reads a weight, factors it and writes the factors, wherever it runs."""
+
+    backend: CheckpointBackend
+    folder: Path
+
+    def __call__(self, task: _Task) -> Written:
+        path = self.folder / task.file
+        known = written(path)
+        if known is not None:
+            return known
+        ((name, replacement),) = factorized(task.option, task.analysis, self.backend).items()
+        return write_factors(self.backend, name, replacement, path)
+
+
+@dataclass(frozen=True, slots=True)
+class _CopyJob:
+    """Copies what stays of one shard."""
+
+    backend: CheckpointBackend
+    folder: Path
+
+    def __call__(self, task: tuple[str, Sequence[str]]) -> None:
+        file, names = task
+        if not is_copied(self.backend, names, self.folder / file):
+            copy_tensors(self.backend, names, self.folder / file)
+
+
+def refuse_whole(**asked: object) -> None:
+    """Refuse what takes the whole model.
+
+    Raises:
+        UnsupportedModel: if any of it was asked for; the message names it.
+    """
+    named = [name.replace("_", "-") for name, value in asked.items() if value]
+    if named:
+        _refuse(named[0])
+
+
+def _refuse(option: str) -> NoReturn:
+    raise UnsupportedModel(
+        f"the model is streamed weight by weight, and --{option} needs the whole of it in memory: allow it more with "
+        "--memory, on a machine that has it, or leave that out"
+    )
+
+
+def compress_streamed(
+    backend: CheckpointBackend,
+    analysis: Analysis,
+    plan: Plan,
+    run: Path,
+    execution: Execution,
+    journal: Journal,
+    track: Track,
+    clock: Clock,
+) -> Report:
+    """Write the compressed checkpoint of a plan to a run, and its report; shards are the pieces of the journal."""
+    assert journal.folder is not None
+    folder = journal.folder / MODEL_FOLDER
+    folder.mkdir(exist_ok=True)
+    chosen = [option for option in plan.options if option.structure != "dense"]
+    factored = {backend.stored[name] for o in chosen for name in analysis.groups[o.group].weights}
+    rest = _rest(backend, factored)
+    count = len(chosen) + len(rest)
+    tasks = [_Task(o, _alone(o.group, analysis), shard_name(i, count)) for i, o in enumerate(chosen)]
+    copies = [(shard_name(len(chosen) + i, count), names) for i, names in enumerate(rest)]
+    weights = [backend.by_name[name] for o in chosen for name in analysis.groups[o.group].weights]
+    with execution.pool(weights, bool(analysis.grams)) as pool:
+        with clock.stage("factorize"):
+            jobs = pool.map(_FactorJob(backend, folder), tasks)
+            found = list(track(jobs, "factorizing", len(tasks)))
+        with clock.stage("save"):
+            list(track(pool.map(_CopyJob(backend, folder), copies), "copying the rest", len(copies)))
+            after = finish(backend, folder, found)
+    report = _report(backend, analysis, plan, found, after)
+    with staged(run, owned=RESULTS) as stage:
+        save_analysis(analysis, stage)
+        # Linked and not moved: until all is in place, a run that is killed finds its pieces again.
+        shutil.copytree(folder, stage / MODEL_FOLDER, copy_function=linked)
+        write_json(stage / PLAN_FILE, "plan", plan.to_json())
+        report = replace(report, seconds=clock.seconds, provenance=provenance(analysis, plan, refit=False))
+        write_card(stage / MODEL_FOLDER, report)
+        report = replace(report, files=files_of(stage))
+        report = with_page(stage, run, analysis, plan, report)
+        write_json(stage / REPORT_FILE, "report", report.to_json())
+    return report
+
+
+def _alone(name: str, analysis: Analysis) -> Analysis:
+    """What is known of one weight."""
+    # Moments stay on disk until they are asked for, on whatever machine that is.
+    return Analysis((analysis[name],), grams=analysis.grams)
+
+
+def _rest(backend: CheckpointBackend, factored: set[str]) -> list[list[str]]:
+    """What is copied, in the order of each old shard."""
+    found: dict[str, list[str]] = {}
+    for name, stored in sorted(backend.shards.tensors.items(), key=lambda item: item[1].start):
+        if name not in factored:
+            found.setdefault(stored.file, []).append(name)
+    return [found[file] for file in sorted(found)]
+
+
+def _report(backend: CheckpointBackend, analysis: Analysis, plan: Plan, found: Sequence[Written], after: int) -> Report:
+    energy = {r.weight.name: float(np.square(r.plain.values).sum()) for r in analysis.weights}
+    cast = {each.name: each.cast for each in found}
+    total = sum(energy.values())
+    params = backend.params - analysis.dense_params + plan.cost
+    budget: Mapping[str, Any] = asdict(plan.budget) if plan.budget else {"kind": "plan", "limit": None}
+    return Report(
+        targets=targets_of(analysis, plan),
+        model=sizes_of(backend, params, after, analysis, plan),
+        budget={**budget, "reached": plan.reached},
+        error={
+            "relative": weight_error(analysis, plan),
+            "per_weight": per_weight_error(analysis, plan),
+            "cast_relative": (sum(cast.values()) / total) ** 0.5 if total else 0.0,
+            "cast_per_weight": {
+                name: (lost / energy[name]) ** 0.5 if energy[name] else 0.0 for name, lost in cast.items()
+            },
+        },
+        skipped=[{"name": s.name, "shape": list(s.shape), "reason": s.reason} for s in analysis.skips],
+        notes=[
+            *analysis.notes,
+            *plan.notes,
+            f"no model.onnx and no measured quality: {backend.refusal}. Errors are those of the "
+            "weights; `cast` is what their own types changed, beside what truncation did",
+        ],
+    )

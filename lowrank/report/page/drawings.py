@@ -1,0 +1,216 @@
+"""The plots of the page, each from its data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from lowrank.report.page.spectra import ENERGIES, Line, Seen
+from lowrank.report.page.svg import (
+    Scale,
+    element,
+    mark,
+    percent,
+    picture,
+    polyline,
+)
+from lowrank.report.page.tradeoff import Front, Measured
+
+PANEL = (200, 124)
+CHART = (380, 250)
+LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 40
+"""Margins of a chart."""
+LETTER = 6.3
+"""About the width of one."""
+FLOORS = (1e-2, 1e-6)
+"""The lowest singular value that is drawn is between these, as a share of the largest."""
+
+
+def floor_of(weights: Sequence[Seen]) -> float:
+    """The bottom of the axis that all spectra share: most stay above it for most of their ranks."""
+    late = sorted(seen.best.values[int(0.9 * len(seen.ranks))] for seen in weights)
+    at = late[len(late) // 10] if late else 1e-3
+    return min(max(10.0 ** math.floor(math.log10(max(at, FLOORS[1]))), FLOORS[1]), FLOORS[0])
+
+
+def spectrum(seen: Seen, floor: float) -> Markup:
+    """Singular values over ranks: both metrics, the energy marks, what is kept."""
+    width, height = PANEL
+    x = Scale(0, seen.full_rank, 6, width - 6)
+    y = Scale(floor, 1, height - 16, 12, logarithmic=True)
+    base = height - 16
+    parts: list[str] = []
+    chosen = seen.choice.rank if seen.choice else None
+    if chosen is not None:
+        parts.append(element("rect", class_="kept", x=x(0), y=12, width=max(x(chosen) - x(0), 0.5), height=base - 12))
+    for tick in y.ticks:
+        at = y(tick)
+        parts.append(element("line", class_="grid", x1=x(0), x2=x(seen.full_rank), y1=at, y2=at))
+    at = x(seen.break_even)
+    parts.append(element("line", class_="even", x1=at, x2=at, y1=12, y2=base))
+    lines = [("plain", seen.plain), ("data", seen.activation)]
+    for name, line in lines:
+        if line is not None:
+            points = [(x(rank), y(value)) for rank, value in zip(seen.ranks, line.values, strict=True)]
+            parts.append(polyline(points, class_=f"line {name}"))
+    for name, line in lines:
+        if line is not None:
+            parts += [mark(x(rank), y(value), i, class_=f"mark {name}") for i, (rank, value) in enumerate(line.marks)]
+    if chosen is not None:
+        at = x(chosen)
+        parts.append(element("line", class_="chosen", x1=at, x2=at, y1=12, y2=base))
+        end = "start" if at < 24 else "end" if at > width - 24 else "middle"
+        parts.append(element("text", str(chosen), class_="strong", x=at, y=9, text_anchor=end))
+    parts.append(element("text", "1", x=x(0), y=height - 3))
+    parts.append(element("text", str(seen.full_rank), x=x(seen.full_rank), y=height - 3, text_anchor="end"))
+    parts.append(element("line", class_="cursor", x1=0, x2=0, y1=12, y2=base, visibility="hidden"))
+    return picture(width, height, f"Spectrum of {seen.name}", described(seen), parts, "spectrum")
+
+
+def described(seen: Seen) -> str:
+    """A spectrum in words."""
+
+    def ranks(line: Line) -> str:
+        told = [f"{percent(energy)} at rank {rank}" for energy, (rank, _) in zip(ENERGIES, line.marks, strict=True)]
+        return ", ".join(told)
+
+    parts = [f"{seen.rows} x {seen.cols}", f"energy in the plain metric: {ranks(seen.plain)}"]
+    if seen.activation is not None:
+        parts.append(f"in the metric of the data: {ranks(seen.activation)}")
+    parts.append(f"break-even rank {seen.break_even}")
+    if seen.choice is not None:
+        parts.append(f"chosen: {seen.choice.told}")
+    return "; ".join(parts)
+
+
+def key_of_spectra(with_data: bool, with_choice: bool) -> list[tuple[Markup, str]]:
+    """What the lines and marks of spectra mean: little pictures, each with its words."""
+
+    def sample(*parts: Markup) -> Markup:
+        return element("svg", parts, class_="key spectrum", viewBox="0 0 26 14", aria_hidden="true")
+
+    line = {"x1": 1, "x2": 25, "y1": 7, "y2": 7}
+    up = {"x1": 13, "x2": 13, "y1": 0, "y2": 14}
+    found = [(sample(element("line", class_="line data", **line)), "in the metric of the data")] if with_data else []
+    found.append((sample(element("line", class_="line plain", **line)), "plain singular values"))
+    name = "data" if with_data else "plain"
+    found += [
+        (sample(mark(13.0, 7.0, i, class_=f"mark {name}")), f"{percent(energy)} of the energy")
+        for i, energy in enumerate(ENERGIES)
+    ]
+    if with_choice:
+        kept = element("rect", class_="kept", x=1, y=0, width=12, height=14)
+        found.append((sample(kept, element("line", class_="chosen", **up)), "chosen rank, and what it keeps"))
+    found.append((sample(element("line", class_="even", **up)), "two factors are smaller left of this"))
+    return found
+
+
+def _axes(x: Scale, y: Scale, across: str, up: str, ticks: tuple[Sequence[str], Sequence[str]]) -> list[Markup]:
+    """Grid, ticks and names of both axes."""
+    width, height = CHART
+    parts: list[Markup] = []
+    for value, label in zip(y.ticks, ticks[1], strict=True):
+        parts.append(element("line", class_="grid", x1=x.start, x2=x.end, y1=y(value), y2=y(value)))
+        parts.append(element("text", label, x=x.start - 6, y=y(value) + 4, text_anchor="end"))
+    for value, label in zip(x.ticks, ticks[0], strict=True):
+        parts.append(element("line", class_="tick", x1=x(value), x2=x(value), y1=y.start, y2=y.start + 4))
+        parts.append(element("text", label, x=x(value), y=y.start + 17, text_anchor="middle"))
+    parts.append(element("line", class_="axis", x1=x.start, x2=x.end, y1=y.start, y2=y.start))
+    parts.append(element("text", across, class_="name", x=width - RIGHT, y=height - 5, text_anchor="end"))
+    parts.append(element("text", up, class_="name", x=2, y=TOP - 4))
+    return parts
+
+
+def _scales(across: Sequence[float], up: Sequence[float], logarithmic: bool = False) -> tuple[Scale, Scale]:
+    width, height = CHART
+    x = Scale(*_padded(across), LEFT, width - RIGHT)
+    if logarithmic:
+        low, high = max(min(up), 1e-9), max(*up, 1e-9)
+        bottom, top = 10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high))
+        return x, Scale(bottom, max(top, bottom * 10), height - BOTTOM, TOP + 6, logarithmic=True)
+    return x, Scale(*_padded(up), height - BOTTOM, TOP + 6)
+
+
+def _padded(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis with some room around the values."""
+    low, high = min(values), max(values)
+    room = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
+    return low - room, high + room
+
+
+def front(found: Front) -> Markup | None:
+    """What every budget is predicted to lose; nothing, if none could be met."""
+    shown = [*found.points, *([found.chosen] if found.chosen else [])]
+    if not shown:
+        return None
+    errors = [max(point.error, 1e-6) for point in shown]
+    x = Scale(0, 1, LEFT, CHART[0] - RIGHT)
+    _, y = _scales([0, 1], errors, logarithmic=True)
+    ticks = ([percent(value) for value in x.ticks], [f"{value:g}" for value in y.ticks])
+    what = "output" if found.of_output else "weights"
+    parts: list[str] = [*_axes(x, y, "parameters kept", f"predicted relative error of the {what}", ticks)]
+    parts.append(polyline([(x(p.keep), y(p.error)) for p in found.points], class_="line data"))
+    for point in found.points:
+        tip = f"keep {percent(point.keep, 1)}: error {point.error:.3g}"
+        parts.append(mark(x(point.keep), y(point.error), 0, class_="mark data", data_tip=tip))
+    told = [f"keeping {percent(p.keep)} loses {p.error:.3g}" for p in found.points]
+    if found.chosen is not None:
+        at, up = x(found.chosen.keep), y(found.chosen.error)
+        parts.append(element("line", class_="chosen", x1=at, x2=at, y1=up, y2=y.start))
+        label = f"chosen: {percent(found.chosen.keep)}"
+        parts.append(mark(at, up, 0, 6.0, class_="point", data_tip=f"{label}, error {found.chosen.error:.3g}"))
+        side, shift = ("end", -10) if at > CHART[0] / 2 and up < 60 else ("start", 10)
+        parts.append(element("text", label, class_="strong", x=at + shift, y=up - 8, text_anchor=side))
+        told.append(f"the chosen plan keeps {percent(found.chosen.keep, 1)} and loses {found.chosen.error:.3g}")
+    return picture(*CHART, "Predicted error of every budget", "; ".join(told), parts, "chart")
+
+
+def sweep(points: Sequence[Measured]) -> Markup | None:
+    """What was measured: quality over bytes; nothing, if no point has both."""
+    known = [(p, p.nbytes / 1e6, p.quality) for p in points if p.nbytes is not None and p.quality is not None]
+    if not known:
+        return None
+    x, y = _scales([size for _, size, _ in known], [quality for *_, quality in known])
+    ticks = ([f"{value:g}" for value in x.ticks], [f"{value:g}" for value in y.ticks])
+    parts: list[str] = [*_axes(x, y, "MB of model.onnx", "quality", ticks)]
+    best = sorted((size, quality) for point, size, quality in known if point.on_front)
+    parts.append(polyline([(x(size), y(quality)) for size, quality in best], class_="line plain"))
+    told, taken = list[str](), list[tuple[float, float, float]]()
+    for point, size, quality in sorted(known, key=lambda each: (each[0].chosen, each[0].on_front), reverse=True):
+        at, up = x(size), y(quality)
+        tip = f"{point.name}: {size:.2f} MB, quality {quality:.4g}"
+        tip += "" if point.milliseconds is None else f", {point.milliseconds:.2f} ms"
+        class_ = "point" if point.chosen else "mark data" if point.on_front else "mark plain"
+        shape = 0 if point.on_front else 1
+        parts.append(mark(at, up, shape, 6.0 if point.chosen else 3.6, class_=class_, data_tip=tip))
+        told.append(tip + (", chosen" if point.chosen else ""))
+        # A name where there is room for one; all of them are in the table.
+        name = point.name if len(point.name) <= 22 else f"{point.name[:21]}…"
+        name, of = (f"{name} (chosen)", "strong") if point.chosen else (name, None)
+        side, start = ("end", at - 8 - LETTER * len(name)) if at > CHART[0] * 0.62 else ("start", at + 8)
+        box = (start, start + LETTER * len(name), up)
+        if all(box[0] > right or box[1] < left or abs(up - other) > 12 for left, right, other in taken):
+            taken.append(box)
+            place = at + (8 if side == "start" else -8)
+            parts.append(element("text", name, class_=of, x=place, y=up + 4, text_anchor=side))
+    return picture(*CHART, "Quality over size, as measured", "; ".join(told), parts, "chart")
+
+
+def healing(curve: Sequence[tuple[float, float]], before: float, unit: str) -> Markup | None:
+    """Held-out loss while a model was healed."""
+    sound = [(work, loss) for work, loss in curve if math.isfinite(work) and math.isfinite(loss) and loss > 0]
+    if not sound or not before > 0:
+        return None
+    x = Scale(0, max(work for work, _ in sound) or 1.0, LEFT, CHART[0] - RIGHT)
+    _, y = _scales([0, 1], [before, *(loss for _, loss in sound)])
+    ticks = ([f"{value:g}" for value in x.ticks], [f"{value:g}" for value in y.ticks])
+    parts: list[str] = [*_axes(x, y, unit, "held-out loss", ticks)]
+    parts.append(element("line", class_="even", x1=x.start, x2=x.end, y1=y(before), y2=y(before)))
+    parts.append(element("text", "before", x=x.end, y=y(before) - 5, text_anchor="end"))
+    parts.append(polyline([(x(work), y(loss)) for work, loss in sound], class_="line data"))
+    for work, loss in sound:
+        parts.append(mark(x(work), y(loss), 0, class_="mark data", data_tip=f"{work:.3g} {unit}: {loss:.4g}"))
+    told = f"from {before:.4g} before to {sound[-1][1]:.4g} after {sound[-1][0]:.3g} {unit}"
+    return picture(*CHART, "Held-out loss while healing", told, parts, "chart")

@@ -1,0 +1,267 @@
+"""The figures at the top of the page, and the tables of what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from lowrank.report.page.page_data import Facts
+from lowrank.report.page.svg import percent
+from lowrank.results.report import ONNX_FILE
+
+QUALITY = {
+    "cosine": "mean cosine to the dense embeddings",
+    "agreement": "agreement of the most likely output",
+    "kl": "KL divergence from the dense output",
+    "relative_error": "relative error of the output",
+}
+"""What is measured against the dense model, what tells most first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One of several things that are compared."""
+
+    label: str
+    value: str
+    share: float
+    """Of the longest."""
+    ours: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One figure."""
+
+    label: str
+    value: str
+    told: str
+    bars: tuple[Bar, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the comparison; a part that was not measured is empty."""
+
+    label: str
+    dense: str
+    rounded: str
+    ours: str
+    ratio: str
+
+
+def short(count: float) -> str:
+    """A count as people say it.
+
+    Example:
+        >>> short(22_713_216), short(950), short(7e9)
+        ('22.7 M', '950', '7 B')
+    """
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}" if count < 999.5 * size else f"{count / size:,.0f} {unit}"
+    return f"{count:,.0f}"
+
+
+def size(nbytes: float) -> str:
+    """Bytes as people say them.
+
+    Example:
+        >>> size(90_868_000), size(512)
+        ('90.9 MB', '512 bytes')
+    """
+    return f"{short(nbytes).replace(' B', ' G').replace(' k', ' k')}B" if nbytes >= 1e3 else f"{nbytes:,.0f} bytes"
+
+
+def cards_of(facts: Facts) -> list[Card]:
+    """The figures that decide; of an analysis alone those that promise."""
+    if facts.report is None:
+        return _promises(facts)
+    model, latency = facts.report.model, facts.report.latency
+    found = [_quality(facts)]
+    if latency is not None:
+        rounded = rounded_name(facts)
+        found.append(_compared(f"Size of {ONNX_FILE}", "onnx_bytes", size, latency, rounded))
+        found.append(_speed(latency, rounded))
+    else:
+        # Tensors of the dense model, whose graph was not written; of this one the graph, if there is one.
+        graph = sum(facts.report.files.get(name, 0) for name in (ONNX_FILE, f"{ONNX_FILE}.data"))
+        sizes = (("dense", model["bytes_before"]), ("compressed", graph or model["bytes_after"]))
+        label = f"Size of {ONNX_FILE}" if graph else "Size of the tensors"
+        found.append(_bars(label, size(sizes[1][1]), _times(*sizes), sizes, size))
+    counts = (("dense", model["params_before"]), ("compressed", model["params_after"]))
+    kept = facts.report.targets["keep_ratio"]
+    told = f"{_times(*counts)}; of what was targeted {percent(kept, 1)} is kept"
+    return [*found, _bars("Parameters", short(model["params_after"]), told, counts, short)]
+
+
+def _quality(facts: Facts) -> Card:
+    report = facts.report
+    assert report is not None
+    quality = report.quality or {}
+    for task in quality.get("tasks") or ():
+        # What was asked for tells more than likeness to the dense model.
+        scores = (("dense", task["dense"]), ("compressed", task["compressed"]))
+        return _bars(
+            "Quality", f"{task['compressed']:.4f}", f"{task['metric']} on {task['task']}", scores, "{:.4f}".format
+        )
+    for key, told in QUALITY.items():
+        value = quality.get(key)
+        if isinstance(value, int | float):
+            where = quality.get("data")
+            told += f", on {where}" if isinstance(where, str) else ""
+            plain = quality.get("dense_rounded", {}).get(key)
+            told += f"; {rounded_name(facts)}: {plain:.4f}" if isinstance(plain, int | float) else ""
+            return Card("Quality", f"{value:.4f}", told)
+    lost = report.error.get("relative")
+    if isinstance(lost, int | float):
+        return Card("Quality", f"{lost:.4f}", "relative error of the weights; the model could not be run")
+    return Card("Quality", "not measured", "the notes say why")
+
+
+def _compared(label: str, key: str, said: Any, latency: Mapping[str, Any], rounded: str) -> Card:
+    names = [("dense", "dense"), (rounded or "dense, rounded", "dense_rounded"), ("compressed", "compressed")]
+    known = [(name, latency[f"{kind}_{key}"]) for name, kind in names if f"{kind}_{key}" in latency]
+    return _bars(label, said(known[-1][1]), _times(known[0], known[-1]), known, said)
+
+
+def _speed(latency: Mapping[str, Any], rounded: str) -> Card:
+    card = _compared("Latency", "ms", lambda ms: f"{ms:.3g} ms", latency, rounded)
+    speedup = latency["speedup"]
+    told = (
+        f"{speedup:.2f} times as fast as dense"
+        if speedup >= 1
+        else f"slower than dense: {1 / speedup:.2f} times the time"
+    )
+    return Card(card.label, card.value, f"{told} ({latency['shapes'][0]}, {latency['threads']} thread)", card.bars)
+
+
+def _times(before: tuple[str, float], after: tuple[str, float]) -> str:
+    return f"{percent(after[1] / before[1], 1)} of {before[0]}" if before[1] else ""
+
+
+def _bars(label: str, value: str, told: str, known: Any, said: Any) -> Card:
+    longest = max((number for _, number in known), default=0)
+    bars = tuple(
+        Bar(name, said(number), max(number / longest, 0) if longest > 0 else 0, name == "compressed")
+        for name, number in known
+    )
+    return Card(label, value, told, bars)
+
+
+def rounded_name(facts: Facts) -> str:
+    """What the dense model beside the compressed one was rounded to; empty where there is none."""
+    latency = (facts.report.latency or {}) if facts.report else {}
+    return f"dense {latency['dense_rounded_to']}" if "dense_rounded_to" in latency else ""
+
+
+def _promises(facts: Facts) -> list[Card]:
+    count = len(facts.weights)
+    found = [Card("Targeted", short(facts.analysis.dense_params), f"parameters in {count} weight{'s' * (count != 1)}")]
+    shares = median(seen.best.marks[1][0] / max(seen.full_rank, 1) for seen in facts.weights)
+    metric = "in the metric of the data" if any(seen.activation for seen in facts.weights) else "in the plain metric"
+    found.append(
+        Card("Rank for 95 % of the energy", f"{percent(shares)}", f"of the full rank, the median weight, {metric}")
+    )
+    near = min(facts.front.points, key=lambda point: abs(point.keep - 0.5), default=None)
+    if near is not None:
+        what = "model's output" if facts.front.of_output else "weights"
+        told = f"relative error of the {what} that is predicted when {percent(near.keep)} is kept"
+        found.append(Card("Predicted error", f"{near.error:.3g}", told))
+    return found
+
+
+def comparison_of(facts: Facts) -> list[Row]:
+    """Dense against compressed, and against the dense model in the same type where that was measured."""
+    report = facts.report
+    if report is None:
+        return []
+    targets, model, latency = report.targets, report.model, report.latency
+    rows = [_row("targeted parameters", targets["params_before"], None, targets["params_after"])]
+    for key, label in (("params", "all parameters"), ("bytes", "bytes of tensors"), ("macs", "multiply-adds a token")):
+        rows.append(_row(label, model[f"{key}_before"], None, model[f"{key}_after"]))
+    if latency is not None:
+        how = f"{latency['shapes'][0]}, {latency['threads']} thread"
+        for key, label, digits in (("onnx_bytes", "bytes of model.onnx", 0), ("ms", f"ms a run ({how})", 2)):
+            dense, ours = latency[f"dense_{key}"], latency[f"compressed_{key}"]
+            rows.append(_row(label, dense, latency.get(f"dense_rounded_{key}"), ours, digits))
+        if "predicted_ms" in latency:
+            rows.append(Row("ms that were predicted", "", "", f"{latency['predicted_ms']:.2f}", ""))
+    return rows
+
+
+def _row(label: str, dense: float, rounded: float | None, ours: float, digits: int = 0) -> Row:
+    def said(value: float | None) -> str:
+        return "" if value is None else f"{value:,.{digits}f}"
+
+    return Row(label, said(dense), said(rounded), said(ours), f"{ours / dense:.3f}" if dense else "")
+
+
+def quality_of(facts: Facts) -> list[tuple[str, str]]:
+    """All that was measured of the output, and of the graph."""
+    report = facts.report
+    if report is None:
+        return []
+    rows = [
+        (QUALITY.get(name, name.replace("_", " ")), _said(value))
+        for name, value in (report.quality or {}).items()
+        if isinstance(value, int | float | str)
+    ]
+    for name, value in (report.quality or {}).get("dense_rounded", {}).items():
+        if name in QUALITY:
+            rows.append((f"{QUALITY[name]}, {rounded_name(facts)}", _said(value)))
+    if report.quality is None and report.error.get("relative") is not None:
+        rows.append(("relative error of the weights", _said(report.error["relative"])))
+    if "cast_relative" in report.error:
+        rows.append(("of rounding factors to their types", _said(report.error["cast_relative"])))
+    for name, value in (report.cut[-1].get("quality") or {}).items() if report.cut else ():
+        if name in QUALITY:
+            rows.append((f"{QUALITY[name]}, against the result that was cut", _said(value)))
+    if report.onnx and "rounding_error" in report.onnx:
+        rows.append((f"relative error by rounding to {report.onnx.get('dtype')}", _said(report.onnx["rounding_error"])))
+    if report.parity:
+        told = f"{report.parity['max_abs']:.1e}"
+        rows.append(("model against its ONNX file, largest difference", told))
+    return rows
+
+
+def tasks_of(facts: Facts) -> list[tuple[str, ...]]:
+    """What was measured on each task: its name, metric, both scores, the drop with its interval, samples."""
+
+    def drop(value: float, higher: bool) -> str:
+        return f"{value:+.4f}" if higher else f"{100 * value:+.2f}\xa0%"
+
+    def row(task: Mapping[str, Any]) -> tuple[str, ...]:
+        higher, low, high = task["higher_is_better"], task["low"], task["high"]
+        interval = "" if low is None else f"{drop(low, higher)} to {drop(high, higher)}"
+        samples = "" if task["samples"] is None else f"{task['samples']:,}"
+        scores = (f"{task['dense']:.4f}", f"{task['compressed']:.4f}", drop(task["drop"], higher))
+        return (task["task"], task["metric"], *scores, interval, samples)
+
+    return [row(task) for task in (facts.report and (facts.report.quality or {}).get("tasks")) or ()]
+
+
+def _said(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 2 else f"{value:.4f}"
+
+
+def summary_of(facts: Facts) -> str:
+    """The run in one sentence."""
+    report = facts.report
+    if report is None:
+        return facts.verdict
+    model = report.model
+    parts = [f"{percent(model['params_after'] / max(model['params_before'], 1))} of the parameters are left"]
+    if report.latency is not None:
+        parts.append(f"a run takes {percent(1 / report.latency['speedup'])} of the time")
+    quality = report.quality or {}
+    if isinstance(quality.get("cosine"), float):
+        parts.append(f"outputs point the same way as before with a cosine of {quality['cosine']:.3f}")
+    elif isinstance(quality.get("agreement"), float):
+        parts.append(f"the most likely output is the same in {percent(quality['agreement'], 1)} of cases")
+    told = f"{', '.join(parts[:-1])}, and {parts[-1]}" if len(parts) > 1 else parts[0]
+    return f"{told}."

@@ -1,0 +1,264 @@
+"""`report.html`: one file that a browser shows without a network, made from the facts of a run."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from lowrank.artifacts.files import atomic
+from lowrank.core.match import stem
+from lowrank.core.weight import Skip
+from lowrank.report.page import drawings
+from lowrank.report.page.headline import (
+    cards_of,
+    comparison_of,
+    quality_of,
+    rounded_name,
+    short,
+    summary_of,
+    tasks_of,
+)
+from lowrank.report.page.heatmap import SHADES
+from lowrank.report.page.page_data import Facts
+from lowrank.report.page.positions import row_labels
+from lowrank.report.page.spectra import ENERGIES, Seen
+from lowrank.report.page.svg import percent, power
+from lowrank.report.terminal.terminal import harmless
+
+FOLDER = Path(__file__).parent
+SPECTRA, ROWS, SKIPS = 320, 800, 400
+"""Drawn and listed at most, so that the page of any model stays below 2 MB."""
+SECTIONS = (
+    ("overview", "Overview"),
+    ("ranks", "Ranks"),
+    ("spectra", "Spectra"),
+    ("tradeoff", "Trade-off"),
+    ("layers", "Layers"),
+    ("left", "Left as it is"),
+    ("made", "How it was made"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Healing:
+    """One healing, drawn."""
+
+    picture: Markup
+    told: str
+
+
+def write_page(path: Path, facts: Facts) -> None:
+    """Write the page, whole or not at all.
+
+    Raises:
+        ArtifactError: if it cannot be written.
+    """
+    content = rendered(facts)
+    with atomic(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+
+
+def rendered(facts: Facts) -> str:
+    """The page of a run."""
+    # Names come from model files: every text is made harmless, then escaped.
+    loader = FileSystemLoader(FOLDER)
+    environment = Environment(
+        loader=loader,
+        autoescape=True,
+        finalize=_harmless,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = (FOLDER / "script.js").read_text(encoding="utf-8")
+    report, drawn = facts.report, evenly(facts.weights, SPECTRA)
+    floor = drawings.floor_of(facts.weights)
+    with_data = any(seen.activation for seen in facts.weights)
+    return environment.get_template("page.html").render(
+        facts=facts,
+        report=report,
+        summary=summary_of(facts),
+        problems=_problems(facts),
+        cards=cards_of(facts),
+        sections=SECTIONS,
+        comparison=comparison_of(facts),
+        rounded=rounded_name(facts),
+        quality=quality_of(facts),
+        tasks=tasks_of(facts),
+        largest=max((max(part.before, part.after or 0) for part in facts.parts), default=1) or 1,
+        healings=_healings(facts),
+        shades=SHADES,
+        with_data=with_data,
+        floor=power(floor),
+        key=drawings.key_of_spectra(with_data, any(seen.choice for seen in facts.weights)),
+        blocks=_blocks(drawn),
+        left_out_spectra=len(facts.weights) - len(drawn),
+        spectrum=lambda seen: drawings.spectrum(seen, floor),
+        front=drawings.front(facts.front),
+        sweep=drawings.sweep(facts.sweep),
+        energies=[f"{100 * energy:.0f}" for energy in ENERGIES],
+        rows=facts.weights[:ROWS],
+        left_out_rows=max(len(facts.weights) - ROWS, 0),
+        skips=_skips(facts.analysis.skips),
+        skip_count=len(facts.analysis.skips),
+        skip_params=sum(math.prod(skip.shape) for skip in facts.analysis.skips),
+        command=command_of(facts.provenance),
+        hashes=_hashes(facts),
+        versions=list((facts.provenance.get("versions") or {}).items()),
+        settings=_settings(facts.analysis.settings),
+        seconds=_seconds(report.seconds if report else {}),
+        short=short,
+        percent=percent,
+        stem=stem,
+        count=math.prod,
+        breakable=breakable,
+        data=in_script([_readout(seen) for _, members in _blocks(drawn) for seen in members]),
+        style=Markup((FOLDER / "style.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        # The only script that may run; it stands between two line ends.
+        script_hash=base64.b64encode(hashlib.sha256(f"\n{script}".encode()).digest()).decode(),
+    )
+
+
+def _harmless(value: Any) -> Any:
+    return harmless(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def breakable(name: str) -> Markup:
+    """A name that may be broken after its dots and lines."""
+    return Markup("").join(
+        Markup("{}<wbr>").format(piece) if piece in "._/" else escape(piece) for piece in _pieces(harmless(name))
+    )
+
+
+def _pieces(name: str) -> list[str]:
+    pieces = [""]
+    for letter in name:
+        if letter in "._/":
+            pieces += [letter, ""]
+        else:
+            pieces[-1] += letter
+    return [piece for piece in pieces if piece]
+
+
+def in_script(content: Any) -> Markup:
+    """JSON that can stand in a script element: no text in it ends the element or begins a comment."""
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def evenly(weights: Sequence[Seen], most: int) -> list[Seen]:
+    """So many weights at most, evenly among all."""
+    step = max(len(weights) / most, 1.0)
+    return [weights[int(i * step)] for i in range(min(len(weights), most))]
+
+
+def _blocks(weights: Sequence[Seen]) -> list[tuple[str, list[Seen]]]:
+    """Weights by block, in the order of the model."""
+    labels = row_labels(seen.place.row for seen in weights)
+    found: dict[str, list[Seen]] = {}
+    for seen in weights:
+        found.setdefault(labels[seen.place.row], []).append(seen)
+    return list(found.items())
+
+
+def _readout(seen: Seen) -> dict[str, Any]:
+    """What the pointer reads off a spectrum."""
+
+    def shares(kept: Sequence[float]) -> list[float]:
+        return [round(100 * share, 1) for share in kept]
+
+    data = seen.activation
+    return {
+        "name": seen.name,
+        "ranks": list(seen.ranks),
+        "plain": shares(seen.plain.kept),
+        "kept": shares(data.kept) if data else None,
+    }
+
+
+def _problems(facts: Facts) -> list[str]:
+    report = facts.report
+    if report is None:
+        return []
+    of_healing = report.healing[-1].get("problems", ()) if report.healing else ()
+    return [*report.problems, *map(str, of_healing)]
+
+
+def _healings(facts: Facts) -> list[Healing]:
+    found: list[Healing] = []
+    for entry in facts.report.healing if facts.report else ():
+        unit = "steps" if entry.get("unit") == "steps" else "minutes"
+        before, after = entry.get("before"), entry.get("after")
+        if not isinstance(before, int | float):
+            continue
+        picture = drawings.healing([(float(a), float(b)) for a, b in entry.get("curve") or ()], float(before), unit)
+        if picture is None:
+            continue
+        told = f"{entry.get('steps')} steps; held-out loss {before:.4g} before"
+        told += f", {after:.4g} after" if isinstance(after, int | float) else ""
+        found.append(Healing(picture, told + ("." if entry.get("kept") else "; not kept, as it is no better.")))
+    return found
+
+
+def _skips(skips: Sequence[Skip]) -> list[tuple[str, list[Skip], int, int]]:
+    """What is left as it is by reason, the largest first: tensors, parameters, and how many are not listed."""
+    by_reason: dict[str, list[Skip]] = {}
+    for skip in skips:
+        by_reason.setdefault(skip.reason, []).append(skip)
+    each = max(SKIPS // max(len(by_reason), 1), 8)
+    found = [
+        (reason, entries[:each], sum(math.prod(skip.shape) for skip in entries), max(len(entries) - each, 0))
+        for reason, entries in by_reason.items()
+    ]
+    return sorted(found, key=lambda group: -group[2])
+
+
+def command_of(provenance: Mapping[str, Any]) -> str:
+    """The command line as it can be typed again."""
+    given = provenance.get("command")
+    if not isinstance(given, list) or not given:
+        return ""
+    first, *rest = map(str, given)
+    program = ["python", "-m", "lowrank"] if Path(first).name == "__main__.py" else [Path(first).name]
+    return shlex.join([*program, *rest])
+
+
+def _hashes(facts: Facts) -> list[tuple[str, str]]:
+    source, made = facts.analysis.source, facts.provenance
+    found = [("model", source.get("fingerprint")), ("analysis", facts.analysis.fingerprint), ("plan", made.get("plan"))]
+    data = facts.analysis.settings.get("calibration")
+    if isinstance(data, dict):
+        found.append(("calibration data", data.get("hash")))
+    found.append(("read from", source.get("path")))
+    return [(label, value) for label, value in found if isinstance(value, str) and value]
+
+
+def _settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was asked for, all levels of it, without what is empty."""
+    found: list[tuple[str, str]] = []
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            found += [(f"{key}, {label}", told) for label, told in _settings(value)]
+        elif isinstance(value, list | tuple):
+            found += [(key, ", ".join(map(str, value)))] if value else []
+        elif value is not None and key != "hash":
+            found.append((key, f"{value:,}" if isinstance(value, int) else str(value)))
+    return found
+
+
+def _seconds(seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:
+    """Stages, the longest first."""
+    longest = max(seconds.values(), default=0.0) or 1.0
+    ordered = sorted(seconds.items(), key=lambda stage: -stage[1])
+    return [(name, f"{value:,.1f} s", value / longest) for name, value in ordered if value >= 0.05]

@@ -1,0 +1,69 @@
+"""What a command shows of its result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lowrank.report.terminal.terminal import (
+    complain,
+    notes,
+    print_json,
+    print_table,
+    say,
+)
+
+
+def show_analysis(analysis: Any) -> None:
+    """The spectra, what is skipped, and whether factoring pays."""
+    from lowrank.core.verdict import verdict
+    from lowrank.report.terminal.tables import skipped_table, spectra_table
+
+    print_table(spectra_table(analysis))
+    if analysis.skips:
+        print_table(skipped_table(analysis))
+    notes(analysis.notes)
+    say(verdict(analysis))
+
+
+def show_estimate(estimate: Any, as_json: bool) -> None:
+    """What a run will take."""
+    if as_json:
+        print_json(estimate.to_json())
+        return
+    how = "streamed weight by weight" if estimate.streamed else "whole in memory"
+    say(f"{estimate.weights} weights, {how}, {estimate.jobs} at once")
+    say(f"memory  {estimate.memory / 1e9:8.2f} GB of {estimate.memory_left / 1e9:.2f} GB left")
+    say(f"disk    {estimate.disk / 1e9:8.2f} GB of {estimate.disk_free / 1e9:.2f} GB free")
+    analyze, compress = estimate.analyze_seconds, estimate.compress_seconds
+    say(f"time    {analyze:8.0f} s to analyse the weights, {compress:.0f} s to factor them")
+    say("Times are within a factor of two, and leave out forward passes, export and healing.")
+
+
+def show_report(report: Any, as_json: bool) -> None:
+    """What was measured."""
+    from lowrank.report.terminal.tables import report_table, tasks_table
+
+    if as_json:
+        print_json(report.to_json())
+    else:
+        print_table(report_table(report))
+        if (report.quality or {}).get("tasks"):
+            print_table(tasks_table(report))
+        notes(report.notes)
+
+
+def complain_of(report: Any) -> bool:
+    """Say what went wrong with the model, and with the last attempt to heal it; whether anything did."""
+    problems = [*report.problems, *(report.healing[-1].get("problems", ()) if report.healing else ())]
+    for problem in problems:
+        complain(problem)
+    return bool(problems)
+
+
+def show_files(run: Path) -> None:
+    """The files of a run, with their sizes."""
+    say(f"Files in {run}:")
+    for path in sorted(path for path in run.iterdir() if not path.name.startswith(".")):
+        size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+        say(f"  {path}{'/' if path.is_dir() else ''}  {size:,} bytes")

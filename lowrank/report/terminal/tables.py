@@ -1,0 +1,239 @@
+"""Tables for the terminal: spectra, ranks, dense against compressed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from lowrank.core.analysis import Analysis, WeightAnalysis
+from lowrank.core.budget import NAMES
+from lowrank.core.match import stem
+from lowrank.core.plan import Plan
+from lowrank.results.report import Report
+
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+def sparkline(record: WeightAnalysis, width: int = 12) -> str:
+    """The spectrum as a row of bars, logarithmic from 1 (full bar) to 1e-3 of the largest value."""
+    values = (record.activation or record.plain).values
+    if not len(values) or values[0] <= 0:
+        return ""
+    picked = values[np.linspace(0, len(values) - 1, min(width, len(values))).astype(int)] / values[0]
+    height = 1 + np.log10(np.maximum(picked, 1e-3)) / 3
+    return "".join(BARS[round(float(h) * (len(BARS) - 1))] for h in height)
+
+
+def spectra_table(analysis: Analysis) -> Table:
+    """One row a weight."""
+    with_data = any(record.activation for record in analysis.weights)
+    table = Table(title="Spectra", title_justify="left", caption_justify="left", box=None, pad_edge=False)
+    table.add_column("weight", no_wrap=True)
+    heads = ["shape", "dtype", "params", "stable", "effective", "90/95/99 %"]
+    heads += ["in data 90/95/99 %"] if with_data else []
+    for name in [*heads, "break-even", "error there", "sensitivity"]:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("spectrum", no_wrap=True)
+    for record in analysis.weights:
+        weight = record.weight
+        row = [
+            stem(weight.name),
+            f"{weight.rows} x {weight.cols}",
+            weight.dtype,
+            f"{weight.params:,}",
+            f"{record.plain.stable_rank:.1f}",
+            f"{record.plain.effective_rank:.1f}",
+            _ranks(record.plain),
+        ]
+        if with_data:
+            row.append(_ranks(record.activation) if record.activation else "-")
+        error = float(record.error_curve[record.break_even]) ** 0.5
+        row += [str(record.break_even), f"{error:.3f}", f"{record.sensitivity:.3g}", sparkline(record)]
+        table.add_row(*row)
+    metric = "on held-out data" if with_data else "in the plain metric"
+    table.caption = (
+        "stable: |W|F^2/|W|2^2; effective: entropy rank; 90/95/99 %: ranks that keep that energy; error there: "
+        f"relative output error of two factors at the break-even rank, {metric}; sensitivity: squared error of the "
+        "model's output for a unit of the weight's own"
+    )
+    return table
+
+
+def _ranks(spectrum: Any) -> str:
+    return "/".join(str(spectrum.rank_at_energy(energy)) for energy in (0.90, 0.95, 0.99))
+
+
+def skipped_table(analysis: Analysis) -> Table:
+    """What is left as it is, and why."""
+    table = Table(title="Left as it is", title_justify="left", box=None, pad_edge=False)
+    table.add_column("tensor", no_wrap=True)
+    table.add_column("shape", justify="right", no_wrap=True)
+    table.add_column("why")
+    for skip in analysis.skips:
+        table.add_row(stem(skip.name), " x ".join(map(str, skip.shape)), skip.reason)
+    return table
+
+
+def plan_table(plan: Plan, analysis: Analysis) -> Table:
+    """The chosen ranks, one row a group."""
+    table = Table(title="Ranks", title_justify="left", caption_justify="left", box=None, pad_edge=False)
+    table.add_column("weight", no_wrap=True)
+    typed = any(option.dtype != "float32" for option in plan.options)
+    for name in ("shape", "structure", "rank", *(("type",) if typed else ()), "kept", "error"):
+        table.add_column(name, justify="right", no_wrap=True)
+    groups = analysis.groups
+    for option in plan.options:
+        group = groups[option.group]
+        shapes = (analysis[name].weight.shape for name in group.weights)
+        table.add_row(
+            stem(option.group),
+            ", ".join(f"{rows} x {cols}" for rows, cols in shapes),
+            option.structure,
+            str(option.rank) if option.structure != "dense" else "-",
+            *((option.dtype,) if typed else ()),
+            f"{option.cost / analysis.params(group):.2f}",
+            f"{option.error**0.5:.3f}",
+        )
+    table.caption = f"keep ratio {plan.keep_ratio:.4f}"
+    if plan.budget is not None and plan.budget.kind in ("bytes", "macs", "latency"):
+        table.caption += f", of {NAMES[plan.budget.kind]} {plan.reached:.4f}"
+    if plan.budget is not None and plan.budget.kind == "size" and plan.share is not None:
+        table.caption += f", {int(plan.share):,} bytes of {int(plan.budget.limit):,}"
+    if plan.gap == 0:
+        table.caption += "; no choice of ranks has a smaller predicted error"
+    elif plan.gap is not None:
+        table.caption += f"; at most {plan.gap:.3%} above the smallest predicted error of any choice of ranks"
+    return table
+
+
+def report_table(report: Report) -> Table:
+    """Dense against compressed."""
+    table = Table(title="Dense against compressed", title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    for name in ("dense", "compressed", "ratio"):
+        table.add_column(name, justify="right", no_wrap=True)
+    targets, model = report.targets, report.model
+    _compared(table, "targeted parameters", targets["params_before"], targets["params_after"])
+    for key, label in (
+        ("params", "all parameters"),
+        ("bytes", "bytes of tensors"),
+        ("macs", "multiply-adds a token"),
+    ):
+        _compared(table, label, model[f"{key}_before"], model[f"{key}_after"])
+    if report.latency:
+        if "dense_rounded_ms" in report.latency:
+            _rounded(table, report)
+        _compared(
+            table,
+            "bytes of model.onnx",
+            report.latency["dense_onnx_bytes"],
+            report.latency["compressed_onnx_bytes"],
+        )
+        if "predicted_ms" in report.latency:
+            table.add_row("ms that were predicted", "", f"{report.latency['predicted_ms']:.2f}", "")
+        table.add_row(
+            f"ms in ONNX Runtime ({report.latency['shapes'][0]}, 1 thread)",
+            f"{report.latency['dense_ms']:.2f}",
+            f"{report.latency['compressed_ms']:.2f}",
+            f"{1 / report.latency['speedup']:.3f}",
+        )
+    for name, value in (report.quality or {}).items():
+        if name not in ("samples", "data", "tasks", "dense_rounded"):
+            table.add_row(f"{QUALITY.get(name, name)}", "", f"{value:.4f}", "")
+    if report.quality is None and report.error["relative"] is not None:
+        table.add_row("relative error of the weights", "", f"{report.error['relative']:.4f}", "")
+    if "cast_relative" in report.error:
+        table.add_row("of rounding factors to their types", "", f"{report.error['cast_relative']:.4f}", "")
+    if report.cut:
+        _cut(table, report.cut[-1])
+    for entry in report.healing:
+        lost = "no better"
+        if entry["kept"]:
+            lost = f"{entry['after']:.4g}, {entry['after'] / entry['before']:.3f} of before"
+        done = f"{entry['steps']} steps, {entry['batch']} samples at a time in memory"
+        table.add_row(f"held-out loss after healing ({done})", "", lost, "")
+    if report.onnx:
+        told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in report.onnx["fused"].items())
+        dense = report.onnx.get("dense_fused")
+        before = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in dense.items()) if dense else ""
+        table.add_row(f"operators that run as one (--profile {report.onnx['profile']})", before, told, "")
+        if "rounding_error" in report.onnx:
+            told = f"{report.onnx['rounding_error']:.4f}"
+            types = "mixed types" if report.onnx["dtype"] == "mixed" else report.onnx["dtype"]
+            table.add_row(f"relative error by rounding to {types}", "", told, "")
+    if report.parity:
+        table.add_row("model against its ONNX file, largest difference", "", f"{report.parity['max_abs']:.1e}", "")
+    return table
+
+
+def tasks_table(report: Report) -> Table:
+    """How what was lost differs from task to task: one row each."""
+    table = Table(title="Tasks", title_justify="left", caption_justify="left", box=None, pad_edge=False)
+    table.add_column("task", no_wrap=True)
+    table.add_column("metric", no_wrap=True)
+    for name in ("dense", "compressed", "drop", "95 % interval", "samples"):
+        table.add_column(name, justify="right", no_wrap=True)
+    rows: list[dict[str, Any]] = (report.quality or {})["tasks"]
+    for row in rows:
+        relative = not row["higher_is_better"]
+        interval = "-" if row["low"] is None else f"{_drop(row['low'], relative)} to {_drop(row['high'], relative)}"
+        table.add_row(
+            row["task"],
+            row["metric"],
+            f"{row['dense']:.4f}",
+            f"{row['compressed']:.4f}",
+            _drop(row["drop"], relative),
+            interval,
+            "-" if row["samples"] is None else f"{row['samples']:,}",
+        )
+    table.caption = "drop: positive is worse; in percent it is the relative increase of what should be low"
+    resamples = max(row["resamples"] for row in rows)
+    if resamples:
+        table.caption += f"; interval: paired bootstrap over the samples, {resamples} resamples"
+    return table
+
+
+def _drop(value: float, relative: bool) -> str:
+    return f"{value:+.2%}" if relative else f"{value:+.4f}"
+
+
+def _rounded(table: Table, report: Report) -> None:
+    """The dense model in fewer bits: what one would ship without this tool."""
+    assert report.latency is not None and report.onnx is not None
+    known, quality = report.latency, report.quality or {}
+    dtype = known.get("dense_rounded_to", report.onnx["dtype"])
+    label = f"both in {dtype}" if dtype == report.onnx["dtype"] else f"dense in {dtype}"
+    names = [f"{side}_{unit}" for unit in ("onnx_bytes", "ms") for side in ("dense_rounded", "compressed")]
+    dense_bytes, small_bytes, dense_ms, small_ms = (known[name] for name in names)
+    _compared(table, f"bytes of model.onnx, {label}", dense_bytes, small_bytes)
+    table.add_row(f"ms, {label}", f"{dense_ms:.2f}", f"{small_ms:.2f}", f"{small_ms / dense_ms:.3f}")
+    for name, value in quality.get("dense_rounded", {}).items():
+        if name in QUALITY:
+            table.add_row(f"{QUALITY[name]}, {label}", f"{value:.4f}", f"{quality[name]:.4f}", "")
+
+
+def _cut(table: Table, entry: Mapping[str, Any]) -> None:
+    """What a finished result has lost by being cut again."""
+    table.add_row(
+        "keep ratio of the result that was cut", f"{entry['keep_before']:.4f}", f"{entry['keep_after']:.4f}", ""
+    )
+    for name, label in (("relative_error", "relative error"), ("cosine", "mean cosine"), ("kl", "KL divergence")):
+        if entry["quality"] and name in entry["quality"]:
+            table.add_row(f"{label} against that result", "", f"{entry['quality'][name]:.4f}", "")
+    if entry["quality"] is None and entry["weights"] is not None:
+        table.add_row("relative error of the weights against that result", "", f"{entry['weights']:.4f}", "")
+
+
+QUALITY = {
+    "cosine": "mean cosine to the dense embeddings",
+    "relative_error": "relative error of the output",
+    "kl": "KL divergence from the dense output",
+    "agreement": "agreement of the most likely output",
+}
+
+
+def _compared(table: Table, label: str, before: int, after: int) -> None:
+    table.add_row(label, f"{before:,}", f"{after:,}", f"{after / before:.3f}" if before else "")

@@ -14,8 +14,6 @@ from conftest import Outcome
 
 import lowrank
 from lowrank.artifacts import load_analysis
-from lowrank.core.plan import Plan
-from lowrank.evaluate.report import Report
 from lowrank.pipeline import Sweep, facts_in, read_plan, renew_page
 
 Cli = Callable[..., Outcome]
@@ -41,19 +39,19 @@ def test_an_analysis_has_the_figures_of_its_json(run: Path) -> None:
         assert list(record.weight.shape) == each["shape"]
         assert record.plain.stable_rank == pytest.approx(each["plain"]["stable_rank"])
         assert (record.activation is None) == (each["activation"] is None) == (run.name == "state")
-    assert len(analysis.bonds) == len(content["bonds"]) and len(analysis.skips) == len(content["skipped"])
+    assert len(analysis.couplings) == len(content["bonds"]) and len(analysis.skips) == len(content["skipped"])
 
 
 def test_a_plan_is_the_one_that_was_chosen(run: Path) -> None:
     analysis, content = load_analysis(run), without_schema(run / "plan.json")
     plan = read_plan(run / "plan.json", analysis, lowrank.Budget(**content["budget"]))
-    assert isinstance(plan, Plan) and plan.to_json() == content
+    assert plan.to_json() == content
     assert plan.cost == read(run / "report.json")["targets"]["params_after"]
 
 
 def test_a_report_is_written_as_it_was_read(run: Path) -> None:
     content = without_schema(run / "report.json")
-    report = Report.from_json(content)
+    report = lowrank.Report.from_json(content)
     assert report.to_json() == content and list(report.to_json()) == list(content)
     assert report.targets == content["targets"] and report.healing == content["healing"]
     assert report.provenance["versions"]["lowrank"] == "0.1.0"

@@ -71,13 +71,7 @@ from lowrank.cli.truncate import truncate
 from lowrank.errors import LowRankError
 from lowrank.interrupts import remember_interrupts, was_interrupted
 from lowrank.report.terminal.show import show_analysis, show_estimate, show_files, show_report
-from lowrank.report.terminal.terminal import (
-    complain,
-    print_json,
-    print_table,
-    progress_bars,
-    say,
-)
+from lowrank.report.terminal.terminal import complain, print_json, print_table, progress_bars, say
 from lowrank.version import __version__
 
 T = TypeVar("T")

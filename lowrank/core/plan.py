@@ -15,14 +15,7 @@ from lowrank.core.cost import Unit, spent
 from lowrank.core.match import nearest
 from lowrank.core.rounding.cost import BITS
 from lowrank.core.rounding.formats import Stored
-from lowrank.core.structures import (
-    STRUCTURES,
-    Curve,
-    Option,
-    Structure,
-    stored_in,
-    structure_named,
-)
+from lowrank.core.structures import STRUCTURES, Curve, Option, Structure, stored_in, structure_named
 from lowrank.core.weight import Group
 from lowrank.errors import InfeasibleBudget, PlanMismatch
 

@@ -13,14 +13,7 @@ from torch import Tensor, nn
 
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.torch.inputs import call, first_input, mask_of, token_rows
-from lowrank.backends.torch.layers import (
-    dense_layer,
-    empty_replacement,
-    fill_,
-    has_bias,
-    put,
-    record_of,
-)
+from lowrank.backends.torch.layers import dense_layer, empty_replacement, fill_, has_bias, put, record_of
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.directions import directions

@@ -9,31 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowrank.artifacts import hash_json, load_analysis, save_analysis
-from lowrank.artifacts.analysis import (
-    JSON_FILE,
-    CouplingsCodec,
-    GramsCodec,
-    RecordCodec,
-    kept_in,
-)
+from lowrank.artifacts.analysis import JSON_FILE, CouplingsCodec, GramsCodec, RecordCodec, kept_in
 from lowrank.artifacts.grams import StoredGrams
-from lowrank.artifacts.journal import (
-    NOWHERE,
-    Journal,
-    Journaled,
-    close_journal,
-    open_journal,
-)
+from lowrank.artifacts.journal import NOWHERE, Journal, Journaled, close_journal, open_journal
 from lowrank.artifacts.lock import holding
 from lowrank.backends import Backend, Opening, is_streamed, open_model
-from lowrank.core.analysis import (
-    Analysis,
-    CouplingAnalysis,
-    Folds,
-    Numbers,
-    WeightAnalysis,
-    analyze_weight,
-)
+from lowrank.core.analysis import Analysis, CouplingAnalysis, Folds, Numbers, WeightAnalysis, analyze_weight
 from lowrank.core.linalg.drivers import Fallback, watched_solvers
 from lowrank.core.structures import COUPLED
 from lowrank.core.weight import Coupling, Weight

@@ -23,13 +23,7 @@ from lowrank.edge.target import Target
 from lowrank.errors import HealingError, InfeasibleBudget, LowRankError, PlanMismatch
 from lowrank.parallel import processes
 from lowrank.pipeline.analyzing import STAGE as ANALYZE
-from lowrank.pipeline.analyzing import (
-    analyze_backend,
-    kept_analysis,
-    read_calibration,
-    settings_of,
-    solver_notes,
-)
+from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_calibration, settings_of, solver_notes
 from lowrank.pipeline.budgets.file_size import sized_plan
 from lowrank.pipeline.budgets.quality_drop import Search, check_drop, read_benchmark
 from lowrank.pipeline.estimate import estimate

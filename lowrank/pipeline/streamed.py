@@ -30,13 +30,7 @@ from lowrank.errors import UnsupportedModel
 from lowrank.evaluate.sizes import per_weight_error, sizes_of, targets_of, weight_error
 from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.publish.model_card import write_card
-from lowrank.pipeline.run.layout import (
-    MODEL_FOLDER,
-    PLAN_FILE,
-    REPORT_FILE,
-    RESULTS,
-    files_of,
-)
+from lowrank.pipeline.run.layout import MODEL_FOLDER, PLAN_FILE, REPORT_FILE, RESULTS, files_of
 from lowrank.pipeline.run.page import with_page
 from lowrank.pipeline.run.provenance import provenance
 from lowrank.progress import Clock, Track

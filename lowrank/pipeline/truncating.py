@@ -19,13 +19,7 @@ from lowrank.core.analysis import Analysis
 from lowrank.core.budget import NAMES, Budget
 from lowrank.core.plan import Plan, check_budget, share_of
 from lowrank.core.selection.recut import cutting_of
-from lowrank.core.selection.remaining import (
-    IN_ORDER,
-    CompressedWeights,
-    Remaining,
-    recut,
-    remaining,
-)
+from lowrank.core.selection.remaining import IN_ORDER, CompressedWeights, Remaining, recut, remaining
 from lowrank.core.structures import Option
 from lowrank.core.structures.base import Replacement
 from lowrank.core.structures.permute import agree_channel_order
@@ -37,13 +31,7 @@ from lowrank.pipeline.analyzing import read_calibration
 from lowrank.pipeline.budgets.file_size import sized_plan
 from lowrank.pipeline.publish.adapters import keep_adapter
 from lowrank.pipeline.run.layout import ADAPTER_FOLDER, RESULTS, RUN
-from lowrank.pipeline.run.read_back import (
-    Finished,
-    find_original,
-    hash_of,
-    read_finished_run,
-    take_apart,
-)
+from lowrank.pipeline.run.read_back import Finished, find_original, hash_of, read_finished_run, take_apart
 from lowrank.pipeline.run.write import Output, write_and_measure
 from lowrank.pipeline.settings import Settings
 from lowrank.progress import Clock, Track, silent

@@ -20,13 +20,7 @@ from lowrank.core.rounding.cost import rounding_errors
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.selection.registry import SELECTORS, selector_type
 from lowrank.core.selection.selector import Selector
-from lowrank.core.structures import (
-    COUPLED,
-    ROUNDED,
-    STRUCTURES,
-    Replacement,
-    factorized,
-)
+from lowrank.core.structures import COUPLED, ROUNDED, STRUCTURES, Replacement, factorized
 from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.truncation.narrow import Narrow

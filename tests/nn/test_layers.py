@@ -19,13 +19,7 @@ from lowrank.core.structures import Replacement
 from lowrank.core.truncation.directions import directions
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.truncation.spatial import spatial_directions, spatial_matrix
-from lowrank.nn import (
-    LowRankEmbedding,
-    LowRankLinear,
-    LowRankStack,
-    ObservedStack,
-    SplitAttention,
-)
+from lowrank.nn import LowRankEmbedding, LowRankLinear, LowRankStack, ObservedStack, SplitAttention
 from lowrank.nn.attention import split_attention_
 
 CONVS: dict[str, dict[str, Any]] = {

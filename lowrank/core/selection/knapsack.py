@@ -22,13 +22,7 @@ from lowrank.core.rounding.formats import FORMATS
 from lowrank.core.selection.partition import cheapest, choose, partitions
 from lowrank.core.selection.selector import infeasible, plan_of, round_up
 from lowrank.core.selection.timings import Timings
-from lowrank.core.structures import (
-    ROUNDED,
-    STRUCTURES,
-    Curve,
-    Option,
-    stored_in,
-)
+from lowrank.core.structures import ROUNDED, STRUCTURES, Curve, Option, stored_in
 from lowrank.core.weight import Group, Weight
 from lowrank.errors import InfeasibleBudget, TimingError
 

@@ -16,15 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.core.analysis import (
-    Analysis,
-    CouplingAnalysis,
-    Folds,
-    Numbers,
-    WeightAnalysis,
-    analyze_weight,
-    ridge_of,
-)
+from lowrank.core.analysis import Analysis, CouplingAnalysis, Folds, Numbers, WeightAnalysis, analyze_weight, ridge_of
 from lowrank.core.linalg.eigen import Matrix, Vector, tail_shares
 from lowrank.core.structures import COUPLED, Option, Replacement, structure_named
 from lowrank.core.truncation.directions import Directions, curved_curve, curved_directions, thin_directions

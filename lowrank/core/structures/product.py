@@ -11,15 +11,7 @@ from lowrank.core.analysis import Analysis, CouplingAnalysis, Folds, Numbers
 from lowrank.core.linalg.eigen import Matrix, Vector
 from lowrank.core.structures.base import Replacement
 from lowrank.core.structures.coupled import Coupled, inputs_known
-from lowrank.core.truncation.attention import (
-    Channels,
-    blocks,
-    channel_curve,
-    channels,
-    of_group,
-    picks_of,
-    spread_of,
-)
+from lowrank.core.truncation.attention import Channels, blocks, channel_curve, channels, of_group, picks_of, spread_of
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.truncation.narrow import Narrow
 from lowrank.core.weight import Coupling, Group

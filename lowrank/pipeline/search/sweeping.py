@@ -28,15 +28,7 @@ from lowrank.pipeline.run.layout import PAGE_FILE, RUN
 from lowrank.pipeline.run.page import draw_page
 from lowrank.pipeline.run.provenance import made_with
 from lowrank.pipeline.search.candidates import CandidateBuilder, copy_point
-from lowrank.pipeline.search.points import (
-    ALL,
-    FRONT,
-    Method,
-    Point,
-    check_names,
-    data_of,
-    families,
-)
+from lowrank.pipeline.search.points import ALL, FRONT, Method, Point, check_names, data_of, families
 from lowrank.pipeline.settings import Settings
 from lowrank.progress import Clock, Track, silent
 from lowrank.report.advice import advice

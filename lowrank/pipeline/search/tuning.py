@@ -34,13 +34,7 @@ from lowrank.pipeline.healing import Training, check_trainable
 from lowrank.pipeline.run.layout import RESULTS, RUN, SCRIPT_FILE
 from lowrank.pipeline.search.points import data_of
 from lowrank.pipeline.search.study import Study, import_optuna
-from lowrank.pipeline.search.trials import (
-    GOALS,
-    Limits,
-    Trial,
-    best_of,
-    nearest_of,
-)
+from lowrank.pipeline.search.trials import GOALS, Limits, Trial, best_of, nearest_of
 from lowrank.pipeline.settings import Settings
 from lowrank.progress import Clock, Track, silent
 from lowrank.results.report import ONNX_FILE

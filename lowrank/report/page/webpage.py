@@ -19,15 +19,7 @@ from lowrank.artifacts.files import atomic
 from lowrank.core.match import stem
 from lowrank.core.weight import Skip
 from lowrank.report.page import drawings
-from lowrank.report.page.headline import (
-    cards_of,
-    comparison_of,
-    quality_of,
-    rounded_name,
-    short,
-    summary_of,
-    tasks_of,
-)
+from lowrank.report.page.headline import cards_of, comparison_of, quality_of, rounded_name, short, summary_of, tasks_of
 from lowrank.report.page.heatmap import SHADES
 from lowrank.report.page.page_data import Facts
 from lowrank.report.page.positions import row_labels

@@ -5,13 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lowrank.report.terminal.terminal import (
-    complain,
-    notes,
-    print_json,
-    print_table,
-    say,
-)
+from lowrank.report.terminal.terminal import complain, notes, print_json, print_table, say
 
 
 def show_analysis(analysis: Any) -> None:

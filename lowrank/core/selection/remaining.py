@@ -158,7 +158,7 @@ def remaining(
         elif set(coupling.group.weights) <= free:
             couplings += _measured(coupling, grams, held, one)
     kept: dict[str, Any] = {each.name: getattr(found, each.name) for each in fields(Analysis)}
-    kept |= {"weights": records, "bonds": tuple(couplings)}
+    kept |= {"weights": records, "couplings": tuple(couplings)}
     return Remaining(**kept, now=now, fixed=frozenset(fixed), thin=thin)
 
 

@@ -262,7 +262,8 @@ def names() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in lowrank.__all__:
         value = getattr(lowrank, name)
-        found[name] = re.sub(" at 0x[0-9a-f]+", "", str(signature(value))) if callable(value) else "a value"
+        known = callable(value) and value is not lowrank.LowRankError
+        found[name] = re.sub(" at 0x[0-9a-f]+", "", str(signature(value))) if known else "takes nothing"
     return found
 
 

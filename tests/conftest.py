@@ -15,9 +15,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -40,6 +39,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of one run of the tests share."""
+    place = tmp_path_factory.getbasetemp()
+    return place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """The same random numbers in every run, whatever ran before."""
@@ -51,35 +56,26 @@ def seeded() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A model of transformers is traced once for all tests and workers: tests make the same tiny ones again and again,
-    and a trace takes seconds. What is found again has the same config, layers, numbers and inputs."""
-    from lowrank.artifacts import hash_json
-    from lowrank.backends.onnx.opset import OPSET
-    from lowrank.backends.onnx.save import load_whole, save_model
+    """A model is traced once for all tests and workers: see `traces.py`."""
+    from traces import Traces
+
     from lowrank.backends.torch import export
-    from lowrank.backends.torch.tensors import hash_state
 
-    place = tmp_path_factory.getbasetemp()
-    folder = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / "traced"
-    folder.mkdir(exist_ok=True)
     trace = export.export_graph
-
-    def remembered(module: Any, signature: Any, opset: int = OPSET) -> Any:
-        config = getattr(module, "config", None)
-        if not hasattr(config, "to_json_string"):
-            return trace(module, signature, opset)
-        state = hash_state(module.state_dict())
-        known = folder / f"{hash_json([repr(module), config.to_json_string(), state, repr(signature), opset])}.onnx"
-        if not known.exists():
-            graph = trace(module, signature, opset)
-            made = known.with_suffix(f".{os.getpid()}")
-            save_model(graph, made, beside=False)
-            made.rename(known)
-        return load_whole(known)
-
-    export.export_graph = remembered
+    folder = shared_folder(tmp_path_factory) / "traced"
+    folder.mkdir(exist_ok=True)
+    export.export_graph = Traces(trace, folder).export_graph
     yield
     export.export_graph = trace
+
+
+@pytest.fixture
+def exporter(traced_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of the exporter itself: no graph is made from that of another model."""
+    from lowrank.backends.torch import export
+
+    traces = export.export_graph.__self__  # type: ignore[attr-defined]
+    monkeypatch.setattr(export, "export_graph", replace(traces, refill=False).export_graph)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -19,6 +19,8 @@ from lowrank.edge.graph_file import write_onnx
 from lowrank.errors import ExportError
 from lowrank.evaluate import check_parity
 
+pytestmark = pytest.mark.usefixtures("exporter")
+
 
 def factored(model: object, rank: int = 4) -> tuple[ModuleBackend, Signature]:
     backend = open_model(model)

@@ -21,6 +21,8 @@ from lowrank.edge.graph_file import write_onnx
 from lowrank.evaluate import check_parity
 from lowrank.pipeline.plans import factorize
 
+pytestmark = pytest.mark.usefixtures("exporter")
+
 CONVOLUTIONAL = {"resnet"}
 
 

@@ -43,6 +43,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.slow_but("bert", "llama", "gpt2")
 def test_couplings(name: str) -> None:
     dense = open_model(with_biases(name))
     assert isinstance(dense, ModuleBackend) and isinstance(dense.signature, Signature)
@@ -85,6 +86,7 @@ def test_couplings(name: str) -> None:
             assert removed <= saved <= removed + biases
 
 
+@pytest.mark.slow_but("bert-0", "llama-3", "gpt2-0")
 @pytest.mark.parametrize(
     ("name", "left"), [("bert", 0), ("gpt2", 0), ("llama", 3), ("vit", 0), ("whisper", 0), ("encoder", 0), ("qwen3", 3)]
 )

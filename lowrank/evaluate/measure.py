@@ -217,7 +217,7 @@ def compare_latency(
     Raises:
         ExportError: if the dense model cannot be exported.
     """
-    from lowrank.edge.graph_file import fit_file, write_onnx
+    from lowrank.edge.graph_file import fit_file
 
     signature, rounded = dense.signature, _alike(target)
     assert isinstance(signature, Signature)
@@ -225,7 +225,7 @@ def compare_latency(
         exact = Path(folder) / "exact"
         exact.mkdir()
         files = {"dense": exact / ONNX_FILE, "compressed": small}
-        write_onnx(dense, files["dense"])
+        dense.write_onnx(files["dense"])
         # Copied, since tracing a model takes seconds.
         plain = shutil.copytree(exact, Path(folder) / "rounded") / ONNX_FILE
         quality: dict[str, Any] | None = None

@@ -13,7 +13,6 @@ from lowrank.artifacts import hash_json, staged, write_json
 from lowrank.artifacts.lock import holding
 from lowrank.backends import Opening, open_model
 from lowrank.backends.base import Backend
-from lowrank.edge.graph_file import WITH_PAST_FILE
 from lowrank.edge.target import Target
 from lowrank.errors import ArtifactError, ExportError, HealingError
 from lowrank.pipeline.analyzing import read_calibration
@@ -29,6 +28,7 @@ from lowrank.pipeline.run.layout import (
     REPORT_FILE,
     RESULTS,
     RUN,
+    WITH_PAST_FILE,
     files_of,
 )
 from lowrank.pipeline.run.page import with_page

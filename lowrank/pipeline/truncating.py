@@ -24,13 +24,12 @@ from lowrank.core.structures import Option
 from lowrank.core.structures.base import Replacement
 from lowrank.core.structures.permute import agree_channel_order
 from lowrank.core.weight import Coupling
-from lowrank.edge.graph_file import WITH_PAST_FILE
 from lowrank.edge.target import Target
 from lowrank.errors import CalibrationError, InfeasibleBudget, LowRankError, UnsupportedModel
 from lowrank.pipeline.analyzing import read_calibration
 from lowrank.pipeline.budgets.file_size import sized_plan
 from lowrank.pipeline.publish.adapters import keep_adapter
-from lowrank.pipeline.run.layout import ADAPTER_FOLDER, RESULTS, RUN
+from lowrank.pipeline.run.layout import ADAPTER_FOLDER, RESULTS, RUN, WITH_PAST_FILE
 from lowrank.pipeline.run.read_back import Finished, find_original, hash_of, read_finished_run, take_apart
 from lowrank.pipeline.run.write import Output, write_and_measure
 from lowrank.pipeline.settings import Settings

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.artifacts.files import RECORD_FILE, write_json
-from lowrank.backends.base import Change
+from lowrank.backends.base import Change, not_exported
 from lowrank.backends.finite import finite
 from lowrank.backends.inputs import Feed, OutputKind, Signature
 from lowrank.backends.onnx.constants import constants_of, tensor_of
@@ -295,9 +295,15 @@ class OnnxBackend:
         """Both graphs side by side; the compressed one is made anew as it is refitted."""
         return OnnxPair(self, fit, judge) if fit else None
 
-    def write(self, path: Path) -> None:
+    def write_onnx(self, path: Path, opset: int | None = None) -> None:
         """The graph as a file, with its numbers beside it if they were so before or are too many."""
+        if isinstance(self.signature, str):
+            raise not_exported(self.source, self.signature)
         save_model(self.model, path, beside=self.external)
+
+    def write_with_past(self, path: Path, opset: int | None = None) -> NoReturn:
+        """Not possible: a graph has the inputs that it has."""
+        raise ExportError("an ONNX model keeps the inputs that it has; export it with its cache first")
 
     def save(self, folder: Path) -> None:
         """What was replaced, and the tokenizer; the graph itself is the run's model.onnx."""

@@ -14,7 +14,7 @@ from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan, stored_weights
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.structures.permute import agree_channel_order
-from lowrank.edge.graph_file import fit_file, write_onnx
+from lowrank.edge.graph_file import fit_file
 from lowrank.edge.target import Target
 from lowrank.errors import InfeasibleBudget, UnsupportedModel
 from lowrank.pipeline.plans import factorize, select
@@ -72,6 +72,6 @@ def _bytes_of(backend: Backend, analysis: Analysis, plan: Plan, target: Target, 
     small = backend.rewrite(agree_channel_order(made, backend.weights, backend.couplings, backend))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ONNX_FILE
-        write_onnx(small, path)
+        small.write_onnx(path)
         fit_file(path, target, signature, stored=stored_weights(plan, analysis), plain=True)
         return file_size(path)

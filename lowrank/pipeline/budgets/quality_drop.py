@@ -16,7 +16,7 @@ from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan, stored_weights
 from lowrank.core.selection.selector import Selector
 from lowrank.core.structures.permute import agree_channel_order
-from lowrank.edge.graph_file import fit_file, write_onnx
+from lowrank.edge.graph_file import fit_file
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError, InfeasibleBudget
 from lowrank.pipeline.plans import factorize, refitted, select
@@ -141,7 +141,7 @@ class Search:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / ONNX_FILE
             try:
-                write_onnx(small, path)
+                small.write_onnx(path)
                 feeds = spread(self.calibration.fit, TOKENS) if self.calibration is not None else ()
                 fit_file(path, self.target, signature, feeds, stored_weights(plan, self.analysis))
                 return self.benchmark.drop(FileModel(path, signature.output))

@@ -14,7 +14,7 @@ from lowrank.core.plan import Plan
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.structures.base import Option, Replacement
 from lowrank.core.truncation.factors import Factors
-from lowrank.edge.graph_file import fit_file, write_onnx
+from lowrank.edge.graph_file import fit_file
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError, LowRankError
 from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_calibration
@@ -99,7 +99,7 @@ def export_elastic(
         for keep, plan in track(list(plans.items()), "writing ONNX", len(plans)):
             small = backend.rewrite(_cut(largest, plan))
             path = stage / names[keep]
-            write_onnx(small, path, opset)
+            small.write_onnx(path, opset)
             fit_file(path, target, signature)
             store_by_rank(path)
             exactness(small, path)

@@ -15,10 +15,10 @@ from lowrank.backends.inputs import Signature, spread
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan, stored_weights
 from lowrank.core.rounding.formats import Stored
-from lowrank.edge.graph_file import WITH_PAST_FILE
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError
 from lowrank.pipeline.publish.model_card import write_card
+from lowrank.pipeline.run.layout import WITH_PAST_FILE
 from lowrank.pipeline.run.page import with_page
 from lowrank.progress import Clock, Track
 from lowrank.results.report import ONNX_FILE, Report, held_against
@@ -68,7 +68,7 @@ def write_and_measure(
 ) -> Report:
     """Everything of a run but its analysis, in `stage`; `before` is what was measured of what it was made from."""
     from lowrank.backends.onnx.save import file_size
-    from lowrank.edge.graph_file import fit_file, write_onnx
+    from lowrank.edge.graph_file import fit_file
     from lowrank.evaluate.measure import exactness, measure
 
     found, notes, exact, target = list(problems), list[str](), None, output.target
@@ -82,7 +82,7 @@ def write_and_measure(
         try:
             with clock.stage("export"):
                 for path in track((onnx,), "writing ONNX", 1):
-                    write_onnx(small, path)
+                    small.write_onnx(path)
                     if target.is_rounded:
                         exact = exactness(small, path)
                     feeds = spread(calibration.fit, TOKENS) if calibration is not None else ()
@@ -152,11 +152,12 @@ def write_past(backend: Backend, stage: Path, target: Target, stored: Mapping[st
     Raises:
         ExportError: if it cannot be written, does not run, or chooses other tokens than torch.
     """
-    from lowrank.edge.graph_file import fit_file, write_with_past
+    from lowrank.edge.graph_file import fit_file
     from lowrank.evaluate.generation import check_generation
 
     assert isinstance(backend.signature, Signature)
-    path = write_with_past(backend, stage)
+    path = stage / WITH_PAST_FILE
+    backend.write_with_past(path)
     check_generation(backend, path)
     if target == Target():
         return []

@@ -18,7 +18,7 @@ from lowrank.backends.inputs import Feed, Signature, spread
 from lowrank.backends.onnx.save import file_size
 from lowrank.core.analysis import Analysis
 from lowrank.core.structures.permute import agree_channel_order
-from lowrank.edge.graph_file import fit_file, write_onnx
+from lowrank.edge.graph_file import fit_file
 from lowrank.errors import ExportError, UnsupportedModel
 from lowrank.pipeline.healing import Training, check_samples, hundredths
 from lowrank.pipeline.plans import factorize, refitted, select
@@ -94,7 +94,7 @@ class CandidateBuilder:
             shutil.rmtree(place / MODEL_FOLDER, ignore_errors=True)
             (place / MODEL_FOLDER).mkdir()
             made.save(place / MODEL_FOLDER)
-        write_onnx(made.model, self.path(whole))
+        made.model.write_onnx(self.path(whole))
         exactness(made.model, self.path(whole))
         signature = made.model.signature
         assert isinstance(signature, Signature)

@@ -22,7 +22,6 @@ from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx.save import file_size
 from lowrank.core.budget import Budget
 from lowrank.core.selection.knapsack import Knapsack
-from lowrank.edge.graph_file import write_onnx
 from lowrank.edge.target import Target
 from lowrank.errors import ArtifactError, ExportError, LowRankError, UnsupportedModel
 from lowrank.pipeline.analyzing import STAGE as ANALYZE
@@ -212,7 +211,7 @@ class Workbench:
         """The dense model's graph."""
         path = self.place / "dense" / ONNX_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_onnx(self.dense, path)
+        self.dense.write_onnx(path)
         return path
 
     @cached_property

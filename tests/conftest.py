@@ -12,15 +12,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores: one thread each is faster than fighting over them.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from builders import tiny_bert_folder
+from builders import saved_state, tiny_bert_folder, write_text
+from filelock import FileLock
 from hypothesis import settings
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -118,7 +121,46 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return call
 
 
+def made_by_one(place: Path, name: str, make: Callable[[Path], Any]) -> Path:
+    """A folder that one worker makes for all. Its own path is in what is made, so it is made where it stays."""
+    folder = place / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            try:
+                make(folder)
+            except BaseException:
+                shutil.rmtree(folder)
+                raise
+    return folder
+
+
 @pytest.fixture(scope="session")
 def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random BERT with a tokenizer, as a Hugging Face folder. Tests must not write to it."""
-    return tiny_bert_folder(tmp_path_factory.mktemp("bert"))
+    return made_by_one(shared_folder(tmp_path_factory), "bert", tiny_bert_folder)
+
+
+@pytest.fixture(scope="session")
+def shared_bert_run(tmp_path_factory: pytest.TempPathFactory, bert_folder: Path, few_budgets: None) -> Path:
+    """The run of that BERT at half its size, calibrated. Tests must not write to it."""
+
+    def make(folder: Path) -> None:
+        import lowrank
+
+        settings = lowrank.Settings(calib=str(write_text(folder / "text.txt", 60)))
+        lowrank.compress(str(bert_folder), 0.5, output=folder / "run", settings=settings, latency=False)
+
+    return made_by_one(shared_folder(tmp_path_factory), "bert-run", make) / "run"
+
+
+@pytest.fixture(scope="session")
+def shared_state_run(tmp_path_factory: pytest.TempPathFactory, few_budgets: None) -> Path:
+    """The run of a state dict at half its size. Tests must not write to it."""
+
+    def make(folder: Path) -> None:
+        import lowrank
+
+        lowrank.compress(saved_state(folder / "model.pt"), 0.5, output=folder / "run")
+
+    return made_by_one(shared_folder(tmp_path_factory), "state-run", make) / "run"

@@ -179,14 +179,6 @@ def test_include_exclude_and_targets(cli: Cli, here: Path) -> None:
     assert (wrong.code, "has no weight that is targeted" in wrong.err) == (1, True)
 
 
-@pytest.fixture(scope="module")
-def compressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of a state dict at half its size. Tests must not write to it."""
-    folder = tmp_path_factory.mktemp("compressed")
-    lowrank.compress(saved_state(folder / "model.pt"), 0.5, output=folder / "run")
-    return folder / "run"
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -202,9 +194,9 @@ def compressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_refusals_leave_everything_as_it_was(
-    cli: Cli, here: Path, compressed: Path, arguments: list[str], message: str
+    cli: Cli, here: Path, shared_state_run: Path, arguments: list[str], message: str
 ) -> None:
-    shutil.copytree(compressed, here / "lowrank-run")
+    shutil.copytree(shared_state_run, here / "lowrank-run")
     before = snapshot(here / "lowrank-run")
     refused = cli("compress", *arguments)
     assert refused.code == 1
@@ -316,10 +308,10 @@ def test_calibration_with_npz_gives_a_module_data(cli: Cli, here: Path) -> None:
 
 
 def test_half_written_files_never_replace_whole_ones(
-    cli: Cli, here: Path, compressed: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, here: Path, shared_state_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk at any of the writes: one sentence, and the earlier result is what it was."""
-    shutil.copytree(compressed, here / "lowrank-run")
+    shutil.copytree(shared_state_run, here / "lowrank-run")
     before = snapshot(here / "lowrank-run")
     import lowrank.artifacts.files as files
 
@@ -481,8 +473,8 @@ def test_evaluate_refuses_a_plan_that_the_model_does_not_follow(cli: Cli, here: 
     assert (refused.code, "is not the plan that" in refused.err) == (1, True)
 
 
-def test_a_refusal_with_other_settings_keeps_the_analysis(cli: Cli, here: Path, compressed: Path) -> None:
-    shutil.copytree(compressed, here / "lowrank-run")
+def test_a_refusal_with_other_settings_keeps_the_analysis(cli: Cli, here: Path, shared_state_run: Path) -> None:
+    shutil.copytree(shared_state_run, here / "lowrank-run")
     before = snapshot(here / "lowrank-run")
     assert cli("compress", "--budget", "0.001", "--targets", "all").code == 1
     assert snapshot(here / "lowrank-run") == before

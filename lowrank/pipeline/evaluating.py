@@ -22,6 +22,7 @@ from lowrank.pipeline.run.read import check_source, read_run, source_of
 from lowrank.pipeline.run.read_back import held_in_graph
 from lowrank.pipeline.settings import Settings
 from lowrank.progress import Clock, Track, silent
+from lowrank.results.parts import Quality
 from lowrank.results.report import Report, held_against
 
 
@@ -53,7 +54,7 @@ def evaluate(
     calibration = read_calibration(dense, Settings.from_json(analysis.settings))
     dense = calibration.backend if calibration else dense
     benchmark = read_benchmark(tasks, dense, calibration)
-    refit = bool(known and known.provenance.get("refit"))
+    refit = bool(known and known.provenance.refit)
 
     def replacements() -> Mapping[str, Replacement]:
         if known and known.cut:
@@ -62,7 +63,7 @@ def evaluate(
         return refitted(calibration, made, analysis, track) if refit and calibration else made
 
     small = dense.saved_in(folder, replacements)
-    target = Target.of(known and known.onnx)
+    target = known.target if known else Target()
     exact = known.parity if known else None
     report = measure(dense, small, analysis, plan, folder, calibration, True, track, clock, target, exact, benchmark)
     report = _with_kept(report, known) if known else report
@@ -83,12 +84,10 @@ def evaluate(
 def _with_kept(report: Report, known: Report) -> Report:
     """With what an earlier report says of the same files, unless it was measured again; and held against the same
     limit."""
-    rows = (known.quality or {}).get("tasks")
-    if rows and "tasks" not in (report.quality or {}):
-        report = replace(report, quality={**(report.quality or {}), "tasks": rows})
-    if known.budget.get("kind") != "drop":
+    if known.tasks and not report.tasks:
+        report = replace(report, quality=replace(report.quality or Quality(), tasks=known.tasks))
+    if known.budget.kind != "drop":
         return report
-    measured = {row["task"] for row in (report.quality or {}).get("tasks", [])}
-    if measured != {row["task"] for row in rows or []}:
+    if known.budget.limit is None or {row.task for row in report.tasks} != {row.task for row in known.tasks}:
         return replace(report, budget=known.budget)
-    return held_against(report, known.budget["limit"])
+    return held_against(report, known.budget.limit)

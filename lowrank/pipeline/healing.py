@@ -13,7 +13,7 @@ from lowrank.artifacts import hash_json, staged, write_json
 from lowrank.artifacts.lock import holding
 from lowrank.backends import Opening, open_model
 from lowrank.backends.base import Backend
-from lowrank.edge.target import Target
+from lowrank.edge.graph_file import WITH_PAST_FILE
 from lowrank.errors import ArtifactError, ExportError, HealingError
 from lowrank.pipeline.analyzing import read_calibration
 from lowrank.pipeline.budgets.quality_drop import read_benchmark
@@ -36,6 +36,7 @@ from lowrank.pipeline.run.read import check_source, read_run, source_of
 from lowrank.pipeline.run.write import Output, write_and_measure
 from lowrank.pipeline.settings import NO_DATA, Settings
 from lowrank.progress import Clock, Track, silent
+from lowrank.results.parts import HealingResult
 from lowrank.results.report import ONNX_FILE, Report
 
 if TYPE_CHECKING:
@@ -140,28 +141,29 @@ def heal(
         session = _train(calibration, small, settings, training, path, key, resume, track)
     healed = session.healing.healed()
     unit = "minutes" if training.steps is None else "steps"
-    entry = {**asked, **asdict(healed), "kept": healed.kept, "unit": unit}
+    entry = HealingResult(**{**asked, **asdict(healed)}, kept=healed.kept, unit=unit)
     if not session.healing.task.workers.is_first:
         # Of several processes one writes.
         return report
-    entries = [*report.healing, entry]
     beside = session.peft is not None and training.fold == "no"
     if session.peft is not None and not beside and healed.kept:
         feeds = calibration.fit if training.fold == "rank" else None
         changed, followed, loss = folded(session, dense, small, feeds, plan, analysis)
-        entry |= {"unfolded": healed.after, "after": loss if loss < math.inf else None, "kept": loss < healed.before}
-        if entry["kept"]:
+        after = loss if loss < math.inf else None
+        entry = replace(entry, unfolded=healed.after, after=after, kept=loss < healed.before)
+        if entry.kept:
             small, plan = changed, followed
-    if beside or not entry["kept"]:
+    entries = [*report.healing, entry]
+    if beside or not entry.kept:
         # The model stays as it is.
-        with staged(folder, owned=(PAGE_FILE, *(ADAPTER_FILES if entry["kept"] else ()))) as stage:
-            if entry["kept"]:
+        with staged(folder, owned=(PAGE_FILE, *(ADAPTER_FILES if entry.kept else ()))) as stage:
+            if entry.kept:
                 with clock.stage("adapter"):
                     made = session.residuals()
-                    entry["problems"] += write_adapters(small, session.peft, made, session.shapes, stage)
+                    entry.problems.extend(write_adapters(small, session.peft, made, session.shapes, stage))
             if latency and report.latency is None:
                 with clock.stage("latency"):
-                    report = _timed(report, dense, calibration, folder, entry["problems"])
+                    report = _timed(report, dense, calibration, folder, entry.problems)
             files = {**report.files, **files_of(stage)}
             report = replace(report, healing=entries, files=files, seconds=clock.seconds)
             report = with_page(stage, folder, analysis, plan, report)
@@ -169,7 +171,7 @@ def heal(
         write_card(folder / MODEL_FOLDER, report)
     else:
         output = Output(
-            target=Target.of(report.onnx),
+            target=report.target,
             with_past=(folder / WITH_PAST_FILE).exists(),
             latency=latency,
             benchmark=benchmark,
@@ -187,7 +189,7 @@ def heal(
                 output,
                 track,
                 clock,
-                bool(report.provenance.get("refit")),
+                bool(report.provenance.refit),
                 entries,
                 problems,
                 report.cut,
@@ -205,12 +207,12 @@ def _timed(report: Report, dense: Backend, calibration: Calibration, folder: Pat
         return report
     judge = partial(quality_of, dense, calibration=calibration, track=silent)
     try:
-        times, before, plain = compare_latency(dense, folder / ONNX_FILE, Target.of(report.onnx), judge)
+        times, before, plain = compare_latency(dense, folder / ONNX_FILE, report.target, judge)
     except ExportError as error:
         problems.append(str(error))
         return report
-    quality = {**report.quality, "dense_rounded": plain} if report.quality and plain else report.quality
-    return replace(report, latency=times, quality=quality, onnx={**report.onnx, "dense_fused": before})
+    quality = replace(report.quality, dense_rounded=plain) if report.quality and plain else report.quality
+    return replace(report, latency=times, quality=quality, onnx=replace(report.onnx, dense_fused=before))
 
 
 def check_trainable(dense: Backend) -> None:
@@ -236,7 +238,7 @@ def _check_adapter(folder: Path, report: Report, training: Training) -> bool:
     """
     if not (folder / ADAPTER_FOLDER).exists():
         return False
-    own = any(entry.get("adapter") and entry["fold"] == "no" and entry["kept"] for entry in report.healing)
+    own = any(entry.adapter and entry.fold == "no" and entry.kept for entry in report.healing)
     changes = training.adapter is None or training.fold != "no"
     if own and changes:
         raise HealingError(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
@@ -27,13 +27,14 @@ from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan
 from lowrank.core.structures import Option, factorized
 from lowrank.errors import UnsupportedModel
-from lowrank.evaluate.sizes import per_weight_error, sizes_of, targets_of, weight_error
+from lowrank.evaluate.sizes import budget_of, per_weight_error, sizes_of, skipped_of, targets_of, weight_error
 from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.publish.model_card import write_card
 from lowrank.pipeline.run.layout import MODEL_FOLDER, PLAN_FILE, REPORT_FILE, RESULTS, files_of
 from lowrank.pipeline.run.page import with_page
 from lowrank.pipeline.run.provenance import provenance
 from lowrank.progress import Clock, Track
+from lowrank.results.parts import Errors
 from lowrank.results.report import Report
 
 
@@ -154,20 +155,19 @@ def _report(backend: CheckpointBackend, analysis: Analysis, plan: Plan, found: S
     cast = {each.name: each.cast for each in found}
     total = sum(energy.values())
     params = backend.params - analysis.dense_params + plan.cost
-    budget: Mapping[str, Any] = asdict(plan.budget) if plan.budget else {"kind": "plan", "limit": None}
     return Report(
         targets=targets_of(analysis, plan),
         model=sizes_of(backend, params, after, analysis, plan),
-        budget={**budget, "reached": plan.reached},
-        error={
-            "relative": weight_error(analysis, plan),
-            "per_weight": per_weight_error(analysis, plan),
-            "cast_relative": (sum(cast.values()) / total) ** 0.5 if total else 0.0,
-            "cast_per_weight": {
+        budget=budget_of(plan),
+        error=Errors(
+            relative=weight_error(analysis, plan),
+            per_weight=per_weight_error(analysis, plan),
+            cast_relative=(sum(cast.values()) / total) ** 0.5 if total else 0.0,
+            cast_per_weight={
                 name: (lost / energy[name]) ** 0.5 if energy[name] else 0.0 for name, lost in cast.items()
             },
-        },
-        skipped=[{"name": s.name, "shape": list(s.shape), "reason": s.reason} for s in analysis.skips],
+        ),
+        skipped=skipped_of(analysis),
         notes=[
             *analysis.notes,
             *plan.notes,

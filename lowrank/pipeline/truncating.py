@@ -34,6 +34,7 @@ from lowrank.pipeline.run.read_back import Finished, find_original, hash_of, rea
 from lowrank.pipeline.run.write import Output, write_and_measure
 from lowrank.pipeline.settings import Settings
 from lowrank.progress import Clock, Track, silent
+from lowrank.results.parts import Cut
 from lowrank.results.report import ONNX_FILE, Report
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _check_possible(folder: Path, analysis: Analysis, plan: Plan, report: Report
         )
     if budget.kind in ("latency", "milliseconds"):
         raise LowRankError("a result is cut to --budget, --error or --size; for a time compress the original again")
-    if budget.kind != "size" and Target.of(report and report.onnx).dtype == "mixed":
+    if budget.kind != "size" and report is not None and report.target.dtype == "mixed":
         raise LowRankError(
             f"{folder} was made for a size, with a type for each weight: cut it to a size too, with --size, or "
             "compress the original with --budget"
@@ -153,7 +154,7 @@ def _cut(
         calibration, said = _data(full, settings, analysis)
     notes += said
     full = calibration.backend if calibration else full
-    target = Target.of(report and report.onnx)
+    target = report.target if report else Target()
     weights = {record.weight.name: record.weight for record in analysis.weights}
     held = CompressedWeights(finished.held, weights, full)
     with clock.stage("analyze"):
@@ -181,22 +182,21 @@ def _cut(
         if not same:
             made = agree_channel_order(made, full.weights, () if kept_lora else _couplings(full, left), held)
         small = _with_record(full.rewrite(made), finished)
-    entry = {
-        "run": hash_of(finished),
-        "from": str(finished.folder.resolve()),
-        "keep_before": plan.keep_ratio,
-        "keep_after": final.keep_ratio,
-        "healed": sum(bool(e.get("kept")) for e in report.healing) if report else None,
-        "predicted": {name: o.error**0.5 for o in chosen.options for name in left.groups[o.group].weights},
-        "weights": lost,
-        "quality": None,
-        "as_it_was": dict(finished.fixed),
-    }
+    entry = Cut(
+        run=hash_of(finished),
+        from_=str(finished.folder.resolve()),
+        keep_before=plan.keep_ratio,
+        keep_after=final.keep_ratio,
+        healed=sum(e.kept for e in report.healing) if report else None,
+        predicted={name: o.error**0.5 for o in chosen.options for name in left.groups[o.group].weights},
+        weights=lost,
+        as_it_was=dict(finished.fixed),
+    )
     if isinstance(full.signature, Signature):
         from lowrank.evaluate.measure import quality_of
 
         with clock.stage("fidelity"):
-            entry["quality"] = quality_of(full.rewrite(finished.held), small, calibration, silent)
+            entry = replace(entry, quality=quality_of(full.rewrite(finished.held), small, calibration, silent))
     notes += [_told_of(finished)] if finished.fixed else []
     if beside.exists() and not kept_lora:
         _check_lost(finished, out)
@@ -322,7 +322,7 @@ def _weight_loss(held: CompressedWeights, made: Mapping[str, Replacement]) -> fl
 def _is_trained(report: Report | None) -> bool:
     """Whether the adapter beside a model was trained for it as it is."""
     entries = report.healing if report else []
-    return any(entry.get("adapter") and entry.get("fold") == "no" and entry.get("kept") for entry in entries)
+    return any(entry.adapter and entry.fold == "no" and entry.kept for entry in entries)
 
 
 def _check_lost(finished: Finished, out: Path) -> None:

@@ -117,7 +117,7 @@ def _graphs(
     from lowrank.edge.graph_file import fit_file
     from lowrank.evaluate.measure import exactness
 
-    target = Target.of(report.onnx)
+    target = report.target
     made = _named(graph, place, target.dtype)
     wanted: list[Dtype] = [dtype for dtype in dict.fromkeys(dtypes) if dtype not in ("float32", target.dtype)]
     if graph.name == WITH_PAST_FILE:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lowrank import edge
 from lowrank.artifacts import write_json
@@ -21,6 +21,7 @@ from lowrank.pipeline.publish.model_card import write_card
 from lowrank.pipeline.run.layout import WITH_PAST_FILE
 from lowrank.pipeline.run.page import with_page
 from lowrank.progress import Clock, Track
+from lowrank.results.parts import Cut, HealingResult
 from lowrank.results.report import ONNX_FILE, Report, held_against
 
 if TYPE_CHECKING:
@@ -60,9 +61,9 @@ def write_and_measure(
     track: Track,
     clock: Clock,
     refit: bool,
-    healing: Sequence[dict[str, Any]] = (),
+    healing: Sequence[HealingResult] = (),
     problems: Sequence[str] = (),
-    cut: Sequence[dict[str, Any]] = (),
+    cut: Sequence[Cut] = (),
     remarks: Sequence[str] = (),
     before: Report | None = None,
 ) -> Report:

@@ -13,7 +13,6 @@ from lowrank.artifacts import hash_json, staged, write_json
 from lowrank.artifacts.lock import holding
 from lowrank.backends import Opening, open_model
 from lowrank.backends.base import Backend
-from lowrank.edge.graph_file import WITH_PAST_FILE
 from lowrank.errors import ArtifactError, ExportError, HealingError
 from lowrank.pipeline.analyzing import read_calibration
 from lowrank.pipeline.budgets.quality_drop import read_benchmark

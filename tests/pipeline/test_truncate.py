@@ -207,7 +207,7 @@ def test_a_model_of_all_structures_without_its_original(cli: Cli, bert_run: Path
     healed = lowrank.heal(tmp_path / "there", lowrank.Training(steps=10), latency=False)
     assert healed.cut == there.cut and len(healed.healing) == 1
     again = lowrank.truncate(tmp_path / "there", 0.2, output=tmp_path / "again", latency=False)
-    assert again.healing == read(tmp_path / "there/report.json")["healing"] and len(again.healing) == 1
+    assert again.to_json()["healing"] == read(tmp_path / "there/report.json")["healing"] and len(again.healing) == 1
     assert [cut.healed for cut in again.cut] == [0, int(healed.healing[0].kept)]
     assert again.targets.keep_ratio <= 0.2 and again.parity is not None and not again.problems
 

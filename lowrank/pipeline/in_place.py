@@ -120,11 +120,13 @@ def compress_(
     budget = budget if isinstance(budget, Budget) else Budget.params(budget)
     if budget.kind not in (*UNITS, "error"):
         raise InfeasibleBudget(f"a budget of {budget.kind} takes a graph to be written; use lowrank.compress")
+    if isinstance(model, str | Path):
+        raise UnsupportedModel(f"a {type(model).__name__} is not a model; give an nn.Module")
     if hasattr(model, "_orig_mod"):
         raise UnsupportedModel("the model is compiled already; compress it first, then call torch.compile")
     for name in ("include", "exclude", "targets"):
         if name in options:
-            options[name] = _several(options[name])
+            options[name] = _several(options.get(name, ()))
     settings = Settings(calib=str(calib) if isinstance(calib, str | Path) else NO_DATA, **options)
     with torch.random.fork_rng(devices=_gpus(model) if isinstance(model, nn.Module) else []):
         read = partial(_calibration, calib=calib, tokenizer=tokenizer)

@@ -14,7 +14,6 @@ from lowrank.artifacts.lock import holding
 from lowrank.backends.base import Backend
 from lowrank.calibrate import Calibration, training_batches
 from lowrank.core.plan import Plan
-from lowrank.pipeline.run.layout import WITH_PAST_FILE
 from lowrank.edge.target import Target
 from lowrank.errors import ArtifactError, ExportError, HealingError
 from lowrank.evaluate.measure import compare_latency, quality_of
@@ -30,6 +29,7 @@ from lowrank.pipeline.run.layout import (
     REPORT_FILE,
     RESULTS,
     RUN,
+    WITH_PAST_FILE,
     files_of,
 )
 from lowrank.pipeline.run.page import with_page

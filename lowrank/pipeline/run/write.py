@@ -17,13 +17,12 @@ from lowrank.calibrate.data import Calibration
 from lowrank.core.plan import Plan, stored_weights
 from lowrank.core.rounding.formats import Stored
 from lowrank.edge.graph_file import fit_file
-from lowrank.pipeline.run.layout import WITH_PAST_FILE
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError
 from lowrank.evaluate.generation import check_generation
 from lowrank.evaluate.measure import Measures, exactness, measure
 from lowrank.pipeline.publish.model_card import write_card
-from lowrank.pipeline.run.layout import MODEL_FOLDER, PLAN_FILE, REPORT_FILE, SCRIPT_FILE, files_of
+from lowrank.pipeline.run.layout import MODEL_FOLDER, PLAN_FILE, REPORT_FILE, SCRIPT_FILE, WITH_PAST_FILE, files_of
 from lowrank.pipeline.run.page import with_page
 from lowrank.pipeline.run.provenance import provenance
 from lowrank.pipeline.session import Session

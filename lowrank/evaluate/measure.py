@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -33,36 +33,48 @@ from lowrank.results.report import ONNX_FILE, Report
 SEQUENCE = 128
 
 
-def measure(
-    dense: Backend,
-    small: Backend,
-    analysis: Analysis,
-    plan: Plan,
-    folder: Path,
-    calibration: Calibration | None,
-    latency: bool,
-    track: Track,
-    clock: Clock,
-    target: Target,
-    exact: Parity | None = None,
-    benchmark: Benchmark | None = None,
-) -> Report:
+@dataclass(frozen=True)
+class Subject:
+    """What a compressed model is measured against, and how that is shown."""
+
+    dense: Backend
+    """The original."""
+    analysis: Analysis
+    """Of the original."""
+    calibration: Calibration | None
+    """Its report fold is what fidelity is measured on; random inputs without it."""
+    track: Track
+    """Shows progress."""
+    clock: Clock
+    """Counts seconds by stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """What is measured of a compressed model."""
+
+    target: Target = field(default_factory=Target)
+    """What its graphs are for."""
+    latency: bool = True
+    """Export the dense model too, and time both."""
+    benchmark: Benchmark | None = None
+    """Tasks that `model.onnx` is measured on beside fidelity, or the model itself if there is no such file."""
+    exact: Parity | None = None
+    """`exactness` of a graph before it was rounded."""
+
+
+def measure(subject: Subject, small: Backend, plan: Plan, folder: Path, measures: Measures) -> Report:
     """Everything that report.json holds of a compressed model and the `model.onnx` in its folder.
 
     Args:
-        dense: the original.
+        subject: the original.
         small: the compressed model, as loaded from the folder.
-        analysis: of the original.
         plan: that the compressed model follows.
         folder: where `model.onnx` is, if there is one.
-        calibration: its report fold is what fidelity is measured on; random inputs without it.
-        latency: export the dense model too and time both.
-        track: shows progress.
-        clock: counts seconds by stage.
-        target: what `model.onnx` was written for.
-        exact: `exactness` of a graph before it was rounded.
-        benchmark: tasks that `model.onnx` is measured on, or the model itself if there is no such file.
+        measures: what is measured.
     """
+    dense, analysis, calibration = subject.dense, subject.analysis, subject.calibration
+    track, clock, target, exact = subject.track, subject.clock, measures.target, measures.exact
     notes, problems = [*analysis.notes, *plan.notes], list[str]()
     if plan.budget is not None and plan.budget.kind == "size" and (folder / ONNX_FILE).exists():
         plan = replace(plan, share=float(file_size(folder / ONNX_FILE)))
@@ -94,7 +106,7 @@ def measure(
                         fused=fused_counts(onnx),
                         rounding_error=lost_by_rounding and lost_by_rounding.relative_error,
                     )
-                if latency:
+                if measures.latency:
                     with clock.stage("latency"):
                         shown = track((onnx,), "timing both models", 1)
                         judge = partial(quality_of, dense, calibration=calibration, track=silent)
@@ -111,12 +123,12 @@ def measure(
             f"no model.onnx and no measured quality: {small.signature}; give inputs with --calib inputs.npz, or say "
             "with --arch package.module:factory or --config config.json how the model is built"
         )
-    if benchmark is not None:
+    if measures.benchmark is not None:
         with clock.stage("tasks"):
             try:
                 assert isinstance(small.signature, Signature)
                 final = FileModel(onnx, small.signature.output) if parity is not None and onnx.exists() else small
-                quality = replace(quality or Quality(), tasks=benchmark.compare(final, track))
+                quality = replace(quality or Quality(), tasks=measures.benchmark.compare(final, track))
             except (ExportError, TaskError) as error:
                 problems.append(str(error))
     return Report(

@@ -12,7 +12,6 @@ import numpy as np
 
 from lowrank.artifacts import save_analysis, staged, write_json
 from lowrank.artifacts.files import linked
-from lowrank.artifacts.journal import Journal
 from lowrank.backends.checkpoint.backend import CheckpointBackend
 from lowrank.backends.checkpoint.write import (
     Written,
@@ -28,12 +27,11 @@ from lowrank.core.plan import Plan
 from lowrank.core.structures import Option, factorized
 from lowrank.errors import UnsupportedModel
 from lowrank.evaluate.sizes import budget_of, per_weight_error, sizes_of, skipped_of, targets_of, weight_error
-from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.publish.model_card import write_card
 from lowrank.pipeline.run.layout import MODEL_FOLDER, PLAN_FILE, REPORT_FILE, RESULTS, files_of
 from lowrank.pipeline.run.page import with_page
 from lowrank.pipeline.run.provenance import provenance
-from lowrank.progress import Clock, Track
+from lowrank.pipeline.session import Session
 from lowrank.results.parts import Errors
 from lowrank.results.report import Report
 
@@ -93,18 +91,11 @@ def _refuse(option: str) -> NoReturn:
     )
 
 
-def compress_streamed(
-    backend: CheckpointBackend,
-    analysis: Analysis,
-    plan: Plan,
-    run: Path,
-    execution: Execution,
-    journal: Journal,
-    track: Track,
-    clock: Clock,
-) -> Report:
+def compress_streamed(session: Session, plan: Plan, run: Path) -> Report:
     """Write the compressed checkpoint of a plan to a run, and its report; shards are the pieces of the journal."""
-    assert journal.folder is not None
+    backend, analysis, journal = session.dense, session.analysis, session.journal
+    clock, track = session.clock, session.track
+    assert isinstance(backend, CheckpointBackend) and journal.folder is not None
     folder = journal.folder / MODEL_FOLDER
     folder.mkdir(exist_ok=True)
     chosen = [option for option in plan.options if option.structure != "dense"]
@@ -114,7 +105,7 @@ def compress_streamed(
     tasks = [_Task(o, _alone(o.group, analysis), shard_name(i, count)) for i, o in enumerate(chosen)]
     copies = [(shard_name(len(chosen) + i, count), names) for i, names in enumerate(rest)]
     weights = [backend.by_name[name] for o in chosen for name in analysis.groups[o.group].weights]
-    with execution.pool(weights, bool(analysis.grams)) as pool:
+    with session.execution.pool(weights, bool(analysis.grams)) as pool:
         with clock.stage("factorize"):
             jobs = pool.map(_FactorJob(backend, folder), tasks)
             found = list(track(jobs, "factorizing", len(tasks)))

@@ -20,11 +20,11 @@ from lowrank.backends.inputs import Signature, spread
 from lowrank.core.analysis import Analysis
 from lowrank.edge.target import Dtype, Target
 from lowrank.errors import ArtifactError, CalibrationError, ExportError
-from lowrank.pipeline.analyzing import read_calibration
 from lowrank.pipeline.publish.model_card import CONFIG_FILE, write_card
 from lowrank.pipeline.run.layout import MODEL_FOLDER, REPORT_FILE, WITH_PAST_FILE
 from lowrank.pipeline.run.read import read_run
 from lowrank.pipeline.run.write import TOKENS
+from lowrank.pipeline.session import read_calibration
 from lowrank.pipeline.settings import Settings
 from lowrank.results.report import ONNX_FILE, Report
 

@@ -16,7 +16,7 @@ from lowrank.artifacts.lock import holding
 from lowrank.backends import Backend, Opening, is_streamed, open_model
 from lowrank.core.analysis import Analysis, CouplingAnalysis, Folds, Numbers, WeightAnalysis, analyze_weight
 from lowrank.core.linalg.drivers import Fallback, watched_solvers
-from lowrank.core.structures import COUPLED
+from lowrank.core.structures import structures
 from lowrank.core.weight import Coupling, Weight
 from lowrank.errors import ArtifactError
 from lowrank.parallel import Pool, processes, threads
@@ -250,7 +250,7 @@ def analyze_couplings(
     """What every structure can make of every coupling."""
 
     def measured(coupling: Coupling) -> Sequence[CouplingAnalysis]:
-        found = (structure.measure(coupling, grams, backend) for structure in COUPLED)
+        found = (structure.measure(coupling, grams, backend) for structure in structures())
         return [each for each in found if each is not None]
 
     if not couplings:

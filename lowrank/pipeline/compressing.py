@@ -18,6 +18,7 @@ from lowrank.core.plan import Plan, check_budget
 from lowrank.core.selection.knapsack import Knapsack, share_in_time
 from lowrank.core.selection.selector import Selector
 from lowrank.core.selection.timings import Timings
+from lowrank.core.structures import structure_named, structures
 from lowrank.core.structures.permute import agree_channel_order
 from lowrank.edge.target import Target
 from lowrank.errors import HealingError, InfeasibleBudget, LowRankError, PlanMismatch
@@ -42,7 +43,7 @@ from lowrank.version import __version__
 
 STAGE = "compress"
 """Of a run's journal."""
-SAME_CHANNELS = ("two_factor", "pivoted", "shared")
+SAME_CHANNELS = tuple(s.name for s in structures() if s.keeps_channels and not s.is_dense)
 """Structures after which a layer reads and gives what it did before."""
 
 
@@ -288,7 +289,7 @@ def _time(backend: Backend, analysis: Analysis, target: Target, track: Track) ->
 
 def _check_channels(plan: Plan) -> None:
     """Refuse a plan whose layers have other channels than those that an adapter of the dense model was made for."""
-    odd = [o for o in plan.options if o.structure not in ("dense", *SAME_CHANNELS)]
+    odd = [o for o in plan.options if not structure_named(o.structure).keeps_channels]
     if odd:
         raise PlanMismatch(
             f"{odd[0].group} would be {odd[0].structure}, which changes the channels that the adapter was made for; "

@@ -12,6 +12,7 @@ from lowrank.core.budget import Budget
 from lowrank.core.cost import UNITS
 from lowrank.core.plan import Plan
 from lowrank.core.selection.selector import Selector
+from lowrank.core.structures import structure_named
 from lowrank.core.structures.permute import agree_channel_order
 from lowrank.core.weight import Skip
 from lowrank.errors import InfeasibleBudget, UnsupportedModel
@@ -54,7 +55,8 @@ class Compressed:
             f"{self.params_before:,} parameters, now {self.params_after:,}"
         )
         rows = [
-            f"  {o.group}: {o.structure}" + ("" if o.structure == "dense" else f" {o.rank}, error {o.error**0.5:.3f}")
+            f"  {o.group}: {o.structure}"
+            + ("" if structure_named(o.structure).is_dense else f" {o.rank}, error {o.error**0.5:.3f}")
             for o in self.plan.options
         ]
         return "\n".join([head, *rows, *(f"Note: {note}" for note in self.notes)])

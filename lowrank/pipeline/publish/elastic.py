@@ -12,6 +12,7 @@ from lowrank.artifacts.lock import holding
 from lowrank.backends import Opening, open_model
 from lowrank.core.plan import Plan
 from lowrank.core.selection.knapsack import Knapsack
+from lowrank.core.structures import structures
 from lowrank.core.structures.base import Option, Replacement
 from lowrank.core.truncation.factors import Factors
 from lowrank.edge.graph_file import fit_file
@@ -23,8 +24,8 @@ from lowrank.pipeline.plans import factorize, select
 from lowrank.pipeline.settings import Settings
 from lowrank.progress import Clock, Track, silent
 
-NESTED = "two_factor"
-"""The structure whose factors of a smaller rank are part of those of a larger one."""
+NESTED = tuple(structure.name for structure in structures() if structure.is_nested)
+"""The structures whose factors of a smaller rank are part of those of a larger one."""
 DATA_FILE = "model_elastic.onnx.data"
 """Not the name that a graph by itself has its numbers under: both can be in one folder."""
 EARLIER = re.compile(r"model_[0-9.e-]+\.onnx")
@@ -90,7 +91,7 @@ def export_elastic(
     analysis = analyze_backend(
         backend, calibration, settings, opening, kept_analysis(folder), track, Clock(), Execution(), None
     )
-    plans = {keep: select(analysis, keep, Knapsack(structures=(NESTED,))) for keep in keeps}
+    plans = {keep: select(analysis, keep, Knapsack(structures=NESTED)) for keep in keeps}
     largest = factorize(backend, analysis, _largest(list(plans.values())), track)
     names = {keep: name_of(keep) for keep in keeps}
     # Earlier sizes read numbers that are replaced.
@@ -110,7 +111,7 @@ def export_elastic(
 def _largest(plans: Sequence[Plan]) -> Plan:
     """Of each weight that any plan factors the highest rank that one does."""
     best: dict[str, Option] = {}
-    for option in (o for plan in plans for o in plan.options if o.structure == NESTED):
+    for option in (o for plan in plans for o in plan.options if o.structure in NESTED):
         if option.group not in best or option.rank > best[option.group].rank:
             best[option.group] = option
     return replace(plans[0], options=tuple(best.values()))
@@ -120,7 +121,7 @@ def _cut(made: Mapping[str, Replacement], plan: Plan) -> dict[str, Replacement]:
     """The replacements of a plan, as parts of larger ones."""
     found: dict[str, Replacement] = {}
     for option in plan.options:
-        if option.structure == NESTED:
+        if option.structure in NESTED:
             # A group of two factors is one weight, and has its name.
             whole, rank = made[option.group], option.rank
             assert isinstance(whole.factors, Factors)

@@ -37,6 +37,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python tools/check_imports.py
+	$(BIN)/python tools/check_structures.py
 	$(BIN)/pyright
 	$(BIN)/python tools/audit.py
 

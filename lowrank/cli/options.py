@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from lowrank.core.selection.registry import SELECTORS
+from lowrank.core.structures import STRUCTURES
 
 if TYPE_CHECKING:
     from lowrank.core.budget import Budget
@@ -59,7 +60,7 @@ class Fold(StrEnum):
     rank = "rank"
 
 
-STRUCTURE_NAMES = ("two_factor", "pivoted", "product", "rotary", "neurons", "shared", "spatial", "residual")
+STRUCTURE_NAMES = tuple(STRUCTURES)[1:]
 TARGET_NAMES = ("projections", "head", "embeddings", "conv", "all")
 
 
@@ -351,15 +352,13 @@ def chosen_selector(name: str, multiple: int, structures: str | None) -> Selecto
     """The policy that the command line names."""
     from lowrank.core.selection.knapsack import Knapsack
     from lowrank.core.selection.registry import selector_type
-    from lowrank.core.structures import ROUNDED, STRUCTURES
 
     if structures is None:
         return selector_type(name)(multiple=multiple)
     if name != "knapsack":
         raise typer.BadParameter(f"--structures is for the knapsack; {name} ranks are those of two factors")
     wanted = tuple(part.strip() for part in structures.split(","))
-    known = [structure.name for structure in (*STRUCTURES, *ROUNDED)]
-    unknown = [part for part in wanted if part not in known]
+    unknown = [part for part in wanted if part not in STRUCTURES]
     if unknown:
-        raise typer.BadParameter(f"there is no structure {unknown[0]!r}; there is {', '.join(known)}")
+        raise typer.BadParameter(f"there is no structure {unknown[0]!r}; there is {', '.join(STRUCTURES)}")
     return Knapsack(multiple=multiple, structures=wanted)

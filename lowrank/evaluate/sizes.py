@@ -8,8 +8,8 @@ import numpy as np
 
 from lowrank.backends.base import Backend
 from lowrank.core.analysis import Analysis
-from lowrank.core.cost import spent
 from lowrank.core.plan import Plan, cost_in, dense_cost
+from lowrank.core.structures.dense import Dense
 from lowrank.results.parts import BudgetResult, ModelSizes, Skipped, Targets
 
 ONE = np.ones(1, np.int64)
@@ -46,7 +46,7 @@ def sizes_of(dense: Backend, params: int, nbytes: int, analysis: Analysis, plan:
         plan: that the compressed model follows.
     """
     left = [w for w in dense.weights if w.name not in analysis]
-    rest = sum(int(spent("macs", "dense", ONE, np.array([w.params]), [w])[0]) for w in left)
+    rest = sum(int(Dense().spent("macs", ONE, np.array([w.params]), [w])[0]) for w in left)
     macs_after = rest + sum(cost_in("macs", option, analysis) for option in plan.options)
     return ModelSizes(
         params_before=dense.params,

@@ -17,7 +17,7 @@ from lowrank.backends import Backend, is_streamed
 from lowrank.calibrate import collect_grams, measure_contexts, measure_sensitivity
 from lowrank.core.analysis import Analysis, CouplingAnalysis, Folds, Numbers, WeightAnalysis, analyze_weight
 from lowrank.core.linalg.drivers import Fallback, watched_solvers
-from lowrank.core.structures import COUPLED
+from lowrank.core.structures import structures
 from lowrank.core.weight import Coupling, Weight
 from lowrank.parallel import Pool, processes, threads
 from lowrank.pipeline.estimate import estimate
@@ -194,7 +194,7 @@ def analyze_couplings(
     """What every structure can make of every coupling."""
 
     def measured(coupling: Coupling) -> Sequence[CouplingAnalysis]:
-        found = (structure.measure(coupling, grams, backend) for structure in COUPLED)
+        found = (structure.measure(coupling, grams, backend) for structure in structures())
         return [each for each in found if each is not None]
 
     if not couplings:

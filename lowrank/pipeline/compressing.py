@@ -14,6 +14,7 @@ from lowrank.backends import is_streamed
 from lowrank.core.budget import Budget
 from lowrank.core.linalg.drivers import watched_solvers
 from lowrank.core.plan import Plan
+from lowrank.core.structures import structure_named
 from lowrank.errors import PlanMismatch
 from lowrank.evaluate.tasks import Benchmark
 from lowrank.pipeline.analyzing import STAGE as ANALYZE
@@ -176,7 +177,7 @@ def _written(session: Session, plan: Plan, run: Path, request: Request, benchmar
 
 def _check_channels(plan: Plan) -> None:
     """Refuse a plan whose layers have other channels than those that an adapter of the dense model was made for."""
-    odd = [o for o in plan.options if o.structure not in ("dense", *SAME_CHANNELS)]
+    odd = [o for o in plan.options if not structure_named(o.structure).keeps_channels]
     if odd:
         raise PlanMismatch(
             f"{odd[0].group} would be {odd[0].structure}, which changes the channels that the adapter was made for; "

@@ -15,6 +15,7 @@ from lowrank.core.budget import Budget
 from lowrank.core.cost import UNITS
 from lowrank.core.plan import Plan
 from lowrank.core.selection.selector import Selector
+from lowrank.core.structures import structure_named
 from lowrank.core.weight import Skip
 from lowrank.errors import InfeasibleBudget, UnsupportedModel
 from lowrank.pipeline.analyzing import analyzed
@@ -53,7 +54,8 @@ class Compressed:
             f"{self.params_before:,} parameters, now {self.params_after:,}"
         )
         rows = [
-            f"  {o.group}: {o.structure}" + ("" if o.structure == "dense" else f" {o.rank}, error {o.error**0.5:.3f}")
+            f"  {o.group}: {o.structure}"
+            + ("" if structure_named(o.structure).is_dense else f" {o.rank}, error {o.error**0.5:.3f}")
             for o in self.plan.options
         ]
         return "\n".join([head, *rows, *(f"Note: {note}" for note in self.notes)])

@@ -15,8 +15,8 @@ from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan, check_budget
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.selection.selector import Selector
-from lowrank.core.structures import Option, factorized
-from lowrank.core.structures.base import Replacement
+from lowrank.core.structures import factorized
+from lowrank.core.structures.base import Option, Replacement
 from lowrank.core.structures.permute import agree_channel_order
 from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.session import Session

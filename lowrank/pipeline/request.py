@@ -12,6 +12,7 @@ from lowrank.core.budget import Budget
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.selection.selector import Selector
 from lowrank.core.selection.timings import Timings
+from lowrank.core.structures import structures
 from lowrank.edge.target import Target
 from lowrank.errors import HealingError, LowRankError
 from lowrank.parallel import processes
@@ -24,7 +25,7 @@ Kind = Literal["share", "time", "size", "drop"]
 """How a plan is found: by what is predicted, by a table of times, by writing files, by measuring."""
 KINDS: dict[str, Kind] = {"latency": "time", "milliseconds": "time", "size": "size"}
 """Of budgets whose plan is not found by what is predicted."""
-SAME_CHANNELS = ("two_factor", "pivoted", "shared")
+SAME_CHANNELS = tuple(s.name for s in structures() if s.keeps_channels and not s.is_dense)
 """Structures after which a layer reads and gives what it did before."""
 
 

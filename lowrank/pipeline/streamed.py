@@ -24,7 +24,8 @@ from lowrank.backends.checkpoint.write import (
 )
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan
-from lowrank.core.structures import Option, factorized
+from lowrank.core.structures import factorized, structure_named
+from lowrank.core.structures.base import Option
 from lowrank.errors import UnsupportedModel
 from lowrank.evaluate.sizes import budget_of, per_weight_error, sizes_of, skipped_of, targets_of, weight_error
 from lowrank.pipeline.publish.model_card import write_card
@@ -98,7 +99,7 @@ def compress_streamed(session: Session, plan: Plan, run: Path) -> Report:
     assert isinstance(backend, CheckpointBackend) and journal.folder is not None
     folder = journal.folder / MODEL_FOLDER
     folder.mkdir(exist_ok=True)
-    chosen = [option for option in plan.options if option.structure != "dense"]
+    chosen = [option for option in plan.options if not structure_named(option.structure).is_dense]
     factored = {backend.stored[name] for o in chosen for name in analysis.groups[o.group].weights}
     rest = _rest(backend, factored)
     count = len(chosen) + len(rest)

@@ -20,9 +20,9 @@ from lowrank.core.analysis import Analysis
 from lowrank.core.budget import NAMES, Budget
 from lowrank.core.plan import Plan, check_budget, share_of
 from lowrank.core.selection.recut import cutting_of
-from lowrank.core.selection.remaining import IN_ORDER, CompressedWeights, Remaining, recut, remaining
-from lowrank.core.structures import Option
-from lowrank.core.structures.base import Replacement
+from lowrank.core.selection.remaining import CompressedWeights, Remaining, recut, remaining
+from lowrank.core.structures import structure_named
+from lowrank.core.structures.base import Option, Replacement
 from lowrank.core.structures.permute import agree_channel_order
 from lowrank.core.weight import Coupling
 from lowrank.edge.target import Target
@@ -295,7 +295,7 @@ def _against_dense(chosen: Plan, analysis: Analysis) -> Plan:
 
 def _couplings(full: Backend, left: Remaining) -> tuple[Coupling, ...]:
     """Couplings between weights that are products by themselves: of others no order is free."""
-    replaced = [left.groups[group] for group, now in left.now.items() if now.structure != "dense"]
+    replaced = [left.groups[group] for group, now in left.now.items() if not structure_named(now.structure).is_dense]
     narrow = {name for group in replaced for name in group.weights} - set(left.thin)
     return tuple(coupling for coupling in full.couplings if narrow.isdisjoint(coupling.weights))
 
@@ -309,7 +309,7 @@ def _with_record(small: Backend, finished: Finished) -> Backend:
     assert isinstance(small, OnnxBackend)
     kept: dict[str, Mapping[str, Any]] = {}
     for option in finished.plan.options:
-        if option.group in finished.fixed and option.structure not in ("dense", "residual"):
+        if option.group in finished.fixed and structure_named(option.structure).replaces:
             for name in finished.analysis.groups[option.group].weights:
                 layers = [layer.name for layer in finished.analysis[name].weight.layers]
                 entry = {"structure": option.structure, "layers": layers, "rank": option.rank, "tensors": {}}
@@ -324,7 +324,7 @@ def _weight_loss(held: CompressedWeights, made: Mapping[str, Replacement]) -> fl
     lost = total = 0.0
     for name in {**held.replacements, **made}:
         ways = {each[name].structure for each in (made, held.replacements) if name in each}
-        if ways.isdisjoint(IN_ORDER):
+        if not any(structure_named(way).fixed_order for way in ways):
             one = held.read(name)
             lost += float(np.square(one - after.read(name)).sum())
             total += float(np.square(one).sum())

@@ -22,7 +22,7 @@ from lowrank.core.analysis import Folds, analyze_weight
 from lowrank.core.truncation.directions import directions
 from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.gram import Gram
-from lowrank.core.truncation.spatial import spatial_directions, spatial_matrix
+from lowrank.core.truncation.spatial import SpatialFactors, spatial_directions, spatial_matrix
 from lowrank.errors import LowRankError, UnsupportedModel
 
 
@@ -77,7 +77,7 @@ def test_spatial_factors(name: str, tmp_path: Path) -> None:
     for rank in (4, 9):
         chosen = spatial_directions(w, matrix, gram)
         factors = chosen.truncate(spatial_matrix(w, matrix), rank)
-        small = backend.rewrite({w.name: Replacement("spatial", factors)})
+        small = backend.rewrite({w.name: Replacement("spatial", SpatialFactors(factors.left, factors.right))})
         found = small.run(feed)
         assert np.allclose(found, small.reference()(feed), atol=1e-4)
         # Without the bias, the predicted error is the real one.

@@ -13,7 +13,8 @@ from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx.passes.narrow_heads import narrow_heads
 from lowrank.backends.torch.module import ModuleBackend
-from lowrank.core.structures import Replacement, structure_named
+from lowrank.core.structures import structure_named
+from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.attention import spread_of
 from lowrank.evaluate.parity import check_parity
 

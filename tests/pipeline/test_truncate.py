@@ -27,7 +27,8 @@ from lowrank.backends.torch.module import ModuleBackend
 from lowrank.backends.torch.read_back import read_finished
 from lowrank.core.analysis import Analysis, analyze_weight
 from lowrank.core.selection.remaining import CompressedWeights, recut, remaining
-from lowrank.core.structures import Option, Replacement, structure_named
+from lowrank.core.structures import structure_named
+from lowrank.core.structures.base import Option, Replacement
 from lowrank.core.structures.permute import agree_channel_order
 from lowrank.core.truncation.pivoted import pivot
 from lowrank.core.weight import Group

@@ -12,7 +12,8 @@ import pytest
 from pages import HOSTILE, SWEEP, analysis_of, block_names, facts_with, plan_of
 
 import lowrank.report.page.webpage as webpage
-from lowrank.core.structures import STRUCTURES, Option
+from lowrank.core.structures import STRUCTURES
+from lowrank.core.structures.base import Option
 from lowrank.report.page import drawings
 from lowrank.report.page import tradeoff as front
 from lowrank.report.page.page_data import facts_of
@@ -199,13 +200,13 @@ def test_every_structure_has_its_words() -> None:
     analysis = analysis_of(["a.0.b", "a.1.b"])
     plan = plan_of(analysis)
     told = set()
-    for structure in (*[s.name for s in STRUCTURES], "residual"):
+    for structure in STRUCTURES:
         options = tuple(Option(o.group, structure, 4, 10, 0.01, "int8") for o in plan.options)
         changed = type(plan)(plan.analysis, plan.budget, plan.selector, options, plan.dense_cost)
         if structure == "neurons":
             assert "4 of 24 neurons" in choices(analysis, changed)["a.0.b"].told
         told.add(choices(analysis, changed)["a.0.b"].told)
-    assert len(told) == len(STRUCTURES) + 1
+    assert len(told) == len(STRUCTURES)
 
 
 def test_budgets_are_solved_and_the_plan_stands_among_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,6 @@ from lowrank.backends.onnx.save import save_model
 from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.gram import Gram, Side
-from lowrank.core.truncation.spatial import channel_matrix
 from lowrank.core.weight import Skip, Weight
 from lowrank.errors import ExportError, NonFiniteWeight, first_line
 
@@ -210,10 +209,7 @@ class OnnxBackend:
         dense, output = self.dense, self.signature
         products: dict[int, NDArray[Any]] = {}
         for name, replacement in self.replacements.items():
-            matrix = replacement.dense(dense._by_name[name])
-            if replacement.structure == "spatial":
-                matrix = channel_matrix(dense._by_name[name], matrix)
-            products |= dense._roots_with(name, matrix)
+            products |= dense._roots_with(name, replacement.dense(dense._by_name[name]))
         assert isinstance(output, Signature)
         runner = Runner(_with_numbers(dense.model, products), dense.folder)
         return lambda feed: _floating(runner(feed, [output.output])[0])

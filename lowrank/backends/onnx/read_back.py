@@ -18,13 +18,11 @@ from lowrank.backends.onnx.rewrite import finish
 from lowrank.backends.onnx.signature import signature_of
 from lowrank.core.analysis import Analysis
 from lowrank.core.match import stem
+from lowrank.core.structures import structure_named
 from lowrank.core.structures.base import Option, Replacement
 from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.pivoted import Pivoted
 from lowrank.core.weight import Weight
-
-READABLE = ("two_factor", "pivoted")
-"""Structures that a graph tells all of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +57,10 @@ def read_graph(
     held: dict[str, Replacement] = {}
     fixed: dict[str, str] = {}
     for option in options:
-        if option.structure in ("dense", "residual"):
+        structure = structure_named(option.structure)
+        if not structure.replaces:
             continue
-        if option.structure not in READABLE:
+        if not structure.by_rank:
             fixed[option.group] = f"{option.structure}: a graph does not tell which channels are left"
             continue
         (name,) = analysis.groups[option.group].weights

@@ -12,6 +12,7 @@ from lowrank.backends.onnx.factor_values import Held, Which
 from lowrank.backends.onnx.sites import attribute
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.pivoted import Pivoted
+from lowrank.core.truncation.spatial import SpatialFactors
 from lowrank.core.weight import Weight
 
 
@@ -165,7 +166,7 @@ def _conv(use: Use, held: Held) -> None:
     settings = _settings(node)
     outputs, spatial = shape[0], len(shape) - 2
     groups = int(settings.get("group", 1))
-    if held.replacement.structure == "spatial":
+    if isinstance(held.replacement.factors, SpatialFactors):
         inputs, (height, width) = shape[1], shape[2:]
         first = held.factor("right", False, node, lambda a: a.reshape(rank, inputs, 1, width))
         # From (outputs kernel rows) x rank to (outputs, rank, kernel rows, 1).

@@ -14,6 +14,7 @@ from lowrank.backends import Backend
 from lowrank.backends.inputs import Signature
 from lowrank.core.plan import Plan
 from lowrank.core.selection.knapsack import Knapsack
+from lowrank.core.structures import structures
 from lowrank.core.structures.base import Option, Replacement
 from lowrank.core.truncation.factors import Factors
 from lowrank.edge.graph_file import fit_file
@@ -23,8 +24,8 @@ from lowrank.pipeline.analyzing import analyzed
 from lowrank.pipeline.plans import factorize, select
 from lowrank.pipeline.session import WorkOptions, open_session
 
-NESTED = "two_factor"
-"""The structure whose factors of a smaller rank are part of those of a larger one."""
+NESTED = tuple(structure.name for structure in structures() if structure.is_nested)
+"""The structures whose factors of a smaller rank are part of those of a larger one."""
 DATA_FILE = "model_elastic.onnx.data"
 """Not the name that a graph by itself has its numbers under: both can be in one folder."""
 EARLIER = re.compile(r"model_[0-9.e-]+\.onnx")
@@ -86,7 +87,7 @@ def export_elastic(
     session = analyzed(replace(session, run=None))
     backend, track, signature = session.dense, session.track, session.dense.signature
     assert isinstance(signature, Signature)
-    plans = {keep: select(session.analysis, keep, Knapsack(structures=(NESTED,))) for keep in keeps}
+    plans = {keep: select(session.analysis, keep, Knapsack(structures=NESTED)) for keep in keeps}
     largest = factorize(backend, session.analysis, _largest(list(plans.values())), track)
     names = {keep: name_of(keep) for keep in keeps}
     # Earlier sizes read numbers that are replaced.
@@ -106,7 +107,7 @@ def export_elastic(
 def _largest(plans: Sequence[Plan]) -> Plan:
     """Of each weight that any plan factors the highest rank that one does."""
     best: dict[str, Option] = {}
-    for option in (o for plan in plans for o in plan.options if o.structure == NESTED):
+    for option in (o for plan in plans for o in plan.options if o.structure in NESTED):
         if option.group not in best or option.rank > best[option.group].rank:
             best[option.group] = option
     return replace(plans[0], options=tuple(best.values()))
@@ -116,7 +117,7 @@ def _cut(made: Mapping[str, Replacement], plan: Plan) -> dict[str, Replacement]:
     """The replacements of a plan, as parts of larger ones."""
     found: dict[str, Replacement] = {}
     for option in plan.options:
-        if option.structure == NESTED:
+        if option.structure in NESTED:
             # A group of two factors is one weight, and has its name.
             whole, rank = made[option.group], option.rank
             assert isinstance(whole.factors, Factors)

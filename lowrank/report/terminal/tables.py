@@ -9,6 +9,7 @@ from lowrank.core.analysis import Analysis, WeightAnalysis
 from lowrank.core.budget import NAMES
 from lowrank.core.match import stem
 from lowrank.core.plan import Plan
+from lowrank.core.structures import structure_named
 from lowrank.core.truncation.spectrum import Spectrum
 from lowrank.results.parts import Cut
 from lowrank.results.report import Report
@@ -91,7 +92,7 @@ def plan_table(plan: Plan, analysis: Analysis) -> Table:
             stem(option.group),
             ", ".join(f"{rows} x {cols}" for rows, cols in shapes),
             option.structure,
-            str(option.rank) if option.structure != "dense" else "-",
+            "-" if structure_named(option.structure).is_dense else str(option.rank),
             *((option.dtype,) if typed else ()),
             f"{option.cost / analysis.params(group):.2f}",
             f"{option.error**0.5:.3f}",

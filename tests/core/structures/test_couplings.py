@@ -12,7 +12,8 @@ from lowrank.backends.torch.module import ModuleBackend
 from lowrank.calibrate.sensitivity import changes_of
 from lowrank.core.analysis import Analysis, analyze_weight
 from lowrank.core.selection.partition import partitions
-from lowrank.core.structures import Replacement, structure_named
+from lowrank.core.structures import structure_named
+from lowrank.core.structures.base import Replacement
 from lowrank.core.structures.permute import agree_channel_order
 from lowrank.core.truncation.pivoted import Pivoted
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from lowrank.artifacts.files import hash_files
 from lowrank.backends.onnx.backend import OnnxBackend
+from lowrank.backends.onnx.edit import finish, initializer
 from lowrank.backends.onnx.load import load_model
 from lowrank.backends.onnx.open import refuse_quantised
-from lowrank.backends.onnx.rewrite import finish
 from lowrank.backends.onnx.signature import signature_of
 from lowrank.core.analysis import Analysis
 from lowrank.core.match import stem
@@ -182,8 +182,7 @@ def _put_product(model: Any, weight: Weight, pairs: Sequence[_Pair], matrix: NDA
     turned = pairs[0].at == 1
     numbers = np.ascontiguousarray(matrix.T if turned else matrix).astype(like.numpy().dtype)
     tensor: Any = ir.tensor(numbers, dtype=like.dtype, name=weight.name)
-    value = ir.Value(name=weight.name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(like.dtype))
-    model.graph.register_initializer(value)
+    value = initializer(model.graph, weight.name, tensor)
     for pair in pairs:
         inner, last = pair.inner, pair.last
         vectors = inner.inputs[1] if inner.op_type == "Gather" else inner.inputs[1 - pair.at]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lowrank.backends.onnx.describe import Use
+from lowrank.backends.onnx.edit import finish
 from lowrank.backends.onnx.factor_values import Held, Which
 from lowrank.backends.onnx.sites import attribute
 from lowrank.core.structures.base import Replacement
@@ -31,22 +32,6 @@ def replace_weight(model: Any, weight: Weight, uses: tuple[Use, ...], replacemen
     for use in uses:
         _sweep(use.site.constant)
     return held.names
-
-
-def finish(old: Any, *new: Any) -> None:
-    """Put new nodes before an old one; the last of them takes over its output."""
-    import onnx_ir as ir
-
-    graph = old.graph
-    for node in new:
-        graph.insert_before(old, node)
-        node.metadata_props.update(old.metadata_props)
-    last, output = new[-1].outputs[0], old.outputs[0]
-    name, last.shape, last.type = output.name, output.shape, output.type
-    last.metadata_props.update(output.metadata_props)
-    ir.convenience.replace_all_uses_with([output], [last], replace_graph_outputs=True)
-    graph.remove(old, safe=True)
-    last.name = name
 
 
 def _node(old: Any, part: str, op: str, inputs: list[Any], attributes: Mapping[str, Any] | None = None) -> Any:

@@ -2,26 +2,32 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Neighbouring tests stay in one process, which builds what they share once, until the other process is idle.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 BENCH := bench
 # A comma would end an argument of $(if).
 COLUMNS := sentence1,sentence2
 
-.PHONY: demo test test-devices test-slow test-browser lint bench bench-models bench-small bench-onnx bench-edge bench-scale \
+.PHONY: demo test test-devices test-slow test-browser coverage lint bench bench-models bench-small bench-onnx bench-edge bench-scale \
 	docs numbers fuzz clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lowrank demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 -m "not device and not slow and not browser"
+	$(PYTEST) -m "not device and not slow and not browser"
 
-# Every architecture, real models, runs that are killed again and again, a cluster: half an hour.
+# Every architecture, real models, runs that are killed again and again, a cluster: some ten minutes.
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 -m "slow and not device and not browser"
+	$(PYTEST) -m "slow and not device and not browser"
+
+# Lines and branches of the package that the quick and the slow tests run.
+coverage: $(VENV)/.dev
+	$(PYTEST) -m "not device and not browser" --cov=lowrank --cov-branch --cov-report=term:skip-covered
 
 # On emulated processors: needs Debian or Ubuntu with a network.
 test-devices: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 -m device
+	$(PYTEST) -m device
 
 # The page in Chromium: Debian's is unpacked to the temporary folder if there is none; skipped where it cannot be had.
 test-browser: $(VENV)/.dev
@@ -31,6 +37,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python tools/check_imports.py
+	$(BIN)/python tools/check_structures.py
 	$(BIN)/pyright
 	$(BIN)/python tools/audit.py
 

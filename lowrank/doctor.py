@@ -238,7 +238,8 @@ def _try_core() -> dict[str, Any]:
         from lowrank.backends.session import start_session
         from lowrank.backends.torch.export import export_graph
         from lowrank.backends.torch.open import open_module
-        from lowrank.core.structures import Replacement
+        from lowrank.core.structures.base import Replacement
+        from lowrank.core.structures.two_factor import TwoFactor
         from lowrank.core.truncation.directions import directions
 
         with torch.random.fork_rng(devices=[]):
@@ -246,7 +247,7 @@ def _try_core() -> dict[str, Any]:
             dense = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
         backend = open_module(dense)
         matrix = backend.read("0.weight")
-        small = backend.rewrite({"0.weight": Replacement("two_factor", directions(matrix).truncate(matrix, 16))})
+        small = backend.rewrite({"0.weight": Replacement(TwoFactor().name, directions(matrix).truncate(matrix, 16))})
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "check.onnx"
             assert isinstance(small.signature, Signature)

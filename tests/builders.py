@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lowrank.core.structures import Replacement
+from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.directions import directions
 from lowrank.core.truncation.gram import Gram
 

@@ -12,16 +12,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores: one thread each is faster than fighting over them.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from builders import tiny_bert_folder
+from builders import saved_state, tiny_bert_folder, write_text
+from filelock import FileLock
 from hypothesis import settings
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -40,6 +42,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of one run of the tests share."""
+    place = tmp_path_factory.getbasetemp()
+    return place.parent if "PYTEST_XDIST_WORKER" in os.environ else place
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """The same random numbers in every run, whatever ran before."""
@@ -51,35 +59,26 @@ def seeded() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A model of transformers is traced once for all tests and workers: tests make the same tiny ones again and again,
-    and a trace takes seconds. What is found again has the same config, layers, numbers and inputs."""
-    from lowrank.artifacts import hash_json
-    from lowrank.backends.onnx.opset import OPSET
-    from lowrank.backends.onnx.save import load_whole, save_model
+    """A model is traced once for all tests and workers: see `traces.py`."""
+    from traces import Traces
+
     from lowrank.backends.torch import export
-    from lowrank.backends.torch.tensors import hash_state
 
-    place = tmp_path_factory.getbasetemp()
-    folder = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / "traced"
-    folder.mkdir(exist_ok=True)
     trace = export.export_graph
-
-    def remembered(module: Any, signature: Any, opset: int = OPSET) -> Any:
-        config = getattr(module, "config", None)
-        if not hasattr(config, "to_json_string"):
-            return trace(module, signature, opset)
-        state = hash_state(module.state_dict())
-        known = folder / f"{hash_json([repr(module), config.to_json_string(), state, repr(signature), opset])}.onnx"
-        if not known.exists():
-            graph = trace(module, signature, opset)
-            made = known.with_suffix(f".{os.getpid()}")
-            save_model(graph, made, beside=False)
-            made.rename(known)
-        return load_whole(known)
-
-    export.export_graph = remembered
+    folder = shared_folder(tmp_path_factory) / "traced"
+    folder.mkdir(exist_ok=True)
+    export.export_graph = Traces(trace, folder).export_graph
     yield
     export.export_graph = trace
+
+
+@pytest.fixture
+def exporter(traced_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of the exporter itself: no graph is made from that of another model."""
+    from lowrank.backends.torch import export
+
+    traces = export.export_graph.__self__  # type: ignore[attr-defined]
+    monkeypatch.setattr(export, "export_graph", replace(traces, refill=False).export_graph)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -122,7 +121,46 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return call
 
 
+def made_by_one(place: Path, name: str, make: Callable[[Path], Any]) -> Path:
+    """A folder that one worker makes for all. Its own path is in what is made, so it is made where it stays."""
+    folder = place / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            try:
+                make(folder)
+            except BaseException:
+                shutil.rmtree(folder)
+                raise
+    return folder
+
+
 @pytest.fixture(scope="session")
 def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random BERT with a tokenizer, as a Hugging Face folder. Tests must not write to it."""
-    return tiny_bert_folder(tmp_path_factory.mktemp("bert"))
+    return made_by_one(shared_folder(tmp_path_factory), "bert", tiny_bert_folder)
+
+
+@pytest.fixture(scope="session")
+def shared_bert_run(tmp_path_factory: pytest.TempPathFactory, bert_folder: Path, few_budgets: None) -> Path:
+    """The run of that BERT at half its size, calibrated. Tests must not write to it."""
+
+    def make(folder: Path) -> None:
+        import lowrank
+
+        settings = lowrank.Settings(calib=str(write_text(folder / "text.txt", 60)))
+        lowrank.compress(str(bert_folder), 0.5, output=folder / "run", settings=settings, latency=False)
+
+    return made_by_one(shared_folder(tmp_path_factory), "bert-run", make) / "run"
+
+
+@pytest.fixture(scope="session")
+def shared_state_run(tmp_path_factory: pytest.TempPathFactory, few_budgets: None) -> Path:
+    """The run of a state dict at half its size. Tests must not write to it."""
+
+    def make(folder: Path) -> None:
+        import lowrank
+
+        lowrank.compress(saved_state(folder / "model.pt"), 0.5, output=folder / "run")
+
+    return made_by_one(shared_folder(tmp_path_factory), "state-run", make) / "run"

@@ -29,8 +29,9 @@ def test_every_public_name_resolves_and_has_a_docstring() -> None:
         lowrank.nothing  # noqa: B018
 
 
-def test_import_direction() -> None:
-    done = subprocess.run([sys.executable, ROOT / "tools/check_imports.py"], capture_output=True, text=True)
+@pytest.mark.parametrize("lint", ["check_imports", "check_structures"])
+def test_the_house_is_in_order(lint: str) -> None:
+    done = subprocess.run([sys.executable, ROOT / f"tools/{lint}.py"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 

@@ -37,7 +37,7 @@ from lowrank.calibrate import load_calibration
 from lowrank.core.budget import Budget
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.edge import standalone
-from lowrank.edge.graph_file import fit_file, write_onnx
+from lowrank.edge.graph_file import fit_file
 from lowrank.edge.target import Dtype, Target
 from lowrank.evaluate import measure_latency
 
@@ -96,7 +96,7 @@ def fitted(name: str, backend: Any, macs: int, work: Path, dtype: Dtype, feeds: 
     label = f"{name} {dtype}" + (", only rounded" if plain else "")
     path = work / label.replace(" ", "-") / "model.onnx"
     path.parent.mkdir()
-    write_onnx(backend, path)
+    backend.write_onnx(path)
     fit_file(path, Target(profile="ort", dtype=dtype), backend.signature, feeds, plain=plain)
     return Row(label, path, macs)
 

@@ -60,7 +60,7 @@ def run_method(selector: str, settings: dict[str, Any], folder: Path) -> None:
             settings=lowrank.Settings(**settings),
             latency=False,
         )
-        rows[str(keep)] = {"keep": report.targets["keep_ratio"], "seconds": report.seconds}
+        rows[str(keep)] = {"keep": report.targets.keep_ratio, "seconds": report.seconds}
         if keep != KEEPS[-1]:
             following = folder / f"{KEEPS[KEEPS.index(keep) + 1]}"
             following.mkdir(parents=True, exist_ok=True)

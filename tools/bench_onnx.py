@@ -30,7 +30,8 @@ report = lowrank.compress(sys.argv[1], 0.5, output=sys.argv[2], settings=setting
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 seconds = time.perf_counter() - start
 loaded = "torch" in sys.modules
-facts = {"seconds": seconds, "peak": peak, "torch": loaded, "stages": report.seconds, "quality": report.quality}
+quality = report.quality and report.quality.to_json()
+facts = {"seconds": seconds, "peak": peak, "torch": loaded, "stages": report.seconds, "quality": quality}
 print(json.dumps(facts))
 """
 

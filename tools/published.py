@@ -26,8 +26,9 @@ from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.selection.simple import Uniform
-from lowrank.core.structures import COUPLED, TwoFactor, factorized
+from lowrank.core.structures import factorized, structure_named
 from lowrank.core.structures.base import Replacement
+from lowrank.core.structures.two_factor import TwoFactor
 from lowrank.core.truncation.factors import Factors
 from lowrank.core.weight import Weight
 from lowrank.pipeline.analyzing import analyze_couplings, analyze_weights
@@ -216,7 +217,6 @@ def modegpt(calibration: Calibration) -> Compressor:
     backend: Any = calibration.backend
     analysis = seen(calibration, couplings=True)
     influence = block_influence(backend, list(some_batches(calibration)), {block_of(w.name) for w in targeted(backend)})
-    known = {structure.name: structure for structure in COUPLED}
 
     def compress(keep: float) -> dict[str, Replacement]:
         keeps = layer_keeps(influence, keep)
@@ -224,7 +224,7 @@ def modegpt(calibration: Calibration) -> Compressor:
         for coupling in analysis.couplings:
             at = keeps[block_of(coupling.group.weights[0])]
             if coupling.structure in ("product", "neurons"):
-                structure = known[coupling.structure]
+                structure = structure_named(coupling.structure)
                 rank = max(1, int(at * int(coupling.ranks[-1])))
                 made |= factorized(structure.at(coupling.group, analysis, rank), analysis, backend)
         for weight in targeted(backend):

@@ -11,36 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.artifacts.files import (
-    linked,
-    read_json,
-    read_tensors,
-    staged,
-    write_json,
-    write_tensors,
-)
+from lowrank.artifacts.files import linked, read_json, read_tensors, staged, write_json, write_tensors
 from lowrank.artifacts.grams import GRAMS_FOLDER, StoredGrams
 from lowrank.artifacts.journal import Piece
 from lowrank.artifacts.outside import is_plain, named_in
-from lowrank.core.analysis import (
-    Analysis,
-    Context,
-    CouplingAnalysis,
-    Folds,
-    Measured,
-    WeightAnalysis,
-)
+from lowrank.core.analysis import Analysis, Context, CouplingAnalysis, Folds, Measured, WeightAnalysis
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.truncation.spectrum import Spectrum
 from lowrank.core.verdict import verdict
-from lowrank.core.weight import (
-    Coupling,
-    Group,
-    Layer,
-    Skip,
-    View,
-    Weight,
-)
+from lowrank.core.weight import Coupling, Group, Layer, Skip, View, Weight
 from lowrank.errors import ArtifactError
 
 JSON_FILE = "analysis.json"

@@ -13,14 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.artifacts.files import (
-    hash_json,
-    make_folder,
-    read_json,
-    read_tensors,
-    write_json,
-    write_tensors,
-)
+from lowrank.artifacts.files import hash_json, make_folder, read_json, read_tensors, write_json, write_tensors
 from lowrank.errors import ArtifactError, PlanMismatch
 
 T = TypeVar("T")

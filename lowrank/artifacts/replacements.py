@@ -10,12 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.artifacts.journal import Arrays, Piece
+from lowrank.core.structures import structure_named
 from lowrank.core.structures.base import Replacement
-from lowrank.core.truncation.factors import Factors
-from lowrank.core.truncation.narrow import Narrow
-from lowrank.core.truncation.pivoted import Pivoted
-
-KINDS: dict[str, type[Any]] = {"factors": Factors, "pivoted": Pivoted, "narrow": Narrow}
 
 
 class ReplacementsCodec:
@@ -38,7 +34,6 @@ class ReplacementsCodec:
             factors = replacement.factors
             facts[name] = {
                 "structure": replacement.structure,
-                "kind": next(kind for kind, made in KINDS.items() if type(factors) is made),
                 "factors": {f.name: packed(getattr(factors, f.name)) for f in fields(factors)},
                 "places": {key: packed(getattr(replacement, key)) for key in ("bias", "rows", "cols")},
             }
@@ -54,5 +49,5 @@ def _replacement(entry: Mapping[str, Any], arrays: Arrays) -> Replacement:
     def unpacked(values: Mapping[str, Any]) -> dict[str, Any]:
         return {key: arrays[v["array"]] if "array" in v else v["value"] for key, v in values.items()}
 
-    factors = KINDS[entry["kind"]](**unpacked(entry["factors"]))
+    factors: Any = structure_named(entry["structure"]).factors(**unpacked(entry["factors"]))
     return Replacement(entry["structure"], factors, **unpacked(entry["places"]))

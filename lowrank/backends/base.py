@@ -16,6 +16,7 @@ from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.gram import Gram, Side
 from lowrank.core.truncation.refit import Joint
 from lowrank.core.weight import Coupling, Skip, Weight
+from lowrank.errors import ExportError
 
 Change = tuple[Matrix, Vector | None]
 """Other numbers for a weight, and for its layer's bias unless that stays."""
@@ -40,6 +41,11 @@ class Opening:
         """What must be the same for a second opening to give the same model. Never the permission to unpickle."""
         named = {"config": self.config, "tokenizer": self.tokenizer, "lora": self.lora}
         return {"arch": self.arch, **{key: path and str(Path(path).resolve()) for key, path in named.items()}}
+
+
+def not_exported(source: Mapping[str, Any], reason: str) -> ExportError:
+    """The error of a model that cannot be written as a graph because it cannot be run."""
+    return ExportError(f"{source['path'] or 'the model'} cannot be exported: {reason}")
 
 
 class Paired(Protocol):
@@ -136,6 +142,25 @@ class Backend(Protocol):
 
     def changed(self, changes: Mapping[str, Change]) -> Self:
         """A new backend whose model has other numbers in some weights; this one is unchanged."""
+        ...
+
+    def write_onnx(self, path: Path, opset: int | None = None) -> None:
+        """Write the model as an ONNX file (and `path.data` beside it, if it is large).
+
+        With standard operators and the model's own numbers; see `edge.graph_file.fit_file` for others. A model that
+        came as ONNX keeps the operator set that it has.
+
+        Raises:
+            ExportError: if it cannot be traced, or cannot be run at all.
+        """
+        ...
+
+    def write_with_past(self, path: Path, opset: int | None = None) -> None:
+        """Write a causal language model as an ONNX file with its key-value cache as inputs and outputs.
+
+        Raises:
+            ExportError: if it has none, or came as ONNX, where a graph has the inputs that it has.
+        """
         ...
 
     def save(self, folder: Path) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
-from lowrank.backends.base import Change
-from lowrank.backends.inputs import Feed
+from lowrank.backends.base import Change, not_exported
+from lowrank.backends.inputs import Feed, Signature
 from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.truncation.gram import Gram, Side
-from lowrank.errors import UnsupportedModel
+from lowrank.errors import ExportError, UnsupportedModel
 
 
 class Unrun:
     """The part of `Backend` that takes forward passes."""
+
+    source: Mapping[str, Any]
+    signature: Signature | str
 
     @property
     def refusal(self) -> str:
@@ -39,6 +43,14 @@ class Unrun:
 
     def check_finite(self) -> None:
         """Nothing to look at: the model is not run, and each weight is checked when it is read."""
+
+    def write_onnx(self, path: Path, opset: int | None = None) -> NoReturn:
+        """Not possible: a graph is checked by running the model."""
+        raise not_exported(self.source, str(self.signature))
+
+    def write_with_past(self, path: Path, opset: int | None = None) -> NoReturn:
+        """Not possible, as above."""
+        raise ExportError(f"--with-past cannot be had: {self.signature}")
 
     def run(self, feed: Feed) -> NoReturn:
         """Not possible."""

@@ -18,7 +18,8 @@ from lowrank.calibrate.sensitivity import changes_of, some_batches
 from lowrank.core.analysis import Analysis, Context
 from lowrank.core.budget import Budget
 from lowrank.core.selection.knapsack import Knapsack
-from lowrank.core.structures import factorized
+from lowrank.core.structures import factorized, structure_named
+from lowrank.core.truncation.spatial import SpatialFactors
 from lowrank.errors import InfeasibleBudget
 from lowrank.progress import Track
 
@@ -62,7 +63,8 @@ def _measured(
         return None
     base: dict[str, Change] = {}
     for option in plan.options:
-        if option.structure != "spatial":
+        # Spatial factors are compared with the others' elsewhere: what they add in context is not measured.
+        if structure_named(option.structure).factors is not SpatialFactors:
             base |= changes_of(factorized(option, analysis, backend), analysis)
     dense: dict[str, Change] = {name: (backend.read(name), backend.bias(name)) for name in base}
     ratios: dict[str, float] = {}

@@ -11,13 +11,12 @@ from lowrank.backends.base import Backend
 from lowrank.backends.inputs import spread
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
+from lowrank.core.structures import structure_named
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.refit import can_refit, kept_outputs, refitted
 from lowrank.core.weight import Weight
 from lowrank.progress import Track
 
-SINGLE = ("two_factor", "pivoted")
-"""The structures of weights by themselves, which the two-sided metric is for."""
 TOKENS = 65_536
 """Of each fold at most; the activations of one block for all of them are held in memory, twice."""
 
@@ -58,7 +57,9 @@ def sequential_refit(
         for name, (fit, judge) in pair.moments(stage, found).items():
             weight = next(w for w in stage if w.name == name)
             original = dense.read(name)[kept_outputs(found[name], weight.rows)]
-            curvature = analysis.curvatures.get(name) if found[name].structure in SINGLE else None
+            # The two-sided metric is for weights by themselves.
+            alone = structure_named(found[name].structure).by_rank
+            curvature = analysis.curvatures.get(name) if alone else None
             refit = refitted(found[name], original, pair.bias(weight), fit, judge, curvature=curvature, name=name)
             if refit is not None:
                 made[name] = refit

@@ -15,7 +15,9 @@ from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import Calibration
 from lowrank.calibrate.distance import Reference
 from lowrank.core.analysis import Analysis, Measured
-from lowrank.core.structures import COUPLED, Replacement, Structure, TwoFactor
+from lowrank.core.structures import structure_named
+from lowrank.core.structures.base import Replacement, Structure
+from lowrank.core.structures.two_factor import TwoFactor
 from lowrank.core.weight import Group
 from lowrank.progress import Track
 
@@ -40,8 +42,7 @@ def measure_sensitivity(
     backend = calibration.backend
     feeds = some_batches(calibration)
     tasks: list[tuple[Group, Structure]] = [(group, TwoFactor()) for group in analysis.singles]
-    known = {structure.name: structure for structure in COUPLED}
-    tasks += [(coupling.group, known[coupling.structure]) for coupling in analysis.couplings]
+    tasks += [(coupling.group, structure_named(coupling.structure)) for coupling in analysis.couplings]
     place = {single.name: i for i, single in enumerate(analysis.singles)}
     # In the order of the model, so that what comes before is run once.
     tasks.sort(key=lambda task: min(place[name] for name in task[0].weights))

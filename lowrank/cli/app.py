@@ -13,6 +13,8 @@ from lowrank.cli.edge import bench, export
 from lowrank.cli.heal import exit_on, heal, resumable
 from lowrank.cli.inspect import doctor, inspect
 from lowrank.cli.options import (
+    BUDGET,
+    EXPERTS,
     Adapter,
     AdapterInit,
     Arch,
@@ -71,13 +73,7 @@ from lowrank.cli.truncate import truncate
 from lowrank.errors import LowRankError
 from lowrank.interrupts import remember_interrupts, was_interrupted
 from lowrank.report.terminal.show import show_analysis, show_estimate, show_files, show_report
-from lowrank.report.terminal.terminal import (
-    complain,
-    print_json,
-    print_table,
-    progress_bars,
-    say,
-)
+from lowrank.report.terminal.terminal import complain, print_json, print_table, progress_bars, say
 from lowrank.version import __version__
 
 T = TypeVar("T")
@@ -109,7 +105,7 @@ def _root(
     pass
 
 
-@app.command()
+@app.command(rich_help_panel="Make a model smaller")
 def analyze(
     model: Model,
     output: Run = Path("lowrank-run"),
@@ -158,7 +154,7 @@ def analyze(
     )
 
 
-@app.command()
+@app.command(rich_help_panel="Decide")
 def select(
     output: Run = Path("lowrank-run"),
     budget: BudgetOption = None,
@@ -192,7 +188,7 @@ def select(
     )
 
 
-@app.command()
+@app.command(rich_help_panel="Make a model smaller")
 def compress(
     model: Annotated[str | None, typer.Argument(help="As for analyze; without it, the model of the run.")] = None,
     budget: BudgetOption = None,
@@ -203,7 +199,9 @@ def compress(
     task: TaskOption = None,
     max_drop: MaxDrop = None,
     table: TableOption = None,
-    plan: Annotated[Path | None, typer.Option(help="Follow this plan.json, perhaps edited by hand.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Follow this plan.json, perhaps edited.", rich_help_panel=BUDGET)
+    ] = None,
     output: Run = Path("lowrank-run"),
     selector: SelectorOption = "knapsack",
     multiple: Multiple = 1,
@@ -219,21 +217,22 @@ def compress(
     tokenizer: Tokenizer = None,
     lora: Lora = None,
     keep_lora: Annotated[
-        bool, typer.Option("--keep-lora", help="Leave the LoRA beside the compressed model, as an adapter of it.")
+        bool,
+        typer.Option("--keep-lora", help="Keep the --lora as an adapter.", rich_help_panel=EXPERTS),
     ] = False,
     unsafe_pickle: UnsafePickle = False,
     with_past: WithPast = False,
     profile: ProfileOption = None,
     quantize: Quantize = DtypeName.none,
     heal: Annotated[
-        float | None, typer.Option(min=0.01, help="Then train it for so many minutes to imitate the dense model.")
+        float | None, typer.Option(min=0.01, metavar="MINUTES", help="Then train it to imitate the dense model.")
     ] = None,
     seed: Seed = 0,
     device: Device = "cpu",
     adapter: Adapter = None,
     adapter_init: AdapterInit = Initial.discarded,
     fold: FoldOption = Fold.no,
-    refit: Annotated[bool, typer.Option(help="Fit what is replaced to what it sees in the compressed model.")] = True,
+    refit: Annotated[bool, typer.Option(help="Refit each factor to what it sees.", rich_help_panel=EXPERTS)] = True,
     timing: Timing = True,
     memory: Memory = None,
     stream: Stream = None,
@@ -299,7 +298,7 @@ def compress(
     exit_on(report)
 
 
-@app.command()
+@app.command(rich_help_panel="Look")
 def evaluate(
     output: Run = Path("lowrank-run"),
     task: TaskOption = None,
@@ -319,7 +318,7 @@ def evaluate(
     exit_on(report)
 
 
-@app.command()
+@app.command(rich_help_panel="Look")
 def demo(
     output: Run = Path("lowrank-demo"),
     budget: Annotated[float, typer.Option(help="Share of the targeted parameters to keep.")] = 0.5,
@@ -336,14 +335,14 @@ def demo(
     compress(None, budget=budget, output=output)
 
 
-app.command()(heal)
-app.command()(export)
-app.command()(bench)
-app.command()(sweep)
-app.command()(tune)
-app.command()(truncate)
-app.command()(inspect)
-app.command()(doctor)
+app.command(rich_help_panel="Make a model smaller")(heal)
+app.command(rich_help_panel="Ship")(export)
+app.command(rich_help_panel="Ship")(bench)
+app.command(rich_help_panel="Decide")(sweep)
+app.command(rich_help_panel="Decide")(tune)
+app.command(rich_help_panel="Make a model smaller")(truncate)
+app.command(rich_help_panel="Look")(inspect)
+app.command(rich_help_panel="Look")(doctor)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from lowrank.core.selection.registry import SELECTORS
+from lowrank.core.structures import STRUCTURES
 
 if TYPE_CHECKING:
     from lowrank.core.budget import Budget
@@ -59,7 +60,11 @@ class Fold(StrEnum):
     rank = "rank"
 
 
-STRUCTURE_NAMES = ("two_factor", "pivoted", "product", "rotary", "neurons", "shared", "spatial", "residual")
+STRUCTURE_NAMES = tuple(STRUCTURES)[1:]
+BUDGET, DATA, WEIGHTS, OUTPUT = "Budget", "Data", "Which weights", "Output and engine"
+HEALING, LARGE, EXPERTS = "Healing", "Large models", "For experts"
+"""The panels of options in a help text; what has none is what most people need, and stands first."""
+
 TARGET_NAMES = ("projections", "head", "embeddings", "conv", "all")
 
 
@@ -86,86 +91,136 @@ Model = Annotated[
 Run = Annotated[Path, typer.Option("--output", "-o", help="The run folder.")]
 Calib = Annotated[
     Optional[str],  # noqa: UP045 - typer reads this form in every version
-    typer.Option(
-        help="Calibration data: .txt, .tsv, .csv, .jsonl (.gz too), a sample a line; .npz of inputs; or the word none."
-    ),
+    typer.Option(metavar="FILE", help="Calibration data: .txt, .tsv, .csv, .jsonl, .npz, or none."),
 ]
-Column = Annotated[str | None, typer.Option(help="Column of a table, or key of .jsonl; several with commas.")]
-Samples = Annotated[int | None, typer.Option(min=1, help="Calibration samples at most (4096).")]
-Include = Annotated[list[str] | None, typer.Option(help="Only weights of this name, glob or re:regex. Repeatable.")]
-Exclude = Annotated[list[str] | None, typer.Option(help="Not weights of this name, glob or re:regex. Repeatable.")]
+Column = Annotated[
+    str | None,
+    typer.Option(metavar="NAMES", help="Columns of a table or keys of .jsonl, with commas.", rich_help_panel=DATA),
+]
+Samples = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Calibration samples at most (4096).", rich_help_panel=DATA)
+]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Only these: name, glob or re:regex. Repeatable.", rich_help_panel=WEIGHTS),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Not these: name, glob or re:regex. Repeatable.", rich_help_panel=WEIGHTS),
+]
 Targets = Annotated[
     str | None,
     typer.Option(
-        help="projections (in attention and feed-forward blocks), head, embeddings, conv, all; several with commas.",
+        metavar="KINDS",
+        help="projections, head, embeddings, conv or all, with commas.",
         autocompletion=complete_targets,
+        rich_help_panel=WEIGHTS,
     ),
 ]
-Arch = Annotated[str | None, typer.Option(help="package.module:factory that builds the dense module of a state dict.")]
+Arch = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="package.module:factory that builds the dense module.", rich_help_panel=EXPERTS),
+]
 Config = Annotated[
     str | None,
     typer.Option(
-        help="run.yaml: a file with any of these options. Or config.json: how to build the model of a state dict."
+        help="run.yaml: a file with any of these options. Or config.json: how to build the model of a state dict.",
+        rich_help_panel=EXPERTS,
     ),
 ]
 Tokenizer = Annotated[
-    str | None, typer.Option(help="tokenizer.json, or a folder with a tokenizer, for a model that has none beside it.")
+    str | None,
+    typer.Option(metavar="PATH", help="tokenizer.json or its folder, if the model has none.", rich_help_panel=DATA),
 ]
 Lora = Annotated[
-    str | None, typer.Option("--lora", help="A LoRA that PEFT saved: merged into the model before anything else.")
+    str | None,
+    typer.Option(
+        "--lora", metavar="FOLDER", help="A LoRA from PEFT to merge into the model first.", rich_help_panel=EXPERTS
+    ),
 ]
 WithPast = Annotated[
-    bool, typer.Option("--with-past", help="Also write model_with_past.onnx: a causal LM with its key-value cache.")
+    bool,
+    typer.Option(
+        "--with-past",
+        help="Also write a causal LM with its cache.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 ProfileOption = Annotated[
     Optional[ProfileName],  # noqa: UP045 - typer reads this form in every version
-    typer.Option("--profile", help="Graphs for any runtime, or with ONNX Runtime's own operators."),
+    typer.Option("--profile", metavar="NAME", help="portable, or ort: ONNX Runtime alone.", rich_help_panel=OUTPUT),
 ]
 Quantize = Annotated[
     DtypeName,
-    typer.Option("--quantize", help="Store weights in fewer bits. nbits4: operators for one token at a time."),
+    typer.Option("--quantize", metavar="TYPE", help="Store weights as fp16, int8, int4 or nbits4."),
 ]
 Elastic = Annotated[
     str | None,
-    typer.Option("--elastic", help="Keep ratios with commas: a small graph for each, over one file of numbers."),
+    typer.Option(
+        "--elastic",
+        help="Keep ratios with commas: a small graph for each, over one file of numbers.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 UnsafePickle = Annotated[
-    bool, typer.Option("--unsafe-pickle", help="Let a model file run its own code while it is read.")
+    bool,
+    typer.Option("--unsafe-pickle", help="Let a model file run its own code.", rich_help_panel=EXPERTS),
 ]
 Plots = Annotated[
     Path | None,
-    typer.Option("--plots", help="Also draw every plot of report.html to this folder, as PNG and SVG (extra: plot)."),
+    typer.Option(
+        "--plots",
+        help="Also draw every plot of report.html to this folder, as PNG and SVG (extra: plot).",
+        rich_help_panel=OUTPUT,
+    ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.", rich_help_panel=OUTPUT)]
 BudgetOption = Annotated[
     float | None,
-    typer.Option("--budget", help="Share of the targeted weights to keep: 0.3 (of their parameters, unless --of)."),
+    typer.Option("--budget", metavar="SHARE", help="Share of the targeted weights to keep: 0.3."),
 ]
-UnitOption = Annotated[UnitName, typer.Option("--of", help="What --budget is a share of.")]
+UnitOption = Annotated[
+    UnitName,
+    typer.Option("--of", metavar="UNIT", help="What --budget counts: params, bytes or macs.", rich_help_panel=BUDGET),
+]
 ErrorOption = Annotated[
-    float | None, typer.Option("--error", help="Relative output error that each weight may have: 0.05.")
+    float | None,
+    typer.Option(
+        "--error", metavar="ERROR", help="Relative output error of each weight: 0.05.", rich_help_panel=BUDGET
+    ),
 ]
 Timing = Annotated[
     bool,
     typer.Option(
         "--timing/--no-timing",
         " /--no-latency",
-        help="Time the dense and the compressed model in ONNX Runtime.",
+        help="Time both models in ONNX Runtime.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 LatencyOption = Annotated[
     str | None,
     typer.Option(
         "--latency",
-        help="Time that the model may take for 128 tokens: 0.5 of the dense model's, or 12ms. Measured here.",
+        metavar="TIME",
+        help="Time for 128 tokens: 0.5 of the dense model's, or 12ms.",
+        rich_help_panel=BUDGET,
     ),
 ]
 SizeOption = Annotated[
     str | None,
-    typer.Option("--size", help="What model.onnx may have: 8MB, or 0.2 of the original's bytes. Chooses types, too."),
+    typer.Option(
+        "--size",
+        metavar="SIZE",
+        help="Size of model.onnx: 8MB, or 0.2 of the original's.",
+        rich_help_panel=BUDGET,
+    ),
 ]
 TableOption = Annotated[
-    Path | None, typer.Option("--table", help="Timings of another machine, for --latency; see lowrank bench.")
+    Path | None,
+    typer.Option(
+        "--table", metavar="FILE", help="Timings of another machine, from lowrank bench.", rich_help_panel=BUDGET
+    ),
 ]
 TaskOption = Annotated[
     list[str] | None,
@@ -173,6 +228,7 @@ TaskOption = Annotated[
         "--task",
         help="What it is measured on: fidelity, sts:FILE, classify:FILE, lm:FILE, images:FOLDER, retrieval:FOLDER, "
         "package.module:function, mteb:NAME, lm_eval:NAME. Repeatable.",
+        rich_help_panel=BUDGET,
     ),
 ]
 MaxDrop = Annotated[
@@ -180,6 +236,7 @@ MaxDrop = Annotated[
     typer.Option(
         "--max-drop",
         help="What each --task may lose: 0.01 is a point of its metric, or 1 % of a perplexity. Finds the keep ratio.",
+        rich_help_panel=BUDGET,
     ),
 ]
 if TYPE_CHECKING:
@@ -187,18 +244,40 @@ if TYPE_CHECKING:
 else:
     # A choice of what there is, for the parser and for completion.
     SelectorName = StrEnum("SelectorName", {name: name for name in SELECTORS})
-SelectorOption = Annotated[SelectorName, typer.Option("--selector", help="How ranks are chosen.")]
-Multiple = Annotated[int, typer.Option(min=1, help="Round ranks down to a multiple of this.")]
-Seed = Annotated[int, typer.Option(min=0, help="Random seed of the order of the samples.")]
-Device = Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1.")]
+SelectorOption = Annotated[
+    SelectorName,
+    typer.Option(
+        "--selector", metavar="NAME", help=f"How ranks are chosen: {', '.join(SELECTORS)}.", rich_help_panel=EXPERTS
+    ),
+]
+Multiple = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Round ranks down to a multiple of this.", rich_help_panel=EXPERTS)
+]
+Seed = Annotated[
+    int, typer.Option(min=0, metavar="N", help="Random seed of the order of the samples.", rich_help_panel=HEALING)
+]
+Device = Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1.", rich_help_panel=HEALING)]
 Adapter = Annotated[
-    int | None, typer.Option(min=1, help="Freeze the model, and train a LoRA residual of this rank beside each layer.")
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="RANK",
+        help="Train a LoRA of this rank beside each layer instead.",
+        rich_help_panel=HEALING,
+    ),
 ]
 AdapterInit = Annotated[
-    Initial, typer.Option(help="What an adapter begins as: the best of what truncation left out, or nothing.")
+    Initial,
+    typer.Option(metavar="START", help="Start it from discarded directions, or from zero.", rich_help_panel=HEALING),
 ]
 FoldOption = Annotated[
-    Fold, typer.Option("--fold", help="Keep the adapter by itself, or fold it in: exact (ranks grow) or to the rank.")
+    Fold,
+    typer.Option(
+        "--fold",
+        metavar="HOW",
+        help="Fold the adapter in: no, exact, or rank (ranks stay).",
+        rich_help_panel=HEALING,
+    ),
 ]
 Structures = Annotated[
     str | None,
@@ -206,6 +285,7 @@ Structures = Annotated[
         help="Only these, with commas: two_factor, pivoted, product, rotary, neurons, shared, spatial, and with --size "
         "residual. Default: all.",
         autocompletion=complete_structures,
+        rich_help_panel=EXPERTS,
     ),
 ]
 
@@ -286,18 +366,27 @@ Memory = Annotated[
     str | None,
     typer.Option(
         "--memory",
-        help="Memory that it may take: 4GB. A Hugging Face folder that needs more is streamed.",
+        metavar="SIZE",
+        help="Memory to use: 4GB. Larger models are streamed.",
+        rich_help_panel=LARGE,
     ),
 ]
 Stream = Annotated[
     Optional[bool],  # noqa: UP045 - typer reads this form in every version
-    typer.Option("--stream/--no-stream", help="Read a Hugging Face folder weight by weight. Default: if it is large."),
+    typer.Option(
+        "--stream/--no-stream",
+        help="Read weight by weight. Default: if large.",
+        rich_help_panel=LARGE,
+    ),
 ]
 Scheduler = Annotated[
-    str | None, typer.Option("--scheduler", help="A Dask cluster whose workers do it: tcp://host:8786. Streams.")
+    str | None,
+    typer.Option(
+        "--scheduler", metavar="URL", help="Use the workers of a Dask cluster. Streams.", rich_help_panel=LARGE
+    ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted or killed.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it will take, and stop.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.", rich_help_panel=LARGE)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how long and how much, and stop.", rich_help_panel=LARGE)]
 
 
 def execution_of(memory: str | None, stream: bool | None, scheduler: str | None, resume: bool) -> Execution:
@@ -351,15 +440,13 @@ def chosen_selector(name: str, multiple: int, structures: str | None) -> Selecto
     """The policy that the command line names."""
     from lowrank.core.selection.knapsack import Knapsack
     from lowrank.core.selection.registry import selector_type
-    from lowrank.core.structures import ROUNDED, STRUCTURES
 
     if structures is None:
         return selector_type(name)(multiple=multiple)
     if name != "knapsack":
         raise typer.BadParameter(f"--structures is for the knapsack; {name} ranks are those of two factors")
     wanted = tuple(part.strip() for part in structures.split(","))
-    known = [structure.name for structure in (*STRUCTURES, *ROUNDED)]
-    unknown = [part for part in wanted if part not in known]
+    unknown = [part for part in wanted if part not in STRUCTURES]
     if unknown:
-        raise typer.BadParameter(f"there is no structure {unknown[0]!r}; there is {', '.join(known)}")
+        raise typer.BadParameter(f"there is no structure {unknown[0]!r}; there is {', '.join(STRUCTURES)}")
     return Knapsack(multiple=multiple, structures=wanted)

@@ -30,14 +30,7 @@ from lowrank.cli.options import (
     changes_of,
     keeps_of,
 )
-from lowrank.report.terminal.terminal import (
-    complain,
-    notes,
-    print_json,
-    print_table,
-    progress_bars,
-    say,
-)
+from lowrank.report.terminal.terminal import complain, notes, print_json, print_table, progress_bars, say
 
 Task = Annotated[
     str,

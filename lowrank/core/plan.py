@@ -11,18 +11,13 @@ import numpy as np
 
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
-from lowrank.core.cost import Unit, spent
+from lowrank.core.cost import Unit
 from lowrank.core.match import nearest
 from lowrank.core.rounding.cost import BITS
 from lowrank.core.rounding.formats import Stored
-from lowrank.core.structures import (
-    STRUCTURES,
-    Curve,
-    Option,
-    Structure,
-    stored_in,
-    structure_named,
-)
+from lowrank.core.structures import structure_named
+from lowrank.core.structures.base import Curve, Option, Structure
+from lowrank.core.structures.dense import Dense
 from lowrank.core.weight import Group
 from lowrank.errors import InfeasibleBudget, PlanMismatch
 
@@ -136,7 +131,7 @@ class Plan:
             chosen[option.group] = option
         for group in analysis.singles:
             if group.name not in taken:
-                chosen[group.name] = STRUCTURES[0].at(group, analysis, 0)
+                chosen[group.name] = Dense().at(group, analysis, 0)
         options = in_order(chosen.values(), analysis)
         larger = [o.group for o in options if o.cost > analysis.params(groups[o.group])]
         notes = (f"{len(larger)} weights are larger than dense at the plan's ranks: {', '.join(larger[:4])}",)
@@ -175,12 +170,13 @@ def share_of(budget: Budget | None, options: Iterable[Option], analysis: Analysi
 def cost_in(unit: Unit, option: Option, analysis: Analysis) -> int:
     """What an option costs in a unit."""
     weights = [analysis[name].weight for name in analysis.groups[option.group].weights]
-    return int(spent(unit, option.structure, np.array([option.rank]), np.array([option.cost]), weights)[0])
+    ranks, numbers = np.array([option.rank]), np.array([option.cost])
+    return int(structure_named(option.structure).spent(unit, ranks, numbers, weights)[0])
 
 
 def dense_cost(unit: Unit, analysis: Analysis) -> int:
     """What all the targeted weights cost as they are."""
-    return sum(cost_in(unit, STRUCTURES[0].at(group, analysis, 0), analysis) for group in analysis.singles)
+    return sum(cost_in(unit, Dense().at(group, analysis, 0), analysis) for group in analysis.singles)
 
 
 def in_order(options: Iterable[Option], analysis: Analysis) -> tuple[Option, ...]:
@@ -196,10 +192,10 @@ def _read_option(entry: Any, groups: Mapping[str, Group], analysis: Analysis) ->
         raise PlanMismatch(f'the plan\'s entry {entry!r} must hold a "name", a "structure" and a whole number "rank"')
     if name not in groups:
         raise PlanMismatch(f"the plan names {name!r}, which the analysis does not hold{nearest(name, groups)}")
-    structure = structure_named(kind)
-    if structure is None:
-        known = ", ".join(s.name for s in STRUCTURES)
-        raise PlanMismatch(f"{name}: there is no structure {kind!r}; there is {known}")
+    try:
+        structure = structure_named(kind)
+    except ValueError as error:
+        raise PlanMismatch(f"{name}: {error}") from None
     dtype = content.get("dtype", "float32")
     if dtype not in BITS:
         raise PlanMismatch(f"{name}: it cannot be stored in {dtype!r}; there is {', '.join(BITS)}")
@@ -215,18 +211,18 @@ def option_at(structure: Structure, group: Group, analysis: Analysis, rank: int,
     Raises:
         ValueError: if there is none; the message says why.
     """
-    found = structure.at(group, analysis, rank)
-    ranks, costs, errors = np.array([found.rank]), np.array([found.cost]), np.array([found.error])
-    stored = stored_in(Curve(found.structure, ranks, costs, errors), group, analysis, dtype)
+    option = structure.at(group, analysis, rank)
+    ranks, costs, errors = np.array([option.rank]), np.array([option.cost]), np.array([option.error])
+    stored = structure.stored_in(Curve(option.structure, ranks, costs, errors), group, analysis, dtype)
     if not len(stored.ranks):
         raise ValueError(f"it has no form in {dtype}; try float16")
-    return stored.option(found.group, 0)
+    return stored.option(option.group, 0)
 
 
 def stored_weights(plan: Plan, analysis: Analysis) -> dict[str, Stored]:
     """How each weight is stored, by its name."""
     return {
-        name: Stored(option.dtype, option.rank if option.structure == "residual" else 0)
+        name: Stored(option.dtype, option.rank if structure_named(option.structure).is_residual else 0)
         for option in plan.options
         for name in analysis.groups[option.group].weights
     }

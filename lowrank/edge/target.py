@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from lowrank.errors import ExportError
 
@@ -25,11 +24,6 @@ class Target:
 
     profile: Profile = "portable"
     dtype: Dtype = "float32"
-
-    @classmethod
-    def of(cls, known: Mapping[str, Any] | None) -> Target:
-        """That of a report's `onnx`."""
-        return cls(**{name: known[name] for name in ("profile", "dtype") if known and name in known})
 
     @property
     def is_rounded(self) -> bool:

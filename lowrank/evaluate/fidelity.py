@@ -74,12 +74,16 @@ def pooled(hidden: Array, mask: Array | None) -> Array:
     return (hidden * weight).sum(1) / np.maximum(weight.sum(1), 1e-9)
 
 
+def cosines(a: Array, b: Array) -> Array:
+    """The cosine of the angle between each row of one array and the same row of another."""
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return (a * b).sum(-1) / np.maximum(norms, 1e-12)
+
+
 def _hidden(a: Array, b: Array, batch: Feed, add: Callable[[str, Array], Any]) -> None:
     mask = batch.get(MASK)
     if a.ndim >= 2:
-        x, y = pooled(a, mask), pooled(b, mask)
-        norms = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
-        add("cosine", (x * y).sum(-1) / np.maximum(norms, 1e-12))
+        add("cosine", cosines(pooled(a, mask), pooled(b, mask)))
 
 
 def _logits(a: Array, b: Array, batch: Feed, add: Callable[[str, Array], Any]) -> None:

@@ -6,11 +6,10 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Signature
@@ -25,44 +24,57 @@ from lowrank.evaluate.fidelity import Runs, measure_fidelity
 from lowrank.evaluate.latency import measure_latency
 from lowrank.evaluate.parity import check_parity
 from lowrank.evaluate.session import FileModel
-from lowrank.evaluate.sizes import per_weight_error, sizes_of, targets_of, weight_error
+from lowrank.evaluate.sizes import budget_of, per_weight_error, sizes_of, skipped_of, targets_of, weight_error
 from lowrank.evaluate.tasks.benchmark import Benchmark
 from lowrank.progress import Clock, Track, silent
+from lowrank.results.parts import Errors, Graph, Latency, Parity, Quality
 from lowrank.results.report import ONNX_FILE, Report
 
 SEQUENCE = 128
 
 
-def measure(
-    dense: Backend,
-    small: Backend,
-    analysis: Analysis,
-    plan: Plan,
-    folder: Path,
-    calibration: Calibration | None,
-    latency: bool,
-    track: Track,
-    clock: Clock,
-    target: Target,
-    exact: dict[str, Any] | None = None,
-    benchmark: Benchmark | None = None,
-) -> Report:
+@dataclass(frozen=True)
+class Subject:
+    """What a compressed model is measured against, and how that is shown."""
+
+    dense: Backend
+    """The original."""
+    analysis: Analysis
+    """Of the original."""
+    calibration: Calibration | None
+    """Its report fold is what fidelity is measured on; random inputs without it."""
+    track: Track
+    """Shows progress."""
+    clock: Clock
+    """Counts seconds by stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """What is measured of a compressed model."""
+
+    target: Target = field(default_factory=Target)
+    """What its graphs are for."""
+    latency: bool = True
+    """Export the dense model too, and time both."""
+    benchmark: Benchmark | None = None
+    """Tasks that `model.onnx` is measured on beside fidelity, or the model itself if there is no such file."""
+    exact: Parity | None = None
+    """`exactness` of a graph before it was rounded."""
+
+
+def measure(subject: Subject, small: Backend, plan: Plan, folder: Path, measures: Measures) -> Report:
     """Everything that report.json holds of a compressed model and the `model.onnx` in its folder.
 
     Args:
-        dense: the original.
+        subject: the original.
         small: the compressed model, as loaded from the folder.
-        analysis: of the original.
         plan: that the compressed model follows.
         folder: where `model.onnx` is, if there is one.
-        calibration: its report fold is what fidelity is measured on; random inputs without it.
-        latency: export the dense model too and time both.
-        track: shows progress.
-        clock: counts seconds by stage.
-        target: what `model.onnx` was written for.
-        exact: `exactness` of a graph before it was rounded.
-        benchmark: tasks that `model.onnx` is measured on, or the model itself if there is no such file.
+        measures: what is measured.
     """
+    dense, analysis, calibration = subject.dense, subject.analysis, subject.calibration
+    track, clock, target, exact = subject.track, subject.clock, measures.target, measures.exact
     notes, problems = [*analysis.notes, *plan.notes], list[str]()
     if plan.budget is not None and plan.budget.kind == "size" and (folder / ONNX_FILE).exists():
         plan = replace(plan, share=float(file_size(folder / ONNX_FILE)))
@@ -79,8 +91,8 @@ def measure(
                 problems.append(str(error))
                 rounded, exact = None, None
                 quality = quality_of(dense, small, calibration, track)
-        relative = quality["relative_error"]
-        lost = [name for name, value in quality.items() if isinstance(value, float) and not math.isfinite(value)]
+        relative = quality.relative_error
+        lost = [name for name, value in quality.figures.items() if not math.isfinite(value)]
         if lost:
             problems.append(f"the outputs are not finite, so {', '.join(lost)} cannot be measured; look at the weights")
             quality, relative = None, None
@@ -88,17 +100,20 @@ def measure(
             if onnx.exists():
                 with clock.stage("parity"):
                     parity = exact if target.is_rounded else exactness(small, onnx)
-                    graph = {**asdict(target), "fused": fused_counts(onnx)}
-                    if rounded is not None:
-                        graph["rounding_error"] = quality_of(small, rounded, calibration, silent)["relative_error"]
-                if latency:
+                    lost_by_rounding = quality_of(small, rounded, calibration, silent) if rounded is not None else None
+                    graph = Graph(
+                        **asdict(target),
+                        fused=fused_counts(onnx),
+                        rounding_error=lost_by_rounding and lost_by_rounding.relative_error,
+                    )
+                if measures.latency:
                     with clock.stage("latency"):
                         shown = track((onnx,), "timing both models", 1)
                         judge = partial(quality_of, dense, calibration=calibration, track=silent)
                         times, before, plain = next(compare_latency(dense, path, target, judge) for path in shown)
-                        graph = {**graph, "dense_fused": before} if graph else {"dense_fused": before}
-                        times |= _predicted(plan)
-                        quality = {**quality, "dense_rounded": plain} if quality and plain else quality
+                        graph = replace(graph, dense_fused=before)
+                        times = replace(times, predicted_ms=_predicted(plan))
+                        quality = replace(quality, dense_rounded=plain) if quality and plain else quality
                         notes += [*_lost_fusions(graph), *_better_dense(times)]
         except ExportError as error:
             problems.append(str(error))
@@ -108,45 +123,41 @@ def measure(
             f"no model.onnx and no measured quality: {small.signature}; give inputs with --calib inputs.npz, or say "
             "with --arch package.module:factory or --config config.json how the model is built"
         )
-    if benchmark is not None:
+    if measures.benchmark is not None:
         with clock.stage("tasks"):
             try:
                 assert isinstance(small.signature, Signature)
                 final = FileModel(onnx, small.signature.output) if parity is not None and onnx.exists() else small
-                rows = [row.to_json() for row in benchmark.compare(final, track)]
-                quality = {**(quality or {}), "tasks": rows}
+                quality = replace(quality or Quality(), tasks=measures.benchmark.compare(final, track))
             except (ExportError, TaskError) as error:
                 problems.append(str(error))
     return Report(
         targets=targets_of(analysis, plan),
         model=sizes_of(dense, small.params, small.nbytes, analysis, plan),
-        budget={
-            **(asdict(plan.budget) if plan.budget else {"kind": "plan", "limit": None}),
-            "reached": None if math.isnan(plan.reached) else plan.reached,
-        },
-        error={"relative": relative, "per_weight": per_weight_error(analysis, plan)},
+        budget=budget_of(plan),
+        error=Errors(relative=relative, per_weight=per_weight_error(analysis, plan)),
         onnx=graph,
         parity=parity,
         latency=times,
         quality=quality,
-        skipped=[{"name": s.name, "shape": list(s.shape), "reason": s.reason} for s in analysis.skips],
+        skipped=skipped_of(analysis),
         notes=notes,
         problems=problems,
     )
 
 
-def quality_of(dense: Backend, small: Runs, calibration: Calibration | None, track: Track) -> dict[str, Any]:
-    """What report.json says of how near a model's outputs are to those of another one."""
+def quality_of(dense: Backend, small: Runs, calibration: Calibration | None, track: Track) -> Quality:
+    """How near the outputs of a model are to those of another one."""
     signature = dense.signature
     assert isinstance(signature, Signature)
     random = [signature.example(4, min(16, signature.max_sequence), seed) for seed in range(4)]
     batches = list(calibration.report) if calibration is not None else random
-    found = measure_fidelity(dense, small, track(batches, "measuring fidelity", len(batches)))
-    return {**found, "data": "random inputs" if calibration is None else calibration.report_label}
+    figures = measure_fidelity(dense, small, track(batches, "measuring fidelity", len(batches)))
+    return Quality.from_json({**figures, "data": "random inputs" if calibration is None else calibration.report_label})
 
 
-def exactness(small: Backend, path: Path) -> dict[str, Any]:
-    """What report.json says of the parity of a model and a graph that was not rounded.
+def exactness(small: Backend, path: Path) -> Parity:
+    """The parity of a model and a graph that was not rounded.
 
     Raises:
         ExportError: if they differ.
@@ -158,12 +169,12 @@ def exactness(small: Backend, path: Path) -> dict[str, Any]:
             f"output) over "
             f"{'; '.join(parity.cases)}; the factored model itself is complete"
         )
-    return {"max_abs": parity.max_abs, "relative": parity.relative, "cases": list(parity.cases)}
+    return Parity(max_abs=parity.max_abs, relative=parity.relative, cases=list(parity.cases))
 
 
-def _lost_fusions(graph: Mapping[str, Any]) -> list[str]:
+def _lost_fusions(graph: Graph) -> list[str]:
     """Notes on what the dense model runs as one operator, and the compressed one does not."""
-    after, before = graph["fused"], graph["dense_fused"]
+    after, before = graph.fused, graph.dense_fused or {}
     return [
         f"{after[kind]} of {count} fused operators for {kind.replace('_', ' ')} are left in the compressed graph"
         for kind, count in before.items()
@@ -171,26 +182,24 @@ def _lost_fusions(graph: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _predicted(plan: Plan) -> dict[str, float]:
-    """What the model was expected to take, if it was chosen for its time."""
+def _predicted(plan: Plan) -> float | None:
+    """Milliseconds that the model was expected to take, if it was chosen for its time."""
     table = plan.selector.get("timings")
     whole = table.get("whole") if isinstance(table, dict) else None
-    return {"predicted_ms": plan.share * whole / 1e3} if plan.share is not None and whole is not None else {}
+    return plan.share * whole / 1e3 if plan.share is not None and whole is not None else None
 
 
-def _better_dense(times: Mapping[str, Any]) -> list[str]:
+def _better_dense(times: Latency) -> list[str]:
     """Where the dense model in fewer bits is the better choice."""
-    if "dense_rounded_ms" not in times:
-        return []
     won = [
-        told
-        for told, ours, plain in (
-            ("smaller", times["compressed_onnx_bytes"], times["dense_rounded_onnx_bytes"]),
-            ("faster", times["compressed_ms"], times["dense_rounded_ms"]),
+        word
+        for word, ours, plain in (
+            ("smaller", times.compressed_onnx_bytes, times.dense_rounded_onnx_bytes),
+            ("faster", times.compressed_ms, times.dense_rounded_ms),
         )
-        if plain < ours
+        if plain is not None and plain < ours
     ]
-    return [f"the dense model in {times['dense_rounded_to']} is {' and '.join(won)} than this one"] if won else []
+    return [f"the dense model in {times.dense_rounded_to} is {' and '.join(won)} than this one"] if won else []
 
 
 def _alike(target: Target) -> Target:
@@ -200,8 +209,8 @@ def _alike(target: Target) -> Target:
 
 
 def compare_latency(
-    dense: Backend, small: Path, target: Target, judge: Callable[[Runs], dict[str, Any]]
-) -> tuple[dict[str, Any], dict[str, int], dict[str, Any] | None]:
+    dense: Backend, small: Path, target: Target, judge: Callable[[Runs], Quality]
+) -> tuple[Latency, dict[str, int], Quality | None]:
     """A file beside the dense model for the same target, and beside the dense model in fewer bits.
 
     Args:
@@ -217,7 +226,7 @@ def compare_latency(
     Raises:
         ExportError: if the dense model cannot be exported.
     """
-    from lowrank.edge.graph_file import fit_file, write_onnx
+    from lowrank.edge.graph_file import fit_file
 
     signature, rounded = dense.signature, _alike(target)
     assert isinstance(signature, Signature)
@@ -225,13 +234,13 @@ def compare_latency(
         exact = Path(folder) / "exact"
         exact.mkdir()
         files = {"dense": exact / ONNX_FILE, "compressed": small}
-        write_onnx(dense, files["dense"])
+        dense.write_onnx(files["dense"])
         # Copied, since tracing a model takes seconds.
         plain = shutil.copytree(exact, Path(folder) / "rounded") / ONNX_FILE
-        quality: dict[str, Any] | None = None
+        quality: Quality | None = None
         try:
             fit_file(plain, rounded, signature)
-            quality = {"dtype": rounded.dtype, **judge(FileModel(plain, signature.output))}
+            quality = replace(judge(FileModel(plain, signature.output)), dtype=rounded.dtype)
             files["dense_rounded"] = plain
         except ExportError:
             # What nobody asked for must not spoil what there is.
@@ -240,18 +249,22 @@ def compare_latency(
         fit_file(files["dense"], replace(target, dtype="float32"), signature)
         fused = fused_counts(files["dense"])
         sizes = {name: file_size(path) for name, path in files.items()}
-        found = measure_latency(files, signature, 1, SEQUENCE)
+        times = measure_latency(files, signature, 1, SEQUENCE)
     sequence = f" x {min(SEQUENCE, signature.max_sequence)}" if signature.has_sequence else ""
     return (
-        {
-            **{f"{name}_ms": value for name, value in found.items()},
-            "speedup": found["dense"] / found["compressed"],
-            "threads": 1,
-            "cores": os.cpu_count(),
-            "shapes": [f"1{sequence}"],
-            **{f"{name}_onnx_bytes": size for name, size in sizes.items()},
-            **({"dense_rounded_to": rounded.dtype} if quality else {}),
-        },
+        Latency(
+            dense_ms=times["dense"],
+            compressed_ms=times["compressed"],
+            dense_rounded_ms=times.get("dense_rounded"),
+            speedup=times["dense"] / times["compressed"],
+            threads=1,
+            cores=os.cpu_count(),
+            shapes=[f"1{sequence}"],
+            dense_onnx_bytes=sizes["dense"],
+            compressed_onnx_bytes=sizes["compressed"],
+            dense_rounded_onnx_bytes=sizes.get("dense_rounded"),
+            dense_rounded_to=rounded.dtype if quality else None,
+        ),
         fused,
         quality,
     )

@@ -13,14 +13,7 @@ from torch import Tensor, nn
 
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.torch.inputs import call, first_input, mask_of, token_rows
-from lowrank.backends.torch.layers import (
-    dense_layer,
-    empty_replacement,
-    fill_,
-    has_bias,
-    put,
-    record_of,
-)
+from lowrank.backends.torch.layers import dense_layer, empty_replacement, fill_, has_bias, put, record_of
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.directions import directions
@@ -162,7 +155,7 @@ def fold(
         before, weight = small.replaced[name], weights[name]
         product = layer.weight.detach().double().cpu().numpy() + (a.astype(np.float64) @ b).T
         full = min(product.shape)
-        if feeds is None and before["structure"] != "pivoted" and layer.rank + a.shape[1] < full:
+        if feeds is None and not isinstance(layer, PivotedLinear) and layer.rank + a.shape[1] < full:
             left, right = (part.weight.detach().double().cpu().numpy() for part in (layer.left, layer.right))
             factors = Factors(np.concatenate([left, b.T], 1), np.concatenate([right, a.T], 0))
         else:

@@ -19,6 +19,8 @@ from lowrank.backends.torch.lora import residuals
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.backends.torch.tensors import module_in_float32
 from lowrank.backends.torch.workers import Workers
+from lowrank.core.structures import structure_named
+from lowrank.core.truncation.pivoted import Pivoted
 from lowrank.errors import HealingError
 from lowrank.healing.adapter import adaptable, attach, parameters_of, smallest_sizes
 from lowrank.healing.clock import Work
@@ -118,7 +120,7 @@ def start(
             # The adapters are put on a copy: what they are beside stays as it is.
             student = copy.deepcopy(student)
         if adapter.fold != "no":
-            alone = (r["layers"] for r in small.replaced.values() if r["structure"] != "shared")
+            alone = (r["layers"] for r in small.replaced.values() if not structure_named(r["structure"]).shares_basis)
             layers = [each[0] for each in alone if len(each) == 1]
         shapes = adaptable(student, layers)
         if adapter.fold == "exact":
@@ -157,7 +159,7 @@ def start(
 def _check_room(small: ModuleBackend, shapes: Mapping[str, tuple[int, int]], rank: int) -> None:
     for name, record in small.replaced.items():
         full = min(shapes.get(record["layers"][0], (0, 0)))
-        if record["structure"] == "pivoted" and 0 < full <= record["rank"] + rank:
+        if structure_named(record["structure"]).factors is Pivoted and 0 < full <= record["rank"] + rank:
             raise HealingError(
                 f"{name} of rank {record['rank']} is pivoted, which is for ranks below its full {full}: an adapter of "
                 f"rank {rank} does not fit into it; give a smaller --adapter, or --fold rank"

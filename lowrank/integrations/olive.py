@@ -131,7 +131,7 @@ def _place(model: HfModelHandler | ONNXModelHandler) -> str:
 
 def _figures(report: Report) -> dict[str, Any]:
     """What a later pass, or a person, may want to know."""
-    return {"targets": report.targets, "model": report.model, "error": report.error.get("relative")}
+    return {"targets": report.targets.to_json(), "model": report.model.to_json(), "error": report.error.relative}
 
 
 def package_config() -> dict[str, Any]:

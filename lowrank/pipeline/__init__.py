@@ -1,8 +1,8 @@
 """The stages wired together. Every stage leaves files that the next one reads."""
 
-from lowrank.pipeline.analyzing import analyze, analyze_weights, kept_analysis, settings_of
+from lowrank.pipeline.analyzing import analyze, analyze_weights
 from lowrank.pipeline.budgets.operator_times import bench_table
-from lowrank.pipeline.compressing import SAME_CHANNELS, compress
+from lowrank.pipeline.compressing import compress
 from lowrank.pipeline.estimate import Estimate, foresee
 from lowrank.pipeline.evaluating import evaluate
 from lowrank.pipeline.execution import Execution
@@ -13,23 +13,12 @@ from lowrank.pipeline.publish.elastic import DATA_FILE as ELASTIC_DATA
 from lowrank.pipeline.publish.elastic import export_elastic
 from lowrank.pipeline.publish.exporting import export, export_adapter_inputs, export_ort, graph_of
 from lowrank.pipeline.publish.hub import export_hub
-from lowrank.pipeline.run.layout import (
-    CHECKPOINT_FILE,
-    ONNX_FILE,
-    PAGE_FILE,
-    PLAN_FILE,
-    REPORT_FILE,
-    RUN,
-)
+from lowrank.pipeline.request import SAME_CHANNELS
+from lowrank.pipeline.run.layout import CHECKPOINT_FILE, ONNX_FILE, PAGE_FILE, PLAN_FILE, REPORT_FILE, RUN
 from lowrank.pipeline.run.page import facts_in, renew_page
-from lowrank.pipeline.search.sweeping import (
-    PICTURE_FILE,
-    POINTS_FOLDER,
-    SWEEP_FILE,
-    Sweep,
-    sweep,
-)
+from lowrank.pipeline.search.sweeping import PICTURE_FILE, POINTS_FOLDER, SWEEP_FILE, Sweep, sweep
 from lowrank.pipeline.search.tuning import TUNE_FILE, Tuning, tune
+from lowrank.pipeline.session import kept_analysis, settings_of
 from lowrank.pipeline.settings import Settings
 from lowrank.pipeline.truncating import cut_name, truncate
 

@@ -6,75 +6,42 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Unpack
 
-from lowrank.artifacts import hash_json, load_analysis, save_analysis
-from lowrank.artifacts.analysis import (
-    JSON_FILE,
-    CouplingsCodec,
-    GramsCodec,
-    RecordCodec,
-    kept_in,
-)
+from lowrank.artifacts import hash_json, save_analysis
+from lowrank.artifacts.analysis import CouplingsCodec, GramsCodec, RecordCodec, kept_in
 from lowrank.artifacts.grams import StoredGrams
-from lowrank.artifacts.journal import (
-    NOWHERE,
-    Journal,
-    Journaled,
-    close_journal,
-    open_journal,
-)
+from lowrank.artifacts.journal import NOWHERE, Journal, Journaled, close_journal, open_journal
 from lowrank.artifacts.lock import holding
-from lowrank.backends import Backend, Opening, is_streamed, open_model
-from lowrank.core.analysis import (
-    Analysis,
-    CouplingAnalysis,
-    Folds,
-    Numbers,
-    WeightAnalysis,
-    analyze_weight,
-)
+from lowrank.backends import Backend, is_streamed
+from lowrank.calibrate import collect_grams, measure_contexts, measure_sensitivity
+from lowrank.core.analysis import Analysis, CouplingAnalysis, Folds, Numbers, WeightAnalysis, analyze_weight
 from lowrank.core.linalg.drivers import Fallback, watched_solvers
-from lowrank.core.structures import COUPLED
+from lowrank.core.structures import structures
 from lowrank.core.weight import Coupling, Weight
-from lowrank.errors import ArtifactError
 from lowrank.parallel import Pool, processes, threads
 from lowrank.pipeline.estimate import estimate
-from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.run.layout import PAGE_FILE
 from lowrank.pipeline.run.page import with_analysis_page
-from lowrank.pipeline.settings import NO_DATA, Settings
+from lowrank.pipeline.session import Session, WorkOptions, open_session
 from lowrank.pipeline.targets import targeted, usable
-from lowrank.progress import Clock, Track, silent
+from lowrank.progress import Track, silent
 from lowrank.version import __version__
-
-if TYPE_CHECKING:
-    from lowrank.calibrate import Calibration
-
 
 STAGE = "analyze"
 """Of a run's journal."""
 
 
 @holding("output")
-def analyze(
-    model: object,
-    *,
-    output: str | Path | None = None,
-    settings: Settings | None = None,
-    opening: Opening | None = None,
-    execution: Execution | None = None,
-    track: Track = silent,
-) -> Analysis:
+def analyze(model: object, *, output: str | Path | None = None, **options: Unpack[WorkOptions]) -> Analysis:
     """Spectra, error curves and Grams of a model's targeted weights.
 
     Args:
         model: a path (see `open_model`) or a live `nn.Module`.
         output: a run folder to keep the analysis in, and to take it from if it is there already.
-        settings: which weights, and on what data.
-        opening: how to build the model if its file does not say.
-        execution: in how much memory, on which machines, and whether from where an earlier run was stopped.
-        track: shows progress.
+        options: `settings`, which weights, and on what data; `opening`, how to build the model if its file does not
+            say; `execution`, in how much memory, on which machines, and whether from where an earlier run was stopped;
+            `track`, which shows progress.
 
     Raises:
         LowRankError: with what to try.
@@ -82,64 +49,73 @@ def analyze(
     Example:
         analysis = lowrank.analyze("my-model", settings=lowrank.Settings(calib="sentences.txt"))
     """
-    opening, execution = opening or Opening(), execution or Execution()
     run = Path(output).expanduser() if output is not None else None
-    kept = kept_analysis(run) if run is not None else None
-    settings = settings or Settings()
-    backend = open_model(model, opening, execution.memory, execution.streamed)
-    calibration = read_calibration(backend, settings)
-    backend = calibration.backend if calibration else backend
-    analysis = analyze_backend(backend, calibration, settings, opening, kept, track, Clock(), execution, run)
-    if run is not None:
-        if analysis is not kept:
-            save_analysis(analysis, run)
-            analysis = kept_in(run, analysis)
-        close_journal(run, STAGE)
-        if analysis is not kept or not (run / PAGE_FILE).exists():
-            analysis = with_analysis_page(run, analysis)
-    return analysis
+    session = analyzed(open_session(model, run, **options))
+    if run is None:
+        return session.analysis
+    known, session = session.analysis is session.stored, saved(session)
+    if known and (run / PAGE_FILE).exists():
+        return session.analysis
+    return with_analysis_page(run, session.analysis)
 
 
-def analyze_backend(
-    backend: Backend,
-    calibration: Calibration | None,
-    settings: Settings,
-    opening: Opening,
-    kept: Analysis | None,
-    track: Track,
-    clock: Clock,
-    execution: Execution,
-    run: Path | None,
-) -> Analysis:
-    """The analysis of an open model; the one that was kept, if it is of the same model with the same settings.
+def saved(session: Session) -> Session:
+    """The session with its analysis in the run folder, where it is written unless it was taken from there."""
+    run = session.run
+    assert run is not None
+    if session.analysis is not session.stored:
+        save_analysis(session.analysis, run)
+        analysis = kept_in(run, session.analysis)
+        session = replace(session, current=analysis, stored=analysis)
+    close_journal(run, STAGE)
+    return session
 
-    Its pieces stay in the journal of the run until `close_journal`, so that nothing is lost before it is saved.
+
+def analyzed(session: Session) -> Session:
+    """The session with an analysis: the run's, if it is of the same model with the same settings, or a new one.
+
+    Pieces of a new one stay in the journal of the run until `saved`, so that nothing is lost before that.
     """
-    weights, skips = targeted(backend, settings)
+    backend, calibration, run = session.dense, session.calibration, session.run
+    weights, skips = targeted(backend, session.settings)
     backend.check_finite()
-    asked = {**settings.to_json(), "opening": opening.provenance(), "lowrank": __version__}
+    asked = {**session.settings.to_json(), "opening": session.opening.provenance(), "lowrank": __version__}
     asked["calibration"] = dict(calibration.provenance) if calibration else None
     fingerprint = hash_json([backend.source["fingerprint"], asked, [w.name for w in weights]])
-    known = kept is not None and kept.fingerprint == fingerprint
+    known = session.stored is not None and session.stored.fingerprint == fingerprint
     if processes()[0] > 0 and (known or calibration is None or is_streamed(backend)):
         # Processes share nothing but the calibration of a model that fits into each.
         raise SystemExit(0)
-    if kept is not None and known:
-        return kept
+    if known:
+        return replace(session, current=session.stored)
     identity = {
         "model": backend.source["fingerprint"],
         "version of lowrank": __version__,
         "settings": hash_json([asked, [w.name for w in weights]]),
     }
-    run = run if processes()[0] == 0 else None
-    if run is not None:
-        estimate(backend, weights, None, run, execution, timed=False).check(run)
-    journal = NOWHERE if run is None else open_journal(run, STAGE, identity, execution.resume)
+    if run is not None and processes()[0] == 0:
+        estimate(backend, weights, None, run, session.execution, timed=False).check(run)
+        session = replace(session, journal=open_journal(run, STAGE, identity, session.execution.resume))
+    with watched_solvers() as used:
+        analysis, grams = _computed(session, weights)
+    analysis = replace(
+        analysis,
+        skips=skips,
+        source=dict(backend.source),
+        settings=asked,
+        fingerprint=fingerprint,
+        notes=(*_notes(backend, weights, grams if calibration is not None else None), *solver_notes(used)),
+    )
+    return replace(session, current=analysis, journal=NOWHERE)
+
+
+def _computed(session: Session, weights: Sequence[Weight]) -> tuple[Analysis, Mapping[str, Folds]]:
+    """The analysis of some weights, and all of their moments."""
+    backend, calibration, clock = session.dense, session.calibration, session.clock
+    track, journal = session.track, session.journal
     grams: Mapping[str, Folds] = {}
     couplings: list[Coupling] = []
     if calibration is not None:
-        from lowrank.calibrate import collect_grams
-
         with clock.stage("bonds"):
             couplings = usable(backend, weights)
         with clock.stage("calibrate"):
@@ -152,69 +128,18 @@ def analyze_backend(
                 # Several processes must all come here, or none.
                 keeper = journal if processes()[1] == 1 else NOWHERE
                 grams = keeper.kept("grams", GramsCodec(), lambda: collect_grams(calibration, weights, track, coupled))
-    with watched_solvers() as used:
-        with clock.stage("analyze"), execution.pool(weights, bool(grams)) as pool:
-            analysis = Analysis(
-                weights=analyze_weights(backend, weights, grams, track, pool, journal),
-                couplings=analyze_couplings(backend, couplings, grams, track, pool, journal),
-                grams=informing(grams),
-            )
-        if calibration is not None and not is_streamed(backend):
-            from lowrank.calibrate import measure_contexts, measure_sensitivity
-
-            with clock.stage("sensitivity"):
-                analysis = measure_sensitivity(calibration, analysis, track, journal)
-            with clock.stage("contexts"):
-                analysis = measure_contexts(calibration, analysis, track, journal)
-    return replace(
-        analysis,
-        skips=skips,
-        source=dict(backend.source),
-        settings=asked,
-        fingerprint=fingerprint,
-        notes=(*_notes(backend, weights, grams if calibration is not None else None), *solver_notes(used)),
-    )
-
-
-def settings_of(kept: Analysis | None, model: object, sized: bool = False) -> Settings:
-    """The settings of a run's analysis if it is of this model (or none is named), else the defaults.
-
-    Args:
-        kept: the analysis of the run.
-        model: that is named.
-        sized: whether the file's size counts, in which a table may be most.
-    """
-    default = Settings(targets=("projections", "embeddings")) if sized else Settings()
-    if kept is None:
-        return default
-    same = model is None
-    if isinstance(model, str | Path):
-        same = kept.source.get("path") == str(Path(model).expanduser().resolve())
-    return Settings.from_json(kept.settings) if same else default
-
-
-def kept_analysis(run: Path) -> Analysis | None:
-    """The analysis in a run folder, if there is a whole one."""
-    try:
-        return load_analysis(run) if (run / JSON_FILE).exists() else None
-    except ArtifactError:
-        return None
-
-
-def read_calibration(backend: Backend, settings: Settings) -> Calibration | None:
-    """The data that the settings name, as inputs of the model."""
-    if settings.calib == NO_DATA or (settings.calib is None and is_streamed(backend)):
-        # Of a large model it takes hours, so only when it is asked for.
-        return None
-    if is_streamed(backend):
-        from lowrank.backends.checkpoint.backend import CheckpointBackend
-
-        assert isinstance(backend, CheckpointBackend)
-        backend = backend.fed()
-    path = Path(settings.calib).expanduser() if settings.calib else None
-    from lowrank.calibrate import load_calibration
-
-    return load_calibration(backend, path, settings.column, settings.samples)
+    with clock.stage("analyze"), session.execution.pool(weights, bool(grams)) as pool:
+        analysis = Analysis(
+            weights=analyze_weights(backend, weights, grams, track, pool, journal),
+            couplings=analyze_couplings(backend, couplings, grams, track, pool, journal),
+            grams=informing(grams),
+        )
+    if calibration is not None and not is_streamed(backend):
+        with clock.stage("sensitivity"):
+            analysis = measure_sensitivity(calibration, analysis, track, journal)
+        with clock.stage("contexts"):
+            analysis = measure_contexts(calibration, analysis, track, journal)
+    return analysis, grams
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +194,7 @@ def analyze_couplings(
     """What every structure can make of every coupling."""
 
     def measured(coupling: Coupling) -> Sequence[CouplingAnalysis]:
-        found = (structure.measure(coupling, grams, backend) for structure in COUPLED)
+        found = (structure.measure(coupling, grams, backend) for structure in structures())
         return [each for each in found if each is not None]
 
     if not couplings:

@@ -12,13 +12,7 @@ from typing import Any
 import numpy as np
 
 from lowrank.artifacts import load_analysis
-from lowrank.backends import (
-    IN_MEMORY,
-    Backend,
-    Opening,
-    is_streamed,
-    open_model,
-)
+from lowrank.backends import IN_MEMORY, Backend, Opening, is_streamed, open_model
 from lowrank.backends.memory import used_memory
 from lowrank.core.cost import item_bytes
 from lowrank.core.linalg.eigen import eigh_descending

@@ -8,20 +8,21 @@ from pathlib import Path
 
 from lowrank.artifacts import write_json
 from lowrank.artifacts.lock import holding
-from lowrank.backends import Opening, open_model
+from lowrank.backends import Opening
 from lowrank.core.structures.base import Replacement
 from lowrank.edge.target import Target
-from lowrank.pipeline.analyzing import read_calibration
+from lowrank.evaluate.measure import Measures, measure
 from lowrank.pipeline.budgets.quality_drop import read_benchmark
-from lowrank.pipeline.plans import factorize, refitted
+from lowrank.pipeline.plans import replacements
 from lowrank.pipeline.publish.model_card import write_card
 from lowrank.pipeline.run.layout import MODEL_FOLDER, REPORT_FILE, RUN, files_of
 from lowrank.pipeline.run.page import with_page
 from lowrank.pipeline.run.provenance import provenance
-from lowrank.pipeline.run.read import check_source, read_run, source_of
+from lowrank.pipeline.run.read import read_run
 from lowrank.pipeline.run.read_back import held_in_graph
-from lowrank.pipeline.settings import Settings
-from lowrank.progress import Clock, Track, silent
+from lowrank.pipeline.session import open_session
+from lowrank.progress import Track, silent
+from lowrank.results.parts import Quality
 from lowrank.results.report import Report, held_against
 
 
@@ -43,34 +44,30 @@ def evaluate(
         PlanMismatch: if the original has changed since.
         ArtifactError: if the run is not complete.
     """
-    from lowrank.evaluate.measure import measure
-
-    folder, clock = Path(run).expanduser(), Clock()
+    folder = Path(run).expanduser()
     analysis, plan, known = read_run(folder)
-    model, opening = source_of(analysis, folder, opening)
-    dense = open_model(model, opening)
-    check_source(analysis, dense, folder)
-    calibration = read_calibration(dense, Settings.from_json(analysis.settings))
-    dense = calibration.backend if calibration else dense
-    benchmark = read_benchmark(tasks, dense, calibration)
-    refit = bool(known and known.provenance.get("refit"))
+    session = open_session(None, folder, stored=analysis, opening=opening, track=track)
+    session = replace(session, current=analysis)
+    refit = bool(known and known.provenance.refit)
 
-    def replacements() -> Mapping[str, Replacement]:
+    def layers() -> Mapping[str, Replacement]:
         if known and known.cut:
-            return {**factorize(dense, analysis, plan, track), **held_in_graph(folder, analysis, plan)}
-        made = factorize(dense, analysis, plan, track)
-        return refitted(calibration, made, analysis, track) if refit and calibration else made
+            factored = replacements(session, plan, refit=False, permute=False)
+            return {**factored, **held_in_graph(folder, analysis, plan)}
+        return replacements(session, plan, refit=refit, permute=False)
 
-    small = dense.saved_in(folder, replacements)
-    target = Target.of(known and known.onnx)
-    exact = known.parity if known else None
-    report = measure(dense, small, analysis, plan, folder, calibration, True, track, clock, target, exact, benchmark)
+    measures = Measures(
+        target=known.target if known else Target(),
+        benchmark=read_benchmark(tasks, session),
+        exact=known.parity if known else None,
+    )
+    report = measure(session.subject, session.dense.saved_in(folder, layers), plan, folder, measures)
     report = _with_kept(report, known) if known else report
     report = replace(
         report,
         healing=known.healing if known else [],
         cut=known.cut if known else [],
-        seconds=clock.seconds,
+        seconds=session.clock.seconds,
         provenance=provenance(analysis, plan, refit, known.cut if known else (), known),
     )
     write_card(folder / MODEL_FOLDER, report)
@@ -83,12 +80,10 @@ def evaluate(
 def _with_kept(report: Report, known: Report) -> Report:
     """With what an earlier report says of the same files, unless it was measured again; and held against the same
     limit."""
-    rows = (known.quality or {}).get("tasks")
-    if rows and "tasks" not in (report.quality or {}):
-        report = replace(report, quality={**(report.quality or {}), "tasks": rows})
-    if known.budget.get("kind") != "drop":
+    if known.tasks and not report.tasks:
+        report = replace(report, quality=replace(report.quality or Quality(), tasks=known.tasks))
+    if known.budget.kind != "drop":
         return report
-    measured = {row["task"] for row in (report.quality or {}).get("tasks", [])}
-    if measured != {row["task"] for row in rows or []}:
+    if known.budget.limit is None or {row.task for row in report.tasks} != {row.task for row in known.tasks}:
         return replace(report, budget=known.budget)
-    return held_against(report, known.budget["limit"])
+    return held_against(report, known.budget.limit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lowrank.backends.memory import available_memory, used_memory
 from lowrank.core.cost import item_bytes
@@ -32,6 +32,11 @@ class Execution:
     def streamed(self) -> bool | None:
         """Whether models are streamed; None if that depends on their size."""
         return True if self.scheduler is not None else self.stream
+
+    @property
+    def whole(self) -> Execution:
+        """The same with models whole in memory."""
+        return replace(self, stream=False, scheduler=None)
 
     @contextmanager
     def pool(self, weights: Sequence[Weight], calibrated: bool = False) -> Generator[Pool]:

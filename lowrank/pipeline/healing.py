@@ -7,16 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Unpack
 
 from lowrank.artifacts import hash_json, staged, write_json
 from lowrank.artifacts.lock import holding
-from lowrank.backends import Opening, open_model
 from lowrank.backends.base import Backend
-from lowrank.edge.graph_file import WITH_PAST_FILE
-from lowrank.edge.target import Target
+from lowrank.calibrate import Calibration, training_batches
+from lowrank.core.plan import Plan
 from lowrank.errors import ArtifactError, ExportError, HealingError
-from lowrank.pipeline.analyzing import read_calibration
+from lowrank.evaluate.measure import compare_latency, quality_of
 from lowrank.pipeline.budgets.quality_drop import read_benchmark
 from lowrank.pipeline.publish.adapters import folded, keep_adapter, write_adapters
 from lowrank.pipeline.publish.model_card import write_card
@@ -29,18 +28,20 @@ from lowrank.pipeline.run.layout import (
     REPORT_FILE,
     RESULTS,
     RUN,
+    WITH_PAST_FILE,
     files_of,
 )
 from lowrank.pipeline.run.page import with_page
-from lowrank.pipeline.run.read import check_source, read_run, source_of
-from lowrank.pipeline.run.write import Output, write_and_measure
+from lowrank.pipeline.run.read import check_source, read_run
+from lowrank.pipeline.run.write import History, Output, write_and_measure
+from lowrank.pipeline.session import Session, WorkOptions, open_session, read_calibration
 from lowrank.pipeline.settings import NO_DATA, Settings
-from lowrank.progress import Clock, Track, silent
+from lowrank.progress import Clock, silent
+from lowrank.results.parts import HealingResult
 from lowrank.results.report import ONNX_FILE, Report
 
 if TYPE_CHECKING:
-    from lowrank.calibrate import Calibration
-    from lowrank.healing import Session
+    from lowrank.healing import Session as Healed
 
 FEWEST = 10
 """Samples: fewer cannot be split into those to learn from and those to be judged by."""
@@ -80,13 +81,11 @@ def heal(
     training: Training | float | None = None,
     *,
     model: object = None,
-    settings: Settings | None = None,
     tasks: Sequence[str] = (),
     max_drop: float | None = None,
     resume: bool = False,
-    opening: Opening | None = None,
     latency: bool = True,
-    track: Track = silent,
+    **options: Unpack[WorkOptions],
 ) -> Report:
     """Train a compressed model to imitate the dense one, on unlabelled data.
 
@@ -98,13 +97,12 @@ def heal(
             is written beside it: as PEFT reads it, as ONNX Runtime does, and with a graph for it.
         training: how, or how many minutes.
         model: the dense module, for runs that were made from one in memory.
-        settings: other data than that of the run's analysis.
         tasks: what the healed model is measured on beside fidelity; see `read_tasks`.
         max_drop: how much each of them may lose.
         resume: go on with a healing that was interrupted.
-        opening: how to build the dense model if its file does not say.
         latency: time both models again.
-        track: shows progress.
+        options: `settings`, other data than that of the run's analysis; `opening`, how to build the dense model if its
+            file does not say; `track`, which shows progress.
 
     Raises:
         HealingError: if there is nothing to train or nothing to train on, or an adapter would be lost.
@@ -119,98 +117,103 @@ def heal(
     analysis, plan, report = read_run(folder)
     if report is None:
         raise ArtifactError(f"{folder / REPORT_FILE} is missing; `lowrank evaluate -o {folder}` writes it anew")
-    # Of all that has made the model.
+
+    known = report
+
+    def check(dense: Backend) -> None:
+        check_trainable(dense)
+        check_source(analysis, dense, folder)
+        _check_adapter(folder, known, training)
+
+    options["settings"] = options.get("settings") or Settings.from_json(analysis.settings)
+    # The clock goes on from all that has made the model.
     clock = Clock(dict(report.seconds))
-    if model is None:
-        model, opening = source_of(analysis, folder, opening)
-    dense = open_model(model, opening or Opening())
-    check_trainable(dense)
-    check_source(analysis, dense, folder)
-    kept_lora = _check_adapter(folder, report, training)
-    settings = settings or Settings.from_json(analysis.settings)
-    with clock.stage("read data"):
-        calibration = _data(dense, settings)
-    dense = calibration.backend
-    benchmark = read_benchmark(tasks, dense, calibration)
-    small = dense.saved_in(folder, dict)
-    asked = {**asdict(training), "data": dict(calibration.provenance)}
+    opened = open_session(model, folder, stored=analysis, check=check, read=_data, clock=clock, **options)
+    opened = replace(opened, current=analysis)
+    benchmark = read_benchmark(tasks, opened)
+    dense, small = opened.dense, opened.dense.saved_in(folder, dict)
+    asked = {**asdict(training), "data": dict(_data_of(opened).provenance)}
     path = folder / CHECKPOINT_FILE
-    key = hash_json([asked, plan.to_json()])
     with clock.stage("heal"):
-        session = _train(calibration, small, settings, training, path, key, resume, track)
+        session = _train(opened, small, training, path, hash_json([asked, plan.to_json()]), resume)
     healed = session.healing.healed()
     unit = "minutes" if training.steps is None else "steps"
-    entry = {**asked, **asdict(healed), "kept": healed.kept, "unit": unit}
+    entry = HealingResult(**{**asked, **asdict(healed)}, kept=healed.kept, unit=unit)
     if not session.healing.task.workers.is_first:
         # Of several processes one writes.
         return report
-    entries = [*report.healing, entry]
+    output = Output(
+        target=report.target,
+        with_past=(folder / WITH_PAST_FILE).exists(),
+        latency=latency,
+        benchmark=benchmark,
+        max_drop=max_drop,
+    )
     beside = session.peft is not None and training.fold == "no"
     if session.peft is not None and not beside and healed.kept:
-        feeds = calibration.fit if training.fold == "rank" else None
-        changed, followed, loss = folded(session, dense, small, feeds, plan, analysis)
-        entry |= {"unfolded": healed.after, "after": loss if loss < math.inf else None, "kept": loss < healed.before}
-        if entry["kept"]:
-            small, plan = changed, followed
-    if beside or not entry["kept"]:
-        # The model stays as it is.
-        with staged(folder, owned=(PAGE_FILE, *(ADAPTER_FILES if entry["kept"] else ()))) as stage:
-            if entry["kept"]:
-                with clock.stage("adapter"):
-                    made = session.residuals()
-                    entry["problems"] += write_adapters(small, session.peft, made, session.shapes, stage)
-            if latency and report.latency is None:
-                with clock.stage("latency"):
-                    report = _timed(report, dense, calibration, folder, entry["problems"])
-            files = {**report.files, **files_of(stage)}
-            report = replace(report, healing=entries, files=files, seconds=clock.seconds)
-            report = with_page(stage, folder, analysis, plan, report)
-            write_json(stage / REPORT_FILE, "report", report.to_json())
-        write_card(folder / MODEL_FOLDER, report)
+        feeds = _data_of(opened).fit if training.fold == "rank" else None
+        merged, followed, loss = folded(session, dense, small, feeds, plan, analysis)
+        after = loss if loss < math.inf else None
+        entry = replace(entry, unfolded=healed.after, after=after, kept=loss < healed.before)
+        if entry.kept:
+            small, plan = merged, followed
+    history = replace(_history(report), healing=[*report.healing, entry])
+    if beside or not entry.kept:
+        report = _beside(opened, small, plan, history, output, session if entry.kept else None)
     else:
-        output = Output(
-            target=Target.of(report.onnx),
-            with_past=(folder / WITH_PAST_FILE).exists(),
-            latency=latency,
-            benchmark=benchmark,
-            max_drop=max_drop,
-        )
-        with staged(folder, owned=RESULTS) as stage:
-            problems = keep_adapter(small, folder / ADAPTER_FOLDER, stage) if kept_lora else ()
-            report = write_and_measure(
-                dense,
-                small,
-                analysis,
-                plan,
-                stage,
-                calibration,
-                output,
-                track,
-                clock,
-                bool(report.provenance.get("refit")),
-                entries,
-                problems,
-                report.cut,
-                before=report,
-            )
+        report = _in_place_of(opened, small, plan, history, output)
     path.unlink(missing_ok=True)
     return report
 
 
-def _timed(report: Report, dense: Backend, calibration: Calibration, folder: Path, problems: list[str]) -> Report:
-    """The report of a model that stays as it is, with times."""
-    from lowrank.evaluate.measure import compare_latency, quality_of
+def _history(report: Report) -> History:
+    return History(refit=bool(report.provenance.refit), cut=report.cut, before=report)
 
+
+def _in_place_of(opened: Session, small: Backend, plan: Plan, history: History, output: Output) -> Report:
+    """Write a healed model to its run, in the place of what it was."""
+    assert opened.run is not None and history.before is not None
+    folder = opened.run
+    with staged(folder, owned=RESULTS) as stage:
+        lora = folder / ADAPTER_FOLDER
+        problems = keep_adapter(small, lora, stage) if lora.exists() and not own_adapter(history.before) else ()
+        return write_and_measure(opened, small, plan, stage, output, replace(history, problems=problems))
+
+
+def _beside(
+    opened: Session, small: Backend, plan: Plan, history: History, output: Output, trained: Healed | None
+) -> Report:
+    """Leave the model of a run as it is, and write what was trained beside it, if anything was."""
+    assert opened.run is not None and history.before is not None
+    folder, report, entry = opened.run, history.before, history.healing[-1]
+    with staged(folder, owned=(PAGE_FILE, *(ADAPTER_FILES if trained is not None else ()))) as stage:
+        if trained is not None:
+            with opened.clock.stage("adapter"):
+                residuals = trained.residuals()
+                entry.problems.extend(write_adapters(small, trained.peft, residuals, trained.shapes, stage))
+        if output.latency and report.latency is None:
+            with opened.clock.stage("latency"):
+                report = _timed(report, opened, folder, entry.problems)
+        files = {**report.files, **files_of(stage)}
+        report = replace(report, healing=list(history.healing), files=files, seconds=opened.clock.seconds)
+        report = with_page(stage, folder, opened.analysis, plan, report)
+        write_json(stage / REPORT_FILE, "report", report.to_json())
+    write_card(folder / MODEL_FOLDER, report)
+    return report
+
+
+def _timed(report: Report, opened: Session, folder: Path, problems: list[str]) -> Report:
+    """The report of a model that stays as it is, with times."""
     if report.onnx is None or not (folder / ONNX_FILE).exists():
         return report
-    judge = partial(quality_of, dense, calibration=calibration, track=silent)
+    judge = partial(quality_of, opened.dense, calibration=opened.calibration, track=silent)
     try:
-        times, before, plain = compare_latency(dense, folder / ONNX_FILE, Target.of(report.onnx), judge)
+        times, before, plain = compare_latency(opened.dense, folder / ONNX_FILE, report.target, judge)
     except ExportError as error:
         problems.append(str(error))
         return report
-    quality = {**report.quality, "dense_rounded": plain} if report.quality and plain else report.quality
-    return replace(report, latency=times, quality=quality, onnx={**report.onnx, "dense_fused": before})
+    quality = replace(report.quality, dense_rounded=plain) if report.quality and plain else report.quality
+    return replace(report, latency=times, quality=quality, onnx=replace(report.onnx, dense_fused=before))
 
 
 def check_trainable(dense: Backend) -> None:
@@ -228,16 +231,21 @@ def check_trainable(dense: Backend) -> None:
         raise HealingError(f"the model cannot be run, so it cannot be trained: {dense.signature}")
 
 
-def _check_adapter(folder: Path, report: Report, training: Training) -> bool:
-    """Whether a LoRA is kept beside the model.
+def own_adapter(report: Report | None) -> bool:
+    """Whether the adapter beside a model was trained for it as it is."""
+    entries = report.healing if report else []
+    return any(entry.adapter and entry.fold == "no" and entry.kept for entry in entries)
+
+
+def _check_adapter(folder: Path, report: Report, training: Training) -> None:
+    """Nothing, if no adapter would be lost.
 
     Raises:
-        HealingError: if an adapter would be lost, or no longer be for this model.
+        HealingError: if one would be, or would no longer be for this model.
     """
     if not (folder / ADAPTER_FOLDER).exists():
-        return False
-    own = any(entry.get("adapter") and entry["fold"] == "no" and entry["kept"] for entry in report.healing)
-    changes = training.adapter is None or training.fold != "no"
+        return
+    own, changes = own_adapter(report), training.adapter is None or training.fold != "no"
     if own and changes:
         raise HealingError(
             f"{folder / ADAPTER_FOLDER} was trained for the model as it is, which would change: heal a copy of "
@@ -248,23 +256,13 @@ def _check_adapter(folder: Path, report: Report, training: Training) -> bool:
             f"{folder / ADAPTER_FOLDER} is the LoRA that was kept, and a trained adapter would take its place: heal "
             "without --adapter, or compress again without --keep-lora"
         )
-    return not own
 
 
-def _train(
-    calibration: Calibration,
-    small: Backend,
-    settings: Settings,
-    training: Training,
-    path: Path,
-    key: str,
-    resume: bool,
-    track: Track,
-) -> Session:
+def _train(opened: Session, small: Backend, training: Training, path: Path, key: str, resume: bool) -> Healed:
     """Train the module of `small`, or an adapter for it."""
-    from lowrank.calibrate import training_batches
     from lowrank.healing import AdapterOptions, Work, start
 
+    calibration, settings = _data_of(opened), opened.settings
     text = Path(settings.calib).expanduser() if settings.calib else None
     adapter = None
     if training.adapter is not None:
@@ -283,7 +281,7 @@ def _train(
         key=key,
         resume=resume,
     )
-    for _ in track(hundredths(session.healing.run()), session.healing.told, 100):
+    for _ in opened.track(hundredths(session.healing.run()), session.healing.told, 100):
         pass
     return session
 
@@ -295,6 +293,11 @@ def hundredths(shares: Iterator[float]) -> Iterator[int]:
         while told < int(100 * share):
             told += 1
             yield told
+
+
+def _data_of(opened: Session) -> Calibration:
+    assert opened.calibration is not None
+    return opened.calibration
 
 
 def _data(dense: Backend, settings: Settings) -> Calibration:

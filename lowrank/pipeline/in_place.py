@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from lowrank.backends import Opening
+from lowrank.backends import Backend
+from lowrank.calibrate import Calibration, load_calibration
+from lowrank.calibrate.user_batches import calibration_of
 from lowrank.core.budget import Budget
 from lowrank.core.cost import UNITS
 from lowrank.core.plan import Plan
 from lowrank.core.selection.selector import Selector
-from lowrank.core.structures.permute import agree_channel_order
+from lowrank.core.structures import structure_named
 from lowrank.core.weight import Skip
 from lowrank.errors import InfeasibleBudget, UnsupportedModel
-from lowrank.pipeline.analyzing import analyze_backend
-from lowrank.pipeline.execution import Execution
-from lowrank.pipeline.plans import factorize, refitted, select
+from lowrank.pipeline.analyzing import analyzed
+from lowrank.pipeline.plans import replacements, select
+from lowrank.pipeline.session import open_session
 from lowrank.pipeline.settings import NO_DATA, Settings
-from lowrank.progress import Clock, Track, silent
+from lowrank.progress import Track, silent
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from lowrank.backends.torch.module import ModuleBackend
-    from lowrank.calibrate import Calibration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +54,20 @@ class Compressed:
             f"{self.params_before:,} parameters, now {self.params_after:,}"
         )
         rows = [
-            f"  {o.group}: {o.structure}" + ("" if o.structure == "dense" else f" {o.rank}, error {o.error**0.5:.3f}")
+            f"  {o.group}: {o.structure}"
+            + ("" if structure_named(o.structure).is_dense else f" {o.rank}, error {o.error**0.5:.3f}")
             for o in self.plan.options
         ]
         return "\n".join([head, *rows, *(f"Note: {note}" for note in self.notes)])
+
+
+class WhichLayers(TypedDict, total=False):
+    """Keywords of `compress_`: the layers that it looks at, and on how much data."""
+
+    include: str | Sequence[str]
+    exclude: str | Sequence[str]
+    targets: str | Sequence[str]
+    samples: int
 
 
 def compress_(
@@ -65,14 +75,11 @@ def compress_(
     budget: Budget | float,
     *,
     calib: object = None,
-    include: str | Sequence[str] = (),
-    exclude: str | Sequence[str] = (),
-    targets: str | Sequence[str] = ("projections",),
+    tokenizer: str | Path | None = None,
     selector: Selector | None = None,
     refit: bool = True,
-    tokenizer: str | Path | None = None,
-    samples: int = 4096,
     track: Track = silent,
+    **options: Unpack[WhichLayers],
 ) -> Compressed:
     """Replace layers of a live module by low-rank ones, in place, within a budget.
 
@@ -88,20 +95,20 @@ def compress_(
             an iterable of them such as a DataLoader (of tuples the first items are taken, as many as the model
             requires), a function that runs the model that it is given on data of its own, or the path of an `.npz` of
             inputs or (with `tokenizer`) of text.
-        include: only weights of these names, globs or `re:` patterns.
-        exclude: not weights of these.
-        targets: which kinds of layers: projections, head, embeddings, conv, all.
+        tokenizer: a tokenizer.json, or a folder with a tokenizer, for text.
         selector: the policy; by default the exact knapsack.
         refit: fit every replacement to what it sees in the compressed model, if there is calibration data.
-        tokenizer: a tokenizer.json, or a folder with a tokenizer, for text.
-        samples: calibration samples at most.
         track: shows progress.
+        options: `include`, only weights of these names, globs or `re:` patterns; `exclude`, not weights of these;
+            `targets`, which kinds of layers (projections, head, embeddings, conv, all), by default projections;
+            `samples`, calibration samples at most, by default 4096.
 
     Returns:
         What was done.
 
     Raises:
         LowRankError: with what to try; the module is then as it was.
+        TypeError: if there is no such option.
 
     Example:
         done = lowrank.compress_(model, 0.5, calib=loader)
@@ -110,43 +117,34 @@ def compress_(
     import torch
     from torch import nn
 
-    from lowrank.backends.torch.open import open_module
     from lowrank.backends.torch.replace import replace_in_place_
 
     budget = budget if isinstance(budget, Budget) else Budget.params(budget)
     if budget.kind not in (*UNITS, "error"):
         raise InfeasibleBudget(f"a budget of {budget.kind} takes a graph to be written; use lowrank.compress")
+    if isinstance(model, str | Path):
+        raise UnsupportedModel(f"a {type(model).__name__} is not a model; give an nn.Module")
     if hasattr(model, "_orig_mod"):
         raise UnsupportedModel("the model is compiled already; compress it first, then call torch.compile")
-    settings = Settings(
-        include=_several(include),
-        exclude=_several(exclude),
-        targets=_several(targets),
-        calib=str(calib) if isinstance(calib, str | Path) else NO_DATA,
-        samples=samples,
-    )
+    for name in ("include", "exclude", "targets"):
+        if name in options:
+            options[name] = _several(options.get(name, ()))
+    settings = Settings(calib=str(calib) if isinstance(calib, str | Path) else NO_DATA, **options)
     with torch.random.fork_rng(devices=_gpus(model) if isinstance(model, nn.Module) else []):
-        backend = open_module(model)
-        if tokenizer is not None:
-            backend = backend.with_tokenizer(Path(tokenizer).expanduser())
-        calibration = _calibration(backend, calib, samples)
-        backend = calibration.backend if calibration else backend
-        analysis = analyze_backend(backend, calibration, settings, Opening(), None, track, Clock(), Execution(), None)
-        plan = select(analysis, budget, selector)
-        made = factorize(backend, analysis, plan, track)
-        if refit and calibration is not None and made:
-            made = refitted(calibration, made, analysis, track)
-        made = agree_channel_order(made, backend.weights, backend.couplings if made else (), backend)
+        read = partial(_calibration, calib=calib, tokenizer=tokenizer)
+        session = analyzed(open_session(model, read=read, settings=settings, track=track))
+        plan = select(session.analysis, budget, selector)
+        layers = replacements(session, plan, refit=refit)
         before = sum(p.numel() for p in model.parameters())
-        weights = {weight.name: weight for weight in backend.weights}
-        layers = replace_in_place_(model, weights, made) if made else {}
+        weights = {weight.name: weight for weight in session.dense.weights}
+        replaced = replace_in_place_(model, weights, layers) if layers else {}
     return Compressed(
         plan=plan,
-        layers=layers,
+        layers=replaced,
         params_before=before,
         params_after=sum(p.numel() for p in model.parameters()),
-        skips=analysis.skips,
-        notes=(*analysis.notes, *plan.notes),
+        skips=session.analysis.skips,
+        notes=(*session.analysis.notes, *plan.notes),
     )
 
 
@@ -186,16 +184,20 @@ def _gpus(model: nn.Module) -> list[int]:
     return sorted(found)
 
 
-def _calibration(backend: ModuleBackend, calib: object, samples: int) -> Calibration | None:
+def _calibration(
+    backend: Backend, settings: Settings, *, calib: object, tokenizer: str | Path | None
+) -> Calibration | None:
     """The data as inputs of the model."""
+    from lowrank.backends.torch import ModuleBackend
+
+    assert isinstance(backend, ModuleBackend)
     if calib is None:
         return None
-    from lowrank.calibrate import load_calibration
-
+    if tokenizer is not None:
+        backend = backend.with_tokenizer(Path(tokenizer).expanduser())
     if isinstance(calib, str | Path):
-        return load_calibration(backend, Path(calib).expanduser(), None, samples)
+        return load_calibration(backend, Path(calib).expanduser(), None, settings.samples)
     from lowrank.backends.torch.feeds import read_feeds
-    from lowrank.calibrate.user_batches import calibration_of
 
-    feeds, signature = read_feeds(backend.module, calib, backend.signature, samples)
+    feeds, signature = read_feeds(backend.module, calib, backend.signature, settings.samples)
     return calibration_of(backend, feeds, signature)

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lowrank.artifacts import read_json
 from lowrank.artifacts.journal import NOWHERE, Journal, Journaled
 from lowrank.artifacts.replacements import ReplacementsCodec
 from lowrank.backends import Backend
+from lowrank.calibrate import sequential_refit
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan, check_budget
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.selection.selector import Selector
-from lowrank.core.structures import Option, factorized
-from lowrank.core.structures.base import Replacement
+from lowrank.core.structures import factorized
+from lowrank.core.structures.base import Option, Replacement
+from lowrank.core.structures.permute import agree_channel_order
 from lowrank.pipeline.execution import Execution
+from lowrank.pipeline.session import Session
 from lowrank.progress import Track, silent
-
-if TYPE_CHECKING:
-    from lowrank.calibrate import Calibration
 
 
 def select(analysis: Analysis, budget: Budget | float, selector: Selector | None = None) -> Plan:
@@ -40,19 +39,6 @@ def select(analysis: Analysis, budget: Budget | float, selector: Selector | None
     """
     budget = budget if isinstance(budget, Budget) else Budget.params(budget)
     return check_budget((selector or Knapsack()).select(analysis, budget))
-
-
-def refitted(
-    calibration: Calibration,
-    made: Mapping[str, Replacement],
-    analysis: Analysis,
-    track: Track = silent,
-    journal: Journal = NOWHERE,
-) -> dict[str, Replacement]:
-    """The same replacements, each fitted to what it sees in the compressed model."""
-    from lowrank.calibrate import sequential_refit
-
-    return sequential_refit(calibration, calibration.backend.rewrite(made), made, analysis, track, journal)
 
 
 def read_plan(path: Path, analysis: Analysis, budget: Budget | None) -> Plan:
@@ -83,3 +69,33 @@ def factorize(
     with execution.pool([record.weight for record in analysis.weights]) as pool:
         parts = list(track(pool.map(kept, plan.options), "factorizing", len(plan.options)))
     return {name: factors for part in parts for name, factors in part.items()}
+
+
+def replacements(session: Session, plan: Plan, *, refit: bool = True, permute: bool = True) -> dict[str, Replacement]:
+    """What the layers of a plan's model hold, by weight name.
+
+    Args:
+        session: with an analysis.
+        plan: that is followed.
+        refit: fit each of them to what it sees in the compressed model, if there are data.
+        permute: let channels change their order where that saves a gather.
+    """
+    dense, calibration, clock = session.dense, session.calibration, session.clock
+    with clock.stage("factorize"):
+        factored = factorize(dense, session.analysis, plan, session.track, session.execution, session.journal)
+    if not factored:
+        return {}
+    if refit and calibration is not None:
+        with clock.stage("refit"):
+            small = dense.rewrite(factored)
+            factored = sequential_refit(calibration, small, factored, session.analysis, session.track, session.journal)
+    with clock.stage("rewrite"):
+        # Permutations last: until then every weight is compared with its own dense outputs.
+        return agree_channel_order(factored, dense.weights, dense.couplings if permute else (), dense)
+
+
+def compressed(session: Session, plan: Plan, *, refit: bool = True, permute: bool = True) -> Backend:
+    """The model of a plan; see `replacements`."""
+    layers = replacements(session, plan, refit=refit, permute=permute)
+    with session.clock.stage("rewrite"):
+        return session.dense.rewrite(layers)

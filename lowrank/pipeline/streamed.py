@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
 from lowrank.artifacts import save_analysis, staged, write_json
 from lowrank.artifacts.files import linked
-from lowrank.artifacts.journal import Journal
 from lowrank.backends.checkpoint.backend import CheckpointBackend
 from lowrank.backends.checkpoint.write import (
     Written,
@@ -25,21 +24,16 @@ from lowrank.backends.checkpoint.write import (
 )
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan
-from lowrank.core.structures import Option, factorized
+from lowrank.core.structures import factorized, structure_named
+from lowrank.core.structures.base import Option
 from lowrank.errors import UnsupportedModel
-from lowrank.evaluate.sizes import per_weight_error, sizes_of, targets_of, weight_error
-from lowrank.pipeline.execution import Execution
+from lowrank.evaluate.sizes import budget_of, per_weight_error, sizes_of, skipped_of, targets_of, weight_error
 from lowrank.pipeline.publish.model_card import write_card
-from lowrank.pipeline.run.layout import (
-    MODEL_FOLDER,
-    PLAN_FILE,
-    REPORT_FILE,
-    RESULTS,
-    files_of,
-)
+from lowrank.pipeline.run.layout import MODEL_FOLDER, PLAN_FILE, REPORT_FILE, RESULTS, files_of
 from lowrank.pipeline.run.page import with_page
 from lowrank.pipeline.run.provenance import provenance
-from lowrank.progress import Clock, Track
+from lowrank.pipeline.session import Session
+from lowrank.results.parts import Errors
 from lowrank.results.report import Report
 
 
@@ -98,28 +92,21 @@ def _refuse(option: str) -> NoReturn:
     )
 
 
-def compress_streamed(
-    backend: CheckpointBackend,
-    analysis: Analysis,
-    plan: Plan,
-    run: Path,
-    execution: Execution,
-    journal: Journal,
-    track: Track,
-    clock: Clock,
-) -> Report:
+def compress_streamed(session: Session, plan: Plan, run: Path) -> Report:
     """Write the compressed checkpoint of a plan to a run, and its report; shards are the pieces of the journal."""
-    assert journal.folder is not None
+    backend, analysis, journal = session.dense, session.analysis, session.journal
+    clock, track = session.clock, session.track
+    assert isinstance(backend, CheckpointBackend) and journal.folder is not None
     folder = journal.folder / MODEL_FOLDER
     folder.mkdir(exist_ok=True)
-    chosen = [option for option in plan.options if option.structure != "dense"]
+    chosen = [option for option in plan.options if not structure_named(option.structure).is_dense]
     factored = {backend.stored[name] for o in chosen for name in analysis.groups[o.group].weights}
     rest = _rest(backend, factored)
     count = len(chosen) + len(rest)
     tasks = [_Task(o, _alone(o.group, analysis), shard_name(i, count)) for i, o in enumerate(chosen)]
     copies = [(shard_name(len(chosen) + i, count), names) for i, names in enumerate(rest)]
     weights = [backend.by_name[name] for o in chosen for name in analysis.groups[o.group].weights]
-    with execution.pool(weights, bool(analysis.grams)) as pool:
+    with session.execution.pool(weights, bool(analysis.grams)) as pool:
         with clock.stage("factorize"):
             jobs = pool.map(_FactorJob(backend, folder), tasks)
             found = list(track(jobs, "factorizing", len(tasks)))
@@ -160,20 +147,19 @@ def _report(backend: CheckpointBackend, analysis: Analysis, plan: Plan, found: S
     cast = {each.name: each.cast for each in found}
     total = sum(energy.values())
     params = backend.params - analysis.dense_params + plan.cost
-    budget: Mapping[str, Any] = asdict(plan.budget) if plan.budget else {"kind": "plan", "limit": None}
     return Report(
         targets=targets_of(analysis, plan),
         model=sizes_of(backend, params, after, analysis, plan),
-        budget={**budget, "reached": plan.reached},
-        error={
-            "relative": weight_error(analysis, plan),
-            "per_weight": per_weight_error(analysis, plan),
-            "cast_relative": (sum(cast.values()) / total) ** 0.5 if total else 0.0,
-            "cast_per_weight": {
+        budget=budget_of(plan),
+        error=Errors(
+            relative=weight_error(analysis, plan),
+            per_weight=per_weight_error(analysis, plan),
+            cast_relative=(sum(cast.values()) / total) ** 0.5 if total else 0.0,
+            cast_per_weight={
                 name: (lost / energy[name]) ** 0.5 if energy[name] else 0.0 for name, lost in cast.items()
             },
-        },
-        skipped=[{"name": s.name, "shape": list(s.shape), "reason": s.reason} for s in analysis.skips],
+        ),
+        skipped=skipped_of(analysis),
         notes=[
             *analysis.notes,
             *plan.notes,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -15,42 +15,30 @@ from lowrank.artifacts.lock import locked
 from lowrank.backends import Backend, Opening
 from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx.save import file_size
+from lowrank.calibrate import Calibration, sequential_refit
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import NAMES, Budget
 from lowrank.core.plan import Plan, check_budget, share_of
 from lowrank.core.selection.recut import cutting_of
-from lowrank.core.selection.remaining import (
-    IN_ORDER,
-    CompressedWeights,
-    Remaining,
-    recut,
-    remaining,
-)
-from lowrank.core.structures import Option
-from lowrank.core.structures.base import Replacement
+from lowrank.core.selection.remaining import CompressedWeights, Remaining, recut, remaining
+from lowrank.core.structures import structure_named
+from lowrank.core.structures.base import Option, Replacement
 from lowrank.core.structures.permute import agree_channel_order
 from lowrank.core.weight import Coupling
-from lowrank.edge.graph_file import WITH_PAST_FILE
 from lowrank.edge.target import Target
 from lowrank.errors import CalibrationError, InfeasibleBudget, LowRankError, UnsupportedModel
-from lowrank.pipeline.analyzing import read_calibration
+from lowrank.evaluate.measure import quality_of
 from lowrank.pipeline.budgets.file_size import sized_plan
+from lowrank.pipeline.healing import own_adapter
 from lowrank.pipeline.publish.adapters import keep_adapter
-from lowrank.pipeline.run.layout import ADAPTER_FOLDER, RESULTS, RUN
-from lowrank.pipeline.run.read_back import (
-    Finished,
-    find_original,
-    hash_of,
-    read_finished_run,
-    take_apart,
-)
-from lowrank.pipeline.run.write import Output, write_and_measure
+from lowrank.pipeline.run.layout import ADAPTER_FOLDER, RESULTS, RUN, WITH_PAST_FILE
+from lowrank.pipeline.run.read_back import Finished, find_original, hash_of, read_finished_run, take_apart
+from lowrank.pipeline.run.write import History, Output, write_and_measure
+from lowrank.pipeline.session import Session, Work, WorkOptions, read_calibration
 from lowrank.pipeline.settings import Settings
 from lowrank.progress import Clock, Track, silent
+from lowrank.results.parts import Cut
 from lowrank.results.report import ONNX_FILE, Report
-
-if TYPE_CHECKING:
-    from lowrank.calibrate import Calibration
 
 
 def cut_name(run: str | Path, budget: Budget | float) -> Path:
@@ -73,11 +61,9 @@ def truncate(
     *,
     output: str | Path | None = None,
     model: object = None,
-    settings: Settings | None = None,
-    opening: Opening | None = None,
     refit: bool = True,
     latency: bool = True,
-    track: Track = silent,
+    **options: Unpack[WorkOptions],
 ) -> Report:
     """Cut a finished result to a smaller budget. The original need not exist any more.
 
@@ -91,11 +77,11 @@ def truncate(
         budget: a `Budget`, or a keep ratio: a share of the dense targeted weights, as for `compress`.
         output: the folder of the result; by default beside the run, with the budget behind its name: `run-0.2`.
         model: the dense module, for runs that were made from one in memory.
-        settings: other data than that of the run's analysis, for the refit and to measure on.
-        opening: how to build the dense module if the run does not say, and the original is not there.
         refit: fit what is cut to what it sees in the smaller model, so that it gives what the finished one does.
         latency: export the dense model too, and time both.
-        track: shows progress.
+        options: `settings`, other data than that of the run's analysis, for the refit and to measure on; `opening`, how
+            to build the dense module if the run does not say, and the original is not there; `track`, which shows
+            progress.
 
     Returns:
         What was measured: against the finished result (`cut`), and against the original if that is there.
@@ -113,14 +99,27 @@ def truncate(
     budget = budget if isinstance(budget, Budget) else Budget.params(budget)
     folder = Path(run).expanduser()
     out = cut_name(folder, budget) if output is None else Path(output).expanduser()
-    clock = Clock()
+    clock, work = Clock(), Work(**options)
     with clock.stage("open"):
         analysis, plan, report = read_finished_run(folder)
         _check_possible(folder, analysis, plan, report, budget)
-        original, told = find_original(folder, analysis, model, opening)
-        finished = take_apart(folder, analysis, plan, report, original, opening or Opening())
+        original, told = find_original(folder, analysis, model, work.opening)
+        finished = take_apart(folder, analysis, plan, report, original, work.opening or Opening())
     with locked(out):
-        return _cut(finished, original, told, budget, out, settings, refit, latency, track, clock)
+        with clock.stage("read calibration"):
+            calibration, remarks = _data(finished.full, work.settings, analysis)
+        session = Session(
+            dense=calibration.backend if calibration else finished.full,
+            calibration=calibration,
+            run=out,
+            clock=clock,
+            track=work.track,
+            current=analysis,
+        )
+        if original is None:
+            remarks = [f"{told}: errors and fidelity are against the finished result", *remarks]
+        reference = _reference(session, original)
+        return _write(reference, _cut(session, finished, budget, refit), finished, remarks, latency)
 
 
 def _check_possible(folder: Path, analysis: Analysis, plan: Plan, report: Report | None, budget: Budget) -> None:
@@ -132,7 +131,7 @@ def _check_possible(folder: Path, analysis: Analysis, plan: Plan, report: Report
         )
     if budget.kind in ("latency", "milliseconds"):
         raise LowRankError("a result is cut to --budget, --error or --size; for a time compress the original again")
-    if budget.kind != "size" and Target.of(report and report.onnx).dtype == "mixed":
+    if budget.kind != "size" and report is not None and report.target.dtype == "mixed":
         raise LowRankError(
             f"{folder} was made for a size, with a type for each weight: cut it to a size too, with --size, or "
             "compress the original with --budget"
@@ -148,107 +147,107 @@ def _check_possible(folder: Path, analysis: Analysis, plan: Plan, report: Report
         )
 
 
-def _cut(
-    finished: Finished,
-    original: Backend | None,
-    told: str,
-    budget: Budget,
-    out: Path,
-    settings: Settings | None,
-    refit: bool,
-    latency: bool,
-    track: Track,
-    clock: Clock,
-) -> Report:
-    analysis, plan, report, full = finished.analysis, finished.plan, finished.report, finished.full
-    notes = [f"{told}: errors and fidelity are against the finished result"] if original is None else []
-    with clock.stage("read calibration"):
-        calibration, said = _data(full, settings, analysis)
-    notes += said
-    full = calibration.backend if calibration else full
-    target = Target.of(report and report.onnx)
+@dataclass(frozen=True)
+class Smaller:
+    """A smaller model of a finished one."""
+
+    small: Backend
+    plan: Plan
+    """With errors as the run's analysis predicts them."""
+    target: Target
+    refit: bool
+    entry: Cut
+    """What the report says of it."""
+
+
+def _cut(session: Session, finished: Finished, budget: Budget, refit: bool) -> Smaller:
+    analysis, plan, full, clock = finished.analysis, finished.plan, session.dense, session.clock
+    target = finished.report.target if finished.report else Target()
     weights = {record.weight.name: record.weight for record in analysis.weights}
-    held = CompressedWeights(finished.held, weights, full)
+    before = CompressedWeights(finished.held, weights, full)
     with clock.stage("analyze"):
-        left = remaining(analysis, plan.options, held, finished.fixed, finished.is_healed)
+        left = remaining(analysis, plan.options, before, finished.fixed, finished.is_healed)
     with clock.stage("select"):
         if budget.kind == "size":
             budget, target = budget.of_original(full.nbytes), replace(target, dtype="mixed")
-        chosen = _chosen(finished, left, full, budget, target, track)
+        chosen = _chosen(replace(session, current=left), finished, budget, target)
     same = _key(chosen.options) == _key(plan.options)
     with clock.stage("factorize"):
-        made = dict(finished.held)
-        if not same:
-            made = _recut(chosen, left, held, track)
-    final = _against_dense(chosen, analysis)
+        layers = dict(finished.held) if same else _recut(chosen, left, before, session.track)
+    final, calibration = _against_dense(chosen, analysis), session.calibration
     refit = refit and calibration is not None and not same
     if refit and calibration is not None:
-        from lowrank.calibrate import sequential_refit
-
         with clock.stage("refit"):
-            made = sequential_refit(calibration, full.rewrite(made), made, left, track)
-    lost = _weight_loss(held, made)
-    beside = finished.folder / ADAPTER_FOLDER
-    kept_lora = beside.exists() and not _is_trained(report)
+            layers = sequential_refit(calibration, full.rewrite(layers), layers, left, session.track)
+    lost = _weight_loss(before, layers)
     with clock.stage("rewrite"):
         if not same:
-            made = agree_channel_order(made, full.weights, () if kept_lora else _couplings(full, left), held)
-        small = _with_record(full.rewrite(made), finished)
-    entry = {
-        "run": hash_of(finished),
-        "from": str(finished.folder.resolve()),
-        "keep_before": plan.keep_ratio,
-        "keep_after": final.keep_ratio,
-        "healed": sum(bool(e.get("kept")) for e in report.healing) if report else None,
-        "predicted": {name: o.error**0.5 for o in chosen.options for name in left.groups[o.group].weights},
-        "weights": lost,
-        "quality": None,
-        "as_it_was": dict(finished.fixed),
-    }
+            couplings = () if _keeps_lora(finished) else _couplings(full, left)
+            layers = agree_channel_order(layers, full.weights, couplings, before)
+        small = _with_record(full.rewrite(layers), finished)
+    entry = Cut(
+        run=hash_of(finished),
+        from_=str(finished.folder.resolve()),
+        keep_before=plan.keep_ratio,
+        keep_after=final.keep_ratio,
+        healed=sum(e.kept for e in finished.report.healing) if finished.report else None,
+        predicted={name: o.error**0.5 for o in chosen.options for name in left.groups[o.group].weights},
+        weights=lost,
+        as_it_was=dict(finished.fixed),
+    )
     if isinstance(full.signature, Signature):
-        from lowrank.evaluate.measure import quality_of
-
         with clock.stage("fidelity"):
-            entry["quality"] = quality_of(full.rewrite(finished.held), small, calibration, silent)
-    notes += [_told_of(finished)] if finished.fixed else []
-    if beside.exists() and not kept_lora:
+            entry = replace(entry, quality=quality_of(full.rewrite(finished.held), small, calibration, silent))
+    return Smaller(small, final, target, refit, entry)
+
+
+def _keeps_lora(finished: Finished) -> bool:
+    """Whether a LoRA of the dense model is kept beside the finished one."""
+    return (finished.folder / ADAPTER_FOLDER).exists() and not own_adapter(finished.report)
+
+
+def _reference(session: Session, original: Backend | None) -> Session:
+    """The session with the original, if it is there, as what is measured against."""
+    signature = session.dense.signature
+    if original is None:
+        return session
+    if isinstance(signature, Signature) and isinstance(original.signature, Signature):
+        original = original.fed_with(signature)
+    return replace(session, dense=original)
+
+
+def _write(session: Session, result: Smaller, finished: Finished, remarks: Sequence[str], latency: bool) -> Report:
+    """Write a smaller model to the session's run, and measure it."""
+    assert session.run is not None
+    out, report, beside = session.run, finished.report, finished.folder / ADAPTER_FOLDER
+    remarks = [*remarks, *([_told_of(finished)] if finished.fixed else [])]
+    keeps_lora = _keeps_lora(finished)
+    if beside.exists() and not keeps_lora:
         _check_lost(finished, out)
-        notes.append(f"{beside} was trained for the finished model and stays with it")
-    reference = full if original is None else original
-    if original is not None and isinstance(full.signature, Signature) and isinstance(original.signature, Signature):
-        reference = original.fed_with(full.signature)
-    cuts = [*(report.cut if report else ()), entry]
-    output = Output(target=target, with_past=(finished.folder / WITH_PAST_FILE).exists(), latency=latency)
+        remarks.append(f"{beside} was trained for the finished model and stays with it")
+    with_past = (finished.folder / WITH_PAST_FILE).exists()
     with staged(out, owned=RESULTS) as stage:
         if out.resolve() != finished.folder.resolve():
-            save_analysis(analysis, stage)
-        problems = keep_adapter(small, beside, stage) if kept_lora else ()
-        return write_and_measure(
-            reference,
-            small,
-            analysis,
-            final,
-            stage,
-            calibration,
-            output,
-            track,
-            clock,
-            refit,
-            report.healing if report else (),
-            problems,
-            cuts,
-            notes,
-            report,
+            save_analysis(finished.analysis, stage)
+        history = History(
+            refit=result.refit,
+            healing=report.healing if report else (),
+            cut=[*(report.cut if report else ()), result.entry],
+            problems=keep_adapter(result.small, beside, stage) if keeps_lora else (),
+            remarks=remarks,
+            before=report,
         )
+        output = Output(target=result.target, with_past=with_past, latency=latency)
+        return write_and_measure(session, result.small, result.plan, stage, output, history)
 
 
-def _chosen(finished: Finished, left: Remaining, full: Backend, budget: Budget, target: Target, track: Track) -> Plan:
+def _chosen(session: Session, finished: Finished, budget: Budget, target: Target) -> Plan:
     """The plan of least error within the budget."""
     selector = cutting_of(finished.plan)
     try:
         if budget.kind == "size":
-            return sized_plan(full, left, budget, selector, target, track)
-        return check_budget(selector.select(left, budget))
+            return sized_plan(session, budget, selector, target)
+        return check_budget(selector.select(session.analysis, budget))
     except InfeasibleBudget as error:
         if not finished.fixed:
             raise
@@ -296,7 +295,7 @@ def _against_dense(chosen: Plan, analysis: Analysis) -> Plan:
 
 def _couplings(full: Backend, left: Remaining) -> tuple[Coupling, ...]:
     """Couplings between weights that are products by themselves: of others no order is free."""
-    replaced = [left.groups[group] for group, now in left.now.items() if now.structure != "dense"]
+    replaced = [left.groups[group] for group, now in left.now.items() if not structure_named(now.structure).is_dense]
     narrow = {name for group in replaced for name in group.weights} - set(left.thin)
     return tuple(coupling for coupling in full.couplings if narrow.isdisjoint(coupling.weights))
 
@@ -310,7 +309,7 @@ def _with_record(small: Backend, finished: Finished) -> Backend:
     assert isinstance(small, OnnxBackend)
     kept: dict[str, Mapping[str, Any]] = {}
     for option in finished.plan.options:
-        if option.group in finished.fixed and option.structure not in ("dense", "residual"):
+        if option.group in finished.fixed and structure_named(option.structure).replaces:
             for name in finished.analysis.groups[option.group].weights:
                 layers = [layer.name for layer in finished.analysis[name].weight.layers]
                 entry = {"structure": option.structure, "layers": layers, "rank": option.rank, "tensors": {}}
@@ -325,17 +324,11 @@ def _weight_loss(held: CompressedWeights, made: Mapping[str, Replacement]) -> fl
     lost = total = 0.0
     for name in {**held.replacements, **made}:
         ways = {each[name].structure for each in (made, held.replacements) if name in each}
-        if ways.isdisjoint(IN_ORDER):
+        if not any(structure_named(way).fixed_order for way in ways):
             one = held.read(name)
             lost += float(np.square(one - after.read(name)).sum())
             total += float(np.square(one).sum())
     return math.sqrt(lost / total) if total else None
-
-
-def _is_trained(report: Report | None) -> bool:
-    """Whether the adapter beside a model was trained for it as it is."""
-    entries = report.healing if report else []
-    return any(entry.get("adapter") and entry.get("fold") == "no" and entry.get("kept") for entry in entries)
 
 
 def _check_lost(finished: Finished, out: Path) -> None:

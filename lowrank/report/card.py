@@ -119,8 +119,8 @@ def card_of(
         f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---",
         f"# {title}, low rank",
         f"This is {of} made smaller by low-rank factors, with lowrank {_version(report)}. "
-        f"The {_count(report.targets['params_before'])} parameters that were targeted are now "
-        f"{_count(report.targets['params_after'])}, which is {report.targets['keep_ratio']:.1%} of them.",
+        f"The {_count(report.targets.params_before)} parameters that were targeted are now "
+        f"{_count(report.targets.params_after)}, which is {report.targets.keep_ratio:.1%} of them.",
         _sizes(report),
         _quality(report),
         _times(report),
@@ -136,7 +136,7 @@ def card_of(
 
 
 def _version(report: Report) -> str:
-    return str(report.provenance.get("versions", {}).get("lowrank", ""))
+    return str((report.provenance.versions or {}).get("lowrank", ""))
 
 
 def _count(value: Any) -> str:
@@ -153,31 +153,31 @@ def _sizes(report: Report) -> str:
     rows = [
         [label, _count(report.model[f"{key}_before"]), _count(report.model[f"{key}_after"])]
         for key, label in names.items()
-        if report.model.get(f"{key}_before") and report.model.get(f"{key}_after") is not None
+        if report.model[f"{key}_before"]
     ]
     return _table(["", "original", "this model"], rows)
 
 
 def _quality(report: Report) -> str:
-    found = dict(report.quality or {})
-    tasks, data, samples = found.pop("tasks", []), found.pop("data", None), found.pop("samples", None)
+    figures = dict(report.quality.figures) if report.quality else {}
+    samples = figures.pop("samples", None)
     parts: list[str] = []
-    figures = {name.replace("_", " "): value for name, value in found.items() if isinstance(value, int | float)}
-    if figures:
-        told = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        parts.append(f"Outputs against those of the original{f', on {samples:.0f} {data}' if samples else ''}: {told}.")
-    if tasks:
+    if report.quality and figures:
+        values = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items())
+        where = f", on {samples:.0f} {report.quality.data}" if samples else ""
+        parts.append(f"Outputs against those of the original{where}: {values}.")
+    if report.tasks:
         head = ["task", "metric", "original", "this model", "samples"]
         rows = [
-            [row["task"], row["metric"], f"{row['dense']:.4f}", f"{row['compressed']:.4f}", str(row["samples"] or "")]
-            for row in tasks
+            [row.task, row.metric, f"{row.dense:.4f}", f"{row.compressed:.4f}", str(row.samples or "")]
+            for row in report.tasks
         ]
         parts.append(_table(head, rows))
     for entry in report.healing:
-        if entry.get("kept"):
+        if entry.kept:
             parts.append(
                 f"Trained after that, without labels, to imitate the original: its loss on held-out samples went from "
-                f"{entry['before']:.4g} to {entry['after']:.4g}."
+                f"{entry.before:.4g} to {entry.after:.4g}."
             )
     return "\n\n".join(parts) or "Its quality was not measured."
 
@@ -186,14 +186,14 @@ def _times(report: Report) -> str:
     times = report.latency
     if not times:
         return ""
-    processor = report.provenance.get("processor")
+    processor = report.provenance.processor
     on = f" of {processor}" if processor else ""
-    runtime = report.provenance.get("versions", {}).get("onnxruntime", "")
-    shape = ", ".join(times["shapes"])
+    runtime = (report.provenance.versions or {}).get("onnxruntime", "")
+    shape = ", ".join(times.shapes)
     return (
-        f"As `model.onnx` in ONNX Runtime {runtime}, {times['threads']} thread(s){on}, {shape}: "
-        f"{times['compressed_ms']:.2f} ms; the original takes {times['dense_ms']:.2f} ms "
-        f"({times['speedup']:.2f} times as long)."
+        f"As `model.onnx` in ONNX Runtime {runtime}, {times.threads} thread(s){on}, {shape}: "
+        f"{times.compressed_ms:.2f} ms; the original takes {times.dense_ms:.2f} ms "
+        f"({times.speedup:.2f} times as long)."
     )
 
 
@@ -212,11 +212,11 @@ def _use(kind: str, pooled: bool) -> str:
 
 def _commands(report: Report) -> str:
     made = report.provenance
-    lines = [public_command(each) for each in (*made.get("earlier", []), made.get("command", []))]
+    lines = [public_command(each) for each in (*(made.earlier or ()), made.command or ())]
     lines = [line for line in dict.fromkeys(lines) if line and not line.startswith("lowrank evaluate")]
-    told = f"```sh\n{chr(10).join(lines)}\n```\n\n" if lines else ""
-    versions = ", ".join(f"{name} {number}" for name, number in made.get("versions", {}).items())
-    return f"{told}With {versions}. The original's fingerprint is `{made.get('source', {}).get('fingerprint')}`."
+    block = f"```sh\n{chr(10).join(lines)}\n```\n\n" if lines else ""
+    versions = ", ".join(f"{name} {number}" for name, number in (made.versions or {}).items())
+    return f"{block}With {versions}. The original's fingerprint is `{(made.source or {}).get('fingerprint')}`."
 
 
 def public_command(given: Sequence[Any]) -> str:

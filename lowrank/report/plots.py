@@ -14,6 +14,7 @@ from lowrank.report.page.page_data import Facts
 from lowrank.report.page.positions import row_labels
 from lowrank.report.page.spectra import ENERGIES, Line, Seen
 from lowrank.report.terminal.terminal import harmless
+from lowrank.results.parts import HealingResult
 
 INK, MUTED, PALE, ACCENT, SOFT = "#1b2127", "#58626d", "#b9bfc6", "#1b66a3", "#dbe9f5"
 RAMP = "cividis"
@@ -88,7 +89,7 @@ def _figures(facts: Facts) -> Iterator[tuple[str, Any]]:
     if any(point.nbytes is not None and point.quality is not None for point in facts.sweep):
         yield "sweep", _sweep(facts)
     for number, entry in enumerate(facts.report.healing if facts.report else ()):
-        if entry.get("curve"):
+        if entry.curve:
             yield f"healing-{number}", _healing(entry)
 
 
@@ -208,11 +209,11 @@ def _sweep(facts: Facts) -> Any:
     return figure
 
 
-def _healing(entry: dict[str, Any]) -> Any:
+def _healing(entry: HealingResult) -> Any:
     figure, ((axes,),) = _subplots()
-    work, loss = zip(*entry["curve"], strict=True)
+    work, loss = zip(*entry.curve, strict=True)
     axes.plot(work, loss, "o-", color=ACCENT, markersize=3)
-    axes.axhline(entry["before"], color=MUTED, linestyle=":", label="before")
+    axes.axhline(entry.before, color=MUTED, linestyle=":", label="before")
     axes.legend(frameon=False)
-    axes.set(xlabel="steps" if entry.get("unit") == "steps" else "minutes", ylabel="held-out loss")
+    axes.set(xlabel="steps" if entry.unit == "steps" else "minutes", ylabel="held-out loss")
     return figure

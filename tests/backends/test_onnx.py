@@ -22,7 +22,7 @@ from lowrank.core.analysis import Folds, analyze_weight
 from lowrank.core.truncation.directions import directions
 from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.gram import Gram
-from lowrank.core.truncation.spatial import spatial_directions, spatial_matrix
+from lowrank.core.truncation.spatial import SpatialFactors, spatial_directions, spatial_matrix
 from lowrank.errors import LowRankError, UnsupportedModel
 
 
@@ -47,7 +47,7 @@ def test_full_rank_changes_nothing_and_any_rank_is_the_product(name: str, tmp_pa
     for rank in (None, 3):
         chosen = {w.name: two_factors(backend.read(w.name), rank or w.full_rank) for w in backend.weights}
         small = backend.rewrite(chosen)
-        small.write(tmp_path / "small.onnx")
+        small.write_onnx(tmp_path / "small.onnx")
         load_model(tmp_path / "small.onnx")
         found = run(tmp_path / "small.onnx", feed)
         scale = np.abs(dense).max()
@@ -77,7 +77,7 @@ def test_spatial_factors(name: str, tmp_path: Path) -> None:
     for rank in (4, 9):
         chosen = spatial_directions(w, matrix, gram)
         factors = chosen.truncate(spatial_matrix(w, matrix), rank)
-        small = backend.rewrite({w.name: Replacement("spatial", factors)})
+        small = backend.rewrite({w.name: Replacement("spatial", SpatialFactors(factors.left, factors.right))})
         found = small.run(feed)
         assert np.allclose(found, small.reference()(feed), atol=1e-4)
         # Without the bias, the predicted error is the real one.
@@ -114,7 +114,7 @@ def test_ties_are_one_weight_and_stored_once(tmp_path: Path) -> None:
         (w,) = backend.weights
         assert len(w.layers) == 2
         small = backend.rewrite({w.name: two_factors(backend.read(w.name), 2)})
-        small.write(tmp_path / "small.onnx")
+        small.write_onnx(tmp_path / "small.onnx")
         held = sum(np.prod(i.dims) for i in onnx.load(tmp_path / "small.onnx").graph.initializer)
         assert held == 2 * (w.rows + w.cols)
 
@@ -183,7 +183,7 @@ def test_external_data_comes_and_goes_beside_the_graph(tmp_path: Path) -> None:
     assert isinstance(backend, OnnxBackend) and backend.external
     (w,) = backend.weights
     small = backend.rewrite({w.name: two_factors(backend.read(w.name), 6)})
-    small.write(tmp_path / "small.onnx")
+    small.write_onnx(tmp_path / "small.onnx")
     assert (tmp_path / "small.onnx.data").stat().st_size > 0
     assert np.allclose(run(tmp_path / "small.onnx", feed), small.reference()(feed), atol=1e-5)
 
@@ -352,7 +352,7 @@ def test_more_than_two_gigabytes(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     factors = Factors(rng.standard_normal((wide, 4)), rng.standard_normal((4, wide)) / wide)
     small_one = backend.rewrite({names[2]: Replacement("two_factor", factors)})
-    small_one.write(tmp_path / "out.onnx")
+    small_one.write_onnx(tmp_path / "out.onnx")
     assert (tmp_path / "out.onnx.data").stat().st_size > 4 * size
     feed = {"x": floats(1, wide)["x"]}
     weights = np.memmap(tmp_path / "big.bin", np.float32, shape=(5, wide, wide), mode="r")

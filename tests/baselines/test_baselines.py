@@ -63,7 +63,7 @@ def test_numbers_of_a_graph_are_pruned_alike(tmp_path: Path) -> None:
     (weight,) = dense.weights
     small, zeros = pruned(dense, [weight.name], 0.5)
     assert zeros == weight.params - weight.params // 2
-    small.write(tmp_path / "small.onnx")
+    small.write_onnx(tmp_path / "small.onnx")
     (stored,) = [onnx.numpy_helper.to_array(t) for t in onnx.load(tmp_path / "small.onnx").graph.initializer]
     assert stored.size - np.count_nonzero(stored) == zeros
     with pytest.raises(UnsupportedModel, match="no torch module"):

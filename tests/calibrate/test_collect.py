@@ -20,7 +20,7 @@ from lowrank.backends.torch import ModuleBackend
 from lowrank.calibrate import Calibration, collect_grams, load_calibration, measure_sensitivity
 from lowrank.calibrate.data import split_folds
 from lowrank.core.analysis import Analysis, Folds, analyze_weight, loss_of
-from lowrank.core.structures import Replacement
+from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.directions import directions
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.weight import Weight

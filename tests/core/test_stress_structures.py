@@ -20,13 +20,8 @@ from lowrank.core.rounding.cost import rounding_errors
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.selection.registry import SELECTORS, selector_type
 from lowrank.core.selection.selector import Selector
-from lowrank.core.structures import (
-    COUPLED,
-    ROUNDED,
-    STRUCTURES,
-    Replacement,
-    factorized,
-)
+from lowrank.core.structures import factorized, structure_named, structures
+from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.truncation.narrow import Narrow
@@ -112,7 +107,7 @@ def analysis_of(kind: str, data: str, biased: bool = True, seed: int = 0) -> tup
         seen = x if side == "input" else x @ numbers.read(weight.name).T
         grams[weight.name] = Folds(Gram.of(side, seen[:60], energy[0]), Gram.of(side, seen[60:], energy[1]))
     records = tuple(analyze_weight(w, numbers.read(w.name), grams[w.name]) for w in weights())
-    couplings = [s.measure(b, grams, numbers) for b in (*COUPLINGS, ROTARY) for s in COUPLED]
+    couplings = [s.measure(b, grams, numbers) for b in (*COUPLINGS, ROTARY) for s in structures()]
     found = tuple(each for each in couplings if each is not None)
     return Analysis(records, couplings=found, grams=grams, fingerprint=f"{kind} {data}"), numbers
 
@@ -130,7 +125,7 @@ def test_every_structure_offers_sanely_or_not_at_all(kind: str, data: str) -> No
     offered = set()
     for group in analysis.groups.values():
         dense = analysis.params(group)
-        for structure in (*STRUCTURES, *ROUNDED):
+        for structure in structures():
             curve = structure.curve(group, analysis, 1)
             assert np.isfinite(curve.errors).all() and (curve.errors >= 0).all()
             assert (np.diff(curve.ranks) > 0).all() and (curve.costs > 0).all()
@@ -144,7 +139,7 @@ def test_every_structure_offers_sanely_or_not_at_all(kind: str, data: str) -> No
                 assert structure.at(group, analysis, option.rank) == option
                 for name, made in factorized(option, analysis, numbers).items():
                     seen = made.dense(analysis[name].weight)
-                    assert structure.name == "spatial" or seen.shape == analysis[name].weight.shape
+                    assert seen.shape == analysis[name].weight.shape
                     # Where the outputs leave float32 by themselves, float64 at least holds what takes them over.
                     kept = np.float64 if kind == "near the end of float32" else np.float32
                     assert all(np.isfinite(each.astype(kept)).all() for each in numbers_of(made))
@@ -163,7 +158,7 @@ def test_what_16_bits_hold_as_a_matrix_they_hold_as_any_structure(kind: str, dat
     # Of a matrix whose outputs leave float16 by themselves, what another layer is fitted to does so too.
     bare = kind == "near the end of float16"
     for group in analysis.groups.values():
-        for structure in STRUCTURES:
+        for structure in structures():
             if bare and structure.name not in ("two_factor", "pivoted", "spatial", "shared"):
                 continue
             curve = structure.curve(group, analysis, 1)
@@ -177,7 +172,7 @@ def test_what_16_bits_hold_as_a_matrix_they_hold_as_any_structure(kind: str, dat
 @pytest.mark.parametrize("kind", FLOAT32)
 def test_full_rank_is_lossless(kind: str, name: str) -> None:
     analysis, numbers = analysis_of(kind, "plain")
-    structure = next(s for s in STRUCTURES if s.name == name)
+    structure = structure_named(name)
     for group in analysis.groups.values():
         try:
             rank = max(r for r in range(1, 41) if _has(structure, group, analysis, r))

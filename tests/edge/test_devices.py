@@ -20,7 +20,7 @@ from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx.save import load_whole, save_model
 from lowrank.backends.session import typed
 from lowrank.edge import standalone
-from lowrank.edge.graph_file import fit_file, write_onnx
+from lowrank.edge.graph_file import fit_file
 from lowrank.edge.ort_format import write_ort
 from lowrank.edge.target import Target
 from tools.browser import UNPACKED
@@ -66,7 +66,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "nbits4": Target(profile="ort", dtype="nbits4"),
     }.items():
         path = folder / f"{name}.onnx"
-        write_onnx(backend, path)
+        backend.write_onnx(path)
         fit_file(path, target, signature, [signature.example(8, 16, seed) for seed in range(3)])
         session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         if name == "beside":

@@ -13,7 +13,7 @@ from builders import write_text
 import lowrank
 from lowrank.backends import open_model
 from lowrank.backends.session import typed
-from lowrank.edge.graph_file import write_onnx
+from lowrank.backends.torch import ModuleBackend
 from lowrank.evaluate.session import open_session
 from lowrank.pipeline.publish import elastic
 
@@ -32,11 +32,13 @@ def test_every_size_gives_the_bits_of_its_own_file(
 ) -> None:
     written: dict[str, Any] = {}
 
-    def also_alone(small: Any, path: Path, opset: int | None = None) -> None:
+    write_onnx = ModuleBackend.write_onnx
+
+    def also_alone(small: ModuleBackend, path: Path, opset: int | None = None) -> None:
         write_onnx(small, path, opset)
         written[path.name] = small
 
-    monkeypatch.setattr(elastic, "write_onnx", also_alone)
+    monkeypatch.setattr(ModuleBackend, "write_onnx", also_alone)
     text = lowrank.Settings(calib=str(write_text(tmp_path / "text.txt", 60)))
     found = elastic.export_elastic(bert_folder, [0.3, 0.5], tmp_path / "elastic", settings=text)
     assert sorted(found) == [0.3, 0.5] and all(path.exists() for path in found.values())

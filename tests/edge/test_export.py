@@ -15,9 +15,10 @@ from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.torch import ModuleBackend
 from lowrank.backends.torch.export import export_onnx
-from lowrank.edge.graph_file import write_onnx
 from lowrank.errors import ExportError
 from lowrank.evaluate import check_parity
+
+pytestmark = pytest.mark.usefixtures("exporter")
 
 
 def factored(model: object, rank: int = 4) -> tuple[ModuleBackend, Signature]:
@@ -123,7 +124,7 @@ def test_what_cannot_be_traced_says_so(tmp_path: Path) -> None:
 
 
 def test_norms_stay_apart_from_the_additions_before_them(tmp_path: Path) -> None:
-    write_onnx(open_model(tiny_transformer()), tmp_path / "model.onnx")
+    open_model(tiny_transformer()).write_onnx(tmp_path / "model.onnx")
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.optimized_model_filepath = str(tmp_path / "seen.onnx")

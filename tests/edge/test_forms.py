@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from builders import write_text
 
 from lowrank.backends import open_model
 from lowrank.edge.adapters import write_adapter
@@ -26,25 +25,15 @@ def a_feed() -> dict[str, np.ndarray]:
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
 
 
-@pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory, bert_folder: Path) -> Path:
-    import lowrank
-
-    folder = tmp_path_factory.mktemp("forms")
-    settings = lowrank.Settings(calib=str(write_text(folder / "text.txt", 60)))
-    lowrank.compress(str(bert_folder), 0.5, output=folder / "run", settings=settings, latency=False)
-    return folder / "run"
-
-
 @pytest.mark.slow
-def test_ort_of_a_run_and_of_a_file(cli: Any, result: Path, tmp_path: Path) -> None:
-    for source, out in ((result, tmp_path / "a"), (result / "model.onnx", tmp_path / "b")):
+def test_ort_of_a_run_and_of_a_file(cli: Any, shared_bert_run: Path, tmp_path: Path) -> None:
+    for source, out in ((shared_bert_run, tmp_path / "a"), (shared_bert_run / "model.onnx", tmp_path / "b")):
         done = cli("export", source, "--ort", "-o", out)
         assert done.code == 0, done.err
         assert sorted(path.name for path in out.iterdir()) == [ORT, OPERATORS]
         # No word of the converter is among the results.
         assert len(done.out.strip().splitlines()) == 2 and done.out.count("model.") == 2
-        assert np.allclose(run(out / ORT, a_feed()), run(result / "model.onnx", a_feed()), atol=1e-5)
+        assert np.allclose(run(out / ORT, a_feed()), run(shared_bert_run / "model.onnx", a_feed()), atol=1e-5)
     operators = (tmp_path / "a" / OPERATORS).read_text(encoding="utf-8")
     assert "\nai.onnx;" in operators and "com.microsoft;1;" in operators and "- model.ort\n" in operators
 
@@ -66,8 +55,8 @@ def test_a_damaged_graph_has_no_other_form(cli: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_adapter_inputs(cli: Any, result: Path, bert_folder: Path, tmp_path: Path) -> None:
-    for source in (result, bert_folder):
+def test_adapter_inputs(cli: Any, shared_bert_run: Path, bert_folder: Path, tmp_path: Path) -> None:
+    for source in (shared_bert_run, bert_folder):
         out = tmp_path / source.name
         done = cli("export", source, "--adapter-inputs", "-o", out)
         assert done.code == 0, done.err
@@ -76,7 +65,8 @@ def test_adapter_inputs(cli: Any, result: Path, bert_folder: Path, tmp_path: Pat
         taken = {i.name: i.shape for i in session.get_overridable_initializers()}
         assert len(taken) >= 8 and all(name.endswith(("lora_A", "lora_B")) for name in taken)
         plain = run(path, a_feed())
-        wanted = run(result / "model.onnx", a_feed()) if source == result else open_model(str(source)).run(a_feed())
+        of_run = source == shared_bert_run
+        wanted = run(source / "model.onnx", a_feed()) if of_run else open_model(str(source)).run(a_feed())
         assert np.allclose(plain, wanted, atol=1e-4)
         rng, pairs = np.random.default_rng(0), {}
         for name in {each.rpartition(".")[0] for each in taken}:

@@ -21,7 +21,6 @@ from lowrank.backends.session import typed
 from lowrank.backends.torch import ModuleBackend
 from lowrank.edge.counts import fused_counts
 from lowrank.edge.graph_file import fit_file
-from lowrank.edge.graph_file import write_onnx as write_exactly
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError
 from lowrank.evaluate import check_parity
@@ -37,7 +36,7 @@ def factored(name: str) -> tuple[ModuleBackend, ModuleBackend]:
 def write_onnx(backend: ModuleBackend, path: Path, profile: Any = "portable") -> None:
     signature = backend.signature
     assert isinstance(signature, Signature)
-    write_exactly(backend, path)
+    backend.write_onnx(path)
     fit_file(path, Target(profile=profile), signature)
 
 

@@ -13,9 +13,9 @@ from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx.passes.narrow_heads import narrow_heads
 from lowrank.backends.torch.module import ModuleBackend
-from lowrank.core.structures import Replacement, structure_named
+from lowrank.core.structures import structure_named
+from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.attention import spread_of
-from lowrank.edge.graph_file import write_onnx
 from lowrank.evaluate.parity import check_parity
 
 
@@ -68,7 +68,7 @@ def test_heads_are_narrow_in_the_graph(name: str, left: int, tmp_path: Path) -> 
     dense = open_model(with_biases(name))
     assert isinstance(dense, ModuleBackend)
     small = dense.rewrite(narrowed(dense))
-    write_onnx(small, tmp_path / "model.onnx")
+    small.write_onnx(tmp_path / "model.onnx")
     graph = ir.load(tmp_path / "model.onnx").graph
     assert zeros_put_in(graph) == left
     assert check_parity(small, tmp_path / "model.onnx").holds

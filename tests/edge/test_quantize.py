@@ -20,7 +20,7 @@ from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.session import typed
 from lowrank.backends.torch import ModuleBackend
 from lowrank.edge import quantize
-from lowrank.edge.graph_file import fit_file, write_onnx
+from lowrank.edge.graph_file import fit_file
 from lowrank.edge.target import Dtype, Profile, Target
 from lowrank.evaluate.session import open_session
 
@@ -91,7 +91,7 @@ TARGETS: list[tuple[Profile, Dtype]] = [
 def test_every_architecture(name: str, tmp_path: Path) -> None:
     backend, exact = factored(name), tmp_path / "exact.onnx"
     signature = signature_of(backend)
-    write_onnx(backend, exact)
+    backend.write_onnx(exact)
     feeds: list[Feed] = [signature.example(4, 12, seed) for seed in range(3)]
     tests: list[Feed] = [signature.example(b, s, 9, padded=b > 1) for b, s in ((1, 1), (1, 16), (3, 9))]
     for profile, dtype in TARGETS:
@@ -109,7 +109,7 @@ def test_every_architecture(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
 def test_all_large_matrices_are_codes(name: str, tmp_path: Path) -> None:
     backend, exact = factored(name), tmp_path / "exact.onnx"
-    write_onnx(backend, exact)
+    backend.write_onnx(exact)
     for profile, dtype in (("portable", "int8"), ("portable", "int4"), ("ort", "nbits4")):
         path = tmp_path / f"{dtype}.onnx"
         shutil.copyfile(exact, path)
@@ -119,7 +119,7 @@ def test_all_large_matrices_are_codes(name: str, tmp_path: Path) -> None:
 
 def test_the_runtime_runs_one_operator_a_product(tmp_path: Path) -> None:
     backend, path = factored("bert"), tmp_path / "model.onnx"
-    write_onnx(backend, path)
+    backend.write_onnx(path)
     fit_file(path, Target(profile="ort", dtype="int8"), signature_of(backend))
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "seen.onnx")
@@ -133,7 +133,7 @@ def test_the_runtime_runs_one_operator_a_product(tmp_path: Path) -> None:
 
 def test_a_tied_table_is_stored_once(tmp_path: Path) -> None:
     backend, path = factored("gpt2"), tmp_path / "model.onnx"
-    write_onnx(backend, path)
+    backend.write_onnx(path)
     fit_file(path, Target(dtype="int8"), signature_of(backend))
     table = next(w for w in backend.weights if w.role == "embedding" and len(w.layers) > 1)
     shapes = [sorted(i.dims) for i in onnx.load(str(path)).graph.initializer if i.data_type == onnx.TensorProto.INT8]
@@ -148,7 +148,7 @@ def test_evenness_refit_and_data_gain(profile: Any, dtype: Any, tmp_path: Path) 
     found: list[float] = []
     for plain in (True, False):
         path = tmp_path / f"{plain}.onnx"
-        write_onnx(backend, path)
+        backend.write_onnx(path)
         quantize.quantize_file(path, dtype, signature, feeds, plain)
         found.append(difference(path, backend, [signature.example(8, 16, 99)]))
     assert found[1] < found[0]

@@ -17,7 +17,7 @@ from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
 from lowrank.core.rounding.formats import Stored
 from lowrank.edge import quantize
-from lowrank.edge.graph_file import fit_file, write_onnx
+from lowrank.edge.graph_file import fit_file
 from lowrank.edge.target import Target
 from lowrank.evaluate.session import FileModel
 
@@ -66,7 +66,7 @@ def test_residuals_and_types_by_weight(monkeypatch: pytest.MonkeyPatch, tmp_path
     backend = open_model(str(bert_folder))
     signature = backend.signature
     assert isinstance(signature, Signature)
-    write_onnx(backend, tmp_path / "exact.onnx")
+    backend.write_onnx(tmp_path / "exact.onnx")
     feeds = [signature.example(16, 16, seed) for seed in range(4)]
     name = "encoder.layer.0.intermediate.dense.weight"
     others = {w.name: Stored("float32") for w in backend.weights}

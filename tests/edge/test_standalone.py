@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,17 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import write_text
 
 import lowrank
 
 
-@pytest.fixture(scope="module")
-def run(bert_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("standalone")
-    text = lowrank.Settings(calib=str(write_text(folder / "text.txt", 40)))
-    lowrank.compress(bert_folder, 0.5, output=folder / "run", settings=text, latency=False)
-    return folder / "run"
+@pytest.fixture
+def run(tmp_path: Path, shared_bert_run: Path) -> Path:
+    return shutil.copytree(shared_bert_run, tmp_path / "run")
 
 
 def call(run: Path, *arguments: object) -> subprocess.CompletedProcess[str]:

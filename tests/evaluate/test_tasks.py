@@ -27,13 +27,7 @@ from conftest import Outcome
 import lowrank
 from lowrank.backends import Backend
 from lowrank.errors import LowRankError
-from lowrank.evaluate.tasks import (
-    Benchmark,
-    Score,
-    Task,
-    compare,
-    read_tasks,
-)
+from lowrank.evaluate.tasks import Benchmark, Score, Task, compare, read_tasks
 from lowrank.evaluate.tasks.base import mean, share
 from lowrank.evaluate.tasks.language import windows_of
 from lowrank.evaluate.tasks.probe import folds_of, probe_hits

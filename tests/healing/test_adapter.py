@@ -19,7 +19,7 @@ from lowrank.backends.torch.layers import put
 from lowrank.backends.torch.lora import residuals, with_adapter
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.calibrate import Calibration, sequential_refit
-from lowrank.core.structures import Replacement
+from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.directions import directions
 from lowrank.core.truncation.pivoted import pivot
 from lowrank.edge.adapters import check_adapter, export_adaptable, write_adapter

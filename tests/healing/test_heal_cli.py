@@ -135,9 +135,9 @@ def test_a_fold_that_is_worse_is_discarded(run: Path, fold: Any, monkeypatch: py
     before = [(run / name).read_bytes() for name in ("model/model.safetensors", "model.onnx", "plan.json")]
     report = lowrank.heal(run, lowrank.Training(steps=30, adapter=2, fold=fold), latency=False)
     entry = report.healing[-1]
-    assert not entry["kept"] and entry["unfolded"] < entry["before"] < entry["after"]
+    assert not entry.kept and entry.unfolded < entry.before < entry.after
     assert [(run / name).read_bytes() for name in ("model/model.safetensors", "model.onnx", "plan.json")] == before
-    assert read(run / "report.json")["healing"] == json.loads(json.dumps(report.healing))
+    assert read(run / "report.json")["healing"] == json.loads(json.dumps(report.to_json()["healing"]))
 
 
 def lora(folder: Path, bert_folder: Path, **options: Any) -> Path:
@@ -242,7 +242,7 @@ def test_a_module_in_memory(here: Path) -> None:
         module, 0.4, output="run", settings=settings, latency=False, heal=Training(minutes=1, steps=60)
     )
     assert plain.quality is not None and healed.quality is not None
-    assert healed.quality["relative_error"] < plain.quality["relative_error"]
+    assert healed.quality.relative_error < plain.quality.relative_error
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.torch import ModuleBackend
 from lowrank.backends.torch.inputs import call
-from lowrank.core.structures import Replacement, structure_named
+from lowrank.core.structures import structure_named
+from lowrank.core.structures.base import Replacement
 from lowrank.core.structures.permute import agree_channel_order
 from lowrank.core.weight import Group
 from lowrank.pipeline.plans import factorize

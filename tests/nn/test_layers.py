@@ -15,17 +15,11 @@ import lowrank
 from lowrank.backends import open_model
 from lowrank.backends.torch import ModuleBackend
 from lowrank.core.analysis import Folds, analyze_weight
-from lowrank.core.structures import Replacement
+from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.directions import directions
 from lowrank.core.truncation.gram import Gram
-from lowrank.core.truncation.spatial import spatial_directions, spatial_matrix
-from lowrank.nn import (
-    LowRankEmbedding,
-    LowRankLinear,
-    LowRankStack,
-    ObservedStack,
-    SplitAttention,
-)
+from lowrank.core.truncation.spatial import SpatialFactors, spatial_directions, spatial_matrix
+from lowrank.nn import LowRankEmbedding, LowRankLinear, LowRankStack, ObservedStack, SplitAttention
 from lowrank.nn.attention import split_attention_
 
 CONVS: dict[str, dict[str, Any]] = {
@@ -57,10 +51,10 @@ def test_convolutions(kind: type[nn.Conv1d] | type[nn.Conv2d], name: str) -> Non
         assert torch.allclose(low(x), product(x), atol=1e-10)
         if w.spatial is not None:
             found = spatial_directions(w, matrix, None).truncate(spatial_matrix(w, matrix), 24)
-            both = backend.rewrite({w.name: Replacement("spatial", found)}).module
+            both = backend.rewrite({w.name: Replacement("spatial", SpatialFactors(found.left, found.right))}).module
             assert torch.allclose(both(x), model(x), atol=1e-10)
             fewer = spatial_directions(w, matrix, None).truncate(spatial_matrix(w, matrix), 3)
-            both = backend.rewrite({w.name: Replacement("spatial", fewer)}).module
+            both = backend.rewrite({w.name: Replacement("spatial", SpatialFactors(fewer.left, fewer.right))}).module
             product[0].weight.copy_(both[0].weight)
             assert torch.allclose(both(x), product(x), atol=1e-10)
 
@@ -91,7 +85,9 @@ def test_moments_of_convolutions_are_the_error(name: str, side: str) -> None:
         record = analyze_weight(w, matrix, Folds(grams[0], grams[0]))
         assert record.spatial is not None
         found = spatial_directions(w, matrix, grams[0]).truncate(spatial_matrix(w, matrix), 7)
-        small = backend.rewrite({w.name: Replacement("spatial", found)}).run({"input": x})
+        small = backend.rewrite({w.name: Replacement("spatial", SpatialFactors(found.left, found.right))}).run(
+            {"input": x}
+        )
         lost = np.square(small - dense).sum() / np.square(dense - bias).sum()
         assert lost == pytest.approx(record.spatial[7], rel=1e-4)
 

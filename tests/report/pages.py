@@ -18,6 +18,7 @@ from lowrank.core.selection.simple import Uniform
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.weight import Layer, Skip, Weight
 from lowrank.report.page.page_data import Facts, facts_of
+from lowrank.results.parts import Provenance
 from lowrank.results.report import Report
 
 HOSTILE = (
@@ -64,7 +65,7 @@ def report_of(analysis: Analysis, plan: Plan, **changes: Any) -> Report:
     """What might have been measured."""
     before, after = analysis.dense_params, plan.cost
     rest = sum(int(np.prod(skip.shape)) for skip in analysis.skips) + 100
-    whole = Report(
+    whole = dict(
         targets={"params_before": before, "params_after": after, "keep_ratio": after / before},
         model={
             "params_before": before + rest,
@@ -113,7 +114,7 @@ def report_of(analysis: Analysis, plan: Plan, **changes: Any) -> Report:
             "plan": "b0",
         },
     )
-    return replace(whole, **changes)
+    return Report.from_json({**whole, **changes})
 
 
 def plan_of(analysis: Analysis, keep: float = 0.5) -> Plan:
@@ -125,7 +126,7 @@ def facts_with(names: Sequence[str], run: Path, rank: int = 24, uniform: bool = 
     """All there is to show of a run with weights of these names; with uniform ranks in no time for many."""
     analysis = analysis_of(names, rank)
     plan = Uniform().select(analysis, Budget.params(0.5)) if uniform else plan_of(analysis)
-    return facts_of(analysis, plan, report_of(analysis, plan, **changes), run, {})
+    return facts_of(analysis, plan, report_of(analysis, plan, **changes), run, Provenance())
 
 
 SWEEP = """{"schema": "lowrank.sweep/1.0", "points": [

@@ -12,7 +12,8 @@ import pytest
 from pages import HOSTILE, SWEEP, analysis_of, block_names, facts_with, plan_of
 
 import lowrank.report.page.webpage as webpage
-from lowrank.core.structures import STRUCTURES, Option
+from lowrank.core.structures import STRUCTURES
+from lowrank.core.structures.base import Option
 from lowrank.report.page import drawings
 from lowrank.report.page import tradeoff as front
 from lowrank.report.page.page_data import facts_of
@@ -21,6 +22,7 @@ from lowrank.report.page.spectra import choices, picked
 from lowrank.report.page.tradeoff import read_sweep
 from lowrank.report.page.webpage import command_of, in_script, rendered
 from lowrank.report.terminal.terminal import harmless
+from lowrank.results.parts import Provenance
 
 STYLE = Path(webpage.__file__).with_name("style.css").read_text(encoding="utf-8")
 VOID = {"meta", "link", "br", "wbr", "input", "img", "line", "rect", "circle", "polyline", "polygon"}
@@ -153,7 +155,11 @@ def test_the_size_has_a_limit(tmp_path: Path, count: int, limit: int) -> None:
 def test_an_analysis_alone(tmp_path: Path) -> None:
     for data in (True, False):
         facts = facts_of(
-            analysis_of(block_names(8), data=data), None, None, tmp_path, {"command": ["lowrank", "analyze", "x"]}
+            analysis_of(block_names(8), data=data),
+            None,
+            None,
+            tmp_path,
+            Provenance(command=["lowrank", "analyze", "x"]),
         )
         page = Elements(rendered(facts))
         assert "lowrank analyze x" in page.text and "Predicted error" in page.text
@@ -194,13 +200,13 @@ def test_every_structure_has_its_words() -> None:
     analysis = analysis_of(["a.0.b", "a.1.b"])
     plan = plan_of(analysis)
     told = set()
-    for structure in (*[s.name for s in STRUCTURES], "residual"):
+    for structure in STRUCTURES:
         options = tuple(Option(o.group, structure, 4, 10, 0.01, "int8") for o in plan.options)
         changed = type(plan)(plan.analysis, plan.budget, plan.selector, options, plan.dense_cost)
         if structure == "neurons":
             assert "4 of 24 neurons" in choices(analysis, changed)["a.0.b"].told
         told.add(choices(analysis, changed)["a.0.b"].told)
-    assert len(told) == len(STRUCTURES) + 1
+    assert len(told) == len(STRUCTURES)
 
 
 def test_budgets_are_solved_and_the_plan_stands_among_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +221,7 @@ def test_budgets_are_solved_and_the_plan_stands_among_them(tmp_path: Path, monke
     monkeypatch.setattr(front, "KEEPS", (1e-9,))
     assert drawings.front(front.front_of(analysis, plan)) is not None
     assert drawings.front(front.front_of(analysis, None)) is None
-    assert rendered(facts_of(analysis, None, None, tmp_path, {}))
+    assert rendered(facts_of(analysis, None, None, tmp_path, Provenance()))
     monkeypatch.setattr(front, "KEEPS", (0.5, 0.2, 0.8, 0.1))
     monkeypatch.setattr(front, "SECONDS", 0.0)
     assert len(front.front_of(analysis, plan).points) == 1 and front.front_of(analysis, plan).left_out == 3
@@ -275,8 +281,8 @@ def test_parts_of_a_model(name: str, part: str) -> None:
 def test_parts_add_up_to_the_model(tmp_path: Path) -> None:
     facts = facts_with(block_names(8), tmp_path)
     assert facts.report is not None
-    assert sum(part.before for part in facts.parts) == facts.report.model["params_before"]
-    assert abs(sum(part.after or 0 for part in facts.parts) - facts.report.model["params_after"]) <= len(facts.parts)
+    assert sum(part.before for part in facts.parts) == facts.report.model.params_before
+    assert abs(sum(part.after or 0 for part in facts.parts) - facts.report.model.params_after) <= len(facts.parts)
 
 
 def test_points_of_a_spectrum() -> None:
@@ -286,9 +292,12 @@ def test_points_of_a_spectrum() -> None:
 
 
 def test_a_command_can_be_typed_again() -> None:
-    assert command_of({"command": ["/x/lowrank/__main__.py", "analyze", "a b"]}) == "python -m lowrank analyze 'a b'"
-    assert command_of({"command": ["/x/bin/lowrank", "analyze", "$(rm)"]}) == "lowrank analyze '$(rm)'"
-    assert command_of({}) == ""
+    assert (
+        command_of(Provenance(command=["/x/lowrank/__main__.py", "analyze", "a b"]))
+        == "python -m lowrank analyze 'a b'"
+    )
+    assert command_of(Provenance(command=["/x/bin/lowrank", "analyze", "$(rm)"])) == "lowrank analyze '$(rm)'"
+    assert command_of(Provenance()) == ""
 
 
 def colours(text: str) -> dict[str, str]:

@@ -28,6 +28,7 @@ from lowrank.progress import silent
 from lowrank.report.page import webpage
 from lowrank.report.page.page_data import facts_of
 from lowrank.report.page.webpage import rendered
+from lowrank.results.parts import Provenance
 
 Cli = Callable[..., Outcome]
 
@@ -77,7 +78,7 @@ def test_every_structure(analyses: dict[str, Analysis], tmp_path: Path, kind: st
     analysis = analyses[kind]
     plan = Knapsack(structures=(structure,)).select(analysis, Budget.params(0.9))
     assert structure in {option.structure for option in plan.options}
-    facts = facts_of(analysis, plan, None, tmp_path, {})
+    facts = facts_of(analysis, plan, None, tmp_path, Provenance())
     assert told in Elements(rendered(facts)).text
     for seen in facts.weights:
         assert seen.choice is not None
@@ -163,5 +164,7 @@ def test_plots_need_matplotlib_and_say_so_first(cli: Cli, tmp_path: Path, monkey
 
 def test_figures_of_an_analysis_are_those_that_were_saved(analyses: dict[str, Analysis], tmp_path: Path) -> None:
     save_analysis(analyses["bert"], tmp_path)
-    before, after = (facts_of(a, None, None, tmp_path, {}) for a in (analyses["bert"], load_analysis(tmp_path)))
+    before, after = (
+        facts_of(a, None, None, tmp_path, Provenance()) for a in (analyses["bert"], load_analysis(tmp_path))
+    )
     assert before.weights == after.weights and before.front == after.front and before.parts == after.parts

@@ -132,10 +132,9 @@ def _adapter(folder: Path) -> Any:
 
 
 def _timings(folder: Path) -> Any:
-    from lowrank.edge.target import Target
     from lowrank.pipeline.budgets.operator_times import read_table
 
-    return read_table(folder / "table.json", Target())
+    return read_table(folder / "table.json")
 
 
 def _inspected(name: str) -> Callable[[Path], Any]:

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.artifacts.files import RECORD_FILE, write_json
-from lowrank.backends.base import Change
+from lowrank.backends.base import Change, not_exported
 from lowrank.backends.finite import finite
 from lowrank.backends.inputs import Feed, OutputKind, Signature
 from lowrank.backends.onnx.constants import constants_of, tensor_of
@@ -27,7 +27,6 @@ from lowrank.backends.onnx.save import save_model
 from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.gram import Gram, Side
-from lowrank.core.truncation.spatial import channel_matrix
 from lowrank.core.weight import Skip, Weight
 from lowrank.errors import ExportError, NonFiniteWeight, first_line
 
@@ -210,10 +209,7 @@ class OnnxBackend:
         dense, output = self.dense, self.signature
         products: dict[int, NDArray[Any]] = {}
         for name, replacement in self.replacements.items():
-            matrix = replacement.dense(dense._by_name[name])
-            if replacement.structure == "spatial":
-                matrix = channel_matrix(dense._by_name[name], matrix)
-            products |= dense._roots_with(name, matrix)
+            products |= dense._roots_with(name, replacement.dense(dense._by_name[name]))
         assert isinstance(output, Signature)
         runner = Runner(_with_numbers(dense.model, products), dense.folder)
         return lambda feed: _floating(runner(feed, [output.output])[0])
@@ -295,9 +291,15 @@ class OnnxBackend:
         """Both graphs side by side; the compressed one is made anew as it is refitted."""
         return OnnxPair(self, fit, judge) if fit else None
 
-    def write(self, path: Path) -> None:
+    def write_onnx(self, path: Path, opset: int | None = None) -> None:
         """The graph as a file, with its numbers beside it if they were so before or are too many."""
+        if isinstance(self.signature, str):
+            raise not_exported(self.source, self.signature)
         save_model(self.model, path, beside=self.external)
+
+    def write_with_past(self, path: Path, opset: int | None = None) -> NoReturn:
+        """Not possible: a graph has the inputs that it has."""
+        raise ExportError("an ONNX model keeps the inputs that it has; export it with its cache first")
 
     def save(self, folder: Path) -> None:
         """What was replaced, and the tokenizer; the graph itself is the run's model.onnx."""

@@ -20,10 +20,7 @@ def constant(graph: Any, name: str, numbers: NDArray[Any], dtype: Any = None) ->
             # A weight with several layers is stored once.
             return graph.initializers[free]
         free, number = f"{name}.{number}", number + 1
-    tensor: Any = ir.tensor(numbers, dtype=dtype, name=free)
-    value = ir.Value(name=free, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
-    graph.register_initializer(value)
-    return value
+    return initializer(graph, free, ir.tensor(numbers, dtype=dtype, name=free))
 
 
 def add(
@@ -50,3 +47,22 @@ def replace_node(old: Any, value: Any) -> None:
     ir.convenience.replace_all_uses_with([output], [value], replace_graph_outputs=True)
     graph.remove(old, safe=True)
     value.name = name
+
+
+def finish(old: Any, *new: Any) -> None:
+    """Put new nodes before an old one; the last of them takes over its output."""
+    for node in new:
+        old.graph.insert_before(old, node)
+        node.metadata_props.update(old.metadata_props)
+    last = new[-1].outputs[0]
+    last.metadata_props.update(old.outputs[0].metadata_props)
+    replace_node(old, last)
+
+
+def initializer(graph: Any, name: str, tensor: Any) -> Any:
+    """A new initializer of a graph, under a name that is free."""
+    import onnx_ir as ir
+
+    value = ir.Value(name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+    graph.register_initializer(value)
+    return value

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.backends.onnx.constants import tensor_of
+from lowrank.backends.onnx.edit import initializer
 from lowrank.backends.onnx.sites import Site, attribute
 from lowrank.core.match import stem
 from lowrank.core.structures.base import Replacement
@@ -91,8 +92,7 @@ class Held:
         dtype = tensor_of(root).dtype if numbers.dtype.kind == "f" else ir.DataType.INT64
         tensor: Any = ir.tensor(numbers, dtype=dtype, name=name)
         if root.is_initializer():
-            value = ir.Value(name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(dtype))
-            root.graph.register_initializer(value)
+            value = initializer(root.graph, name, tensor)
             if self.model.ir_version < 4 and root.graph is self.model.graph:
                 self.model.graph.inputs.append(value)
             self.names[which] = name

@@ -12,19 +12,17 @@ from numpy.typing import NDArray
 
 from lowrank.artifacts.files import hash_files
 from lowrank.backends.onnx.backend import OnnxBackend
+from lowrank.backends.onnx.edit import finish, initializer
 from lowrank.backends.onnx.load import load_model
 from lowrank.backends.onnx.open import refuse_quantised
-from lowrank.backends.onnx.rewrite import finish
 from lowrank.backends.onnx.signature import signature_of
 from lowrank.core.analysis import Analysis
 from lowrank.core.match import stem
+from lowrank.core.structures import structure_named
 from lowrank.core.structures.base import Option, Replacement
 from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.pivoted import Pivoted
 from lowrank.core.weight import Weight
-
-READABLE = ("two_factor", "pivoted")
-"""Structures that a graph tells all of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +57,10 @@ def read_graph(
     held: dict[str, Replacement] = {}
     fixed: dict[str, str] = {}
     for option in options:
-        if option.structure in ("dense", "residual"):
+        structure = structure_named(option.structure)
+        if not structure.replaces:
             continue
-        if option.structure not in READABLE:
+        if not structure.by_rank:
             fixed[option.group] = f"{option.structure}: a graph does not tell which channels are left"
             continue
         (name,) = analysis.groups[option.group].weights
@@ -183,8 +182,7 @@ def _put_product(model: Any, weight: Weight, pairs: Sequence[_Pair], matrix: NDA
     turned = pairs[0].at == 1
     numbers = np.ascontiguousarray(matrix.T if turned else matrix).astype(like.numpy().dtype)
     tensor: Any = ir.tensor(numbers, dtype=like.dtype, name=weight.name)
-    value = ir.Value(name=weight.name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(like.dtype))
-    model.graph.register_initializer(value)
+    value = initializer(model.graph, weight.name, tensor)
     for pair in pairs:
         inner, last = pair.inner, pair.last
         vectors = inner.inputs[1] if inner.op_type == "Gather" else inner.inputs[1 - pair.at]

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from lowrank.backends.onnx.describe import Use
+from lowrank.backends.onnx.edit import finish
 from lowrank.backends.onnx.factor_values import Held, Which
 from lowrank.backends.onnx.sites import attribute
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.pivoted import Pivoted
+from lowrank.core.truncation.spatial import SpatialFactors
 from lowrank.core.weight import Weight
 
 
@@ -30,22 +32,6 @@ def replace_weight(model: Any, weight: Weight, uses: tuple[Use, ...], replacemen
     for use in uses:
         _sweep(use.site.constant)
     return held.names
-
-
-def finish(old: Any, *new: Any) -> None:
-    """Put new nodes before an old one; the last of them takes over its output."""
-    import onnx_ir as ir
-
-    graph = old.graph
-    for node in new:
-        graph.insert_before(old, node)
-        node.metadata_props.update(old.metadata_props)
-    last, output = new[-1].outputs[0], old.outputs[0]
-    name, last.shape, last.type = output.name, output.shape, output.type
-    last.metadata_props.update(output.metadata_props)
-    ir.convenience.replace_all_uses_with([output], [last], replace_graph_outputs=True)
-    graph.remove(old, safe=True)
-    last.name = name
 
 
 def _node(old: Any, part: str, op: str, inputs: list[Any], attributes: Mapping[str, Any] | None = None) -> Any:
@@ -165,7 +151,7 @@ def _conv(use: Use, held: Held) -> None:
     settings = _settings(node)
     outputs, spatial = shape[0], len(shape) - 2
     groups = int(settings.get("group", 1))
-    if held.replacement.structure == "spatial":
+    if isinstance(held.replacement.factors, SpatialFactors):
         inputs, (height, width) = shape[1], shape[2:]
         first = held.factor("right", False, node, lambda a: a.reshape(rank, inputs, 1, width))
         # From (outputs kernel rows) x rank to (outputs, rank, kernel rows, 1).

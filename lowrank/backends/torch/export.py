@@ -13,13 +13,7 @@ from torch import Tensor, nn
 from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx.opset import IR_VERSION, OPSET
 from lowrank.backends.onnx.passes.narrow_heads import narrow_heads
-from lowrank.backends.onnx.passes.tidy import (
-    drop_joints,
-    drop_traces,
-    gemm_to_matmul,
-    keep_apart,
-    name_initializers,
-)
+from lowrank.backends.onnx.passes.tidy import drop_joints, drop_traces, gemm_to_matmul, keep_apart, name_initializers
 from lowrank.backends.onnx.save import save_model
 from lowrank.backends.quiet import hushed
 from lowrank.backends.torch.inputs import as_tensors, call, in_float32

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.backends.inputs import MASK
-from lowrank.backends.onnx.opset import OPSET
 from lowrank.backends.onnx.save import save_model
 from lowrank.backends.torch.export import trace
+from lowrank.backends.torch.tensors import module_in_float32
 from lowrank.errors import ExportError
 
 BATCH = "batch_size"
 
 
-def export_with_past(module: nn.Module, path: Path, opset: int | None = None) -> None:
+def export_with_past(module: nn.Module, path: Path, opset: int) -> None:
     """Write a graph that takes `input_ids`, `attention_mask` and the cache, and gives `logits` and the cache after.
 
     The cache is `past_key_values.N.key` and `.value` (batch x heads x past x width) going in and `present.N.key` and
@@ -27,6 +27,7 @@ def export_with_past(module: nn.Module, path: Path, opset: int | None = None) ->
     Raises:
         ExportError: if the module is no causal language model of transformers, or cannot be traced.
     """
+    module = module_in_float32(module)
     shapes = cache_shapes(module)
     wrapped = _WithCache(module, len(shapes)).eval()
     batch, past, new = 2, 3, 4
@@ -38,7 +39,7 @@ def export_with_past(module: nn.Module, path: Path, opset: int | None = None) ->
     names = [f"{i}.{part}" for i in range(len(shapes)) for part in ("key", "value")]
     inputs = ["input_ids", MASK, *(f"past_key_values.{n}" for n in names)]
     outputs = ["logits", *(f"present.{n}" for n in names)]
-    model = trace(wrapped, (ids, mask, tuple(floats)), dynamic, inputs, outputs, opset or OPSET)
+    model = trace(wrapped, (ids, mask, tuple(floats)), dynamic, inputs, outputs, opset)
     _name_axes(model)
     save_model(model, path)
 

@@ -11,13 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lowrank.backends.inputs import (
-    MASK,
-    Dim,
-    Feed,
-    Input,
-    Signature,
-)
+from lowrank.backends.inputs import MASK, Dim, Feed, Input, Signature
 from lowrank.core.match import in_block
 
 

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from lowrank.backends.torch.normalize import choose_experts_
 from lowrank.backends.torch.tensors import as_stored
+from lowrank.core.structures import structure_named
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.narrow import Narrow
 from lowrank.core.truncation.pivoted import Pivoted
+from lowrank.core.truncation.spatial import SpatialFactors
 from lowrank.core.weight import LayerKind, View, Weight
 from lowrank.nn import (
     LowRankConv,
@@ -60,7 +62,7 @@ def _empty_table(module: nn.Module, record: Mapping[str, Any], shape: tuple[int,
 
 
 def _empty_conv(module: nn.Module, record: Mapping[str, Any], shape: tuple[int, int], **like: Any) -> LowRank:
-    kind: Any = SpatialConv if record["structure"] == "spatial" else LowRankConv
+    kind: Any = SpatialConv if structure_named(record["structure"]).factors is SpatialFactors else LowRankConv
     return kind(module, record["rank"], bias=record["bias"], **like)
 
 

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lowrank.artifacts.files import RECORD_FILE, read_json, write_json
-from lowrank.backends.base import Change
+from lowrank.backends.base import Change, not_exported
 from lowrank.backends.inputs import Feed, OutputKind, Signature
+from lowrank.backends.onnx.opset import OPSET
 from lowrank.backends.torch.config_block import write_block
 from lowrank.backends.torch.couplings import find_couplings
 from lowrank.backends.torch.curvature import output_curvature
@@ -265,6 +266,20 @@ class ModuleBackend:
         folder = run / "model" if (run / "model").is_dir() else run
         record = read_json(folder / RECORD_FILE, "model")
         return replace(self, module=loaded, fresh=None, replaced=record["replaced"])
+
+    def write_onnx(self, path: Path, opset: int | None = None) -> None:
+        """The traced module in float32."""
+        from lowrank.backends.torch.export import export_onnx
+
+        if isinstance(self.signature, str):
+            raise not_exported(self.source, self.signature)
+        export_onnx(self.module, self.signature, path, opset or OPSET)
+
+    def write_with_past(self, path: Path, opset: int | None = None) -> None:
+        """The traced module in float32, with the cache of a causal language model of transformers."""
+        from lowrank.backends.torch.export_cache import export_with_past
+
+        export_with_past(self.module, path, opset or OPSET)
 
     def save(self, folder: Path) -> None:
         """Weights as safetensors, what was replaced as JSON, and the model's other files copied along."""

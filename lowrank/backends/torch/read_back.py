@@ -28,10 +28,12 @@ from lowrank.backends.torch.state_dict import StateDictBackend
 from lowrank.backends.torch.tensors import MODEL_FILE
 from lowrank.core.analysis import Analysis
 from lowrank.core.selection.remaining import dense_of
-from lowrank.core.structures import Replacement, structure_named
+from lowrank.core.structures import structure_named
+from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.narrow import Narrow
 from lowrank.core.truncation.pivoted import Pivoted
+from lowrank.core.truncation.spatial import SpatialFactors
 from lowrank.core.weight import Weight
 from lowrank.errors import ArtifactError, LowRankError, UnsupportedModel, first_line
 
@@ -192,8 +194,7 @@ class _Reader:
         """What stands in a weight's place."""
         layer = entry["layers"][0]
         structure, rank = str(entry["structure"]), int(entry["rank"])
-        if structure_named(structure) is None:
-            raise ValueError(f"there is no structure {structure[:40]!r}")
+        structure_named(structure)  # Refuses what there is not.
         rows, cols = (np.array(entry[key], np.int64) if key in entry else None for key in ("rows", "cols"))
         factors: Factors | Pivoted | Narrow
         if "shape" in entry:
@@ -220,9 +221,9 @@ class _Reader:
             order = self.read(f"{layer}.order").astype(np.int64) if entry["ordered"] else None
             heads, last = int(entry.get("heads", 1)), bool(entry.get("last", False))
             return Pivoted(left, right, order, entry.get("side", "output"), heads, last)
-        if entry["structure"] == "spatial":
+        if structure_named(entry["structure"]).factors is SpatialFactors:
             # From (outputs, rank, kernel rows, 1) to (outputs kernel rows) x rank.
-            return Factors(left[..., 0].swapaxes(1, 2).reshape(-1, rank), right.reshape(rank, -1))
+            return SpatialFactors(left[..., 0].swapaxes(1, 2).reshape(-1, rank), right.reshape(rank, -1))
         if entry["kind"] == "conv":
             stack = (weight.stack,) if weight.stack > 1 else ()
             return Factors(left.reshape(*stack, -1, rank), right.reshape(*stack, rank, -1))
@@ -262,7 +263,7 @@ class _Reader:
         """The layer's bias where it is not the dense layer's: in another order, or narrower; empty if it was
         dropped."""
         if not entry["bias"]:
-            return np.zeros(0) if entry["structure"] == "product" else None
+            return np.zeros(0) if structure_named(entry["structure"]).drops_bias else None
         if "shape" not in entry and "rows" not in entry:
             return None
         inner = f"{layer}.linear.bias"

@@ -10,13 +10,7 @@ import torch
 from torch import nn
 
 from lowrank.artifacts.files import RECORD_FILE
-from lowrank.backends.torch.layers import (
-    dense_layer,
-    empty_replacement,
-    put,
-    register_optional_layers,
-    tie,
-)
+from lowrank.backends.torch.layers import dense_layer, empty_replacement, put, register_optional_layers, tie
 from lowrank.backends.torch.normalize import normalize_
 from lowrank.backends.torch.replace import undone_on_error
 from lowrank.errors import ArtifactError, LowRankError, first_line

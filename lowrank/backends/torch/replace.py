@@ -8,15 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lowrank.backends.torch.layers import (
-    dense_layer,
-    empty_replacement,
-    fill_,
-    has_bias,
-    put,
-    record_of,
-    tie,
-)
+from lowrank.backends.torch.layers import dense_layer, empty_replacement, fill_, has_bias, put, record_of, tie
 from lowrank.backends.torch.normalize import choose_experts_, experts_of, normalize_
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.factors import Factors

@@ -21,6 +21,8 @@ from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.narrow import Narrow
 from lowrank.core.weight import Layer, Skip, View, Weight
 
+UNRUN = "a plain state dict does not say how its tensors are applied"
+
 
 @dataclass(frozen=True, eq=False)
 class StateDictBackend(Unrun):
@@ -29,7 +31,9 @@ class StateDictBackend(Unrun):
     tensors: Mapping[str, Tensor]
     source: Mapping[str, Any]
     replaced: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    signature: str = field(default="a plain state dict does not say how its tensors are applied", init=False)
+    signature: Signature | str = field(
+        default="a plain state dict does not say how its tensors are applied", init=False
+    )
 
     @property
     def refusal(self) -> str:

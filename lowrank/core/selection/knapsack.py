@@ -14,21 +14,16 @@ from numpy.typing import NDArray
 
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
-from lowrank.core.cost import spent
 from lowrank.core.linalg.eigen import Vector
 from lowrank.core.plan import Plan, dense_cost
-from lowrank.core.rounding.cost import BITS, file_bytes
+from lowrank.core.rounding.cost import BITS
 from lowrank.core.rounding.formats import FORMATS
 from lowrank.core.selection.partition import cheapest, choose, partitions
 from lowrank.core.selection.selector import infeasible, plan_of, round_up
 from lowrank.core.selection.timings import Timings
-from lowrank.core.structures import (
-    ROUNDED,
-    STRUCTURES,
-    Curve,
-    Option,
-    stored_in,
-)
+from lowrank.core.structures import structure_named, structures
+from lowrank.core.structures.base import Curve, Option, Structure
+from lowrank.core.structures.dense import Dense
 from lowrank.core.weight import Group, Weight
 from lowrank.errors import InfeasibleBudget, TimingError
 
@@ -69,7 +64,9 @@ class Knapsack:
         curves = {name: self._curves(group, analysis) for name, group in analysis.groups.items()}
         weights = {n: [analysis[w].weight for w in group.weights] for n, group in analysis.groups.items()}
         costs = {
-            name: np.concatenate([spent(budget.kind, c.structure, c.ranks, c.costs, weights[name]) for c in found])
+            name: np.concatenate(
+                [structure_named(c.structure).spent(budget.kind, c.ranks, c.costs, weights[name]) for c in found]
+            )
             for name, found in curves.items()
         }
         losses = {
@@ -123,7 +120,11 @@ class Knapsack:
         gap = chosen.allocation.gap / chosen.allocation.error if chosen.allocation.error > 0 else 0.0
         options = [_at(n, curves[n], i) for n, i in chosen.options.items()]
         share = (rest + sum(int(costs[n][i]) for n, i in chosen.options.items())) / max(whole, 1)
-        slow = [o.group for o in options if o.structure == "dense" and costs[o.group].min() >= costs[o.group][0]]
+        slow = [
+            o.group
+            for o in options
+            if structure_named(o.structure).is_dense and costs[o.group].min() >= costs[o.group][0]
+        ]
         notes = (f"{len(slow)} weights stay dense, as nothing of them is faster here: {', '.join(slow[:4])}",)
         return replace(plan_of(self, analysis, budget, options, gap), share=share, notes=notes if slow else ())
 
@@ -134,7 +135,9 @@ class Knapsack:
         curves = {name: self._stored(group, analysis) for name, group in analysis.groups.items()}
         costs = {
             name: np.ceil(
-                np.concatenate([file_bytes(c.structure, c.ranks, c.costs, weights[name], c.dtype) for c in found])
+                np.concatenate(
+                    [structure_named(c.structure).file_bytes(c.ranks, c.costs, weights[name], c.dtype) for c in found]
+                )
             ).astype(np.int64)
             for name, found in curves.items()
         }
@@ -165,36 +168,42 @@ class Knapsack:
 
     def _stored(self, group: Group, analysis: Analysis) -> list[Curve]:
         """All on offer in all types."""
-        rounded = [s for s in ROUNDED if self.structures is None or s.name in self.structures]
-        found = [
-            stored_in(curve, group, analysis, dtype) for curve in self._curves(group, analysis) for dtype in self.dtypes
+        residuals = [
+            structure.curve(group, analysis, self.multiple) for structure in self._on_offer() if structure.is_residual
         ]
-        return found + [
-            stored_in(structure.curve(group, analysis, self.multiple), group, analysis, dtype)
-            for structure in rounded
-            for dtype in self.dtypes
-            if dtype in FORMATS
+        return [
+            structure_named(curve.structure).stored_in(curve, group, analysis, dtype)
+            for curves, dtypes in (
+                (self._curves(group, analysis), self.dtypes),
+                (residuals, [dtype for dtype in self.dtypes if dtype in FORMATS]),
+            )
+            for curve in curves
+            for dtype in dtypes
         ]
 
     def _curves(self, group: Group, analysis: Analysis, step: int = 1) -> list[Curve]:
         """All on offer, ranks in steps but for the few channels of a head."""
-        on_offer = [s for s in STRUCTURES if s.name == "dense" or self.structures is None or s.name in self.structures]
-        steps = [self.multiple if s.name in HEADED else math.lcm(self.multiple, step) for s in on_offer]
-        return [structure.curve(group, analysis, each) for structure, each in zip(on_offer, steps, strict=True)]
+        return [
+            structure.curve(group, analysis, self.multiple if structure.per_head else math.lcm(self.multiple, step))
+            for structure in self._on_offer()
+            if not structure.is_residual
+        ]
+
+    def _on_offer(self) -> list[Structure]:
+        return [s for s in structures() if s.is_dense or self.structures is None or s.name in self.structures]
 
     def _options(self, group: Group, analysis: Analysis) -> list[Option]:
         return [c.option(group.name, i) for c in self._curves(group, analysis) for i in range(len(c.ranks))]
 
 
 ROUNDS = 2
-HEADED = ("product", "rotary")
 NANO = 1000
 """Nanoseconds in a microsecond: costs are whole numbers."""
 
 
 def timed(curve: Curve, timings: Timings, group: Group, weights: Sequence[Weight]) -> tuple[Curve, Vector]:
     """What of a curve there are times for, and these."""
-    times = timings.of(curve.structure, curve.ranks, group, weights)
+    times = structure_named(curve.structure).times(timings, curve.ranks, group, weights)
     known = np.isfinite(times)
     return Curve(curve.structure, curve.ranks[known], curve.costs[known], curve.errors[known]), times[known]
 
@@ -202,14 +211,14 @@ def timed(curve: Curve, timings: Timings, group: Group, weights: Sequence[Weight
 def share_in_time(options: Sequence[Option], analysis: Analysis, timings: Timings) -> float:
     """What some options leave of the time of the dense model."""
 
-    def time_of(name: str, structure: str, rank: int) -> float:
-        group = analysis.groups[name]
+    def time_of(option: Option) -> float:
+        group = analysis.groups[option.group]
         weights = [analysis[weight].weight for weight in group.weights]
-        return float(timings.of(structure, np.array([rank]), group, weights)[0])
+        return float(structure_named(option.structure).times(timings, np.array([option.rank]), group, weights)[0])
 
-    dense = sum(time_of(group.name, "dense", 0) for group in analysis.singles)
+    dense = sum(time_of(Dense().at(group, analysis, 0)) for group in analysis.singles)
     whole = timings.whole or dense
-    return (whole - dense + sum(time_of(o.group, o.structure, o.rank) for o in options)) / max(whole, 1e-9)
+    return (whole - dense + sum(map(time_of, options))) / max(whole, 1e-9)
 
 
 def _at(group: str, curves: Sequence[Curve], index: int) -> Option:

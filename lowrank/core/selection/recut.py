@@ -13,13 +13,12 @@ from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan, in_order
 from lowrank.core.selection.knapsack import Knapsack
-from lowrank.core.selection.remaining import IN_ORDER, Remaining
-from lowrank.core.structures import Curve, Option
+from lowrank.core.selection.remaining import Remaining
+from lowrank.core.structures import structure_named
+from lowrank.core.structures.base import Curve, Option
+from lowrank.core.structures.dense import Dense
 from lowrank.core.weight import Group
 from lowrank.errors import InfeasibleBudget
-
-BY_RANK = ("two_factor", "pivoted")
-"""Structures of one weight whose rank is that of its matrix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,23 +59,24 @@ class Cutting(Knapsack):
         now = analysis.now.get(group.name)
         if now is None:
             owners = [analysis.now[analysis.group_of[name]] for name in group.weights]
-            taken = any(o.structure in IN_ORDER or o.group in analysis.fixed for o in owners)
-            return [Curve.empty("dense")] if taken else super()._curves(group, analysis, step)
+            taken = any(structure_named(o.structure).fixed_order or o.group in analysis.fixed for o in owners)
+            return [Curve.empty(Dense().name)] if taken else super()._curves(group, analysis, step)
         itself = Curve(now.structure, np.array([now.rank]), np.array([now.cost]), np.zeros(1), now.dtype)
         if group.name in analysis.fixed:
             return [itself]
-        found = [itself]
+        offers = [itself]
         for curve in super()._curves(group, analysis, step):
-            if now.structure == "dense" and curve.structure != "dense":
-                found.append(curve)
-            elif now.structure != "dense" and (curve.structure == now.structure or now.structure in BY_RANK):
-                found.append(_below(curve, now))
-        return found
+            before, after = structure_named(now.structure), structure_named(curve.structure)
+            if before.is_dense and not after.is_dense:
+                offers.append(curve)
+            elif not before.is_dense and (before is after or before.by_rank):
+                offers.append(_below(curve, now))
+        return offers
 
 
 def _below(curve: Curve, now: Option) -> Curve:
     """What of a curve is smaller than what is there."""
-    if now.structure in BY_RANK and curve.structure not in BY_RANK:
+    if structure_named(now.structure).by_rank and not structure_named(curve.structure).by_rank:
         return Curve.empty(curve.structure)
     kept = (curve.ranks <= now.rank) & (curve.costs < now.cost)
     return replace(curve, ranks=curve.ranks[kept], costs=curve.costs[kept], errors=curve.errors[kept])
@@ -86,7 +86,7 @@ def cutting_of(plan: Plan) -> Cutting:
     """How to choose again what a plan had chosen: with the structures that it could have had, or has."""
     selector = plan.selector
     known = selector.get("type") == "knapsack"
-    structures = selector.get("structures") if known else sorted({o.structure for o in plan.options} - {"dense"})
+    structures = selector.get("structures") if known else sorted({o.structure for o in plan.options} - {Dense().name})
     multiple = selector.get("multiple", 1)
     return Cutting(
         multiple=multiple if isinstance(multiple, int) and multiple > 0 else 1,

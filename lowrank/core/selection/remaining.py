@@ -16,29 +16,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.core.analysis import (
-    Analysis,
-    CouplingAnalysis,
-    Folds,
-    Numbers,
-    WeightAnalysis,
-    analyze_weight,
-    ridge_of,
-)
+from lowrank.core.analysis import Analysis, CouplingAnalysis, Folds, Numbers, WeightAnalysis, analyze_weight, ridge_of
 from lowrank.core.linalg.eigen import Matrix, Vector, tail_shares
-from lowrank.core.structures import COUPLED, Option, Replacement, structure_named
+from lowrank.core.structures import structure_named
+from lowrank.core.structures.base import Option, Replacement
 from lowrank.core.truncation.directions import Directions, curved_curve, curved_directions, thin_directions
 from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.truncation.narrow import Narrow
 from lowrank.core.truncation.pivoted import Pivoted, pivot
-from lowrank.core.truncation.spatial import channel_matrix
+from lowrank.core.truncation.spatial import SpatialFactors
 from lowrank.core.truncation.spectrum import Spectrum
 from lowrank.core.weight import Group, Weight
-
-IN_ORDER = ("product", "rotary", "neurons")
-"""Structures that give channels other coordinates, or fewer of them: those are kept in the order in which they were
-chosen, and only their coupling decides on them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +57,6 @@ class CompressedWeights:
 def dense_of(held: Replacement, weight: Weight) -> Matrix:
     """The matrix that a replacement stands for, with its channels where the dense weight's are."""
     matrix = held.dense(weight)
-    if held.structure == "spatial":
-        matrix = channel_matrix(weight, matrix)
     matrix = matrix if held.rows is None else _placed(matrix, held.rows, 0)
     return matrix if held.cols is None else _placed(matrix, held.cols, 1)
 
@@ -81,7 +68,7 @@ def _placed(array: Matrix, order: NDArray[np.int64], axis: int) -> Matrix:
 
 def thin_of(held: Replacement) -> Factors | None:
     """Two factors of a replacement in the coordinates of the dense weight; None for what is no such product."""
-    if isinstance(held.factors, Narrow) or held.structure == "spatial":
+    if isinstance(held.factors, Narrow | SpatialFactors):
         return None
     factors = held.factors.factors() if isinstance(held.factors, Pivoted) else held.factors
     left, right = np.asarray(factors.left, np.float64), np.asarray(factors.right, np.float64)
@@ -147,7 +134,7 @@ def remaining(
     free = {
         name
         for option in options
-        if option.structure not in IN_ORDER
+        if not structure_named(option.structure).fixed_order
         for name in analysis.groups[option.group].weights
         if name not in stuck
     }
@@ -159,14 +146,14 @@ def remaining(
     couplings: list[CouplingAnalysis] = []
     for coupling in analysis.couplings:
         one = now.get(coupling.group.name)
-        if one is not None and one.structure == coupling.structure and one.structure in IN_ORDER:
+        if one is not None and one.structure == coupling.structure and structure_named(one.structure).fixed_order:
             couplings.append(_rest(coupling, one))
         elif not changed and set(coupling.group.weights) <= free - replaced:
             couplings.append(coupling)
         elif set(coupling.group.weights) <= free:
             couplings += _measured(coupling, grams, held, one)
     kept: dict[str, Any] = {each.name: getattr(found, each.name) for each in fields(Analysis)}
-    kept |= {"weights": records, "bonds": tuple(couplings)}
+    kept |= {"weights": records, "couplings": tuple(couplings)}
     return Remaining(**kept, now=now, fixed=frozenset(fixed), thin=thin)
 
 
@@ -245,8 +232,8 @@ def _measured(
     coupling: CouplingAnalysis, grams: Mapping[str, Folds], held: CompressedWeights, now: Option | None
 ) -> list[CouplingAnalysis]:
     """What a structure can make of weights that may have been cut each by itself, or have a basis in common."""
-    structure = next((s for s in COUPLED if s.name == coupling.structure), None)
-    new = structure.measure(coupling.group.coupling, grams, held) if structure and coupling.group.coupling else None
+    own = coupling.group.coupling
+    new = None if own is None else structure_named(coupling.structure).measure(own, grams, held)
     if new is None:
         return []
     errors = new.errors.copy()
@@ -262,13 +249,12 @@ def recut(option: Option, analysis: Remaining, held: CompressedWeights) -> Mappi
     agreed on: that is agreed on anew.
     """
     group, now = analysis.groups[option.group], analysis.now.get(option.group)
-    same = now is not None and (now.structure, now.rank) == (option.structure, option.rank)
-    if same and option.structure not in ("dense", "residual"):
-        return {name: _apart(held, name) for name in group.weights}
-    if now is not None and option.structure == now.structure == "product":
-        return {name: _fewer(held, name, option.rank, now.rank) for name in group.weights}
     structure = structure_named(option.structure)
-    assert structure is not None
+    same = now is not None and (now.structure, now.rank) == (option.structure, option.rank)
+    if same and structure.replaces:
+        return {name: _apart(held, name) for name in group.weights}
+    if now is not None and option.structure == now.structure and structure.leading_channels:
+        return {name: _fewer(held, name, option.rank, now.rank) for name in group.weights}
     return structure.factorize(group, option.rank, analysis, held)
 
 

@@ -12,10 +12,8 @@ from lowrank.core.analysis import Analysis
 from lowrank.core.budget import NAMES, Budget
 from lowrank.core.plan import Plan, in_order, share_of
 from lowrank.core.selection.registry import selector_name
-from lowrank.core.structures import (
-    Option,
-    TwoFactor,
-)
+from lowrank.core.structures.base import Option
+from lowrank.core.structures.two_factor import TwoFactor
 from lowrank.core.weight import Group
 from lowrank.errors import InfeasibleBudget
 

@@ -12,12 +12,9 @@ from lowrank.core.budget import NAMES, Budget
 from lowrank.core.linalg.eigen import Vector
 from lowrank.core.plan import Plan
 from lowrank.core.selection.selector import Selector, infeasible, plan_of, round_up, uniform_minimum
-from lowrank.core.structures import (
-    Curve,
-    Dense,
-    Option,
-    TwoFactor,
-)
+from lowrank.core.structures.base import Curve, Option
+from lowrank.core.structures.dense import Dense
+from lowrank.core.structures.two_factor import TwoFactor
 from lowrank.core.weight import Group
 from lowrank.errors import InfeasibleBudget
 

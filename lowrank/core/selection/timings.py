@@ -6,13 +6,12 @@ can have; what lies between two of them is interpolated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lowrank.core.linalg.eigen import Vector
 from lowrank.core.weight import Group, Weight
@@ -87,27 +86,14 @@ class Timings:
         # Past the last point time grows as it does on the way there.
         return float(y[-1] + (y[-1] - y[0]) / (x[-1] - x[0]) * (sizes[i] - x[-1]))
 
-    def of(self, structure: str, ranks: NDArray[np.int64], group: Group, weights: Sequence[Weight]) -> Vector:
-        """Microseconds of a structure at some ranks; infinite where nothing is known of it.
-
-        Args:
-            structure: its name.
-            ranks: one or more.
-            group: that it holds.
-            weights: of the group, in order.
-
-        Raises:
-            TimingError: if the table is for other shapes.
-        """
-        maker = _MAKERS.get(structure)
-        fits = all(w.stack == 1 and all(layer.kind in ("linear", "lookup") for layer in w.layers) for w in weights)
-        if maker is None or not fits:
-            return np.full(len(ranks), 0.0 if structure == "dense" else np.inf)
-        return np.array([maker(self, int(rank), group, weights) for rank in ranks])
-
     def product(self, cols: int, rows: int) -> float:
         """A product with a constant, and its bias."""
         return self.at("product", cols, rows)
+
+    def dense(self, weight: Weight) -> float:
+        """Of all products that apply a weight; a lookup is next to nothing."""
+        count, inputs, outputs = products_of(weight)
+        return count * self.product(inputs, outputs) if count else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """A mapping that JSON can hold, for `from_json`."""
@@ -146,81 +132,11 @@ class Timings:
         return made
 
 
-Maker = Callable[[Timings, int, Group, Sequence[Weight]], float]
-
-
-def _products(weight: Weight) -> tuple[int, int, int]:
+def products_of(weight: Weight) -> tuple[int, int, int]:
     """How many products apply a weight, their inputs and outputs; a head that is tied to a table is one turned over."""
     lookups = sum(layer.kind == "lookup" for layer in weight.layers)
     sides = (weight.rows, weight.cols) if lookups else (weight.cols, weight.rows)
     return (len(weight.layers) - lookups, *sides)
-
-
-def _linear(table: Timings, weight: Weight) -> float:
-    """Of all products that apply a weight; a lookup is next to nothing."""
-    count, inputs, outputs = _products(weight)
-    return count * table.product(inputs, outputs) if count else 0.0
-
-
-def _dense(table: Timings, rank: int, group: Group, weights: Sequence[Weight]) -> float:
-    return sum(_linear(table, weight) for weight in weights)
-
-
-def _two_factor(table: Timings, rank: int, group: Group, weights: Sequence[Weight]) -> float:
-    (weight,) = weights
-    count, inputs, outputs = _products(weight)
-    found = count * (table.product(inputs, rank) + table.product(rank, outputs)) if count else 0.0
-    # A factored lookup is one of a thin row, and a product.
-    lookups = len(weight.layers) - count
-    return found + (lookups * table.product(rank, weight.rows) if lookups else 0.0)
-
-
-def _pivoted(table: Timings, rank: int, group: Group, weights: Sequence[Weight]) -> float:
-    (weight,) = weights
-    return (
-        table.product(weight.cols, rank) + table.product(rank, weight.rows - rank) + table.at("concat", 0, weight.rows)
-    )
-
-
-def _shared(table: Timings, rank: int, group: Group, weights: Sequence[Weight]) -> float:
-    return table.product(weights[0].cols, rank) + sum(table.product(rank, weight.rows) for weight in weights)
-
-
-def _neurons(table: Timings, rank: int, group: Group, weights: Sequence[Weight]) -> float:
-    *first, last = weights
-    products = sum(table.product(weight.cols, rank) for weight in first) + table.product(rank, last.rows)
-    return products + len(first) * (table.at("activation", 0, rank) - table.at("activation", 0, last.cols))
-
-
-def _product(table: Timings, rank: int, group: Group, weights: Sequence[Weight]) -> float:
-    """Fewer channels a head: less in the weights, and in what attention does between them."""
-    coupling = group.coupling
-    assert coupling is not None
-    first, second = weights
-    # With rotary positions a rank is a pair of channels.
-    width = rank if coupling.kind in ("query_key", "value_output") else 2 * rank
-    if coupling.kind == "value_output":
-        full, inside = first.rows // coupling.kv_heads, "mixture"
-        narrow = table.product(first.cols, coupling.kv_heads * width) + table.product(
-            coupling.heads * width, second.rows
-        )
-    else:
-        full, inside = first.rows // coupling.heads, "scores"
-        narrow = table.product(first.cols, coupling.heads * width) + table.product(
-            second.cols, coupling.kv_heads * width
-        )
-    return narrow + table.at(inside, coupling.heads, width) - table.at(inside, coupling.heads, full)
-
-
-_MAKERS: dict[str, Maker] = {
-    "dense": _dense,
-    "two_factor": _two_factor,
-    "pivoted": _pivoted,
-    "shared": _shared,
-    "neurons": _neurons,
-    "product": _product,
-    "rotary": _product,
-}
 
 
 def sizes_for(groups: Sequence[tuple[Group, Sequence[Weight]]], step: int) -> dict[Operator, Sequence[tuple[int, int]]]:
@@ -236,7 +152,7 @@ def sizes_for(groups: Sequence[tuple[Group, Sequence[Weight]]], step: int) -> di
             if weight.stack > 1 or not all(layer.kind in ("linear", "lookup") for layer in weight.layers):
                 continue
             ranks = range(step, weight.full_rank + 1, step)
-            count, inputs, outputs = _products(weight)
+            count, inputs, outputs = products_of(weight)
             if count:
                 products |= {(inputs, outputs)} | {(inputs, r) for r in ranks} | {(r, outputs) for r in ranks}
             if count < len(weight.layers):

@@ -1,85 +1,56 @@
-"""The ways to hold a group of weights in fewer numbers. A new one is a file here and an entry in `STRUCTURES`."""
+"""The ways to hold a group of weights in fewer numbers. A new one is a file here and a line of `STRUCTURES`.
+
+A structure is imported when it is first asked for, so that their names cost nothing.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    from lowrank.core.analysis import Analysis, Numbers
+    from lowrank.core.structures.base import Option, Replacement, Structure
 
-from lowrank.core.analysis import Analysis, Numbers
-from lowrank.core.rounding.cost import rounded_error
-from lowrank.core.rounding.formats import FORMATS
-from lowrank.core.structures.base import Curve, Option, Replacement, Structure
-from lowrank.core.structures.dense import Dense
-from lowrank.core.structures.neurons import Neurons
-from lowrank.core.structures.pivoted import PivotedFactors
-from lowrank.core.structures.product import Product
-from lowrank.core.structures.residual import Residual
-from lowrank.core.structures.rotary import RotaryPairs
-from lowrank.core.structures.shared import SharedBasis
-from lowrank.core.structures.spatial import Spatial
-from lowrank.core.structures.two_factor import TwoFactor
-from lowrank.core.weight import Group
-
-COUPLED = (Product(), RotaryPairs(), Neurons(), SharedBasis())
-"""Those of several weights, each of which measures what it can make of a coupling."""
-
-STRUCTURES: tuple[Structure, ...] = (Dense(), TwoFactor(), PivotedFactors(), Spatial(), *COUPLED)
-
-ROUNDED: tuple[Structure, ...] = (Residual(),)
-"""Those of graphs in few bits, which only a budget of bytes of a file can choose."""
-
-__all__ = [
-    "COUPLED",
-    "ROUNDED",
-    "STRUCTURES",
-    "Curve",
-    "Dense",
-    "Neurons",
-    "Option",
-    "PivotedFactors",
-    "Product",
-    "Replacement",
-    "Residual",
-    "RotaryPairs",
-    "SharedBasis",
-    "Spatial",
-    "Structure",
-    "TwoFactor",
-    "factorized",
-    "stored_in",
-    "structure_named",
-]
+STRUCTURES = {
+    "dense": "lowrank.core.structures.dense:Dense",
+    "two_factor": "lowrank.core.structures.two_factor:TwoFactor",
+    "pivoted": "lowrank.core.structures.pivoted:PivotedFactors",
+    "spatial": "lowrank.core.structures.spatial:Spatial",
+    "product": "lowrank.core.structures.product:Product",
+    "rotary": "lowrank.core.structures.rotary:RotaryPairs",
+    "neurons": "lowrank.core.structures.neurons:Neurons",
+    "shared": "lowrank.core.structures.shared:SharedBasis",
+    "residual": "lowrank.core.structures.residual:Residual",
+}
+"""Name, as it stands in a plan, to `module:Class`; the first one leaves weights as they are."""
 
 
-def structure_named(name: str) -> Structure | None:
-    """The structure of this name, or None."""
-    return next((s for s in (*STRUCTURES, *ROUNDED) if s.name == name), None)
+def structure_named(name: str) -> Structure:
+    """The structure of this name.
 
-
-def stored_in(curve: Curve, group: Group, analysis: Analysis, dtype: str) -> Curve:
-    """What a structure offers when it is stored in a type; nothing where that cannot be.
-
-    Args:
-        curve: in floating numbers of 32 bits.
-        group: whose it is.
-        analysis: of the model.
-        dtype: the type.
+    Raises:
+        ValueError: if there is none; the message says which there are.
     """
-    records = [analysis[name] for name in group.weights]
-    if dtype in FORMATS and curve.structure == "pivoted":
-        # What follows from pivots is a difference of large numbers, and there is no freedom to make them even:
-        # measured, four bits of one such weight cost more than those of all others together.
-        return Curve.empty(curve.structure)
-    if dtype in FORMATS and any(dtype not in record.rounding for record in records):
-        return Curve.empty(curve.structure)
-    dense = [record.rounding.get(dtype, 0.0) for record in records]
-    tail = records[0].plain.tail_energy
-    added = rounded_error(curve.structure, dtype, dense, tail[np.minimum(curve.ranks, len(tail) - 1)])
-    return replace(curve, errors=curve.errors + added, dtype=dtype)
+    if name not in STRUCTURES:
+        raise ValueError(f"there is no structure {name[:40]!r}; there is {', '.join(STRUCTURES)}")
+    return _made(STRUCTURES[name])
+
+
+@cache
+def _made(home: str) -> Structure:
+    module, _, attribute = home.partition(":")
+    return getattr(import_module(module), attribute)()
+
+
+def structures() -> tuple[Structure, ...]:
+    """All structures, in the order of the registry."""
+    return tuple(structure_named(name) for name in STRUCTURES)
 
 
 def factorized(option: Option, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
     """What replaces each weight of an option's group, by weight name."""
-    structure = structure_named(option.structure)
-    assert structure is not None
-    return structure.factorize(analysis.groups[option.group], option.rank, analysis, numbers)
+    group = analysis.groups[option.group]
+    return structure_named(option.structure).factorize(group, option.rank, analysis, numbers)

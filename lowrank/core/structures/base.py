@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.core.analysis import Analysis, Numbers
+from lowrank.core.analysis import Analysis, CouplingAnalysis, Folds, Numbers
+from lowrank.core.cost import INDEX, Unit, item_bytes
 from lowrank.core.linalg.eigen import Matrix, Vector
+from lowrank.core.rounding.cost import BITS, HALF, NODES
+from lowrank.core.rounding.formats import FORMATS, SCALE, even_error
+from lowrank.core.selection.timings import Timings
 from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.narrow import Narrow
 from lowrank.core.truncation.pivoted import Pivoted
-from lowrank.core.weight import Group, Weight
+from lowrank.core.truncation.spatial import SpatialFactors, channel_matrix
+from lowrank.core.weight import Coupling, Group, Weight
+
+FactorKind = type[Factors] | type[Pivoted] | type[SpatialFactors] | type[Narrow]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +46,8 @@ class Replacement:
         """The matrix that it stands for, in the weight's own shape."""
         if isinstance(self.factors, Narrow):
             return np.asarray(self.factors.dense(*weight.shape), np.float64)
-        return np.asarray(self.factors.product(), np.float64)
+        matrix = np.asarray(self.factors.product(), np.float64)
+        return channel_matrix(weight, matrix) if isinstance(self.factors, SpatialFactors) else matrix
 
     def dense_bias(self, weight: Weight) -> Vector | None:
         """The bias that goes with it, in the layer's own width; None if it is as it was."""
@@ -88,26 +97,177 @@ class Curve:
         return Option(group, self.structure, rank, cost, error, self.dtype)
 
 
-class Structure(Protocol):
-    """One way to hold a group in fewer numbers."""
+@dataclass(frozen=True)
+class Structure(ABC):
+    """One way to hold a group in fewer numbers, and all that is said of it.
+
+    What one has in common with others is a trait: a class variable that the rest of the package asks for.
+    """
+
+    name: str
+    """As it stands in a plan."""
+
+    is_dense: ClassVar[bool] = False
+    """The weights stay as they are."""
+    is_residual: ClassVar[bool] = False
+    """Factors beside a whole matrix that is rounded: the model keeps its weights, the rounded graph has both."""
+    factors: ClassVar[FactorKind] = Factors
+    """What it puts in a weight's place."""
+    by_rank: ClassVar[bool] = False
+    """The factors of one linear map, whose rank is that of its matrix; they can be read back from a graph alone."""
+    is_nested: ClassVar[bool] = False
+    """The factors of a lower rank are leading parts of those of a higher one."""
+    keeps_channels: ClassVar[bool] = False
+    """After it a linear layer reads and gives what it did before."""
+    fixed_order: ClassVar[bool] = False
+    """Channels have other coordinates, or are fewer: they stay in the order in which they were chosen, and only their
+    coupling decides on them."""
+    leading_channels: ClassVar[bool] = False
+    """At a lower rank each head has the first of the channels that it has at a higher one."""
+    drops_bias: ClassVar[bool] = False
+    """The bias of a layer can be gone, as another layer has taken it over."""
+    per_head: ClassVar[bool] = False
+    """Its rank counts channels of a head, which are few: ranks need not be multiples of a machine's step."""
+    shares_basis: ClassVar[bool] = False
+    """All weights of a group have the same right factor."""
+    can_round: ClassVar[bool] = True
+    """It can be stored in integers."""
+    even_latents: ClassVar[bool] = False
+    """What lies between its two matrices can be made even before they are rounded."""
+    nodes: ClassVar[int] = 1
+    """Products for each weight."""
 
     @property
-    def name(self) -> str:
-        """As it stands in a plan."""
-        ...
+    def replaces(self) -> bool:
+        """Whether it puts other layers into the model."""
+        return not (self.is_dense or self.is_residual)
 
+    @abstractmethod
     def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
         """Cost and error at every rank worth having; empty if the structure does not fit the group."""
-        ...
 
+    @abstractmethod
     def at(self, group: Group, analysis: Analysis, rank: int) -> Option:
         """The option at one rank, also one that the curve leaves out (a plan edited by hand).
 
         Raises:
             ValueError: if there is no such rank; the message says which there are.
         """
-        ...
 
+    @abstractmethod
     def factorize(self, group: Group, rank: int, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
         """What replaces each weight of the group, by weight name; a weight not named stays as it is."""
-        ...
+
+    def measure(self, coupling: Coupling, grams: Mapping[str, Folds], numbers: Numbers) -> CouplingAnalysis | None:
+        """What it can make of a coupling, on the fold that judges; None without the moments, or for another kind of
+        coupling."""
+        return None
+
+    def indices(self, weights: Sequence[Weight]) -> int:
+        """How many indices it stores."""
+        return 0
+
+    def spent(
+        self, unit: Unit, ranks: NDArray[np.int64], numbers: NDArray[np.int64], weights: Sequence[Weight]
+    ) -> NDArray[np.int64]:
+        """What some weights cost at some ranks, in a unit.
+
+        Multiply-adds are those of one token (one position of a convolution) in the layers that multiply; a dense lookup
+        costs none, a factored one its product. All experts of a mixture are counted.
+
+        Args:
+            unit: which.
+            ranks: one or more.
+            numbers: that it stores at each rank.
+            weights: that it holds.
+        """
+        if unit == "bytes":
+            params = sum(w.params for w in weights)
+            size = sum(w.params * item_bytes(w.dtype) for w in weights) / params
+            return np.ceil(numbers * size).astype(np.int64) + INDEX * self.indices(weights)
+        if unit == "macs":
+            lookups = sum(layer.kind == "lookup" for layer in weights[0].layers)
+            products = max(len(weights[0].layers), 1) - lookups
+            factored = 0 if self.is_dense else ranks * lookups * weights[0].rows
+            return numbers * products + factored
+        return numbers
+
+    def file_bytes(
+        self, ranks: NDArray[np.int64], numbers: NDArray[np.int64], weights: Sequence[Weight], dtype: str
+    ) -> Vector:
+        """Bytes that it takes in a file: numbers, scales, indices, and about what its nodes are.
+
+        Args:
+            ranks: one or more.
+            numbers: that it stores at each rank.
+            weights: that it holds.
+            dtype: of what it stores.
+        """
+        size: Vector = numbers.astype(np.float64) * (BITS[dtype] / 8) + self.nodes * len(weights) * NODES[dtype]
+        if dtype in FORMATS:
+            size = size + SCALE * (scaled_rows(weights) + (ranks if self.even_latents else 0))
+        return size + INDEX * self.indices(weights)
+
+    def times(self, table: Timings, ranks: NDArray[np.int64], group: Group, weights: Sequence[Weight]) -> Vector:
+        """Microseconds at some ranks; infinite where nothing is known of it.
+
+        Args:
+            table: what operators take.
+            ranks: one or more.
+            group: that it holds.
+            weights: of the group, in order.
+
+        Raises:
+            TimingError: if the table is for other shapes.
+        """
+        if not all(w.stack == 1 and all(layer.kind in ("linear", "lookup") for layer in w.layers) for w in weights):
+            return np.full(len(ranks), 0.0 if self.is_dense else np.inf)
+        return np.array([self.time(table, int(rank), group, weights) for rank in ranks])
+
+    def time(self, table: Timings, rank: int, group: Group, weights: Sequence[Weight]) -> float:
+        """Microseconds at a rank, for linear layers and lookups; infinite if it is not known what it takes."""
+        return np.inf
+
+    def rounded_error(self, dtype: str, dense: Sequence[float], tail: Vector) -> Vector:
+        """The squared relative error that a type adds to its own, at each rank.
+
+        Args:
+            dtype: of what it stores.
+            dense: errors of rounding its weights as they are.
+            tail: the share of the first weight's plain energy beyond each rank.
+        """
+        if dtype not in FORMATS:
+            return np.full_like(tail, HALF if dtype == "float16" else 0.0)
+        # The errors of weights in a row add up; the second factor of a pair sees even latents.
+        return np.full_like(tail, sum(dense) + (len(dense) * even_error(dtype) if self.even_latents else 0.0))
+
+    def stored_in(self, curve: Curve, group: Group, analysis: Analysis, dtype: str) -> Curve:
+        """What it offers when it is stored in a type; nothing where that cannot be.
+
+        Args:
+            curve: in floating numbers of 32 bits.
+            group: whose it is.
+            analysis: of the model.
+            dtype: the type.
+        """
+        records = [analysis[name] for name in group.weights]
+        if dtype in FORMATS and not (self.can_round and all(dtype in record.rounding for record in records)):
+            return Curve.empty(self.name)
+        dense = [record.rounding.get(dtype, 0.0) for record in records]
+        tail = records[0].plain.tail_energy
+        added = self.rounded_error(dtype, dense, tail[np.minimum(curve.ranks, len(tail) - 1)])
+        return replace(curve, errors=curve.errors + added, dtype=dtype)
+
+    def described(self, option: Option, name: str, analysis: Analysis) -> tuple[int | None, str]:
+        """The rank of a weight of an option's group in its spectrum, if it has one there, and the option in words."""
+        return option.rank, f"rank {option.rank} of {analysis[name].weight.full_rank}{typed(option)}"
+
+
+def typed(option: Option) -> str:
+    """The type of an option in words, where it is not the usual one."""
+    return "" if option.dtype == "float32" else f", in {option.dtype}"
+
+
+def scaled_rows(weights: Sequence[Weight]) -> int:
+    """How many rows of dense weights have a scale each; of a table those that are looked up."""
+    return sum(w.cols if w.is_table else w.rows for w in weights)

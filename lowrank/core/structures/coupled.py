@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from lowrank.core.analysis import Analysis, CouplingAnalysis, Folds, Numbers
-from lowrank.core.structures.base import Curve, Option, Replacement
-from lowrank.core.weight import Coupling, Group
+from lowrank.core.analysis import Analysis, Folds
+from lowrank.core.selection.timings import Timings
+from lowrank.core.structures.base import Curve, FactorKind, Option, Structure, typed
+from lowrank.core.truncation.narrow import Narrow
+from lowrank.core.weight import Coupling, Group, Weight
 
 
 @dataclass(frozen=True)
-class Coupled(ABC):
+class Coupled(Structure):
     """A structure of several weights that a coupling ties to each other."""
-
-    name: str
-
-    @abstractmethod
-    def measure(self, coupling: Coupling, grams: Mapping[str, Folds], numbers: Numbers) -> CouplingAnalysis | None:
-        """What it can make of a coupling, on the fold that judges; None without the moments, or for another kind of
-        coupling."""
-
-    @abstractmethod
-    def factorize(self, group: Group, rank: int, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
-        """What replaces each weight of the group, by weight name."""
 
     @abstractmethod
     def each(self, coupling: Coupling, analysis: Analysis) -> int:
@@ -56,6 +48,42 @@ class Coupled(ABC):
             raise ValueError(f"its rank can be 1 to {full}")
         cost = rank * self.each(group.coupling, analysis)
         return Option(group.name, self.name, rank, cost, float(record.error_at(np.array([rank]))[0]))
+
+
+@dataclass(frozen=True)
+class FewerChannels(Coupled):
+    """A structure of attention with fewer channels in each head."""
+
+    factors: ClassVar[FactorKind] = Narrow
+    fixed_order: ClassVar[bool] = True
+    per_head: ClassVar[bool] = True
+    channels: ClassVar[int] = 1
+    """Of a head, in a unit of rank."""
+    unit: ClassVar[str] = "channels"
+    """What a unit of rank is called."""
+
+    def time(self, table: Timings, rank: int, group: Group, weights: Sequence[Weight]) -> float:
+        """Fewer channels a head: less in the weights, and in what attention does between them."""
+        coupling = group.coupling
+        assert coupling is not None
+        (first, second), width, heads, kv_heads = weights, rank * self.channels, coupling.heads, coupling.kv_heads
+        if coupling.kind == "value_output":
+            full, inside = first.rows // kv_heads, "mixture"
+            products = table.product(first.cols, kv_heads * width) + table.product(heads * width, second.rows)
+        else:
+            full, inside = first.rows // heads, "scores"
+            products = table.product(first.cols, heads * width) + table.product(second.cols, kv_heads * width)
+        return products + table.at(inside, heads, width) - table.at(inside, heads, full)
+
+    def described(self, option: Option, name: str, analysis: Analysis) -> tuple[int | None, str]:
+        """The channels of all heads of the weight together."""
+        coupling = analysis.groups[option.group].coupling
+        if coupling is None or name in analysis.heads:
+            heads = analysis.heads.get(name, 1)
+        else:
+            heads = coupling.heads if name == coupling.weights[0] else coupling.kv_heads
+        rank = min(self.channels * option.rank * heads, analysis[name].weight.full_rank)
+        return rank, f"{option.rank} {self.unit} in each of {heads} heads{typed(option)}"
 
 
 def inputs_known(grams: Mapping[str, Folds], name: str) -> bool:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from lowrank.core.analysis import Analysis, Numbers
-from lowrank.core.structures.base import Curve, Option, Replacement
-from lowrank.core.weight import Group
+from lowrank.core.selection.timings import Timings
+from lowrank.core.structures.base import Curve, Option, Replacement, Structure, typed
+from lowrank.core.weight import Group, Weight
 
 
-@dataclass(frozen=True, slots=True)
-class Dense:
+@dataclass(frozen=True)
+class Dense(Structure):
     """The full cost and no error. Its rank is written as the full rank."""
 
     name: str = "dense"
+    is_dense: ClassVar[bool] = True
+    keeps_channels: ClassVar[bool] = True
 
     def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
         """One point, for a weight by itself: a coupling leaves its weights to their own."""
@@ -35,3 +39,11 @@ class Dense:
     def factorize(self, group: Group, rank: int, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
         """Nothing to replace."""
         return {}
+
+    def time(self, table: Timings, rank: int, group: Group, weights: Sequence[Weight]) -> float:
+        """Of all products that apply a weight; a lookup is next to nothing."""
+        return sum(table.dense(weight) for weight in weights)
+
+    def described(self, option: Option, name: str, analysis: Analysis) -> tuple[int | None, str]:
+        """No rank."""
+        return None, f"stays dense{typed(option)}"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from lowrank.core.analysis import Analysis, CouplingAnalysis, Folds, Numbers
-from lowrank.core.structures.base import Replacement
+from lowrank.core.selection.timings import Timings
+from lowrank.core.structures.base import FactorKind, Option, Replacement, typed
 from lowrank.core.structures.coupled import Coupled, inputs_known
 from lowrank.core.truncation.narrow import Narrow
 from lowrank.core.truncation.neurons import neuron_curve, neuron_order, refit
-from lowrank.core.weight import Coupling, Group
+from lowrank.core.weight import Coupling, Group, Weight
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class Neurons(Coupled):
     """Rank is the number of neurons that stay: no operator more, and no break-even."""
 
     name: str = "neurons"
+    factors: ClassVar[FactorKind] = Narrow
+    fixed_order: ClassVar[bool] = True
 
     def measure(self, coupling: Coupling, grams: Mapping[str, Folds], numbers: Numbers) -> CouplingAnalysis | None:
         """The order in which neurons are kept, and held-out errors; None without moments of the hidden activations."""
@@ -57,3 +61,14 @@ class Neurons(Coupled):
         """Numbers for each neuron."""
         *first, last = (analysis[name].weight for name in coupling.weights)
         return sum(w.cols for w in first) + last.rows
+
+    def time(self, table: Timings, rank: int, group: Group, weights: Sequence[Weight]) -> float:
+        """Narrower products, and activations of fewer channels."""
+        *first, last = weights
+        products = sum(table.product(weight.cols, rank) for weight in first) + table.product(rank, last.rows)
+        return products + len(first) * (table.at("activation", 0, rank) - table.at("activation", 0, last.cols))
+
+    def described(self, option: Option, name: str, analysis: Analysis) -> tuple[int | None, str]:
+        """Neurons are no directions of a spectrum."""
+        first = analysis[analysis.groups[option.group].weights[0]].weight
+        return None, f"{option.rank} of {first.rows} neurons{typed(option)}"

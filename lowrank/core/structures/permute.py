@@ -18,14 +18,7 @@ from lowrank.core.cost import item_bytes
 from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.factors import Factors
-from lowrank.core.truncation.pivoted import (
-    LARGEST,
-    LARGEST_COARSE,
-    Pivoted,
-    Side,
-    chosen_rows,
-    combinations,
-)
+from lowrank.core.truncation.pivoted import LARGEST, LARGEST_COARSE, Pivoted, Side, chosen_rows, combinations
 from lowrank.core.weight import Coupling, Weight
 
 Order = NDArray[np.int64]

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from lowrank.core.analysis import Analysis, Numbers
-from lowrank.core.structures.base import Curve, Option, Replacement
-from lowrank.core.truncation.pivoted import pivot, pivoted_cost
+from lowrank.core.selection.timings import Timings
+from lowrank.core.structures.base import Curve, FactorKind, Option, Replacement, Structure, typed
+from lowrank.core.truncation.pivoted import Pivoted, pivot, pivoted_cost
 from lowrank.core.weight import Group, Weight
 
 
-@dataclass(frozen=True, slots=True)
-class PivotedFactors:
+@dataclass(frozen=True)
+class PivotedFactors(Structure):
     """Rank (rows + cols) - rank^2 numbers: every rank below full saves. For linear layers.
 
     Ranks of weights with heads are multiples of those on offer, so that each head can have the same number of pivots
@@ -23,6 +25,13 @@ class PivotedFactors:
     """
 
     name: str = "pivoted"
+    factors: ClassVar[FactorKind] = Pivoted
+    by_rank: ClassVar[bool] = True
+    keeps_channels: ClassVar[bool] = True
+    nodes: ClassVar[int] = 2
+    can_round: ClassVar[bool] = False
+    """What follows from pivots is a difference of large numbers, and there is no freedom to make them even: measured,
+    four bits of one such weight cost more than those of all others together."""
 
     def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
         """Every rank below full, or as many as heads allow."""
@@ -49,6 +58,20 @@ class PivotedFactors:
         (name,) = group.weights
         matrix = numbers.read(name)
         return {name: Replacement(self.name, pivot(analysis.truncated(name, matrix, rank)))}
+
+    def indices(self, weights: Sequence[Weight]) -> int:
+        """One for each output, which say where it is."""
+        return sum(weight.rows for weight in weights)
+
+    def time(self, table: Timings, rank: int, group: Group, weights: Sequence[Weight]) -> float:
+        """Two products, and one concatenation of what they give."""
+        (weight,) = weights
+        products = table.product(weight.cols, rank) + table.product(rank, weight.rows - rank)
+        return products + table.at("concat", 0, weight.rows)
+
+    def described(self, option: Option, name: str, analysis: Analysis) -> tuple[int | None, str]:
+        """Its rank is that of the matrix."""
+        return option.rank, f"rank {option.rank} of {analysis[name].weight.full_rank}, pivoted{typed(option)}"
 
 
 def _fits(weight: Weight) -> bool:

@@ -4,32 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from lowrank.core.analysis import Analysis, CouplingAnalysis, Folds, Numbers
 from lowrank.core.linalg.eigen import Matrix, Vector
 from lowrank.core.structures.base import Replacement
-from lowrank.core.structures.coupled import Coupled, inputs_known
-from lowrank.core.truncation.attention import (
-    Channels,
-    blocks,
-    channel_curve,
-    channels,
-    of_group,
-    picks_of,
-    spread_of,
-)
+from lowrank.core.structures.coupled import FewerChannels, inputs_known
+from lowrank.core.truncation.attention import Channels, blocks, channel_curve, channels, of_group, picks_of, spread_of
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.truncation.narrow import Narrow
 from lowrank.core.weight import Coupling, Group
 
 
 @dataclass(frozen=True)
-class Product(Coupled):
+class Product(FewerChannels):
     """Rank is the width of a head: rank / width of the coupling's numbers, no operator more, and no break-even."""
 
     name: str = "product"
+    leading_channels: ClassVar[bool] = True
+    drops_bias: ClassVar[bool] = True
 
     def measure(self, coupling: Coupling, grams: Mapping[str, Folds], numbers: Numbers) -> CouplingAnalysis | None:
         """Errors at every width; None without the moments, or for another coupling."""

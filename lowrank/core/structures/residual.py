@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lowrank.core.analysis import Analysis, Numbers
 from lowrank.core.cost import break_even_rank, two_factor_cost
-from lowrank.core.structures.base import Curve, Option, Replacement
-from lowrank.core.weight import Group
+from lowrank.core.linalg.eigen import Vector
+from lowrank.core.rounding.cost import BITS, NODES
+from lowrank.core.rounding.formats import FORMATS, SCALE, even_error
+from lowrank.core.structures.base import Curve, Option, Replacement, Structure, scaled_rows
+from lowrank.core.weight import Group, Weight
 
 STEP = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Residual:
+@dataclass(frozen=True)
+class Residual(Structure):
     """The weight stays dense in the model; what is rounded becomes less by what the factors take out of it first.
 
     It exists only in a graph that is rounded, and its error is that of rounding alone (after SVDQuant, ICLR 2025).
     """
 
     name: str = "residual"
+    is_residual: ClassVar[bool] = True
 
     def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
         """Ranks in steps up to a half of break-even: beyond that eight bits would be cheaper."""
@@ -45,3 +51,21 @@ class Residual:
     def factorize(self, group: Group, rank: int, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
         """Nothing to replace: see `edge.quantize`."""
         return {}
+
+    def file_bytes(
+        self, ranks: NDArray[np.int64], numbers: NDArray[np.int64], weights: Sequence[Weight], dtype: str
+    ) -> Vector:
+        """The whole matrix in the type, and the factors beside it in eight bits."""
+        dense, scales = sum(w.params for w in weights), 2.0 * scaled_rows(weights) + ranks
+        nodes = len(weights) * NODES[dtype] + 2 * NODES["int8"]
+        return dense * BITS[dtype] / 8 + numbers - dense + SCALE * scales + nodes
+
+    def rounded_error(self, dtype: str, dense: Sequence[float], tail: Vector) -> Vector:
+        """Steps are as wide as what is left of the matrix."""
+        if dtype not in FORMATS:
+            return super().rounded_error(dtype, dense, tail)
+        return dense[0] * tail + even_error("int8")
+
+    def described(self, option: Option, name: str, analysis: Analysis) -> tuple[int | None, str]:
+        """Its rank is that of the factors."""
+        return option.rank, f"rank {option.rank} beside {option.dtype}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from lowrank.core.analysis import Analysis, CouplingAnalysis, Folds, Numbers
 from lowrank.core.linalg.eigen import Matrix, Vector
 from lowrank.core.structures.base import Replacement
-from lowrank.core.structures.coupled import Coupled, inputs_known
+from lowrank.core.structures.coupled import FewerChannels, inputs_known
 from lowrank.core.structures.product import seen_outputs
 from lowrank.core.truncation.attention import blocks, of_group, pairs_of
 from lowrank.core.truncation.gram import Gram
@@ -20,7 +21,7 @@ from lowrank.core.weight import ROTARY, Coupling, Group
 
 
 @dataclass(frozen=True)
-class RotaryPairs(Coupled):
+class RotaryPairs(FewerChannels):
     """Rank is the number of pairs of a head that stay.
 
     Positions turn the two channels of a pair together, so no other coordinates are free, but pairs can be left out.
@@ -30,6 +31,8 @@ class RotaryPairs(Coupled):
     """
 
     name: str = "rotary"
+    channels: ClassVar[int] = 2
+    unit: ClassVar[str] = "channel pairs"
 
     def measure(self, coupling: Coupling, grams: Mapping[str, Folds], numbers: Numbers) -> CouplingAnalysis | None:
         """Held-out errors at every number of pairs; None without the moments, or for another coupling."""

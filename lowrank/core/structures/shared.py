@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from lowrank.core.analysis import Analysis, CouplingAnalysis, Folds, Numbers
 from lowrank.core.linalg.eigen import Matrix, Vector, magnitude
-from lowrank.core.structures.base import Replacement
+from lowrank.core.selection.timings import Timings
+from lowrank.core.structures.base import Option, Replacement, typed
 from lowrank.core.structures.coupled import Coupled, inputs_known
 from lowrank.core.truncation.directions import directions, residual_curve
 from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.gram import Gram
-from lowrank.core.weight import Coupling, Group
+from lowrank.core.weight import Coupling, Group, Weight
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,10 @@ class SharedBasis(Coupled):
     """Rank (all rows + cols) numbers; `right` is one tensor, which the layers share."""
 
     name: str = "shared"
+    keeps_channels: ClassVar[bool] = True
+    shares_basis: ClassVar[bool] = True
+    even_latents: ClassVar[bool] = True
+    nodes: ClassVar[int] = 2
 
     def measure(self, coupling: Coupling, grams: Mapping[str, Folds], numbers: Numbers) -> CouplingAnalysis | None:
         """Held-out errors of the stacked weights, each in units of its own output."""
@@ -47,6 +53,18 @@ class SharedBasis(Coupled):
         """Numbers for each direction of the basis."""
         weights = [analysis[name].weight for name in coupling.weights]
         return sum(w.rows for w in weights) + weights[0].cols
+
+    def time(self, table: Timings, rank: int, group: Group, weights: Sequence[Weight]) -> float:
+        """One product for all weights, and one for each."""
+        return table.product(weights[0].cols, rank) + sum(table.product(rank, weight.rows) for weight in weights)
+
+    def described(self, option: Option, name: str, analysis: Analysis) -> tuple[int | None, str]:
+        """Its rank is that of the basis."""
+        of, count = (
+            f"rank {option.rank} of {analysis[name].weight.full_rank}",
+            len(analysis.groups[option.group].weights),
+        )
+        return option.rank, f"{of}, one basis for {count} weights{typed(option)}"
 
 
 def _stacked(coupling: Coupling, fit: Gram, numbers: Numbers) -> tuple[Matrix, Vector]:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from lowrank.core.analysis import Analysis, Numbers
-from lowrank.core.structures.base import Curve, Option, Replacement
-from lowrank.core.truncation.spatial import spatial_directions, spatial_matrix
+from lowrank.core.structures.base import Curve, FactorKind, Option, Replacement, Structure, typed
+from lowrank.core.truncation.spatial import SpatialFactors, spatial_directions, spatial_matrix
 from lowrank.core.weight import Group, Weight
 
 
-@dataclass(frozen=True, slots=True)
-class Spatial:
+@dataclass(frozen=True)
+class Spatial(Structure):
     """Rank (outputs x kernel rows + inputs x kernel columns) numbers; for convolutions with one group of channels."""
 
     name: str = "spatial"
+    factors: ClassVar[FactorKind] = SpatialFactors
 
     def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
         """Every rank at which it is smaller than the kernel; nothing for other weights."""
@@ -44,7 +46,12 @@ class Spatial:
         weight, matrix, folds = analysis[name].weight, numbers.read(name), analysis.grams.get(name)
         fit = folds.fit if folds and folds.fit.side == "input" else None
         chosen = spatial_directions(weight, matrix, fit)
-        return {name: Replacement(self.name, chosen.truncate(spatial_matrix(weight, matrix), rank))}
+        pair = chosen.truncate(spatial_matrix(weight, matrix), rank)
+        return {name: Replacement(self.name, SpatialFactors(pair.left, pair.right))}
+
+    def described(self, option: Option, name: str, analysis: Analysis) -> tuple[int | None, str]:
+        """Its rank is that of another matrix than the spectrum's."""
+        return None, f"two spatial convolutions, rank {option.rank}{typed(option)}"
 
 
 def _cost(weight: Weight) -> int:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from lowrank.core.analysis import Analysis, Numbers, WeightAnalysis
 from lowrank.core.cost import two_factor_cost
-from lowrank.core.structures.base import Curve, Option, Replacement
-from lowrank.core.weight import Group
+from lowrank.core.selection.timings import Timings, products_of
+from lowrank.core.structures.base import Curve, Option, Replacement, Structure
+from lowrank.core.weight import Group, Weight
 
 
-@dataclass(frozen=True, slots=True)
-class TwoFactor:
+@dataclass(frozen=True)
+class TwoFactor(Structure):
     """Rank (rows + cols) numbers; the ranks on offer are those that are smaller than the dense matrix."""
 
     name: str = "two_factor"
+    by_rank: ClassVar[bool] = True
+    is_nested: ClassVar[bool] = True
+    keeps_channels: ClassVar[bool] = True
+    even_latents: ClassVar[bool] = True
+    nodes: ClassVar[int] = 2
 
     def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
         """Ranks up to break-even, in steps of `multiple`; nothing for a group of several weights."""
@@ -49,3 +56,11 @@ class TwoFactor:
     def _record(group: Group, analysis: Analysis) -> WeightAnalysis:
         (name,) = group.weights
         return analysis[name]
+
+    def time(self, table: Timings, rank: int, group: Group, weights: Sequence[Weight]) -> float:
+        """Two products in the place of each; a factored lookup is one of a thin row, and a product."""
+        (weight,) = weights
+        count, inputs, outputs = products_of(weight)
+        lookups = len(weight.layers) - count
+        pairs = count * (table.product(inputs, rank) + table.product(rank, outputs)) if count else 0.0
+        return pairs + (lookups * table.product(rank, weight.rows) if lookups else 0.0)

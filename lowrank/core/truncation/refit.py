@@ -16,6 +16,7 @@ import numpy as np
 import scipy.linalg  # pyright: ignore[reportMissingTypeStubs]
 
 from lowrank.core.linalg.eigen import Matrix, Vector, column_basis, eigh_descending
+from lowrank.core.structures import structure_named
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.directions import curved_roots
 from lowrank.core.truncation.factors import Factors
@@ -163,7 +164,7 @@ def _solved(
     replacement: Replacement, damped: Matrix, target: Matrix, roots: tuple[Matrix, Matrix] | None, name: str
 ) -> Replacement:
     factors = replacement.factors
-    if replacement.structure == "shared":
+    if structure_named(replacement.structure).shares_basis:
         assert isinstance(factors, Factors)
         # The basis belongs to other weights too: only what follows it is free.
         right = np.asarray(factors.right, np.float64)

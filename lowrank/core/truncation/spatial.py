@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from lowrank.core.linalg.eigen import Matrix, Vector
 from lowrank.core.truncation.directions import Directions, directions
+from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.weight import Weight
+
+
+@dataclass(frozen=True, eq=False)
+class SpatialFactors(Factors):
+    """Two factors of a convolution's spatial matrix: `left` is a vertical convolution, `right` a horizontal one."""
 
 
 def spatial_matrix(weight: Weight, matrix: Matrix) -> Matrix:

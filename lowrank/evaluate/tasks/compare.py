@@ -3,37 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from lowrank.evaluate.tasks.base import Score, Task, drop_of
+from lowrank.results.parts import Comparison
 
 RESAMPLES, CONFIDENCE = 1000, 0.95
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """One row of the generalisation table, as it stands in `report.json` under `quality.tasks`."""
-
-    task: str
-    metric: str
-    higher_is_better: bool
-    dense: float
-    compressed: float
-    drop: float
-    """Positive for worse; see `drop_of`."""
-    low: float | None
-    """The drop's interval; None where only the value is known."""
-    high: float | None
-    samples: int | None
-    resamples: int
-    confidence: float = CONFIDENCE
-
-    def to_json(self) -> dict[str, Any]:
-        """A mapping that JSON can hold."""
-        return asdict(self)
 
 
 def compare(task: Task, dense: Score, small: Score, resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
@@ -53,16 +30,17 @@ def compare(task: Task, dense: Score, small: Score, resamples: int = RESAMPLES, 
             edges = np.quantile(drops, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
             low, high = float(edges[0]), float(edges[1])
     return Comparison(
-        task.name,
-        task.metric,
-        task.higher_is_better,
-        dense.value,
-        small.value,
-        drop,
-        low,
-        high,
-        count,
-        resamples if low is not None else 0,
+        task=task.name,
+        metric=task.metric,
+        higher_is_better=task.higher_is_better,
+        dense=dense.value,
+        compressed=small.value,
+        drop=drop,
+        low=low,
+        high=high,
+        samples=count,
+        resamples=resamples if low is not None else 0,
+        confidence=CONFIDENCE,
     )
 
 

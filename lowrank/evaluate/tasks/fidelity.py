@@ -11,7 +11,7 @@ import numpy as np
 
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import MASK, Feed, Signature
-from lowrank.evaluate.fidelity import Array, Runs, pooled
+from lowrank.evaluate.fidelity import Array, Runs, cosines, pooled
 from lowrank.evaluate.tasks.base import Score, Task, share
 
 
@@ -48,7 +48,9 @@ class Fidelity:
         rows: list[Array] = []
         for feed, known in zip(self.feeds, self._known, strict=True):
             ours = known if model is self.dense else self._looked_at(model.run(feed), feed)
-            rows.append(_agreed(known, ours, feed) if self._logits else _cosines(known, ours))
+            rows.append(
+                _agreed(known, ours, feed) if self._logits else np.stack([cosines(known, ours), np.ones(len(known))], 1)
+            )
         return Score(np.concatenate(rows), share)
 
 
@@ -57,11 +59,6 @@ def _agreed(a: Array, b: Array, feed: Feed) -> Array:
     mask = feed.get(MASK)
     counts = mask != 0 if mask is not None and mask.shape == a.shape else np.ones(a.shape, bool)
     return np.stack([((a == b) & counts).sum(1), counts.sum(1)], 1)
-
-
-def _cosines(a: Array, b: Array) -> Array:
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return np.stack([(a * b).sum(1) / np.maximum(norms, 1e-12), np.ones(len(a))], 1)
 
 
 def read_fidelity(spec: str, rest: str, dense: Backend, feeds: Sequence[Feed] | None) -> Task:

@@ -13,12 +13,11 @@ from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan, stored_weights
 from lowrank.core.selection.knapsack import Knapsack
-from lowrank.core.structures.permute import agree_channel_order
-from lowrank.edge.graph_file import fit_file, write_onnx
+from lowrank.edge.graph_file import fit_file
 from lowrank.edge.target import Target
 from lowrank.errors import InfeasibleBudget, UnsupportedModel
-from lowrank.pipeline.plans import factorize, select
-from lowrank.progress import Track, silent
+from lowrank.pipeline.plans import compressed, select
+from lowrank.pipeline.session import Session
 from lowrank.results.report import ONNX_FILE
 
 TRIES, ROOM = 5, 1000
@@ -26,9 +25,7 @@ CLOSE, SMALL = 0.005, 3000
 """How much less than what is allowed is near enough: a share of it, or bytes."""
 
 
-def sized_plan(
-    backend: Backend, analysis: Analysis, budget: Budget, selector: Knapsack, target: Target, track: Track = silent
-) -> Plan:
+def sized_plan(session: Session, budget: Budget, selector: Knapsack, target: Target) -> Plan:
     """The plan of least error whose file has at most the budget's bytes, all of it counted.
 
     What a file needs beside the weights that are chosen depends on the choice. So each plan is written, and the
@@ -38,23 +35,24 @@ def sized_plan(
         InfeasibleBudget: if there is none.
         UnsupportedModel: if no file can be written at all.
     """
-    if not isinstance(backend.signature, Signature):
-        raise UnsupportedModel(f"a size is that of model.onnx, which cannot be written: {backend.signature}")
-    overhead, best, found = _guess(backend, analysis), None, 0
-    for tried in track(range(TRIES), "fitting the size", TRIES):
-        plan = select(analysis, budget, replace(selector, overhead=overhead))
+    signature = session.dense.signature
+    if not isinstance(signature, Signature):
+        raise UnsupportedModel(f"a size is that of model.onnx, which cannot be written: {signature}")
+    overhead, best, size = _guess(session.dense, session.analysis), None, 0
+    for tried in session.track(range(TRIES), "fitting the size", TRIES):
+        plan = select(session.analysis, budget, replace(selector, overhead=overhead))
         assert plan.share is not None
-        found = _bytes_of(backend, analysis, plan, target, backend.signature)
+        size = _bytes_of(session.on_trial, plan, target, signature)
         # What nodes and padding come to differs from plan to plan: a little room is left for that.
-        overhead = max(0, overhead + found - int(plan.share)) + tried * ROOM
-        plan = replace(plan, share=float(found))
-        if found <= budget.limit and (best is None or found > best.reached):
+        overhead = max(0, overhead + size - int(plan.share)) + tried * ROOM
+        plan = replace(plan, share=float(size))
+        if size <= budget.limit and (best is None or size > best.reached):
             best = plan
-        if 0 <= budget.limit - found <= max(CLOSE * budget.limit, SMALL):
+        if 0 <= budget.limit - size <= max(CLOSE * budget.limit, SMALL):
             break
     if best is None:
         raise InfeasibleBudget(
-            f"no plan was found whose file has {int(budget.limit):,} bytes; the last one had {found:,}: give a little "
+            f"no plan was found whose file has {int(budget.limit):,} bytes; the last one had {size:,}: give a little "
             "more"
         )
     return best
@@ -66,12 +64,11 @@ def _guess(backend: Backend, analysis: Analysis) -> int:
     return left + 4 * max(0, backend.params - analysis.dense_params - left)
 
 
-def _bytes_of(backend: Backend, analysis: Analysis, plan: Plan, target: Target, signature: Signature) -> int:
+def _bytes_of(session: Session, plan: Plan, target: Target, signature: Signature) -> int:
     """Of a plan's file: how numbers are fitted and rounded makes no difference to it."""
-    made = factorize(backend, analysis, plan)
-    small = backend.rewrite(agree_channel_order(made, backend.weights, backend.couplings, backend))
+    small = compressed(session, plan, refit=False)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ONNX_FILE
-        write_onnx(small, path)
-        fit_file(path, target, signature, stored=stored_weights(plan, analysis), plain=True)
+        small.write_onnx(path)
+        fit_file(path, target, signature, stored=stored_weights(plan, session.analysis), plain=True)
         return file_size(path)

@@ -6,16 +6,17 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from lowrank.artifacts import parse_json
 from lowrank.backends import Backend, Opening, open_model
 from lowrank.backends.inputs import Signature
 from lowrank.core.selection.timings import Timings, sizes_for
 from lowrank.core.weight import Group, Weight
-from lowrank.edge.graph_file import fit_file, write_onnx
+from lowrank.edge.graph_file import fit_file
 from lowrank.edge.target import Target
 from lowrank.errors import TimingError
+from lowrank.pipeline.session import Work, WorkOptions
 from lowrank.pipeline.settings import Settings
 from lowrank.pipeline.targets import targeted_groups
 from lowrank.progress import Track, silent
@@ -64,7 +65,7 @@ def time_here(backend: Backend, work: dict[str, Any], target: Target, track: Tra
         raise TimingError(f"the model cannot be timed as a whole: {signature}")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        write_onnx(backend, path)
+        backend.write_onnx(path)
         fit_file(path, target, signature)
 
         def whole() -> float:
@@ -85,9 +86,7 @@ def bench_table(
     target: Target | None = None,
     tokens: int = TOKENS,
     threads: int = THREADS,
-    settings: Settings | None = None,
-    opening: Opening | None = None,
-    track: Track = silent,
+    **options: Unpack[WorkOptions],
 ) -> dict[str, Any]:
     """Time a model's operators here, or write the script that does so elsewhere.
 
@@ -98,25 +97,24 @@ def bench_table(
         target: what graphs are for.
         tokens: in a sample.
         threads: inside an operator.
-        settings: which weights.
-        opening: how to build the model if its file does not say.
-        track: shows progress.
+        options: `settings`, which weights; `opening`, how to build the model if its file does not say; `track`, which
+            shows progress.
 
     Returns:
         `operators`, how many, and `whole_ms` of the dense model where it was measured.
     """
     from lowrank.edge.kernels import write_script
 
-    target = target or Target()
+    target, asked = target or Target(), Work(**options)
     target.check()
-    backend = open_model(model, opening or Opening())
-    groups = targeted_groups(backend, settings or Settings())
+    backend = open_model(model, asked.opening or Opening())
+    groups = targeted_groups(backend, asked.settings or Settings())
     work = work_for(groups, target, tokens=_rows(backend, tokens), threads=threads)
     told: dict[str, Any] = {"operators": len(work["kernels"]), "whole_ms": None}
     if script is not None:
         write_script(work, Path(script))
     if table is not None:
-        found = time_here(backend, work, target, track)
+        found = time_here(backend, work, target, asked.track)
         assert found.whole is not None
         told["whole_ms"] = found.whole / 1e3
         Path(table).write_text(json.dumps(found.to_json()), encoding="utf-8")
@@ -151,11 +149,11 @@ def work_here(backend: Backend, groups: Sequence[tuple[Group, Sequence[Weight]]]
     return work_for(groups, target, tokens=_rows(backend, TOKENS))
 
 
-def read_table(path: Path, target: Target) -> Timings:
+def read_table(path: Path) -> Timings:
     """A table of timings from a file.
 
     Raises:
-        TimingError: if it is none, or one for another type.
+        TimingError: if it is none.
     """
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
@@ -165,7 +163,7 @@ def read_table(path: Path, target: Target) -> Timings:
         raise TimingError(f"{path} is no table of timings ({error}); measure again") from None
     if not isinstance(content, dict):
         raise TimingError(f"{path} is no table of timings; measure with `lowrank bench MODEL --table {path}`")
-    return check_table(Timings.from_json(content), target)
+    return Timings.from_json(content)
 
 
 def check_table(timings: Timings, target: Target) -> Timings:

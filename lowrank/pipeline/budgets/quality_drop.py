@@ -7,32 +7,27 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lowrank.backends import Backend
-from lowrank.backends.inputs import Signature, spread
-from lowrank.core.analysis import Analysis
+from lowrank.backends.inputs import Signature
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan, stored_weights
 from lowrank.core.selection.selector import Selector
-from lowrank.core.structures.permute import agree_channel_order
-from lowrank.edge.graph_file import fit_file, write_onnx
+from lowrank.edge.graph_file import fit_file
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError, InfeasibleBudget
-from lowrank.pipeline.plans import factorize, refitted, select
-from lowrank.pipeline.run.write import TOKENS
-from lowrank.progress import Track, silent
+from lowrank.evaluate.session import FileModel
+from lowrank.evaluate.tasks import Benchmark, read_tasks
+from lowrank.pipeline.plans import compressed, select
+from lowrank.pipeline.run.write import rounding_feeds
+from lowrank.pipeline.session import Session
 from lowrank.results.report import ONNX_FILE
-
-if TYPE_CHECKING:
-    from lowrank.calibrate import Calibration
-    from lowrank.evaluate.tasks import Benchmark
 
 STEPS = 100
 """Keep ratios are hundredths."""
 
 
-def read_benchmark(specs: Sequence[str], dense: Backend, calibration: Calibration | None) -> Benchmark | None:
+def read_benchmark(specs: Sequence[str], session: Session) -> Benchmark | None:
     """The tasks that some specs name; None if there are none.
 
     Raises:
@@ -40,9 +35,7 @@ def read_benchmark(specs: Sequence[str], dense: Backend, calibration: Calibratio
     """
     if not specs:
         return None
-    from lowrank.evaluate.tasks import Benchmark, read_tasks
-
-    return Benchmark(read_tasks(specs, dense, calibration.report if calibration else None), dense)
+    return Benchmark(read_tasks(specs, session.dense, session.samples), session.dense)
 
 
 def check_drop(max_drop: float | None) -> None:
@@ -59,19 +52,17 @@ def check_drop(max_drop: float | None) -> None:
 class Search:
     """What compressing does, for keep ratios on trial."""
 
-    dense: Backend
-    analysis: Analysis
-    calibration: Calibration | None
+    session: Session
     benchmark: Benchmark
     selector: Selector | None
     refit: bool
     target: Target
-    free: bool
-    """Whether channels may be permuted: not under an adapter that is kept."""
+    permute: bool
+    """Whether channels may change their order: not under an adapter that is kept."""
     tried: dict[int, str] = field(default_factory=dict[int, str])
     """For each keep ratio, what came of it."""
 
-    def plan(self, max_drop: float, track: Track = silent) -> Plan:
+    def plan(self, max_drop: float) -> Plan:
         """The plan of the smallest keep ratio that loses at most so much, found by bisection.
 
         Between the two ends a metric of finitely many samples does not fall evenly: so this is a keep ratio that is
@@ -81,10 +72,10 @@ class Search:
         Raises:
             InfeasibleBudget: if there is none.
         """
-        check_drop(max_drop)
         low, high = 0, STEPS
         best: Plan | None = None
-        for _ in track(range(math.ceil(math.log2(STEPS))), "searching the keep ratio", math.ceil(math.log2(STEPS))):
+        halvings = math.ceil(math.log2(STEPS))
+        for _ in self.session.track(range(halvings), "searching the keep ratio", halvings):
             if high - low <= 1:
                 continue
             middle = (low + high) // 2
@@ -94,12 +85,12 @@ class Search:
             else:
                 best, high = plan, middle
         if self.target.is_rounded and best is not None:
-            return self._told(best)
+            return self._with_note(best)
         step = 1
         while high <= STEPS:
             plan = self._within(high, max_drop, written=True)
             if plan is not None:
-                return self._told(plan)
+                return self._with_note(plan)
             high, step = high + step, 2 * step
         raise InfeasibleBudget(
             f"no keep ratio was found whose drop is at most {max_drop:g}: {self._tried}; allow more, give calibration "
@@ -110,40 +101,31 @@ class Search:
     def _tried(self) -> str:
         return "; ".join(f"{keep / STEPS:g}: {told}" for keep, told in sorted(self.tried.items()))
 
-    def _told(self, plan: Plan) -> Plan:
+    def _with_note(self, plan: Plan) -> Plan:
         note = f"keep ratios that were tried, and the largest drop of a task: {self._tried}"
         return replace(plan, notes=(*plan.notes, note))
 
     def _within(self, keep: int, max_drop: float, written: bool) -> Plan | None:
         """The plan of a keep ratio in hundredths; None if it loses too much, or there is none."""
         try:
-            plan = select(self.analysis, Budget.params(keep / STEPS), self.selector)
+            plan = select(self.session.analysis, Budget.params(keep / STEPS), self.selector)
         except InfeasibleBudget:
             self.tried[keep] = "too few parameters"
             return None
-        small = self._compressed(plan)
+        small = compressed(self.session.on_trial, plan, refit=self.refit, permute=self.permute)
         drop = self._drop_of_file(small, plan) if written else self.benchmark.drop(small)
         self.tried[keep] = f"{drop:.4f}"
         return plan if drop <= max_drop else None
 
-    def _compressed(self, plan: Plan) -> Backend:
-        made = factorize(self.dense, self.analysis, plan)
-        if self.refit and self.calibration is not None and made:
-            made = refitted(self.calibration, made, self.analysis)
-        couplings = self.dense.couplings if self.free else ()
-        return self.dense.rewrite(agree_channel_order(made, self.dense.weights, couplings, self.dense))
-
     def _drop_of_file(self, small: Backend, plan: Plan) -> float:
-        from lowrank.evaluate.session import FileModel
-
         signature = small.signature
         assert isinstance(signature, Signature)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / ONNX_FILE
             try:
-                write_onnx(small, path)
-                feeds = spread(self.calibration.fit, TOKENS) if self.calibration is not None else ()
-                fit_file(path, self.target, signature, feeds, stored_weights(plan, self.analysis))
+                small.write_onnx(path)
+                feeds = rounding_feeds(self.session.calibration)
+                fit_file(path, self.target, signature, feeds, stored_weights(plan, self.session.analysis))
                 return self.benchmark.drop(FileModel(path, signature.output))
             except ExportError:
                 # Told when the result is written; the model is then all there is.

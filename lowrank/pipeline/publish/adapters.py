@@ -12,6 +12,7 @@ from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan
+from lowrank.core.structures import structure_named
 from lowrank.errors import ExportError, UnsupportedModel
 from lowrank.pipeline.run.layout import ADAPTABLE_FILE, ADAPTER_FILE, ADAPTER_FILES, ADAPTER_FOLDER
 
@@ -84,7 +85,7 @@ def folded(
     content: dict[str, Any] = plan.to_json()
     groups = analysis.groups
     for entry in content["groups"]:
-        if entry["structure"] != "dense":
+        if structure_named(entry["structure"]).replaces:
             entry["rank"] = small.replaced[groups[entry["name"]].weights[0]]["rank"]
     after = replace(Plan.from_json(content, analysis, plan.budget), selector=plan.selector)
     return small, after, session.healing.task.judge_other(small.module)

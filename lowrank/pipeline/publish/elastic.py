@@ -6,25 +6,26 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Unpack
 
 from lowrank.artifacts import staged
 from lowrank.artifacts.lock import holding
-from lowrank.backends import Opening, open_model
+from lowrank.backends import Backend
+from lowrank.backends.inputs import Signature
 from lowrank.core.plan import Plan
 from lowrank.core.selection.knapsack import Knapsack
+from lowrank.core.structures import structures
 from lowrank.core.structures.base import Option, Replacement
 from lowrank.core.truncation.factors import Factors
-from lowrank.edge.graph_file import fit_file, write_onnx
+from lowrank.edge.graph_file import fit_file
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError, LowRankError
-from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_calibration
-from lowrank.pipeline.execution import Execution
+from lowrank.pipeline.analyzing import analyzed
 from lowrank.pipeline.plans import factorize, select
-from lowrank.pipeline.settings import Settings
-from lowrank.progress import Clock, Track, silent
+from lowrank.pipeline.session import WorkOptions, open_session
 
-NESTED = "two_factor"
-"""The structure whose factors of a smaller rank are part of those of a larger one."""
+NESTED = tuple(structure.name for structure in structures() if structure.is_nested)
+"""The structures whose factors of a smaller rank are part of those of a larger one."""
 DATA_FILE = "model_elastic.onnx.data"
 """Not the name that a graph by itself has its numbers under: both can be in one folder."""
 EARLIER = re.compile(r"model_[0-9.e-]+\.onnx")
@@ -41,11 +42,9 @@ def export_elastic(
     keeps: Sequence[float],
     output: str | Path,
     *,
-    settings: Settings | None = None,
-    opening: Opening | None = None,
     target: Target | None = None,
     opset: int | None = None,
-    track: Track = silent,
+    **options: Unpack[WorkOptions],
 ) -> dict[float, Path]:
     """A graph for each keep ratio, `output/model_0.3.onnx` and so on, over one `output/model_elastic.onnx.data`.
 
@@ -56,11 +55,9 @@ def export_elastic(
         model: a path or a live module.
         keeps: keep ratios.
         output: the folder.
-        settings: which weights, and on what data.
-        opening: how to build the model if its file does not say.
         target: what the graphs are for.
         opset: the operator set.
-        track: shows progress.
+        options: `settings`, `opening`, `execution` and `track`, as for `analyze`.
 
     Raises:
         ExportError: if a graph cannot be written, or does not agree with torch.
@@ -79,19 +76,19 @@ def export_elastic(
     keeps = sorted(set(keeps))
     if not keeps:
         raise LowRankError("no sizes are named; give keep ratios such as 0.2,0.3,0.5")
-    folder, opening = Path(output).expanduser(), opening or Opening()
-    backend = open_model(model, opening)
-    signature = backend.signature
-    if isinstance(signature, str):
-        raise ExportError(f"{model} cannot be exported: {signature}")
-    settings = settings or Settings()
-    calibration = read_calibration(backend, settings)
-    backend = calibration.backend if calibration else backend
-    analysis = analyze_backend(
-        backend, calibration, settings, opening, kept_analysis(folder), track, Clock(), Execution(), None
-    )
-    plans = {keep: select(analysis, keep, Knapsack(structures=(NESTED,))) for keep in keeps}
-    largest = factorize(backend, analysis, _largest(list(plans.values())), track)
+    folder = Path(output).expanduser()
+
+    def check(dense: Backend) -> None:
+        if isinstance(dense.signature, str):
+            raise ExportError(f"{model} cannot be exported: {dense.signature}")
+
+    session = open_session(model, folder, check=check, **options)
+    # Without a folder the analysis is neither written nor journaled.
+    session = analyzed(replace(session, run=None))
+    backend, track, signature = session.dense, session.track, session.dense.signature
+    assert isinstance(signature, Signature)
+    plans = {keep: select(session.analysis, keep, Knapsack(structures=NESTED)) for keep in keeps}
+    largest = factorize(backend, session.analysis, _largest(list(plans.values())), track)
     names = {keep: name_of(keep) for keep in keeps}
     # Earlier sizes read numbers that are replaced.
     earlier = [path.name for path in folder.glob("model_*.onnx") if EARLIER.fullmatch(path.name)]
@@ -99,7 +96,7 @@ def export_elastic(
         for keep, plan in track(list(plans.items()), "writing ONNX", len(plans)):
             small = backend.rewrite(_cut(largest, plan))
             path = stage / names[keep]
-            write_onnx(small, path, opset)
+            small.write_onnx(path, opset)
             fit_file(path, target, signature)
             store_by_rank(path)
             exactness(small, path)
@@ -110,7 +107,7 @@ def export_elastic(
 def _largest(plans: Sequence[Plan]) -> Plan:
     """Of each weight that any plan factors the highest rank that one does."""
     best: dict[str, Option] = {}
-    for option in (o for plan in plans for o in plan.options if o.structure == NESTED):
+    for option in (o for plan in plans for o in plan.options if o.structure in NESTED):
         if option.group not in best or option.rank > best[option.group].rank:
             best[option.group] = option
     return replace(plans[0], options=tuple(best.values()))
@@ -120,7 +117,7 @@ def _cut(made: Mapping[str, Replacement], plan: Plan) -> dict[str, Replacement]:
     """The replacements of a plan, as parts of larger ones."""
     found: dict[str, Replacement] = {}
     for option in plan.options:
-        if option.structure == NESTED:
+        if option.structure in NESTED:
             # A group of two factors is one weight, and has its name.
             whole, rank = made[option.group], option.rank
             assert isinstance(whole.factors, Factors)

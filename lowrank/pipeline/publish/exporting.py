@@ -35,7 +35,7 @@ def export(
     Raises:
         ExportError: if it cannot be traced, or what was written does not agree with torch.
     """
-    from lowrank.edge.graph_file import fit_file, write_onnx
+    from lowrank.edge.graph_file import fit_file
     from lowrank.evaluate.measure import exactness
 
     target = target or Target()
@@ -44,7 +44,7 @@ def export(
     if backend.source["kind"] == "onnx":
         raise ExportError(f"{model} is an ONNX file already; `lowrank compress {model}` makes a smaller one of it")
     with staged(Path(output).expanduser(), owned=GRAPHS) as stage:
-        write_onnx(backend, stage / ONNX_FILE, opset)
+        backend.write_onnx(stage / ONNX_FILE, opset)
         assert isinstance(backend.signature, Signature)
         if target.is_rounded:
             # Rounded numbers differ; what is rounded must not.

@@ -18,14 +18,13 @@ from lowrank.artifacts.lock import holding
 from lowrank.backends import Backend
 from lowrank.backends.inputs import Signature, spread
 from lowrank.core.analysis import Analysis
-from lowrank.edge.graph_file import WITH_PAST_FILE
 from lowrank.edge.target import Dtype, Target
 from lowrank.errors import ArtifactError, CalibrationError, ExportError
-from lowrank.pipeline.analyzing import read_calibration
 from lowrank.pipeline.publish.model_card import CONFIG_FILE, write_card
-from lowrank.pipeline.run.layout import MODEL_FOLDER, REPORT_FILE
+from lowrank.pipeline.run.layout import MODEL_FOLDER, REPORT_FILE, WITH_PAST_FILE
 from lowrank.pipeline.run.read import read_run
 from lowrank.pipeline.run.write import TOKENS
+from lowrank.pipeline.session import read_calibration
 from lowrank.pipeline.settings import Settings
 from lowrank.results.report import ONNX_FILE, Report
 
@@ -115,10 +114,10 @@ def _graphs(
     dtypes: tuple[Dtype, ...],
     remark: Callable[[str], object],
 ) -> list[Path]:
-    from lowrank.edge.graph_file import fit_file, write_onnx
+    from lowrank.edge.graph_file import fit_file
     from lowrank.evaluate.measure import exactness
 
-    target = Target.of(report.onnx)
+    target = report.target
     made = _named(graph, place, target.dtype)
     wanted: list[Dtype] = [dtype for dtype in dict.fromkeys(dtypes) if dtype not in ("float32", target.dtype)]
     if graph.name == WITH_PAST_FILE:
@@ -130,7 +129,7 @@ def _graphs(
     backend = _backend(folder)
     assert isinstance(backend.signature, Signature)
     plain = place / ".plain.onnx"
-    write_onnx(backend, plain)
+    backend.write_onnx(plain)
     exactness(backend, plain)
     if target.is_rounded:
         made += _named(plain, place, "float32")
@@ -143,7 +142,7 @@ def _graphs(
             remark(f"rounded to the nearest, as the run's data cannot be read: {error}")
     for dtype in wanted:
         rounded = place / f".{dtype}.onnx"
-        write_onnx(backend, rounded)
+        backend.write_onnx(rounded)
         for note in fit_file(rounded, Target(profile=target.profile, dtype=dtype), backend.signature, feeds):
             remark(note)
         made += _named(rounded, place, dtype)

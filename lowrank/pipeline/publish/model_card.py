@@ -29,7 +29,7 @@ def write_card(folder: Path, report: Report, graphs: Sequence[str] = ()) -> None
 
     path = folder / CARD_FILE
     original = read_card(path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "")
-    base = base_of(original, report.provenance.get("source", {}), config)
+    base = base_of(original, report.provenance.source or {}, config)
     text = card_of(
         report, original, base, rebuild["class"], _loads_it(rebuild["class"]), (folder / POOLING).is_dir(), graphs
     )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lowrank.edge.graph_file import WITH_PAST_FILE
 from lowrank.results.report import ONNX_FILE
 
 PAGE_FILE, PLAN_FILE, REPORT_FILE = "report.html", "plan.json", "report.json"
 RUN = "lowrank-run"
 MODEL_FOLDER = "model"
+WITH_PAST_FILE = "model_with_past.onnx"
 GRAPHS = (ONNX_FILE, f"{ONNX_FILE}.data", WITH_PAST_FILE, f"{WITH_PAST_FILE}.data")
 ADAPTER_FOLDER, ADAPTER_FILE, ADAPTABLE_FILE = "adapter", "adapter.onnx_adapter", "model_with_adapters.onnx"
 ADAPTER_FILES = (ADAPTER_FOLDER, ADAPTER_FILE, ADAPTABLE_FILE, f"{ADAPTABLE_FILE}.data")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lowrank.artifacts import load_analysis, read_json, write_json
 from lowrank.artifacts.lock import holding
@@ -15,6 +14,7 @@ from lowrank.core.plan import Plan
 from lowrank.errors import ArtifactError, PlanMismatch, first_line
 from lowrank.pipeline.run.layout import PAGE_FILE, PLAN_FILE, REPORT_FILE
 from lowrank.pipeline.run.provenance import made_with
+from lowrank.results.parts import Provenance
 from lowrank.results.report import Report
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ def renew_page(run: str | Path) -> str | None:
         ArtifactError: if there is no analysis in the folder.
     """
     folder = Path(run).expanduser()
-    return draw_page(folder, load_analysis(folder), {})
+    return draw_page(folder, load_analysis(folder), Provenance())
 
 
-def draw_page(run: Path, analysis: Analysis, made: Mapping[str, Any]) -> str | None:
+def draw_page(run: Path, analysis: Analysis, made: Provenance) -> str | None:
     """Write the page of an analysis and of what else lies in its run; what to say if that fails."""
     plan, report, remarks = _results(run, analysis)
     failed = _write(run / PAGE_FILE, analysis, plan, report, run, made, remarks)
@@ -77,7 +77,7 @@ def facts_in(run: str | Path) -> Facts:
     folder = Path(run).expanduser()
     analysis = load_analysis(folder)
     plan, report, remarks = _results(folder, analysis)
-    return facts_of(analysis, plan, report, folder, {}, remarks)
+    return facts_of(analysis, plan, report, folder, Provenance(), remarks)
 
 
 def _write(
@@ -86,7 +86,7 @@ def _write(
     plan: Plan | None,
     report: Report | None,
     run: Path,
-    made: Mapping[str, Any],
+    made: Provenance,
     remarks: tuple[str, ...] = (),
 ) -> str | None:
     try:

@@ -11,6 +11,7 @@ from lowrank.backends import Backend, Opening
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan
+from lowrank.core.structures import structure_named
 from lowrank.errors import ArtifactError, PlanMismatch, UnsupportedModel
 from lowrank.pipeline.run.layout import MODEL_FOLDER, PLAN_FILE, REPORT_FILE
 from lowrank.results.report import Report
@@ -68,7 +69,7 @@ def _check_plan(folder: Path, plan: Plan, analysis: Analysis) -> None:
     record = read_json(folder / MODEL_FOLDER / RECORD_FILE, "model")
     replaced = record.get("replaced")
     ranks = {name: entry.get("rank") for name, entry in replaced.items()} if isinstance(replaced, dict) else {}
-    chosen = [option for option in plan.options if option.structure not in ("dense", "residual")]
+    chosen = [option for option in plan.options if structure_named(option.structure).replaces]
     wanted = {name: option.rank for option in chosen for name in analysis.groups[option.group].weights}
     if ranks != wanted:
         odd = sorted(name for name in {*ranks, *wanted} if ranks.get(name) != wanted.get(name))

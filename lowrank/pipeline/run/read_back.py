@@ -40,7 +40,7 @@ class Finished:
     @property
     def is_healed(self) -> bool:
         """Whether training has changed what is in it; taken to be so where no report tells."""
-        return self.report is None or any(entry.get("kept") for entry in self.report.healing)
+        return self.report is None or any(entry.kept for entry in self.report.healing)
 
 
 def read_finished_run(folder: Path) -> tuple[Analysis, Plan, Report | None]:
@@ -97,7 +97,7 @@ def take_apart(
             original if isinstance(original, ModuleBackend) else None,
         )
         return Finished(folder, analysis, plan, report, full, held, replaced=replaced)
-    target = Target.of(report and report.onnx)
+    target = report.target if report else Target()
     if target.is_rounded or target.profile != "portable":
         form = f"rounded to {target.dtype}" if target.is_rounded else "fused for ONNX Runtime"
         raise UnsupportedModel(

@@ -4,74 +4,64 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from lowrank import edge
 from lowrank.artifacts import write_json
 from lowrank.backends import Backend
-from lowrank.backends.inputs import Signature, spread
-from lowrank.core.analysis import Analysis
+from lowrank.backends.inputs import Feed, Signature, spread
+from lowrank.backends.onnx.save import file_size
+from lowrank.calibrate.data import Calibration
 from lowrank.core.plan import Plan, stored_weights
 from lowrank.core.rounding.formats import Stored
-from lowrank.edge.graph_file import WITH_PAST_FILE
+from lowrank.edge.graph_file import fit_file
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError
+from lowrank.evaluate.generation import check_generation
+from lowrank.evaluate.measure import Measures, exactness, measure
 from lowrank.pipeline.publish.model_card import write_card
+from lowrank.pipeline.run.layout import MODEL_FOLDER, PLAN_FILE, REPORT_FILE, SCRIPT_FILE, WITH_PAST_FILE, files_of
 from lowrank.pipeline.run.page import with_page
-from lowrank.progress import Clock, Track
-from lowrank.results.report import ONNX_FILE, Report, held_against
-
-if TYPE_CHECKING:
-    from lowrank.calibrate import Calibration
-    from lowrank.evaluate.tasks import Benchmark
-from lowrank.pipeline.run.layout import MODEL_FOLDER, PLAN_FILE, REPORT_FILE, SCRIPT_FILE, files_of
 from lowrank.pipeline.run.provenance import provenance
+from lowrank.pipeline.session import Session
+from lowrank.results.parts import Cut, HealingResult
+from lowrank.results.report import ONNX_FILE, Report, held_against
 
 TOKENS = 16384
 """Of the calibration data that graphs are rounded on."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Output:
+class Output(Measures):
     """What of a result is written and measured."""
 
-    target: Target = field(default_factory=Target)
-    """What its graphs are for."""
     with_past: bool = False
     """Write `model_with_past.onnx`."""
-    latency: bool = True
-    """Export the dense model too, and time both."""
-    benchmark: Benchmark | None = None
-    """What it is measured on, beside fidelity."""
     max_drop: float | None = None
-    """How much it may lose on that."""
+    """How much it may lose on the tasks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """What came before a result is measured."""
+
+    refit: bool
+    """Whether its replacements were fitted to what they see in the compressed model."""
+    healing: Sequence[HealingResult] = ()
+    cut: Sequence[Cut] = ()
+    problems: Sequence[str] = ()
+    remarks: Sequence[str] = ()
+    before: Report | None = None
+    """What was measured of the run that it was made from."""
 
 
 def write_and_measure(
-    dense: Backend,
-    small: Backend,
-    analysis: Analysis,
-    plan: Plan,
-    stage: Path,
-    calibration: Calibration | None,
-    output: Output,
-    track: Track,
-    clock: Clock,
-    refit: bool,
-    healing: Sequence[dict[str, Any]] = (),
-    problems: Sequence[str] = (),
-    cut: Sequence[dict[str, Any]] = (),
-    remarks: Sequence[str] = (),
-    before: Report | None = None,
+    session: Session, small: Backend, plan: Plan, stage: Path, output: Output, history: History
 ) -> Report:
-    """Everything of a run but its analysis, in `stage`; `before` is what was measured of what it was made from."""
-    from lowrank.backends.onnx.save import file_size
-    from lowrank.edge.graph_file import fit_file, write_onnx
-    from lowrank.evaluate.measure import exactness, measure
-
-    found, notes, exact, target = list(problems), list[str](), None, output.target
+    """Everything of a run but its analysis, in `stage`."""
+    calibration, clock, target = session.calibration, session.clock, output.target
+    problems, notes, stored = list(history.problems), list[str](), stored_weights(plan, session.analysis)
     folder, onnx = stage / MODEL_FOLDER, stage / ONNX_FILE
     folder.mkdir()
     with clock.stage("save"):
@@ -81,48 +71,33 @@ def write_and_measure(
     if not isinstance(small.signature, str):
         try:
             with clock.stage("export"):
-                for path in track((onnx,), "writing ONNX", 1):
-                    write_onnx(small, path)
+                for path in session.track((onnx,), "writing ONNX", 1):
+                    small.write_onnx(path)
                     if target.is_rounded:
-                        exact = exactness(small, path)
-                    feeds = spread(calibration.fit, TOKENS) if calibration is not None else ()
-                    stored = stored_weights(plan, analysis)
-                    notes += fit_file(path, target, small.signature, feeds, stored)
+                        output = replace(output, exact=exactness(small, path))
+                    notes += fit_file(path, target, small.signature, rounding_feeds(calibration), stored)
         except ExportError as error:
-            found.append(str(error))
+            problems.append(str(error))
             _drop(stage, ONNX_FILE)
     if output.with_past:
         try:
             with clock.stage("export with past"):
-                notes += write_past(small, stage, target, stored_weights(plan, analysis))
+                notes += write_past(small, stage, target, stored)
         except ExportError as error:
-            found.append(str(error))
+            problems.append(str(error))
             _drop(stage, WITH_PAST_FILE)
     budget = plan.budget
     if budget is not None and budget.kind == "size" and onnx.exists():
         plan = replace(plan, share=float(file_size(onnx)))
         if not plan.meets_budget:
-            found.append(
+            problems.append(
                 f"{ONNX_FILE} has {int(plan.reached):,} bytes with its numbers, and {int(budget.limit):,} were "
                 "allowed; lower some ranks of the plan, or give more"
             )
-    report = measure(
-        dense,
-        small,
-        analysis,
-        plan,
-        stage,
-        calibration,
-        output.latency,
-        track,
-        clock,
-        target,
-        exact,
-        output.benchmark,
-    )
+    report = measure(session.subject, small, plan, stage, output)
     if output.max_drop is not None:
         report = held_against(report, output.max_drop)
-    found += report.problems
+    problems += report.problems
     if report.parity is None:
         # A graph that failed its check is not left for anyone to ship.
         _drop(stage, ONNX_FILE)
@@ -132,18 +107,23 @@ def write_and_measure(
     write_json(stage / PLAN_FILE, "plan", plan.to_json())
     report = replace(
         report,
-        problems=found,
-        notes=[*report.notes, *remarks, *notes],
-        healing=list(healing),
-        cut=list(cut),
+        problems=problems,
+        notes=[*report.notes, *history.remarks, *notes],
+        healing=list(history.healing),
+        cut=list(history.cut),
         seconds=clock.seconds,
-        provenance=provenance(analysis, plan, refit, cut, before),
+        provenance=provenance(session.analysis, plan, history.refit, history.cut, history.before),
     )
     write_card(folder, report)
     report = replace(report, files=files_of(stage))
-    report = with_page(stage, stage.parent, analysis, plan, report)
+    report = with_page(stage, stage.parent, session.analysis, plan, report)
     write_json(stage / REPORT_FILE, "report", report.to_json())
     return report
+
+
+def rounding_feeds(calibration: Calibration | None) -> Sequence[Feed]:
+    """The inputs on which graphs are rounded; none without data."""
+    return spread(calibration.fit, TOKENS) if calibration is not None else ()
 
 
 def write_past(backend: Backend, stage: Path, target: Target, stored: Mapping[str, Stored] | None = None) -> list[str]:
@@ -152,11 +132,9 @@ def write_past(backend: Backend, stage: Path, target: Target, stored: Mapping[st
     Raises:
         ExportError: if it cannot be written, does not run, or chooses other tokens than torch.
     """
-    from lowrank.edge.graph_file import fit_file, write_with_past
-    from lowrank.evaluate.generation import check_generation
-
     assert isinstance(backend.signature, Signature)
-    path = write_with_past(backend, stage)
+    path = stage / WITH_PAST_FILE
+    backend.write_with_past(path)
     check_generation(backend, path)
     if target == Target():
         return []

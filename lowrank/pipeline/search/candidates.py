@@ -14,23 +14,21 @@ from typing import TYPE_CHECKING, Any
 from lowrank.artifacts import hash_json, read_json, write_json
 from lowrank.artifacts.files import linked
 from lowrank.backends import Backend
-from lowrank.backends.inputs import Feed, Signature, spread
+from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.onnx.save import file_size
-from lowrank.core.analysis import Analysis
-from lowrank.core.structures.permute import agree_channel_order
-from lowrank.edge.graph_file import fit_file, write_onnx
+from lowrank.calibrate import Calibration, training_batches
+from lowrank.edge.graph_file import fit_file
 from lowrank.errors import ExportError, UnsupportedModel
-from lowrank.pipeline.healing import Training, check_samples, hundredths
-from lowrank.pipeline.plans import factorize, refitted, select
+from lowrank.evaluate.measure import exactness
+from lowrank.pipeline.healing import Training, check_samples
+from lowrank.pipeline.plans import compressed, select
 from lowrank.pipeline.run.layout import CHECKPOINT_FILE, MODEL_FOLDER
-from lowrank.pipeline.run.write import TOKENS
+from lowrank.pipeline.run.write import rounding_feeds
 from lowrank.pipeline.search.points import Method
-from lowrank.pipeline.settings import Settings
-from lowrank.progress import Track, silent
+from lowrank.pipeline.session import Session
 from lowrank.results.report import ONNX_FILE
 
 if TYPE_CHECKING:
-    from lowrank.calibrate import Calibration
     from lowrank.evaluate.tasks import Score, Task
 
 POINT_FILE = "point.json"
@@ -52,10 +50,8 @@ class Candidate:
 class CandidateBuilder:
     """Makes each model once, its graphs in all types, and scores them; what is done is kept in a folder."""
 
-    dense: Backend
-    calibration: Calibration | None
-    analysis: Analysis
-    settings: Settings
+    session: Session
+    """Of a trial: it shows nothing."""
     task: Task
     folder: Path
     heal: Training | None
@@ -63,7 +59,6 @@ class CandidateBuilder:
     resume: bool
     saving: bool
     """Whether models are saved beside their graphs."""
-    track: Track = silent
     _factored: tuple[float, Backend] | None = None
 
     def path(self, kind: Method) -> Path:
@@ -81,8 +76,6 @@ class CandidateBuilder:
         Raises:
             LowRankError: if it cannot be made, with the reason.
         """
-        from lowrank.evaluate.measure import exactness
-
         whole, *_ = family
         missing = [kind for kind in family if self.known(kind) is None]
         if not missing:
@@ -94,11 +87,11 @@ class CandidateBuilder:
             shutil.rmtree(place / MODEL_FOLDER, ignore_errors=True)
             (place / MODEL_FOLDER).mkdir()
             made.save(place / MODEL_FOLDER)
-        write_onnx(made.model, self.path(whole))
+        made.model.write_onnx(self.path(whole))
         exactness(made.model, self.path(whole))
         signature = made.model.signature
         assert isinstance(signature, Signature)
-        feeds = spread(self.calibration.fit, TOKENS) if self.calibration is not None else ()
+        feeds = rounding_feeds(self.session.calibration)
         for kind in missing:
             if kind is not whole:
                 self._round(kind, whole, signature, feeds)
@@ -147,19 +140,20 @@ class CandidateBuilder:
     def _score(self, path: Path) -> Score:
         from lowrank.evaluate.session import FileModel
 
-        assert isinstance(self.dense.signature, Signature)
-        return self.task.score(FileModel(path, self.dense.signature.output))
+        assert isinstance(self.session.dense.signature, Signature)
+        return self.task.score(FileModel(path, self.session.dense.signature.output))
 
     def _made(self, kind: Method) -> Candidate:
         if kind.method == "dense":
-            return Candidate(self.dense, self.dense.save)
+            return Candidate(self.session.dense, self.session.dense.save)
         if kind.method == "student":
             return self._student()
         assert kind.keep is not None
         if kind.method == "pruned":
             from lowrank.baselines import pruned
 
-            model, zeros = pruned(self.dense, [record.weight.name for record in self.analysis.weights], kind.keep)
+            names = [record.weight.name for record in self.session.analysis.weights]
+            model, zeros = pruned(self.session.dense, names, kind.keep)
             return Candidate(model, model.save, {"zeros": zeros})
         if kind.method == "lowrank":
             model = self._small(kind.keep)
@@ -171,10 +165,7 @@ class CandidateBuilder:
         if self._factored is not None and self._factored[0] == keep:
             return self._factored[1]
         self._factored = None
-        made = factorize(self.dense, self.analysis, select(self.analysis, keep), self.track)
-        if self.calibration is not None and made:
-            made = refitted(self.calibration, made, self.analysis, self.track)
-        small = self.dense.rewrite(agree_channel_order(made, self.dense.weights, self.dense.couplings, self.dense))
+        small = compressed(self.session, select(self.session.analysis, keep))
         self._factored = (keep, small)
         return small
 
@@ -204,7 +195,7 @@ class CandidateBuilder:
         from lowrank.baselines import distillation, half_of, save_student
         from lowrank.healing import Work
 
-        student, kind = half_of(self.dense), Method("student")
+        student, kind = half_of(self.session.dense), Method("student")
         calibration, fit = self._data()
         training = self.distil
         assert training is not None
@@ -224,7 +215,7 @@ class CandidateBuilder:
         return Candidate(student, lambda folder: save_student(student, folder), facts)
 
     def _trained(self, healing: Any, training: Training, checkpoint: Path) -> dict[str, Any]:
-        for _ in self.track(hundredths(healing.run()), healing.told, 100):
+        for _ in healing.run():
             pass
         checkpoint.unlink(missing_ok=True)
         healed = healing.healed()
@@ -237,13 +228,12 @@ class CandidateBuilder:
         Raises:
             UnsupportedModel: if there are none.
         """
-        from lowrank.calibrate import training_batches
-
-        if self.calibration is None:
+        calibration, settings = self.session.calibration, self.session.settings
+        if calibration is None:
             raise UnsupportedModel("there is no data to learn from; give --calib FILE")
-        check_samples(self.calibration)
-        text = Path(self.settings.calib).expanduser() if self.settings.calib else None
-        return self.calibration, training_batches(self.calibration, text, self.settings.column)
+        check_samples(calibration)
+        text = Path(settings.calib).expanduser() if settings.calib else None
+        return calibration, training_batches(calibration, text, settings.column)
 
     def _checkpoint(self, kind: Method) -> Path:
         place = self.folder / kind.name

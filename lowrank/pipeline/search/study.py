@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 
 from lowrank.artifacts.journal import check_identity
+from lowrank.core.structures import structures
 from lowrank.errors import ArtifactError, LowRankError, first_line
 from lowrank.pipeline.search.trials import Limits, Trial
 
 STUDY_FILE = "tune.db"
 LEAST, STEP = 0.1, 0.05
 """Of keep ratios."""
-OFFERS = ("all", "two_factor,pivoted", "two_factor")
+SINGLE = tuple(structure.name for structure in structures() if structure.by_rank)
+OFFERS = ("all", ",".join(SINGLE), SINGLE[0])
+"""Sets of structures that may be on offer."""
 TYPES = ("float32", "int8", "int4")
 FIRST: tuple[dict[str, Any], ...] = (
     {"keep": 1.0, "dtype": "int8"},

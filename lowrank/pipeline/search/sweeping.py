@@ -7,38 +7,27 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from lowrank.artifacts import read_json, save_analysis, staged, write_json
-from lowrank.artifacts.analysis import kept_in
+from lowrank.artifacts import read_json, staged, write_json
 from lowrank.artifacts.files import linked
 from lowrank.artifacts.journal import close_journal, open_journal
 from lowrank.artifacts.lock import holding
-from lowrank.backends import Opening, open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.memory import available_memory
 from lowrank.backends.onnx.save import file_size
 from lowrank.core.selection.pareto import Result, on_front
-from lowrank.errors import ArtifactError, HealingError, LowRankError, UnsupportedModel
-from lowrank.pipeline.analyzing import STAGE as ANALYZE
-from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_calibration
-from lowrank.pipeline.execution import Execution
-from lowrank.pipeline.healing import Training, check_trainable
+from lowrank.errors import ArtifactError, HealingError, LowRankError
+from lowrank.evaluate import measure_latency
+from lowrank.pipeline.healing import Training
 from lowrank.pipeline.run.layout import PAGE_FILE, RUN
 from lowrank.pipeline.run.page import draw_page
 from lowrank.pipeline.run.provenance import made_with
 from lowrank.pipeline.search.candidates import CandidateBuilder, copy_point
-from lowrank.pipeline.search.points import (
-    ALL,
-    FRONT,
-    Method,
-    Point,
-    check_names,
-    data_of,
-    families,
-)
-from lowrank.pipeline.settings import Settings
-from lowrank.progress import Clock, Track, silent
+from lowrank.pipeline.search.measurable import open_measurable
+from lowrank.pipeline.search.points import ALL, FRONT, Method, Point, check_names, data_of, families
+from lowrank.pipeline.session import Session, WorkOptions
+from lowrank.progress import Track
 from lowrank.report.advice import advice
 from lowrank.report.page.sweep_plot import scatter
 from lowrank.report.page.tradeoff import SWEEP_FILE
@@ -99,10 +88,7 @@ def sweep(
     heal: Training | float | None = None,
     distil: Training | float | None = None,
     write: Sequence[str] = (),
-    settings: Settings | None = None,
-    opening: Opening | None = None,
-    execution: Execution | None = None,
-    track: Track = silent,
+    **options: Unpack[WorkOptions],
 ) -> Sweep:
     """Solve all budgets from one analysis, make what else one could do, and measure all of it side by side.
 
@@ -119,10 +105,8 @@ def sweep(
         heal: also train each low-rank model, in this way or for so many minutes.
         distil: train the student so; by default as long as models are healed, or two minutes; 0 leaves it out.
         write: names of points whose `model.onnx` and `model/` are kept, or `front`, or `all`.
-        settings: which weights, and on what data.
-        opening: how to build the model if its file does not say.
-        execution: whether to go on with a sweep that was interrupted.
-        track: shows progress.
+        options: `settings`, which weights, and on what data; `opening`, how to build the model if its file does not
+            say; `execution`, whether to go on with a sweep that was interrupted; `track`, which shows progress.
 
     Raises:
         LowRankError: with what to try.
@@ -130,98 +114,132 @@ def sweep(
     Example:
         sweep = lowrank.sweep("my-model", task="sts:pairs.tsv", write=["front"])
     """
-    run, clock, execution = Path(output).expanduser(), Clock(), execution or Execution()
-    settings, opening = settings or Settings(), opening or Opening()
-    heal = Training(minutes=heal) if isinstance(heal, int | float) else heal
-    if heal is not None and heal.adapter is not None:
-        raise HealingError("a sweep heals factors; leave the adapter to `lowrank heal`")
-    distil = (heal or MINUTES) if distil is None else distil
-    distil = distil if isinstance(distil, Training) else Training(minutes=distil) if distil > 0 else None
-    keeps = _sound(keeps)
-    wanted = families(keeps, distil is not None, heal is not None)
-    check_names(write, [kind for family in wanted for kind in family])
-    backend = open_model(model, opening, streamed=False)
-    if heal is not None:
-        check_trainable(backend)
-    calibration = read_calibration(backend, settings)
-    backend = calibration.backend if calibration else backend
-    signature = backend.signature
-    if isinstance(signature, str):
-        raise UnsupportedModel(f"nothing can be measured: {signature}; see --arch, --config and --calib inputs.npz")
-    # A task that cannot be read must not cost an analysis.
-    from lowrank.evaluate.tasks import read_tasks
-
-    (measure,) = read_tasks([task], backend, calibration.report if calibration else None)
-    kept = kept_analysis(run)
-    analysis = analyze_backend(backend, calibration, settings, opening, kept, track, clock, execution, run)
-    if analysis is not kept:
-        save_analysis(analysis, run)
-        analysis = kept_in(run, analysis)
-    close_journal(run, ANALYZE)
+    run = Path(output).expanduser()
+    ways = Ways(keeps=_sound(keeps), heal=_training(heal), distil=_distillation(heal, distil))
+    check_names(write, [kind for family in ways.families for kind in family])
+    session, measure = open_measurable(model, run, task, ways.heal is not None, **options)
     identity = {
-        "model": backend.source["fingerprint"],
+        "model": session.dense.source["fingerprint"],
         "version of lowrank": __version__,
-        "analysis": analysis.fingerprint,
-        "keep ratios": keeps,
+        "analysis": session.analysis.fingerprint,
+        "keep ratios": ways.keeps,
         "task": [task, data_of(task)],
-        "healing": heal and asdict(heal),
-        "distillation": distil and asdict(distil),
+        "healing": ways.heal and asdict(ways.heal),
+        "distillation": ways.distil and asdict(ways.distil),
     }
     before = _finished(run, identity)
-    if before is not None:
-        named = {name for word in write for name in _named(word, before.points)}
-        wanted = [family for family in wanted if family[0].method == "dense" or named & {k.name for k in family}]
     if before is not None and not write:
         return before
-    journal = open_journal(run, STAGE, {**identity, "written": list(write)}, execution.resume)
+    journal = open_journal(run, STAGE, {**identity, "written": list(write)}, session.execution.resume)
     assert journal.folder is not None
-    maker = CandidateBuilder(
-        backend, calibration, analysis, settings, measure, journal.folder, heal, distil, execution.resume, bool(write)
+    builder = CandidateBuilder(
+        session.on_trial, measure, journal.folder, ways.heal, ways.distil, session.execution.resume, bool(write)
     )
-    left_out: list[dict[str, str]] = []
-    for family in track(wanted, "making points", len(wanted)):
-        try:
-            with clock.stage(family[0].name):
-                maker.make(family)
-        except LowRankError as error:
-            if family[0].method == "dense":
-                raise
-            left_out += [{"name": k.name, "reason": str(error)} for k in family if maker.known(k) is None]
-    kinds = [kind for family in wanted for kind in family if maker.known(kind) is not None]
-    with clock.stage("latency"):
-        times = _times({kind.name: maker.path(kind) for kind in kinds}, signature, track)
-    points = [_point(kind, maker.known(kind) or {}, times[kind.name]) for kind in kinds]
+    kinds, left_out = _made(builder, session, _wanted(ways, before, write))
+    points = _points(builder, session, kinds)
     if before is not None:
-        left_out = before.left_out
-        points = _merged(before.points, points)
+        left_out, points = before.left_out, _merged(before.points, points)
     chosen = on_front([Result(p.bytes, p.ms, p.drop) for p in points])
     points = [replace(point, on_front=front) for point, front in zip(points, chosen, strict=True)]
-    sequence = f" x {min(SEQUENCE, signature.max_sequence)}" if signature.has_sequence else ""
-    found = Sweep(
+    result = Sweep(
         task={"name": measure.name, "metric": measure.metric, "higher_is_better": measure.higher_is_better},
-        shape=f"1{sequence}",
+        shape=_shape(session),
         points=points,
         left_out=left_out,
         advice=advice(points),
-        seconds=clock.seconds,
+        seconds=session.clock.seconds,
         identity=identity,
-        provenance={"command": sys.argv, "source": dict(backend.source)},
+        provenance={"command": sys.argv, "source": dict(session.dense.source)},
     )
+    _write(run, result, {kind.name: builder.path(kind).parent for kind in kinds}, write, before is not None)
+    close_journal(run, STAGE)
+    failed = draw_page(run, session.analysis, made_with())
+    if failed is not None:
+        return replace(result, left_out=[*left_out, {"name": PAGE_FILE, "reason": failed}])
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ways:
+    """What a sweep makes: keep ratios, and how models are trained."""
+
+    keeps: list[float]
+    heal: Training | None
+    distil: Training | None
+
+    @property
+    def families(self) -> list[list[Method]]:
+        """The points of each model."""
+        return families(self.keeps, self.distil is not None, self.heal is not None)
+
+
+def _training(heal: Training | float | None) -> Training | None:
+    heal = Training(minutes=heal) if isinstance(heal, int | float) else heal
+    if heal is not None and heal.adapter is not None:
+        raise HealingError("a sweep heals factors; leave the adapter to `lowrank heal`")
+    return heal
+
+
+def _distillation(heal: Training | float | None, distil: Training | float | None) -> Training | None:
+    """How the student is trained; None if there is none."""
+    distil = (heal or MINUTES) if distil is None else distil
+    return distil if isinstance(distil, Training) else Training(minutes=distil) if distil > 0 else None
+
+
+def _wanted(ways: Ways, before: Sweep | None, write: Sequence[str]) -> list[list[Method]]:
+    """The models to make; beside an earlier sweep only the dense one and those that are to be written."""
+    if before is None:
+        return ways.families
+    named = {name for word in write for name in _named(word, before.points)}
+    return [each for each in ways.families if each[0].method == "dense" or named & {kind.name for kind in each}]
+
+
+def _made(
+    builder: CandidateBuilder, session: Session, wanted: Sequence[list[Method]]
+) -> tuple[list[Method], list[dict[str, str]]]:
+    """The points that could be made, and those that could not, with the reason.
+
+    Raises:
+        LowRankError: if the dense model cannot be written or measured.
+    """
+    left_out: list[dict[str, str]] = []
+    for family in session.track(wanted, "making points", len(wanted)):
+        try:
+            with session.clock.stage(family[0].name):
+                builder.make(family)
+        except LowRankError as error:
+            if family[0].method == "dense":
+                raise
+            left_out += [{"name": k.name, "reason": str(error)} for k in family if builder.known(k) is None]
+    return [kind for family in wanted for kind in family if builder.known(kind) is not None], left_out
+
+
+def _points(builder: CandidateBuilder, session: Session, kinds: Sequence[Method]) -> list[Point]:
+    """What points came to, timed side by side."""
+    signature = session.dense.signature
+    assert isinstance(signature, Signature)
+    with session.clock.stage("latency"):
+        times = _times({kind.name: builder.path(kind) for kind in kinds}, signature, session.track)
+    return [_point(kind, builder.known(kind) or {}, times[kind.name]) for kind in kinds]
+
+
+def _shape(session: Session) -> str:
+    signature = session.dense.signature
+    assert isinstance(signature, Signature)
+    return f"1 x {min(SEQUENCE, signature.max_sequence)}" if signature.has_sequence else "1"
+
+
+def _write(run: Path, sweep: Sweep, made: Mapping[str, Path], write: Sequence[str], again: bool) -> None:
+    """Write a sweep, and the points that are asked for beside those that an earlier time wrote."""
     with staged(run, owned=(SWEEP_FILE, PICTURE_FILE, POINTS_FOLDER)) as stage:
-        written = {name for word in write for name in _named(word, points)}
-        for kind in kinds:
-            if kind.name in written:
-                copy_point(maker.path(kind).parent, stage / POINTS_FOLDER / kind.name)
-        for earlier in (run / POINTS_FOLDER).iterdir() if before and (run / POINTS_FOLDER).is_dir() else ():
+        written = {name for word in write for name in _named(word, sweep.points)}
+        for name in made.keys() & written:
+            copy_point(made[name], stage / POINTS_FOLDER / name)
+        for earlier in (run / POINTS_FOLDER).iterdir() if again and (run / POINTS_FOLDER).is_dir() else ():
             if not (stage / POINTS_FOLDER / earlier.name).exists():
                 shutil.copytree(earlier, stage / POINTS_FOLDER / earlier.name, copy_function=linked)
-        write_json(stage / SWEEP_FILE, "sweep", found.to_json())
-        (stage / PICTURE_FILE).write_text(scatter(points, found.task["metric"]), encoding="utf-8")
-    close_journal(run, STAGE)
-    failed = draw_page(run, analysis, made_with())
-    if failed is not None:
-        return replace(found, left_out=[*left_out, {"name": PAGE_FILE, "reason": failed}])
-    return found
+        write_json(stage / SWEEP_FILE, "sweep", sweep.to_json())
+        (stage / PICTURE_FILE).write_text(scatter(sweep.points, sweep.task["metric"]), encoding="utf-8")
 
 
 def _sound(keeps: Sequence[float]) -> list[float]:
@@ -256,8 +274,6 @@ def _times(files: Mapping[str, Path], signature: Signature, track: Track) -> dic
 
     With several groups the dense model is in each, and times are what they would be beside the first one's.
     """
-    from lowrank.evaluate import measure_latency
-
     first, *rest = files
     groups, room = [list[str]()], available_memory() // 4
     for name in rest:

@@ -10,44 +10,33 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Unpack
 
-from lowrank.artifacts import read_json, save_analysis, staged, write_json
-from lowrank.artifacts.analysis import ANALYSIS_FILES, kept_in
+from lowrank.artifacts import read_json, staged, write_json
+from lowrank.artifacts.analysis import ANALYSIS_FILES
 from lowrank.artifacts.files import linked
 from lowrank.artifacts.journal import PROGRESS_FOLDER, close_journal
 from lowrank.artifacts.lock import holding
-from lowrank.backends import Backend, Opening, open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx.save import file_size
 from lowrank.core.budget import Budget
 from lowrank.core.selection.knapsack import Knapsack
-from lowrank.edge.graph_file import write_onnx
 from lowrank.edge.target import Target
-from lowrank.errors import ArtifactError, ExportError, LowRankError, UnsupportedModel
-from lowrank.pipeline.analyzing import STAGE as ANALYZE
-from lowrank.pipeline.analyzing import analyze_backend, kept_analysis, read_calibration
+from lowrank.errors import ArtifactError, ExportError, LowRankError
+from lowrank.evaluate import measure_latency
+from lowrank.evaluate.session import FileModel
+from lowrank.evaluate.tasks import Score, Task, compare
 from lowrank.pipeline.compressing import compress
 from lowrank.pipeline.evaluating import evaluate
-from lowrank.pipeline.execution import Execution
-from lowrank.pipeline.healing import Training, check_trainable
+from lowrank.pipeline.healing import Training
 from lowrank.pipeline.run.layout import RESULTS, RUN, SCRIPT_FILE
+from lowrank.pipeline.search.measurable import open_measurable
 from lowrank.pipeline.search.points import data_of
 from lowrank.pipeline.search.study import Study, import_optuna
-from lowrank.pipeline.search.trials import (
-    GOALS,
-    Limits,
-    Trial,
-    best_of,
-    nearest_of,
-)
-from lowrank.pipeline.settings import Settings
-from lowrank.progress import Clock, Track, silent
+from lowrank.pipeline.search.trials import GOALS, Limits, Trial, best_of, nearest_of
+from lowrank.pipeline.session import Session, Work, WorkOptions
 from lowrank.results.report import ONNX_FILE
 from lowrank.version import __version__
-
-if TYPE_CHECKING:
-    from lowrank.evaluate.tasks import Score, Task
 
 STAGE = "tune"
 TUNE_FILE = "tune.json"
@@ -77,6 +66,25 @@ class Tuning:
         return asdict(self)
 
 
+class TuneOptions(WorkOptions, total=False):
+    """Keywords of `tune`."""
+
+    trials: int
+    minutes: float | None
+    heal: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort(Work):
+    """The same with its defaults."""
+
+    trials: int = 30
+    minutes: float | None = None
+    heal: float = 0.0
+    seed: int = 0
+
+
 @holding("output")
 def tune(
     model: object,
@@ -86,14 +94,7 @@ def tune(
     max_drop: float = 0.01,
     size: Budget | None = None,
     latency: Budget | None = None,
-    trials: int = 30,
-    minutes: float | None = None,
-    heal: float = 0.0,
-    seed: int = 0,
-    settings: Settings | None = None,
-    opening: Opening | None = None,
-    execution: Execution | None = None,
-    track: Track = silent,
+    **options: Unpack[TuneOptions],
 ) -> Tuning:
     """Search the keep ratio, the structures, the type of numbers and the minutes of healing with Optuna.
 
@@ -108,14 +109,16 @@ def tune(
         max_drop: how much of it may be lost.
         size: what the file may have; see `Budget.size`.
         latency: what a run of 128 tokens may take, `Budget.latency` or of milliseconds.
-        trials: how many, those of a study that is gone on with among them.
-        minutes: no trial begins later.
-        heal: so many minutes of healing may be tried.
-        seed: of what is proposed.
-        settings: which weights, and on what data.
-        opening: how to build the model if its file does not say.
-        execution: whether to go on with the study that is there.
-        track: shows progress.
+        options: any of these.
+
+            - trials: how many, those of a study that is gone on with among them; by default 30.
+            - minutes: no trial begins later.
+            - heal: so many minutes of healing may be tried; by default none.
+            - seed: of what is proposed.
+            - settings: which weights, and on what data.
+            - opening: how to build the model if its file does not say.
+            - execution: whether to go on with the study that is there.
+            - track: shows progress.
 
     Raises:
         LowRankError: with what to try.
@@ -123,60 +126,42 @@ def tune(
     Example:
         found = lowrank.tune("my-model", task="sts:pairs.tsv", max_drop=0.01, size=lowrank.Budget.size(10e6))
     """
-    begun, run, clock, execution = time.monotonic(), Path(output).expanduser(), Clock(), execution or Execution()
-    settings, opening = settings or Settings(), opening or Opening()
+    begun, run, effort = time.monotonic(), Path(output).expanduser(), Effort(**options)
     import_optuna()
     if not (math.isfinite(max_drop) and max_drop >= 0):
         raise LowRankError(f"a drop of {max_drop:g} is no limit; give a number such as 0.01")
-    backend = open_model(model, opening, streamed=False)
-    if heal:
-        check_trainable(backend)
-    calibration = read_calibration(backend, settings)
-    backend = calibration.backend if calibration else backend
-    if isinstance(backend.signature, str):
-        raise UnsupportedModel(f"nothing can be measured: {backend.signature}; see --arch, --config and --calib")
-    from lowrank.evaluate.tasks import read_tasks
-
-    (measure,) = read_tasks([task], backend, calibration.report if calibration else None)
-    kept = kept_analysis(run)
-    analysis = analyze_backend(backend, calibration, settings, opening, kept, track, clock, execution, run)
-    if analysis is not kept:
-        save_analysis(analysis, run)
-        kept_in(run, analysis)
-    close_journal(run, ANALYZE)
+    session, measure = open_measurable(
+        model,
+        run,
+        task,
+        bool(effort.heal),
+        settings=effort.settings,
+        opening=effort.opening,
+        execution=effort.execution,
+        track=effort.track,
+    )
     place = run / PROGRESS_FOLDER / STAGE
-    if not execution.resume:
+    if not session.execution.resume:
         shutil.rmtree(place, ignore_errors=True)
-    workbench = Workbench(model, backend, measure, settings, opening, run, place, seed)
+    workbench = Workbench(model, session, measure, run, place, effort.seed)
     limits = Limits(
         drop=max_drop,
-        bytes=None if size is None else size.of_original(backend.nbytes).limit,
+        bytes=None if size is None else size.of_original(session.dense.nbytes).limit,
         ms=None if latency is None else workbench.milliseconds(latency),
     )
     identity = {
         "version of lowrank": __version__,
-        "analysis": analysis.fingerprint,
+        "analysis": session.analysis.fingerprint,
         "task": [task, data_of(task)],
         "drop": max_drop,
         "size": limits.bytes,
         "time": latency and asdict(latency),
-        "healing": heal,
-        "seed": seed,
+        "healing": effort.heal,
+        "seed": effort.seed,
     }
-    study = Study(run, identity, limits, heal, seed, execution.resume)
-    exhausted = False
-    for _ in track(range(len(study.trials), trials), "trying", max(trials - len(study.trials), 0)):
-        if minutes is not None and time.monotonic() - begun > 60 * minutes:
-            break
-        found = study.ask()
-        if found is None:
-            exhausted = True
-            break
-        asked, proposed = found
-        study.tell(asked, workbench.tried(proposed))
-        workbench.keep_only(best_of(study.trials, limits))
-    done = study.trials
-    best = best_of(done, limits)
+    study = Study(run, identity, limits, effort.heal, effort.seed, session.execution.resume)
+    exhausted = _search(study, workbench, limits, effort, begun)
+    best = best_of(study.trials, limits)
     tuning = Tuning(
         task={"name": measure.name, "metric": measure.metric, "higher_is_better": measure.higher_is_better},
         limits=limits,
@@ -186,11 +171,11 @@ def tune(
             "ms": workbench.dense_ms,
             "quality": workbench.dense_score.value,
         },
-        trials=done,
+        trials=study.trials,
         best=best,
-        nearest=nearest_of(done, limits) if best is None else None,
+        nearest=nearest_of(study.trials, limits) if best is None else None,
         exhausted=exhausted,
-        provenance={"command": sys.argv, "source": dict(backend.source)},
+        provenance={"command": sys.argv, "source": dict(session.dense.source)},
     )
     if best is not None:
         workbench.install(best, limits)
@@ -199,15 +184,28 @@ def tune(
     return tuning
 
 
+def _search(study: Study, workbench: Workbench, limits: Limits, effort: Effort, begun: float) -> bool:
+    """Make and measure trials; whether nothing is left to try."""
+    left = range(len(study.trials), effort.trials)
+    for _ in effort.track(left, "trying", len(left)):
+        if effort.minutes is not None and time.monotonic() - begun > 60 * effort.minutes:
+            return False
+        proposal = study.ask()
+        if proposal is None:
+            return True
+        asked, trial = proposal
+        study.tell(asked, workbench.tried(trial))
+        workbench.keep_only(best_of(study.trials, limits))
+    return False
+
+
 @dataclass(eq=False)
 class Workbench:
     """Makes a trial, and measures it beside the dense model."""
 
     model: object
-    dense: Backend
+    session: Session
     task: Task
-    settings: Settings
-    opening: Opening
     run: Path
     place: Path
     """For the trials' folders."""
@@ -218,7 +216,7 @@ class Workbench:
         """The dense model's graph."""
         path = self.place / "dense" / ONNX_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_onnx(self.dense, path)
+        self.session.dense.write_onnx(path)
         return path
 
     @cached_property
@@ -241,8 +239,6 @@ class Workbench:
 
     def tried(self, trial: Trial) -> Trial:
         """The same trial with what it came to."""
-        from lowrank.evaluate.tasks import compare
-
         try:
             path = self._made(trial)
             compared = compare(self.task, self.dense_score, self._score(path))
@@ -286,7 +282,7 @@ class Workbench:
                     shutil.move(folder / name, stage / name)
         if isinstance(self.model, str | Path):
             # Trials were not timed for their reports.
-            evaluate(self.run, opening=self.opening)
+            evaluate(self.run, opening=self.session.opening)
 
     def _made(self, trial: Trial) -> Path:
         """The graph of a trial's run.
@@ -308,8 +304,8 @@ class Workbench:
             trial.keep,
             output=folder,
             selector=Knapsack(structures=offered) if offered else None,
-            settings=self.settings,
-            opening=self.opening,
+            settings=self.session.settings,
+            opening=self.session.opening,
             heal=Training(minutes=trial.minutes, seed=self.seed) if trial.minutes else None,
             latency=False,
             target=Target(dtype=trial.dtype),  # pyright: ignore[reportArgumentType]
@@ -319,16 +315,12 @@ class Workbench:
         return folder / ONNX_FILE
 
     def _score(self, path: Path) -> Score:
-        from lowrank.evaluate.session import FileModel
-
-        assert isinstance(self.dense.signature, Signature)
-        return self.task.score(FileModel(path, self.dense.signature.output))
+        assert isinstance(self.session.dense.signature, Signature)
+        return self.task.score(FileModel(path, self.session.dense.signature.output))
 
     def _times(self, files: Mapping[str, Path]) -> dict[str, float]:
-        from lowrank.evaluate import measure_latency
-
-        assert isinstance(self.dense.signature, Signature)
-        return measure_latency(files, self.dense.signature)
+        assert isinstance(self.session.dense.signature, Signature)
+        return measure_latency(files, self.session.dense.signature)
 
 
 def _holds(run: Path, trial: Trial) -> bool:

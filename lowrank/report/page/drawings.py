@@ -8,14 +8,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from lowrank.report.page.spectra import ENERGIES, Line, Seen
-from lowrank.report.page.svg import (
-    Scale,
-    element,
-    mark,
-    percent,
-    picture,
-    polyline,
-)
+from lowrank.report.page.svg import Scale, element, mark, percent, picture, polyline
 from lowrank.report.page.tradeoff import Front, Measured
 
 PANEL = (200, 124)

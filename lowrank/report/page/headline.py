@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from lowrank.report.page.page_data import Facts
 from lowrank.report.page.svg import percent
+from lowrank.results.parts import Comparison, Latency, Quality
 from lowrank.results.report import ONNX_FILE
 
 QUALITY = {
@@ -88,54 +89,51 @@ def cards_of(facts: Facts) -> list[Card]:
     else:
         # Tensors of the dense model, whose graph was not written; of this one the graph, if there is one.
         graph = sum(facts.report.files.get(name, 0) for name in (ONNX_FILE, f"{ONNX_FILE}.data"))
-        sizes = (("dense", model["bytes_before"]), ("compressed", graph or model["bytes_after"]))
+        sizes = (("dense", model.bytes_before), ("compressed", graph or model.bytes_after))
         label = f"Size of {ONNX_FILE}" if graph else "Size of the tensors"
         found.append(_bars(label, size(sizes[1][1]), _times(*sizes), sizes, size))
-    counts = (("dense", model["params_before"]), ("compressed", model["params_after"]))
-    kept = facts.report.targets["keep_ratio"]
+    counts = (("dense", model.params_before), ("compressed", model.params_after))
+    kept = facts.report.targets.keep_ratio
     told = f"{_times(*counts)}; of what was targeted {percent(kept, 1)} is kept"
-    return [*found, _bars("Parameters", short(model["params_after"]), told, counts, short)]
+    return [*found, _bars("Parameters", short(model.params_after), told, counts, short)]
 
 
 def _quality(facts: Facts) -> Card:
     report = facts.report
     assert report is not None
-    quality = report.quality or {}
-    for task in quality.get("tasks") or ():
+    for task in report.tasks:
         # What was asked for tells more than likeness to the dense model.
-        scores = (("dense", task["dense"]), ("compressed", task["compressed"]))
-        return _bars(
-            "Quality", f"{task['compressed']:.4f}", f"{task['metric']} on {task['task']}", scores, "{:.4f}".format
-        )
-    for key, told in QUALITY.items():
-        value = quality.get(key)
-        if isinstance(value, int | float):
-            where = quality.get("data")
-            told += f", on {where}" if isinstance(where, str) else ""
-            plain = quality.get("dense_rounded", {}).get(key)
-            told += f"; {rounded_name(facts)}: {plain:.4f}" if isinstance(plain, int | float) else ""
-            return Card("Quality", f"{value:.4f}", told)
-    lost = report.error.get("relative")
-    if isinstance(lost, int | float):
+        scores = (("dense", task.dense), ("compressed", task.compressed))
+        return _bars("Quality", f"{task.compressed:.4f}", f"{task.metric} on {task.task}", scores, "{:.4f}".format)
+    quality = report.quality or Quality()
+    rounded = quality.dense_rounded.figures if quality.dense_rounded else {}
+    for key, words in QUALITY.items():
+        if key in quality.figures:
+            words += f", on {quality.data}" if quality.data else ""
+            words += f"; {rounded_name(facts)}: {rounded[key]:.4f}" if key in rounded else ""
+            return Card("Quality", f"{quality.figures[key]:.4f}", words)
+    lost = report.error.relative
+    if lost is not None:
         return Card("Quality", f"{lost:.4f}", "relative error of the weights; the model could not be run")
     return Card("Quality", "not measured", "the notes say why")
 
 
-def _compared(label: str, key: str, said: Any, latency: Mapping[str, Any], rounded: str) -> Card:
+def _compared(label: str, key: str, said: Callable[[float], str], latency: Latency, rounded: str) -> Card:
     names = [("dense", "dense"), (rounded or "dense, rounded", "dense_rounded"), ("compressed", "compressed")]
-    known = [(name, latency[f"{kind}_{key}"]) for name, kind in names if f"{kind}_{key}" in latency]
+    figures = latency.to_json()
+    known = [(name, figures[f"{kind}_{key}"]) for name, kind in names if f"{kind}_{key}" in figures]
     return _bars(label, said(known[-1][1]), _times(known[0], known[-1]), known, said)
 
 
-def _speed(latency: Mapping[str, Any], rounded: str) -> Card:
+def _speed(latency: Latency, rounded: str) -> Card:
     card = _compared("Latency", "ms", lambda ms: f"{ms:.3g} ms", latency, rounded)
-    speedup = latency["speedup"]
+    speedup = latency.speedup
     told = (
         f"{speedup:.2f} times as fast as dense"
         if speedup >= 1
         else f"slower than dense: {1 / speedup:.2f} times the time"
     )
-    return Card(card.label, card.value, f"{told} ({latency['shapes'][0]}, {latency['threads']} thread)", card.bars)
+    return Card(card.label, card.value, f"{told} ({latency.shapes[0]}, {latency.threads} thread)", card.bars)
 
 
 def _times(before: tuple[str, float], after: tuple[str, float]) -> str:
@@ -153,8 +151,8 @@ def _bars(label: str, value: str, told: str, known: Any, said: Any) -> Card:
 
 def rounded_name(facts: Facts) -> str:
     """What the dense model beside the compressed one was rounded to; empty where there is none."""
-    latency = (facts.report.latency or {}) if facts.report else {}
-    return f"dense {latency['dense_rounded_to']}" if "dense_rounded_to" in latency else ""
+    dtype = facts.report.latency.dense_rounded_to if facts.report and facts.report.latency else None
+    return f"dense {dtype}" if dtype else ""
 
 
 def _promises(facts: Facts) -> list[Card]:
@@ -179,16 +177,16 @@ def comparison_of(facts: Facts) -> list[Row]:
     if report is None:
         return []
     targets, model, latency = report.targets, report.model, report.latency
-    rows = [_row("targeted parameters", targets["params_before"], None, targets["params_after"])]
+    rows = [_row("targeted parameters", targets.params_before, None, targets.params_after)]
     for key, label in (("params", "all parameters"), ("bytes", "bytes of tensors"), ("macs", "multiply-adds a token")):
         rows.append(_row(label, model[f"{key}_before"], None, model[f"{key}_after"]))
     if latency is not None:
-        how = f"{latency['shapes'][0]}, {latency['threads']} thread"
+        figures, how = latency.to_json(), f"{latency.shapes[0]}, {latency.threads} thread"
         for key, label, digits in (("onnx_bytes", "bytes of model.onnx", 0), ("ms", f"ms a run ({how})", 2)):
-            dense, ours = latency[f"dense_{key}"], latency[f"compressed_{key}"]
-            rows.append(_row(label, dense, latency.get(f"dense_rounded_{key}"), ours, digits))
-        if "predicted_ms" in latency:
-            rows.append(Row("ms that were predicted", "", "", f"{latency['predicted_ms']:.2f}", ""))
+            dense, ours = figures[f"dense_{key}"], figures[f"compressed_{key}"]
+            rows.append(_row(label, dense, figures.get(f"dense_rounded_{key}"), ours, digits))
+        if latency.predicted_ms is not None:
+            rows.append(Row("ms that were predicted", "", "", f"{latency.predicted_ms:.2f}", ""))
     return rows
 
 
@@ -204,26 +202,27 @@ def quality_of(facts: Facts) -> list[tuple[str, str]]:
     report = facts.report
     if report is None:
         return []
+    quality = report.quality
     rows = [
         (QUALITY.get(name, name.replace("_", " ")), _said(value))
-        for name, value in (report.quality or {}).items()
+        for name, value in (quality.to_json() if quality else {}).items()
         if isinstance(value, int | float | str)
     ]
-    for name, value in (report.quality or {}).get("dense_rounded", {}).items():
+    for name, value in quality.dense_rounded.figures.items() if quality and quality.dense_rounded else ():
         if name in QUALITY:
             rows.append((f"{QUALITY[name]}, {rounded_name(facts)}", _said(value)))
-    if report.quality is None and report.error.get("relative") is not None:
-        rows.append(("relative error of the weights", _said(report.error["relative"])))
-    if "cast_relative" in report.error:
-        rows.append(("of rounding factors to their types", _said(report.error["cast_relative"])))
-    for name, value in (report.cut[-1].get("quality") or {}).items() if report.cut else ():
+    if quality is None and report.error.relative is not None:
+        rows.append(("relative error of the weights", _said(report.error.relative)))
+    if report.error.cast_relative is not None:
+        rows.append(("of rounding factors to their types", _said(report.error.cast_relative)))
+    cut = report.cut[-1].quality if report.cut else None
+    for name, value in cut.figures.items() if cut else ():
         if name in QUALITY:
             rows.append((f"{QUALITY[name]}, against the result that was cut", _said(value)))
-    if report.onnx and "rounding_error" in report.onnx:
-        rows.append((f"relative error by rounding to {report.onnx.get('dtype')}", _said(report.onnx["rounding_error"])))
+    if report.onnx and report.onnx.rounding_error is not None:
+        rows.append((f"relative error by rounding to {report.onnx.dtype}", _said(report.onnx.rounding_error)))
     if report.parity:
-        told = f"{report.parity['max_abs']:.1e}"
-        rows.append(("model against its ONNX file, largest difference", told))
+        rows.append(("model against its ONNX file, largest difference", f"{report.parity.max_abs:.1e}"))
     return rows
 
 
@@ -233,14 +232,14 @@ def tasks_of(facts: Facts) -> list[tuple[str, ...]]:
     def drop(value: float, higher: bool) -> str:
         return f"{value:+.4f}" if higher else f"{100 * value:+.2f}\xa0%"
 
-    def row(task: Mapping[str, Any]) -> tuple[str, ...]:
-        higher, low, high = task["higher_is_better"], task["low"], task["high"]
-        interval = "" if low is None else f"{drop(low, higher)} to {drop(high, higher)}"
-        samples = "" if task["samples"] is None else f"{task['samples']:,}"
-        scores = (f"{task['dense']:.4f}", f"{task['compressed']:.4f}", drop(task["drop"], higher))
-        return (task["task"], task["metric"], *scores, interval, samples)
+    def row(task: Comparison) -> tuple[str, ...]:
+        higher, low, high = task.higher_is_better, task.low, task.high
+        interval = "" if low is None or high is None else f"{drop(low, higher)} to {drop(high, higher)}"
+        samples = "" if task.samples is None else f"{task.samples:,}"
+        scores = (f"{task.dense:.4f}", f"{task.compressed:.4f}", drop(task.drop, higher))
+        return (task.task, task.metric, *scores, interval, samples)
 
-    return [row(task) for task in (facts.report and (facts.report.quality or {}).get("tasks")) or ()]
+    return [row(task) for task in (facts.report.tasks if facts.report else ())]
 
 
 def _said(value: float | str) -> str:
@@ -255,13 +254,13 @@ def summary_of(facts: Facts) -> str:
     if report is None:
         return facts.verdict
     model = report.model
-    parts = [f"{percent(model['params_after'] / max(model['params_before'], 1))} of the parameters are left"]
+    parts = [f"{percent(model.params_after / max(model.params_before, 1))} of the parameters are left"]
     if report.latency is not None:
-        parts.append(f"a run takes {percent(1 / report.latency['speedup'])} of the time")
-    quality = report.quality or {}
-    if isinstance(quality.get("cosine"), float):
-        parts.append(f"outputs point the same way as before with a cosine of {quality['cosine']:.3f}")
-    elif isinstance(quality.get("agreement"), float):
-        parts.append(f"the most likely output is the same in {percent(quality['agreement'], 1)} of cases")
+        parts.append(f"a run takes {percent(1 / report.latency.speedup)} of the time")
+    quality = report.quality or Quality()
+    if quality.cosine is not None:
+        parts.append(f"outputs point the same way as before with a cosine of {quality.cosine:.3f}")
+    elif quality.agreement is not None:
+        parts.append(f"the most likely output is the same in {percent(quality.agreement, 1)} of cases")
     told = f"{', '.join(parts[:-1])}, and {parts[-1]}" if len(parts) > 1 else parts[0]
     return f"{told}."

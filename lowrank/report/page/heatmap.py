@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lowrank.core.structures import structure_named
 from lowrank.report.page.positions import row_labels
 from lowrank.report.page.spectra import Seen
 from lowrank.report.page.svg import percent
@@ -59,6 +60,6 @@ def _cell(seen: Seen) -> Cell:
         rank = seen.best.marks[1][0]
         share = rank / max(seen.full_rank, 1)
         return Cell(str(rank), share, f"{seen.name}: rank {rank} of {seen.full_rank} keeps 95 % of the energy")
-    number = "dense" if choice.structure == "dense" else str(choice.number)
+    number = "dense" if structure_named(choice.structure).is_dense else str(choice.number)
     tip = f"{seen.name}: {choice.told}; keeps {percent(choice.kept)} of its numbers, predicted error {choice.error:.3f}"
     return Cell(number, choice.kept, tip, "" if choice.dtype == "float32" else choice.dtype)

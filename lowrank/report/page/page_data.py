@@ -15,6 +15,7 @@ from lowrank.report.page.param_shares import Part, parts_of
 from lowrank.report.page.positions import couplings_of, places_of
 from lowrank.report.page.spectra import Seen, seen
 from lowrank.report.page.tradeoff import Front, Measured, front_of, read_sweep
+from lowrank.results.parts import Provenance
 from lowrank.results.report import Report
 
 UNTOLD = ("model", "onnx", "checkpoint", "pytorch_model", "snapshot")
@@ -36,7 +37,7 @@ class Facts:
     front: Front
     sweep: tuple[Measured, ...]
     notes: tuple[str, ...]
-    provenance: Mapping[str, Any]
+    provenance: Provenance
     """What the report says, or, of an analysis alone, the command and the versions."""
 
 
@@ -45,7 +46,7 @@ def facts_of(
     plan: Plan | None,
     report: Report | None,
     run: Path,
-    provenance: Mapping[str, Any],
+    provenance: Provenance,
     remarks: tuple[str, ...] = (),
 ) -> Facts:
     """What there is to show of a run.

@@ -53,8 +53,8 @@ def parts_of(
             # What a group costs is shared out by what its weights had.
             after[where[name]] += option.cost * analysis[name].weight.params / whole
     if report is not None:
-        for found, total in ((before, "params_before"), (after, "params_after")):
-            found["rest"] += max(report.model[total] - sum(found.values()), 0)
+        for counts, total in ((before, report.model.params_before), (after, report.model.params_after)):
+            counts["rest"] += max(total - sum(counts.values()), 0)
     known = plan is not None
     return tuple(
         Part(name, round(before[name]), round(after[name]) if known else None)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lowrank.core.analysis import Analysis, WeightAnalysis
 from lowrank.core.plan import Plan
-from lowrank.core.structures import Option
+from lowrank.core.structures import structure_named
 from lowrank.core.truncation.spectrum import Spectrum
 from lowrank.report.page.positions import Place, part_of
 
@@ -155,43 +155,8 @@ def choices(analysis: Analysis, plan: Plan) -> dict[str, Choice]:
         group = analysis.groups[option.group]
         kept = option.cost / max(analysis.params(group), 1)
         for name in group.weights:
-            rank, told = _told(option, name, analysis)
+            rank, told = structure_named(option.structure).described(option, name, analysis)
             found[name] = Choice(
                 option.structure, told, rank, option.rank, kept, float(option.error**0.5), option.dtype
             )
     return found
-
-
-def _told(option: Option, name: str, analysis: Analysis) -> tuple[int | None, str]:
-    """Where an option is in a weight's spectrum, and what it is in words."""
-    weight, rank = analysis[name].weight, option.rank
-    of = f"rank {rank} of {weight.full_rank}"
-    typed = "" if option.dtype == "float32" else f", in {option.dtype}"
-    match option.structure:
-        case "dense":
-            return None, f"stays dense{typed}"
-        case "product" | "rotary":
-            heads = _heads(name, option, analysis)
-            unit, channels = ("channels", rank) if option.structure == "product" else ("channel pairs", 2 * rank)
-            return min(channels * heads, weight.full_rank), f"{rank} {unit} in each of {heads} heads{typed}"
-        case "neurons":
-            first = analysis[analysis.groups[option.group].weights[0]].weight
-            return None, f"{rank} of {first.rows} neurons{typed}"
-        case "spatial":
-            return None, f"two spatial convolutions, rank {rank}{typed}"
-        case "shared":
-            return rank, f"{of}, one basis for {len(analysis.groups[option.group].weights)} weights{typed}"
-        case "residual":
-            return rank, f"rank {rank} beside {option.dtype}"
-        case "pivoted":
-            return rank, f"{of}, pivoted{typed}"
-        case _:
-            return rank, f"{of}{typed}"
-
-
-def _heads(name: str, option: Option, analysis: Analysis) -> int:
-    """How many heads a weight's channels are in, as its coupling has them."""
-    coupling = analysis.groups[option.group].coupling
-    if coupling is None or name in analysis.heads:
-        return analysis.heads.get(name, 1)
-    return coupling.heads if name == coupling.weights[0] else coupling.kv_heads

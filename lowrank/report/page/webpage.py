@@ -19,21 +19,14 @@ from lowrank.artifacts.files import atomic
 from lowrank.core.match import stem
 from lowrank.core.weight import Skip
 from lowrank.report.page import drawings
-from lowrank.report.page.headline import (
-    cards_of,
-    comparison_of,
-    quality_of,
-    rounded_name,
-    short,
-    summary_of,
-    tasks_of,
-)
+from lowrank.report.page.headline import cards_of, comparison_of, quality_of, rounded_name, short, summary_of, tasks_of
 from lowrank.report.page.heatmap import SHADES
 from lowrank.report.page.page_data import Facts
 from lowrank.report.page.positions import row_labels
 from lowrank.report.page.spectra import ENERGIES, Seen
 from lowrank.report.page.svg import percent, power
 from lowrank.report.terminal.terminal import harmless
+from lowrank.results.parts import Provenance
 
 FOLDER = Path(__file__).parent
 SPECTRA, ROWS, SKIPS = 320, 800, 400
@@ -114,7 +107,7 @@ def rendered(facts: Facts) -> str:
         skip_params=sum(math.prod(skip.shape) for skip in facts.analysis.skips),
         command=command_of(facts.provenance),
         hashes=_hashes(facts),
-        versions=list((facts.provenance.get("versions") or {}).items()),
+        versions=list((facts.provenance.versions or {}).items()),
         settings=_settings(facts.analysis.settings),
         seconds=_seconds(report.seconds if report else {}),
         short=short,
@@ -188,27 +181,20 @@ def _readout(seen: Seen) -> dict[str, Any]:
 
 
 def _problems(facts: Facts) -> list[str]:
-    report = facts.report
-    if report is None:
-        return []
-    of_healing = report.healing[-1].get("problems", ()) if report.healing else ()
-    return [*report.problems, *map(str, of_healing)]
+    return facts.report.last_problems if facts.report else []
 
 
 def _healings(facts: Facts) -> list[Healing]:
-    found: list[Healing] = []
+    drawn: list[Healing] = []
     for entry in facts.report.healing if facts.report else ():
-        unit = "steps" if entry.get("unit") == "steps" else "minutes"
-        before, after = entry.get("before"), entry.get("after")
-        if not isinstance(before, int | float):
-            continue
-        picture = drawings.healing([(float(a), float(b)) for a, b in entry.get("curve") or ()], float(before), unit)
+        unit = "steps" if entry.unit == "steps" else "minutes"
+        picture = drawings.healing(entry.curve, entry.before, unit) if entry.before is not None else None
         if picture is None:
             continue
-        told = f"{entry.get('steps')} steps; held-out loss {before:.4g} before"
-        told += f", {after:.4g} after" if isinstance(after, int | float) else ""
-        found.append(Healing(picture, told + ("." if entry.get("kept") else "; not kept, as it is no better.")))
-    return found
+        words = f"{entry.steps} steps; held-out loss {entry.before:.4g} before"
+        words += f", {entry.after:.4g} after" if entry.after is not None else ""
+        drawn.append(Healing(picture, words + ("." if entry.kept else "; not kept, as it is no better.")))
+    return drawn
 
 
 def _skips(skips: Sequence[Skip]) -> list[tuple[str, list[Skip], int, int]]:
@@ -224,19 +210,18 @@ def _skips(skips: Sequence[Skip]) -> list[tuple[str, list[Skip], int, int]]:
     return sorted(found, key=lambda group: -group[2])
 
 
-def command_of(provenance: Mapping[str, Any]) -> str:
+def command_of(provenance: Provenance) -> str:
     """The command line as it can be typed again."""
-    given = provenance.get("command")
-    if not isinstance(given, list) or not given:
+    if not provenance.command:
         return ""
-    first, *rest = map(str, given)
+    first, *rest = map(str, provenance.command)
     program = ["python", "-m", "lowrank"] if Path(first).name == "__main__.py" else [Path(first).name]
     return shlex.join([*program, *rest])
 
 
 def _hashes(facts: Facts) -> list[tuple[str, str]]:
     source, made = facts.analysis.source, facts.provenance
-    found = [("model", source.get("fingerprint")), ("analysis", facts.analysis.fingerprint), ("plan", made.get("plan"))]
+    found = [("model", source.get("fingerprint")), ("analysis", facts.analysis.fingerprint), ("plan", made.plan)]
     data = facts.analysis.settings.get("calibration")
     if isinstance(data, dict):
         found.append(("calibration data", data.get("hash")))

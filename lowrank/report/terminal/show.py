@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lowrank.report.terminal.terminal import (
-    complain,
-    notes,
-    print_json,
-    print_table,
-    say,
-)
+from lowrank.report.terminal.terminal import complain, notes, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from lowrank.core.analysis import Analysis
+    from lowrank.results.report import Report
 
 
-def show_analysis(analysis: Any) -> None:
+def show_analysis(analysis: Analysis) -> None:
     """The spectra, what is skipped, and whether factoring pays."""
     from lowrank.core.verdict import verdict
     from lowrank.report.terminal.tables import skipped_table, spectra_table
@@ -40,7 +38,7 @@ def show_estimate(estimate: Any, as_json: bool) -> None:
     say("Times are within a factor of two, and leave out forward passes, export and healing.")
 
 
-def show_report(report: Any, as_json: bool) -> None:
+def show_report(report: Report, as_json: bool) -> None:
     """What was measured."""
     from lowrank.report.terminal.tables import report_table, tasks_table
 
@@ -48,17 +46,16 @@ def show_report(report: Any, as_json: bool) -> None:
         print_json(report.to_json())
     else:
         print_table(report_table(report))
-        if (report.quality or {}).get("tasks"):
+        if report.tasks:
             print_table(tasks_table(report))
         notes(report.notes)
 
 
-def complain_of(report: Any) -> bool:
+def complain_of(report: Report) -> bool:
     """Say what went wrong with the model, and with the last attempt to heal it; whether anything did."""
-    problems = [*report.problems, *(report.healing[-1].get("problems", ()) if report.healing else ())]
-    for problem in problems:
+    for problem in report.last_problems:
         complain(problem)
-    return bool(problems)
+    return bool(report.last_problems)
 
 
 def show_files(run: Path) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 from rich.table import Table
 
@@ -12,6 +9,9 @@ from lowrank.core.analysis import Analysis, WeightAnalysis
 from lowrank.core.budget import NAMES
 from lowrank.core.match import stem
 from lowrank.core.plan import Plan
+from lowrank.core.structures import structure_named
+from lowrank.core.truncation.spectrum import Spectrum
+from lowrank.results.parts import Cut
 from lowrank.results.report import Report
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -62,7 +62,7 @@ def spectra_table(analysis: Analysis) -> Table:
     return table
 
 
-def _ranks(spectrum: Any) -> str:
+def _ranks(spectrum: Spectrum) -> str:
     return "/".join(str(spectrum.rank_at_energy(energy)) for energy in (0.90, 0.95, 0.99))
 
 
@@ -92,7 +92,7 @@ def plan_table(plan: Plan, analysis: Analysis) -> Table:
             stem(option.group),
             ", ".join(f"{rows} x {cols}" for rows, cols in shapes),
             option.structure,
-            str(option.rank) if option.structure != "dense" else "-",
+            "-" if structure_named(option.structure).is_dense else str(option.rank),
             *((option.dtype,) if typed else ()),
             f"{option.cost / analysis.params(group):.2f}",
             f"{option.error**0.5:.3f}",
@@ -116,7 +116,7 @@ def report_table(report: Report) -> Table:
     for name in ("dense", "compressed", "ratio"):
         table.add_column(name, justify="right", no_wrap=True)
     targets, model = report.targets, report.model
-    _compared(table, "targeted parameters", targets["params_before"], targets["params_after"])
+    _compared(table, "targeted parameters", targets.params_before, targets.params_after)
     for key, label in (
         ("params", "all parameters"),
         ("bytes", "bytes of tensors"),
@@ -124,48 +124,45 @@ def report_table(report: Report) -> Table:
     ):
         _compared(table, label, model[f"{key}_before"], model[f"{key}_after"])
     if report.latency:
-        if "dense_rounded_ms" in report.latency:
+        times = report.latency
+        if times.dense_rounded_ms is not None:
             _rounded(table, report)
-        _compared(
-            table,
-            "bytes of model.onnx",
-            report.latency["dense_onnx_bytes"],
-            report.latency["compressed_onnx_bytes"],
-        )
-        if "predicted_ms" in report.latency:
-            table.add_row("ms that were predicted", "", f"{report.latency['predicted_ms']:.2f}", "")
+        _compared(table, "bytes of model.onnx", times.dense_onnx_bytes, times.compressed_onnx_bytes)
+        if times.predicted_ms is not None:
+            table.add_row("ms that were predicted", "", f"{times.predicted_ms:.2f}", "")
         table.add_row(
-            f"ms in ONNX Runtime ({report.latency['shapes'][0]}, 1 thread)",
-            f"{report.latency['dense_ms']:.2f}",
-            f"{report.latency['compressed_ms']:.2f}",
-            f"{1 / report.latency['speedup']:.3f}",
+            f"ms in ONNX Runtime ({times.shapes[0]}, 1 thread)",
+            f"{times.dense_ms:.2f}",
+            f"{times.compressed_ms:.2f}",
+            f"{1 / times.speedup:.3f}",
         )
-    for name, value in (report.quality or {}).items():
-        if name not in ("samples", "data", "tasks", "dense_rounded"):
+    for name, value in report.quality.figures.items() if report.quality else ():
+        if name != "samples":
             table.add_row(f"{QUALITY.get(name, name)}", "", f"{value:.4f}", "")
-    if report.quality is None and report.error["relative"] is not None:
-        table.add_row("relative error of the weights", "", f"{report.error['relative']:.4f}", "")
-    if "cast_relative" in report.error:
-        table.add_row("of rounding factors to their types", "", f"{report.error['cast_relative']:.4f}", "")
+    if report.quality is None and report.error.relative is not None:
+        table.add_row("relative error of the weights", "", f"{report.error.relative:.4f}", "")
+    if report.error.cast_relative is not None:
+        table.add_row("of rounding factors to their types", "", f"{report.error.cast_relative:.4f}", "")
     if report.cut:
         _cut(table, report.cut[-1])
     for entry in report.healing:
         lost = "no better"
-        if entry["kept"]:
-            lost = f"{entry['after']:.4g}, {entry['after'] / entry['before']:.3f} of before"
-        done = f"{entry['steps']} steps, {entry['batch']} samples at a time in memory"
+        if entry.kept and entry.after is not None and entry.before:
+            lost = f"{entry.after:.4g}, {entry.after / entry.before:.3f} of before"
+        done = f"{entry.steps} steps, {entry.batch} samples at a time in memory"
         table.add_row(f"held-out loss after healing ({done})", "", lost, "")
     if report.onnx:
-        told = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in report.onnx["fused"].items())
-        dense = report.onnx.get("dense_fused")
-        before = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in dense.items()) if dense else ""
-        table.add_row(f"operators that run as one (--profile {report.onnx['profile']})", before, told, "")
-        if "rounding_error" in report.onnx:
-            told = f"{report.onnx['rounding_error']:.4f}"
-            types = "mixed types" if report.onnx["dtype"] == "mixed" else report.onnx["dtype"]
-            table.add_row(f"relative error by rounding to {types}", "", told, "")
+        graph = report.onnx
+        before, after = (
+            ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in (counts or {}).items())
+            for counts in (graph.dense_fused, graph.fused)
+        )
+        table.add_row(f"operators that run as one (--profile {graph.profile})", before, after, "")
+        if graph.rounding_error is not None:
+            types = "mixed types" if graph.dtype == "mixed" else graph.dtype
+            table.add_row(f"relative error by rounding to {types}", "", f"{graph.rounding_error:.4f}", "")
     if report.parity:
-        table.add_row("model against its ONNX file, largest difference", "", f"{report.parity['max_abs']:.1e}", "")
+        table.add_row("model against its ONNX file, largest difference", "", f"{report.parity.max_abs:.1e}", "")
     return table
 
 
@@ -176,21 +173,20 @@ def tasks_table(report: Report) -> Table:
     table.add_column("metric", no_wrap=True)
     for name in ("dense", "compressed", "drop", "95 % interval", "samples"):
         table.add_column(name, justify="right", no_wrap=True)
-    rows: list[dict[str, Any]] = (report.quality or {})["tasks"]
-    for row in rows:
-        relative = not row["higher_is_better"]
-        interval = "-" if row["low"] is None else f"{_drop(row['low'], relative)} to {_drop(row['high'], relative)}"
+    for row in report.tasks:
+        relative = not row.higher_is_better
+        interval = "-" if row.low is None else f"{_drop(row.low, relative)} to {_drop(row.high or 0.0, relative)}"
         table.add_row(
-            row["task"],
-            row["metric"],
-            f"{row['dense']:.4f}",
-            f"{row['compressed']:.4f}",
-            _drop(row["drop"], relative),
+            row.task,
+            row.metric,
+            f"{row.dense:.4f}",
+            f"{row.compressed:.4f}",
+            _drop(row.drop, relative),
             interval,
-            "-" if row["samples"] is None else f"{row['samples']:,}",
+            "-" if row.samples is None else f"{row.samples:,}",
         )
     table.caption = "drop: positive is worse; in percent it is the relative increase of what should be low"
-    resamples = max(row["resamples"] for row in rows)
+    resamples = max(row.resamples for row in report.tasks)
     if resamples:
         table.caption += f"; interval: paired bootstrap over the samples, {resamples} resamples"
     return table
@@ -203,28 +199,28 @@ def _drop(value: float, relative: bool) -> str:
 def _rounded(table: Table, report: Report) -> None:
     """The dense model in fewer bits: what one would ship without this tool."""
     assert report.latency is not None and report.onnx is not None
-    known, quality = report.latency, report.quality or {}
-    dtype = known.get("dense_rounded_to", report.onnx["dtype"])
-    label = f"both in {dtype}" if dtype == report.onnx["dtype"] else f"dense in {dtype}"
-    names = [f"{side}_{unit}" for unit in ("onnx_bytes", "ms") for side in ("dense_rounded", "compressed")]
-    dense_bytes, small_bytes, dense_ms, small_ms = (known[name] for name in names)
-    _compared(table, f"bytes of model.onnx, {label}", dense_bytes, small_bytes)
-    table.add_row(f"ms, {label}", f"{dense_ms:.2f}", f"{small_ms:.2f}", f"{small_ms / dense_ms:.3f}")
-    for name, value in quality.get("dense_rounded", {}).items():
-        if name in QUALITY:
-            table.add_row(f"{QUALITY[name]}, {label}", f"{value:.4f}", f"{quality[name]:.4f}", "")
+    times, quality = report.latency, report.quality
+    dtype = times.dense_rounded_to or report.onnx.dtype
+    label = f"both in {dtype}" if dtype == report.onnx.dtype else f"dense in {dtype}"
+    dense_bytes, dense_ms = times.dense_rounded_onnx_bytes, times.dense_rounded_ms
+    assert dense_bytes is not None and dense_ms is not None
+    _compared(table, f"bytes of model.onnx, {label}", dense_bytes, times.compressed_onnx_bytes)
+    ratio = f"{times.compressed_ms / dense_ms:.3f}"
+    table.add_row(f"ms, {label}", f"{dense_ms:.2f}", f"{times.compressed_ms:.2f}", ratio)
+    for name, value in quality.dense_rounded.figures.items() if quality and quality.dense_rounded else ():
+        if quality and name in QUALITY:
+            table.add_row(f"{QUALITY[name]}, {label}", f"{value:.4f}", f"{quality.figures[name]:.4f}", "")
 
 
-def _cut(table: Table, entry: Mapping[str, Any]) -> None:
+def _cut(table: Table, entry: Cut) -> None:
     """What a finished result has lost by being cut again."""
-    table.add_row(
-        "keep ratio of the result that was cut", f"{entry['keep_before']:.4f}", f"{entry['keep_after']:.4f}", ""
-    )
+    table.add_row("keep ratio of the result that was cut", f"{entry.keep_before:.4f}", f"{entry.keep_after:.4f}", "")
+    figures = entry.quality.figures if entry.quality else {}
     for name, label in (("relative_error", "relative error"), ("cosine", "mean cosine"), ("kl", "KL divergence")):
-        if entry["quality"] and name in entry["quality"]:
-            table.add_row(f"{label} against that result", "", f"{entry['quality'][name]:.4f}", "")
-    if entry["quality"] is None and entry["weights"] is not None:
-        table.add_row("relative error of the weights against that result", "", f"{entry['weights']:.4f}", "")
+        if name in figures:
+            table.add_row(f"{label} against that result", "", f"{figures[name]:.4f}", "")
+    if entry.quality is None and entry.weights is not None:
+        table.add_row("relative error of the weights against that result", "", f"{entry.weights:.4f}", "")
 
 
 QUALITY = {

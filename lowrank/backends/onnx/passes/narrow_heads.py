@@ -10,12 +10,13 @@ stays as it is, which is right as well, only slower.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from lowrank.backends.onnx.edit import initializer
 from lowrank.core.truncation.attention import picks_of, spread_of
 
 SCALING = ("Mul", "Div")
@@ -246,7 +247,7 @@ def _with_piece(graph: Any, node: Any, index: int, number: int) -> Any:
     if known is not None:
         numbers = known.copy()
         numbers[index] = number
-        return _initializer(graph, f"{name}.shape", numbers)
+        return initializer(graph, f"{name}.shape", ir.tensor(numbers.astype(np.int64), name=f"{name}.shape"))
     inputs: list[Any] = []
     for part in shape.producer().inputs:
         size, start = len(list(_piece(part))), sum(len(list(_piece(p))) for p in inputs)
@@ -255,20 +256,9 @@ def _with_piece(graph: Any, node: Any, index: int, number: int) -> Any:
             assert numbers is not None
             numbers = numbers.copy()
             numbers[index - start] = number
-            part = _initializer(graph, f"{name}.width", numbers)
+            part = initializer(graph, f"{name}.width", ir.tensor(numbers.astype(np.int64), name=f"{name}.width"))
         inputs.append(part)
     new = ir.node("Concat", inputs, {"axis": 0}, name=f"{name}.shape")
     new.outputs[0].name, new.outputs[0].type, new.outputs[0].shape = f"{name}.shape", shape.type, shape.shape
     graph.insert_before(node, new)
     return new.outputs[0]
-
-
-def _initializer(graph: Any, name: str, numbers: Sequence[int] | np.ndarray[Any, Any]) -> Any:
-    import onnx_ir as ir
-
-    tensor = ir.tensor(np.asarray(numbers, np.int64), name=name)
-    value = ir.Value(
-        name=name, const_value=tensor, shape=ir.Shape(tensor.numpy().shape), type=ir.TensorType(ir.DataType.INT64)
-    )
-    graph.register_initializer(value)
-    return value

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from lowrank.core.analysis import Analysis, Folds, WeightAnalysis, analyze_weight
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan, stored_weights
-from lowrank.core.rounding.cost import SAMPLE, file_bytes
+from lowrank.core.rounding.cost import SAMPLE
 from lowrank.core.rounding.formats import FORMATS, Stored, even_error, stored_as
 from lowrank.core.selection.knapsack import Knapsack
+from lowrank.core.structures import structure_named
 from lowrank.core.truncation.directions import directions
 from lowrank.core.weight import Layer, Weight
 from lowrank.edge.integer import pack
@@ -102,7 +103,7 @@ def test_never_over_the_size(limit: int, overhead: int) -> None:
     for option in plan.options:
         weights = [analysis[name].weight for name in analysis.groups[option.group].weights]
         rank, cost = np.array([option.rank]), np.array([option.cost])
-        nbytes += int(np.ceil(file_bytes(option.structure, rank, cost, weights, option.dtype)[0]))
+        nbytes += int(np.ceil(structure_named(option.structure).file_bytes(rank, cost, weights, option.dtype)[0]))
     assert plan.reached == nbytes <= limit and plan.meets_budget
     again = Plan.from_json(plan.to_json(), analysis, plan.budget)
     assert again.options == plan.options and again.meets_budget

@@ -193,9 +193,10 @@ def test_include_exclude_and_targets(cli: Cli, here: Path) -> None:
         (["--budget", "0.5", "--plan", "missing.json"], "missing.json"),
     ],
 )
-def test_refusals_leave_everything_as_it_was(cli: Cli, here: Path, arguments: list[str], message: str) -> None:
-    saved_state(here / "model.pt")
-    assert cli("compress", "model.pt", "--budget", "0.5").code == 0
+def test_refusals_leave_everything_as_it_was(
+    cli: Cli, here: Path, shared_state_run: Path, arguments: list[str], message: str
+) -> None:
+    shutil.copytree(shared_state_run, here / "lowrank-run")
     before = snapshot(here / "lowrank-run")
     refused = cli("compress", *arguments)
     assert refused.code == 1
@@ -306,10 +307,11 @@ def test_calibration_with_npz_gives_a_module_data(cli: Cli, here: Path) -> None:
     assert read(here / "lowrank-run/analysis.json")["weights"][0]["metric"] == "activation"
 
 
-def test_half_written_files_never_replace_whole_ones(cli: Cli, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_written_files_never_replace_whole_ones(
+    cli: Cli, here: Path, shared_state_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A full disk at any of the writes: one sentence, and the earlier result is what it was."""
-    saved_state(here / "model.pt")
-    assert cli("compress", "model.pt", "--budget", "0.5").code == 0
+    shutil.copytree(shared_state_run, here / "lowrank-run")
     before = snapshot(here / "lowrank-run")
     import lowrank.artifacts.files as files
 
@@ -471,9 +473,8 @@ def test_evaluate_refuses_a_plan_that_the_model_does_not_follow(cli: Cli, here: 
     assert (refused.code, "is not the plan that" in refused.err) == (1, True)
 
 
-def test_a_refusal_with_other_settings_keeps_the_analysis(cli: Cli, here: Path) -> None:
-    saved_state(here / "model.pt")
-    assert cli("compress", "model.pt", "--budget", "0.5").code == 0
+def test_a_refusal_with_other_settings_keeps_the_analysis(cli: Cli, here: Path, shared_state_run: Path) -> None:
+    shutil.copytree(shared_state_run, here / "lowrank-run")
     before = snapshot(here / "lowrank-run")
     assert cli("compress", "--budget", "0.001", "--targets", "all").code == 1
     assert snapshot(here / "lowrank-run") == before

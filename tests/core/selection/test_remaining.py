@@ -15,7 +15,7 @@ from lowrank.core.budget import Budget
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.selection.recut import Cutting
 from lowrank.core.selection.remaining import CompressedWeights, recut, remaining, thin_of
-from lowrank.core.structures import Replacement
+from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.directions import directions, thin_directions
 from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.gram import Side

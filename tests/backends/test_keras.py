@@ -58,7 +58,7 @@ def test_compress_and_run(exported: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "c.npz", ids=ids)
     settings = lowrank.Settings(calib="none")
     report = lowrank.compress(exported, 0.5, output=tmp_path / "run", settings=settings)
-    assert not report.problems and report.targets["keep_ratio"] <= 0.5
+    assert not report.problems and report.targets.keep_ratio <= 0.5
     before, after = (ort.InferenceSession(p) for p in (exported, tmp_path / "run/model.onnx"))
     assert [i.name for i in after.get_inputs()] == [i.name for i in before.get_inputs()] == ["ids"]
     feed = {"ids": ids[:1].astype(np.int32)}

@@ -51,6 +51,19 @@ def compress(model: str, run: str, settings: Settings, execution: Execution) -> 
     lowrank.compress(model, 0.5, output=run, settings=settings, execution=execution, latency=False)
 
 
+def compress_again(model: str, run: str, settings: Settings, execution: Execution) -> None:
+    """The same, with a graph that an earlier process has traced: most of the time is then spent where pieces are kept,
+    and so is most of the killing."""
+    from traces import Traces
+
+    from lowrank.backends.torch import export
+
+    folder = Path(run).with_name("traced")
+    folder.mkdir(exist_ok=True)
+    export.export_graph = Traces(export.export_graph, folder, refill=False).export_graph
+    compress(model, run, settings, execution)
+
+
 def pieces(run: Path) -> dict[Path, int]:
     """The finished pieces of unfinished work, and when each was written."""
     found = (run / PROGRESS_FOLDER).rglob("*.safetensors") if (run / PROGRESS_FOLDER).is_dir() else ()
@@ -75,7 +88,7 @@ def killed_again_and_again(
         process = processes.Process(target=work, args=(str(model), str(run), settings, execution))
         start = time.monotonic()
         process.start()
-        # The first one measures how long a run takes.
+        # Runs that end tell how long one takes: the first, which traces, and those after it.
         process.join(None if expected is None else rng.uniform(0, longest))
         if process.exitcode is None:
             os.kill(process.pid or 0, signal.SIGKILL)
@@ -84,7 +97,7 @@ def killed_again_and_again(
             twice += sum(after != before.get(path, after) for path, after in pieces(run).items())
             continue
         assert process.exitcode == 0
-        longest = time.monotonic() - start if expected is None else longest
+        longest = time.monotonic() - start if ended < 2 else longest
         found = contents(run)
         expected = expected or found
         assert found.keys() == expected.keys()
@@ -97,7 +110,7 @@ def killed_again_and_again(
 
 @pytest.mark.slow
 def test_streamed_runs_survive_being_killed(llama: Path, tmp_path: Path) -> None:
-    ended, twice = killed_again_and_again(compress, llama, tmp_path / "run", NO_DATA, RESUMED, KILLS, seed=1)
+    ended, twice = killed_again_and_again(compress_again, llama, tmp_path / "run", NO_DATA, RESUMED, KILLS, seed=1)
     assert ended > 2
     assert twice == 0
 
@@ -106,7 +119,7 @@ def test_streamed_runs_survive_being_killed(llama: Path, tmp_path: Path) -> None
 def test_runs_in_memory_survive_being_killed(bert_folder: Path, tmp_path: Path) -> None:
     settings = Settings(samples=64)
     ended, twice = killed_again_and_again(
-        compress, bert_folder, tmp_path / "run", settings, Execution(resume=True), 12, seed=2
+        compress_again, bert_folder, tmp_path / "run", settings, Execution(resume=True), 12, seed=2
     )
     assert ended > 1
     assert twice == 0

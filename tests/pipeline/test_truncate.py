@@ -27,7 +27,8 @@ from lowrank.backends.torch.module import ModuleBackend
 from lowrank.backends.torch.read_back import read_finished
 from lowrank.core.analysis import Analysis, analyze_weight
 from lowrank.core.selection.remaining import CompressedWeights, recut, remaining
-from lowrank.core.structures import Option, Replacement, structure_named
+from lowrank.core.structures import structure_named
+from lowrank.core.structures.base import Option, Replacement
 from lowrank.core.structures.permute import agree_channel_order
 from lowrank.core.truncation.pivoted import pivot
 from lowrank.core.weight import Group
@@ -83,11 +84,11 @@ def test_two_cuts_are_one(state_run: Path, tmp_path: Path) -> None:
         for run in ("once", "twice"):
             assert np.allclose(product(tmp_path / run, layer), want, atol=1e-6 * np.abs(want).max())
     assert direct.targets == twice.targets == once.targets
-    assert direct.error["relative"] == pytest.approx(once.error["relative"])
-    assert len(twice.cut) == 2 and twice.cut[-1]["run"] != once.cut[-1]["run"]
+    assert direct.error.relative == pytest.approx(once.error.relative)
+    assert len(twice.cut) == 2 and twice.cut[-1].run != once.cut[-1].run
     # What was lost on the way adds up at right angles.
-    first, second = (cut["weights"] for cut in twice.cut)
-    assert once.cut[-1]["weights"] ** 2 == pytest.approx(first**2 + (1 - first**2) * second**2, rel=1e-4)
+    first, second = (cut.weights for cut in twice.cut)
+    assert once.cut[-1].weights ** 2 == pytest.approx(first**2 + (1 - first**2) * second**2, rel=1e-4)
 
 
 @settings(max_examples=8)
@@ -100,11 +101,11 @@ def test_never_over_budget(state_run: Path, tmp_path_factory: pytest.TempPathFac
             lowrank.truncate(state_run, budget, output=out)
         return
     report = lowrank.truncate(state_run, budget, output=out)
-    assert report.targets["keep_ratio"] <= budget
+    assert report.targets.keep_ratio <= budget
     state = lowrank.load(out)
     assert isinstance(state, dict)
-    assert sum(t.numel() for t in state.values()) == report.model["params_after"]
-    assert report.cut[-1]["keep_before"] == now
+    assert sum(t.numel() for t in state.values()) == report.model.params_after
+    assert report.cut[-1].keep_before == now
 
 
 @pytest.mark.parametrize("which", ["state_run", pytest.param("bert_run", marks=pytest.mark.slow)])
@@ -112,11 +113,11 @@ def test_at_its_own_size_nothing_changes(which: str, request: pytest.FixtureRequ
     run: Path = request.getfixturevalue(which)
     keep = read(run / "plan.json")["keep_ratio"]
     report = lowrank.truncate(run, keep, output=tmp_path / "out", latency=False)
-    assert report.targets["keep_ratio"] == keep
+    assert report.targets.keep_ratio == keep
     before, after = lowrank.load(run), lowrank.load(tmp_path / "out")
     old, new = (m if isinstance(m, dict) else m.state_dict() for m in (before, after))
     assert old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
-    assert which == "state_run" or report.cut[-1]["quality"]["relative_error"] == 0
+    assert which == "state_run" or report.cut[-1].quality.relative_error == 0
 
 
 def test_the_command(cli: Cli, state_run: Path) -> None:
@@ -189,34 +190,34 @@ def test_a_model_of_all_structures_without_its_original(cli: Cli, bert_run: Path
         alone = lowrank.truncate(lone, 0.3, output=tmp_path / "alone", latency=False)
     finally:
         (tmp_path / "away").rename(original)
-    assert alone.targets == there.targets and alone.targets["keep_ratio"] <= 0.3
+    assert alone.targets == there.targets and alone.targets.keep_ratio <= 0.3
     assert alone.model == there.model
     assert any("against the finished result" in note for note in alone.notes)
     a, b = (lowrank.load(tmp_path / name).state_dict() for name in ("alone", "there"))
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
     # Without the original what is measured of the model is what it lost against the finished one.
     assert alone.quality is not None and there.quality is not None
-    assert alone.quality["relative_error"] == pytest.approx(alone.cut[-1]["quality"]["relative_error"], rel=1e-3)
-    assert there.quality["relative_error"] > there.cut[-1]["quality"]["relative_error"] > 0
+    assert alone.quality.relative_error == pytest.approx(alone.cut[-1].quality.relative_error, rel=1e-3)
+    assert there.quality.relative_error > there.cut[-1].quality.relative_error > 0
     # All that can be done with a run can be done with this one.
     evaluated = cli("evaluate", "-o", tmp_path / "there", "--json")
     assert evaluated.code == 0, evaluated.err
     content = json.loads(evaluated.out)
-    assert content["cut"] == there.cut and content["parity"]["max_abs"] < 1e-4
-    assert content["quality"]["relative_error"] == pytest.approx(there.quality["relative_error"], rel=1e-5)
+    assert content["cut"] == [cut.to_json() for cut in there.cut] and content["parity"]["max_abs"] < 1e-4
+    assert content["quality"]["relative_error"] == pytest.approx(there.quality.relative_error, rel=1e-5)
     healed = lowrank.heal(tmp_path / "there", lowrank.Training(steps=10), latency=False)
     assert healed.cut == there.cut and len(healed.healing) == 1
     again = lowrank.truncate(tmp_path / "there", 0.2, output=tmp_path / "again", latency=False)
-    assert again.healing == read(tmp_path / "there/report.json")["healing"] and len(again.healing) == 1
-    assert [cut["healed"] for cut in again.cut] == [0, int(healed.healing[0]["kept"])]
-    assert again.targets["keep_ratio"] <= 0.2 and again.parity is not None and not again.problems
+    assert again.to_json()["healing"] == read(tmp_path / "there/report.json")["healing"] and len(again.healing) == 1
+    assert [cut.healed for cut in again.cut] == [0, int(healed.healing[0].kept)]
+    assert again.targets.keep_ratio <= 0.2 and again.parity is not None and not again.problems
 
 
 @pytest.mark.slow
 def test_refit_helps_and_lost_data_is_said(bert_run: Path, tmp_path: Path) -> None:
     refitted = lowrank.truncate(bert_run, 0.3, output=tmp_path / "a", latency=False)
     plain = lowrank.truncate(bert_run, 0.3, output=tmp_path / "b", latency=False, refit=False)
-    errors = [r.cut[-1]["quality"]["relative_error"] for r in (refitted, plain)]
+    errors = [r.cut[-1].quality.relative_error for r in (refitted, plain)]
     assert errors[0] < errors[1]
     run = shutil.copytree(bert_run, tmp_path / "run")
     text = bert_run.parent / "text.txt"
@@ -228,8 +229,8 @@ def test_refit_helps_and_lost_data_is_said(bert_run: Path, tmp_path: Path) -> No
         )
     finally:
         (tmp_path / "away.txt").rename(text)
-    assert any("random inputs" in note for note in blind.notes) and blind.cut[-1]["quality"]["data"] == "random inputs"
-    assert given_data.cut[-1]["quality"] == refitted.cut[-1]["quality"]
+    assert any("random inputs" in note for note in blind.notes) and blind.cut[-1].quality.data == "random inputs"
+    assert given_data.cut[-1].quality == refitted.cut[-1].quality
 
 
 @pytest.mark.slow
@@ -242,7 +243,7 @@ def test_rounded_results_are_cut_and_rounded_again(cli: Cli, bert_run: Path, tmp
     )
     assert done.code == 0, done.err
     report = lowrank.truncate(tmp_path / "run", 0.4, output=tmp_path / "cut", latency=False)
-    assert report.onnx is not None and report.onnx["dtype"] == "int8" and not report.problems
+    assert report.onnx is not None and report.onnx.dtype == "int8" and not report.problems
     # Of a graph alone nothing is left that could be cut.
     shutil.rmtree(tmp_path / "run/model")
     refused = cli("truncate", tmp_path / "run", "--budget", "0.3")
@@ -297,21 +298,21 @@ def test_graphs(cli: Cli, tmp_path: Path) -> None:
     assert {"pivoted"} <= {g["structure"] for g in read(tmp_path / "run/plan.json")["groups"]}
     keep = read(tmp_path / "run/plan.json")["keep_ratio"]
     same = lowrank.truncate(tmp_path / "run", keep, output=tmp_path / "same", latency=False)
-    assert same.cut[-1]["quality"]["relative_error"] < 1e-5
+    assert same.cut[-1].quality.relative_error < 1e-5
     backend = open_model(path)
     assert isinstance(backend.signature, Signature)
     feed = backend.signature.example(2, 9)
     a, b = (outputs(tmp_path / name / "model.onnx", feed) for name in ("run", "same"))
     assert np.allclose(a, b, atol=1e-5)
     cut = lowrank.truncate(tmp_path / "run", 0.3, output=tmp_path / "cut", latency=False)
-    assert cut.targets["keep_ratio"] <= 0.3 and not cut.problems and cut.parity is not None
+    assert cut.targets.keep_ratio <= 0.3 and not cut.problems and cut.parity is not None
     evaluated = cli("evaluate", "-o", tmp_path / "cut", "--json")
     assert evaluated.code == 0, evaluated.err
     again = json.loads(evaluated.out)
-    assert cut.quality is not None and again["quality"]["cosine"] == pytest.approx(cut.quality["cosine"], abs=1e-5)
+    assert cut.quality is not None and again["quality"]["cosine"] == pytest.approx(cut.quality.cosine, abs=1e-5)
     shutil.rmtree(tmp_path / "onnx")
     twice = lowrank.truncate(tmp_path / "cut", 0.2, output=tmp_path / "cut", latency=False)
-    assert twice.targets["keep_ratio"] <= 0.2 and not twice.problems
+    assert twice.targets.keep_ratio <= 0.2 and not twice.problems
 
 
 @pytest.mark.slow
@@ -322,12 +323,12 @@ def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
     lowrank.compress(tmp_path / "dense", 0.6, output=tmp_path / "run", settings=everything, latency=False)
     shutil.rmtree(tmp_path / "dense")
     report = lowrank.truncate(tmp_path / "run", 0.3, output=tmp_path / "cut", latency=False)
-    assert report.targets["keep_ratio"] <= 0.3 and not report.problems
+    assert report.targets.keep_ratio <= 0.3 and not report.problems
     module = lowrank.load(tmp_path / "cut")
     assert isinstance(module, nn.Module)
     table, head = module.get_submodule("transformer.wte"), module.get_submodule("lm_head")
     assert table.left.weight is head.left.weight and table.right.weight is head.right.weight
-    assert sum(p.numel() for p in module.parameters()) == report.model["params_after"]
+    assert sum(p.numel() for p in module.parameters()) == report.model.params_after
 
 
 @pytest.mark.slow
@@ -347,7 +348,7 @@ def test_modules_in_memory_are_given_again(tmp_path: Path) -> None:
     )
     a, b = (lowrank.load(tmp_path / name, arch=build_blocks).state_dict() for name in "ab")
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert given_again.cut[-1]["quality"] == built.cut[-1]["quality"]
+    assert given_again.cut[-1].quality == built.cut[-1].quality
 
 
 def saved(backend: ModuleBackend, analysis: Analysis, made: dict[str, Replacement], folder: Path) -> Any:
@@ -526,7 +527,7 @@ def test_exported_programs(tmp_path: Path) -> None:
     keep = read(tmp_path / "run/plan.json")["keep_ratio"]
     lowrank.truncate(tmp_path / "run", keep, output=tmp_path / "same", latency=False)
     cut = lowrank.truncate(tmp_path / "run", 0.3, output=tmp_path / "cut", latency=False)
-    assert cut.targets["keep_ratio"] <= 0.3 and not cut.problems and cut.parity is not None
+    assert cut.targets.keep_ratio <= 0.3 and not cut.problems and cut.parity is not None
     x = torch.randn(3, 16)
     models = [lowrank.load(tmp_path / name) for name in ("run", "same", "cut")]
     before, same, after = (model(x) for model in models if isinstance(model, nn.Module))

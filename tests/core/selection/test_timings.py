@@ -14,6 +14,7 @@ from lowrank.backends import open_model
 from lowrank.core.budget import Budget
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.selection.timings import Timings, sizes_for
+from lowrank.core.structures import structure_named
 from lowrank.errors import InfeasibleBudget, TimingError
 from lowrank.pipeline.plans import select
 
@@ -31,7 +32,7 @@ def table_for(analysis: Any, cost: Any, step: int = 4, whole: float | None = Non
 def time_of(option: Any, analysis: Any, table: Timings) -> float:
     group = analysis.groups[option.group]
     weights = [analysis[name].weight for name in group.weights]
-    return float(table.of(option.structure, np.array([option.rank]), group, weights)[0])
+    return float(structure_named(option.structure).times(table, np.array([option.rank]), group, weights)[0])
 
 
 @pytest.fixture(scope="module")

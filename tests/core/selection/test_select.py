@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from lowrank.core.analysis import Analysis, Folds, analyze_weight
 from lowrank.core.budget import Budget
-from lowrank.core.cost import UNITS, Unit, spent
+from lowrank.core.cost import UNITS, Unit
 from lowrank.core.plan import Plan, check_budget, cost_in, dense_cost
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.selection.registry import SELECTORS, selector_type
 from lowrank.core.selection.simple import Energy, RelativeError, Uniform
+from lowrank.core.structures import structure_named
 from lowrank.core.weight import Layer, Weight
 from lowrank.errors import InfeasibleBudget, PlanMismatch
 
@@ -189,11 +190,11 @@ def test_units_price_structures_differently() -> None:
     linear = Weight("w", 16, 24, "bfloat16", "projection", (Layer("w", "linear"),))
     table = Weight("t", 16, 900, "float32", "embedding", (Layer("t", "lookup"),))
     tied = Weight("t", 16, 900, "float32", "embedding", (Layer("t", "lookup"), Layer("h", "linear")))
-    assert spent("bytes", "two_factor", ranks, numbers, [linear]).tolist() == [200, 400]
-    assert spent("bytes", "pivoted", ranks, numbers, [linear]).tolist() == [200 + 16 * 8, 400 + 16 * 8]
-    assert spent("macs", "dense", ranks, numbers, [table]).tolist() == [0, 0]
-    assert spent("macs", "two_factor", ranks, numbers, [table]).tolist() == [4 * 16, 8 * 16]
-    assert spent("macs", "two_factor", ranks, numbers, [tied]).tolist() == [100 + 4 * 16, 200 + 8 * 16]
+    assert structure_named("two_factor").spent("bytes", ranks, numbers, [linear]).tolist() == [200, 400]
+    assert structure_named("pivoted").spent("bytes", ranks, numbers, [linear]).tolist() == [200 + 16 * 8, 400 + 16 * 8]
+    assert structure_named("dense").spent("macs", ranks, numbers, [table]).tolist() == [0, 0]
+    assert structure_named("two_factor").spent("macs", ranks, numbers, [table]).tolist() == [4 * 16, 8 * 16]
+    assert structure_named("two_factor").spent("macs", ranks, numbers, [tied]).tolist() == [100 + 4 * 16, 200 + 8 * 16]
 
 
 def test_a_budget_of_multiply_adds_leaves_tables_alone() -> None:

@@ -12,7 +12,8 @@ from lowrank.backends.torch.module import ModuleBackend
 from lowrank.calibrate.sensitivity import changes_of
 from lowrank.core.analysis import Analysis, analyze_weight
 from lowrank.core.selection.partition import partitions
-from lowrank.core.structures import Replacement, structure_named
+from lowrank.core.structures import structure_named
+from lowrank.core.structures.base import Replacement
 from lowrank.core.structures.permute import agree_channel_order
 from lowrank.core.truncation.pivoted import Pivoted
 
@@ -43,6 +44,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.slow_but("bert", "llama", "gpt2")
 def test_couplings(name: str) -> None:
     dense = open_model(with_biases(name))
     assert isinstance(dense, ModuleBackend) and isinstance(dense.signature, Signature)
@@ -85,6 +87,7 @@ def test_couplings(name: str) -> None:
             assert removed <= saved <= removed + biases
 
 
+@pytest.mark.slow_but("bert-0", "llama-3", "gpt2-0")
 @pytest.mark.parametrize(
     ("name", "left"), [("bert", 0), ("gpt2", 0), ("llama", 3), ("vit", 0), ("whisper", 0), ("encoder", 0), ("qwen3", 3)]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,17 +18,13 @@ from builders import saved_state, trained_blocks, write_text
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
-import lowrank
 from lowrank.doctor import examine
 from lowrank.inspection import inspect
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    model = saved_state(folder / "m.pt")
-    lowrank.compress(model, 0.5, output=folder / "run")
-    return folder / "run"
+@pytest.fixture
+def run(tmp_path: Path, shared_state_run: Path) -> Path:
+    return shutil.copytree(shared_state_run, tmp_path / "run")
 
 
 def graph(path: Path, rounded: bool = False, beside: bool = False) -> Path:

@@ -10,13 +10,7 @@ from hypothesis import strategies as st
 
 from lowrank.core.analysis import Folds, analyze_weight
 from lowrank.core.linalg.eigen import singular_values
-from lowrank.core.truncation.directions import (
-    RIDGE,
-    UNSEEN,
-    directions,
-    measure,
-    residual_curve,
-)
+from lowrank.core.truncation.directions import RIDGE, UNSEEN, directions, measure, residual_curve
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.truncation.spectrum import Spectrum
 from lowrank.core.weight import Weight

@@ -17,9 +17,10 @@ from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx import OnnxBackend
 from lowrank.core.plan import Plan
-from lowrank.edge.graph_file import write_onnx
 from lowrank.evaluate import check_parity
 from lowrank.pipeline.plans import factorize
+
+pytestmark = pytest.mark.usefixtures("exporter")
 
 CONVOLUTIONAL = {"resnet"}
 
@@ -50,7 +51,7 @@ def test_architecture(name: str, tmp_path: Path) -> None:
     feed = small.signature.example(2, 9, padded=True)
     assert np.array_equal(loaded.run(feed), small.run(feed))
 
-    write_onnx(loaded, tmp_path / "small.onnx")
+    loaded.write_onnx(tmp_path / "small.onnx")
     parity = check_parity(loaded, tmp_path / "small.onnx")
     assert parity.holds, parity
 
@@ -59,7 +60,7 @@ def test_architecture(name: str, tmp_path: Path) -> None:
     assert np.abs(ours - dense_output).max() > 1e-3 * np.abs(dense_output).max(), "the plan must matter"
     if name in FUSED:
         return
-    write_onnx(dense, tmp_path / "dense.onnx")
+    dense.write_onnx(tmp_path / "dense.onnx")
     graph = open_model(tmp_path / "dense.onnx")
     assert isinstance(graph, OnnxBackend)
     seen = lowrank.analyze(tmp_path / "dense.onnx", settings=lowrank.Settings(calib="none", targets=("all",)))

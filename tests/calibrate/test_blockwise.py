@@ -53,7 +53,7 @@ def test_the_moments_are_those_of_the_whole_model(kind: str, tmp_path: Path, tex
     assert all(record.heldout is not None for record in streamed.weights)
     report = lowrank.compress(None, 0.5, output=tmp_path / "run")
     assert not any("no calibration data" in note for note in report.notes)
-    assert report.targets["keep_ratio"] <= 0.5
+    assert report.targets.keep_ratio <= 0.5
 
 
 def test_data_makes_a_better_model(tmp_path: Path, text: Path) -> None:

@@ -49,8 +49,8 @@ def test_the_same_plan_and_the_same_model_as_in_memory(kind: str, tmp_path: Path
         assert whole.targets == streamed.targets
         a, b = outputs(lowrank.load(tmp_path / "whole")), outputs(lowrank.load(tmp_path / "streamed"))
         assert torch.allclose(a, b, atol=2e-5 * float(a.abs().max()))
-    assert streamed.targets["keep_ratio"] <= 0.5
-    assert streamed.model["params_after"] == sum(p.numel() for p in lowrank.load(tmp_path / "streamed").parameters())
+    assert streamed.targets.keep_ratio <= 0.5
+    assert streamed.model.params_after == sum(p.numel() for p in lowrank.load(tmp_path / "streamed").parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -61,9 +61,9 @@ def test_full_rank_loses_nothing_but_the_cast(dtype: torch.dtype, tmp_path: Path
     plan = {"schema": "lowrank.plan/1.0", "analysis": analysis.fingerprint, "groups": groups}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     report = lowrank.compress(None, plan=tmp_path / "plan.json", output=tmp_path / "run", execution=STREAMED)
-    assert report.error["relative"] < 1e-6
+    assert report.error.relative < 1e-6
     unit = {torch.float32: 2**-24, torch.bfloat16: 2**-9, torch.float16: 2**-12}[dtype]
-    assert 0.1 * unit < report.error["cast_relative"] < 4 * unit
+    assert 0.1 * unit < report.error.cast_relative < 4 * unit
     import transformers
 
     dense = outputs(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto"))
@@ -77,12 +77,12 @@ def test_the_cast_error_is_that_of_the_files(tmp_path: Path) -> None:
     report = lowrank.compress(folder, 0.5, output=run, settings=NO_DATA, execution=STREAMED)
     backend: Any = lowrank.open_model(folder, streamed=True)
     model: Any = lowrank.load(run)
-    for name, cast in report.error["cast_per_weight"].items():
+    for name, cast in report.error.cast_per_weight.items():
         exact = backend.read(name).astype("float64")
         stored = model.get_submodule(name.removesuffix(".weight")).double().weight.detach().numpy()
         whole = float(((exact - stored) ** 2).sum() ** 0.5 / (exact**2).sum() ** 0.5)
         # The two errors are nearly orthogonal.
-        assert whole == pytest.approx((report.error["per_weight"][name] ** 2 + cast**2) ** 0.5, rel=0.1), name
+        assert whole == pytest.approx((report.error.per_weight[name] ** 2 + cast**2) ** 0.5, rel=0.1), name
 
 
 def test_what_is_not_factored_is_copied_byte_for_byte(llama: Path, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_what_is_not_factored_is_copied_byte_for_byte(llama: Path, tmp_path: Pat
     report = lowrank.compress(llama, 0.4, output=run, settings=NO_DATA, execution=STREAMED)
     before, after = index_of(llama), index_of(run / "model")
     assert len(set(before.values())) > 2, "the model is in several shards"
-    replaced = {stem for stem in report.error["cast_per_weight"]}
+    replaced = {stem for stem in report.error.cast_per_weight}
     sources, results = open_shards(Place(str(llama))), open_shards(Place(str(run / "model")))
     kept = [name for name in before if name not in replaced]
     assert kept
@@ -103,7 +103,7 @@ def test_what_is_not_factored_is_copied_byte_for_byte(llama: Path, tmp_path: Pat
     written = json.loads((run / "model" / "config.json").read_text())
     assert written.pop("quantization_config")["quant_method"] == "lowrank"
     assert written == json.loads((llama / "config.json").read_text())
-    assert report.model["bytes_after"] == results.nbytes
+    assert report.model.bytes_after == results.nbytes
 
 
 def test_eight_bit_numbers_are_read_and_written_as_they_are(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_eight_bit_numbers_are_read_and_written_as_they_are(tmp_path: Path) -> N
     stored = open_shards(Place(str(run / "model"))).tensors
     kinds = {stored[name].dtype for name in stored if "left" in name or "right" in name}
     assert kinds == {"F8_E4M3"}
-    assert 0.005 < report.error["cast_relative"] < 0.08
+    assert 0.005 < report.error.cast_relative < 0.08
     assert {p.dtype for p in lowrank.load(run).parameters()} == {torch.float8_e4m3fn, torch.bfloat16}
 
 

@@ -16,14 +16,7 @@ from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.truncation.narrow import Narrow
 from lowrank.core.truncation.neurons import neuron_curve, neuron_error, neuron_order, refit
-from lowrank.core.truncation.pivoted import (
-    Pivoted,
-    Side,
-    chosen_rows,
-    combinations,
-    pivot,
-    pivoted_cost,
-)
+from lowrank.core.truncation.pivoted import Pivoted, Side, chosen_rows, combinations, pivot, pivoted_cost
 from lowrank.core.truncation.refit import Joint, refitted
 from lowrank.core.weight import Coupling, Weight
 

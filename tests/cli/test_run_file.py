@@ -144,8 +144,8 @@ def test_completion_in_bash(tmp_path: Path) -> None:
 
 def test_what_completion_offers_is_what_there_is() -> None:
     from lowrank.cli.options import STRUCTURE_NAMES, TARGET_NAMES
-    from lowrank.core.structures import ROUNDED, STRUCTURES
+    from lowrank.core.structures import STRUCTURES
     from lowrank.pipeline.settings import ROLES
 
-    assert set(STRUCTURE_NAMES) == {each.name for each in (*STRUCTURES, *ROUNDED)} - {"dense"}
+    assert set(STRUCTURE_NAMES) == set(STRUCTURES) - {"dense"}
     assert set(TARGET_NAMES) == set(ROLES)

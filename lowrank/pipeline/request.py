@@ -1,0 +1,146 @@
+"""Request: what `compress` is asked for, checked before anything long begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Unpack
+
+from lowrank.backends import Backend, is_streamed
+from lowrank.core.budget import Budget
+from lowrank.core.selection.knapsack import Knapsack
+from lowrank.core.selection.selector import Selector
+from lowrank.core.selection.timings import Timings
+from lowrank.core.structures import structures
+from lowrank.edge.target import Target
+from lowrank.errors import HealingError, LowRankError
+from lowrank.parallel import processes
+from lowrank.pipeline.budgets.operator_times import check_table, read_table
+from lowrank.pipeline.budgets.quality_drop import check_drop
+from lowrank.pipeline.healing import Training, check_trainable
+from lowrank.pipeline.session import Work, WorkOptions
+
+Kind = Literal["share", "time", "size", "drop"]
+"""How a plan is found: by what is predicted, by a table of times, by writing files, by measuring."""
+KINDS: dict[str, Kind] = {"latency": "time", "milliseconds": "time", "size": "size"}
+"""Of budgets whose plan is not found by what is predicted."""
+SAME_CHANNELS = tuple(s.name for s in structures() if s.keeps_channels and not s.is_dense)
+"""Structures after which a layer reads and gives what it did before."""
+
+
+class CompressOptions(WorkOptions, total=False):
+    """Keywords of `compress`."""
+
+    plan: str | Path | None
+    """A plan.json to follow instead of selecting."""
+    selector: Selector | None
+    """The policy; by default the exact knapsack."""
+    refit: bool
+    """Fit every replacement to what it sees in the compressed model."""
+    heal: Training | float | None
+    """Then train it to imitate the dense model, in this way or for so many minutes."""
+    tasks: Sequence[str]
+    """What the result is measured on beside fidelity."""
+    max_drop: float | None
+    """Instead of a budget, how much each task may lose."""
+    beside: str | Path | None
+    """A LoRA that PEFT saved for the dense model, which is kept as an adapter of the compressed one."""
+    latency: bool
+    """Export the dense model too, and time both."""
+    with_past: bool
+    """Also write `model_with_past.onnx`."""
+    target: Target | None
+    """What graphs are for."""
+    timings: Timings | str | Path | None
+    """What a budget of time is spent on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(Work):
+    """The same with its defaults, and the budget."""
+
+    budget: Budget | None = None
+    plan: str | Path | None = None
+    selector: Selector | None = None
+    refit: bool = True
+    heal: Training | None = None
+    tasks: Sequence[str] = ()
+    max_drop: float | None = None
+    beside: str | Path | None = None
+    latency: bool = True
+    with_past: bool = False
+    target: Target = field(default_factory=Target)
+    timings: Timings | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """How the plan is found."""
+        if self.max_drop is not None:
+            return "drop"
+        return "share" if self.budget is None else KINDS.get(self.budget.kind, "share")
+
+    def check_model(self, dense: Backend) -> None:
+        """Refuse a model that this cannot be done with.
+
+        Raises:
+            LowRankError: with the reason.
+        """
+        if is_streamed(dense):
+            from lowrank.pipeline.streamed import refuse_whole
+
+            refuse_whole(
+                heal=self.heal,
+                latency=self.kind == "time",
+                size=self.kind == "size",
+                quantize=self.target.dtype != "float32",
+                with_past=self.with_past,
+                keep_lora=self.beside,
+                task=self.tasks,
+                max_drop=self.kind == "drop",
+            )
+        if self.heal is not None:
+            check_trainable(dense)
+
+
+def read_request(budget: Budget | float | None, **options: Unpack[CompressOptions]) -> Request:
+    """What is asked for, with tables of times read from their files.
+
+    Raises:
+        LowRankError: if it cannot be done, or parts of it contradict each other.
+        TypeError: if there is no such option.
+    """
+    budget = Budget.params(budget) if isinstance(budget, int | float) else budget
+    target, heal, timings = options.get("target") or Target(), options.get("heal"), options.get("timings")
+    heal = heal if heal is None or isinstance(heal, Training) else Training(minutes=heal)
+    others: dict[str, Any] = {**options, "heal": heal, "target": target, "timings": None}
+    request = Request(budget=budget, **others)
+    _check(request)
+    if timings is not None:
+        if request.kind != "time":
+            raise LowRankError("a table of timings is for a budget of time; give --latency 0.5")
+        table = timings if isinstance(timings, Timings) else read_table(Path(timings).expanduser())
+        request = replace(request, timings=check_table(table, target))
+    if request.kind == "drop" and not request.tasks:
+        request = replace(request, tasks=("fidelity",))
+    if request.beside is not None and request.selector is None:
+        request = replace(request, selector=Knapsack(structures=SAME_CHANNELS))
+    return request
+
+
+def _check(request: Request) -> None:
+    budget, plan, heal, target = request.budget, request.plan, request.heal, request.target
+    target.check()
+    check_drop(request.max_drop)
+    if request.max_drop is not None and (budget is not None or plan is not None):
+        raise LowRankError("a largest drop finds its own keep ratio: leave the budget or the plan out")
+    if budget is None and plan is None and request.max_drop is None:
+        raise LowRankError(
+            "there is no budget; give --budget 0.5 (the share of parameters to keep), --error, or a --plan"
+        )
+    if heal is not None and processes()[1] > 1:
+        raise HealingError("several processes compress first and heal then: `accelerate launch -m lowrank heal RUN`")
+    if request.beside is not None and heal is not None and heal.adapter is not None and heal.fold == "no":
+        raise HealingError("an adapter is to be kept and another trained: leave one out, or fold the trained one")
+    if request.kind == "size" and target.dtype != "float32":
+        raise LowRankError("a size chooses the type of each weight; leave --quantize out")

@@ -1,0 +1,69 @@
+"""Part: a piece of a result that has names in Python and keys in JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Self, TypeVar
+
+LEFT_OUT = {"left out": True}
+"""Marks a field whose key is absent from the JSON where its value is None."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """The keys of a JSON object as fields, in order.
+
+    A field with `"read"` in its metadata is read by that function; a key that is a keyword has a `_` behind its name.
+    """
+
+    extra: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Keys that this version does not know; they are written again as they were."""
+
+    @classmethod
+    def from_json(cls, content: Any) -> Self:
+        """Read what `to_json` gave; keys that are missing get the defaults of their fields.
+
+        Raises:
+            TypeError: if a key without a default is missing, or the content is no object.
+        """
+        if not isinstance(content, Mapping):
+            raise TypeError(f"{cls.__name__} is not an object")
+        rest, known = dict[str, Any](content), dict[str, Any]()
+        for each in fields(cls)[1:]:
+            if each.name.rstrip("_") in rest:
+                value, read = rest.pop(each.name.rstrip("_")), each.metadata.get("read")
+                known[each.name] = read(value) if read is not None and value is not None else value
+        return cls(**known, extra=rest)
+
+    def to_json(self) -> dict[str, Any]:
+        """A mapping that JSON can hold."""
+        content: dict[str, Any] = {}
+        for each in fields(self)[1:]:
+            value = getattr(self, each.name)
+            if value is not None or not each.metadata.get("left out"):
+                content[each.name.rstrip("_")] = plain(value)
+        return {**content, **self.extra}
+
+    def __getitem__(self, key: str) -> Any:
+        """The value that stands under a key of the JSON.
+
+        Raises:
+            KeyError: if there is no such key.
+        """
+        return self.to_json()[key]
+
+
+P = TypeVar("P", bound=Part)
+
+
+def rows_of(kind: type[P]) -> Callable[[Iterable[Any]], list[P]]:
+    """A function that reads a list of parts of one kind."""
+    return lambda rows: [kind.from_json(row) for row in rows]
+
+
+def plain(value: Any) -> Any:
+    """Parts, and lists of them, as mappings; anything else as it is."""
+    if isinstance(value, Part):
+        return value.to_json()
+    return [plain(each) for each in value] if isinstance(value, list) else value

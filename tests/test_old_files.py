@@ -53,8 +53,9 @@ def test_a_report_is_written_as_it_was_read(run: Path) -> None:
     content = without_schema(run / "report.json")
     report = lowrank.Report.from_json(content)
     assert report.to_json() == content and list(report.to_json()) == list(content)
-    assert report.targets == content["targets"] and report.healing == content["healing"]
-    assert report.provenance["versions"]["lowrank"] == "0.1.0"
+    assert report.targets.to_json() == content["targets"]
+    assert [entry.to_json() for entry in report.healing] == content["healing"]
+    assert report.provenance.versions == content["provenance"]["versions"]
 
 
 def test_a_model_loads(run: Path) -> None:

@@ -59,13 +59,8 @@ from lowrank.cli.options import (
     UnitOption,
     UnsafePickle,
     WithPast,
-    budget_of,
-    changes_of,
-    chosen_selector,
-    execution_of,
-    target_of,
-    training_of,
 )
+from lowrank.cli.parse import budget_of, changes_of, chosen_selector, execution_of, target_of, training_of
 from lowrank.cli.plots import plotted
 from lowrank.cli.run_file import App, expanded
 from lowrank.cli.sweep import sweep, tune

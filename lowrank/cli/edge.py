@@ -22,10 +22,8 @@ from lowrank.cli.options import (
     Targets,
     UnsafePickle,
     WithPast,
-    changes_of,
-    keeps_of,
-    target_of,
 )
+from lowrank.cli.parse import changes_of, keeps_of, target_of
 from lowrank.report.terminal.terminal import progress_bars, say
 
 

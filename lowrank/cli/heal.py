@@ -24,9 +24,8 @@ from lowrank.cli.options import (
     Seed,
     Timing,
     UnsafePickle,
-    changes_of,
-    training_of,
 )
+from lowrank.cli.parse import changes_of, training_of
 from lowrank.report.terminal.show import complain_of, show_report
 from lowrank.report.terminal.terminal import complain, progress_bars
 

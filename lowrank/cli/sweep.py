@@ -26,10 +26,8 @@ from lowrank.cli.options import (
     Tokenizer,
     UnitName,
     UnsafePickle,
-    budget_of,
-    changes_of,
-    keeps_of,
 )
+from lowrank.cli.parse import budget_of, changes_of, keeps_of
 from lowrank.report.terminal.terminal import complain, notes, print_json, print_table, progress_bars, say
 
 Task = Annotated[

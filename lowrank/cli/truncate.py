@@ -21,9 +21,8 @@ from lowrank.cli.options import (
     UnitName,
     UnitOption,
     UnsafePickle,
-    budget_of,
-    changes_of,
 )
+from lowrank.cli.parse import budget_of, changes_of
 from lowrank.report.terminal.terminal import notes, print_json, print_table, progress_bars
 
 

@@ -16,6 +16,7 @@ from pages import HOSTILE, SWEEP, analysis_of, block_names, facts_with
 
 from lowrank.report.page.page_data import facts_of
 from lowrank.report.page.webpage import SECTIONS, write_page
+from lowrank.results.parts import Provenance
 
 pytestmark = pytest.mark.browser
 
@@ -86,7 +87,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {
         "run": facts_with(block_names(24), folder, problems=["something was not as it should be"]),
         "hostile": facts_with(HOSTILE, folder, notes=list(HOSTILE), problems=list(HOSTILE)),
-        "analysis": facts_of(analysis_of(block_names(12)), None, None, folder, {"command": ["lowrank", "analyze"]}),
+        "analysis": facts_of(
+            analysis_of(block_names(12)), None, None, folder, Provenance(command=["lowrank", "analyze"])
+        ),
     }
     for name, facts in made.items():
         write_page(folder / f"{name}.html", facts)

@@ -12,8 +12,9 @@ from torch import nn
 from lowrank.backends.inputs import Feed
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.calibrate import Calibration, collect_grams
-from lowrank.core.analysis import Analysis, analyze_weight
+from lowrank.core.analysis import Analysis
 from lowrank.core.weight import Coupling
+from lowrank.core.weight_analysis import analyze_weight
 from lowrank.pipeline.analyzing import analyze_couplings
 from lowrank.progress import silent
 

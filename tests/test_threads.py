@@ -19,7 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from lowrank.core.analysis import Analysis, Folds, analyze_weight
+from lowrank.core.analysis import Analysis, Folds
+from lowrank.core.weight_analysis import analyze_weight
 from lowrank.core.budget import Budget
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.selection.knapsack import Knapsack

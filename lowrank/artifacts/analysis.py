@@ -16,6 +16,7 @@ from lowrank.artifacts.grams import GRAMS_FOLDER, StoredGrams
 from lowrank.artifacts.journal import Piece
 from lowrank.artifacts.outside import is_plain, named_in
 from lowrank.core.analysis import Analysis, Context, CouplingAnalysis, Folds, Measured, WeightAnalysis
+from lowrank.core.structures import structures
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.truncation.spectrum import Spectrum
 from lowrank.core.verdict import verdict
@@ -68,7 +69,7 @@ def _arrays(record: WeightAnalysis) -> dict[str, NDArray[Any]]:
         "plain": record.plain.values,
         "activation": None if record.activation is None else record.activation.values,
         "heldout": record.heldout,
-        "spatial": record.spatial,
+        **record.curves,
     }
     return {f"{record.weight.name}:{kind}": values for kind, values in found.items() if values is not None}
 
@@ -288,10 +289,10 @@ def _read_weight(entry: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) 
         None if activation is None else Spectrum(activation),
         tensors.get(f"{name}:heldout"),
         _read_measured(entry["measured"]),
-        tensors.get(f"{name}:spatial"),
+        {s.name: tensors[f"{name}:{s.name}"] for s in structures() if f"{name}:{s.name}" in tensors},
         _read_rounding(entry["rounding"]),
     )
-    found = (record.plain.values, record.error_curve, activation, record.spatial)
+    found = (record.plain.values, record.error_curve, activation, *record.curves.values())
     arrays = [array for array in found if array is not None]
     if not all(np.isfinite(a).all() and (a >= 0).all() for a in arrays):
         raise ValueError(f"the figures of {name} are not finite")

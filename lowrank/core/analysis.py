@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.core.cost import break_even_rank
-from lowrank.core.linalg.eigen import Matrix, Vector, singular_values
-from lowrank.core.rounding.cost import rounding_errors
+from lowrank.core.linalg.eigen import Matrix, Vector
 from lowrank.core.truncation.directions import (
     RIDGE,
     UNSEEN,
@@ -20,12 +19,10 @@ from lowrank.core.truncation.directions import (
     curved_curve,
     curved_directions,
     directions,
-    measure,
     plain_truncation,
 )
 from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.gram import Gram
-from lowrank.core.truncation.spatial import spatial_curve
 from lowrank.core.truncation.spectrum import Spectrum
 from lowrank.core.weight import Group, Skip, Weight
 
@@ -84,8 +81,8 @@ class WeightAnalysis:
     """Squared relative output error at rank 0 ... k on the fold that did not choose the directions."""
     measured: Measured = ()
     """What truncating this weight alone did to the model's output; empty where it was not measured."""
-    spatial: Vector | None = None
-    """Squared relative output error of spatial factors at rank 0 ... ; None for what is no k x k convolution."""
+    curves: Mapping[str, Vector] = field(default_factory=dict[str, Vector])
+    """Squared relative output error at rank 0 ... k, by name of the structures that measure it themselves."""
     rounding: Mapping[str, float] = field(default_factory=dict[str, float])
     """Squared relative output error of rounding the dense weight, by format; empty for what is not rounded."""
 
@@ -276,34 +273,3 @@ class Analysis:
 def ridge_of(weight: Weight) -> float:
     """How much the plain metric counts beside that of the data; see `directions`."""
     return UNSEEN if weight.is_table else RIDGE
-
-
-def analyze_weight(weight: Weight, matrix: Matrix, folds: Folds | None = None, rounded: bool = True) -> WeightAnalysis:
-    """Spectra of one weight, and its held-out error curve when there are Grams.
-
-    Args:
-        weight: its record.
-        matrix: rows x cols (or a stack of them), float64, finite.
-        folds: Grams of its layer's data; None, or with nothing but zeros in them, leaves the plain metric alone.
-        rounded: find what storing it in fewer bits would lose, too, which a budget of bytes asks for.
-
-    Raises:
-        DecompositionError: if no solver converges.
-    """
-    if folds is None or not folds.fit.informs:
-        spatial = spatial_curve(weight, matrix, None, None) if weight.spatial else None
-        plain = Spectrum(singular_values(matrix, name=weight.name))
-        lost = rounding_errors(weight, matrix, None, None) if rounded else {}
-        return WeightAnalysis(weight, plain, spatial=spatial, rounding=lost)
-    found = measure(matrix, folds.fit, folds.judge, ridge=ridge_of(weight), name=weight.name)
-    # The errors of spatial factors can only be compared with the others' in the metric of whole patches.
-    known = weight.spatial is not None and folds.fit.side == "input"
-    spatial = spatial_curve(weight, matrix, folds.fit, folds.judge) if known else None
-    return WeightAnalysis(
-        weight,
-        Spectrum(found.plain),
-        Spectrum(found.activation),
-        heldout=found.curve,
-        spatial=spatial,
-        rounding=rounding_errors(weight, matrix, folds.fit, folds.judge) if rounded else {},
-    )

@@ -15,10 +15,11 @@ from lowrank.artifacts.journal import NOWHERE, Journal, Journaled, close_journal
 from lowrank.artifacts.lock import holding
 from lowrank.backends import Backend, is_streamed
 from lowrank.calibrate import collect_grams, measure_contexts, measure_sensitivity
-from lowrank.core.analysis import Analysis, CouplingAnalysis, Folds, Numbers, WeightAnalysis, analyze_weight
+from lowrank.core.analysis import Analysis, CouplingAnalysis, Folds, Numbers, WeightAnalysis
 from lowrank.core.linalg.drivers import Fallback, watched_solvers
 from lowrank.core.structures import structures
 from lowrank.core.weight import Coupling, Weight
+from lowrank.core.weight_analysis import analyze_weight
 from lowrank.parallel import Pool, processes, threads
 from lowrank.pipeline.estimate import estimate
 from lowrank.pipeline.run.layout import PAGE_FILE

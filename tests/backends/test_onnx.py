@@ -18,11 +18,12 @@ import lowrank
 from lowrank.backends import open_model
 from lowrank.backends.onnx import OnnxBackend
 from lowrank.backends.onnx.load import load_model
-from lowrank.core.analysis import Folds, analyze_weight
+from lowrank.core.analysis import Folds
 from lowrank.core.truncation.directions import directions
 from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.truncation.spatial import SpatialFactors, spatial_directions, spatial_matrix
+from lowrank.core.weight_analysis import analyze_weight
 from lowrank.errors import LowRankError, UnsupportedModel
 
 
@@ -73,7 +74,7 @@ def test_spatial_factors(name: str, tmp_path: Path) -> None:
         see(feed)
     gram = sum(grams[1:], grams[0])
     analysis = analyze_weight(w, matrix, Folds(gram, gram))
-    assert analysis.spatial is not None
+    assert "spatial" in analysis.curves
     for rank in (4, 9):
         chosen = spatial_directions(w, matrix, gram)
         factors = chosen.truncate(spatial_matrix(w, matrix), rank)
@@ -83,7 +84,7 @@ def test_spatial_factors(name: str, tmp_path: Path) -> None:
         # Without the bias, the predicted error is the real one.
         plain = dense - backend.model.graph.initializers["b"].const_value.numpy()[:, None, None]
         lost = np.square(found - dense).sum() / np.square(plain).sum()
-        assert lost == pytest.approx(analysis.spatial[rank], rel=1e-3)
+        assert lost == pytest.approx(analysis.curves["spatial"][rank], rel=1e-3)
 
 
 @pytest.mark.parametrize(

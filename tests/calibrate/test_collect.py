@@ -19,11 +19,12 @@ from lowrank.backends.inputs import Input, Signature
 from lowrank.backends.torch import ModuleBackend
 from lowrank.calibrate import Calibration, collect_grams, load_calibration, measure_sensitivity
 from lowrank.calibrate.data import split_folds
-from lowrank.core.analysis import Analysis, Folds, analyze_weight, loss_of
+from lowrank.core.analysis import Analysis, Folds, loss_of
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.directions import directions
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.weight import Weight
+from lowrank.core.weight_analysis import analyze_weight
 from lowrank.errors import CalibrationError
 from lowrank.evaluate import measure_fidelity
 from lowrank.progress import silent

@@ -8,12 +8,13 @@ from builders import decaying, gram_of, inputs, matrix_with
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank.core.analysis import Folds, analyze_weight
+from lowrank.core.analysis import Folds
 from lowrank.core.linalg.eigen import singular_values
 from lowrank.core.truncation.directions import RIDGE, UNSEEN, directions, measure, residual_curve
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.truncation.spectrum import Spectrum
 from lowrank.core.weight import Weight
+from lowrank.core.weight_analysis import analyze_weight
 
 sizes = st.integers(2, 14)
 seeds = st.integers(0, 1000)

@@ -11,7 +11,7 @@ from builders import matrix_with
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank.core.analysis import Folds, analyze_weight, ridge_of
+from lowrank.core.analysis import Folds, ridge_of
 from lowrank.core.linalg.eigen import magnitude, singular_values, solve_positive
 from lowrank.core.truncation.directions import directions, measure, residual_curve
 from lowrank.core.truncation.factors import Factors
@@ -19,6 +19,7 @@ from lowrank.core.truncation.gram import Gram
 from lowrank.core.truncation.pivoted import pivot
 from lowrank.core.truncation.spectrum import Spectrum
 from lowrank.core.weight import Layer, Weight
+from lowrank.core.weight_analysis import analyze_weight
 
 TAIL = 1e-13
 """Of all energy: how exact a tail is. Eigenvalues of the Gram matrix are good to a few units in the last place of the

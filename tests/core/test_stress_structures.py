@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_stress import FLOAT32, WEIGHTS
 
-from lowrank.core.analysis import Analysis, Folds, analyze_weight
+from lowrank.core.analysis import Analysis, Folds
 from lowrank.core.budget import Budget
 from lowrank.core.linalg.eigen import magnitude
 from lowrank.core.plan import Plan
@@ -27,6 +27,7 @@ from lowrank.core.truncation.gram import Gram
 from lowrank.core.truncation.narrow import Narrow
 from lowrank.core.truncation.neurons import neuron_curve, neuron_order, refit
 from lowrank.core.weight import Coupling, Layer, View, Weight
+from lowrank.core.weight_analysis import analyze_weight
 from lowrank.errors import InfeasibleBudget
 
 WIDTH, HIDDEN = 8, 12

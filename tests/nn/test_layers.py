@@ -14,11 +14,12 @@ from torch import nn
 import lowrank
 from lowrank.backends import open_model
 from lowrank.backends.torch import ModuleBackend
-from lowrank.core.analysis import Folds, analyze_weight
+from lowrank.core.analysis import Folds
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.directions import directions
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.truncation.spatial import SpatialFactors, spatial_directions, spatial_matrix
+from lowrank.core.weight_analysis import analyze_weight
 from lowrank.nn import LowRankEmbedding, LowRankLinear, LowRankStack, ObservedStack, SplitAttention
 from lowrank.nn.attention import split_attention_
 
@@ -83,13 +84,13 @@ def test_moments_of_convolutions_are_the_error(name: str, side: str) -> None:
     assert lost == pytest.approx(energies[3:].sum() / energies.sum(), rel=1e-4)
     if side == "input" and w.spatial is not None:
         record = analyze_weight(w, matrix, Folds(grams[0], grams[0]))
-        assert record.spatial is not None
+        assert "spatial" in record.curves
         found = spatial_directions(w, matrix, grams[0]).truncate(spatial_matrix(w, matrix), 7)
         small = backend.rewrite({w.name: Replacement("spatial", SpatialFactors(found.left, found.right))}).run(
             {"input": x}
         )
         lost = np.square(small - dense).sum() / np.square(dense - bias).sum()
-        assert lost == pytest.approx(record.spatial[7], rel=1e-4)
+        assert lost == pytest.approx(record.curves["spatial"][7], rel=1e-4)
 
 
 def test_a_table_and_its_head_share_their_factors() -> None:

@@ -25,13 +25,14 @@ from lowrank.backends import Opening, open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.backends.torch.read_back import read_finished
-from lowrank.core.analysis import Analysis, analyze_weight
+from lowrank.core.analysis import Analysis
 from lowrank.core.selection.remaining import CompressedWeights, recut, remaining
 from lowrank.core.structures import structure_named
 from lowrank.core.structures.base import Option, Replacement
 from lowrank.core.structures.permute import agree_channel_order
 from lowrank.core.truncation.pivoted import pivot
 from lowrank.core.weight import Group
+from lowrank.core.weight_analysis import analyze_weight
 
 Cli = Callable[..., Outcome]
 PLAIN = lowrank.Settings(calib="none")

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from builders import decaying, inputs
 
-from lowrank.core.analysis import Analysis, Folds, analyze_weight
+from lowrank.core.analysis import Analysis, Folds
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.selection.simple import Uniform
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.weight import Layer, Skip, Weight
+from lowrank.core.weight_analysis import analyze_weight
 from lowrank.report.page.page_data import Facts, facts_of
 from lowrank.results.parts import Provenance
 from lowrank.results.report import Report

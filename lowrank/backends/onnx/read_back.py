@@ -65,7 +65,8 @@ def read_graph(
             continue
         (name,) = analysis.groups[option.group].weights
         weight = analysis[name].weight
-        found = _read(model, weight, {**_named(weight), **tensors.get(name, {})})
+        names = {**_named(weight), **tensors.get(name, {})}
+        found = _read(model, weight, names, structure.factors if issubclass(structure.factors, Factors) else Factors)
         if isinstance(found, str):
             fixed[option.group] = found
         else:
@@ -92,8 +93,15 @@ def _named(weight: Weight) -> dict[str, str]:
     return {which: f"{layer}.{which}.weight" for which in ("left", "right")}
 
 
-def _read(model: Any, weight: Weight, names: Mapping[str, str]) -> Factors | Pivoted | str:
-    """The factors of a weight, which its product has taken the places of; or why they cannot be read."""
+def _read(model: Any, weight: Weight, names: Mapping[str, str], kind: type[Factors]) -> Factors | Pivoted | str:
+    """The factors of a weight, which its product has taken the places of; or why they cannot be read.
+
+    Args:
+        model: the graph, in which a product takes their places.
+        weight: what they replaced.
+        names: of the tensors that hold them.
+        kind: the class of two plain factors.
+    """
     left, right = (model.graph.initializers.get(names[which]) for which in ("left", "right"))
     if left is None or right is None or left.const_value is None or right.const_value is None:
         return "its factors are not where they would be in the graph"
@@ -106,7 +114,8 @@ def _read(model: Any, weight: Weight, names: Mapping[str, str]) -> Factors | Piv
         return "its factors are read in several ways"
     first = matched[0]
     a, b = (np.asarray(value.const_value.numpy(), np.float64) for value in (right, left))
-    factors = _factors(first, a, b)
+    a, b = (a.T, b.T) if first.at == 1 else (a, b)
+    factors = kind(b, a) if first.order is None else Pivoted(b, a, first.order)
     matrix = np.asarray(factors.product(), np.float64)
     if matrix.shape != weight.shape:
         return f"its factors are of {matrix.shape[0]} x {matrix.shape[1]}"
@@ -167,12 +176,6 @@ def _pivoted(inner: Any, outer: Any, readers: Sequence[Any], at: int) -> _Pair |
 
 def _place(node: Any, value: Any) -> int:
     return next(i for i, operand in enumerate(node.inputs) if operand is value)
-
-
-def _factors(pair: _Pair, right: NDArray[np.float64], left: NDArray[np.float64]) -> Factors | Pivoted:
-    if pair.at == 1:
-        right, left = right.T, left.T
-    return Factors(left, right) if pair.order is None else Pivoted(left, right, pair.order)
 
 
 def _put_product(model: Any, weight: Weight, pairs: Sequence[_Pair], matrix: NDArray[np.float64], like: Any) -> None:

@@ -202,7 +202,7 @@ class _Reader:
         elif entry["kind"] == "experts":
             left, right = self.read(f"{layer}.left"), self.read(f"{layer}.right")
             turned = weight.view.stored == "stack cols rows"
-            factors = Factors(right.swapaxes(1, 2), left.swapaxes(1, 2)) if turned else Factors(left, right)
+            factors = _pair_of(structure, *((right.swapaxes(1, 2), left.swapaxes(1, 2)) if turned else (left, right)))
         else:
             left, right = self.read(f"{layer}.left.weight"), self.read(f"{layer}.right.weight")
             factors = self._factors(weight, entry, layer, rank, left, right)
@@ -226,10 +226,8 @@ class _Reader:
             return SpatialFactors(left[..., 0].swapaxes(1, 2).reshape(-1, rank), right.reshape(rank, -1))
         if entry["kind"] == "conv":
             stack = (weight.stack,) if weight.stack > 1 else ()
-            return Factors(left.reshape(*stack, -1, rank), right.reshape(*stack, rank, -1))
-        if weight.is_table:
-            return Factors(right.T, left.T)
-        return Factors(left, right)
+            return _pair_of(entry["structure"], left.reshape(*stack, -1, rank), right.reshape(*stack, rank, -1))
+        return _pair_of(entry["structure"], *((right.T, left.T) if weight.is_table else (left, right)))
 
     def _narrow(self, weight: Weight, layer: str, structure: str, rank: int, entry: Mapping[str, Any]) -> Narrow:
         padded = bool(entry.get("spread") or entry.get("picks"))
@@ -268,6 +266,13 @@ class _Reader:
             return None
         inner = f"{layer}.linear.bias"
         return self.read(inner if inner in self.state else f"{layer}.bias")
+
+
+def _pair_of(structure: str, left: NDArray[np.float64], right: NDArray[np.float64]) -> Factors:
+    """Two factors of the class that the structure has."""
+    kind = structure_named(structure).factors
+    assert issubclass(kind, Factors)
+    return kind(left, right)
 
 
 def _dense(

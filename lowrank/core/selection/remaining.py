@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.core.analysis import Analysis, CouplingAnalysis, Folds, Numbers, WeightAnalysis, analyze_weight, ridge_of
+from lowrank.core.analysis import Analysis, CouplingAnalysis, Folds, Numbers, WeightAnalysis, ridge_of
 from lowrank.core.linalg.eigen import Matrix, Vector, tail_shares
 from lowrank.core.structures import structure_named
 from lowrank.core.structures.base import Option, Replacement
@@ -28,6 +28,7 @@ from lowrank.core.truncation.pivoted import Pivoted, pivot
 from lowrank.core.truncation.spatial import SpatialFactors
 from lowrank.core.truncation.spectrum import Spectrum
 from lowrank.core.weight import Group, Weight
+from lowrank.core.weight_analysis import analyze_weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,8 +178,9 @@ def _record(
     factors, folds = thin.get(name), analysis.grams.get(name)
     if factors is None:
         new, one = analyze_weight(weight, held.read(name), folds, rounded=False), held.replacements.get(name)
-        if one is not None and new.spatial is not None:
-            new.spatial[one.factors.rank :] = 0.0
+        if one is not None:
+            for curve in new.curves.values():
+                curve[one.factors.rank :] = 0.0
         return replace(new, measured=record.measured, rounding=record.rounding)
     judge = folds.judge if folds is not None else None
     if folds is not None and name in analysis.curvatures:
@@ -195,7 +197,15 @@ def _record(
     energies = chosen.energies if chosen.energies.ndim == 1 else chosen.energies.sum(0)
     values[: min(factors.rank, len(values))] = np.sqrt(energies[: min(factors.rank, len(values))])
     spectrum = Spectrum(values)
-    return replace(record, plain=spectrum, activation=spectrum if folds else None, heldout=errors)
+    curves = dict(record.curves)
+    for structure in (structure_named(each) for each in record.curves):
+        if structure.by_rank:
+            product = np.asarray(factors.product(), np.float64)
+            own = structure.measure_weight(weight, product, folds if folds and folds.fit.informs else None)
+            assert own is not None
+            own[factors.rank :] = 0.0
+            curves[structure.name] = own
+    return replace(record, plain=spectrum, activation=spectrum if folds else None, heldout=errors, curves=curves)
 
 
 def _curve(chosen: Directions, factors: Factors, judge: Gram | None) -> Vector:

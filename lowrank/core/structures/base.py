@@ -22,7 +22,7 @@ from lowrank.core.truncation.pivoted import Pivoted
 from lowrank.core.truncation.spatial import SpatialFactors, channel_matrix
 from lowrank.core.weight import Coupling, Group, Weight
 
-FactorKind = type[Factors] | type[Pivoted] | type[SpatialFactors] | type[Narrow]
+FactorKind = type[Factors] | type[Pivoted] | type[Narrow]
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +161,20 @@ class Structure(ABC):
     def measure(self, coupling: Coupling, grams: Mapping[str, Folds], numbers: Numbers) -> CouplingAnalysis | None:
         """What it can make of a coupling, on the fold that judges; None without the moments, or for another kind of
         coupling."""
+        return None
+
+    def measure_weight(self, weight: Weight, matrix: Matrix, folds: Folds | None) -> Vector | None:
+        """Squared relative output errors at rank 0 ... k of one weight, for a structure whose errors are not those of
+        the weight's truncation; `WeightAnalysis.curves` then has them under its name.
+
+        Args:
+            weight: its record.
+            matrix: rows x cols, or a stack of them, float64.
+            folds: Grams of its layer's data, which say something; None without any.
+
+        Returns:
+            None where it does not fit, and for a structure that goes by the analysis' own error curve.
+        """
         return None
 
     def indices(self, weights: Sequence[Weight]) -> int:

@@ -8,9 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from lowrank.core.analysis import Analysis, Numbers
+from lowrank.core.analysis import Analysis, Folds, Numbers
+from lowrank.core.linalg.eigen import Matrix, Vector
 from lowrank.core.structures.base import Curve, FactorKind, Option, Replacement, Structure, typed
-from lowrank.core.truncation.spatial import SpatialFactors, spatial_directions, spatial_matrix
+from lowrank.core.truncation.spatial import SpatialFactors, spatial_curve, spatial_directions, spatial_matrix
 from lowrank.core.weight import Group, Weight
 
 
@@ -21,24 +22,32 @@ class Spatial(Structure):
     name: str = "spatial"
     factors: ClassVar[FactorKind] = SpatialFactors
 
+    def measure_weight(self, weight: Weight, matrix: Matrix, folds: Folds | None) -> Vector | None:
+        """Errors in the plain metric, or in that of whole patches: others cannot be compared between structures."""
+        if weight.spatial is None or (folds is not None and folds.fit.side != "input"):
+            return None
+        return spatial_curve(weight, matrix, *((None, None) if folds is None else (folds.fit, folds.judge)))
+
     def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
         """Every rank at which it is smaller than the kernel; nothing for other weights."""
         record = analysis[group.weights[0]]
-        if len(group.weights) > 1 or record.spatial is None:
+        errors = record.curves.get(self.name)
+        if len(group.weights) > 1 or errors is None:
             return Curve.empty(self.name)
         each = _cost(record.weight)
-        largest = min((record.weight.params - 1) // each, len(record.spatial) - 1)
+        largest = min((record.weight.params - 1) // each, len(errors) - 1)
         ranks = np.arange(multiple, largest + 1, multiple, dtype=np.int64)
-        return Curve(self.name, ranks, ranks * each, record.spatial[ranks])
+        return Curve(self.name, ranks, ranks * each, errors[ranks])
 
     def at(self, group: Group, analysis: Analysis, rank: int) -> Option:
         """Any rank from 1 to full."""
         record = analysis[group.weights[0]]
-        if len(group.weights) > 1 or record.spatial is None:
+        errors = record.curves.get(self.name)
+        if len(group.weights) > 1 or errors is None:
             raise ValueError("spatial factors hold one convolution of k x k")
-        if not 1 <= rank < len(record.spatial):
-            raise ValueError(f"its rank can be 1 to {len(record.spatial) - 1}")
-        return Option(group.name, self.name, rank, rank * _cost(record.weight), float(record.spatial[rank]))
+        if not 1 <= rank < len(errors):
+            raise ValueError(f"its rank can be 1 to {len(errors) - 1}")
+        return Option(group.name, self.name, rank, rank * _cost(record.weight), float(errors[rank]))
 
     def factorize(self, group: Group, rank: int, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
         """The projection of the spatial matrix on its leading directions."""

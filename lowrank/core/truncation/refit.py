@@ -180,5 +180,6 @@ def _solved(
     basis, core = column_basis(seen)
     _, vectors = eigh_descending(core @ damped @ core.T, name=name)
     kept = vectors[:, : factors.rank] if basis is None else basis @ vectors[:, : factors.rank]
-    made = Factors(kept if roots is None else roots[1] @ kept, kept.T @ seen).balanced()
-    return replace(replacement, factors=pivot(made) if isinstance(factors, Pivoted) else made)
+    pair = Factors(kept if roots is None else roots[1] @ kept, kept.T @ seen).balanced()
+    fitted = pivot(pair) if isinstance(factors, Pivoted) else replace(factors, left=pair.left, right=pair.right)
+    return replace(replacement, factors=fitted)

@@ -13,7 +13,7 @@ from builders import inputs, matrix_with, trained_blocks
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank.core.analysis import Folds, analyze_weight
+from lowrank.core.analysis import Folds
 from lowrank.core.linalg import drivers as solvers
 from lowrank.core.linalg import lapack
 from lowrank.core.linalg.drivers import Fallback, watched_solvers
@@ -21,6 +21,7 @@ from lowrank.core.linalg.eigen import eigh_descending, eigvalsh_descending
 from lowrank.core.truncation.directions import directions
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.weight import Weight
+from lowrank.core.weight_analysis import analyze_weight
 from lowrank.errors import DecompositionError
 from lowrank.parallel import windowed_map
 

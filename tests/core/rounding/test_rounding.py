@@ -11,7 +11,7 @@ from builders import decaying, gram_of, inputs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank.core.analysis import Analysis, Folds, WeightAnalysis, analyze_weight
+from lowrank.core.analysis import Analysis, Folds, WeightAnalysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan, stored_weights
 from lowrank.core.rounding.cost import SAMPLE
@@ -20,6 +20,7 @@ from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.structures import structure_named
 from lowrank.core.truncation.directions import directions
 from lowrank.core.weight import Layer, Weight
+from lowrank.core.weight_analysis import analyze_weight
 from lowrank.edge.integer import pack
 from lowrank.errors import InfeasibleBudget, PlanMismatch
 

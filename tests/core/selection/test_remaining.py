@@ -10,7 +10,7 @@ from builders import decaying, gram_of, inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lowrank.core.analysis import Analysis, Folds, analyze_weight
+from lowrank.core.analysis import Analysis, Folds
 from lowrank.core.budget import Budget
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.selection.recut import Cutting
@@ -21,6 +21,7 @@ from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.gram import Side
 from lowrank.core.truncation.pivoted import Pivoted, pivot
 from lowrank.core.weight import Layer, Weight
+from lowrank.core.weight_analysis import analyze_weight
 
 sizes = st.integers(3, 14)
 seeds = st.integers(0, 500)

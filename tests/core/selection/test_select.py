@@ -12,7 +12,7 @@ from builders import decaying, gram_of, inputs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank.core.analysis import Analysis, Folds, analyze_weight
+from lowrank.core.analysis import Analysis, Folds
 from lowrank.core.budget import Budget
 from lowrank.core.cost import UNITS, Unit
 from lowrank.core.plan import Plan, check_budget, cost_in, dense_cost
@@ -21,6 +21,7 @@ from lowrank.core.selection.registry import SELECTORS, selector_type
 from lowrank.core.selection.simple import Energy, RelativeError, Uniform
 from lowrank.core.structures import structure_named
 from lowrank.core.weight import Layer, Weight
+from lowrank.core.weight_analysis import analyze_weight
 from lowrank.errors import InfeasibleBudget, PlanMismatch
 
 SHAPES = [(24, 24), (48, 24), (24, 48), (20, 30), (40, 40)]

@@ -10,12 +10,13 @@ from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.calibrate.sensitivity import changes_of
-from lowrank.core.analysis import Analysis, analyze_weight
+from lowrank.core.analysis import Analysis
 from lowrank.core.selection.partition import partitions
 from lowrank.core.structures import structure_named
 from lowrank.core.structures.base import Replacement
 from lowrank.core.structures.permute import agree_channel_order
 from lowrank.core.truncation.pivoted import Pivoted
+from lowrank.core.weight_analysis import analyze_weight
 
 KINDS = {
     "bert": {"query_key", "value_output", "hidden", "same_input"},

@@ -20,10 +20,10 @@ from torch import nn
 from lowrank.backends.torch.curvature import probe
 from lowrank.backends.torch.inputs import call, first_input, mask_of, token_rows
 from lowrank.calibrate import Calibration, collect_grams
-from lowrank.calibrate.distance import Reference
 from lowrank.calibrate.sensitivity import changes_of, some_batches
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
+from lowrank.core.distance import Reference
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.selection.simple import Uniform
 from lowrank.core.structures import factorized, structure_named

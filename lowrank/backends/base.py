@@ -10,7 +10,8 @@ from typing import Any, Protocol, Self
 
 from numpy.typing import NDArray
 
-from lowrank.backends.inputs import Feed, OutputKind, Signature
+from lowrank.backends.inputs import Feed, Signature
+from lowrank.core.distance import OutputKind
 from lowrank.core.linalg.eigen import Matrix, Vector
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.gram import Gram, Side

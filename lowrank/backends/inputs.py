@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,6 @@ Dim = int | str
 Feed = Mapping[str, NDArray[Any]]
 """The inputs of one forward pass, by name."""
 
-OutputKind = Literal["logits", "embedding", "hidden"]
 """`logits`: scores of classes or tokens. `embedding`: token vectors that are pooled, and compared by their angle.
 `hidden`: anything else."""
 

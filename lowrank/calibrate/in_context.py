@@ -13,10 +13,10 @@ from lowrank.artifacts.journal import NOWHERE, Journal, JsonCodec
 from lowrank.backends.base import Backend, Change
 from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import Calibration
-from lowrank.calibrate.distance import Reference
 from lowrank.calibrate.sensitivity import changes_of, some_batches
 from lowrank.core.analysis import Analysis, Context
 from lowrank.core.budget import Budget
+from lowrank.core.distance import Reference
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.structures import factorized, structure_named
 from lowrank.core.truncation.spatial import SpatialFactors

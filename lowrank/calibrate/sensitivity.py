@@ -13,8 +13,8 @@ from lowrank.artifacts.journal import NOWHERE, ArraysCodec, Journal, JsonCodec
 from lowrank.backends.base import Change
 from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import Calibration
-from lowrank.calibrate.distance import Reference
 from lowrank.core.analysis import Analysis, Measured
+from lowrank.core.distance import Reference
 from lowrank.core.structures import structure_named
 from lowrank.core.structures.base import Replacement, Structure
 from lowrank.core.structures.two_factor import TwoFactor

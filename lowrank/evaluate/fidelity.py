@@ -1,18 +1,16 @@
-"""Fidelity: how far the compressed model's outputs are from the dense model's, on data that neither rank nor
-factor saw."""
+"""Fidelity: how far the compressed model's outputs are from the dense model's, on data that neither ranks nor
+factors were chosen by."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lowrank.backends.base import Backend
-from lowrank.backends.inputs import MASK, Feed, Signature
-
-Array = NDArray[Any]
+from lowrank.backends.inputs import MASK, Feed
+from lowrank.core.distance import Array, cosines, divergence_terms, log_probabilities, pooled, squared_norm
 
 
 class Runs(Protocol):
@@ -34,61 +32,36 @@ def measure_fidelity(dense: Backend, small: Runs, batches: Iterable[Feed]) -> di
         The measures by name, and `samples`.
     """
     sums: dict[str, float] = {}
-    weights: dict[str, float] = {}
-
-    def add(name: str, values: Array) -> None:
-        sums[name] = sums.get(name, 0.0) + float(values.sum(dtype=np.float64))
-        weights[name] = weights.get(name, 0.0) + values.size
-
+    counts: dict[str, int] = {}
     difference, total, samples = 0.0, 0.0, 0
-    logits = isinstance(dense.signature, Signature) and dense.signature.output == "logits"
-    measures: Callable[..., None] = _logits if logits else _hidden
     for batch in batches:
         a, b = dense.run(batch), small.run(batch)
         samples += len(a)
         mask = batch.get(MASK)
         if mask is not None and a.shape[:2] == mask.shape:
-            # What a model writes at padded positions is nobody's business.
-            keep = (mask != 0)[..., None]
-            a, b = a * keep, b * keep
-        difference += float(np.square(a - b, dtype=np.float64).sum())
-        total += float(np.square(a, dtype=np.float64).sum())
-        measures(a, b, batch, add)
+            # What a model gives at padded positions does not matter.
+            tokens = (mask != 0)[..., None]
+            a, b = a * tokens, b * tokens
+        difference += squared_norm(a - b)
+        total += squared_norm(a)
+        for name, values in (_of_logits(a, b) if dense.output_kind == "logits" else _of_hidden(a, b, mask)).items():
+            sums[name] = sums.get(name, 0.0) + float(values.sum(dtype=np.float64))
+            counts[name] = counts.get(name, 0) + values.size
     if not samples:
         return {}
-    result = {name: sums[name] / weights[name] for name in sums}
     return {
         "relative_error": (difference / total) ** 0.5 if total else 0.0,
-        **result,
+        **{name: sums[name] / counts[name] for name in sums},
         "samples": float(samples),
     }
 
 
-def pooled(hidden: Array, mask: Array | None) -> Array:
-    """Mean over the tokens that are not padding: one vector a sentence."""
-    if hidden.ndim < 3:
-        return hidden
-    if mask is None or mask.shape != hidden.shape[:2]:
-        return hidden.reshape(len(hidden), -1, hidden.shape[-1]).mean(1)
-    weight = mask.astype(hidden.dtype)[..., None]
-    return (hidden * weight).sum(1) / np.maximum(weight.sum(1), 1e-9)
+def _of_logits(a: Array, b: Array) -> dict[str, Array]:
+    """The measures of each row of logits."""
+    divergences = divergence_terms(log_probabilities(a), log_probabilities(b)).sum(-1)
+    return {"kl": divergences, "agreement": a.argmax(-1) == b.argmax(-1)}
 
 
-def cosines(a: Array, b: Array) -> Array:
-    """The cosine of the angle between each row of one array and the same row of another."""
-    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    return (a * b).sum(-1) / np.maximum(norms, 1e-12)
-
-
-def _hidden(a: Array, b: Array, batch: Feed, add: Callable[[str, Array], Any]) -> None:
-    mask = batch.get(MASK)
-    if a.ndim >= 2:
-        add("cosine", cosines(pooled(a, mask), pooled(b, mask)))
-
-
-def _logits(a: Array, b: Array, batch: Feed, add: Callable[[str, Array], Any]) -> None:
-    from scipy.special import log_softmax  # pyright: ignore[reportMissingTypeStubs]
-
-    log_p, log_q = log_softmax(a, axis=-1), log_softmax(b, axis=-1)
-    add("kl", (np.exp(log_p) * (log_p - log_q)).sum(-1))
-    add("agreement", (a.argmax(-1) == b.argmax(-1)).astype(np.float64))
+def _of_hidden(a: Array, b: Array, mask: Array | None) -> dict[str, Array]:
+    """The measures of each sample's hidden states; none where the output is one number a sample."""
+    return {"cosine": cosines(pooled(a, mask), pooled(b, mask))} if a.ndim >= 2 else {}

@@ -16,7 +16,7 @@ from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx.save import file_size
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
-from lowrank.core.plan import Plan
+from lowrank.core.plan import Plan, weight_error
 from lowrank.edge.counts import fused_counts
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError, TaskError
@@ -24,7 +24,7 @@ from lowrank.evaluate.fidelity import Runs, measure_fidelity
 from lowrank.evaluate.latency import measure_latency
 from lowrank.evaluate.parity import check_parity
 from lowrank.evaluate.session import FileModel
-from lowrank.evaluate.sizes import budget_of, per_weight_error, sizes_of, skipped_of, targets_of, weight_error
+from lowrank.evaluate.sizes import budget_of, per_weight_error, sizes_of, skipped_of, targets_of
 from lowrank.evaluate.tasks.benchmark import Benchmark
 from lowrank.progress import Clock, Track, silent
 from lowrank.results.parts import Errors, Graph, Latency, Parity, Quality

@@ -20,15 +20,6 @@ def per_weight_error(analysis: Analysis, plan: Plan) -> dict[str, float]:
     return {name: o.error**0.5 for o in plan.options for name in analysis.groups[o.group].weights}
 
 
-def weight_error(analysis: Analysis, plan: Plan) -> float:
-    """Relative error of all targeted matrices together, when there is nothing to run: exact, by their spectra."""
-    energy = {r.weight.name: float((r.plain.values**2).sum()) for r in analysis.weights}
-    groups = analysis.groups
-    lost = sum(o.error * sum(energy[name] for name in groups[o.group].weights) for o in plan.options)
-    total = sum(energy.values())
-    return (lost / total) ** 0.5 if total else 0.0
-
-
 def targets_of(analysis: Analysis, plan: Plan) -> Targets:
     """Parameters of the targeted weights, before and after."""
     before, after = analysis.dense_params, plan.cost

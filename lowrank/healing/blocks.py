@@ -12,7 +12,7 @@ from lowrank.backends.inputs import Feed
 from lowrank.backends.torch.partial_forward import Prefix
 from lowrank.healing.clock import Part, Work
 from lowrank.healing.distill import Distillation, steps_in_turn
-from lowrank.healing.measure import hidden_loss
+from lowrank.healing.loss import hidden_loss
 from lowrank.healing.optimizer import Diverged, Optimizer, descend
 from lowrank.healing.parameters import restore_, snapshot
 from lowrank.healing.watched import Watched

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lowrank.backends.inputs import Feed, OutputKind
+from lowrank.backends.inputs import Feed
 from lowrank.backends.torch.workers import Workers
+from lowrank.core.distance import OutputKind
 from lowrank.errors import HealingError
 from lowrank.healing.faults import is_memory
-from lowrank.healing.measure import hidden_loss, output_loss
+from lowrank.healing.loss import hidden_loss, output_loss
 from lowrank.healing.watched import Seen, Watched
 
 

@@ -23,11 +23,11 @@ from lowrank.backends.checkpoint.write import (
     written,
 )
 from lowrank.core.analysis import Analysis
-from lowrank.core.plan import Plan
+from lowrank.core.plan import Plan, weight_error
 from lowrank.core.structures import factorized, structure_named
 from lowrank.core.structures.base import Option
 from lowrank.errors import UnsupportedModel
-from lowrank.evaluate.sizes import budget_of, per_weight_error, sizes_of, skipped_of, targets_of, weight_error
+from lowrank.evaluate.sizes import budget_of, per_weight_error, sizes_of, skipped_of, targets_of
 from lowrank.pipeline.publish.model_card import write_card
 from lowrank.pipeline.run.layout import MODEL_FOLDER, PLAN_FILE, REPORT_FILE, RESULTS, files_of
 from lowrank.pipeline.run.page import with_page

@@ -20,38 +20,11 @@ from lowrank.backends.torch.module import ModuleBackend
 from lowrank.backends.torch.partial_forward import Prefix
 from lowrank.calibrate import Calibration, measure_contexts, measure_sensitivity
 from lowrank.calibrate.collect import collect_grams
-from lowrank.calibrate.distance import Reference
 from lowrank.core.analysis import Analysis, loss_of
 from lowrank.core.budget import Budget
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.pipeline.analyzing import analyze_couplings, analyze_weights
 from lowrank.progress import silent
-
-seeds = st.integers(0, 1000)
-
-
-@given(seeds, st.sampled_from(["logits", "embedding", "hidden"]))
-def test_only_other_outputs_lose(seed: int, kind: str) -> None:
-    rng = np.random.default_rng(seed)
-    dense = [rng.standard_normal((2, 3, 5)), rng.standard_normal((1, 4, 5))]
-    reference = Reference(dense, kind)  # pyright: ignore[reportArgumentType]
-    assert reference.loss(dense) == pytest.approx(0, abs=1e-12)
-    near, far = ([y + size * rng.standard_normal(y.shape) for y in dense] for size in (1e-3, 1.0))
-    assert 0 < reference.loss(near) < reference.loss(far)
-    assert reference.loss([np.full_like(y, np.nan) for y in dense]) == np.inf
-
-
-def test_measures_do_not_see_what_does_not_matter() -> None:
-    y = [np.random.default_rng(0).standard_normal((2, 3, 5))]
-    assert Reference(y, "logits").loss([y[0] + 7.0]) == pytest.approx(0, abs=1e-12)
-    assert Reference(y, "embedding").loss([y[0] * 7.0]) == pytest.approx(0, abs=1e-12)
-    assert Reference(y, "hidden").loss([y[0] * 0.0]) == pytest.approx(1)
-
-
-def test_divergence_is_that_of_the_distributions() -> None:
-    p, q = np.array([0.5, 0.5]), np.array([0.9, 0.1])
-    found = Reference([np.log(p)[None]], "logits").loss([np.log(q)[None]])
-    assert found == pytest.approx(float((p * np.log(p / q)).sum()))
 
 
 @given(st.floats(1e-4, 0.1), st.floats(1.1, 9), st.floats(1e-4, 0.1), st.floats(0.5, 9))

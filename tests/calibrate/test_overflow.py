@@ -16,7 +16,6 @@ import lowrank
 from lowrank.backends import open_model
 from lowrank.backends.onnx import OnnxBackend
 from lowrank.backends.onnx.moments import _of_conv
-from lowrank.calibrate.distance import Reference
 
 
 def overflowing(dtype: torch.dtype, folder: Path) -> tuple[nn.Module, Path]:
@@ -74,18 +73,3 @@ def test_patches_that_are_not_finite_are_counted(groups: int, tmp_path: Path) ->
     for gram in grams:
         assert gram.tokens + gram.nonfinite == 5 * 16 and gram.nonfinite > 0
         assert np.isfinite(gram.moment).all() and np.isfinite(gram.energy) and gram.energy > 0
-
-
-@pytest.mark.parametrize("kind", ["logits", "embedding", "hidden"])
-def test_rows_that_the_dense_model_gives_as_nan_are_compared_with_nothing(kind: str) -> None:
-    rng = np.random.default_rng(0)
-    dense, other = rng.standard_normal((2, 8, 3, 5))
-    kept = np.ones(8, bool)
-    kept[[1, 4]] = False
-    alone = Reference([dense[kept]], kind).loss([other[kept]])  # type: ignore[arg-type]
-    broken = dense.copy()
-    broken[~kept] = np.nan
-    assert Reference([broken], kind).loss([other]) == pytest.approx(alone, rel=1e-12)  # type: ignore[arg-type]
-    worse = other.copy()
-    worse[0] = np.inf
-    assert Reference([broken], kind).loss([worse]) == np.inf  # type: ignore[arg-type]

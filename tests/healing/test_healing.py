@@ -15,13 +15,12 @@ from builders import two_factors
 from lowrank.backends import open_model
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.torch.module import ModuleBackend
-from lowrank.calibrate.distance import Reference
+from lowrank.core.distance import Reference
 from lowrank.errors import HealingError
 from lowrank.healing import Healing, Work, start
 from lowrank.healing.blocks import BlockFit
 from lowrank.healing.clock import Part
 from lowrank.healing.distill import mixed, steps_in_turn
-from lowrank.healing.measure import hidden_loss, output_loss
 from lowrank.healing.optimizer import Optimizer
 from lowrank.healing.parameters import snapshot
 
@@ -272,23 +271,6 @@ def test_slices_add_up_to_the_whole_gradient() -> None:
     for other in gradients[1:]:
         for name, gradient in gradients[0].items():
             torch.testing.assert_close(other[name], gradient, rtol=1e-3, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", ["logits", "embedding", "hidden"])
-def test_the_loss_is_the_measure_that_chose_the_ranks(kind: Any) -> None:
-    rng = np.random.default_rng(0)
-    a, b = (rng.standard_normal((4, 5, 7)).astype(np.float32) for _ in range(2))
-    found = float(output_loss(torch.from_numpy(b), torch.from_numpy(a), kind))
-    assert found == pytest.approx(Reference([a], kind).loss([b]), rel=1e-5)
-
-
-def test_masked_tokens_do_not_count() -> None:
-    small, dense = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
-    mask = torch.tensor([[1, 1, 0], [1, 0, 0]]) == 1
-    spoiled = torch.where(mask[:, :, None], small, 1e6)
-    for kind in ("logits", "embedding", "hidden"):
-        assert output_loss(spoiled, dense, kind, mask) == pytest.approx(float(output_loss(small, dense, kind, mask)))
-    assert hidden_loss(spoiled, dense, mask) == pytest.approx(float(hidden_loss(small, dense, mask)))
 
 
 def test_every_batch_comes_once_before_any_comes_again() -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lowrank.artifacts.files import RECORD_FILE, write_json
 from lowrank.backends.base import Change, not_exported
 from lowrank.backends.finite import finite
-from lowrank.backends.inputs import Feed, OutputKind, Signature
+from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.onnx.constants import constants_of, tensor_of
 from lowrank.backends.onnx.describe import Described, Use, describe
 from lowrank.backends.onnx.joint_moments import OnnxPair
@@ -24,6 +24,7 @@ from lowrank.backends.onnx.moments import Watch, values_for, watched
 from lowrank.backends.onnx.rewrite import replace_weight
 from lowrank.backends.onnx.runtime import Runner
 from lowrank.backends.onnx.save import save_model
+from lowrank.core.distance import OutputKind
 from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.gram import Gram, Side

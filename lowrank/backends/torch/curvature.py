@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.backends.inputs import Feed, OutputKind, Signature
+from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.torch.inputs import call, first_input, mask_of, token_rows
+from lowrank.core.distance import OutputKind
 from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.weight import Weight
 

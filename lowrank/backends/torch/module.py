@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lowrank.artifacts.files import RECORD_FILE, read_json, write_json
 from lowrank.backends.base import Change, not_exported
-from lowrank.backends.inputs import Feed, OutputKind, Signature
+from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.onnx.opset import OPSET
 from lowrank.backends.torch.config_block import write_block
 from lowrank.backends.torch.couplings import find_couplings
@@ -30,6 +30,7 @@ from lowrank.backends.torch.moments import watching
 from lowrank.backends.torch.partial_forward import Prefix
 from lowrank.backends.torch.replace import replace_layers_
 from lowrank.backends.torch.tensors import MODEL_FILE, as_matrix, bytes_of, module_in_float32, save_state
+from lowrank.core.distance import OutputKind
 from lowrank.core.linalg.eigen import Matrix, Vector
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.gram import Gram, Side

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from lowrank.core.distance import Array
 from lowrank.evaluate.fidelity import Runs
-
-Array = NDArray[Any]
 
 
 def mean(parts: Array) -> float:

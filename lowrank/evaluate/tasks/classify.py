@@ -10,8 +10,9 @@ import numpy as np
 
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Feed
+from lowrank.core.distance import Array
 from lowrank.errors import TaskError
-from lowrank.evaluate.fidelity import Array, Runs
+from lowrank.evaluate.fidelity import Runs
 from lowrank.evaluate.tasks.base import Score, Task
 from lowrank.evaluate.tasks.inputs import Batches, Texts, output_dims, run
 from lowrank.evaluate.tasks.model_files import class_names

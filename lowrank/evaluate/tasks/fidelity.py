@@ -11,7 +11,8 @@ import numpy as np
 
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import MASK, Feed, Signature
-from lowrank.evaluate.fidelity import Array, Runs, cosines, pooled
+from lowrank.core.distance import Array, cosines, pooled
+from lowrank.evaluate.fidelity import Runs
 from lowrank.evaluate.tasks.base import Score, Task, share
 
 
@@ -27,36 +28,36 @@ class Fidelity:
 
     @property
     def metric(self) -> str:
-        """By what the output is."""
-        return "agreement" if self._logits else "cosine"
+        """What is averaged: `agreement` of logits, `cosine` of hidden states."""
+        return "agreement" if self._gives_logits else "cosine"
 
     @property
-    def _logits(self) -> bool:
-        return isinstance(self.dense.signature, Signature) and self.dense.signature.output_kind == "logits"
+    def _gives_logits(self) -> bool:
+        return self.dense.output_kind == "logits"
 
     @cached_property
-    def _known(self) -> list[Array]:
-        return [self._looked_at(self.dense.run(feed), feed) for feed in self.feeds]
+    def _references(self) -> list[Array]:
+        return [self._compared(self.dense.run(feed), feed) for feed in self.feeds]
 
-    def _looked_at(self, output: Array, feed: Feed) -> Array:
-        if self._logits:
-            return output.argmax(-1).reshape(len(output), -1)
-        return pooled(output, feed.get(MASK)).reshape(len(output), -1)
+    def _compared(self, output: Array, feed: Feed) -> Array:
+        """What is compared of an output, a row a sample: the most likely classes, or the pooled vector."""
+        values = output.argmax(-1) if self._gives_logits else pooled(output, feed.get(MASK))
+        return values.reshape(len(output), -1)
 
     def score(self, model: Runs) -> Score:
         """Against the dense model's outputs, which are computed once."""
         rows: list[Array] = []
-        for feed, known in zip(self.feeds, self._known, strict=True):
-            ours = known if model is self.dense else self._looked_at(model.run(feed), feed)
-            rows.append(
-                _agreed(known, ours, feed) if self._logits else np.stack([cosines(known, ours), np.ones(len(known))], 1)
-            )
+        for feed, dense in zip(self.feeds, self._references, strict=True):
+            ours = dense if model is self.dense else self._compared(model.run(feed), feed)
+            if self._gives_logits:
+                rows.append(_agreements(dense, ours, feed.get(MASK)))
+            else:
+                rows.append(np.stack([cosines(dense, ours), np.ones(len(dense))], 1))
         return Score(np.concatenate(rows), share)
 
 
-def _agreed(a: Array, b: Array, feed: Feed) -> Array:
+def _agreements(a: Array, b: Array, mask: Array | None) -> Array:
     """Of each sample: how many choices are the same, and how many there are."""
-    mask = feed.get(MASK)
     counts = mask != 0 if mask is not None and mask.shape == a.shape else np.ones(a.shape, bool)
     return np.stack([((a == b) & counts).sum(1), counts.sum(1)], 1)
 
@@ -72,8 +73,8 @@ def read_fidelity(spec: str, rest: str, dense: Backend, feeds: Sequence[Feed] | 
     if rest:
         from lowrank.calibrate.data import load_calibration
 
-        found = load_calibration(dense, Path(rest).expanduser())
-        assert found is not None
-        return Fidelity(spec, found.backend, (*found.fit, *found.heldout, *found.report))
+        calibration = load_calibration(dense, Path(rest).expanduser())
+        assert calibration is not None
+        return Fidelity(spec, calibration.backend, (*calibration.fit, *calibration.heldout, *calibration.report))
     random = [signature.example(4, min(16, signature.max_sequence), seed) for seed in range(4)]
     return Fidelity(spec, dense, feeds or random)

@@ -14,8 +14,9 @@ import numpy as np
 from lowrank.artifacts.outside import check_zip
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Feed
+from lowrank.core.distance import Array
 from lowrank.errors import TaskError, first_line
-from lowrank.evaluate.fidelity import Array, Runs
+from lowrank.evaluate.fidelity import Runs
 from lowrank.evaluate.tasks.base import Score, Task
 from lowrank.evaluate.tasks.classify import Classes, classes_of
 from lowrank.evaluate.tasks.inputs import run

@@ -11,8 +11,9 @@ from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.calibrate.data import BATCH_ROWS, BATCH_TOKENS, token_feed
 from lowrank.calibrate.tokenize import Encode, open_tokenizer
+from lowrank.core.distance import Array
 from lowrank.errors import LowRankError, TaskError, first_line
-from lowrank.evaluate.fidelity import Array, Runs
+from lowrank.evaluate.fidelity import Runs
 from lowrank.evaluate.tasks.model_files import pool, pooling_of
 
 

@@ -13,8 +13,9 @@ from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.calibrate.data import token_feed
 from lowrank.calibrate.text import read_text
+from lowrank.core.distance import Array
 from lowrank.errors import TaskError
-from lowrank.evaluate.fidelity import Array, Runs
+from lowrank.evaluate.fidelity import Runs
 from lowrank.evaluate.tasks.base import Score, Task, share
 from lowrank.evaluate.tasks.inputs import Texts, run
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from lowrank.artifacts import parse_json
 from lowrank.backends.base import Backend
-from lowrank.evaluate.fidelity import Array
+from lowrank.core.distance import Array
 
 MOST_BYTES = 8 << 20
 POOLINGS = {

@@ -12,8 +12,8 @@ import numpy as np
 
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Signature
+from lowrank.core.distance import Array
 from lowrank.errors import TaskError
-from lowrank.evaluate.fidelity import Array
 from lowrank.evaluate.tasks.model_files import beside
 
 BILINEAR = 2

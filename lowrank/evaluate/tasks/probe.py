@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lowrank.evaluate.fidelity import Array
+from lowrank.core.distance import Array
 
 FOLDS = 5
 STRENGTHS = np.logspace(-4, 1, 11)

@@ -13,11 +13,11 @@ from lowrank.artifacts import parse_json
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Feed
 from lowrank.calibrate.text import read_text
+from lowrank.core.distance import unit
 from lowrank.errors import TaskError
 from lowrank.evaluate.fidelity import Runs
 from lowrank.evaluate.tasks.base import Score, Task
 from lowrank.evaluate.tasks.inputs import Batches, Texts, needs_embeddings
-from lowrank.evaluate.tasks.sentences import unit
 from lowrank.evaluate.tasks.tables import read_columns
 
 DEPTH = 10

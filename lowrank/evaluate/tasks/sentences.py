@@ -11,8 +11,9 @@ import numpy as np
 
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Feed
+from lowrank.core.distance import Array, unit
 from lowrank.errors import TaskError
-from lowrank.evaluate.fidelity import Array, Runs
+from lowrank.evaluate.fidelity import Runs
 from lowrank.evaluate.tasks.base import Score, Task
 from lowrank.evaluate.tasks.inputs import Batches, Texts, needs_embeddings
 from lowrank.evaluate.tasks.tables import read_columns
@@ -46,11 +47,6 @@ class Similarity:
         """A pair of numbers for each pair of sentences: the cosine, and the judgement."""
         first, second = np.split(unit(self.texts.vectors(model, self.batches)), 2)
         return Score(np.stack([(first * second).sum(1), self.gold], 1), spearman)
-
-
-def unit(vectors: Array) -> Array:
-    """The same directions, of length 1; zero stays zero."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def read_sts(spec: str, rest: str, dense: Backend, feeds: Sequence[Feed] | None) -> Task:

@@ -10,8 +10,9 @@ import numpy as np
 
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Feed
+from lowrank.core.distance import Array
 from lowrank.errors import LowRankError, TaskError, first_line
-from lowrank.evaluate.fidelity import Array, Runs
+from lowrank.evaluate.fidelity import Runs
 from lowrank.evaluate.tasks.base import Score, Task
 from lowrank.evaluate.tasks.inputs import Texts, needs_embeddings
 

@@ -14,7 +14,7 @@ import numpy as np
 from lowrank.artifacts import parse_json
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
-from lowrank.core.plan import Plan
+from lowrank.core.plan import Plan, weight_error
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.selection.registry import SELECTORS, selector_type
 from lowrank.core.selection.selector import Selector
@@ -66,8 +66,8 @@ def predicted_error(analysis: Analysis, plan: Plan) -> float:
     Of the model's output, a sum over groups of what cutting each was measured to do to it. Where nothing was measured
     the error of all targeted matrices together, in which each counts by its energy.
     """
-    groups = analysis.groups
     if is_measured(analysis):
+        groups = analysis.groups
         keep = min(max(plan.keep_ratio, 1e-6), 1.0)
         losses = [
             float(analysis.loss(groups[o.group], o.structure, np.array([o.error]), keep)[0])
@@ -75,10 +75,7 @@ def predicted_error(analysis: Analysis, plan: Plan) -> float:
             if o.error > 0
         ]
         return math.sqrt(sum(losses))
-    energy = {r.weight.name: float((r.plain.values**2).sum()) for r in analysis.weights}
-    lost = sum(o.error * sum(energy[name] for name in groups[o.group].weights) for o in plan.options)
-    total = sum(energy.values())
-    return math.sqrt(lost / total) if total else 0.0
+    return weight_error(analysis, plan)
 
 
 def is_measured(analysis: Analysis) -> bool:

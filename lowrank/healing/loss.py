@@ -1,17 +1,17 @@
-"""How far a batch of the compressed model is from the dense one, as something to differentiate."""
+"""The loss of healing: the measures of `core.distance` in torch, so that they have gradients."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.nn import functional
 
-from lowrank.backends.inputs import OutputKind
+from lowrank.core.distance import OutputKind
 
 
 def output_loss(small: Tensor, dense: Tensor, kind: OutputKind, mask: Tensor | None = None) -> Tensor:
     """Mean divergence KL(dense | small) of a token, mean 1 - cosine of a pooled row, or relative squared error.
 
-    The same measures as those of `calibrate.outputs.Reference`, which chose the ranks.
+    These are the measures of `core.distance.Reference`, by which the ranks were chosen.
 
     Args:
         small: the output to be judged.

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank.core.distance import OutputKind
+
 Dim = int | str
 """A fixed size, or the name of one that may vary: `batch`, `sequence`, any other, or a sum: `past + sequence`."""
 
 Feed = Mapping[str, NDArray[Any]]
 """The inputs of one forward pass, by name."""
-
-"""`logits`: scores of classes or tokens. `embedding`: token vectors that are pooled, and compared by their angle.
-`hidden`: anything else."""
 
 MASK = "attention_mask"
 

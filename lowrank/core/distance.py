@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 OutputKind = Literal["logits", "embedding", "hidden"]
-"""What an output is for: scores of classes or tokens, hidden states that are pooled to one vector, or hidden states."""
+"""`logits`: scores of classes or tokens. `embedding`: token vectors that are pooled, and compared by their angle.
+`hidden`: anything else."""
 
 
 class Reference:

@@ -81,17 +81,6 @@ def exporter(traced_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "export_graph", replace(traces, refill=False).export_graph)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def few_budgets() -> Iterator[None]:
-    """Every run draws a curve over many budgets, which takes longer than all else that a tiny model goes through."""
-    from lowrank.report.page import tradeoff as front
-
-    every = front.KEEPS
-    front.KEEPS = every[:2]
-    yield
-    front.KEEPS = every
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What a command gave."""
@@ -142,7 +131,7 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared_bert_run(tmp_path_factory: pytest.TempPathFactory, bert_folder: Path, few_budgets: None) -> Path:
+def shared_bert_run(tmp_path_factory: pytest.TempPathFactory, bert_folder: Path) -> Path:
     """The run of that BERT at half its size, calibrated. Tests must not write to it."""
 
     def make(folder: Path) -> None:
@@ -155,7 +144,7 @@ def shared_bert_run(tmp_path_factory: pytest.TempPathFactory, bert_folder: Path,
 
 
 @pytest.fixture(scope="session")
-def shared_state_run(tmp_path_factory: pytest.TempPathFactory, few_budgets: None) -> Path:
+def shared_state_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of a state dict at half its size. Tests must not write to it."""
 
     def make(folder: Path) -> None:

@@ -14,7 +14,8 @@ from conftest import Outcome
 
 import lowrank
 from lowrank.artifacts import load_analysis
-from lowrank.pipeline import Sweep, facts_in, read_plan, renew_page
+from lowrank.pipeline import page_data_in, read_plan, renew_page
+from lowrank.results.sweep import Sweep
 
 Cli = Callable[..., Outcome]
 OLD = Path(__file__).parent / "data" / "v0.1.0"
@@ -94,7 +95,7 @@ def test_a_page_is_drawn_anew(run: Path) -> None:
     page = (run / "report.html").read_text(encoding="utf-8")
     assert all(record.weight.name.removesuffix(".weight") in page for record in load_analysis(run).weights)
     assert "lowrank-0.5-int8" in page or run.name == "state"
-    assert facts_in(run)
+    assert page_data_in(run)
 
 
 def test_a_result_is_cut_again(cli: Cli, run: Path) -> None:

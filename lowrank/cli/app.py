@@ -67,7 +67,7 @@ from lowrank.cli.sweep import sweep, tune
 from lowrank.cli.truncate import truncate
 from lowrank.errors import LowRankError
 from lowrank.interrupts import remember_interrupts, was_interrupted
-from lowrank.report.terminal.show import show_analysis, show_estimate, show_files, show_report
+from lowrank.report.terminal.show import show_analysis, show_estimate, show_files, show_report, show_trade_off
 from lowrank.report.terminal.terminal import complain, print_json, print_table, progress_bars, say
 from lowrank.version import __version__
 
@@ -158,6 +158,9 @@ def select(
     selector: SelectorOption = "knapsack",
     multiple: Multiple = 1,
     structures: Structures = None,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Predict the error of many budgets, for the page.", rich_help_panel=BUDGET)
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Choose ranks for a budget from the analysis of a run, and write plan.json. Takes milliseconds."""
@@ -167,11 +170,22 @@ def select(
     from lowrank.report.terminal.tables import plan_table
 
     wanted = budget_of(budget, of, error)
+    if wanted is None and not curve:
+        raise typer.BadParameter("give --budget, --error or --curve")
+    chooser = chosen_selector(selector, multiple, structures)
+    if curve:
+        with progress_bars() as track:
+            predicted = pipeline.trade_off(output, chooser, track)
+        failed = pipeline.renew_page(output)
+        if failed is not None:
+            complain(failed)
+        if wanted is None:
+            show_trade_off(predicted, output, as_json)
     if wanted is None:
-        raise typer.BadParameter("give --budget or --error")
+        return
     with locked(output):
         analysis = load_analysis(output)
-        plan = pipeline.select(analysis, wanted, chosen_selector(selector, multiple, structures))
+        plan = pipeline.select(analysis, wanted, chooser)
         write_json(output / pipeline.PLAN_FILE, "plan", plan.to_json())
     if as_json:
         print_json(plan.to_json())

@@ -24,6 +24,6 @@ def plotted(run: Path, folder: Path | None) -> Generator[None]:
 
     check_plots()
     yield
-    written = write_plots(pipeline.facts_in(run), folder.expanduser())
+    written = write_plots(pipeline.page_data_in(run), folder.expanduser())
     # Results are for stdout, and these are none of the run.
     console(stderr=True).print(f"{len(written)} plots in {folder}", soft_wrap=True)

@@ -98,7 +98,7 @@ def sweep(
         say(sentence)
     notes(f"{point.name}: {point.note}" for point in found.points if point.note)
     notes(f"{each['name']} is left out: {each['reason']}" for each in found.left_out)
-    say(f"Kept in {output / pipeline.SWEEP_FILE}, drawn in {output / pipeline.PICTURE_FILE} and {pipeline.PAGE_FILE}.")
+    say(f"Kept in {output / 'sweep.json'}, drawn in {output / pipeline.PICTURE_FILE} and {pipeline.PAGE_FILE}.")
     written = sorted(path.name for path in (output / pipeline.POINTS_FOLDER).glob("*"))
     if written:
         say(f"Written to {output / pipeline.POINTS_FOLDER}: {', '.join(written)}")
@@ -160,7 +160,7 @@ def tune(
         print_table(trials_table(found))
         if found.exhausted:
             say("Nothing else is left to try.")
-        say(f"Looked for {found.goal} within {found.limits.told()}; all trials are in {output / pipeline.TUNE_FILE}.")
+        say(f"Looked for {found.goal} within {found.limits.told()}; all trials are in {output / 'tune.json'}.")
     if found.best is None:
         complain(_missed(found))
         raise typer.Exit(1)

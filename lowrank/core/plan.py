@@ -179,14 +179,6 @@ def dense_cost(unit: Unit, analysis: Analysis) -> int:
     return sum(cost_in(unit, Dense().at(group, analysis, 0), analysis) for group in analysis.singles)
 
 
-def weight_error(analysis: Analysis, plan: Plan) -> float:
-    """The relative error that a plan makes in all targeted matrices together, each weighted by its energy."""
-    energy = {record.weight.name: float((record.plain.values**2).sum()) for record in analysis.weights}
-    lost = sum(o.error * sum(energy[name] for name in analysis.groups[o.group].weights) for o in plan.options)
-    total = sum(energy.values())
-    return (lost / total) ** 0.5 if total else 0.0
-
-
 def in_order(options: Iterable[Option], analysis: Analysis) -> tuple[Option, ...]:
     """Options in the order of the first weight of each."""
     place = {single.name: i for i, single in enumerate(analysis.singles)}

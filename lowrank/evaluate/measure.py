@@ -16,7 +16,8 @@ from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx.save import file_size
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
-from lowrank.core.plan import Plan, weight_error
+from lowrank.core.plan import Plan
+from lowrank.core.prediction import weight_error
 from lowrank.edge.counts import fused_counts
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError, TaskError

@@ -2,8 +2,9 @@
 
 from lowrank.pipeline.analyzing import analyze, analyze_weights
 from lowrank.pipeline.budgets.operator_times import bench_table
+from lowrank.pipeline.budgets.trade_off import trade_off
 from lowrank.pipeline.compressing import compress
-from lowrank.pipeline.estimate import Estimate, foresee
+from lowrank.pipeline.estimate import foresee
 from lowrank.pipeline.evaluating import evaluate
 from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.healing import Training, heal
@@ -15,9 +16,9 @@ from lowrank.pipeline.publish.exporting import export, export_adapter_inputs, ex
 from lowrank.pipeline.publish.hub import export_hub
 from lowrank.pipeline.request import SAME_CHANNELS
 from lowrank.pipeline.run.layout import CHECKPOINT_FILE, ONNX_FILE, PAGE_FILE, PLAN_FILE, REPORT_FILE, RUN
-from lowrank.pipeline.run.page import facts_in, renew_page
-from lowrank.pipeline.search.sweeping import PICTURE_FILE, POINTS_FOLDER, SWEEP_FILE, Sweep, sweep
-from lowrank.pipeline.search.tuning import TUNE_FILE, Tuning, tune
+from lowrank.pipeline.run.page import page_data_in, renew_page
+from lowrank.pipeline.search.sweeping import PICTURE_FILE, POINTS_FOLDER, sweep
+from lowrank.pipeline.search.tuning import tune
 from lowrank.pipeline.session import kept_analysis, settings_of
 from lowrank.pipeline.settings import Settings
 from lowrank.pipeline.truncating import cut_name, truncate
@@ -33,15 +34,10 @@ __all__ = [
     "REPORT_FILE",
     "RUN",
     "SAME_CHANNELS",
-    "SWEEP_FILE",
-    "TUNE_FILE",
     "Compressed",
-    "Estimate",
     "Execution",
     "Settings",
-    "Sweep",
     "Training",
-    "Tuning",
     "analyze",
     "analyze_weights",
     "bench_table",
@@ -55,17 +51,18 @@ __all__ = [
     "export_hub",
     "export_ort",
     "factorize",
-    "facts_in",
     "foresee",
     "graph_of",
     "heal",
     "kept_analysis",
+    "page_data_in",
     "prepare_",
     "read_plan",
     "renew_page",
     "select",
     "settings_of",
     "sweep",
+    "trade_off",
     "truncate",
     "tune",
 ]

@@ -21,7 +21,7 @@ from lowrank.core.structures import structures
 from lowrank.core.weight import Coupling, Weight
 from lowrank.core.weight_analysis import analyze_weight
 from lowrank.parallel import Pool, processes, threads
-from lowrank.pipeline.estimate import estimate
+from lowrank.pipeline.estimate import check_room, estimate
 from lowrank.pipeline.run.layout import PAGE_FILE
 from lowrank.pipeline.run.page import with_analysis_page
 from lowrank.pipeline.session import Session, WorkOptions, open_session
@@ -95,7 +95,7 @@ def analyzed(session: Session) -> Session:
         "settings": hash_json([asked, [w.name for w in weights]]),
     }
     if run is not None and processes()[0] == 0:
-        estimate(backend, weights, None, run, session.execution, timed=False).check(run)
+        check_room(estimate(backend, weights, None, run, session.execution, timed=False), run)
         session = replace(session, journal=open_journal(run, STAGE, identity, session.execution.resume))
     with watched_solvers() as used:
         analysis, grams = _computed(session, weights)

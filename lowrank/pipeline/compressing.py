@@ -21,7 +21,7 @@ from lowrank.pipeline.analyzing import STAGE as ANALYZE
 from lowrank.pipeline.analyzing import analyzed, saved, solver_notes
 from lowrank.pipeline.budgets.quality_drop import read_benchmark
 from lowrank.pipeline.budgets.strategies import find_plan
-from lowrank.pipeline.estimate import estimate
+from lowrank.pipeline.estimate import check_room, estimate
 from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.healing import heal as heal_run
 from lowrank.pipeline.plans import replacements
@@ -140,7 +140,7 @@ def _with_journal(session: Session, plan: Plan, run: Path) -> Session:
         ResourceError: if there is too little memory or disk for the plan.
     """
     weights = [record.weight for record in session.analysis.weights]
-    estimate(session.dense, weights, plan.cost / plan.dense_cost, run, session.execution, timed=False).check(run)
+    check_room(estimate(session.dense, weights, plan.cost / plan.dense_cost, run, session.execution, timed=False), run)
     identity = {
         "model": session.dense.source["fingerprint"],
         "version of lowrank": __version__,

@@ -5,9 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,6 +20,7 @@ from lowrank.pipeline.execution import Execution, working_bytes
 from lowrank.pipeline.run.read import source_of
 from lowrank.pipeline.settings import Settings
 from lowrank.pipeline.targets import targeted
+from lowrank.results.estimate import Estimate
 
 PROBE = 1024
 """The size of the matrix that is decomposed to learn how fast this machine is."""
@@ -33,44 +32,22 @@ PRODUCT = 0.1
 """Of the same: the product of a square matrix with its transpose."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
-    """What a run will take. Times are within a factor of two; forward passes, export and healing are not in them."""
+def check_room(needed: Estimate, run: Path) -> None:
+    """Refuse work that a run has no room for.
 
-    streamed: bool
-    weights: int
-    jobs: int
-    """Weights at once."""
-    memory: int
-    """Bytes, at their highest."""
-    memory_left: int
-    """Bytes that may be taken."""
-    disk: int
-    """Bytes that are written."""
-    disk_free: int
-    analyze_seconds: float
-    compress_seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """A mapping that JSON can hold."""
-        return asdict(self)
-
-    def check(self, run: Path) -> None:
-        """Nothing, if the work can be done.
-
-        Raises:
-            ResourceError: if there is too little memory or disk.
-        """
-        if self.disk > self.disk_free:
-            raise ResourceError(
-                f"{run} needs about {self.disk / 1e9:.1f} GB, and its disk has {self.disk_free / 1e9:.1f} GB left; "
-                "make room, or choose another folder with -o"
-            )
-        if self.streamed and self.memory > self.memory_left + used_memory():
-            raise ResourceError(
-                f"the work needs about {self.memory / 1e9:.1f} GB of memory, and {self.memory_left / 1e9:.1f} GB are "
-                "left; --stream reads a Hugging Face folder weight by weight"
-            )
+    Raises:
+        ResourceError: if there is too little memory or disk.
+    """
+    if needed.disk > needed.disk_free:
+        raise ResourceError(
+            f"{run} needs about {needed.disk / 1e9:.1f} GB, and its disk has {needed.disk_free / 1e9:.1f} GB left; "
+            "make room, or choose another folder with -o"
+        )
+    if needed.streamed and needed.memory > needed.memory_left + used_memory():
+        raise ResourceError(
+            f"the work needs about {needed.memory / 1e9:.1f} GB of memory, and {needed.memory_left / 1e9:.1f} GB are "
+            "left; --stream reads a Hugging Face folder weight by weight"
+        )
 
 
 def foresee(
@@ -96,14 +73,14 @@ def foresee(
     """
     execution, run = execution or Execution(), Path(output).expanduser()
     if model is None:
-        kept = load_analysis(run)
-        model, opening = source_of(kept, run, opening)
-        settings = settings or Settings.from_json(kept.settings)
+        stored = load_analysis(run)
+        model, opening = source_of(stored, run, opening)
+        settings = settings or Settings.from_json(stored.settings)
     backend = open_model(model, opening or Opening(), execution.memory, execution.streamed)
     weights, _ = targeted(backend, settings or Settings())
-    found = estimate(backend, weights, keep, run, execution)
-    found.check(run)
-    return found
+    needed = estimate(backend, weights, keep, run, execution)
+    check_room(needed, run)
+    return needed
 
 
 def estimate(

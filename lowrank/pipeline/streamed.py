@@ -23,7 +23,8 @@ from lowrank.backends.checkpoint.write import (
     written,
 )
 from lowrank.core.analysis import Analysis
-from lowrank.core.plan import Plan, weight_error
+from lowrank.core.plan import Plan
+from lowrank.core.prediction import weight_error
 from lowrank.core.structures import factorized, structure_named
 from lowrank.core.structures.base import Option
 from lowrank.errors import UnsupportedModel

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from lowrank.core.selection.pareto import Result, dominates
+from lowrank.core.selection.pareto import dominates
+from lowrank.results.sweep import Point
 
 LIMITS = (0.01, 0.05)
 """Drops that are looked at."""
 FACTORED = ("lowrank", "healed")
 
 
-def advice(points: Sequence[Any]) -> list[str]:
+def advice(points: Sequence[Point]) -> list[str]:
     """Sentences, computed from the points of a sweep alone.
 
     Args:
-        points: see `pipeline.points.Point`; the first is the dense model.
+        points: of a sweep; the first is the dense model.
     """
     dense = points[0]
-    told = [_within(limit, points, dense) for limit in LIMITS]
-    told += _beaten(points) + _pruned(points, dense)
-    return told
+    sentences = [_within(limit, points, dense) for limit in LIMITS]
+    sentences += _beaten(points) + _pruned(points, dense)
+    return sentences
 
 
-def _within(limit: float, points: Sequence[Any], dense: Any) -> str:
+def _within(limit: float, points: Sequence[Point], dense: Point) -> str:
     """The smallest and the fastest whose drop is at most a limit, and whether factors are worth it there."""
     allowed = [point for point in points if point.drop <= limit]
     smallest, fastest = _least(allowed, lambda p: p.bytes), _least(allowed, lambda p: p.ms)
@@ -34,13 +34,13 @@ def _within(limit: float, points: Sequence[Any], dense: Any) -> str:
     sizes = f"{smallest.name} ({_megabytes(smallest.bytes)}, {smallest.bytes / dense.bytes:.2f} of dense)"
     times = f"{fastest.name} ({fastest.ms:.2f} ms, {fastest.ms / dense.ms:.2f} of dense)"
     if smallest.name == fastest.name:
-        found = f"the smallest and the fastest is {smallest.name} ({_megabytes(smallest.bytes)}, {fastest.ms:.2f} ms)"
+        best = f"the smallest and the fastest is {smallest.name} ({_megabytes(smallest.bytes)}, {fastest.ms:.2f} ms)"
     else:
-        found = f"the smallest is {sizes}, the fastest {times}"
-    return f"{front.capitalize()}: {found}. {_verdict(smallest, fastest, allowed)}"
+        best = f"the smallest is {sizes}, the fastest {times}"
+    return f"{front.capitalize()}: {best}. {_verdict(smallest, fastest, allowed)}"
 
 
-def _verdict(smallest: Any, fastest: Any, allowed: Sequence[Any]) -> str:
+def _verdict(smallest: Point, fastest: Point, allowed: Sequence[Point]) -> str:
     factored = [point.method in FACTORED for point in (smallest, fastest)]
     if all(factored):
         return "Low rank is the better choice there."
@@ -53,44 +53,45 @@ def _verdict(smallest: Any, fastest: Any, allowed: Sequence[Any]) -> str:
     return f"Low rank is better in {gained} alone; for the other, {other.name} is."
 
 
-def _plainly(smallest: Any, fastest: Any) -> str:
-    told = [f"plain {p.dtype}" if p.name.startswith("dense-") else p.name for p in (smallest, fastest)]
-    names = list(dict.fromkeys(told))
+def _plainly(smallest: Point, fastest: Point) -> str:
+    sentences = [f"plain {p.dtype}" if p.name.startswith("dense-") else p.name for p in (smallest, fastest)]
+    names = list(dict.fromkeys(sentences))
     return f"{names[0]} is" if len(names) == 1 else f"{' and '.join(names)} are"
 
 
-def _beaten(points: Sequence[Any]) -> list[str]:
+def _beaten(points: Sequence[Point]) -> list[str]:
     """Which low-rank points a plain rounding beats in every respect."""
     factored = [point for point in points if point.method in FACTORED]
-    told: list[str] = []
+    sentences: list[str] = []
     for plain in (point for point in points if point.method == "dense" and point.dtype != "float32"):
-        beaten = [p.name for p in factored if dominates(_result(plain), _result(p))]
+        beaten = [p.name for p in factored if dominates(plain.result, p.result)]
         if beaten:
-            told.append(
+            sentences.append(
                 f"Plain {plain.dtype} beats {len(beaten)} of {len(factored)} low-rank points, which are not smaller, "
                 f"not faster and no closer to the dense model: {', '.join(beaten)}."
             )
-    return told
+    return sentences
 
 
-def _pruned(points: Sequence[Any], dense: Any) -> list[str]:
+def _pruned(points: Sequence[Point], dense: Point) -> list[str]:
     """What zeros are worth."""
     pruned = [point for point in points if point.method == "pruned"]
     if not pruned:
         return []
-    sizes = ", ".join(f"{_megabytes(p.gzip_bytes)} at {p.keep:g}" for p in pruned)
+    sizes = ", ".join(f"{_gzipped(point)} at {point.keep:g}" for point in pruned)
     return [
         "Pruned matrices are as large as they were, and zeros are multiplied like other numbers: nothing is smaller or "
-        f"faster until it is compressed for transport (gzip: {sizes}; the dense file {_megabytes(dense.gzip_bytes)})."
+        f"faster until it is compressed for transport (gzip: {sizes}; the dense file {_gzipped(dense)})."
     ]
 
 
-def _least(points: Sequence[Any], measure: Callable[[Any], float]) -> Any:
+def _least(points: Sequence[Point], measure: Callable[[Point], float]) -> Point:
     return min(points, key=lambda point: (measure(point), point.drop))
 
 
-def _result(point: Any) -> Result:
-    return Result(point.bytes, point.ms, point.drop)
+def _gzipped(point: Point) -> str:
+    assert point.gzip_bytes is not None
+    return _megabytes(point.gzip_bytes)
 
 
 def _megabytes(count: int) -> str:

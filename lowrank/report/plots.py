@@ -10,11 +10,13 @@ from typing import Any
 from lowrank.artifacts import staged
 from lowrank.errors import MissingExtra
 from lowrank.report.page.drawings import floor_of
-from lowrank.report.page.page_data import Facts
+from lowrank.report.page.page_data import PageData
 from lowrank.report.page.positions import row_labels
 from lowrank.report.page.spectra import ENERGIES, Line, Seen
+from lowrank.report.page.sweep_plot import sweep_file
 from lowrank.report.terminal.terminal import harmless
 from lowrank.results.parts import HealingResult
+from lowrank.results.tradeoff import Prediction, TradeOff
 
 INK, MUTED, PALE, ACCENT, SOFT = "#1b2127", "#58626d", "#b9bfc6", "#1b66a3", "#dbe9f5"
 RAMP = "cividis"
@@ -37,8 +39,8 @@ def check_plots() -> None:
         raise MissingExtra("--plots draws with matplotlib, which is not installed; pip install 'lowrank[plot]'")
 
 
-def write_plots(facts: Facts, folder: Path) -> list[Path]:
-    """Every plot as PNG and SVG, in a folder; the paths.
+def write_plots(facts: PageData, folder: Path) -> list[Path]:
+    """Every plot as PNG and SVG, and that of a sweep as SVG, in a folder; the paths.
 
     Raises:
         MissingExtra: if matplotlib is not installed.
@@ -71,10 +73,14 @@ def write_plots(facts: Facts, folder: Path) -> list[Path]:
                 metadata = {"Date": None} if suffix == "svg" else None
                 figure.savefig(stage / f"{name}.{suffix}", dpi=160, metadata=metadata)
                 written.append(folder / f"{name}.{suffix}")
+        if facts.sweep is not None:
+            picture = sweep_file(facts.sweep.points, facts.sweep.task["metric"])
+            (stage / "sweep.svg").write_text(picture, encoding="utf-8")
+            written.append(folder / "sweep.svg")
     return written
 
 
-def _figures(facts: Facts) -> Iterator[tuple[str, Any]]:
+def _figures(facts: PageData) -> Iterator[tuple[str, Any]]:
     """Each by the name of its files, drawn when it is asked for."""
     labels = row_labels(seen.place.row for seen in facts.weights)
     blocks: dict[str, list[Seen]] = {}
@@ -85,9 +91,8 @@ def _figures(facts: Facts) -> Iterator[tuple[str, Any]]:
         yield f"spectra-{number:0{digits}}", _spectra(label, members, floor)
     yield "ranks", _ranks(facts)
     yield "parameters", _parameters(facts)
-    yield "tradeoff", _tradeoff(facts)
-    if any(point.nbytes is not None and point.quality is not None for point in facts.sweep):
-        yield "sweep", _sweep(facts)
+    if facts.trade_off is not None:
+        yield "tradeoff", _tradeoff(facts.trade_off, facts.chosen)
     for number, entry in enumerate(facts.report.healing if facts.report else ()):
         if entry.curve:
             yield f"healing-{number}", _healing(entry)
@@ -144,7 +149,7 @@ def _line(axes: Any, seen: Seen, line: Line, colour: str, dashes: str, label: st
         axes.plot([rank], [value], shape, color=colour, markerfacecolor="white", markersize=4, label=name)
 
 
-def _ranks(facts: Facts) -> Any:
+def _ranks(facts: PageData) -> Any:
     import numpy as np
 
     grid = facts.grid
@@ -165,7 +170,7 @@ def _ranks(facts: Facts) -> Any:
     return figure
 
 
-def _parameters(facts: Facts) -> Any:
+def _parameters(facts: PageData) -> Any:
     figure, ((axes,),) = _subplots(size=(5.2, 0.6 + 0.5 * len(facts.parts)))
     places = range(len(facts.parts))
     axes.barh(
@@ -181,31 +186,16 @@ def _parameters(facts: Facts) -> Any:
     return figure
 
 
-def _tradeoff(facts: Facts) -> Any:
+def _tradeoff(trade_off: TradeOff, chosen: Prediction | None) -> Any:
     figure, ((axes,),) = _subplots()
-    points, chosen = facts.front.points, facts.front.chosen
+    points = trade_off.points
     axes.plot([p.keep for p in points], [max(p.error, 1e-9) for p in points], "o-", color=ACCENT, markersize=3)
     if chosen is not None:
         axes.plot([chosen.keep], [max(chosen.error, 1e-9)], "o", color=INK, markersize=7, label="chosen")
         axes.legend(frameon=False)
-    what = "output" if facts.front.of_output else "weights"
+    what = "output" if trade_off.of_output else "weights"
     axes.set(yscale="log", xlim=(0, 1), xlabel="parameters kept", ylabel=f"predicted relative error of the {what}")
     _logarithmic(axes, (1.0, 2.0, 5.0))
-    return figure
-
-
-def _sweep(facts: Facts) -> Any:
-    figure, ((axes,),) = _subplots()
-    for point in facts.sweep:
-        if point.nbytes is None or point.quality is None:
-            continue
-        shape, colour = ("o", ACCENT) if point.on_front else ("s", MUTED)
-        size = 8 if point.chosen else 5
-        axes.plot([point.nbytes / 1e6], [point.quality], shape, color=INK if point.chosen else colour, markersize=size)
-        where = (point.nbytes / 1e6, point.quality)
-        name = harmless(point.name) + (" (chosen)" if point.chosen else "")
-        axes.annotate(name, where, xytext=(5, 3), textcoords="offset points", fontsize=7)
-    axes.set(xlabel="MB of model.onnx", ylabel="quality")
     return figure
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Self, TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Self, TypeVar
+
+from lowrank.errors import ArtifactError
 
 LEFT_OUT = {"left out": True}
 """Marks a field whose key is absent from the JSON where its value is None."""
@@ -52,6 +54,28 @@ class Part:
             KeyError: if there is no such key.
         """
         return self.to_json()[key]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document(Part):
+    """A part that is a file of its own."""
+
+    file: ClassVar[str]
+    """Its name in a run."""
+    remedy: ClassVar[str]
+    """What to do about a file that cannot be read."""
+
+    @classmethod
+    def from_json(cls, content: Any) -> Self:
+        """Read what `to_json` gave, without keys that this version does not know.
+
+        Raises:
+            ArtifactError: if parts are missing.
+        """
+        try:
+            return replace(super().from_json(content), extra={})
+        except TypeError as error:
+            raise ArtifactError(f"{cls.file} is not whole ({error}); {cls.remedy}") from None
 
 
 P = TypeVar("P", bound=Part)

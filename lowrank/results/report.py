@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
 
 from lowrank.edge.target import Target
-from lowrank.errors import ArtifactError
-from lowrank.results.part import Part, rows_of
+from lowrank.results.part import Document, rows_of
 from lowrank.results.parts import (
     BudgetResult,
     Comparison,
@@ -30,8 +27,11 @@ ONNX_FILE = "model.onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report(Part):
+class Report(Document):
     """The keys of `report.json`, in order; a part that could not be measured is None, and `notes` say why."""
+
+    file = "report.json"
+    remedy = "run `lowrank evaluate` to make it again"
 
     targets: Targets = field(metadata={"read": Targets.from_json})
     model: ModelSizes = field(metadata={"read": ModelSizes.from_json})
@@ -53,18 +53,6 @@ class Report(Part):
     """Bytes of each file written."""
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     provenance: Provenance = field(default_factory=Provenance, metadata={"read": Provenance.from_json})
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """Read what `to_json` gave, without keys that this version does not know.
-
-        Raises:
-            ArtifactError: if parts are missing.
-        """
-        try:
-            return replace(super().from_json(content), extra={})
-        except TypeError as error:
-            raise ArtifactError(f"the report is not whole ({error}); run `lowrank evaluate` to make it again") from None
 
     @property
     def target(self) -> Target:

@@ -7,7 +7,6 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,12 @@ from conftest import Outcome
 
 import lowrank
 from lowrank.backends.onnx.save import file_size
-from lowrank.core.selection.pareto import Result, on_front
+from lowrank.core.selection.pareto import on_front
 from lowrank.errors import LowRankError, PatternError
-from lowrank.pipeline import Sweep, Training, sweep
+from lowrank.pipeline import Training, sweep
 from lowrank.pipeline.search.candidates import CandidateBuilder
 from lowrank.report.advice import advice
+from lowrank.results.sweep import Point, Sweep
 
 Cli = Callable[..., Outcome]
 
@@ -57,7 +57,7 @@ def test_everything_is_there_and_the_dense_model_loses_nothing(swept: Swept) -> 
     assert points["pruned-0.5"].gzip_bytes < dense.gzip_bytes
     kept = Sweep.from_json(read(swept.run / "sweep.json"))
     assert kept.points == swept.found.points and kept.advice == swept.found.advice == advice(kept.points)
-    chosen = on_front([Result(p.bytes, p.ms, p.drop) for p in kept.points])
+    chosen = on_front([point.result for point in kept.points])
     assert [p.on_front for p in kept.points] == chosen
     page = (swept.run / "report.html").read_text(encoding="utf-8")
     assert "pruned-0.5" in page and "lowrank-0.5-int8" in page
@@ -168,8 +168,9 @@ def test_what_it_means_is_said_in_words() -> None:
     def point(name: str, size: float, ms: float, drop: float) -> Any:
         method, _, rest = name.partition("-")
         dtype = next((d for d in ("int8", "int4") if d in rest), "float32")
-        facts = {"name": name, "method": method, "dtype": dtype, "bytes": int(size * 1e6), "ms": ms, "drop": drop}
-        return SimpleNamespace(**facts, keep=0.5, gzip_bytes=int(size * 9e5), quality=1 - drop, on_front=False)
+        sizes = {"params": 1, "zeros": None, "bytes": int(size * 1e6), "gzip_bytes": int(size * 9e5), "ms": ms}
+        quality = {"quality": 1 - drop, "drop": drop, "low": None, "high": None}
+        return Point(name=name, method=method, dtype=dtype, keep=0.5, minutes=None, **sizes, **quality)
 
     dense, plain = point("dense", 40, 10, 0.0), point("dense-int8", 10, 5, 0.004)
     told = advice([dense, plain, point("lowrank-0.5-int8", 11, 5.5, 0.008)])

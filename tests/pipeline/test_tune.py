@@ -17,8 +17,8 @@ import lowrank
 from lowrank.backends.onnx.save import file_size
 from lowrank.errors import PlanMismatch
 from lowrank.pipeline.search.study import FIRST, Study
-from lowrank.pipeline.search.trials import Limits, Trial, best_of, nearest_of
 from lowrank.pipeline.search.tuning import Workbench
+from lowrank.results.tuning import Limits, Trial, best_of, nearest_of
 
 pytest.importorskip("optuna")
 

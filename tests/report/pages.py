@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,16 @@ from builders import decaying, inputs
 from lowrank.core.analysis import Analysis, Folds
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan
+from lowrank.core.prediction import predicted_error
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.selection.simple import Uniform
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.weight import Layer, Skip, Weight
 from lowrank.core.weight_analysis import analyze_weight
-from lowrank.report.page.page_data import Facts, facts_of
-from lowrank.results.parts import Provenance
+from lowrank.report.page.page_data import PageData, page_data_of
 from lowrank.results.report import Report
+from lowrank.results.sweep import Point, Sweep
+from lowrank.results.tradeoff import Prediction, TradeOff
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -123,15 +124,36 @@ def plan_of(analysis: Analysis, keep: float = 0.5) -> Plan:
     return Knapsack().select(analysis, Budget.params(keep))
 
 
-def facts_with(names: Sequence[str], run: Path, rank: int = 24, uniform: bool = False, **changes: Any) -> Facts:
+def point(name: str, size: int, ms: float, quality: float, on_front: bool = True) -> Point:
+    """A point of a sweep, with a name that may be anything."""
+    measures = {"bytes": size, "gzip_bytes": size, "ms": ms, "quality": quality, "drop": 0.9 - quality}
+    rest = {"params": size, "zeros": None, "minutes": None, "low": None, "high": None}
+    return Point(name=name, method="dense", keep=None, dtype="float32", on_front=on_front, **measures, **rest)
+
+
+SWEEP = Sweep(
+    task={"name": "sts:<b>", "metric": "spearman <i>", "higher_is_better": True},
+    shape="1 x 128",
+    points=[
+        point("dense", 4_000_000, 10.0, 0.9),
+        point("dense-int8 <b>", 1_000_000, 5.0, 0.89),
+        point("lowrank-0.5-int8", 600_000, 4.0, 0.85),
+        point("pruned", 4_000_000, 10.0, 0.7, False),
+    ],
+    left_out=[],
+    advice=[],
+    seconds={},
+    identity={},
+    provenance={},
+)
+
+
+def page_with(names: Sequence[str], rank: int = 24, uniform: bool = False, **changes: Any) -> PageData:
     """All there is to show of a run with weights of these names; with uniform ranks in no time for many."""
     analysis = analysis_of(names, rank)
     plan = Uniform().select(analysis, Budget.params(0.5)) if uniform else plan_of(analysis)
-    return facts_of(analysis, plan, report_of(analysis, plan, **changes), run, Provenance())
-
-
-SWEEP = """{"schema": "lowrank.sweep/1.0", "points": [
- {"name": "dense", "bytes": 4000000, "ms": 10.0, "quality": 0.9, "chosen": false},
- {"name": "dense-int8 <b>", "bytes": 1000000, "ms": 5.0, "quality": 0.89, "chosen": false},
- {"name": "lowrank-0.5-int8", "bytes": 600000, "ms": 4.0, "quality": 0.85, "chosen": true},
- {"name": "pruned", "bytes": 4000000, "ms": null, "quality": 0.7, "chosen": false}]}"""
+    chosen = Prediction(keep=plan.keep_ratio, error=predicted_error(analysis, plan))
+    points = [Prediction(keep=keep, error=0.5 - keep / 2) for keep in (0.2, 0.5, 0.8)]
+    trade_off = TradeOff(analysis=analysis.fingerprint, of_output=False, points=points)
+    report = report_of(analysis, plan, **changes)
+    return page_data_of(analysis, plan, report, chosen=chosen, trade_off=trade_off, sweep=SWEEP)

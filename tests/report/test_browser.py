@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from kept import made_once
-from pages import HOSTILE, SWEEP, analysis_of, block_names, facts_with
+from pages import HOSTILE, analysis_of, block_names, page_with
 
-from lowrank.report.page.page_data import facts_of
+from lowrank.report.page.page_data import page_data_of
 from lowrank.report.page.webpage import SECTIONS, write_page
 from lowrank.results.parts import Provenance
 
@@ -83,13 +83,10 @@ def browser() -> Iterator[Any]:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Of a usual run, of one whose names mean harm, and of an analysis."""
     folder = tmp_path_factory.mktemp("pages")
-    (folder / "sweep.json").write_text(SWEEP, encoding="utf-8")
     made = {
-        "run": facts_with(block_names(24), folder, problems=["something was not as it should be"]),
-        "hostile": facts_with(HOSTILE, folder, notes=list(HOSTILE), problems=list(HOSTILE)),
-        "analysis": facts_of(
-            analysis_of(block_names(12)), None, None, folder, Provenance(command=["lowrank", "analyze"])
-        ),
+        "run": page_with(block_names(24), problems=["something was not as it should be"]),
+        "hostile": page_with(HOSTILE, notes=list(HOSTILE), problems=list(HOSTILE)),
+        "analysis": page_data_of(analysis_of(block_names(12)), provenance=Provenance(command=["lowrank", "analyze"])),
     }
     for name, facts in made.items():
         write_page(folder / f"{name}.html", facts)

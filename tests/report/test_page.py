@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pages import HOSTILE, SWEEP, analysis_of, block_names, facts_with, plan_of
+from pages import HOSTILE, SWEEP, analysis_of, block_names, page_with, plan_of, point
 
 import lowrank.report.page.webpage as webpage
 from lowrank.core.structures import STRUCTURES
 from lowrank.core.structures.base import Option
-from lowrank.report.page import drawings
-from lowrank.report.page import tradeoff as front
-from lowrank.report.page.page_data import facts_of
+from lowrank.report.page.page_data import page_data_of
 from lowrank.report.page.positions import part_of, places_of, row_labels
 from lowrank.report.page.spectra import choices, picked
-from lowrank.report.page.tradeoff import read_sweep
 from lowrank.report.page.webpage import command_of, in_script, rendered
 from lowrank.report.terminal.terminal import harmless
 from lowrank.results.parts import Provenance
@@ -62,9 +60,8 @@ class Elements(HTMLParser):
         return [attributes for tag, attributes in self.found if tag in names]
 
 
-def test_everything_is_on_the_page(tmp_path: Path) -> None:
-    (tmp_path / "sweep.json").write_text(SWEEP, encoding="utf-8")
-    page = Elements(rendered(facts_with(block_names(12), tmp_path)))
+def test_everything_is_on_the_page() -> None:
+    page = Elements(rendered(page_with(block_names(12))))
     for told in (
         "tiny",
         "0.9900",
@@ -76,7 +73,7 @@ def test_everything_is_on_the_page(tmp_path: Path) -> None:
         "a table that is looked up",
         "lowrank compress 'my model' --budget 0.5",
         "Held-out loss while healing",
-        "lowrank-0.5-int8 (chosen)",
+        "lowrank-0.5-int8: 600,000 bytes",
         "a0",
         "b0",
         "c0",
@@ -84,14 +81,14 @@ def test_everything_is_on_the_page(tmp_path: Path) -> None:
         assert told in page.text, told
     assert page.tags("html")[0]["lang"] == "en"
     assert len([svg for svg in page.tags("svg") if svg["class"] == "spectrum"]) == 12
-    assert len([svg for svg in page.tags("svg") if svg["class"] == "chart"]) == 3
+    assert len([svg for svg in page.tags("svg") if svg["class"] == "chart"]) == 2
     # Two lines for each spectrum, the plain one and that in the metric of the data.
     lines = [line["class"] for line in page.tags("polyline")]
-    assert lines.count("line plain") == 12 + 1 and lines.count("line data") == 12 + 2
+    assert lines.count("line plain") == 12 and lines.count("line data") == 12 + 2
 
 
-def test_pictures_have_names_and_descriptions(tmp_path: Path) -> None:
-    page = rendered(facts_with(block_names(4), tmp_path))
+def test_pictures_have_names_and_descriptions() -> None:
+    page = rendered(page_with(block_names(4)))
     drawn = re.findall(r"<svg class=\"(?:spectrum|chart)\".*?</svg>", page, re.DOTALL)
     assert len(drawn) == 6
     for svg in drawn:
@@ -101,11 +98,11 @@ def test_pictures_have_names_and_descriptions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [HOSTILE, (HOSTILE[0],)])
-def test_names_are_text_wherever_they_stand(tmp_path: Path, names: tuple[str, ...]) -> None:
-    (tmp_path / "sweep.json").write_text(json.dumps([{"name": HOSTILE[1], "bytes": 5, "quality": 1.0}]))
-    facts = facts_with(names, tmp_path, notes=[HOSTILE[0]], problems=[HOSTILE[2]])
+def test_names_are_text_wherever_they_stand(names: tuple[str, ...]) -> None:
+    facts = page_with(names, notes=[HOSTILE[0]], problems=[HOSTILE[2]])
+    facts = replace(facts, sweep=replace(SWEEP, points=[*SWEEP.points, point(HOSTILE[1], 5, 1.0, 1.0)]))
     page = Elements(rendered(facts))
-    plain = Elements(rendered(facts_with(["a.0.b", "a.1.b"], tmp_path, problems=["one"])))
+    plain = Elements(rendered(page_with(["a.0.b", "a.1.b"], problems=["one"])))
     assert {tag for tag, _ in page.found} <= {tag for tag, _ in plain.found} | {"line", "polyline"}
     known = {name for _, attributes in plain.found for name in attributes}
     assert {name for _, attributes in page.found for name in attributes} - known <= {"rowspan"}
@@ -125,9 +122,8 @@ def test_data_cannot_end_its_element() -> None:
         assert not set("<>&") & set(text) and json.loads(text) == {"name": name}
 
 
-def test_nothing_is_fetched(tmp_path: Path) -> None:
-    (tmp_path / "sweep.json").write_text(SWEEP, encoding="utf-8")
-    text = rendered(facts_with(block_names(8), tmp_path))
+def test_nothing_is_fetched() -> None:
+    text = rendered(page_with(block_names(8)))
     page = Elements(text)
     assert not page.tags("img", "iframe", "object", "embed", "base", "form", "image", "use", "audio", "video")
     links = [
@@ -143,8 +139,8 @@ def test_nothing_is_fetched(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("count", "limit"), [(300, 2_000_000), (1200, 2_000_000)])
-def test_the_size_has_a_limit(tmp_path: Path, count: int, limit: int) -> None:
-    text = rendered(facts_with(block_names(count), tmp_path, rank=64, uniform=True))
+def test_the_size_has_a_limit(count: int, limit: int) -> None:
+    text = rendered(page_with(block_names(count), rank=64, uniform=True))
     assert len(text.encode()) < limit
     drawn = len(re.findall(r'<svg class="spectrum"', text))
     assert drawn == min(count, webpage.SPECTRA)
@@ -152,32 +148,26 @@ def test_the_size_has_a_limit(tmp_path: Path, count: int, limit: int) -> None:
     assert ("are not drawn" in text) == (count > drawn)
 
 
-def test_an_analysis_alone(tmp_path: Path) -> None:
+def test_an_analysis_alone() -> None:
     for data in (True, False):
-        facts = facts_of(
-            analysis_of(block_names(8), data=data),
-            None,
-            None,
-            tmp_path,
-            Provenance(command=["lowrank", "analyze", "x"]),
+        facts = page_data_of(
+            analysis_of(block_names(8), data=data), provenance=Provenance(command=["lowrank", "analyze", "x"])
         )
         page = Elements(rendered(facts))
-        assert "lowrank analyze x" in page.text and "Predicted error" in page.text
+        assert "lowrank analyze x" in page.text and "Predicted error" not in page.text
         assert "in the metric of the data" in page.text or not data
         assert "compressed" not in page.text and "Quality" not in page.text
         assert not [rect for rect in page.tags("rect") if rect.get("class") == "kept"]
 
 
-def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
-    page = rendered(
-        facts_with(block_names(4), tmp_path, latency=None, quality=None, onnx=None, parity=None, healing=[])
-    )
+def test_what_was_not_measured_is_left_out() -> None:
+    page = rendered(page_with(block_names(4), latency=None, quality=None, onnx=None, parity=None, healing=[]))
     assert "relative error of the weights" in page and "Latency" not in page and "Healing" not in page
-    page = rendered(facts_with(block_names(4), tmp_path, latency=None, files={}))
+    page = rendered(page_with(block_names(4), latency=None, files={}))
     assert "Size of the tensors" in page
 
 
-def test_tasks_stand_at_the_top(tmp_path: Path) -> None:
+def test_tasks_stand_at_the_top() -> None:
     task = {
         "task": "sts:<b>.tsv",
         "metric": "spearman",
@@ -191,7 +181,7 @@ def test_tasks_stand_at_the_top(tmp_path: Path) -> None:
         "resamples": 1000,
     }
     alone = {**task, "task": "lm:text", "higher_is_better": False, "low": None, "high": None, "samples": None}
-    page = Elements(rendered(facts_with(block_names(4), tmp_path, quality={"cosine": 0.9, "tasks": [task, alone]})))
+    page = Elements(rendered(page_with(block_names(4), quality={"cosine": 0.9, "tasks": [task, alone]})))
     for told in ("0.8431", "spearman on sts:<b>.tsv", "+0.0241", "+0.0100 to +0.0400", "1,500", "+2.41\xa0%"):
         assert told in page.text, told
 
@@ -209,35 +199,16 @@ def test_every_structure_has_its_words() -> None:
     assert len(told) == len(STRUCTURES)
 
 
-def test_budgets_are_solved_and_the_plan_stands_among_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(front, "KEEPS", (0.5, 0.2, 0.8, 1e-9))
-    analysis = analysis_of(block_names(4))
-    plan = plan_of(analysis, 0.5)
-    found = front.front_of(analysis, plan)
-    keeps, errors = [p.keep for p in found.points], [p.error for p in found.points]
-    assert len(keeps) == 3 and keeps == sorted(keeps) and errors == sorted(errors, reverse=True)
-    assert found.chosen in found.points and found.left_out == 0 and not found.of_output
-    # Not one of which can be met: the plan is there, and without one there is no picture.
-    monkeypatch.setattr(front, "KEEPS", (1e-9,))
-    assert drawings.front(front.front_of(analysis, plan)) is not None
-    assert drawings.front(front.front_of(analysis, None)) is None
-    assert rendered(facts_of(analysis, None, None, tmp_path, Provenance()))
-    monkeypatch.setattr(front, "KEEPS", (0.5, 0.2, 0.8, 0.1))
-    monkeypatch.setattr(front, "SECONDS", 0.0)
-    assert len(front.front_of(analysis, plan).points) == 1 and front.front_of(analysis, plan).left_out == 3
-
-
-@pytest.mark.parametrize(
-    "content", ["", "{", "[1, null]", '{"points": 3}', '[{"name": 5}]', '[{"name": "a", "bytes": NaN}]']
-)
-def test_a_sweep_that_is_none_is_not_shown(tmp_path: Path, content: str) -> None:
-    (tmp_path / "sweep.json").write_text(content, encoding="utf-8")
-    assert read_sweep(tmp_path) == ()
-
-
-def test_the_best_of_a_sweep(tmp_path: Path) -> None:
-    (tmp_path / "sweep.json").write_text(SWEEP, encoding="utf-8")
-    assert [point.on_front for point in read_sweep(tmp_path)] == [True, True, True, False]
+def test_the_plan_stands_among_the_budgets() -> None:
+    points = page_with(block_names(4))
+    assert points.trade_off is not None
+    text = Elements(rendered(points)).text
+    assert "predicted relative error of the weights" in text and "chosen" in text and "--curve" not in text
+    # None of which could be met, or none asked for: the plan's own prediction is there.
+    for trade_off in (replace(points.trade_off, points=[]), None):
+        text = Elements(rendered(replace(points, trade_off=trade_off))).text
+        assert "It was predicted to change the weights by a relative error of" in text and "--curve" in text
+    assert "It was predicted" not in Elements(rendered(page_data_of(analysis_of(block_names(4))))).text
 
 
 def test_places() -> None:
@@ -278,8 +249,8 @@ def test_parts_of_a_model(name: str, part: str) -> None:
     assert part_of("lm_head.weight") == "head" and part_of(name, "conv") == "convolutions"
 
 
-def test_parts_add_up_to_the_model(tmp_path: Path) -> None:
-    facts = facts_with(block_names(8), tmp_path)
+def test_parts_add_up_to_the_model() -> None:
+    facts = page_with(block_names(8))
     assert facts.report is not None
     assert sum(part.before for part in facts.parts) == facts.report.model.params_before
     assert abs(sum(part.after or 0 for part in facts.parts) - facts.report.model.params_after) <= len(facts.parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import onnx_builders
 import pytest
 from builders import read, saved_state, tiny_bert_folder, write_text
 from conftest import Outcome
+from pages import SWEEP
 from test_page import Elements
 
 import lowrank
@@ -26,9 +28,8 @@ from lowrank.pipeline.analyzing import analyze_couplings
 from lowrank.pipeline.targets import targeted, usable
 from lowrank.progress import silent
 from lowrank.report.page import webpage
-from lowrank.report.page.page_data import facts_of
+from lowrank.report.page.page_data import page_data_of
 from lowrank.report.page.webpage import rendered
-from lowrank.results.parts import Provenance
 
 Cli = Callable[..., Outcome]
 
@@ -74,11 +75,11 @@ def analyses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Analysis]:
         ("llama", "rotary", "channel pairs in each of 4 heads"),
     ],
 )
-def test_every_structure(analyses: dict[str, Analysis], tmp_path: Path, kind: str, structure: str, told: str) -> None:
+def test_every_structure(analyses: dict[str, Analysis], kind: str, structure: str, told: str) -> None:
     analysis = analyses[kind]
     plan = Knapsack(structures=(structure,)).select(analysis, Budget.params(0.9))
     assert structure in {option.structure for option in plan.options}
-    facts = facts_of(analysis, plan, None, tmp_path, Provenance())
+    facts = page_data_of(analysis, plan)
     assert told in Elements(rendered(facts)).text
     for seen in facts.weights:
         assert seen.choice is not None
@@ -99,7 +100,7 @@ def test_a_run_has_a_page_from_the_analysis_on(cli: Cli, tmp_path: Path, monkeyp
     assert "parameters are left" in page_of(run).text
     check_files(run)
     plots = {path.name for path in drawn.iterdir()}
-    assert plots >= {"ranks.png", "ranks.svg", "tradeoff.png", "spectra-0.svg", "spectra-1.png", "parameters.svg"}
+    assert plots >= {"ranks.png", "ranks.svg", "spectra-0.svg", "spectra-1.png", "parameters.svg"}
     assert (drawn / "ranks.png").read_bytes().startswith(b"\x89PNG") and "<svg" in (drawn / "ranks.svg").read_text()
     # The same analysis again leaves the page of the results; a missing one is made.
     assert cli("analyze", model, "-o", run).code == 0
@@ -108,10 +109,14 @@ def test_a_run_has_a_page_from_the_analysis_on(cli: Cli, tmp_path: Path, monkeyp
     assert cli("analyze", model, "-o", run).code == 0
     assert "parameters are left" in page_of(run).text
     check_files(run)
-    # A sweep that somebody has made since.
-    (run / "sweep.json").write_text('{"points": [{"name": "dense", "bytes": 9, "ms": 1, "quality": 0.5}]}')
-    assert renew_page(run) is None
-    assert "Quality over size, as measured" in (run / "report.html").read_text(encoding="utf-8")
+    # A sweep that somebody has made since; what is none is not shown.
+    for content, shown in (
+        (json.dumps({"schema": "lowrank.sweep/1.0", **SWEEP.to_json()}), True),
+        ("[1, null]", False),
+    ):
+        (run / "sweep.json").write_text(content, encoding="utf-8")
+        assert renew_page(run) is None
+        assert ("Measured by a sweep" in page_of(run).text) is shown
     check_files(run)
     # Measured again, with a page that cannot be drawn: that is said, and the old page does not stay.
     with monkeypatch.context() as broken:
@@ -124,6 +129,27 @@ def test_a_run_has_a_page_from_the_analysis_on(cli: Cli, tmp_path: Path, monkeyp
     # Other settings are another analysis, whose page does not show the results of the one before.
     assert cli("analyze", model, "-o", run, "--include", "layers.0").code == 0
     assert "of an earlier analysis" in page_of(run).text and "parameters are left" not in page_of(run).text
+
+
+def test_budgets_are_solved_on_request(cli: Cli, tmp_path: Path) -> None:
+    model, run = saved_state(tmp_path / "model.pt"), tmp_path / "run"
+    assert cli("compress", model, "--budget", "0.5", "-o", run).code == 0
+    assert not (run / "tradeoff.json").exists() and "--curve" in page_of(run).text
+    assert cli("select", "-o", run).code == 2
+    done = cli("select", "-o", run, "--curve")
+    assert done.code == 0 and "tradeoff.json" in done.out
+    points = read(run / "tradeoff.json")["points"]
+    keeps, errors = [point["keep"] for point in points], [point["error"] for point in points]
+    assert len(keeps) > 5 and keeps == sorted(set(keeps)) and errors == sorted(errors, reverse=True)
+    assert "Every point is the best plan for another budget" in page_of(run).text
+    check_files(run)
+    drawn = tmp_path / "plots"
+    assert cli("evaluate", "-o", run, "--plots", drawn).code == 0 and (drawn / "tradeoff.png").exists()
+    # With a budget, the plan is written too; of another analysis, nothing is shown.
+    assert cli("select", "-o", run, "--curve", "--budget", "0.4").code == 0
+    assert read(run / "plan.json")["keep_ratio"] <= 0.4
+    assert cli("analyze", model, "-o", run, "--include", "layers.0").code == 0
+    assert "--curve" in page_of(run).text
 
 
 def test_a_page_that_cannot_be_drawn_costs_nothing(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +190,5 @@ def test_plots_need_matplotlib_and_say_so_first(cli: Cli, tmp_path: Path, monkey
 
 def test_figures_of_an_analysis_are_those_that_were_saved(analyses: dict[str, Analysis], tmp_path: Path) -> None:
     save_analysis(analyses["bert"], tmp_path)
-    before, after = (
-        facts_of(a, None, None, tmp_path, Provenance()) for a in (analyses["bert"], load_analysis(tmp_path))
-    )
-    assert before.weights == after.weights and before.front == after.front and before.parts == after.parts
+    before, after = (page_data_of(a) for a in (analyses["bert"], load_analysis(tmp_path)))
+    assert before.weights == after.weights and before.parts == after.parts

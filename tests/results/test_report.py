@@ -67,7 +67,7 @@ def test_unknown_keys_stay_and_parts_may_be_missing() -> None:
     report = Report.from_json({**few, "error": {"relative": 0.1, "new": 1}, "quality": {"bleu": 0.5}})
     assert report.error["new"] == 1 and report.quality is not None and report.quality.figures == {"bleu": 0.5}
     assert report.latency is None and report.healing == []
-    with pytest.raises(ArtifactError, match="the report is not whole"):
+    with pytest.raises(ArtifactError, match="report.json is not whole"):
         Report.from_json({**few, "error": []})
-    with pytest.raises(ArtifactError, match="the report is not whole"):
+    with pytest.raises(ArtifactError, match="report.json is not whole"):
         Report.from_json(few)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lowrank.results.report import ONNX_FILE
+from lowrank.results.report import ONNX_FILE, Report
 
-PAGE_FILE, PLAN_FILE, REPORT_FILE = "report.html", "plan.json", "report.json"
+PAGE_FILE, PLAN_FILE, REPORT_FILE = "report.html", "plan.json", Report.file
 RUN = "lowrank-run"
 MODEL_FOLDER = "model"
 WITH_PAST_FILE = "model_with_past.onnx"

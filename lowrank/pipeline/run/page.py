@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from lowrank.artifacts import load_analysis, read_json, write_json
 from lowrank.artifacts.lock import holding
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan
+from lowrank.core.prediction import predicted_error
 from lowrank.errors import ArtifactError, PlanMismatch, first_line
 from lowrank.pipeline.run.layout import PAGE_FILE, PLAN_FILE, REPORT_FILE
 from lowrank.pipeline.run.provenance import made_with
+from lowrank.results.part import Document
 from lowrank.results.parts import Provenance
 from lowrank.results.report import Report
+from lowrank.results.sweep import Sweep
+from lowrank.results.tradeoff import Prediction, TradeOff
 
 if TYPE_CHECKING:
-    from lowrank.report.page.page_data import Facts
+    from lowrank.report.page.page_data import PageData
+
+D = TypeVar("D", bound=Document)
 
 
 def with_page(stage: Path, run: Path, analysis: Analysis, plan: Plan, report: Report) -> Report:
@@ -33,7 +40,7 @@ def with_page(stage: Path, run: Path, analysis: Analysis, plan: Plan, report: Re
     """
     path = stage / PAGE_FILE
     files = {name: size for name, size in report.files.items() if name != PAGE_FILE}
-    failed = _write(path, analysis, plan, report, run, report.provenance)
+    failed = _write(path, lambda: _data(run, analysis, plan, report))
     if failed is not None:
         return replace(report, files=files, notes=[*report.notes, failed])
     return replace(report, files=dict(sorted({**files, PAGE_FILE: path.stat().st_size}.items())))
@@ -59,41 +66,64 @@ def renew_page(run: str | Path) -> str | None:
 def draw_page(run: Path, analysis: Analysis, made: Provenance) -> str | None:
     """Write the page of an analysis and of what else lies in its run; what to say if that fails."""
     plan, report, remarks = _results(run, analysis)
-    failed = _write(run / PAGE_FILE, analysis, plan, report, run, made, remarks)
+    failed = _write(run / PAGE_FILE, lambda: _data(run, analysis, plan, report, made, remarks))
     if report is not None and PAGE_FILE in report.files and failed is None:
         files = {**report.files, PAGE_FILE: (run / PAGE_FILE).stat().st_size}
         write_json(run / REPORT_FILE, "report", replace(report, files=files).to_json())
     return failed
 
 
-def facts_in(run: str | Path) -> Facts:
+def page_data_in(run: str | Path) -> PageData:
     """What there is to show of a run, as data.
 
     Raises:
         ArtifactError: if there is no analysis in the folder.
     """
-    from lowrank.report.page.page_data import facts_of
-
     folder = Path(run).expanduser()
     analysis = load_analysis(folder)
     plan, report, remarks = _results(folder, analysis)
-    return facts_of(analysis, plan, report, folder, Provenance(), remarks)
+    return _data(folder, analysis, plan, report, remarks=remarks)
 
 
-def _write(
-    path: Path,
+def _data(
+    run: Path,
     analysis: Analysis,
     plan: Plan | None,
     report: Report | None,
-    run: Path,
-    made: Provenance,
+    made: Provenance | None = None,
     remarks: tuple[str, ...] = (),
-) -> str | None:
+) -> PageData:
+    from lowrank.report.page.page_data import page_data_of
+
+    chosen = plan and Prediction(keep=plan.keep_ratio, error=predicted_error(analysis, plan))
+    trade_off, sweep = _document(run, TradeOff), _document(run, Sweep)
+    if trade_off is not None and trade_off.analysis != analysis.fingerprint:
+        trade_off = None
+    return page_data_of(
+        analysis,
+        plan,
+        report,
+        provenance=made,
+        chosen=chosen,
+        trade_off=trade_off,
+        sweep=sweep,
+        remarks=remarks,
+    )
+
+
+def _document(run: Path, kind: type[D]) -> D | None:
+    """A document of a run; None if there is none, or if it is not one."""
     try:
-        from lowrank.report.page.page_data import facts_of
+        return kind.from_json(read_json(run / kind.file, kind.file.removesuffix(".json")))
+    except ArtifactError:
+        return None
+
+
+def _write(path: Path, data: Callable[[], PageData]) -> str | None:
+    try:
         from lowrank.report.page.webpage import write_page
 
-        write_page(path, facts_of(analysis, plan, report, run, made, remarks))
+        write_page(path, data())
     except (OSError, ArtifactError):
         # A full disk is no fault of the page: nothing else could be written, either.
         raise

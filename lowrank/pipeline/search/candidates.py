@@ -24,7 +24,7 @@ from lowrank.pipeline.healing import Training, check_samples
 from lowrank.pipeline.plans import compressed, select
 from lowrank.pipeline.run.layout import CHECKPOINT_FILE, MODEL_FOLDER
 from lowrank.pipeline.run.write import rounding_feeds
-from lowrank.pipeline.search.points import Method
+from lowrank.pipeline.search.methods import Method
 from lowrank.pipeline.session import Session
 from lowrank.results.report import ONNX_FILE
 

@@ -13,7 +13,7 @@ import numpy as np
 from lowrank.artifacts.journal import check_identity
 from lowrank.core.structures import structures
 from lowrank.errors import ArtifactError, LowRankError, first_line
-from lowrank.pipeline.search.trials import Limits, Trial
+from lowrank.results.tuning import Limits, Trial
 
 STUDY_FILE = "tune.db"
 LEAST, STEP = 0.1, 0.05
@@ -75,8 +75,11 @@ class Study:
     @property
     def trials(self) -> list[Trial]:
         """Those that are finished, in the order in which they were."""
-        kept = [each.user_attrs["trial"] for each in self._study.trials if "trial" in each.user_attrs]
-        return sorted(map(Trial.from_json, kept), key=lambda trial: trial.number)
+        stored = [each.user_attrs["trial"] for each in self._study.trials if "trial" in each.user_attrs]
+        try:
+            return sorted(map(Trial.from_json, stored), key=lambda trial: trial.number)
+        except TypeError:
+            raise ArtifactError("the study holds a trial that is not whole; search again without --resume") from None
 
     def ask(self) -> tuple[Any, Trial] | None:
         """The next one to try, and what to give to `tell` with it; None if there is nothing new."""

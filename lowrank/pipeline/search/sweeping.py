@@ -16,7 +16,7 @@ from lowrank.artifacts.lock import holding
 from lowrank.backends.inputs import Signature
 from lowrank.backends.memory import available_memory
 from lowrank.backends.onnx.save import file_size
-from lowrank.core.selection.pareto import Result, on_front
+from lowrank.core.selection.pareto import on_front
 from lowrank.errors import ArtifactError, HealingError, LowRankError
 from lowrank.evaluate import measure_latency
 from lowrank.pipeline.healing import Training
@@ -25,12 +25,12 @@ from lowrank.pipeline.run.page import draw_page
 from lowrank.pipeline.run.provenance import made_with
 from lowrank.pipeline.search.candidates import CandidateBuilder, copy_point
 from lowrank.pipeline.search.measurable import open_measurable
-from lowrank.pipeline.search.points import ALL, FRONT, Method, Point, check_names, data_of, families
+from lowrank.pipeline.search.methods import ALL, FRONT, Method, check_names, data_of, families
 from lowrank.pipeline.session import Session, WorkOptions
 from lowrank.progress import Track
 from lowrank.report.advice import advice
-from lowrank.report.page.sweep_plot import scatter
-from lowrank.report.page.tradeoff import SWEEP_FILE
+from lowrank.report.page.sweep_plot import sweep_file
+from lowrank.results.sweep import Point, Sweep
 from lowrank.version import __version__
 
 STAGE = "sweep"
@@ -40,42 +40,6 @@ MINUTES = 2.0
 """For the student, unless something else says how long."""
 SEQUENCE = 128
 """Tokens of a sample that is timed."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sweep:
-    """What `sweep.json` holds."""
-
-    task: dict[str, Any]
-    """`name`, `metric` and `higher_is_better` of the quality."""
-    shape: str
-    """Of the input that is timed, with one thread."""
-    points: list[Point]
-    left_out: list[dict[str, str]]
-    """`name` and `reason` of each point that could not be made."""
-    advice: list[str]
-    """What it means, in words."""
-    seconds: dict[str, float]
-    identity: dict[str, Any]
-    """All that the points depend on."""
-    provenance: dict[str, Any]
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Sweep:
-        """What `to_json` gave.
-
-        Raises:
-            ArtifactError: if it is anything else.
-        """
-        try:
-            known = {name: content[name] for name in cls.__slots__ if name != "points"}
-            return cls(points=[Point.from_json(each) for each in content["points"]], **known)
-        except (KeyError, TypeError):
-            raise ArtifactError(f"{SWEEP_FILE} is not whole; delete it and sweep again") from None
-
-    def to_json(self) -> dict[str, Any]:
-        """A mapping that JSON can hold."""
-        return asdict(self)
 
 
 @holding("output")
@@ -139,7 +103,7 @@ def sweep(
     points = _points(builder, session, kinds)
     if before is not None:
         left_out, points = before.left_out, _merged(before.points, points)
-    chosen = on_front([Result(p.bytes, p.ms, p.drop) for p in points])
+    chosen = on_front([point.result for point in points])
     points = [replace(point, on_front=front) for point, front in zip(points, chosen, strict=True)]
     result = Sweep(
         task={"name": measure.name, "metric": measure.metric, "higher_is_better": measure.higher_is_better},
@@ -231,15 +195,15 @@ def _shape(session: Session) -> str:
 
 def _write(run: Path, sweep: Sweep, made: Mapping[str, Path], write: Sequence[str], again: bool) -> None:
     """Write a sweep, and the points that are asked for beside those that an earlier time wrote."""
-    with staged(run, owned=(SWEEP_FILE, PICTURE_FILE, POINTS_FOLDER)) as stage:
+    with staged(run, owned=(Sweep.file, PICTURE_FILE, POINTS_FOLDER)) as stage:
         written = {name for word in write for name in _named(word, sweep.points)}
         for name in made.keys() & written:
             copy_point(made[name], stage / POINTS_FOLDER / name)
         for earlier in (run / POINTS_FOLDER).iterdir() if again and (run / POINTS_FOLDER).is_dir() else ():
             if not (stage / POINTS_FOLDER / earlier.name).exists():
                 shutil.copytree(earlier, stage / POINTS_FOLDER / earlier.name, copy_function=linked)
-        write_json(stage / SWEEP_FILE, "sweep", sweep.to_json())
-        (stage / PICTURE_FILE).write_text(scatter(sweep.points, sweep.task["metric"]), encoding="utf-8")
+        write_json(stage / Sweep.file, "sweep", sweep.to_json())
+        (stage / PICTURE_FILE).write_text(sweep_file(sweep.points, sweep.task["metric"]), encoding="utf-8")
 
 
 def _sound(keeps: Sequence[float]) -> list[float]:
@@ -253,10 +217,10 @@ def _sound(keeps: Sequence[float]) -> list[float]:
 
 def _finished(run: Path, identity: Mapping[str, Any]) -> Sweep | None:
     """The sweep in a run, if it is the one that is asked for."""
-    if not (run / SWEEP_FILE).is_file():
+    if not (run / Sweep.file).is_file():
         return None
     try:
-        found = Sweep.from_json(read_json(run / SWEEP_FILE, "sweep"))
+        found = Sweep.from_json(read_json(run / Sweep.file, "sweep"))
     except ArtifactError:
         return None
     return found if found.identity == dict(identity) else None
@@ -290,7 +254,8 @@ def _times(files: Mapping[str, Path], signature: Signature, track: Track) -> dic
 
 
 def _point(kind: Method, known: Mapping[str, Any], ms: float) -> Point:
-    return Point.from_json({**known, **asdict(kind), "name": kind.name, "ms": ms, "on_front": False})
+    facts = {key: value for key, value in known.items() if key != "schema"}
+    return Point(name=kind.name, **asdict(kind), ms=ms, **facts)
 
 
 def _merged(before: Sequence[Point], now: Sequence[Point]) -> list[Point]:

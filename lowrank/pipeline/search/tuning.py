@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 from lowrank.artifacts import read_json, staged, write_json
 from lowrank.artifacts.analysis import ANALYSIS_FILES
@@ -31,39 +31,14 @@ from lowrank.pipeline.evaluating import evaluate
 from lowrank.pipeline.healing import Training
 from lowrank.pipeline.run.layout import RESULTS, RUN, SCRIPT_FILE
 from lowrank.pipeline.search.measurable import open_measurable
-from lowrank.pipeline.search.points import data_of
+from lowrank.pipeline.search.methods import data_of
 from lowrank.pipeline.search.study import Study, import_optuna
-from lowrank.pipeline.search.trials import GOALS, Limits, Trial, best_of, nearest_of
 from lowrank.pipeline.session import Session, Work, WorkOptions
 from lowrank.results.report import ONNX_FILE
+from lowrank.results.tuning import GOALS, Limits, Trial, Tuning, best_of, nearest_of
 from lowrank.version import __version__
 
 STAGE = "tune"
-TUNE_FILE = "tune.json"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Tuning:
-    """What `tune.json` holds."""
-
-    task: dict[str, Any]
-    limits: Limits
-    goal: str
-    """In words."""
-    dense: dict[str, float]
-    """`bytes`, `ms` and `quality` of the dense model."""
-    trials: list[Trial]
-    best: Trial | None
-    """What the run holds now; None if no trial is within the limits."""
-    nearest: Trial | None
-    """Without a best one: which passes the limits by least."""
-    exhausted: bool
-    """Whether nothing is left to try."""
-    provenance: dict[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """A mapping that JSON can hold."""
-        return asdict(self)
 
 
 class TuneOptions(WorkOptions, total=False):
@@ -179,7 +154,7 @@ def tune(
     )
     if best is not None:
         workbench.install(best, limits)
-    write_json(run / TUNE_FILE, "tune", tuning.to_json())
+    write_json(run / Tuning.file, "tune", tuning.to_json())
     close_journal(run, STAGE)
     return tuning
 
@@ -326,7 +301,7 @@ class Workbench:
 def _holds(run: Path, trial: Trial) -> bool:
     """Whether a run's result is a trial of an earlier search."""
     try:
-        before = read_json(run / TUNE_FILE, "tune")["best"]
+        before = read_json(run / Tuning.file, "tune")["best"]
     except (ArtifactError, KeyError):
         return False
     path = run / ONNX_FILE

@@ -9,14 +9,12 @@ from markupsafe import Markup
 
 from lowrank.report.page.spectra import ENERGIES, Line, Seen
 from lowrank.report.page.svg import Scale, element, mark, percent, picture, polyline
-from lowrank.report.page.tradeoff import Front, Measured
+from lowrank.results.tradeoff import Prediction, TradeOff
 
 PANEL = (200, 124)
 CHART = (380, 250)
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 40
 """Margins of a chart."""
-LETTER = 6.3
-"""About the width of one."""
 FLOORS = (1e-2, 1e-6)
 """The lowest singular value that is drawn is between these, as a share of the largest."""
 
@@ -133,62 +131,31 @@ def _padded(values: Sequence[float]) -> tuple[float, float]:
     return low - room, high + room
 
 
-def front(found: Front) -> Markup | None:
-    """What every budget is predicted to lose; nothing, if none could be met."""
-    shown = [*found.points, *([found.chosen] if found.chosen else [])]
-    if not shown:
+def trade_off(predicted: TradeOff, chosen: Prediction | None) -> Markup | None:
+    """What every budget is predicted to lose; None if none could be met."""
+    points = predicted.points
+    if not points:
         return None
-    errors = [max(point.error, 1e-6) for point in shown]
     x = Scale(0, 1, LEFT, CHART[0] - RIGHT)
-    _, y = _scales([0, 1], errors, logarithmic=True)
+    shown = [*points, *([chosen] if chosen else [])]
+    _, y = _scales([0, 1], [max(point.error, 1e-6) for point in shown], logarithmic=True)
     ticks = ([percent(value) for value in x.ticks], [f"{value:g}" for value in y.ticks])
-    what = "output" if found.of_output else "weights"
+    what = "output" if predicted.of_output else "weights"
     parts: list[str] = [*_axes(x, y, "parameters kept", f"predicted relative error of the {what}", ticks)]
-    parts.append(polyline([(x(p.keep), y(p.error)) for p in found.points], class_="line data"))
-    for point in found.points:
+    parts.append(polyline([(x(p.keep), y(p.error)) for p in points], class_="line data"))
+    for point in points:
         tip = f"keep {percent(point.keep, 1)}: error {point.error:.3g}"
         parts.append(mark(x(point.keep), y(point.error), 0, class_="mark data", data_tip=tip))
-    told = [f"keeping {percent(p.keep)} loses {p.error:.3g}" for p in found.points]
-    if found.chosen is not None:
-        at, up = x(found.chosen.keep), y(found.chosen.error)
+    words = [f"keeping {percent(p.keep)} loses {p.error:.3g}" for p in points]
+    if chosen is not None:
+        at, up = x(chosen.keep), y(chosen.error)
         parts.append(element("line", class_="chosen", x1=at, x2=at, y1=up, y2=y.start))
-        label = f"chosen: {percent(found.chosen.keep)}"
-        parts.append(mark(at, up, 0, 6.0, class_="point", data_tip=f"{label}, error {found.chosen.error:.3g}"))
+        label = f"chosen: {percent(chosen.keep)}"
+        parts.append(mark(at, up, 0, 6.0, class_="point", data_tip=f"{label}, error {chosen.error:.3g}"))
         side, shift = ("end", -10) if at > CHART[0] / 2 and up < 60 else ("start", 10)
         parts.append(element("text", label, class_="strong", x=at + shift, y=up - 8, text_anchor=side))
-        told.append(f"the chosen plan keeps {percent(found.chosen.keep, 1)} and loses {found.chosen.error:.3g}")
-    return picture(*CHART, "Predicted error of every budget", "; ".join(told), parts, "chart")
-
-
-def sweep(points: Sequence[Measured]) -> Markup | None:
-    """What was measured: quality over bytes; nothing, if no point has both."""
-    known = [(p, p.nbytes / 1e6, p.quality) for p in points if p.nbytes is not None and p.quality is not None]
-    if not known:
-        return None
-    x, y = _scales([size for _, size, _ in known], [quality for *_, quality in known])
-    ticks = ([f"{value:g}" for value in x.ticks], [f"{value:g}" for value in y.ticks])
-    parts: list[str] = [*_axes(x, y, "MB of model.onnx", "quality", ticks)]
-    best = sorted((size, quality) for point, size, quality in known if point.on_front)
-    parts.append(polyline([(x(size), y(quality)) for size, quality in best], class_="line plain"))
-    told, taken = list[str](), list[tuple[float, float, float]]()
-    for point, size, quality in sorted(known, key=lambda each: (each[0].chosen, each[0].on_front), reverse=True):
-        at, up = x(size), y(quality)
-        tip = f"{point.name}: {size:.2f} MB, quality {quality:.4g}"
-        tip += "" if point.milliseconds is None else f", {point.milliseconds:.2f} ms"
-        class_ = "point" if point.chosen else "mark data" if point.on_front else "mark plain"
-        shape = 0 if point.on_front else 1
-        parts.append(mark(at, up, shape, 6.0 if point.chosen else 3.6, class_=class_, data_tip=tip))
-        told.append(tip + (", chosen" if point.chosen else ""))
-        # A name where there is room for one; all of them are in the table.
-        name = point.name if len(point.name) <= 22 else f"{point.name[:21]}…"
-        name, of = (f"{name} (chosen)", "strong") if point.chosen else (name, None)
-        side, start = ("end", at - 8 - LETTER * len(name)) if at > CHART[0] * 0.62 else ("start", at + 8)
-        box = (start, start + LETTER * len(name), up)
-        if all(box[0] > right or box[1] < left or abs(up - other) > 12 for left, right, other in taken):
-            taken.append(box)
-            place = at + (8 if side == "start" else -8)
-            parts.append(element("text", name, class_=of, x=place, y=up + 4, text_anchor=side))
-    return picture(*CHART, "Quality over size, as measured", "; ".join(told), parts, "chart")
+        words.append(f"the chosen plan keeps {percent(chosen.keep, 1)} and loses {chosen.error:.3g}")
+    return picture(*CHART, "Predicted error of every budget", "; ".join(words), parts, "chart")
 
 
 def healing(curve: Sequence[tuple[float, float]], before: float, unit: str) -> Markup | None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from lowrank.report.page.page_data import Facts
+from lowrank.core.prediction import is_measured
+from lowrank.report.page.page_data import PageData
 from lowrank.report.page.svg import percent
 from lowrank.results.parts import Comparison, Latency, Quality
 from lowrank.results.report import ONNX_FILE
@@ -76,7 +77,7 @@ def size(nbytes: float) -> str:
     return f"{short(nbytes).replace(' B', ' G').replace(' k', ' k')}B" if nbytes >= 1e3 else f"{nbytes:,.0f} bytes"
 
 
-def cards_of(facts: Facts) -> list[Card]:
+def cards_of(facts: PageData) -> list[Card]:
     """The figures that decide; of an analysis alone those that promise."""
     if facts.report is None:
         return _promises(facts)
@@ -98,7 +99,7 @@ def cards_of(facts: Facts) -> list[Card]:
     return [*found, _bars("Parameters", short(model.params_after), told, counts, short)]
 
 
-def _quality(facts: Facts) -> Card:
+def _quality(facts: PageData) -> Card:
     report = facts.report
     assert report is not None
     for task in report.tasks:
@@ -149,13 +150,13 @@ def _bars(label: str, value: str, told: str, known: Any, said: Any) -> Card:
     return Card(label, value, told, bars)
 
 
-def rounded_name(facts: Facts) -> str:
+def rounded_name(facts: PageData) -> str:
     """What the dense model beside the compressed one was rounded to; empty where there is none."""
     dtype = facts.report.latency.dense_rounded_to if facts.report and facts.report.latency else None
     return f"dense {dtype}" if dtype else ""
 
 
-def _promises(facts: Facts) -> list[Card]:
+def _promises(facts: PageData) -> list[Card]:
     count = len(facts.weights)
     found = [Card("Targeted", short(facts.analysis.dense_params), f"parameters in {count} weight{'s' * (count != 1)}")]
     shares = median(seen.best.marks[1][0] / max(seen.full_rank, 1) for seen in facts.weights)
@@ -163,15 +164,16 @@ def _promises(facts: Facts) -> list[Card]:
     found.append(
         Card("Rank for 95 % of the energy", f"{percent(shares)}", f"of the full rank, the median weight, {metric}")
     )
-    near = min(facts.front.points, key=lambda point: abs(point.keep - 0.5), default=None)
+    points = facts.trade_off.points if facts.trade_off else []
+    near = min(points, key=lambda point: abs(point.keep - 0.5), default=None)
     if near is not None:
-        what = "model's output" if facts.front.of_output else "weights"
+        what = "model's output" if is_measured(facts.analysis) else "weights"
         told = f"relative error of the {what} that is predicted when {percent(near.keep)} is kept"
         found.append(Card("Predicted error", f"{near.error:.3g}", told))
     return found
 
 
-def comparison_of(facts: Facts) -> list[Row]:
+def comparison_of(facts: PageData) -> list[Row]:
     """Dense against compressed, and against the dense model in the same type where that was measured."""
     report = facts.report
     if report is None:
@@ -197,7 +199,7 @@ def _row(label: str, dense: float, rounded: float | None, ours: float, digits: i
     return Row(label, said(dense), said(rounded), said(ours), f"{ours / dense:.3f}" if dense else "")
 
 
-def quality_of(facts: Facts) -> list[tuple[str, str]]:
+def quality_of(facts: PageData) -> list[tuple[str, str]]:
     """All that was measured of the output, and of the graph."""
     report = facts.report
     if report is None:
@@ -226,7 +228,7 @@ def quality_of(facts: Facts) -> list[tuple[str, str]]:
     return rows
 
 
-def tasks_of(facts: Facts) -> list[tuple[str, ...]]:
+def tasks_of(facts: PageData) -> list[tuple[str, ...]]:
     """What was measured on each task: its name, metric, both scores, the drop with its interval, samples."""
 
     def drop(value: float, higher: bool) -> str:
@@ -248,7 +250,7 @@ def _said(value: float | str) -> str:
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 2 else f"{value:.4f}"
 
 
-def summary_of(facts: Facts) -> str:
+def summary_of(facts: PageData) -> str:
     """The run in one sentence."""
     report = facts.report
     if report is None:

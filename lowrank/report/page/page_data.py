@@ -1,4 +1,4 @@
-"""Everything that a page or a plot shows, as data: no drawing, no files but those that are read."""
+"""Everything that a page or a plot shows of a run, as data: nothing is read or drawn here."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from lowrank.report.page.heatmap import Grid, grid_of
 from lowrank.report.page.param_shares import Part, parts_of
 from lowrank.report.page.positions import couplings_of, places_of
 from lowrank.report.page.spectra import Seen, seen
-from lowrank.report.page.tradeoff import Front, Measured, front_of, read_sweep
 from lowrank.results.parts import Provenance
 from lowrank.results.report import Report
+from lowrank.results.sweep import Sweep
+from lowrank.results.tradeoff import Prediction, TradeOff
 
 UNTOLD = ("model", "onnx", "checkpoint", "pytorch_model", "snapshot")
 """Names of files and folders that do not say which model it is."""
 
 
 @dataclass(frozen=True, eq=False)
-class Facts:
+class PageData:
     """What is known of a run: of its analysis alone, or of a compressed model too."""
 
     title: str
@@ -34,29 +35,37 @@ class Facts:
     weights: tuple[Seen, ...]
     grid: Grid
     parts: tuple[Part, ...]
-    front: Front
-    sweep: tuple[Measured, ...]
+    chosen: Prediction | None
+    """What the plan is predicted to lose."""
+    trade_off: TradeOff | None
+    """The same of other budgets, where that was asked for."""
+    sweep: Sweep | None
     notes: tuple[str, ...]
     provenance: Provenance
     """What the report says, or, of an analysis alone, the command and the versions."""
 
 
-def facts_of(
+def page_data_of(
     analysis: Analysis,
-    plan: Plan | None,
-    report: Report | None,
-    run: Path,
-    provenance: Provenance,
+    plan: Plan | None = None,
+    report: Report | None = None,
+    *,
+    provenance: Provenance | None = None,
+    chosen: Prediction | None = None,
+    trade_off: TradeOff | None = None,
+    sweep: Sweep | None = None,
     remarks: tuple[str, ...] = (),
-) -> Facts:
+) -> PageData:
     """What there is to show of a run.
 
     Args:
         analysis: of the model.
         plan: that the compressed model follows; None before there is one.
         report: what was measured of it.
-        run: its folder, in which the measurements of a sweep may lie.
         provenance: of the analysis, where there is no report.
+        chosen: what the plan is predicted to lose.
+        trade_off: the same of other budgets.
+        sweep: the measurements of a sweep.
         remarks: what else the reader must know.
     """
     places = places_of([record.weight.name for record in analysis.weights])
@@ -66,7 +75,7 @@ def facts_of(
         )
     )
     weights = seen(analysis, plan, places, couplings)
-    return Facts(
+    return PageData(
         title=title_of(analysis.source),
         analysis=analysis,
         plan=plan,
@@ -75,10 +84,11 @@ def facts_of(
         weights=weights,
         grid=grid_of(weights),
         parts=parts_of(analysis, plan, report, couplings),
-        front=front_of(analysis, plan),
-        sweep=read_sweep(run),
+        chosen=chosen,
+        trade_off=trade_off,
+        sweep=sweep,
         notes=(*(analysis.notes if report is None else report.notes), *remarks),
-        provenance=provenance if report is None else report.provenance,
+        provenance=report.provenance if report is not None else provenance or Provenance(),
     )
 
 

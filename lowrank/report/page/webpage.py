@@ -17,11 +17,12 @@ from markupsafe import Markup, escape
 
 from lowrank.artifacts.files import atomic
 from lowrank.core.match import stem
+from lowrank.core.prediction import is_measured
 from lowrank.core.weight import Skip
-from lowrank.report.page import drawings
+from lowrank.report.page import drawings, sweep_plot
 from lowrank.report.page.headline import cards_of, comparison_of, quality_of, rounded_name, short, summary_of, tasks_of
 from lowrank.report.page.heatmap import SHADES
-from lowrank.report.page.page_data import Facts
+from lowrank.report.page.page_data import PageData
 from lowrank.report.page.positions import row_labels
 from lowrank.report.page.spectra import ENERGIES, Seen
 from lowrank.report.page.svg import percent, power
@@ -50,7 +51,7 @@ class Healing:
     told: str
 
 
-def write_page(path: Path, facts: Facts) -> None:
+def write_page(path: Path, facts: PageData) -> None:
     """Write the page, whole or not at all.
 
     Raises:
@@ -61,7 +62,7 @@ def write_page(path: Path, facts: Facts) -> None:
         temporary.write_text(content, encoding="utf-8")
 
 
-def rendered(facts: Facts) -> str:
+def rendered(facts: PageData) -> str:
     """The page of a run."""
     # Names come from model files: every text is made harmless, then escaped.
     loader = FileSystemLoader(FOLDER)
@@ -97,8 +98,10 @@ def rendered(facts: Facts) -> str:
         blocks=_blocks(drawn),
         left_out_spectra=len(facts.weights) - len(drawn),
         spectrum=lambda seen: drawings.spectrum(seen, floor),
-        front=drawings.front(facts.front),
-        sweep=drawings.sweep(facts.sweep),
+        of_output=is_measured(facts.analysis),
+        trade_off=facts.trade_off and drawings.trade_off(facts.trade_off, facts.chosen),
+        sweep=facts.sweep and sweep_plot.panels(facts.sweep.points, facts.sweep.task["metric"]),
+        sweep_key=sweep_plot.legend(facts.sweep.points) if facts.sweep else [],
         energies=[f"{100 * energy:.0f}" for energy in ENERGIES],
         rows=facts.weights[:ROWS],
         left_out_rows=max(len(facts.weights) - ROWS, 0),
@@ -116,7 +119,7 @@ def rendered(facts: Facts) -> str:
         count=math.prod,
         breakable=breakable,
         data=in_script([_readout(seen) for _, members in _blocks(drawn) for seen in members]),
-        style=Markup((FOLDER / "style.css").read_text(encoding="utf-8")),
+        style=Markup((FOLDER / "style.css").read_text(encoding="utf-8") + (sweep_plot.STYLE if facts.sweep else "")),
         script=Markup(script),
         # The only script that may run; it stands between two line ends.
         script_hash=base64.b64encode(hashlib.sha256(f"\n{script}".encode()).digest()).decode(),
@@ -180,11 +183,11 @@ def _readout(seen: Seen) -> dict[str, Any]:
     }
 
 
-def _problems(facts: Facts) -> list[str]:
+def _problems(facts: PageData) -> list[str]:
     return facts.report.last_problems if facts.report else []
 
 
-def _healings(facts: Facts) -> list[Healing]:
+def _healings(facts: PageData) -> list[Healing]:
     drawn: list[Healing] = []
     for entry in facts.report.healing if facts.report else ():
         unit = "steps" if entry.unit == "steps" else "minutes"
@@ -219,7 +222,7 @@ def command_of(provenance: Provenance) -> str:
     return shlex.join([*program, *rest])
 
 
-def _hashes(facts: Facts) -> list[tuple[str, str]]:
+def _hashes(facts: PageData) -> list[tuple[str, str]]:
     source, made = facts.analysis.source, facts.provenance
     found = [("model", source.get("fingerprint")), ("analysis", facts.analysis.fingerprint), ("plan", made.plan)]
     data = facts.analysis.settings.get("calibration")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lowrank.report.terminal.terminal import complain, notes, print_json, print_table, say
 
 if TYPE_CHECKING:
     from lowrank.core.analysis import Analysis
+    from lowrank.results.estimate import Estimate
     from lowrank.results.report import Report
+    from lowrank.results.tradeoff import TradeOff
 
 
 def show_analysis(analysis: Analysis) -> None:
@@ -24,7 +26,7 @@ def show_analysis(analysis: Analysis) -> None:
     say(verdict(analysis))
 
 
-def show_estimate(estimate: Any, as_json: bool) -> None:
+def show_estimate(estimate: Estimate, as_json: bool) -> None:
     """What a run will take."""
     if as_json:
         print_json(estimate.to_json())
@@ -56,6 +58,17 @@ def complain_of(report: Report) -> bool:
     for problem in report.last_problems:
         complain(problem)
     return bool(report.last_problems)
+
+
+def show_trade_off(predicted: TradeOff, run: Path, as_json: bool) -> None:
+    """What each budget is predicted to lose."""
+    from lowrank.report.terminal.comparison import trade_off_table
+
+    if as_json:
+        print_json(predicted.to_json())
+        return
+    print_table(trade_off_table(predicted))
+    say(f"Written to {run / predicted.file}, drawn in {run / 'report.html'}.")
 
 
 def show_files(run: Path) -> None:

@@ -1,12 +1,12 @@
-"""Trials of a search: what was tried, what it came to, and what it may come to."""
+"""Tuning: what a search tried within its limits. Its JSON is `tune.json`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lowrank.errors import ArtifactError
+from lowrank.results.part import Document, Part, rows_of
 
 Goal = Literal["bytes", "ms", "drop"]
 LEAST_DROP = 1e-3
@@ -15,7 +15,7 @@ GOALS: dict[Goal, str] = {"bytes": "the smallest model.onnx", "ms": "the shortes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
+class Limits(Part):
     """What a result may come to."""
 
     drop: float
@@ -44,8 +44,8 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Trial:
-    """The keys of a trial in `tune.json`."""
+class Trial(Part):
+    """One setting that a search tried, and what its file came to."""
 
     number: int
     keep: float
@@ -64,22 +64,6 @@ class Trial:
     """The drop's confidence interval."""
     problem: str | None = None
     """Why nothing was measured."""
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Trial:
-        """What `to_json` gave.
-
-        Raises:
-            ArtifactError: if it is anything else.
-        """
-        try:
-            return cls(**{each.name: content[each.name] for each in fields(cls)})
-        except (KeyError, TypeError):
-            raise ArtifactError("the study holds a trial that is not whole; search again without --resume") from None
-
-    def to_json(self) -> dict[str, Any]:
-        """A mapping that JSON can hold."""
-        return asdict(self)
 
     def excess(self, limits: Limits) -> float:
         """By how much limits are passed, all together; 0 where they are kept, infinite where nothing is known."""
@@ -102,6 +86,29 @@ class Trial:
         parts += [] if self.dtype == "float32" else [f"--quantize {self.dtype}"]
         parts += [] if self.structures == "all" else [f"--structures {self.structures}"]
         return " ".join(parts + ([f"--heal {self.minutes:g}"] if self.minutes else []))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning(Document):
+    """All trials of a search, and the best of them."""
+
+    file = "tune.json"
+    remedy = "delete it and search again"
+
+    task: dict[str, Any]
+    limits: Limits = field(metadata={"read": Limits.from_json})
+    goal: str
+    """In words."""
+    dense: dict[str, float]
+    """`bytes`, `ms` and `quality` of the dense model."""
+    trials: list[Trial] = field(metadata={"read": rows_of(Trial)})
+    best: Trial | None = field(metadata={"read": Trial.from_json})
+    """What the run holds now; None if no trial is within the limits."""
+    nearest: Trial | None = field(metadata={"read": Trial.from_json})
+    """Without a best one: which passes the limits by least."""
+    exhausted: bool
+    """Whether nothing is left to try."""
+    provenance: dict[str, Any]
 
 
 def best_of(trials: Sequence[Trial], limits: Limits) -> Trial | None:

@@ -1,18 +1,17 @@
-"""Points of a sweep: what is made, and what each came to."""
+"""The methods that a sweep compares, and the names of its points."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from lowrank.artifacts import hash_files, hash_json
 from lowrank.core.match import nearest
 from lowrank.edge.target import Dtype, Target
-from lowrank.errors import ArtifactError, PatternError
+from lowrank.errors import PatternError
+from lowrank.results.sweep import MethodName
 
-MethodName = Literal["dense", "pruned", "student", "lowrank", "healed"]
 DTYPES: tuple[Dtype, ...] = ("float32", "int8", "int4")
 FRONT, ALL = "front", "all"
 """Words for several points to write."""
@@ -55,53 +54,6 @@ def families(keeps: Sequence[float], student: bool, healed: bool) -> list[list[M
         if healed:
             found.append([Method("healed", keep, dtype) for dtype in DTYPES])
     return found
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Point:
-    """The keys of a point in `sweep.json`."""
-
-    name: str
-    method: MethodName
-    keep: float | None
-    dtype: Dtype
-    minutes: float | None
-    """How long it was trained."""
-    params: int
-    """Numbers in the model, zeros among them."""
-    zeros: int | None
-    """Of the pruned weights."""
-    bytes: int
-    """Of model.onnx with what lies beside it."""
-    gzip_bytes: int | None
-    """Of the same, compressed; where zeros make a difference, and of the dense model."""
-    ms: float
-    """A run in ONNX Runtime, all points in turn."""
-    quality: float
-    drop: float
-    """Of the quality, positive for worse; see `evaluate.tasks.drop_of`."""
-    low: float | None
-    high: float | None
-    """The drop's confidence interval."""
-    on_front: bool = False
-    """Whether no other point is as good in bytes, ms and drop, and better in one; see `core.front`."""
-    note: str | None = None
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Point:
-        """What `to_json` gave.
-
-        Raises:
-            ArtifactError: if it is anything else.
-        """
-        try:
-            return cls(**{each.name: content[each.name] for each in fields(cls)})
-        except (KeyError, TypeError):
-            raise ArtifactError("sweep.json is not whole; delete it and sweep again") from None
-
-    def to_json(self) -> dict[str, Any]:
-        """A mapping that JSON can hold."""
-        return asdict(self)
 
 
 def check_names(wanted: Sequence[str], kinds: Sequence[Method]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from lowrank.errors import InfeasibleBudget
 @dataclass(frozen=True, kw_only=True)
 class Cutting(Knapsack):
     """The exact knapsack, in which every group can stay as it is and none can get larger."""
+
+    name_in_plans: ClassVar[str] = "lowrank.core.cutting:Cutting"
+    """Fixed, wherever the class stands: plans are compared and read again."""
 
     def select(self, analysis: Analysis, budget: Budget) -> Plan:
         """The plan that adds least to the error of the finished model, within the budget of the dense one."""

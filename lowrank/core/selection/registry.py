@@ -21,6 +21,6 @@ def selector_type(name: str) -> Any:
 
 
 def selector_name(selector: object) -> str:
-    """What a policy is called in plans; one that is not listed, by its class."""
+    """What a policy is called in plans: by its name in the table, its `name_in_plans`, or else by its class."""
     kind = f"{type(selector).__module__}:{type(selector).__qualname__}"
-    return next((name for name, home in SELECTORS.items() if home == kind), kind)
+    return next((name for name, home in SELECTORS.items() if home == kind), getattr(selector, "name_in_plans", kind))

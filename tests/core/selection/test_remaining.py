@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from lowrank.core.analysis import Analysis, Folds
 from lowrank.core.budget import Budget
+from lowrank.core.plan import Plan
 from lowrank.core.selection.knapsack import Knapsack
-from lowrank.core.selection.recut import Cutting
+from lowrank.core.selection.recut import Cutting, cutting_of
 from lowrank.core.selection.remaining import CompressedWeights, recut, remaining, thin_of
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.directions import directions, thin_directions
@@ -146,6 +147,18 @@ def test_less_is_never_better(seed: int, budgets: list[float]) -> None:
     assert all(a >= b - 1e-9 for a, b in pairwise(lost))
     for plan, budget in zip(found, sorted(budgets), strict=True):
         assert plan.cost <= budget * analysis.dense_params
+
+
+@pytest.mark.parametrize("kind", ["lowrank.core.cutting:Cutting", "lowrank.core.selection.recut:Cutting"])
+def test_a_plan_of_a_cut_names_its_selector_as_before_and_can_be_cut(kind: str) -> None:
+    """The second name was that of some weeks in which it was the place of the class."""
+    analysis, options, held, _ = finished(0)
+    left = remaining(analysis, options, held, {}, False)
+    plan = Cutting(structures=("two_factor",), multiple=2).select(left, Budget.params(0.4))
+    assert plan.selector["type"] == "lowrank.core.cutting:Cutting"
+    old = {**plan.to_json(), "selector": {**plan.selector, "type": kind}}
+    again = cutting_of(Plan.from_json(old, left, plan.budget))
+    assert again == Cutting(structures=tuple(sorted({o.structure for o in plan.options} - {"dense"})), multiple=2)
 
 
 @settings(max_examples=10)

@@ -195,8 +195,8 @@ def analyze_couplings(
     """What every structure can make of every coupling."""
 
     def measured(coupling: Coupling) -> Sequence[CouplingAnalysis]:
-        found = (structure.measure(coupling, grams, backend) for structure in structures())
-        return [each for each in found if each is not None]
+        analyses = (structure.measure(coupling, grams, backend) for structure in structures())
+        return [each for each in analyses if each is not None]
 
     if not couplings:
         return ()

@@ -64,14 +64,14 @@ class Execution:
         largest = max(weights, key=working_bytes)
         need = working_bytes(largest, calibrated)
         left = self.left()
-        found = min(left // max(need, 1), os.cpu_count() or 1)
-        if found < 1:
+        count = min(left // max(need, 1), os.cpu_count() or 1)
+        if count < 1:
             raise ResourceError(
                 f"{largest.name} ({largest.rows} x {largest.cols}) takes {_megabytes(need)} to "
                 f"decompose, and {_megabytes(left)} are left beside what the program itself takes; allow more with "
                 "--memory, or leave it out with --exclude"
             )
-        return found
+        return count
 
     def left(self) -> int:
         """Bytes that matrices may take."""

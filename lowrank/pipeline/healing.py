@@ -288,11 +288,11 @@ def _train(opened: Session, small: Backend, training: Training, path: Path, key:
 
 def hundredths(shares: Iterator[float]) -> Iterator[int]:
     """One item for each hundredth that is done."""
-    told = 0
+    done = 0
     for share in shares:
-        while told < int(100 * share):
-            told += 1
-            yield told
+        while done < int(100 * share):
+            done += 1
+            yield done
 
 
 def _data_of(opened: Session) -> Calibration:

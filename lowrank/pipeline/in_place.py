@@ -180,8 +180,8 @@ def _several(names: str | Sequence[str]) -> tuple[str, ...]:
 
 def _gpus(model: nn.Module) -> list[int]:
     """The GPUs that a model is on, on which making layers draws random numbers."""
-    found = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
-    return sorted(found)
+    indices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
+    return sorted(indices)
 
 
 def _calibration(

@@ -65,9 +65,9 @@ def factorize(
     def job(option: Option) -> Mapping[str, Replacement]:
         return factorized(option, analysis, backend)
 
-    kept = Journaled(job, journal, lambda option: option.group, ReplacementsCodec())
+    journaled = Journaled(job, journal, lambda option: option.group, ReplacementsCodec())
     with execution.pool([record.weight for record in analysis.weights]) as pool:
-        parts = list(track(pool.map(kept, plan.options), "factorizing", len(plan.options)))
+        parts = list(track(pool.map(journaled, plan.options), "factorizing", len(plan.options)))
     return {name: factors for part in parts for name, factors in part.items()}
 
 

@@ -110,11 +110,11 @@ def compress_streamed(session: Session, plan: Plan, run: Path) -> Report:
     with session.execution.pool(weights, bool(analysis.grams)) as pool:
         with clock.stage("factorize"):
             jobs = pool.map(_FactorJob(backend, folder), tasks)
-            found = list(track(jobs, "factorizing", len(tasks)))
+            parts = list(track(jobs, "factorizing", len(tasks)))
         with clock.stage("save"):
             list(track(pool.map(_CopyJob(backend, folder), copies), "copying the rest", len(copies)))
-            after = finish(backend, folder, found)
-    report = _report(backend, analysis, plan, found, after)
+            after = finish(backend, folder, parts)
+    report = _report(backend, analysis, plan, parts, after)
     with staged(run, owned=RESULTS) as stage:
         save_analysis(analysis, stage)
         # Linked and not moved: until all is in place, a run that is killed finds its pieces again.
@@ -136,16 +136,16 @@ def _alone(name: str, analysis: Analysis) -> Analysis:
 
 def _rest(backend: CheckpointBackend, factored: set[str]) -> list[list[str]]:
     """What is copied, in the order of each old shard."""
-    found: dict[str, list[str]] = {}
+    by_file: dict[str, list[str]] = {}
     for name, stored in sorted(backend.shards.tensors.items(), key=lambda item: item[1].start):
         if name not in factored:
-            found.setdefault(stored.file, []).append(name)
-    return [found[file] for file in sorted(found)]
+            by_file.setdefault(stored.file, []).append(name)
+    return [by_file[file] for file in sorted(by_file)]
 
 
-def _report(backend: CheckpointBackend, analysis: Analysis, plan: Plan, found: Sequence[Written], after: int) -> Report:
+def _report(backend: CheckpointBackend, analysis: Analysis, plan: Plan, parts: Sequence[Written], after: int) -> Report:
     energy = {r.weight.name: float(np.square(r.plain.values).sum()) for r in analysis.weights}
-    cast = {each.name: each.cast for each in found}
+    cast = {each.name: each.cast for each in parts}
     total = sum(energy.values())
     params = backend.params - analysis.dense_params + plan.cost
     return Report(

@@ -280,9 +280,9 @@ def _data(full: Backend, settings: Settings | None, analysis: Analysis) -> tuple
     return found, []
 
 
-def _recut(chosen: Plan, left: Remaining, held: CompressedWeights, track: Track) -> dict[str, Replacement]:
+def _recut(chosen: Plan, left: Remaining, before: CompressedWeights, track: Track) -> dict[str, Replacement]:
     options = [option for option in chosen.options if option.group not in left.fixed]
-    parts = [recut(option, left, held) for option in track(options, "cutting", len(options))]
+    parts = [recut(option, left, before) for option in track(options, "cutting", len(options))]
     return {name: replacement for part in parts for name, replacement in part.items()}
 
 
@@ -307,25 +307,25 @@ def _with_record(small: Backend, finished: Finished) -> Backend:
     from lowrank.backends.onnx import OnnxBackend
 
     assert isinstance(small, OnnxBackend)
-    kept: dict[str, Mapping[str, Any]] = {}
+    records: dict[str, Mapping[str, Any]] = {}
     for option in finished.plan.options:
         if option.group in finished.fixed and structure_named(option.structure).replaces:
             for name in finished.analysis.groups[option.group].weights:
                 layers = [layer.name for layer in finished.analysis[name].weight.layers]
                 entry = {"structure": option.structure, "layers": layers, "rank": option.rank, "tensors": {}}
-                kept[name] = finished.replaced.get(name, entry)
-    return replace(small, replaced={**kept, **small.replaced})
+                records[name] = finished.replaced.get(name, entry)
+    return replace(small, replaced={**records, **small.replaced})
 
 
-def _weight_loss(held: CompressedWeights, made: Mapping[str, Replacement]) -> float | None:
+def _weight_loss(before: CompressedWeights, layers: Mapping[str, Replacement]) -> float | None:
     """Relative difference of all weights together from what they were in the finished model; None if none of them is
     in the coordinates that it had."""
-    after = CompressedWeights(made, held.weights, held.dense)
+    after = CompressedWeights(layers, before.weights, before.dense)
     lost = total = 0.0
-    for name in {**held.replacements, **made}:
-        ways = {each[name].structure for each in (made, held.replacements) if name in each}
+    for name in {**before.replacements, **layers}:
+        ways = {each[name].structure for each in (layers, before.replacements) if name in each}
         if not any(structure_named(way).fixed_order for way in ways):
-            one = held.read(name)
+            one = before.read(name)
             lost += float(np.square(one - after.read(name)).sum())
             total += float(np.square(one).sum())
     return math.sqrt(lost / total) if total else None

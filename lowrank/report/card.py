@@ -32,7 +32,7 @@ LONGEST = 1 << 20
 class Original:
     """What is known of the card that was there."""
 
-    kept: Mapping[str, Any] = field(default_factory=dict)
+    entries: Mapping[str, Any] = field(default_factory=dict)
     """Of its header."""
     tags: tuple[str, ...] = ()
     base: str | None = None
@@ -41,8 +41,8 @@ class Original:
     @property
     def title(self) -> str | None:
         """Its first heading."""
-        found = re.search(r"^#[ \t]+(\S.*?)[ \t#]*$", self.body, re.MULTILINE)
-        return found.group(1)[:120] if found else None
+        heading = re.search(r"^#[ \t]+(\S.*?)[ \t#]*$", self.body, re.MULTILINE)
+        return heading.group(1)[:120] if heading else None
 
 
 def read_card(text: str) -> Original:
@@ -50,20 +50,20 @@ def read_card(text: str) -> Original:
     import yaml
 
     text = text[:LONGEST]
-    found = HEADER.match(text)
-    body = text[found.end() :] if found else text
+    match = HEADER.match(text)
+    body = text[match.end() :] if match else text
     try:
-        header = yaml.safe_load(found.group(1)) if found else {}
+        header = yaml.safe_load(match.group(1)) if match else {}
     except (yaml.YAMLError, RecursionError, ValueError):
         header = {}
     header = header if isinstance(header, dict) else {}
     ours = MARK in body
     body = body.split(MARK, 1)[1].partition("\n## ")[2].partition("\n")[2] if ours else body
-    kept = {key: header[key] for key in KEPT if _is_plain(header.get(key))}
+    entries = {key: header[key] for key in KEPT if _is_plain(header.get(key))}
     base = header.get("base_model")
     base = base[0] if isinstance(base, list) and len(base) == 1 else base
     tags = tuple(tag for tag in _texts(header.get("tags")) if tag not in (*OWN_TAGS, *FORMATS))
-    return Original(kept, tags, base if isinstance(base, str) and HUB_NAME.fullmatch(base) else None, body.strip())
+    return Original(entries, tags, base if isinstance(base, str) and HUB_NAME.fullmatch(base) else None, body.strip())
 
 
 def _texts(value: Any) -> list[str]:
@@ -110,7 +110,7 @@ def card_of(
     header = {
         **({"base_model": base} if base else {}),
         "library_name": "sentence-transformers" if pooled else "transformers",
-        **original.kept,
+        **original.entries,
         "tags": [*OWN_TAGS, *(FORMATS if graphs else ()), *original.tags],
     }
     title = original.title or (base.rpartition("/")[2] if base else name)
@@ -211,12 +211,12 @@ def _use(kind: str, pooled: bool) -> str:
 
 
 def _commands(report: Report) -> str:
-    made = report.provenance
-    lines = [public_command(each) for each in (*(made.earlier or ()), made.command or ())]
+    provenance = report.provenance
+    lines = [public_command(each) for each in (*(provenance.earlier or ()), provenance.command or ())]
     lines = [line for line in dict.fromkeys(lines) if line and not line.startswith("lowrank evaluate")]
     block = f"```sh\n{chr(10).join(lines)}\n```\n\n" if lines else ""
-    versions = ", ".join(f"{name} {number}" for name, number in (made.versions or {}).items())
-    return f"{block}With {versions}. The original's fingerprint is `{(made.source or {}).get('fingerprint')}`."
+    versions = ", ".join(f"{name} {number}" for name, number in (provenance.versions or {}).items())
+    return f"{block}With {versions}. The original's fingerprint is `{(provenance.source or {}).get('fingerprint')}`."
 
 
 def public_command(given: Sequence[Any]) -> str:

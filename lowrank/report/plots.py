@@ -12,7 +12,7 @@ from lowrank.errors import MissingExtra
 from lowrank.report.page.drawings import floor_of
 from lowrank.report.page.page_data import PageData
 from lowrank.report.page.positions import row_labels
-from lowrank.report.page.spectra import ENERGIES, Line, Seen
+from lowrank.report.page.spectra import ENERGIES, Line, ShownWeight
 from lowrank.report.page.sweep_plot import sweep_file
 from lowrank.report.terminal.terminal import harmless
 from lowrank.results.parts import HealingResult
@@ -82,10 +82,10 @@ def write_plots(facts: PageData, folder: Path) -> list[Path]:
 
 def _figures(facts: PageData) -> Iterator[tuple[str, Any]]:
     """Each by the name of its files, drawn when it is asked for."""
-    labels = row_labels(seen.place.row for seen in facts.weights)
-    blocks: dict[str, list[Seen]] = {}
-    for seen in facts.weights:
-        blocks.setdefault(labels[seen.place.row], []).append(seen)
+    labels = row_labels(weight.place.row for weight in facts.weights)
+    blocks: dict[str, list[ShownWeight]] = {}
+    for weight in facts.weights:
+        blocks.setdefault(labels[weight.place.row], []).append(weight)
     floor, digits = floor_of(facts.weights), len(str(len(blocks)))
     for number, (label, members) in enumerate(blocks.items()):
         yield f"spectra-{number:0{digits}}", _spectra(label, members, floor)
@@ -106,27 +106,27 @@ def _subplots(rows: int = 1, columns: int = 1, size: tuple[float, float] = (5.2,
     return figure, figure.subplots(rows, columns, squeeze=False, sharey=True)
 
 
-def _spectra(label: str, members: list[Seen], floor: float) -> Any:
+def _spectra(label: str, members: list[ShownWeight], floor: float) -> Any:
     rows = math.ceil(len(members) / ACROSS)
     columns = min(len(members), ACROSS)
     figure, grid = _subplots(rows, columns, (2.3 * columns, 2.0 * rows + 0.4))
     figure.suptitle(harmless(label), x=0.01, ha="left", fontsize=11)
     for axes in grid.ravel()[len(members) :]:
         axes.set_axis_off()
-    for axes, seen in zip(grid.ravel(), members, strict=False):
-        chosen = seen.choice.rank if seen.choice else None
+    for axes, weight in zip(grid.ravel(), members, strict=False):
+        chosen = weight.choice.rank if weight.choice else None
         if chosen is not None:
             axes.axvspan(0, chosen, color=SOFT, linewidth=0)
             axes.axvline(chosen, color=INK, linewidth=1)
-        axes.axvline(seen.break_even, color=MUTED, linewidth=0.8, linestyle=":")
-        _line(axes, seen, seen.plain, MUTED, "--", "plain")
-        if seen.activation is not None:
-            _line(axes, seen, seen.activation, ACCENT, "-", "data")
-        axes.set(yscale="log", ylim=(floor, 1.4), xlim=(0, seen.full_rank))
+        axes.axvline(weight.break_even, color=MUTED, linewidth=0.8, linestyle=":")
+        _line(axes, weight, weight.plain, MUTED, "--", "plain")
+        if weight.activation is not None:
+            _line(axes, weight, weight.activation, ACCENT, "-", "data")
+        axes.set(yscale="log", ylim=(floor, 1.4), xlim=(0, weight.full_rank))
         _logarithmic(axes, (1.0,))
-        axes.set_title(harmless(seen.place.kind), fontsize=8, loc="left")
-        told = seen.choice.told if seen.choice else f"{seen.rows} x {seen.cols}"
-        axes.set_xlabel(told, fontsize=7, color=MUTED)
+        axes.set_title(harmless(weight.place.kind), fontsize=8, loc="left")
+        words = weight.choice.words if weight.choice else f"{weight.rows} x {weight.cols}"
+        axes.set_xlabel(words, fontsize=7, color=MUTED)
         axes.tick_params(labelsize=7)
     lines, names = grid[0, 0].get_legend_handles_labels()
     figure.legend(lines, names, loc="outside lower left", ncols=len(names), frameon=False, fontsize=7)
@@ -142,8 +142,8 @@ def _logarithmic(axes: Any, factors: tuple[float, ...]) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _line(axes: Any, seen: Seen, line: Line, colour: str, dashes: str, label: str) -> None:
-    axes.plot(seen.ranks, line.values, color=colour, linestyle=dashes, linewidth=1.3, label=label)
+def _line(axes: Any, weight: ShownWeight, line: Line, colour: str, dashes: str, label: str) -> None:
+    axes.plot(weight.ranks, line.values, color=colour, linestyle=dashes, linewidth=1.3, label=label)
     for (rank, value), shape, energy in zip(line.marks, MARKS, ENERGIES, strict=True):
         name = f"{energy:.0%} of energy" if label == "plain" else None
         axes.plot([rank], [value], shape, color=colour, markerfacecolor="white", markersize=4, label=name)

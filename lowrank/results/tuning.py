@@ -32,9 +32,9 @@ class Limits(Part):
 
     def excess(self, drop: float, nbytes: float, ms: float) -> list[float]:
         """By what share each limit is passed: at most 0 where it is kept. Only those that there are."""
-        found = [(drop - self.drop) / max(abs(self.drop), LEAST_DROP)]
-        found += [] if self.bytes is None else [nbytes / self.bytes - 1]
-        return found + ([] if self.ms is None else [ms / self.ms - 1])
+        shares = [(drop - self.drop) / max(abs(self.drop), LEAST_DROP)]
+        shares += [] if self.bytes is None else [nbytes / self.bytes - 1]
+        return shares + ([] if self.ms is None else [ms / self.ms - 1])
 
     def told(self) -> str:
         """In words."""

@@ -120,5 +120,5 @@ def test_commands_are_shown_without_folders(given: str, shown: str) -> None:
 )
 def test_odd_cards_are_read(header: str) -> None:
     found = read_card(f"---\n{header}\n---\n# Title")
-    assert not found.kept.keys() - {"license"} and not found.tags and found.base is None
+    assert not found.entries.keys() - {"license"} and not found.tags and found.base is None
     assert found.title == "Title" or not header

@@ -194,8 +194,8 @@ def test_every_structure_has_its_words() -> None:
         options = tuple(Option(o.group, structure, 4, 10, 0.01, "int8") for o in plan.options)
         changed = type(plan)(plan.analysis, plan.budget, plan.selector, options, plan.dense_cost)
         if structure == "neurons":
-            assert "4 of 24 neurons" in choices(analysis, changed)["a.0.b"].told
-        told.add(choices(analysis, changed)["a.0.b"].told)
+            assert "4 of 24 neurons" in choices(analysis, changed)["a.0.b"].words
+        told.add(choices(analysis, changed)["a.0.b"].words)
     assert len(told) == len(STRUCTURES)
 
 

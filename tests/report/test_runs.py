@@ -86,7 +86,7 @@ def test_every_structure(analyses: dict[str, Analysis], kind: str, structure: st
         assert seen.choice.rank is None or 0 < seen.choice.rank <= seen.full_rank
     if structure == "rotary":
         # Key and query have different numbers of heads.
-        assert any("in each of 2 heads" in (s.choice.told if s.choice else "") for s in facts.weights)
+        assert any("in each of 2 heads" in (s.choice.words if s.choice else "") for s in facts.weights)
 
 
 def test_a_run_has_a_page_from_the_analysis_on(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,8 +74,8 @@ def time_here(backend: Backend, work: dict[str, Any], target: Target, track: Tra
         # Like the operators the lowest of several medians: others may use the machine too.
         before = whole()
         table = measure(work, lambda items: track(items, "timing operators", len(items)))
-        found = min(before, whole())
-    return Timings.from_json({**table, "whole": 1e3 * found})
+        lowest = min(before, whole())
+    return Timings.from_json({**table, "whole": 1e3 * lowest})
 
 
 def bench_table(
@@ -110,15 +110,15 @@ def bench_table(
     backend = open_model(model, asked.opening or Opening())
     groups = targeted_groups(backend, asked.settings or Settings())
     work = work_for(groups, target, tokens=_rows(backend, tokens), threads=threads)
-    told: dict[str, Any] = {"operators": len(work["kernels"]), "whole_ms": None}
+    figures: dict[str, Any] = {"operators": len(work["kernels"]), "whole_ms": None}
     if script is not None:
         write_script(work, Path(script))
     if table is not None:
-        found = time_here(backend, work, target, asked.track)
-        assert found.whole is not None
-        told["whole_ms"] = found.whole / 1e3
-        Path(table).write_text(json.dumps(found.to_json()), encoding="utf-8")
-    return told
+        timings = time_here(backend, work, target, asked.track)
+        assert timings.whole is not None
+        figures["whole_ms"] = timings.whole / 1e3
+        Path(table).write_text(json.dumps(timings.to_json()), encoding="utf-8")
+    return figures
 
 
 def _rows(backend: Backend, tokens: int) -> int:
@@ -134,14 +134,14 @@ def _rows(backend: Backend, tokens: int) -> int:
         return min(tokens, signature.max_sequence)
     # Of an image the model itself makes rows.
     linear = [weight.name for weight in backend.weights if weight.is_linear and weight.role == "projection"][:8]
-    seen: list[int] = []
-    with backend.watching(dict.fromkeys(linear, "input"), lambda _, gram: seen.append(gram.tokens)) as watch:
+    counts: list[int] = []
+    with backend.watching(dict.fromkeys(linear, "input"), lambda _, gram: counts.append(gram.tokens)) as watch:
         watch(signature.example(1, 1))
-    if not seen:
+    if not counts:
         raise TimingError(
             "none of the model's layers reads rows that can be counted; a budget of time is for transformers"
         )
-    return sorted(seen)[len(seen) // 2]
+    return sorted(counts)[len(counts) // 2]
 
 
 def work_here(backend: Backend, groups: Sequence[tuple[Group, Sequence[Weight]]], target: Target) -> dict[str, Any]:

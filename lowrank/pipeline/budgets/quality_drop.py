@@ -99,7 +99,7 @@ class Search:
 
     @property
     def _tried(self) -> str:
-        return "; ".join(f"{keep / STEPS:g}: {told}" for keep, told in sorted(self.tried.items()))
+        return "; ".join(f"{keep / STEPS:g}: {outcome}" for keep, outcome in sorted(self.tried.items()))
 
     def _with_note(self, plan: Plan) -> Plan:
         note = f"keep ratios that were tried, and the largest drop of a task: {self._tried}"

@@ -68,8 +68,10 @@ def keep_adapter(small: Backend, folder: Path, stage: Path) -> list[str]:
     if not isinstance(small, ModuleBackend):
         raise UnsupportedModel(f"{folder}: an adapter can only be kept beside a model that can be built; see --arch")
     model = with_adapter(copy.deepcopy(small.module), folder)
-    made = residuals(model)
-    return write_adapters(small, model, made, {name: (len(a), b.shape[1]) for name, (a, b) in made.items()}, stage)
+    factors = residuals(model)
+    return write_adapters(
+        small, model, factors, {name: (len(a), b.shape[1]) for name, (a, b) in factors.items()}, stage
+    )
 
 
 def folded(

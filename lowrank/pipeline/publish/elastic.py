@@ -113,14 +113,14 @@ def _largest(plans: Sequence[Plan]) -> Plan:
     return replace(plans[0], options=tuple(best.values()))
 
 
-def _cut(made: Mapping[str, Replacement], plan: Plan) -> dict[str, Replacement]:
+def _cut(largest: Mapping[str, Replacement], plan: Plan) -> dict[str, Replacement]:
     """The replacements of a plan, as parts of larger ones."""
-    found: dict[str, Replacement] = {}
+    layers: dict[str, Replacement] = {}
     for option in plan.options:
         if option.structure in NESTED:
             # A group of two factors is one weight, and has its name.
-            whole, rank = made[option.group], option.rank
+            whole, rank = largest[option.group], option.rank
             assert isinstance(whole.factors, Factors)
             factors = Factors(whole.factors.left[..., :rank], whole.factors.right[..., :rank, :])
-            found[option.group] = replace(whole, factors=factors)
-    return found
+            layers[option.group] = replace(whole, factors=factors)
+    return layers

@@ -88,10 +88,10 @@ def export_hub(
     with staged(out, owned=(GRAPHS,)) as stage:
         _copy(model, stage)
         (stage / GRAPHS).mkdir()
-        made = _graphs(folder, graph, stage / GRAPHS, report, analysis, tuple(dtypes), remark)
-        _tell_javascript(stage, made)
-        write_card(stage, report, [path.name for path in made])
-    return [out / GRAPHS / path.name for path in made]
+        graphs = _graphs(folder, graph, stage / GRAPHS, report, analysis, tuple(dtypes), remark)
+        _tell_javascript(stage, graphs)
+        write_card(stage, report, [path.name for path in graphs])
+    return [out / GRAPHS / path.name for path in graphs]
 
 
 def _copy(model: Path, stage: Path) -> None:
@@ -118,21 +118,21 @@ def _graphs(
     from lowrank.evaluate.measure import exactness
 
     target = report.target
-    made = _named(graph, place, target.dtype)
+    graphs = _named(graph, place, target.dtype)
     wanted: list[Dtype] = [dtype for dtype in dict.fromkeys(dtypes) if dtype not in ("float32", target.dtype)]
     if graph.name == WITH_PAST_FILE:
         if wanted or target.is_rounded:
             remark(f"{WITH_PAST_FILE} is there as it is in the run, and in no other type")
-        return made
+        return graphs
     if not wanted and not target.is_rounded:
-        return made
+        return graphs
     backend = _backend(folder)
     assert isinstance(backend.signature, Signature)
     plain = place / ".plain.onnx"
     backend.write_onnx(plain)
     exactness(backend, plain)
     if target.is_rounded:
-        made += _named(plain, place, "float32")
+        graphs += _named(plain, place, "float32")
     feeds: Sequence[Any] = ()
     if wanted:
         try:
@@ -145,10 +145,10 @@ def _graphs(
         backend.write_onnx(rounded)
         for note in fit_file(rounded, Target(profile=target.profile, dtype=dtype), backend.signature, feeds):
             remark(note)
-        made += _named(rounded, place, dtype)
+        graphs += _named(rounded, place, dtype)
     for path in place.glob(".*"):
         path.unlink()
-    return made
+    return graphs
 
 
 def _named(graph: Path, place: Path, dtype: str) -> list[Path]:
@@ -182,10 +182,10 @@ def _tell_javascript(folder: Path, graphs: Sequence[Path]) -> None:
     content = parse_json(path.read_text(encoding="utf-8"))
     known = content.pop(FOR_JAVASCRIPT, None)
     # What the original's says of its own graphs is not true of these.
-    told: dict[str, Any] = known if isinstance(known, dict) else {}
-    told = {key: value for key, value in told.items() if key not in ("use_external_data_format", "dtype")}
+    config: dict[str, Any] = known if isinstance(known, dict) else {}
+    config = {key: value for key, value in config.items() if key not in ("use_external_data_format", "dtype")}
     if beside:
-        told["use_external_data_format"] = beside
-    content |= {FOR_JAVASCRIPT: told} if told else {}
+        config["use_external_data_format"] = beside
+    content |= {FOR_JAVASCRIPT: config} if config else {}
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -63,10 +63,10 @@ def renew_page(run: str | Path) -> str | None:
     return draw_page(folder, load_analysis(folder), Provenance())
 
 
-def draw_page(run: Path, analysis: Analysis, made: Provenance) -> str | None:
+def draw_page(run: Path, analysis: Analysis, provenance: Provenance) -> str | None:
     """Write the page of an analysis and of what else lies in its run; what to say if that fails."""
     plan, report, remarks = _results(run, analysis)
-    failed = _write(run / PAGE_FILE, lambda: _data(run, analysis, plan, report, made, remarks))
+    failed = _write(run / PAGE_FILE, lambda: _data(run, analysis, plan, report, provenance, remarks))
     if report is not None and PAGE_FILE in report.files and failed is None:
         files = {**report.files, PAGE_FILE: (run / PAGE_FILE).stat().st_size}
         write_json(run / REPORT_FILE, "report", replace(report, files=files).to_json())
@@ -90,7 +90,7 @@ def _data(
     analysis: Analysis,
     plan: Plan | None,
     report: Report | None,
-    made: Provenance | None = None,
+    provenance: Provenance | None = None,
     remarks: tuple[str, ...] = (),
 ) -> PageData:
     from lowrank.report.page.page_data import page_data_of
@@ -103,7 +103,7 @@ def _data(
         analysis,
         plan,
         report,
-        provenance=made,
+        provenance=provenance,
         chosen=chosen,
         trade_off=trade_off,
         sweep=sweep,

@@ -34,13 +34,13 @@ def source_of(analysis: Analysis, run: Path, opening: Opening | None) -> tuple[s
     return path, replace(given, **{name: getattr(given, name) or known.get(name) for name in names})
 
 
-def check_source(kept: Analysis, backend: Backend, run: Path) -> None:
+def check_source(analysis: Analysis, backend: Backend, run: Path) -> None:
     """Refuse when the file that a run was made from has changed under the same name.
 
     Raises:
         PlanMismatch: with both fingerprints.
     """
-    path, before, now = kept.source.get("path"), kept.source.get("fingerprint"), backend.source["fingerprint"]
+    path, before, now = analysis.source.get("path"), analysis.source.get("fingerprint"), backend.source["fingerprint"]
     if path is not None and path == backend.source.get("path") and before != now:
         raise PlanMismatch(
             f"{path} has changed since it was analysed: the analysis in {run} is of {before}, the file is now "

@@ -90,13 +90,13 @@ def take_apart(
 
         known = analysis.settings.get("opening")
         arch = opening.arch or (known.get("arch") if isinstance(known, dict) else None)
-        full, held = read_finished(
+        full, layers = read_finished(
             folder / MODEL_FOLDER,
             analysis,
             replace(opening, arch=arch),
             original if isinstance(original, ModuleBackend) else None,
         )
-        return Finished(folder, analysis, plan, report, full, held, replaced=replaced)
+        return Finished(folder, analysis, plan, report, full, layers, replaced=replaced)
     target = report.target if report else Target()
     if target.is_rounded or target.profile != "portable":
         form = f"rounded to {target.dtype}" if target.is_rounded else "fused for ONNX Runtime"
@@ -106,14 +106,14 @@ def take_apart(
         )
     from lowrank.backends.onnx.read_back import read_graph
 
-    found = read_graph(
+    graph = read_graph(
         folder / ONNX_FILE,
         analysis,
         plan.options,
         {name: entry.get("tensors", {}) for name, entry in replaced.items()},
         folder / MODEL_FOLDER / "tokenizer.json",
     )
-    return Finished(folder, analysis, plan, report, found.backend, found.held, found.fixed, replaced)
+    return Finished(folder, analysis, plan, report, graph.backend, graph.held, graph.fixed, replaced)
 
 
 def held_in_graph(folder: Path, analysis: Analysis, plan: Plan) -> Mapping[str, Replacement]:

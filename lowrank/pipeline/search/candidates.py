@@ -80,22 +80,22 @@ class CandidateBuilder:
         missing = [kind for kind in family if self.known(kind) is None]
         if not missing:
             return
-        made = self._made(whole)
+        candidate = self._made(whole)
         place = self.path(whole).parent
         place.mkdir(exist_ok=True)
         if self.saving:
             shutil.rmtree(place / MODEL_FOLDER, ignore_errors=True)
             (place / MODEL_FOLDER).mkdir()
-            made.save(place / MODEL_FOLDER)
-        made.model.write_onnx(self.path(whole))
-        exactness(made.model, self.path(whole))
-        signature = made.model.signature
+            candidate.save(place / MODEL_FOLDER)
+        candidate.model.write_onnx(self.path(whole))
+        exactness(candidate.model, self.path(whole))
+        signature = candidate.model.signature
         assert isinstance(signature, Signature)
         feeds = rounding_feeds(self.session.calibration)
         for kind in missing:
             if kind is not whole:
                 self._round(kind, whole, signature, feeds)
-            self._keep(kind, made)
+            self._keep(kind, candidate)
 
     def _round(self, kind: Method, whole: Method, signature: Signature, feeds: Sequence[Feed]) -> None:
         place = self.path(kind).parent
@@ -108,7 +108,7 @@ class CandidateBuilder:
         if self.saving:
             shutil.copytree(self.path(whole).parent / MODEL_FOLDER, place / MODEL_FOLDER, copy_function=linked)
 
-    def _keep(self, kind: Method, made: Candidate) -> None:
+    def _keep(self, kind: Method, candidate: Candidate) -> None:
         """Score a graph, and remember what it came to."""
         from lowrank.evaluate.tasks import compare
 
@@ -118,11 +118,11 @@ class CandidateBuilder:
         if not math.isfinite(compared.drop):
             raise ExportError(f"its {self.task.metric} is no number")
         facts = {
-            "params": made.model.params,
+            "params": candidate.model.params,
             "zeros": None,
             "minutes": None,
             "note": None,
-            **made.facts,
+            **candidate.facts,
             "bytes": file_size(path),
             "gzip_bytes": compressed_size(path) if kind.method in ("dense", "pruned") else None,
             "quality": compared.compressed,

@@ -45,15 +45,15 @@ class Method:
 
 def families(keeps: Sequence[float], student: bool, healed: bool) -> list[list[Method]]:
     """Everything that is made; those in one list are one model in several types, in 32 bits first."""
-    found = [[Method("dense", None, dtype) for dtype in DTYPES]]
-    found += [[Method("pruned", keep)] for keep in keeps]
+    methods = [[Method("dense", None, dtype) for dtype in DTYPES]]
+    methods += [[Method("pruned", keep)] for keep in keeps]
     if student:
-        found.append([Method("student", None, dtype) for dtype in DTYPES])
+        methods.append([Method("student", None, dtype) for dtype in DTYPES])
     for keep in keeps:
-        found.append([Method("lowrank", keep, dtype) for dtype in DTYPES])
+        methods.append([Method("lowrank", keep, dtype) for dtype in DTYPES])
         if healed:
-            found.append([Method("healed", keep, dtype) for dtype in DTYPES])
-    return found
+            methods.append([Method("healed", keep, dtype) for dtype in DTYPES])
+    return methods
 
 
 def check_names(wanted: Sequence[str], kinds: Sequence[Method]) -> None:

@@ -193,12 +193,12 @@ def _shape(session: Session) -> str:
     return f"1 x {min(SEQUENCE, signature.max_sequence)}" if signature.has_sequence else "1"
 
 
-def _write(run: Path, sweep: Sweep, made: Mapping[str, Path], write: Sequence[str], again: bool) -> None:
+def _write(run: Path, sweep: Sweep, folders: Mapping[str, Path], write: Sequence[str], again: bool) -> None:
     """Write a sweep, and the points that are asked for beside those that an earlier time wrote."""
     with staged(run, owned=(Sweep.file, PICTURE_FILE, POINTS_FOLDER)) as stage:
         written = {name for word in write for name in _named(word, sweep.points)}
-        for name in made.keys() & written:
-            copy_point(made[name], stage / POINTS_FOLDER / name)
+        for name in folders.keys() & written:
+            copy_point(folders[name], stage / POINTS_FOLDER / name)
         for earlier in (run / POINTS_FOLDER).iterdir() if again and (run / POINTS_FOLDER).is_dir() else ():
             if not (stage / POINTS_FOLDER / earlier.name).exists():
                 shutil.copytree(earlier, stage / POINTS_FOLDER / earlier.name, copy_function=linked)
@@ -220,10 +220,10 @@ def _finished(run: Path, identity: Mapping[str, Any]) -> Sweep | None:
     if not (run / Sweep.file).is_file():
         return None
     try:
-        found = Sweep.from_json(read_json(run / Sweep.file, "sweep"))
+        sweep = Sweep.from_json(read_json(run / Sweep.file, "sweep"))
     except ArtifactError:
         return None
-    return found if found.identity == dict(identity) else None
+    return sweep if sweep.identity == dict(identity) else None
 
 
 def _named(word: str, points: Sequence[Point]) -> list[str]:
@@ -245,12 +245,12 @@ def _times(files: Mapping[str, Path], signature: Signature, track: Track) -> dic
         if groups[-1] and size > room:
             groups.append([])
         groups[-1].append(name)
-    found: dict[str, float] = {}
+    milliseconds: dict[str, float] = {}
     for group in track(groups, f"timing {len(files)} files in turn", len(groups)):
         times = measure_latency({name: files[name] for name in (first, *group)}, signature, 1, SEQUENCE)
-        scale = found[first] / times[first] if found else 1.0
-        found |= {name: times[name] * scale for name in times if name not in found}
-    return found
+        scale = milliseconds[first] / times[first] if milliseconds else 1.0
+        milliseconds |= {name: times[name] * scale for name in times if name not in milliseconds}
+    return milliseconds
 
 
 def _point(kind: Method, known: Mapping[str, Any], ms: float) -> Point:
@@ -265,9 +265,9 @@ def _merged(before: Sequence[Point], now: Sequence[Point]) -> list[Point]:
     """
     again = {point.name: point for point in now}
     scale = before[0].ms / now[0].ms
-    found: list[Point] = []
+    points: list[Point] = []
     for point in before:
         new = again.get(point.name)
         same = new is None or (new.bytes, new.quality) == (point.bytes, point.quality)
-        found.append(point if new is None or same else replace(new, ms=new.ms * scale))
-    return found
+        points.append(point if new is None or same else replace(new, ms=new.ms * scale))
+    return points

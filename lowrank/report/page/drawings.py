@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from lowrank.report.page.spectra import ENERGIES, Line, Seen
+from lowrank.report.page.spectra import ENERGIES, Line, ShownWeight
 from lowrank.report.page.svg import Scale, element, mark, percent, picture, polyline
 from lowrank.results.tradeoff import Prediction, TradeOff
 
@@ -19,32 +19,32 @@ FLOORS = (1e-2, 1e-6)
 """The lowest singular value that is drawn is between these, as a share of the largest."""
 
 
-def floor_of(weights: Sequence[Seen]) -> float:
+def floor_of(weights: Sequence[ShownWeight]) -> float:
     """The bottom of the axis that all spectra share: most stay above it for most of their ranks."""
-    late = sorted(seen.best.values[int(0.9 * len(seen.ranks))] for seen in weights)
+    late = sorted(weight.best.values[int(0.9 * len(weight.ranks))] for weight in weights)
     at = late[len(late) // 10] if late else 1e-3
     return min(max(10.0 ** math.floor(math.log10(max(at, FLOORS[1]))), FLOORS[1]), FLOORS[0])
 
 
-def spectrum(seen: Seen, floor: float) -> Markup:
+def spectrum(weight: ShownWeight, floor: float) -> Markup:
     """Singular values over ranks: both metrics, the energy marks, what is kept."""
     width, height = PANEL
-    x = Scale(0, seen.full_rank, 6, width - 6)
+    x = Scale(0, weight.full_rank, 6, width - 6)
     y = Scale(floor, 1, height - 16, 12, logarithmic=True)
     base = height - 16
     parts: list[str] = []
-    chosen = seen.choice.rank if seen.choice else None
+    chosen = weight.choice.rank if weight.choice else None
     if chosen is not None:
         parts.append(element("rect", class_="kept", x=x(0), y=12, width=max(x(chosen) - x(0), 0.5), height=base - 12))
     for tick in y.ticks:
         at = y(tick)
-        parts.append(element("line", class_="grid", x1=x(0), x2=x(seen.full_rank), y1=at, y2=at))
-    at = x(seen.break_even)
+        parts.append(element("line", class_="grid", x1=x(0), x2=x(weight.full_rank), y1=at, y2=at))
+    at = x(weight.break_even)
     parts.append(element("line", class_="even", x1=at, x2=at, y1=12, y2=base))
-    lines = [("plain", seen.plain), ("data", seen.activation)]
+    lines = [("plain", weight.plain), ("data", weight.activation)]
     for name, line in lines:
         if line is not None:
-            points = [(x(rank), y(value)) for rank, value in zip(seen.ranks, line.values, strict=True)]
+            points = [(x(rank), y(value)) for rank, value in zip(weight.ranks, line.values, strict=True)]
             parts.append(polyline(points, class_=f"line {name}"))
     for name, line in lines:
         if line is not None:
@@ -55,24 +55,24 @@ def spectrum(seen: Seen, floor: float) -> Markup:
         end = "start" if at < 24 else "end" if at > width - 24 else "middle"
         parts.append(element("text", str(chosen), class_="strong", x=at, y=9, text_anchor=end))
     parts.append(element("text", "1", x=x(0), y=height - 3))
-    parts.append(element("text", str(seen.full_rank), x=x(seen.full_rank), y=height - 3, text_anchor="end"))
+    parts.append(element("text", str(weight.full_rank), x=x(weight.full_rank), y=height - 3, text_anchor="end"))
     parts.append(element("line", class_="cursor", x1=0, x2=0, y1=12, y2=base, visibility="hidden"))
-    return picture(width, height, f"Spectrum of {seen.name}", described(seen), parts, "spectrum")
+    return picture(width, height, f"Spectrum of {weight.name}", described(weight), parts, "spectrum")
 
 
-def described(seen: Seen) -> str:
+def described(weight: ShownWeight) -> str:
     """A spectrum in words."""
 
     def ranks(line: Line) -> str:
-        told = [f"{percent(energy)} at rank {rank}" for energy, (rank, _) in zip(ENERGIES, line.marks, strict=True)]
-        return ", ".join(told)
+        words = [f"{percent(energy)} at rank {rank}" for energy, (rank, _) in zip(ENERGIES, line.marks, strict=True)]
+        return ", ".join(words)
 
-    parts = [f"{seen.rows} x {seen.cols}", f"energy in the plain metric: {ranks(seen.plain)}"]
-    if seen.activation is not None:
-        parts.append(f"in the metric of the data: {ranks(seen.activation)}")
-    parts.append(f"break-even rank {seen.break_even}")
-    if seen.choice is not None:
-        parts.append(f"chosen: {seen.choice.told}")
+    parts = [f"{weight.rows} x {weight.cols}", f"energy in the plain metric: {ranks(weight.plain)}"]
+    if weight.activation is not None:
+        parts.append(f"in the metric of the data: {ranks(weight.activation)}")
+    parts.append(f"break-even rank {weight.break_even}")
+    if weight.choice is not None:
+        parts.append(f"chosen: {weight.choice.words}")
     return "; ".join(parts)
 
 
@@ -84,18 +84,18 @@ def key_of_spectra(with_data: bool, with_choice: bool) -> list[tuple[Markup, str
 
     line = {"x1": 1, "x2": 25, "y1": 7, "y2": 7}
     up = {"x1": 13, "x2": 13, "y1": 0, "y2": 14}
-    found = [(sample(element("line", class_="line data", **line)), "in the metric of the data")] if with_data else []
-    found.append((sample(element("line", class_="line plain", **line)), "plain singular values"))
+    samples = [(sample(element("line", class_="line data", **line)), "in the metric of the data")] if with_data else []
+    samples.append((sample(element("line", class_="line plain", **line)), "plain singular values"))
     name = "data" if with_data else "plain"
-    found += [
+    samples += [
         (sample(mark(13.0, 7.0, i, class_=f"mark {name}")), f"{percent(energy)} of the energy")
         for i, energy in enumerate(ENERGIES)
     ]
     if with_choice:
-        kept = element("rect", class_="kept", x=1, y=0, width=12, height=14)
-        found.append((sample(kept, element("line", class_="chosen", **up)), "chosen rank, and what it keeps"))
-    found.append((sample(element("line", class_="even", **up)), "two factors are smaller left of this"))
-    return found
+        area = element("rect", class_="kept", x=1, y=0, width=12, height=14)
+        samples.append((sample(area, element("line", class_="chosen", **up)), "chosen rank, and what it keeps"))
+    samples.append((sample(element("line", class_="even", **up)), "two factors are smaller left of this"))
+    return samples
 
 
 def _axes(x: Scale, y: Scale, across: str, up: str, ticks: tuple[Sequence[str], Sequence[str]]) -> list[Markup]:
@@ -172,5 +172,5 @@ def healing(curve: Sequence[tuple[float, float]], before: float, unit: str) -> M
     parts.append(polyline([(x(work), y(loss)) for work, loss in sound], class_="line data"))
     for work, loss in sound:
         parts.append(mark(x(work), y(loss), 0, class_="mark data", data_tip=f"{work:.3g} {unit}: {loss:.4g}"))
-    told = f"from {before:.4g} before to {sound[-1][1]:.4g} after {sound[-1][0]:.3g} {unit}"
-    return picture(*CHART, "Held-out loss while healing", told, parts, "chart")
+    words = f"from {before:.4g} before to {sound[-1][1]:.4g} after {sound[-1][0]:.3g} {unit}"
+    return picture(*CHART, "Held-out loss while healing", words, parts, "chart")

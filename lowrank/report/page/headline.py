@@ -39,7 +39,7 @@ class Card:
 
     label: str
     value: str
-    told: str
+    words: str
     bars: tuple[Bar, ...] = ()
 
 
@@ -82,21 +82,21 @@ def cards_of(facts: PageData) -> list[Card]:
     if facts.report is None:
         return _promises(facts)
     model, latency = facts.report.model, facts.report.latency
-    found = [_quality(facts)]
+    cards = [_quality(facts)]
     if latency is not None:
         rounded = rounded_name(facts)
-        found.append(_compared(f"Size of {ONNX_FILE}", "onnx_bytes", size, latency, rounded))
-        found.append(_speed(latency, rounded))
+        cards.append(_compared(f"Size of {ONNX_FILE}", "onnx_bytes", size, latency, rounded))
+        cards.append(_speed(latency, rounded))
     else:
         # Tensors of the dense model, whose graph was not written; of this one the graph, if there is one.
         graph = sum(facts.report.files.get(name, 0) for name in (ONNX_FILE, f"{ONNX_FILE}.data"))
         sizes = (("dense", model.bytes_before), ("compressed", graph or model.bytes_after))
         label = f"Size of {ONNX_FILE}" if graph else "Size of the tensors"
-        found.append(_bars(label, size(sizes[1][1]), _times(*sizes), sizes, size))
+        cards.append(_bars(label, size(sizes[1][1]), _times(*sizes), sizes, size))
     counts = (("dense", model.params_before), ("compressed", model.params_after))
-    kept = facts.report.targets.keep_ratio
-    told = f"{_times(*counts)}; of what was targeted {percent(kept, 1)} is kept"
-    return [*found, _bars("Parameters", short(model.params_after), told, counts, short)]
+    share = facts.report.targets.keep_ratio
+    words = f"{_times(*counts)}; of what was targeted {percent(share, 1)} is kept"
+    return [*cards, _bars("Parameters", short(model.params_after), words, counts, short)]
 
 
 def _quality(facts: PageData) -> Card:
@@ -129,25 +129,25 @@ def _compared(label: str, key: str, said: Callable[[float], str], latency: Laten
 def _speed(latency: Latency, rounded: str) -> Card:
     card = _compared("Latency", "ms", lambda ms: f"{ms:.3g} ms", latency, rounded)
     speedup = latency.speedup
-    told = (
+    words = (
         f"{speedup:.2f} times as fast as dense"
         if speedup >= 1
         else f"slower than dense: {1 / speedup:.2f} times the time"
     )
-    return Card(card.label, card.value, f"{told} ({latency.shapes[0]}, {latency.threads} thread)", card.bars)
+    return Card(card.label, card.value, f"{words} ({latency.shapes[0]}, {latency.threads} thread)", card.bars)
 
 
 def _times(before: tuple[str, float], after: tuple[str, float]) -> str:
     return f"{percent(after[1] / before[1], 1)} of {before[0]}" if before[1] else ""
 
 
-def _bars(label: str, value: str, told: str, known: Any, said: Any) -> Card:
+def _bars(label: str, value: str, words: str, known: Any, said: Any) -> Card:
     longest = max((number for _, number in known), default=0)
     bars = tuple(
         Bar(name, said(number), max(number / longest, 0) if longest > 0 else 0, name == "compressed")
         for name, number in known
     )
-    return Card(label, value, told, bars)
+    return Card(label, value, words, bars)
 
 
 def rounded_name(facts: PageData) -> str:
@@ -158,19 +158,22 @@ def rounded_name(facts: PageData) -> str:
 
 def _promises(facts: PageData) -> list[Card]:
     count = len(facts.weights)
-    found = [Card("Targeted", short(facts.analysis.dense_params), f"parameters in {count} weight{'s' * (count != 1)}")]
-    shares = median(seen.best.marks[1][0] / max(seen.full_rank, 1) for seen in facts.weights)
-    metric = "in the metric of the data" if any(seen.activation for seen in facts.weights) else "in the plain metric"
-    found.append(
+    targeted = f"parameters in {count} weight{'s' * (count != 1)}"
+    cards = [Card("Targeted", short(facts.analysis.dense_params), targeted)]
+    shares = median(weight.best.marks[1][0] / max(weight.full_rank, 1) for weight in facts.weights)
+    metric = (
+        "in the metric of the data" if any(weight.activation for weight in facts.weights) else "in the plain metric"
+    )
+    cards.append(
         Card("Rank for 95 % of the energy", f"{percent(shares)}", f"of the full rank, the median weight, {metric}")
     )
     points = facts.trade_off.points if facts.trade_off else []
     near = min(points, key=lambda point: abs(point.keep - 0.5), default=None)
     if near is not None:
         what = "model's output" if is_measured(facts.analysis) else "weights"
-        told = f"relative error of the {what} that is predicted when {percent(near.keep)} is kept"
-        found.append(Card("Predicted error", f"{near.error:.3g}", told))
-    return found
+        words = f"relative error of the {what} that is predicted when {percent(near.keep)} is kept"
+        cards.append(Card("Predicted error", f"{near.error:.3g}", words))
+    return cards
 
 
 def comparison_of(facts: PageData) -> list[Row]:
@@ -264,5 +267,5 @@ def summary_of(facts: PageData) -> str:
         parts.append(f"outputs point the same way as before with a cosine of {quality.cosine:.3f}")
     elif quality.agreement is not None:
         parts.append(f"the most likely output is the same in {percent(quality.agreement, 1)} of cases")
-    told = f"{', '.join(parts[:-1])}, and {parts[-1]}" if len(parts) > 1 else parts[0]
-    return f"{told}."
+    words = f"{', '.join(parts[:-1])}, and {parts[-1]}" if len(parts) > 1 else parts[0]
+    return f"{words}."

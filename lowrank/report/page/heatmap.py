@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lowrank.core.structures import structure_named
 from lowrank.report.page.positions import row_labels
-from lowrank.report.page.spectra import Seen
+from lowrank.report.page.spectra import ShownWeight
 from lowrank.report.page.svg import percent
 
 SHADES = 7
@@ -41,11 +41,11 @@ class Grid:
     rows: tuple[tuple[str, tuple[Cell | None, ...]], ...]
 
 
-def grid_of(weights: Sequence[Seen]) -> Grid:
+def grid_of(weights: Sequence[ShownWeight]) -> Grid:
     """All weights in their places."""
-    labels = row_labels(seen.place.row for seen in weights)
-    kinds = list(dict.fromkeys(seen.place.kind for seen in weights))
-    cells = {(labels[seen.place.row], seen.place.kind): _cell(seen) for seen in weights}
+    labels = row_labels(weight.place.row for weight in weights)
+    kinds = list(dict.fromkeys(weight.place.kind for weight in weights))
+    cells = {(labels[weight.place.row], weight.place.kind): _cell(weight) for weight in weights}
     blocks = list(dict.fromkeys(labels.values()))
     if len(kinds) > len(blocks):
         rows = [(kind, tuple(cells.get((block, kind)) for block in blocks)) for kind in kinds]
@@ -54,12 +54,13 @@ def grid_of(weights: Sequence[Seen]) -> Grid:
     return Grid("", tuple(kinds), tuple(rows))
 
 
-def _cell(seen: Seen) -> Cell:
-    choice = seen.choice
+def _cell(weight: ShownWeight) -> Cell:
+    choice = weight.choice
     if choice is None:
-        rank = seen.best.marks[1][0]
-        share = rank / max(seen.full_rank, 1)
-        return Cell(str(rank), share, f"{seen.name}: rank {rank} of {seen.full_rank} keeps 95 % of the energy")
+        rank = weight.best.marks[1][0]
+        share = rank / max(weight.full_rank, 1)
+        return Cell(str(rank), share, f"{weight.name}: rank {rank} of {weight.full_rank} keeps 95 % of the energy")
     number = "dense" if structure_named(choice.structure).is_dense else str(choice.number)
-    tip = f"{seen.name}: {choice.told}; keeps {percent(choice.kept)} of its numbers, predicted error {choice.error:.3f}"
-    return Cell(number, choice.kept, tip, "" if choice.dtype == "float32" else choice.dtype)
+    kept = f"keeps {percent(choice.share)} of its numbers"
+    tip = f"{weight.name}: {choice.words}; {kept}, predicted error {choice.error:.3f}"
+    return Cell(number, choice.share, tip, "" if choice.dtype == "float32" else choice.dtype)

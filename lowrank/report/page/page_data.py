@@ -13,7 +13,7 @@ from lowrank.core.verdict import verdict
 from lowrank.report.page.heatmap import Grid, grid_of
 from lowrank.report.page.param_shares import Part, parts_of
 from lowrank.report.page.positions import couplings_of, places_of
-from lowrank.report.page.spectra import Seen, seen
+from lowrank.report.page.spectra import ShownWeight, shown_weights
 from lowrank.results.parts import Provenance
 from lowrank.results.report import Report
 from lowrank.results.sweep import Sweep
@@ -32,7 +32,7 @@ class PageData:
     plan: Plan | None
     report: Report | None
     verdict: str
-    weights: tuple[Seen, ...]
+    weights: tuple[ShownWeight, ...]
     grid: Grid
     parts: tuple[Part, ...]
     chosen: Prediction | None
@@ -74,7 +74,7 @@ def page_data_of(
             (b.group.coupling.kind, b.group.weights) for b in analysis.couplings if b.group.coupling is not None
         )
     )
-    weights = seen(analysis, plan, places, couplings)
+    weights = shown_weights(analysis, plan, places, couplings)
     return PageData(
         title=title_of(analysis.source),
         analysis=analysis,

@@ -29,7 +29,7 @@ class Line:
 
     values: tuple[float, ...]
     """At the ranks of the weight's `ranks`."""
-    kept: tuple[float, ...]
+    energies: tuple[float, ...]
     """Share of the energy that those ranks keep."""
     marks: tuple[tuple[int, float], ...]
     """Rank that keeps each of `ENERGIES`, and the value there."""
@@ -42,21 +42,21 @@ class Choice:
     """What a plan makes of a weight."""
 
     structure: str
-    told: str
-    """In words."""
+    words: str
+    """What it is, for people."""
     rank: int | None
     """Where that is in the weight's own spectrum; None where it is no rank of it."""
     number: int
     """The plan's own rank."""
-    kept: float
-    """Share of the numbers of its group."""
+    share: float
+    """Of the numbers of its group, those that are kept."""
     error: float
     """Relative, predicted, of what its group gives."""
     dtype: str
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ShownWeight:
     """One weight as it is shown."""
 
     name: str
@@ -87,21 +87,21 @@ class Seen:
         return self.activation or self.plain
 
 
-def seen(
+def shown_weights(
     analysis: Analysis, plan: Plan | None, places: dict[str, Place], couplings: dict[str, str]
-) -> tuple[Seen, ...]:
+) -> tuple[ShownWeight, ...]:
     """All weights of an analysis."""
     count = int(np.clip(POINTS / max(len(analysis.weights), 1), FEWEST, MOST))
     chosen = choices(analysis, plan) if plan is not None else {}
-    return tuple(_seen(record, count, places, couplings, chosen) for record in analysis.weights)
+    return tuple(_shown(record, count, places, couplings, chosen) for record in analysis.weights)
 
 
-def _seen(
+def _shown(
     record: WeightAnalysis, count: int, places: dict[str, Place], couplings: dict[str, str], chosen: dict[str, Choice]
-) -> Seen:
+) -> ShownWeight:
     weight = record.weight
     ranks = picked(weight.full_rank, count)
-    return Seen(
+    return ShownWeight(
         name=weight.name,
         place=places[weight.name],
         part=part_of(weight.name, weight.role, couplings.get(weight.name, "")),
@@ -130,8 +130,8 @@ def picked(full: int, count: int) -> NDArray[np.int64]:
     if full <= count:
         return np.arange(1, full + 1)
     half = count - count // 2
-    found = np.concatenate([np.geomspace(1, full, half), np.linspace(1, full, count // 2)])
-    return np.unique(np.rint(found).astype(np.int64))
+    ranks = np.concatenate([np.geomspace(1, full, half), np.linspace(1, full, count // 2)])
+    return np.unique(np.rint(ranks).astype(np.int64))
 
 
 def _line(spectrum: Spectrum, ranks: Sequence[int] | NDArray[np.int64]) -> Line:
@@ -141,7 +141,7 @@ def _line(spectrum: Spectrum, ranks: Sequence[int] | NDArray[np.int64]) -> Line:
     marks = [max(spectrum.rank_at_energy(energy), 1) for energy in ENERGIES]
     return Line(
         values=tuple(map(float, shares[at - 1])),
-        kept=tuple(map(float, 1 - spectrum.tail_energy[at])),
+        energies=tuple(map(float, 1 - spectrum.tail_energy[at])),
         marks=tuple((rank, float(shares[rank - 1])) for rank in marks),
         stable=spectrum.stable_rank,
         effective=spectrum.effective_rank,
@@ -150,13 +150,13 @@ def _line(spectrum: Spectrum, ranks: Sequence[int] | NDArray[np.int64]) -> Line:
 
 def choices(analysis: Analysis, plan: Plan) -> dict[str, Choice]:
     """What a plan makes of each weight, by its name."""
-    found: dict[str, Choice] = {}
+    choices: dict[str, Choice] = {}
     for option in plan.options:
         group = analysis.groups[option.group]
-        kept = option.cost / max(analysis.params(group), 1)
+        share = option.cost / max(analysis.params(group), 1)
         for name in group.weights:
-            rank, told = structure_named(option.structure).described(option, name, analysis)
-            found[name] = Choice(
-                option.structure, told, rank, option.rank, kept, float(option.error**0.5), option.dtype
+            rank, words = structure_named(option.structure).described(option, name, analysis)
+            choices[name] = Choice(
+                option.structure, words, rank, option.rank, share, float(option.error**0.5), option.dtype
             )
-    return found
+    return choices

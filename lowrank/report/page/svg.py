@@ -119,9 +119,9 @@ def polyline(points: Sequence[tuple[float, float]], **attributes: object) -> Mar
 
 def picture(width: int, height: int, title: str, described: str, content: Iterable[str], class_: str) -> Markup:
     """A whole plot, with its name and what it says for those who do not see it."""
-    told = [element("title", title), element("desc", described)]
+    words = [element("title", title), element("desc", described)]
     box = f"0 0 {width} {height}"
-    return element("svg", [*told, *content], class_=class_, viewBox=box, role="img", aria_label=title)
+    return element("svg", [*words, *content], class_=class_, viewBox=box, role="img", aria_label=title)
 
 
 def mark(x: float, y: float, shape: int, size: float = 3.2, **attributes: object) -> Markup:

@@ -24,7 +24,7 @@ from lowrank.report.page.headline import cards_of, comparison_of, quality_of, ro
 from lowrank.report.page.heatmap import SHADES
 from lowrank.report.page.page_data import PageData
 from lowrank.report.page.positions import row_labels
-from lowrank.report.page.spectra import ENERGIES, Seen
+from lowrank.report.page.spectra import ENERGIES, ShownWeight
 from lowrank.report.page.svg import percent, power
 from lowrank.report.terminal.terminal import harmless
 from lowrank.results.parts import Provenance
@@ -44,11 +44,11 @@ SECTIONS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Healing:
+class HealingFigure:
     """One healing, drawn."""
 
     picture: Markup
-    told: str
+    caption: str
 
 
 def write_page(path: Path, facts: PageData) -> None:
@@ -77,7 +77,7 @@ def rendered(facts: PageData) -> str:
     script = (FOLDER / "script.js").read_text(encoding="utf-8")
     report, drawn = facts.report, evenly(facts.weights, SPECTRA)
     floor = drawings.floor_of(facts.weights)
-    with_data = any(seen.activation for seen in facts.weights)
+    with_data = any(weight.activation for weight in facts.weights)
     return environment.get_template("page.html").render(
         facts=facts,
         report=report,
@@ -94,10 +94,10 @@ def rendered(facts: PageData) -> str:
         shades=SHADES,
         with_data=with_data,
         floor=power(floor),
-        key=drawings.key_of_spectra(with_data, any(seen.choice for seen in facts.weights)),
+        key=drawings.key_of_spectra(with_data, any(weight.choice for weight in facts.weights)),
         blocks=_blocks(drawn),
         left_out_spectra=len(facts.weights) - len(drawn),
-        spectrum=lambda seen: drawings.spectrum(seen, floor),
+        spectrum=lambda weight: drawings.spectrum(weight, floor),
         of_output=is_measured(facts.analysis),
         trade_off=facts.trade_off and drawings.trade_off(facts.trade_off, facts.chosen),
         sweep=facts.sweep and sweep_plot.panels(facts.sweep.points, facts.sweep.task["metric"]),
@@ -118,7 +118,7 @@ def rendered(facts: PageData) -> str:
         stem=stem,
         count=math.prod,
         breakable=breakable,
-        data=in_script([_readout(seen) for _, members in _blocks(drawn) for seen in members]),
+        data=in_script([_readout(weight) for _, members in _blocks(drawn) for weight in members]),
         style=Markup((FOLDER / "style.css").read_text(encoding="utf-8") + (sweep_plot.STYLE if facts.sweep else "")),
         script=Markup(script),
         # The only script that may run; it stands between two line ends.
@@ -153,33 +153,33 @@ def in_script(content: Any) -> Markup:
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
-def evenly(weights: Sequence[Seen], most: int) -> list[Seen]:
+def evenly(weights: Sequence[ShownWeight], most: int) -> list[ShownWeight]:
     """So many weights at most, evenly among all."""
     step = max(len(weights) / most, 1.0)
     return [weights[int(i * step)] for i in range(min(len(weights), most))]
 
 
-def _blocks(weights: Sequence[Seen]) -> list[tuple[str, list[Seen]]]:
+def _blocks(weights: Sequence[ShownWeight]) -> list[tuple[str, list[ShownWeight]]]:
     """Weights by block, in the order of the model."""
-    labels = row_labels(seen.place.row for seen in weights)
-    found: dict[str, list[Seen]] = {}
-    for seen in weights:
-        found.setdefault(labels[seen.place.row], []).append(seen)
-    return list(found.items())
+    labels = row_labels(weight.place.row for weight in weights)
+    blocks: dict[str, list[ShownWeight]] = {}
+    for weight in weights:
+        blocks.setdefault(labels[weight.place.row], []).append(weight)
+    return list(blocks.items())
 
 
-def _readout(seen: Seen) -> dict[str, Any]:
+def _readout(weight: ShownWeight) -> dict[str, Any]:
     """What the pointer reads off a spectrum."""
 
-    def shares(kept: Sequence[float]) -> list[float]:
-        return [round(100 * share, 1) for share in kept]
+    def shares(energies: Sequence[float]) -> list[float]:
+        return [round(100 * share, 1) for share in energies]
 
-    data = seen.activation
+    data = weight.activation
     return {
-        "name": seen.name,
-        "ranks": list(seen.ranks),
-        "plain": shares(seen.plain.kept),
-        "kept": shares(data.kept) if data else None,
+        "name": weight.name,
+        "ranks": list(weight.ranks),
+        "plain": shares(weight.plain.energies),
+        "kept": shares(data.energies) if data else None,
     }
 
 
@@ -187,8 +187,8 @@ def _problems(facts: PageData) -> list[str]:
     return facts.report.last_problems if facts.report else []
 
 
-def _healings(facts: PageData) -> list[Healing]:
-    drawn: list[Healing] = []
+def _healings(facts: PageData) -> list[HealingFigure]:
+    drawn: list[HealingFigure] = []
     for entry in facts.report.healing if facts.report else ():
         unit = "steps" if entry.unit == "steps" else "minutes"
         picture = drawings.healing(entry.curve, entry.before, unit) if entry.before is not None else None
@@ -196,7 +196,7 @@ def _healings(facts: PageData) -> list[Healing]:
             continue
         words = f"{entry.steps} steps; held-out loss {entry.before:.4g} before"
         words += f", {entry.after:.4g} after" if entry.after is not None else ""
-        drawn.append(Healing(picture, words + ("." if entry.kept else "; not kept, as it is no better.")))
+        drawn.append(HealingFigure(picture, words + ("." if entry.kept else "; not kept, as it is no better.")))
     return drawn
 
 
@@ -206,11 +206,11 @@ def _skips(skips: Sequence[Skip]) -> list[tuple[str, list[Skip], int, int]]:
     for skip in skips:
         by_reason.setdefault(skip.reason, []).append(skip)
     each = max(SKIPS // max(len(by_reason), 1), 8)
-    found = [
+    groups = [
         (reason, entries[:each], sum(math.prod(skip.shape) for skip in entries), max(len(entries) - each, 0))
         for reason, entries in by_reason.items()
     ]
-    return sorted(found, key=lambda group: -group[2])
+    return sorted(groups, key=lambda group: -group[2])
 
 
 def command_of(provenance: Provenance) -> str:
@@ -223,26 +223,26 @@ def command_of(provenance: Provenance) -> str:
 
 
 def _hashes(facts: PageData) -> list[tuple[str, str]]:
-    source, made = facts.analysis.source, facts.provenance
-    found = [("model", source.get("fingerprint")), ("analysis", facts.analysis.fingerprint), ("plan", made.plan)]
+    source, provenance = facts.analysis.source, facts.provenance
+    hashes = [("model", source.get("fingerprint")), ("analysis", facts.analysis.fingerprint), ("plan", provenance.plan)]
     data = facts.analysis.settings.get("calibration")
     if isinstance(data, dict):
-        found.append(("calibration data", data.get("hash")))
-    found.append(("read from", source.get("path")))
-    return [(label, value) for label, value in found if isinstance(value, str) and value]
+        hashes.append(("calibration data", data.get("hash")))
+    hashes.append(("read from", source.get("path")))
+    return [(label, value) for label, value in hashes if isinstance(value, str) and value]
 
 
 def _settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was asked for, all levels of it, without what is empty."""
-    found: list[tuple[str, str]] = []
+    rows: list[tuple[str, str]] = []
     for key, value in settings.items():
         if isinstance(value, dict):
-            found += [(f"{key}, {label}", told) for label, told in _settings(value)]
+            rows += [(f"{key}, {label}", words) for label, words in _settings(value)]
         elif isinstance(value, list | tuple):
-            found += [(key, ", ".join(map(str, value)))] if value else []
+            rows += [(key, ", ".join(map(str, value)))] if value else []
         elif value is not None and key != "hash":
-            found.append((key, f"{value:,}" if isinstance(value, int) else str(value)))
-    return found
+            rows.append((key, f"{value:,}" if isinstance(value, int) else str(value)))
+    return rows
 
 
 def _seconds(seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:

@@ -20,8 +20,8 @@ def console(stderr: bool = False) -> Any:
     # Names come from model files: nothing in them is markup or an emoji. A file or a pipe has no width: tables are then
     # as wide as they need to be.
     plain: dict[str, Any] = {"stderr": stderr, "highlight": False, "markup": False, "emoji": False}
-    made = Console(**plain)
-    return made if made.is_terminal else Console(**plain, width=400, no_color=True)
+    terminal = Console(**plain)
+    return terminal if terminal.is_terminal else Console(**plain, width=400, no_color=True)
 
 
 def print_table(table: Any) -> None:
@@ -73,10 +73,10 @@ def progress_bars() -> Iterator[Any]:
             return _told(items, label)
 
         def _told(items: Iterable[T], label: Callable[[], str]) -> Iterator[T]:
-            told = ""
+            last = ""
             for item in items:
-                if (now := label()) != told:
-                    screen.print(told := now)
+                if (now := label()) != last:
+                    screen.print(last := now)
                 yield item
 
         yield plain

@@ -19,8 +19,9 @@ from lowrank.backends.torch.module import ModuleBackend
 from lowrank.backends.torch.normalize import normalize_
 from lowrank.backends.torch.tensors import module_in_float32
 from lowrank.errors import UnsupportedModel, first_line
-from lowrank.healing import Healing, Work
+from lowrank.healing.clock import Work
 from lowrank.healing.distill import Distillation
+from lowrank.healing.heal import Healing
 from lowrank.healing.watched import Watched, block_paths
 
 

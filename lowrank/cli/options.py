@@ -1,312 +1,297 @@
-"""The options that several subcommands share, each written once."""
+"""The options of the command line, each written once, and what the library takes for them."""
 
 from __future__ import annotations
 
-from enum import StrEnum
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lowrank.core.selection.registry import SELECTORS
+from lowrank.cli.verb import BUDGET, DATA, EXPERTS, HEALING, LARGE, OUTPUT, WEIGHTS, Option
+from lowrank.core.budget import Budget
+from lowrank.core.cost import Unit
+from lowrank.core.selection.registry import SELECTORS, selector_type
 from lowrank.core.structures import STRUCTURES
+from lowrank.core.weight import TARGETS
+from lowrank.edge.target import DTYPES, Profile, Target
+from lowrank.healing.options import Fold, Initial
 
 if TYPE_CHECKING:
-    pass
-if TYPE_CHECKING:
-    SelectorName = str
-else:
-    # A choice of what there is, for the parser and for completion.
-    SelectorName = StrEnum("SelectorName", {name: name for name in SELECTORS})
-
-
-class UnitName(StrEnum):
-    """What a budget can be a share of."""
-
-    params = "params"
-    bytes = "bytes"
-    macs = "macs"
-
-
-class Initial(StrEnum):
-    """What an adapter begins as."""
-
-    discarded = "discarded"
-    zero = "zero"
-
-
-class ProfileName(StrEnum):
-    """What graphs are for."""
-
-    portable = "portable"
-    ort = "ort"
-
-
-class DtypeName(StrEnum):
-    """What weights are stored in."""
-
-    none = "none"
-    fp16 = "fp16"
-    int8 = "int8"
-    int4 = "int4"
-    nbits4 = "nbits4"
-
-
-class Fold(StrEnum):
-    """What becomes of an adapter."""
-
-    no = "no"
-    exact = "exact"
-    rank = "rank"
-
+    from lowrank.backends import Opening
+    from lowrank.core.selection.selector import Selector
+    from lowrank.pipeline import Execution, Settings, Training
 
 STRUCTURE_NAMES = tuple(STRUCTURES)[1:]
-BUDGET, DATA, WEIGHTS, OUTPUT = "Budget", "Data", "Which weights", "Output and engine"
-HEALING, LARGE, EXPERTS = "Healing", "Large models", "For experts"
-"""The panels of options in a help text; what has none is what most people need, and stands first."""
-
-TARGET_NAMES = ("projections", "head", "embeddings", "conv", "all")
+UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-def _one_of(names: tuple[str, ...], incomplete: str) -> list[str]:
-    """Names with commas between them, of which the last one is completed."""
-    front, comma, start = incomplete.rpartition(",")
-    taken = front.split(",")
-    return [f"{front}{comma}{name}" for name in names if name.startswith(start) and name not in taken]
+def words_of(text: str) -> list[str]:
+    """Words with commas between them."""
+    return [part.strip() for part in text.split(",")]
 
 
-def complete_targets(incomplete: str) -> list[str]:
-    """Kinds of layers; for the shell."""
-    return _one_of(TARGET_NAMES, incomplete)
+def ratios_of(text: str) -> list[float]:
+    """Keep ratios with commas between them."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} are no keep ratios; give numbers with commas: 0.2,0.3,0.5") from None
 
 
-def complete_structures(incomplete: str) -> list[str]:
-    """Structures; for the shell."""
-    return _one_of(STRUCTURE_NAMES, incomplete)
+def bytes_of(text: str, option: str, example: str = "") -> float:
+    """A number of bytes with or without a unit."""
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([a-zA-Z]*)\s*", text)
+    try:
+        if match is None:
+            raise ValueError(text)
+        return float(match[1]) * UNITS[match[2].upper()]
+    except (KeyError, ValueError):
+        raise typer.BadParameter(f"{option} {text}: give bytes such as 8MB or 900KiB{example}") from None
 
 
-Model = Annotated[
-    str, typer.Argument(help="A Hugging Face folder, or a .safetensors, .pt, .pth, .bin, .pt2 or .onnx file.")
-]
-Run = Annotated[Path, typer.Option("--output", "-o", help="The run folder.")]
-Calib = Annotated[
-    Optional[str],  # noqa: UP045 - typer reads this form in every version
-    typer.Option(metavar="FILE", help="Calibration data: .txt, .tsv, .csv, .jsonl, .npz, or none."),
-]
-Column = Annotated[
-    str | None,
-    typer.Option(metavar="NAMES", help="Columns of a table or keys of .jsonl, with commas.", rich_help_panel=DATA),
-]
-Samples = Annotated[
-    int | None, typer.Option(min=1, metavar="N", help="Calibration samples at most (4096).", rich_help_panel=DATA)
-]
-Include = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NAME", help="Only these: name, glob or re:regex. Repeatable.", rich_help_panel=WEIGHTS),
-]
-Exclude = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NAME", help="Not these: name, glob or re:regex. Repeatable.", rich_help_panel=WEIGHTS),
-]
-Targets = Annotated[
-    str | None,
-    typer.Option(
-        metavar="KINDS",
-        help="projections, head, embeddings, conv or all, with commas.",
-        autocompletion=complete_targets,
-        rich_help_panel=WEIGHTS,
-    ),
-]
-Arch = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="package.module:factory that builds the dense module.", rich_help_panel=EXPERTS),
-]
-Config = Annotated[
-    str | None,
-    typer.Option(
-        help="run.yaml: a file with any of these options. Or config.json: how to build the model of a state dict.",
-        rich_help_panel=EXPERTS,
-    ),
-]
-Tokenizer = Annotated[
-    str | None,
-    typer.Option(metavar="PATH", help="tokenizer.json or its folder, if the model has none.", rich_help_panel=DATA),
-]
-Lora = Annotated[
-    str | None,
-    typer.Option(
-        "--lora", metavar="FOLDER", help="A LoRA from PEFT to merge into the model first.", rich_help_panel=EXPERTS
-    ),
-]
-WithPast = Annotated[
-    bool,
-    typer.Option(
-        "--with-past",
-        help="Also write a causal LM with its cache.",
-        rich_help_panel=OUTPUT,
-    ),
-]
-ProfileOption = Annotated[
-    Optional[ProfileName],  # noqa: UP045 - typer reads this form in every version
-    typer.Option("--profile", metavar="NAME", help="portable, or ort: ONNX Runtime alone.", rich_help_panel=OUTPUT),
-]
-Quantize = Annotated[
-    DtypeName,
-    typer.Option("--quantize", metavar="TYPE", help="Store weights as fp16, int8, int4 or nbits4."),
-]
-Elastic = Annotated[
-    str | None,
-    typer.Option(
-        "--elastic",
-        help="Keep ratios with commas: a small graph for each, over one file of numbers.",
-        rich_help_panel=OUTPUT,
-    ),
-]
-UnsafePickle = Annotated[
-    bool,
-    typer.Option("--unsafe-pickle", help="Let a model file run its own code.", rich_help_panel=EXPERTS),
-]
-Plots = Annotated[
-    Path | None,
-    typer.Option(
-        "--plots",
-        help="Also draw every plot of report.html to this folder, as PNG and SVG (extra: plot).",
-        rich_help_panel=OUTPUT,
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.", rich_help_panel=OUTPUT)]
-BudgetOption = Annotated[
-    float | None,
-    typer.Option("--budget", metavar="SHARE", help="Share of the targeted weights to keep: 0.3."),
-]
-UnitOption = Annotated[
-    UnitName,
-    typer.Option("--of", metavar="UNIT", help="What --budget counts: params, bytes or macs.", rich_help_panel=BUDGET),
-]
-ErrorOption = Annotated[
-    float | None,
-    typer.Option(
-        "--error", metavar="ERROR", help="Relative output error of each weight: 0.05.", rich_help_panel=BUDGET
-    ),
-]
-Timing = Annotated[
-    bool,
-    typer.Option(
-        "--timing/--no-timing",
-        " /--no-latency",
-        help="Time both models in ONNX Runtime.",
-        rich_help_panel=OUTPUT,
-    ),
-]
-LatencyOption = Annotated[
-    str | None,
-    typer.Option(
-        "--latency",
-        metavar="TIME",
-        help="Time for 128 tokens: 0.5 of the dense model's, or 12ms.",
-        rich_help_panel=BUDGET,
-    ),
-]
-SizeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--size",
-        metavar="SIZE",
-        help="Size of model.onnx: 8MB, or 0.2 of the original's.",
-        rich_help_panel=BUDGET,
-    ),
-]
-TableOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--table", metavar="FILE", help="Timings of another machine, from lowrank bench.", rich_help_panel=BUDGET
-    ),
-]
-TaskOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--task",
-        help="What it is measured on: fidelity, sts:FILE, classify:FILE, lm:FILE, images:FOLDER, retrieval:FOLDER, "
-        "package.module:function, mteb:NAME, lm_eval:NAME. Repeatable.",
-        rich_help_panel=BUDGET,
-    ),
-]
-MaxDrop = Annotated[
-    float | None,
-    typer.Option(
-        "--max-drop",
-        help="What each --task may lose: 0.01 is a point of its metric, or 1 % of a perplexity. Finds the keep ratio.",
-        rich_help_panel=BUDGET,
-    ),
-]
-SelectorOption = Annotated[
-    SelectorName,
-    typer.Option(
-        "--selector", metavar="NAME", help=f"How ranks are chosen: {', '.join(SELECTORS)}.", rich_help_panel=EXPERTS
-    ),
-]
-Multiple = Annotated[
-    int, typer.Option(min=1, metavar="N", help="Round ranks down to a multiple of this.", rich_help_panel=EXPERTS)
-]
-Seed = Annotated[
-    int, typer.Option(min=0, metavar="N", help="Random seed of the order of the samples.", rich_help_panel=HEALING)
-]
-Device = Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1.", rich_help_panel=HEALING)]
-Adapter = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        metavar="RANK",
-        help="Train a LoRA of this rank beside each layer instead.",
-        rich_help_panel=HEALING,
-    ),
-]
-AdapterInit = Annotated[
-    Initial,
-    typer.Option(metavar="START", help="Start it from discarded directions, or from zero.", rich_help_panel=HEALING),
-]
-FoldOption = Annotated[
-    Fold,
-    typer.Option(
-        "--fold",
-        metavar="HOW",
-        help="Fold the adapter in: no, exact, or rank (ranks stay).",
-        rich_help_panel=HEALING,
-    ),
-]
-Structures = Annotated[
-    str | None,
-    typer.Option(
-        help="Only these, with commas: two_factor, pivoted, product, rotary, neurons, shared, spatial, and with --size "
-        "residual. Default: all.",
-        autocompletion=complete_structures,
-        rich_help_panel=EXPERTS,
-    ),
-]
+def memory_of(text: str) -> int:
+    """A number of bytes of memory."""
+    return int(bytes_of(text, "--memory"))
 
 
-Memory = Annotated[
-    str | None,
-    typer.Option(
-        "--memory",
-        metavar="SIZE",
-        help="Memory to use: 4GB. Larger models are streamed.",
-        rich_help_panel=LARGE,
-    ),
-]
-Stream = Annotated[
-    Optional[bool],  # noqa: UP045 - typer reads this form in every version
-    typer.Option(
-        "--stream/--no-stream",
-        help="Read weight by weight. Default: if large.",
-        rich_help_panel=LARGE,
-    ),
-]
-Scheduler = Annotated[
-    str | None,
-    typer.Option(
-        "--scheduler", metavar="URL", help="Use the workers of a Dask cluster. Streams.", rich_help_panel=LARGE
-    ),
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.", rich_help_panel=LARGE)]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how long and how much, and stop.", rich_help_panel=LARGE)]
+def size_of(text: str) -> Budget:
+    """A budget of bytes, or of a share of the original's."""
+    return Budget.size(bytes_of(text, "--size", ", or a share such as 0.2"))
+
+
+def latency_of(text: str) -> Budget:
+    """A budget of milliseconds, or of a share of the dense model's time."""
+    number, unit = (text[:-2], "milliseconds") if text.endswith("ms") else (text, "latency")
+    try:
+        limit = float(number)
+    except ValueError:
+        raise typer.BadParameter(f"--latency {text}: give a share such as 0.5, or a time such as 12ms") from None
+    return Budget(unit, limit)
+
+
+def completed(names: Iterable[str]) -> Callable[[str], list[str]]:
+    """For the shell: completes the last of several names with commas between them."""
+
+    def complete(incomplete: str) -> list[str]:
+        front, comma, start = incomplete.rpartition(",")
+        taken = front.split(",")
+        return [f"{front}{comma}{name}" for name in names if name.startswith(start) and name not in taken]
+
+    return complete
+
+
+Model = Annotated[str, Option("", "Hugging Face folder, .safetensors, .pt, .onnx, ...", is_argument=True)]
+Run = Annotated[Path, Option("", "The folder of a finished run.", is_argument=True)]
+LATENCY = Option("TIME", "Time of 128 tokens: 12ms, or 0.5 of the original's.", BUDGET, parse=latency_of)
+SIZE = Option("SIZE", "Size of model.onnx: 8MB, or 0.2 of the original's.", BUDGET, parse=size_of)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetOptions:
+    """What the result may cost, or how far it may differ."""
+
+    budget: Annotated[float | None, Option("SHARE", "Share of the targeted weights to keep: 0.3.")] = None
+    of: Annotated[
+        Unit, Option("UNIT", "What it counts: params (default), bytes, macs.", BUDGET, show_default=False)
+    ] = "params"
+    error: Annotated[float | None, Option("ERROR", "Relative output error of each weight: 0.05.", BUDGET)] = None
+    latency: Annotated[Budget | None, LATENCY] = None
+    size: Annotated[Budget | None, SIZE] = None
+    task: Annotated[list[str] | None, Option("TASK", "Measure fidelity, sts:FILE, ... Repeatable.", BUDGET)] = None
+    max_drop: Annotated[float | None, Option("DROP", "What each --task may lose: 0.01 is one point.", BUDGET)] = None
+    table: Annotated[Path | None, Option("FILE", "Timings of another machine, by lowrank bench.", BUDGET)] = None
+    plan: Annotated[Path | None, Option("FILE", "Follow this plan.json, perhaps edited.", BUDGET)] = None
+
+    def limit(self) -> Budget | None:
+        """The budget that is named, if one is."""
+        share = None if self.budget is None else Budget(self.of, self.budget)
+        error = None if self.error is None else Budget.error(self.error)
+        named = [budget for budget in (share, error, self.latency, self.size) if budget is not None]
+        if len(named) > 1:
+            raise typer.BadParameter("give one of --budget, --error, --latency and --size")
+        return named[0] if named else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankOptions:
+    """How ranks are chosen, and factors made."""
+
+    selector: Annotated[
+        str,
+        Option(
+            "NAME", f"How ranks are chosen: {', '.join(SELECTORS)}.", EXPERTS, choices=SELECTORS, show_default=False
+        ),
+    ] = "knapsack"
+    multiple: Annotated[int, Option("N", "Ranks are multiples of N.", EXPERTS, least=1, show_default=False)] = 1
+    structures: Annotated[
+        list[str] | None,
+        Option(
+            "NAMES",
+            "Only these structures, with commas.",
+            EXPERTS,
+            parse=words_of,
+            complete=completed(STRUCTURE_NAMES),
+        ),
+    ] = None
+    refit: Annotated[bool, Option("", "Fit each factor to its inputs.", EXPERTS)] = True
+
+    def policy(self, default: Iterable[str] | None = None) -> Selector:
+        """The selector.
+
+        Args:
+            default: the structures that it may choose if none is named.
+        """
+        from lowrank.core.selection.knapsack import Knapsack
+
+        wanted = self.structures or default
+        if wanted is None:
+            return selector_type(self.selector)(multiple=self.multiple)
+        if self.selector != "knapsack":
+            raise typer.BadParameter(
+                f"--structures is for the knapsack; {self.selector} ranks are those of two factors"
+            )
+        unknown = [name for name in wanted if name not in STRUCTURES]
+        if unknown:
+            raise typer.BadParameter(f"there is no structure {unknown[0]!r}; there is {', '.join(STRUCTURES)}")
+        return Knapsack(multiple=self.multiple, structures=tuple(wanted))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Which weights are looked at, and on what data; None leaves a setting as it is."""
+
+    calib: Annotated[str | None, Option("FILE", "Data: .txt, .tsv, .csv, .jsonl, .npz, or none.")] = None
+    column: Annotated[str | None, Option("NAMES", "Columns of a table or keys of .jsonl, with commas.", DATA)] = None
+    samples: Annotated[int | None, Option("N", "Calibration samples at most (4096).", DATA, least=1)] = None
+    include: Annotated[list[str] | None, Option("NAME", "Only these: name, glob or re:regex. Repeatable.", WEIGHTS)] = (
+        None
+    )
+    exclude: Annotated[list[str] | None, Option("NAME", "Not these: name, glob or re:regex. Repeatable.", WEIGHTS)] = (
+        None
+    )
+    targets: Annotated[
+        list[str] | None,
+        Option("KINDS", f"Any of {', '.join(TARGETS)}.", WEIGHTS, parse=words_of, complete=completed(TARGETS)),
+    ] = None
+
+    def changes(self) -> dict[str, Any]:
+        """The settings that are named; the others stay what they are."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def settings(self) -> Settings:
+        """The settings that are named, and the defaults."""
+        from lowrank.pipeline import Settings
+
+        return Settings(**self.changes())
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpeningOptions:
+    """How to build a model whose file does not say."""
+
+    arch: Annotated[str | None, Option("NAME", "Built by package.module:factory.", EXPERTS)] = None
+    config: Annotated[str | None, Option("FILE", "run.yaml, or a model's config.json.", EXPERTS)] = None
+    tokenizer: Annotated[str | None, Option("PATH", "tokenizer.json or its folder, if there is none.", DATA)] = None
+    lora: Annotated[str | None, Option("FOLDER", "Merge this LoRA from PEFT first.", EXPERTS)] = None
+    keep_lora: Annotated[bool, Option("", "Keep the --lora as an adapter.", EXPERTS)] = False
+    unsafe_pickle: Annotated[bool, Option("", "Let a model file run its own code.", EXPERTS)] = False
+
+    def opening(self) -> Opening:
+        """How to build it; a LoRA that is kept is none of it."""
+        from lowrank.backends import Opening
+
+        if self.keep_lora and self.lora is None:
+            raise typer.BadParameter("--keep-lora is for a --lora")
+        options = asdict(self)
+        if options.pop("keep_lora"):
+            options["lora"] = None
+        return Opening(**options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What is written, where to, and what for."""
+
+    output: Annotated[Path, Option("FOLDER", "The run folder.", names=("--output", "-o"))] = Path("lowrank-run")
+    quantize: Annotated[
+        str,
+        Option("TYPE", f"Store weights as {', '.join([*DTYPES][1:])}.", choices=DTYPES, show_default=False),
+    ] = "none"
+    with_past: Annotated[bool, Option("", "Also with a KV cache.", OUTPUT)] = False
+    profile: Annotated[Profile | None, Option("NAME", "portable, or ort.", OUTPUT)] = None
+    timing: Annotated[
+        bool,
+        Option("", "Time both models.", OUTPUT, names=("--timing/--no-timing", " /--no-latency")),
+    ] = True
+    plots: Annotated[Path | None, Option("FOLDER", "Draw all plots into it.", OUTPUT)] = None
+    as_json: Annotated[bool, Option("", "Print JSON, no tables.", OUTPUT, names=("--json",))] = False
+
+    def target(self) -> Target:
+        """What graphs are written for."""
+        needed: Profile = "ort" if self.quantize == "nbits4" else "portable"
+        return Target(profile=self.profile or needed, dtype=DTYPES[self.quantize])
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealingOptions:
+    """How the compressed model is trained."""
+
+    heal: Annotated[float | None, Option("MINUTES", "Then train it to imitate the dense model.", least=0.01)] = None
+    seed: Annotated[int, Option("N", "Seed of the order of samples.", HEALING, least=0)] = 0
+    device: Annotated[str, Option("NAME", "Train on cpu, cuda or cuda:1.", HEALING)] = "cpu"
+    adapter: Annotated[int | None, Option("RANK", "Train a LoRA of this rank instead.", HEALING, least=1)] = None
+    initial: Annotated[
+        Initial,
+        Option(
+            "START",
+            "Start it from discarded (default) or zero.",
+            HEALING,
+            show_default=False,
+            names=("--adapter-init",),
+        ),
+    ] = "discarded"
+    fold: Annotated[Fold, Option("HOW", "Fold it in: no (default), exact or rank.", HEALING, show_default=False)] = "no"
+
+    def training(self, minutes: float | None = None, steps: int | None = None) -> Training | None:
+        """How to heal; None if nobody says for how long.
+
+        Args:
+            minutes: how long, in place of `heal`.
+            steps: so many steps instead.
+        """
+        from lowrank.pipeline import Training
+
+        if self.fold != "no" and self.adapter is None:
+            raise typer.BadParameter("--fold is for an --adapter")
+        options = asdict(self)
+        minutes = minutes or options["heal"]
+        del options["heal"]
+        if minutes is not None:
+            return Training(minutes=minutes, steps=steps, **options)
+        if self.adapter is not None:
+            raise typer.BadParameter("--adapter is trained: say for how long with --heal MINUTES")
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionOptions:
+    """How work is done. It changes nothing of what comes out."""
+
+    memory: Annotated[int | None, Option("SIZE", "Use 4GB; larger models are streamed.", LARGE, parse=memory_of)] = None
+    stream: Annotated[bool | None, Option("", "Read weight by weight.", LARGE)] = None
+    scheduler: Annotated[str | None, Option("URL", "Stream on the workers of a Dask cluster.", LARGE)] = None
+    resume: Annotated[bool, Option("", "Go on with an interrupted run.", LARGE)] = False
+    dry_run: Annotated[bool, Option("", "Say how long and how much, and stop.", LARGE)] = False
+
+    def execution(self) -> Execution:
+        """How work is done."""
+        from lowrank.pipeline import Execution
+
+        if self.stream is False and self.scheduler is not None:
+            raise typer.BadParameter("--scheduler streams: leave --no-stream out")
+        options = asdict(self)
+        del options["dry_run"]
+        return Execution(**options)

@@ -3,90 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import wraps
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
+from lowrank.cli.verb import Flag, Verb
 from lowrank.flat_yaml import RunFileError, Truth, read_flat
 
 OPTION = "--config"
 SUFFIXES = (".yaml", ".yml")
 """Of run files; anything else that `--config` is given is a model's config.json."""
-MARKED = Annotated[str | None, typer.Option(OPTION, help="run.yaml: a file with any of these options.")]
-
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """What a command takes: an argument, or an option with its names."""
-
-    name: str
-    """Of the Python parameter."""
-    kind: Any
-    """Its type."""
-    info: Any
-    """What typer knows of it."""
-    options: tuple[str, ...]
-    """As on the command line; nothing for an argument."""
-    off: str = ""
-    """What turns a switch off."""
-
-    @property
-    def key(self) -> str:
-        """As it is called in a file."""
-        long = [name for name in self.options if name.startswith("--")]
-        return (long or list(self.options) or [self.name])[0].lstrip("-")
-
-    @property
-    def is_switch(self) -> bool:
-        """Whether it takes no value."""
-        return self.kind is bool or bool in get_args(self.kind)
-
-    @property
-    def is_list(self) -> bool:
-        """Whether it can be given more than once."""
-        return any(get_origin(each) is list for each in (self.kind, *get_args(self.kind)))
-
-    @property
-    def is_text(self) -> bool:
-        """Whether it takes text, or a list with commas."""
-        return str in (self.kind, *get_args(self.kind))
-
-
-class App(typer.Typer):
-    """A command line of which every command takes a run file."""
-
-    def command(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
-        """Register a command, which is returned as it was."""
-        register = super().command(*args, **kwargs)
-
-        def decorate(function: Any) -> Any:
-            register(_listing(function))
-            return function
-
-        return decorate
-
-
-def _listing(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with `--config` in its help, if it has none of its own."""
-    signature = inspect.signature(function, eval_str=True)
-    if "config" in signature.parameters:
-        return function
-
-    @wraps(function)
-    def run(*args: Any, config: str | None = None, **kwargs: Any) -> Any:
-        if config is not None:
-            raise typer.BadParameter(f"{config}: here it takes a run file, whose name ends in .yaml")
-        return function(*args, **kwargs)
-
-    extra = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=MARKED)
-    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), extra])  # type: ignore[attr-defined]
-    run.__annotations__ = {**function.__annotations__, "config": MARKED}
-    return run
 
 
 def expanded(arguments: Sequence[str], app: typer.Typer) -> list[str]:
@@ -102,24 +30,20 @@ def expanded(arguments: Sequence[str], app: typer.Typer) -> list[str]:
         RunFileError: if the file cannot be read, or holds what the command does not take.
     """
     path, rest = _without_file(arguments)
-    command = next((each for each in app.registered_commands if each.callback and rest[:1] == [_called(each)]), None)
-    if path is None or command is None or command.callback is None:
+    verb = next((each.callback for each in app.registered_commands if rest[:1] == [each.name]), None)
+    if path is None or not isinstance(verb, Verb):
         return list(arguments)
-    flags = flags_of(command.callback)
+    flags = verb.flags
     values = read_run_file(Path(path).expanduser(), flags, rest[0])
     given = _given(rest[1:], flags)
-    places = [values[flag.name] for flag in flags if not flag.options and flag.name in values]
-    named = [flag for flag in flags if flag.options and flag.name in values and flag.name not in given]
+    places = [values[flag.name] for flag in flags if not flag.on and flag.name in values]
+    named = [flag for flag in flags if flag.on and flag.name in values and flag.name not in given]
     return [
         rest[0],
         *([] if "" in given else map(str, places)),
         *(token for flag in named for token in _tokens(flag, values[flag.name])),
         *rest[1:],
     ]
-
-
-def _called(command: Any) -> str:
-    return command.name or command.callback.__name__.replace("_", "-")
 
 
 def _without_file(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -141,40 +65,9 @@ def _without_file(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     return found, rest
 
 
-def flags_of(function: Callable[..., Any]) -> list[Flag]:
-    """All that a command takes, from the annotations that typer reads, too."""
-    hints = get_type_hints(function, include_extras=True)
-    found: list[Flag] = []
-    for name in inspect.signature(function).parameters:
-        kind, info = (*get_args(hints[name]), None)[:2] if get_origin(hints[name]) is Annotated else (hints[name], None)
-        if isinstance(info, typer.models.ArgumentInfo):
-            found.append(Flag(name, kind, info, ()))
-            continue
-        written = _declared(info)
-        switch = kind is bool or bool in get_args(kind)
-        dashed = f"--{name.replace('_', '-')}"
-        if not written:
-            written = [f"{dashed}/--no-{dashed[2:]}" if switch else dashed]
-        pairs = [part.partition("/") for part in written]
-        on = tuple(first for first, _, _ in pairs if first)
-        off = next((last for _, _, last in pairs if last), "")
-        found.append(Flag(name, kind, info, on, off))
-    return found
-
-
-def _declared(info: Any) -> list[str]:
-    """The names that an annotation gives an option; typer takes the first of them for a default until it looks."""
-    first = getattr(info, "default", None)
-    names = [*([first] if isinstance(first, str) else []), *(getattr(info, "param_decls", None) or ())]
-    return ["/".join(part.strip() for part in name.split("/")) for name in names]
-
-
 def _given(tokens: Sequence[str], flags: Sequence[Flag]) -> set[str]:
     """Names of the parameters that are on the command line; an empty one stands for arguments."""
-    known = {option: flag for flag in flags for option in flag.options}
-    for flag in flags:
-        known |= {each: flag for name in _declared(flag.info) if (each := name.partition("/")[2])}
-        known |= {flag.off: flag} if flag.off else {}
+    known = {name: flag for flag in flags for name in (*flag.on, *flag.off)}
     found: set[str] = set()
     at = 0
     while at < len(tokens):
@@ -193,8 +86,7 @@ def _given(tokens: Sequence[str], flags: Sequence[Flag]) -> set[str]:
 def _tokens(flag: Flag, value: Any) -> list[str]:
     """What to type for a value."""
     if flag.is_switch:
-        word = flag.options[0] if value else flag.off
-        return [word] if word else []
+        return [*(flag.on if value else flag.off)][:1]
     values = value if isinstance(value, list) else [value]
     return [f"--{flag.key}={each}" for each in values]
 
@@ -238,10 +130,8 @@ def _validated(
             kind = Annotated[kind, BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
         elif flag.is_text:
             kind = Annotated[kind, BeforeValidator(_joined)]
-        limits = {"ge": getattr(flag.info, "min", None), "le": getattr(flag.info, "max", None)}
-        limits = {name: limit for name, limit in limits.items() if limit is not None}
-        if limits:
-            kind = Annotated[kind, Field(**limits)]
+        if flag.option.least is not None:
+            kind = Annotated[kind, Field(ge=flag.option.least, le=flag.option.most)]
         fields[flag.name] = (kind, Field(default=None, alias=key))
     model = create_model(
         "RunFile", __config__=ConfigDict(coerce_numbers_to_str=True, protected_namespaces=()), **fields

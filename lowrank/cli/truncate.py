@@ -1,4 +1,4 @@
-"""The command line's verb for a finished result that is cut again."""
+"""`lowrank truncate`."""
 
 from __future__ import annotations
 
@@ -8,72 +8,47 @@ from typing import Annotated
 
 import typer
 
-from lowrank.cli.heal import exit_on
-from lowrank.cli.options import (
-    Arch,
-    BudgetOption,
-    Calib,
-    Column,
-    ErrorOption,
-    Json,
-    SizeOption,
-    Timing,
-    UnitName,
-    UnitOption,
-    UnsafePickle,
-)
-from lowrank.cli.parse import budget_of, changes_of
-from lowrank.report.terminal.terminal import notes, print_json, print_table, progress_bars
+from lowrank.cli.options import BudgetOptions, DataOptions, OpeningOptions, OutputOptions, RankOptions, Run
+from lowrank.cli.running import show_run
+from lowrank.cli.verb import Option, Verb
+from lowrank.report.terminal.terminal import progress_bars
 
 
+@Verb
 def truncate(
-    run: Annotated[Path, typer.Argument(help="The folder of a finished run; it stays as it is.")] = Path("lowrank-run"),
-    budget: BudgetOption = None,
-    of: UnitOption = UnitName.params,
-    error: ErrorOption = None,
-    size: SizeOption = None,
+    *,
+    run: Run = Path("lowrank-run"),
+    goal: Annotated[BudgetOptions, "budget", "of", "error", "size"],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of the result. Default: RUN-0.2, beside the run.")
+        Path | None, Option("FOLDER", "Folder of the result (RUN-0.2, beside the run).", names=("--output", "-o"))
     ] = None,
-    calib: Calib = None,
-    column: Column = None,
-    arch: Arch = None,
-    unsafe_pickle: UnsafePickle = False,
-    refit: Annotated[bool, typer.Option(help="Fit what is cut to what it sees in the smaller model.")] = True,
-    timing: Timing = True,
-    as_json: Json = False,
+    data: Annotated[DataOptions, "calib", "column"],
+    opening: Annotated[OpeningOptions, "arch", "unsafe_pickle"],
+    ranks: Annotated[RankOptions, "refit"],
+    result: Annotated[OutputOptions, "timing", "as_json"],
 ) -> None:
-    """Cut a finished result to a smaller budget; the original need not exist any more."""
+    """Cut a finished result to a smaller budget.
+
+    The run stays as it is, and the original model need not exist any more.
+    """
     from lowrank import pipeline
     from lowrank.artifacts import load_analysis
-    from lowrank.backends import Opening
-    from lowrank.report.terminal.show import show_files
 
-    wanted = budget_of(budget, of, error, None, size)
-    if wanted is None:
+    budget = goal.limit()
+    if budget is None:
         raise typer.BadParameter("give --budget, --error or --size")
-    changes = changes_of(calib, column, None, None, None, None)
+    changes = data.changes()
     settings = replace(pipeline.Settings.from_json(load_analysis(run).settings), **changes) if changes else None
-    folder = output or pipeline.cut_name(run, wanted)
+    folder = output or pipeline.cut_name(run, budget)
     with progress_bars() as track:
         report = pipeline.truncate(
             run,
-            wanted,
+            budget,
             output=folder,
             settings=settings,
-            opening=Opening(arch=arch, unsafe_pickle=unsafe_pickle),
-            refit=refit,
-            latency=timing,
+            opening=opening.opening(),
+            refit=ranks.refit,
+            latency=result.timing,
             track=track,
         )
-    if as_json:
-        print_json(report.to_json())
-    else:
-        from lowrank.report.terminal.tables import plan_table, report_table
-
-        analysis = load_analysis(folder)
-        print_table(plan_table(pipeline.read_plan(folder / pipeline.PLAN_FILE, analysis, None), analysis))
-        print_table(report_table(report))
-        notes(report.notes)
-        show_files(folder)
-    exit_on(report)
+    show_run(report, folder, result.as_json)

@@ -5,13 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Role = Literal["projection", "head", "embedding", "conv"]
 """`projection`: inside a repeated block (attention, feed-forward). `head`: outside, near the output."""
+
+TARGETS: dict[str, tuple[Role, ...]] = {
+    "projections": ("projection",),
+    "head": ("head",),
+    "embeddings": ("embedding",),
+    "conv": ("conv",),
+    "all": ("projection", "head", "embedding", "conv"),
+}
+"""What the setting `targets` may name, and the roles that each name stands for."""
 
 LayerKind = Literal["linear", "contraction", "lookup", "conv", "experts"]
 """How a layer applies its weight: a plain product, a product of any other form, a table of rows, a convolution, or one
@@ -67,8 +77,10 @@ class View:
 
     def shape(self, stored: Sequence[int]) -> tuple[int, int, int]:
         """(stack, rows, cols) of a stored tensor of this shape."""
-        found = self.matrix(np.broadcast_to(np.int8(0), tuple(stored))).shape
-        return (1, *found) if len(found) == 2 else (found[0], found[1], found[2])
+        import numpy as np
+
+        seen = self.matrix(np.broadcast_to(np.int8(0), tuple(stored))).shape
+        return (1, *seen) if len(seen) == 2 else (seen[0], seen[1], seen[2])
 
     def _sizes(self, pattern: str) -> dict[str, int]:
         inside = " ".join(re.findall(r"\(([^)]*)\)", pattern)).split()

@@ -14,6 +14,15 @@ Dtype = Literal["float32", "float16", "int8", "int4", "nbits4", "mixed"]
 """What weights are stored in. Integers are also computed with, in eight bits; `nbits4` is what ONNX Runtime has
 operators of its own for, `mixed` is as the plan says for each weight."""
 
+DTYPES: dict[str, Dtype] = {
+    "none": "float32",
+    "fp16": "float16",
+    "int8": "int8",
+    "int4": "int4",
+    "nbits4": "nbits4",
+}
+"""What `--quantize` may ask for."""
+
 OLDEST = (1, 22, 1)
 """ONNX Runtime before it gives wrong numbers for fused attention on padded batches."""
 
@@ -45,8 +54,8 @@ class Target:
             return
         import onnxruntime
 
-        found = tuple(int(part) for part in onnxruntime.__version__.split(".")[:3] if part.isdigit())
-        if found < OLDEST:
+        installed = tuple(int(part) for part in onnxruntime.__version__.split(".")[:3] if part.isdigit())
+        if installed < OLDEST:
             raise ExportError(
                 f"--profile ort is for onnxruntime {'.'.join(map(str, OLDEST))} and later, and here is "
                 f"{onnxruntime.__version__}, which gives wrong numbers for padded batches; use --profile portable"

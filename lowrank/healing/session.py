@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,24 +27,9 @@ from lowrank.healing.clock import Work
 from lowrank.healing.discarded import begin_with_the_discarded
 from lowrank.healing.distill import Distillation
 from lowrank.healing.heal import Healing
+from lowrank.healing.options import AdapterOptions
 from lowrank.healing.parameters import restore_, snapshot, trainable
 from lowrank.healing.watched import Watched, block_paths, on_device
-
-Initial = Literal["discarded", "zero"]
-"""What an adapter begins as: the best of what truncation left out, if held-out samples find that better, or nothing."""
-
-Fold = Literal["no", "exact", "rank"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterOptions:
-    """Train residuals of this rank on frozen factors, in place of the factors."""
-
-    rank: int
-    initial: Initial = "discarded"
-    fold: Fold = "no"
-    """Whether they are to become part of the factors, whose ranks grow, or are cut back to what they were; layers that
-    share a factor with others have none then."""
 
 
 @dataclass(frozen=True, eq=False)

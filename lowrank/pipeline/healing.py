@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from lowrank.artifacts import hash_json, staged, write_json
 from lowrank.artifacts.lock import holding
@@ -16,6 +16,7 @@ from lowrank.calibrate import Calibration, training_batches
 from lowrank.core.plan import Plan
 from lowrank.errors import ArtifactError, ExportError, HealingError
 from lowrank.evaluate.measure import compare_latency, quality_of
+from lowrank.healing.options import Fold, Initial
 from lowrank.pipeline.budgets.quality_drop import read_benchmark
 from lowrank.pipeline.publish.adapters import folded, keep_adapter, write_adapters
 from lowrank.pipeline.publish.model_card import write_card
@@ -41,7 +42,7 @@ from lowrank.results.parts import HealingResult
 from lowrank.results.report import ONNX_FILE, Report
 
 if TYPE_CHECKING:
-    from lowrank.healing import Session as Healed
+    from lowrank.healing.session import Session as Healed
 
 FEWEST = 10
 """Samples: fewer cannot be split into those to learn from and those to be judged by."""
@@ -61,9 +62,9 @@ class Training:
     """`cpu`, `cuda` or `cuda:1`."""
     adapter: int | None = None
     """Freeze the model, and train a residual of this rank beside each factored layer."""
-    initial: Literal["discarded", "zero"] = "discarded"
+    initial: Initial = "discarded"
     """What an adapter begins as: the best of what truncation left out, or nothing; nothing if it is cut back again."""
-    fold: Literal["no", "exact", "rank"] = "no"
+    fold: Fold = "no"
     """Keep an adapter by itself; or fold it into the factors, whose ranks grow, or are cut back to what they were."""
 
     def __post_init__(self) -> None:
@@ -260,7 +261,9 @@ def _check_adapter(folder: Path, report: Report, training: Training) -> None:
 
 def _train(opened: Session, small: Backend, training: Training, path: Path, key: str, resume: bool) -> Healed:
     """Train the module of `small`, or an adapter for it."""
-    from lowrank.healing import AdapterOptions, Work, start
+    from lowrank.healing.clock import Work
+    from lowrank.healing.options import AdapterOptions
+    from lowrank.healing.session import start
 
     calibration, settings = _data_of(opened), opened.settings
     text = Path(settings.calib).expanduser() if settings.calib else None

@@ -7,17 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowrank.core.weight import Role
 from lowrank.errors import ArtifactError
 
 NO_DATA = "none"
-ROLES: dict[str, tuple[Role, ...]] = {
-    "projections": ("projection",),
-    "head": ("head",),
-    "embeddings": ("embedding",),
-    "conv": ("conv",),
-    "all": ("projection", "head", "embedding", "conv"),
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from lowrank.backends import Backend
 from lowrank.core.match import selector_of
-from lowrank.core.weight import Coupling, Group, Skip, Weight
+from lowrank.core.weight import TARGETS, Coupling, Group, Skip, Weight
 from lowrank.errors import PatternError, UnsupportedModel
-from lowrank.pipeline.settings import ROLES, Settings
+from lowrank.pipeline.settings import Settings
 
 COUPLED_INPUTS = 4096
 """Wider inputs of coupled weights get no moment: it would take 128 MB for each fold of each."""
@@ -28,12 +28,12 @@ def targeted(backend: Backend, settings: Settings) -> tuple[tuple[Weight, ...], 
         PatternError: if a target or a pattern names nothing.
         UnsupportedModel: if no weight is targeted.
     """
-    unknown = [t for t in settings.targets if t not in ROLES]
+    unknown = [t for t in settings.targets if t not in TARGETS]
     if unknown:
-        raise PatternError(f"--targets {unknown[0]}: it can be {', '.join(ROLES)}, several with commas")
+        raise PatternError(f"--targets {unknown[0]}: it can be {', '.join(TARGETS)}, several with commas")
     names = [weight.name for weight in backend.weights] + [skip.name for skip in backend.skips]
     wanted = selector_of(settings.include, settings.exclude, names)
-    roles = {role for target in settings.targets for role in ROLES[target]}
+    roles = {role for target in settings.targets for role in TARGETS[target]}
     # A name that is given is asked for, whatever its role.
     asked = bool(settings.include)
     chosen, skips = [], list(backend.skips)

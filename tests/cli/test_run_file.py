@@ -13,7 +13,7 @@ import pytest
 from builders import read, saved_state
 
 from lowrank.cli.app import app
-from lowrank.cli.run_file import RunFileError, expanded, flags_of, read_run_file
+from lowrank.cli.run_file import RunFileError, expanded, read_run_file
 
 
 def written(folder: Path, text: str) -> Path:
@@ -42,9 +42,9 @@ def test_a_file_equals_flags_and_the_command_line_wins(tmp_path: Path, cli: Call
     assert again.code == 0 and read(tmp_path / "again" / "plan.json")["groups"] == read(run / "plan.json")["groups"]
 
 
-@pytest.mark.parametrize("command", app.registered_commands, ids=lambda c: c.callback.__name__)
+@pytest.mark.parametrize("command", app.registered_commands, ids=lambda c: c.name)
 def test_every_option_of_every_command_can_be_in_a_file(command: Any, tmp_path: Path) -> None:
-    flags = flags_of(command.callback)
+    flags = command.callback.flags
     samples: dict[Any, Any] = {}
     for flag in flags:
         choices = [
@@ -55,7 +55,7 @@ def test_every_option_of_every_command_can_be_in_a_file(command: Any, tmp_path: 
         number = any(kind in (flag.kind, *getattr(flag.kind, "__args__", ())) for kind in (int, float))
         samples[flag.key] = True if flag.is_switch else choices[0] if choices else 20 if number else "word"
     text = "".join(f"{key.replace('-', '_')}: {str(value).lower()}\n" for key, value in samples.items())
-    name = command.name or command.callback.__name__
+    name = command.name
     values = read_run_file(written(tmp_path, text), flags, name)
     assert set(values) == {flag.name for flag in flags}
     tokens = expanded([name, "--config", str(tmp_path / "run.yaml")], app)
@@ -140,12 +140,3 @@ def test_completion_in_bash(tmp_path: Path) -> None:
         "lowrank analyze mod -> ",
         "complete -o default -F _lowrank_completion lowrank",
     ]
-
-
-def test_what_completion_offers_is_what_there_is() -> None:
-    from lowrank.cli.options import STRUCTURE_NAMES, TARGET_NAMES
-    from lowrank.core.structures import STRUCTURES
-    from lowrank.pipeline.settings import ROLES
-
-    assert set(STRUCTURE_NAMES) == set(STRUCTURES) - {"dense"}
-    assert set(TARGET_NAMES) == set(ROLES)

@@ -24,9 +24,11 @@ from lowrank.core.truncation.directions import directions
 from lowrank.core.truncation.pivoted import pivot
 from lowrank.edge.adapters import check_adapter, export_adaptable, write_adapter
 from lowrank.errors import HealingError, UnsupportedModel
-from lowrank.healing import AdapterOptions, Session, Work, start
 from lowrank.healing.adapter import adaptable, attach, fold
+from lowrank.healing.clock import Work
 from lowrank.healing.discarded import begin_with_the_discarded
+from lowrank.healing.options import AdapterOptions
+from lowrank.healing.session import Session, start
 from lowrank.nn import Adaptable
 from lowrank.progress import silent
 

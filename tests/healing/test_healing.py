@@ -17,12 +17,13 @@ from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.core.distance import Reference
 from lowrank.errors import HealingError
-from lowrank.healing import Healing, Work, start
 from lowrank.healing.blocks import BlockFit
-from lowrank.healing.clock import Part
+from lowrank.healing.clock import Part, Work
 from lowrank.healing.distill import mixed, steps_in_turn
+from lowrank.healing.heal import Healing
 from lowrank.healing.optimizer import Optimizer
 from lowrank.healing.parameters import snapshot
+from lowrank.healing.session import start
 
 
 def cut(name: str, share: float = 0.25) -> tuple[ModuleBackend, ModuleBackend, list[Feed]]:

@@ -18,7 +18,7 @@ from lowrank.pipeline.run.layout import ADAPTABLE_FILE, ADAPTER_FILE, ADAPTER_FI
 
 if TYPE_CHECKING:
     from lowrank.edge.adapters import Residuals
-    from lowrank.healing import Session
+    from lowrank.healing.session import Session
 
 
 def write_adapters(

@@ -170,7 +170,8 @@ class CandidateBuilder:
         return small
 
     def _healed(self, kind: Method) -> Candidate:
-        from lowrank.healing import Work, start
+        from lowrank.healing.clock import Work
+        from lowrank.healing.session import start
 
         assert kind.keep is not None and self.heal is not None
         calibration, fit = self._data()
@@ -193,7 +194,7 @@ class CandidateBuilder:
 
     def _student(self) -> Candidate:
         from lowrank.baselines import distillation, half_of, save_student
-        from lowrank.healing import Work
+        from lowrank.healing.clock import Work
 
         student, kind = half_of(self.session.dense), Method("student")
         calibration, fit = self._data()

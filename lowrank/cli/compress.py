@@ -1,0 +1,76 @@
+"""`lowrank compress`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from lowrank.cli.options import (
+    BudgetOptions,
+    DataOptions,
+    ExecutionOptions,
+    HealingOptions,
+    OpeningOptions,
+    OutputOptions,
+    RankOptions,
+)
+from lowrank.cli.running import running, show_run
+from lowrank.cli.verb import Option, Verb
+from lowrank.report.terminal.show import show_estimate
+
+
+@Verb
+def compress(
+    *,
+    model: Annotated[
+        str | None, Option("", "As for analyze; without it, the model of the run.", is_argument=True)
+    ] = None,
+    goal: BudgetOptions,
+    result: OutputOptions,
+    data: DataOptions,
+    ranks: RankOptions,
+    opening: OpeningOptions,
+    healing: HealingOptions,
+    work: ExecutionOptions,
+) -> None:
+    """Factor a model within a budget.
+
+    Writes model/, model.onnx, plan.json, report.json and report.html to the run folder.
+    """
+    from lowrank import pipeline
+
+    budget, output = goal.limit(), result.output
+    if budget is None and goal.plan is None and goal.max_drop is None:
+        raise typer.BadParameter("give --budget, --error, --latency, --size, --max-drop or --plan")
+    if goal.max_drop is not None and (budget is not None or goal.plan is not None):
+        raise typer.BadParameter("--max-drop finds its own keep ratio: leave other budgets and --plan out")
+    how, changes, execution = opening.opening(), data.changes(), work.execution()
+    stored = pipeline.kept_analysis(output)
+    settings = replace(pipeline.settings_of(stored, model, goal.size is not None), **changes) if changes else None
+    if work.dry_run:
+        show_estimate(pipeline.foresee(model, goal.budget or 1.0, output, settings, how, execution), result.as_json)
+        return
+    with running(output, result.plots) as track:
+        report = pipeline.compress(
+            model,
+            budget,
+            output=output,
+            plan=goal.plan,
+            selector=ranks.policy(pipeline.SAME_CHANNELS if opening.keep_lora else None),
+            settings=settings,
+            opening=how,
+            refit=ranks.refit,
+            beside=opening.lora if opening.keep_lora else None,
+            heal=healing.training(),
+            tasks=goal.task or (),
+            max_drop=goal.max_drop,
+            latency=result.timing,
+            with_past=result.with_past,
+            timings=goal.table,
+            target=result.target(),
+            execution=execution,
+            track=track,
+        )
+    show_run(report, output, result.as_json)

@@ -1,0 +1,89 @@
+"""`lowrank export`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lowrank.cli.options import DataOptions, Model, OpeningOptions, OutputOptions, ratios_of
+from lowrank.cli.verb import OUTPUT, Option, Verb
+from lowrank.report.terminal.terminal import progress_bars, say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forms:
+    """Other forms than one dense graph."""
+
+    elastic: Annotated[str | None, Option("RATIOS", "A small graph for each, one data file for all.", OUTPUT)] = None
+    ort: Annotated[bool, Option("", "Also as .ort, for small runtimes.")] = False
+    adapter_inputs: Annotated[bool, Option("", "A graph that takes a LoRA at every run.")] = False
+    hub: Annotated[bool, Option("", "A run as a folder for transformers.")] = False
+
+
+@Verb
+def export(
+    *,
+    model: Model,
+    output: Annotated[Path, Option("FOLDER", "Folder for model.onnx.", names=("--output", "-o"))],
+    opset: Annotated[int, Option("N", "ONNX operator set, 18 to 23.", least=18, most=23)] = 20,
+    result: Annotated[OutputOptions, "quantize", "with_past", "profile"],
+    forms: Forms,
+    data: Annotated[DataOptions, "calib", "column"],
+    opening: Annotated[OpeningOptions, "arch", "config", "unsafe_pickle"],
+) -> None:
+    """Write a model to ONNX, or a result in another form.
+
+    A dense model is written the same way as a compressed one, for comparison. --ort, --adapter-inputs and --hub
+    also take a run folder.
+    """
+    from lowrank import pipeline
+
+    how, target = opening.opening(), result.target()
+    others = [forms.ort, forms.elastic, result.with_past, result.profile]
+    if forms.hub:
+        if forms.adapter_inputs or any(others):
+            raise typer.BadParameter("--hub takes the graphs of a run; leave the other forms out, but for --quantize")
+        for path in pipeline.export_hub(model, output, dtypes=[target.dtype], remark=say):
+            say(f"{path} ({sum(p.stat().st_size for p in path.parent.glob(f'{path.name}*')):,} bytes)")
+        return
+    if forms.adapter_inputs:
+        if any(others) or target.is_rounded:
+            raise typer.BadParameter("--adapter-inputs is a graph of its own; leave the other forms out")
+        path, count = pipeline.export_adapter_inputs(model, output, opening=how)
+        say(f"{path} ({path.stat().st_size:,} bytes): {count} layers take an adapter, none of them needs one")
+        return
+    graph = pipeline.graph_of(model) if forms.ort else None
+    if graph is None and forms.elastic is not None:
+        if result.with_past:
+            raise typer.BadParameter("--with-past is for one size; leave --elastic out")
+        with progress_bars() as track:
+            paths = pipeline.export_elastic(
+                model,
+                ratios_of(forms.elastic),
+                output,
+                settings=data.settings(),
+                opening=how,
+                target=target,
+                opset=opset,
+                track=track,
+            )
+        for keep, path in paths.items():
+            say(f"{path} ({path.stat().st_size:,} bytes), keep ratio {keep:g}")
+        shared = output / pipeline.ELASTIC_DATA
+        say(f"{shared} ({shared.stat().st_size:,} bytes), the numbers of all of them")
+        return
+    if graph is None:
+        from lowrank.backends.onnx.save import file_size
+
+        if data.changes():
+            raise typer.BadParameter("--calib and --column choose ranks, which only --elastic needs")
+        graph = pipeline.export(
+            model, output, opening=how, opset=opset, with_past=result.with_past, target=target, remark=say
+        )
+        say(f"{graph} ({file_size(graph):,} bytes), " + ("rounded." if target.is_rounded else "same outputs as torch."))
+    if forms.ort:
+        for path in pipeline.export_ort(graph, output):
+            say(f"{path} ({path.stat().st_size:,} bytes)")

@@ -1,0 +1,214 @@
+"""Verb: a subcommand whose options are the fields of the dataclasses that its function takes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass, fields, is_dataclass
+from enum import Enum, StrEnum
+from functools import update_wrapper
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import typer
+
+DATA, WEIGHTS, BUDGET, OUTPUT = "Data", "Which weights", "Budget", "Output and engine"
+HEALING, LARGE, EXPERTS = "Healing", "Large models", "For experts"
+PANELS = (None, BUDGET, DATA, WEIGHTS, OUTPUT, HEALING, LARGE, EXPERTS)
+"""Groups of options in a help text, in their order. What most people need is in none and stands first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """How the command line takes a value: the metadata of a field or a parameter."""
+
+    metavar: str
+    """What stands for the value in a help text; empty for a switch."""
+    help: str
+    panel: str | None = None
+    _: KW_ONLY
+    names: tuple[str, ...] = ()
+    """As typer takes them; by default the name of the field, of a switch that is on or undecided with its opposite."""
+    is_argument: bool = False
+    choices: Iterable[str] = ()
+    """The words that are allowed; by default those of the field's `Literal`."""
+    parse: Callable[[str], Any] | None = None
+    """Makes the value from text."""
+    least: float | None = None
+    most: float | None = None
+    complete: Callable[[str], list[str]] | None = None
+    """For the shell: words that begin so."""
+    show_default: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """An option or argument of one verb."""
+
+    name: str
+    """Of the field or parameter."""
+    owner: str
+    """The parameter whose dataclass has the field; empty if it is a parameter itself."""
+    kind: Any
+    """The type that is read from the command line."""
+    option: Option
+    default: Any = inspect.Parameter.empty
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it takes no value."""
+        return self.kind is bool or bool in get_args(self.kind)
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it can be given more than once."""
+        return any(get_origin(each) is list for each in (self.kind, *get_args(self.kind)))
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it takes text, or a list with commas."""
+        return str in (self.kind, *get_args(self.kind))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """As typer takes them: `--on/--off`, and nothing for an argument."""
+        if self.option.is_argument or self.option.names:
+            return self.option.names
+        word = self.name.replace("_", "-")
+        return (f"--{word}/--no-{word}" if self.is_switch and self.default is not False else f"--{word}",)
+
+    @property
+    def on(self) -> tuple[str, ...]:
+        """The names on the command line, of a switch those that turn it on."""
+        return tuple(name for each in self.names if (name := each.partition("/")[0].strip()))
+
+    @property
+    def off(self) -> tuple[str, ...]:
+        """The names that turn a switch off."""
+        return tuple(name for each in self.names if (name := each.partition("/")[2].strip()))
+
+    @property
+    def key(self) -> str:
+        """The name in a run file."""
+        return next((name for name in self.on if name.startswith("--")), self.name).lstrip("-")
+
+    @property
+    def parameter(self) -> inspect.Parameter:
+        """What typer reads."""
+        option = self.option
+        shown: dict[str, Any] = {
+            "help": option.help,
+            "rich_help_panel": option.panel,
+            "autocompletion": option.complete,
+            "show_default": option.show_default and not self.is_switch,
+            "metavar": option.metavar if option.metavar or self.is_switch else None,
+        }
+        info = typer.Argument(**shown) if option.is_argument else typer.Option(*self.names, **shown)
+        choices = isinstance(self.default, str) and _plain(self.kind) not in (str, None)
+        default = _plain(self.kind)(self.default) if choices else self.default
+        return inspect.Parameter(
+            self.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[self.kind, info]
+        )
+
+    def read(self, value: Any) -> Any:
+        """The value of the field from what typer gives.
+
+        Raises:
+            BadParameter: if it is out of its range, or no text of this kind.
+        """
+        option = self.option
+        if isinstance(value, Enum):
+            return value.value
+        if isinstance(value, int | float):
+            too_small = option.least is not None and not value >= option.least
+            if too_small or (option.most is not None and not value <= option.most):
+                low = "" if option.least is None else f"{option.least}<="
+                span = f"{low}x<={option.most}" if option.most is not None else f"x>={option.least}"
+                raise typer.BadParameter(f"{value} is not in the range {span}.", param_hint=f"'{self.on[0]}'")
+        if isinstance(value, str) and option.parse is not None:
+            return option.parse(value)
+        # Some versions of typer give an empty list for what is not on the command line.
+        return self.default if value == [] else value
+
+
+CONFIG = Flag("config", "", str | None, Option("FILE", "run.yaml: a file with these options.", EXPERTS), default=None)
+"""The run file of verbs that take no config.json; its options are put in its place before typer reads them."""
+
+
+class Verb:
+    """A function as typer calls it: with one value for each field of the dataclasses that the function takes.
+
+    A parameter is a dataclass, or `Annotated[Dataclass, "field", "field"]` if only these fields are options of the
+    verb, or a value with an `Option`. Values that are not given are the defaults.
+    """
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        update_wrapper(self, function)
+        self.function = function
+        hints = get_type_hints(function, include_extras=True)
+        del hints["return"]
+        kinds: dict[str, Any] = {name: _unpacked(hint)[0] for name, hint in hints.items()}
+        self.groups = {name: kinds[name] for name in kinds if is_dataclass(kinds[name])}
+        flags = [flag for name, hint in hints.items() for flag in _flags(function, name, hint)]
+        self.takes_config = any(flag.name == "config" for flag in flags)
+        if not self.takes_config:
+            flags.append(CONFIG)
+        self.flags = tuple(sorted(flags, key=lambda flag: PANELS.index(flag.option.panel)))
+        self.__signature__ = inspect.Signature([flag.parameter for flag in self.flags])
+        self.__annotations__ = {}
+
+    @property
+    def name(self) -> str:
+        """As it is typed."""
+        return self.function.__name__
+
+    def __call__(self, **values: Any) -> None:
+        """Call the function.
+
+        Raises:
+            BadParameter: if a value cannot be used.
+        """
+        if not self.takes_config and (config := values.pop("config", None)) is not None:
+            raise typer.BadParameter(f"{config}: here it takes a run file, whose name ends in .yaml")
+        arguments: dict[str, Any] = {}
+        contents: dict[str, dict[str, Any]] = {owner: {} for owner in self.groups}
+        for flag in self.flags:
+            if flag is not CONFIG:
+                place = contents[flag.owner] if flag.owner else arguments
+                place[flag.name] = flag.read(values.get(flag.name, flag.default))
+        arguments |= {owner: kind(**contents[owner]) for owner, kind in self.groups.items()}
+        self.function(**arguments)
+
+
+def _flags(function: Callable[..., None], name: str, hint: Any) -> Iterator[Flag]:
+    """The options of one parameter."""
+    kind, wanted = _unpacked(hint)
+    if not is_dataclass(kind):
+        yield Flag(name, "", _read_as(kind, wanted[0]), wanted[0], inspect.signature(function).parameters[name].default)
+        return
+    defaults = {field.name: field.default for field in fields(kind)}
+    hints = get_type_hints(kind, include_extras=True)
+    for field in wanted or defaults:
+        plain, (option,) = _unpacked(hints[field])
+        yield Flag(field, name, _read_as(plain, option), option, defaults[field])
+
+
+def _unpacked(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A type and its metadata."""
+    return (hint.__origin__, hint.__metadata__) if get_origin(hint) is Annotated else (hint, ())
+
+
+def _plain(kind: Any) -> Any:
+    """A type without the None that it may be."""
+    return get_args(kind)[0] if type(None) in get_args(kind) else kind
+
+
+def _read_as(kind: Any, option: Option) -> Any:
+    """The type that typer is to read for a field of this type."""
+    plain: Any = _plain(kind)
+    choices = tuple(option.choices) or (get_args(plain) if get_origin(plain) is Literal else ())
+    if choices:
+        words: Any = StrEnum("Choice", {name: name for name in choices})
+        plain = words
+    elif option.parse is not None:
+        plain = str
+    return plain | None if type(None) in get_args(kind) else plain

@@ -8,46 +8,40 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lowrank.core.analysis import Analysis, Folds
+from lowrank.core.linalg.eigen import Vector
 from lowrank.core.selection.timings import Timings
-from lowrank.core.structures.base import Curve, FactorKind, Option, Structure, typed
+from lowrank.core.structures.base import FactorKind, Option, typed
+from lowrank.core.structures.ranked import Ranked
 from lowrank.core.truncation.narrow import Narrow
 from lowrank.core.weight import Coupling, Group, Weight
 
 
 @dataclass(frozen=True)
-class Coupled(Structure):
+class Coupled(Ranked):
     """A structure of several weights that a coupling ties to each other."""
 
     @abstractmethod
     def each(self, coupling: Coupling, analysis: Analysis) -> int:
         """Numbers for a unit of rank."""
 
-    def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
-        """Every multiple below the full rank that costs less than the dense weights; empty if it does not fit."""
+    def errors(self, group: Group, analysis: Analysis) -> Vector | None:
+        """Those that its analysis of the coupling has, also between the ranks that were measured."""
         record = analysis.coupling(group, self.name)
-        if record is None or group.coupling is None:
-            return Curve.empty(self.name)
-        each = self.each(group.coupling, analysis)
-        most = min(int(record.ranks[-1]) - 1, (analysis.params(group) - 1) // each)
-        ranks = np.arange(multiple, most + 1, multiple, dtype=np.int64)
-        return Curve(self.name, ranks, ranks * each, record.error_at(ranks))
+        return None if record is None else record.error_at(np.arange(int(record.ranks[-1]) + 1, dtype=np.int64))
 
-    def at(self, group: Group, analysis: Analysis, rank: int) -> Option:
-        """Any rank up to the full one.
+    def cost(self, group: Group, analysis: Analysis, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The numbers of every unit of rank."""
+        assert group.coupling is not None
+        return ranks * self.each(group.coupling, analysis)
 
-        Raises:
-            ValueError: if the structure does not fit, or has no such rank.
-        """
+    def pays(self, group: Group, analysis: Analysis, ranks: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Where it holds fewer numbers, below the rank that the weights have now."""
         record = analysis.coupling(group, self.name)
-        if record is None or group.coupling is None:
-            raise ValueError(f"{self.name} does not fit these weights")
-        full = int(record.ranks[-1])
-        if not 1 <= rank <= full:
-            raise ValueError(f"its rank can be 1 to {full}")
-        cost = rank * self.each(group.coupling, analysis)
-        return Option(group.name, self.name, rank, cost, float(record.error_at(np.array([rank]))[0]))
+        assert record is not None
+        return super().pays(group, analysis, ranks) & (ranks < record.ranks[-1])
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ class Neurons(Coupled):
     """Rank is the number of neurons that stay: no operator more, and no break-even."""
 
     name: str = "neurons"
+    fits: ClassVar[str] = "the weights of one feed-forward block"
     factors: ClassVar[FactorKind] = Narrow
     fixed_order: ClassVar[bool] = True
 

@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lowrank.core.analysis import Analysis, Numbers
+from lowrank.core.linalg.eigen import Vector
 from lowrank.core.selection.timings import Timings
-from lowrank.core.structures.base import Curve, FactorKind, Option, Replacement, Structure, typed
+from lowrank.core.structures.base import FactorKind, Option, Replacement, typed
+from lowrank.core.structures.ranked import Ranked
 from lowrank.core.truncation.pivoted import Pivoted, pivot, pivoted_cost
 from lowrank.core.weight import Group, Weight
 
 
 @dataclass(frozen=True)
-class PivotedFactors(Structure):
+class PivotedFactors(Ranked):
     """Rank (rows + cols) - rank^2 numbers: every rank below full saves. For linear layers.
 
     Ranks of weights with heads are multiples of those on offer, so that each head can have the same number of pivots
@@ -25,6 +28,7 @@ class PivotedFactors(Structure):
     """
 
     name: str = "pivoted"
+    fits: ClassVar[str] = "one linear layer"
     factors: ClassVar[FactorKind] = Pivoted
     by_rank: ClassVar[bool] = True
     keeps_channels: ClassVar[bool] = True
@@ -33,25 +37,19 @@ class PivotedFactors(Structure):
     """What follows from pivots is a difference of large numbers, and there is no freedom to make them even: measured,
     four bits of one such weight cost more than those of all others together."""
 
-    def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
-        """Every rank below full, or as many as heads allow."""
-        weight = analysis[group.weights[0]].weight
-        if group.coupling is not None or not _fits(weight):
-            return Curve.empty(self.name)
-        step = math.lcm(multiple, analysis.heads.get(weight.name, 1))
-        ranks = np.arange(step, weight.full_rank, step, dtype=np.int64)
-        costs = np.array([pivoted_cost(*weight.shape, int(rank)) for rank in ranks], dtype=np.int64)
-        return Curve(self.name, ranks, costs, analysis[weight.name].error_curve[ranks])
-
-    def at(self, group: Group, analysis: Analysis, rank: int) -> Option:
-        """Any rank below full."""
+    def errors(self, group: Group, analysis: Analysis) -> Vector | None:
+        """Those of truncating the weight, below full rank."""
         record = analysis[group.weights[0]]
-        if group.coupling is not None or not _fits(record.weight):
-            raise ValueError("pivoted factors hold one weight of a linear layer")
-        if not 1 <= rank < record.weight.full_rank:
-            raise ValueError(f"its rank can be 1 to {record.weight.full_rank - 1}")
-        cost = pivoted_cost(*record.weight.shape, rank)
-        return Option(group.name, self.name, rank, cost, float(record.error_curve[rank]))
+        linear = record.weight.stack == 1 and all(layer.kind == "linear" for layer in record.weight.layers)
+        return record.error_curve[:-1] if linear and group.coupling is None else None
+
+    def cost(self, group: Group, analysis: Analysis, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Both factors without what the pivots save."""
+        return pivoted_cost(*analysis[group.name].weight.shape, ranks)
+
+    def step(self, group: Group, analysis: Analysis, multiple: int) -> int:
+        """As many as every head can have alike."""
+        return math.lcm(multiple, analysis.heads.get(group.name, 1))
 
     def factorize(self, group: Group, rank: int, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
         """The projection on the leading directions, pivoted."""
@@ -72,7 +70,3 @@ class PivotedFactors(Structure):
     def described(self, option: Option, name: str, analysis: Analysis) -> tuple[int | None, str]:
         """Its rank is that of the matrix."""
         return option.rank, f"rank {option.rank} of {analysis[name].weight.full_rank}, pivoted{typed(option)}"
-
-
-def _fits(weight: Weight) -> bool:
-    return weight.stack == 1 and all(layer.kind == "linear" for layer in weight.layers)

@@ -23,6 +23,7 @@ class Product(FewerChannels):
     """Rank is the width of a head: rank / width of the coupling's numbers, no operator more, and no break-even."""
 
     name: str = "product"
+    fits: ClassVar[str] = "query and key, or value and output, of one attention"
     leading_channels: ClassVar[bool] = True
     drops_bias: ClassVar[bool] = True
 

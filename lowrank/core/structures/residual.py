@@ -14,39 +14,42 @@ from lowrank.core.cost import break_even_rank, two_factor_cost
 from lowrank.core.linalg.eigen import Vector
 from lowrank.core.rounding.cost import BITS, NODES
 from lowrank.core.rounding.formats import FORMATS, SCALE, even_error
-from lowrank.core.structures.base import Curve, Option, Replacement, Structure, scaled_rows
+from lowrank.core.structures.base import Option, Replacement, scaled_rows
+from lowrank.core.structures.ranked import Ranked
 from lowrank.core.weight import Group, Weight
 
 STEP = 16
 
 
 @dataclass(frozen=True)
-class Residual(Structure):
+class Residual(Ranked):
     """The weight stays dense in the model; what is rounded becomes less by what the factors take out of it first.
 
     It exists only in a graph that is rounded, and its error is that of rounding alone (after SVDQuant, ICLR 2025).
     """
 
     name: str = "residual"
+    fits: ClassVar[str] = "one linear layer"
     is_residual: ClassVar[bool] = True
 
-    def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
-        """Ranks in steps up to a half of break-even: beyond that eight bits would be cheaper."""
+    def errors(self, group: Group, analysis: Analysis) -> Vector | None:
+        """None but those of rounding."""
         weight = analysis[group.weights[0]].weight
-        if len(group.weights) > 1 or not weight.is_linear or weight.stack > 1:
-            return Curve.empty(self.name)
-        step = STEP * multiple
-        ranks = np.arange(step, break_even_rank(*weight.shape) // 2 + 1, step, dtype=np.int64)
-        return Curve(self.name, ranks, weight.params + two_factor_cost(*weight.shape, 1) * ranks, np.zeros(len(ranks)))
+        linear = len(group.weights) == 1 and weight.is_linear and weight.stack == 1
+        return np.zeros(weight.full_rank + 1) if linear else None
 
-    def at(self, group: Group, analysis: Analysis, rank: int) -> Option:
-        """Any rank from 1 to full."""
-        weight = analysis[group.weights[0]].weight
-        if len(group.weights) > 1 or not weight.is_linear or weight.stack > 1:
-            raise ValueError("a residual is beside one linear layer")
-        if not 1 <= rank <= weight.full_rank:
-            raise ValueError(f"its rank can be 1 to {weight.full_rank}")
-        return Option(group.name, self.name, rank, weight.params + two_factor_cost(*weight.shape, rank), 0.0)
+    def cost(self, group: Group, analysis: Analysis, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The whole matrix, and two factors beside it."""
+        weight = analysis[group.name].weight
+        return weight.params + two_factor_cost(*weight.shape, 1) * ranks
+
+    def step(self, group: Group, analysis: Analysis, multiple: int) -> int:
+        """Few ranks, as they are hardly told apart."""
+        return STEP * multiple
+
+    def pays(self, group: Group, analysis: Analysis, ranks: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Up to a half of break-even: beyond that eight bits for the whole matrix would be cheaper."""
+        return ranks <= break_even_rank(*analysis[group.name].weight.shape) // 2
 
     def factorize(self, group: Group, rank: int, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
         """Nothing to replace: see `edge.quantize`."""

@@ -31,6 +31,7 @@ class RotaryPairs(FewerChannels):
     """
 
     name: str = "rotary"
+    fits: ClassVar[str] = "query and key of one attention with rotary positions"
     channels: ClassVar[int] = 2
     unit: ClassVar[str] = "channel pairs"
 

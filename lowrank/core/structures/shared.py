@@ -24,6 +24,7 @@ class SharedBasis(Coupled):
     """Rank (all rows + cols) numbers; `right` is one tensor, which the layers share."""
 
     name: str = "shared"
+    fits: ClassVar[str] = "several weights that read one input"
     keeps_channels: ClassVar[bool] = True
     shares_basis: ClassVar[bool] = True
     even_latents: ClassVar[bool] = True

@@ -7,19 +7,22 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lowrank.core.analysis import Analysis, Folds, Numbers
 from lowrank.core.linalg.eigen import Matrix, Vector
-from lowrank.core.structures.base import Curve, FactorKind, Option, Replacement, Structure, typed
+from lowrank.core.structures.base import FactorKind, Option, Replacement, typed
+from lowrank.core.structures.ranked import Ranked
 from lowrank.core.truncation.spatial import SpatialFactors, spatial_curve, spatial_directions, spatial_matrix
 from lowrank.core.weight import Group, Weight
 
 
 @dataclass(frozen=True)
-class Spatial(Structure):
+class Spatial(Ranked):
     """Rank (outputs x kernel rows + inputs x kernel columns) numbers; for convolutions with one group of channels."""
 
     name: str = "spatial"
+    fits: ClassVar[str] = "one k x k convolution without groups of channels"
     factors: ClassVar[FactorKind] = SpatialFactors
 
     def measure_weight(self, weight: Weight, matrix: Matrix, folds: Folds | None) -> Vector | None:
@@ -28,26 +31,15 @@ class Spatial(Structure):
             return None
         return spatial_curve(weight, matrix, *((None, None) if folds is None else (folds.fit, folds.judge)))
 
-    def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
-        """Every rank at which it is smaller than the kernel; nothing for other weights."""
-        record = analysis[group.weights[0]]
-        errors = record.curves.get(self.name)
-        if len(group.weights) > 1 or errors is None:
-            return Curve.empty(self.name)
-        each = _cost(record.weight)
-        largest = min((record.weight.params - 1) // each, len(errors) - 1)
-        ranks = np.arange(multiple, largest + 1, multiple, dtype=np.int64)
-        return Curve(self.name, ranks, ranks * each, errors[ranks])
+    def errors(self, group: Group, analysis: Analysis) -> Vector | None:
+        """Those that were measured."""
+        return analysis[group.weights[0]].curves.get(self.name) if len(group.weights) == 1 else None
 
-    def at(self, group: Group, analysis: Analysis, rank: int) -> Option:
-        """Any rank from 1 to full."""
-        record = analysis[group.weights[0]]
-        errors = record.curves.get(self.name)
-        if len(group.weights) > 1 or errors is None:
-            raise ValueError("spatial factors hold one convolution of k x k")
-        if not 1 <= rank < len(errors):
-            raise ValueError(f"its rank can be 1 to {len(errors) - 1}")
-        return Option(group.name, self.name, rank, rank * _cost(record.weight), float(errors[rank]))
+    def cost(self, group: Group, analysis: Analysis, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+        """A vertical kernel for each output and a horizontal one for each input, of every rank."""
+        spatial = analysis[group.name].weight.spatial
+        sizes = dict(spatial.sizes) if spatial else {}
+        return ranks * (sizes["o"] * sizes["h"] + sizes["i"] * sizes["w"])
 
     def factorize(self, group: Group, rank: int, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
         """The projection of the spatial matrix on its leading directions."""
@@ -61,8 +53,3 @@ class Spatial(Structure):
     def described(self, option: Option, name: str, analysis: Analysis) -> tuple[int | None, str]:
         """Its rank is that of another matrix than the spectrum's."""
         return None, f"two spatial convolutions, rank {option.rank}{typed(option)}"
-
-
-def _cost(weight: Weight) -> int:
-    sizes = dict(weight.spatial.sizes) if weight.spatial else {}
-    return sizes["o"] * sizes["h"] + sizes["i"] * sizes["w"]

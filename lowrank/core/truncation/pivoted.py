@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import scipy.linalg  # pyright: ignore[reportMissingTypeStubs]
@@ -18,6 +18,7 @@ _lapack: Any = scipy.linalg
 
 
 Side = Literal["output", "input"]
+Ranks = TypeVar("Ranks", int, NDArray[np.int64])
 
 LARGEST = 100.0
 """What a channel may be multiplied by in a combination: float32 leaves five digits then."""
@@ -77,7 +78,7 @@ class Pivoted:
         return np.concatenate([others, pivots] if self.last else [pivots, others], 1).ravel()
 
 
-def pivoted_cost(rows: int, cols: int, rank: int) -> int:
+def pivoted_cost(rows: int, cols: int, rank: Ranks) -> Ranks:
     """Numbers in pivoted factors: `rank (rows + cols) - rank^2`, below the dense cost at every rank below full.
 
     The gauge freedom of `left @ right` is rank^2 numbers (PIFA, Pivoting Factorization, ICML 2025).

@@ -8,11 +8,13 @@ from typing import ClassVar
 
 import numpy as np
 import scipy.linalg
+from numpy.typing import NDArray
 
 from lowrank.core.analysis import Analysis, Folds, Numbers
 from lowrank.core.linalg.eigen import Matrix, Vector, tail_shares
 from lowrank.core.selection.timings import Timings
-from lowrank.core.structures.base import Curve, FactorKind, Option, Replacement, Structure, typed
+from lowrank.core.structures.base import FactorKind, Option, Replacement, typed
+from lowrank.core.structures.ranked import Ranked
 from lowrank.core.truncation.directions import Directions, residual_curve
 from lowrank.core.truncation.factors import Factors
 from lowrank.core.weight import Group, Weight
@@ -26,10 +28,11 @@ class ColumnFactors(Factors):
 
 
 @dataclass(frozen=True)
-class ChosenInputs(Structure):
+class ChosenInputs(Ranked):
     """An interpolative decomposition, `W ~ W[:, chosen] right`; rank (rows + cols) numbers, for any single matrix."""
 
     name: str = NAME
+    fits: ClassVar[str] = "one matrix"
     factors: ClassVar[FactorKind] = ColumnFactors
     by_rank: ClassVar[bool] = True
     keeps_channels: ClassVar[bool] = True
@@ -45,23 +48,13 @@ class ChosenInputs(Structure):
             return tail_shares(energies)
         return residual_curve(Directions(basis, energies), matrix, folds.judge)
 
-    def curve(self, group: Group, analysis: Analysis, multiple: int) -> Curve:
-        """Every rank at which it is smaller than the matrix."""
-        record = analysis[group.weights[0]]
-        if len(group.weights) > 1 or self.name not in record.curves:
-            return Curve.empty(self.name)
-        ranks = np.arange(multiple, record.break_even + 1, multiple, dtype=np.int64)
-        return Curve(self.name, ranks, ranks * sum(record.weight.shape), record.curves[self.name][ranks])
+    def errors(self, group: Group, analysis: Analysis) -> Vector | None:
+        """Those that were measured."""
+        return analysis[group.weights[0]].curves.get(self.name) if len(group.weights) == 1 else None
 
-    def at(self, group: Group, analysis: Analysis, rank: int) -> Option:
-        """Any rank from 1 to full."""
-        record = analysis[group.weights[0]]
-        if len(group.weights) > 1 or self.name not in record.curves:
-            raise ValueError("chosen inputs hold one matrix")
-        if not 1 <= rank <= record.weight.full_rank:
-            raise ValueError(f"its rank can be 1 to {record.weight.full_rank}")
-        cost = rank * sum(record.weight.shape)
-        return Option(group.name, self.name, rank, cost, float(record.curves[self.name][rank]))
+    def cost(self, group: Group, analysis: Analysis, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Both factors."""
+        return ranks * sum(analysis[group.name].weight.shape)
 
     def factorize(self, group: Group, rank: int, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
         """The first columns that QR with column pivoting takes, and the others in terms of them."""

@@ -22,6 +22,11 @@ MASK = "attention_mask"
 HALF = {"float16", "bfloat16"}
 
 
+def batch_size(feed: Feed) -> int:
+    """How many samples a batch has."""
+    return len(next(iter(feed.values())))
+
+
 @dataclass(frozen=True, slots=True)
 class Input:
     """One input: its name, type and axes. Integers are drawn from 0 to `high - 1`."""

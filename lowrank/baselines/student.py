@@ -12,17 +12,19 @@ import torch
 from torch import nn
 
 from lowrank.backends.base import Backend
-from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.inputs import Signature
 from lowrank.backends.torch.huggingface import build_dense
 from lowrank.backends.torch.inputs import in_float32
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.backends.torch.normalize import normalize_
 from lowrank.backends.torch.tensors import module_in_float32
 from lowrank.errors import UnsupportedModel, first_line
+from lowrank.healing.checkpoint import Checkpoint
 from lowrank.healing.clock import Work
-from lowrank.healing.distill import Distillation
-from lowrank.healing.heal import Healing
-from lowrank.healing.watched import Watched, block_paths
+from lowrank.healing.distill import Distillation, Samples
+from lowrank.healing.module_runner import ModuleRunner, block_paths
+from lowrank.healing.phases import Healing
+from lowrank.healing.training import Training
 
 
 def half_of(dense: Backend) -> ModuleBackend:
@@ -55,14 +57,9 @@ def half_of(dense: Backend) -> ModuleBackend:
 def distillation(
     dense: Backend,
     student: ModuleBackend,
-    fit: Sequence[Feed],
-    heldout: Sequence[Feed],
-    work: Work,
-    *,
-    seed: int = 0,
-    path: Path | None = None,
-    key: str = "",
-    resume: bool = False,
+    samples: Samples,
+    training: Training,
+    checkpoint: Checkpoint,
 ) -> Healing:
     """A training of the student by the same means, losses and search for a rate that heal a compressed model.
 
@@ -72,29 +69,19 @@ def distillation(
     Args:
         dense: the teacher.
         student: of `half_of`; its module has the best numbers when the healing has run.
-        fit: batches to learn from.
-        heldout: batches to be judged by.
-        work: how much is allowed.
-        seed: of the order of the batches.
-        path: of the checkpoint; None keeps none.
-        key: hash of everything that was asked for.
-        resume: go on from the checkpoint.
+        samples: to learn from, and to be judged by.
+        training: how long, and the seed.
+        checkpoint: where an interrupted training is kept.
     """
+    work = Work(60 * training.minutes, training.steps)
     assert isinstance(dense, ModuleBackend) and isinstance(dense.signature, Signature)
     signature = in_float32(dense.signature)
     teacher, taught = (module_in_float32(each.module).eval() for each in (dense, student))
-    paths = block_paths(teacher, signature, fit[0])
-    own = block_paths(taught, signature, fit[0])
-    seen = [paths[min(2 * i + 1, len(paths) - 1)] for i in range(len(own))]
-    task = Distillation(
-        Watched(teacher, signature, seen),
-        Watched(taught, signature, own),
-        dense.output_kind,
-        fit,
-        heldout,
-        _trained(taught),
-    )
-    return Healing(task, student.module, work, now=task.before, seed=seed, path=path, key=key, resume=resume)
+    paths, own = (block_paths(module, signature, samples.fit[0]) for module in (teacher, taught))
+    imitated = [paths[min(2 * i + 1, len(paths) - 1)] for i in range(len(own))]
+    runners = ModuleRunner(teacher, signature, imitated), ModuleRunner(taught, signature, own)
+    task = Distillation(*runners, dense.output_kind, samples, _trained(taught))
+    return Healing(task, student.module, work, loss=task.before, seed=training.seed, checkpoint=checkpoint)
 
 
 def save_student(student: ModuleBackend, folder: Path) -> None:

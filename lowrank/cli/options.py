@@ -17,7 +17,7 @@ from lowrank.core.selection.registry import SELECTORS, selector_type
 from lowrank.core.structures import STRUCTURES
 from lowrank.core.weight import TARGETS
 from lowrank.edge.target import DTYPES, Profile, Target
-from lowrank.healing.options import Fold, Initial
+from lowrank.healing.training import Fold, Initial
 
 if TYPE_CHECKING:
     from lowrank.backends import Opening

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.torch.inputs import call, first_input, mask_of, token_rows
 from lowrank.backends.torch.layers import dense_layer, empty_replacement, fill_, has_bias, put, record_of
+from lowrank.backends.torch.lora import residuals as residuals_of
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.directions import directions
@@ -21,10 +22,26 @@ from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.truncation.pivoted import pivot
 from lowrank.errors import HealingError
+from lowrank.healing.optimizer import rms
 from lowrank.nn import LowRankLinear, NarrowLinear, PivotedLinear
 
 NAME = "default"
 """Of the adapter, as PEFT calls the first one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """A trainable residual beside the factored layers of a module."""
+
+    module: nn.Module
+    shapes: Mapping[str, tuple[int, int]]
+    """(inputs, outputs) of each layer with a residual."""
+    peft: Any
+    """The `peft.PeftModel` around the module."""
+
+    def residuals(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Of each layer `A` (inputs x rank) and `B` (rank x outputs), the scale included."""
+        return residuals_of(self.module)
 
 
 def adaptable(module: nn.Module, layers: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -32,14 +49,14 @@ def adaptable(module: nn.Module, layers: Sequence[str]) -> dict[str, tuple[int, 
 
     Of a layer that only got narrower that is the smaller layer inside. Tables, convolutions and stacks have none.
     """
-    found: dict[str, tuple[int, int]] = {}
+    shapes: dict[str, tuple[int, int]] = {}
     for name in layers:
         layer = module.get_submodule(name)
         if isinstance(layer, NarrowLinear):
             name, layer = f"{name}.linear", layer.linear
         if isinstance(layer, nn.Linear):
-            found[name] = (layer.in_features, layer.out_features)
-    return found
+            shapes[name] = (layer.in_features, layer.out_features)
+    return shapes
 
 
 def attach(module: nn.Module, shapes: Mapping[str, tuple[int, int]], rank: int, seed: int = 0) -> Any:
@@ -53,7 +70,10 @@ def attach(module: nn.Module, shapes: Mapping[str, tuple[int, int]], rank: int, 
     """
     if not shapes:
         raise HealingError("no layer of the compressed model can have an adapter: only replaced linear layers can")
-    peft = _peft()
+    try:
+        import peft
+    except ImportError:
+        raise HealingError("adapters need PEFT; pip install 'lowrank[lora]'") from None
     config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=_targets(module, list(shapes)), lora_dropout=0.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -67,32 +87,20 @@ def _targets(module: nn.Module, names: list[str]) -> list[str] | str:
     return "|".join(map(re.escape, names)) if clash else names
 
 
-def _peft() -> Any:
-    try:
-        import peft
-    except ImportError:
-        raise HealingError("adapters need PEFT; pip install 'lowrank[lora]'") from None
-    return peft
-
-
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
     """The adapters' matrices, by name."""
     return {name: p for name, p in module.named_parameters() if ".lora_A." in name or ".lora_B." in name}
 
 
 def smallest_sizes(module: nn.Module, shapes: Mapping[str, tuple[int, int]]) -> dict[str, float]:
-    """How large B should be taken to be while it is near zero: so that `B A` is a tenth of the weight beside it."""
-    found: dict[str, float] = {}
+    """The size that the optimizer takes each B to have at least: with it `B A` is a tenth of the weight beside it."""
+    sizes: dict[str, float] = {}
     for name in shapes:
         layer: Any = module.get_submodule(name)
         a = layer.lora_A[NAME].weight.detach()
         weight = layer.get_base_layer().weight.detach()
-        found[f"{name}.lora_B.{NAME}.weight"] = 0.1 * float(_rms(weight) / (_rms(a) * len(a) ** 0.5).clamp_min(1e-12))
-    return found
-
-
-def _rms(values: Tensor) -> Tensor:
-    return values.float().square().mean().sqrt()
+        sizes[f"{name}.lora_B.{NAME}.weight"] = 0.1 * float(rms(weight) / (rms(a) * len(a) ** 0.5).clamp_min(1e-12))
+    return sizes
 
 
 def input_moments(
@@ -101,7 +109,7 @@ def input_moments(
     """The second moment of what each layer reads in a module as it is."""
     signature = backend.signature
     assert isinstance(signature, Signature)
-    found: dict[str, Gram] = {}
+    grams: dict[str, Gram] = {}
     mask: Tensor | None = None
     handles: list[Any] = []
     for path in paths:
@@ -109,7 +117,7 @@ def input_moments(
         def hook(layer: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
             rows = token_rows(first_input(args, kwargs).detach().float().cpu(), mask)
             gram = Gram.of("input", rows.numpy())
-            found[path] = found[path] + gram if path in found else gram
+            grams[path] = grams[path] + gram if path in grams else gram
 
         handles.append(module.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True))
     try:
@@ -120,21 +128,21 @@ def input_moments(
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return grams
 
 
 def fold(
     small: ModuleBackend,
     dense: ModuleBackend,
-    made: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    residuals: Mapping[str, tuple[np.ndarray, np.ndarray]],
     feeds: Sequence[Feed] | None,
 ) -> ModuleBackend:
-    """The compressed model with adapters in its factors, as one that has none.
+    """The compressed model with residuals added to its factors.
 
     Args:
-        small: the compressed model, without adapters; its module is changed.
+        small: the compressed model, without an adapter; its module is changed.
         dense: the original, for the layers' shapes.
-        made: see `residuals`.
+        residuals: see `Adapter.residuals`.
         feeds: data in whose metric the factors are cut back to the ranks that they had; None lets the ranks grow,
             which is exact.
     """
@@ -143,9 +151,9 @@ def fold(
     replaced = {name: dict(record) for name, record in small.replaced.items()}
     grams: dict[str, Gram] = {}
     if feeds is not None:
-        factored = [p for p in made if isinstance(small.module.get_submodule(p), LowRankLinear | PivotedLinear)]
+        factored = [p for p in residuals if isinstance(small.module.get_submodule(p), LowRankLinear | PivotedLinear)]
         grams = input_moments(small.module, small, factored, feeds)
-    for path, (a, b) in made.items():
+    for path, (a, b) in residuals.items():
         layer: Any = small.module.get_submodule(path)
         if not isinstance(layer, LowRankLinear | PivotedLinear):
             with torch.no_grad():

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowrank.backends.inputs import Feed
+from lowrank.backends.inputs import Feed, batch_size
 from lowrank.backends.torch.partial_forward import Prefix
 from lowrank.healing.clock import Part, Work
 from lowrank.healing.distill import Distillation, steps_in_turn
 from lowrank.healing.loss import hidden_loss
+from lowrank.healing.module_runner import ModuleRunner
 from lowrank.healing.optimizer import Diverged, Optimizer, descend
 from lowrank.healing.parameters import restore_, snapshot
-from lowrank.healing.watched import Watched
 
 REMEMBERED = 1 << 29
 """Bytes of hidden states of one block that is learnt from at most, held twice; held-out ones come with it."""
@@ -38,7 +38,7 @@ class BlockFit:
         aside = task.heldout.feeds[: max(1, len(task.heldout.feeds) // 2)]
         feeds = [*_some(task.fit.feeds, student), *aside]
         self.count, self.total = len(feeds) - len(aside), len(feeds)
-        self._rows = [len(next(iter(feed.values()))) for feed in feeds]
+        self._rows = [batch_size(feed) for feed in feeds]
         self._masks = [student.mask(feed) for feed in feeds]
         placed = [student.placed(feed) for feed in feeds]
         self._before = Prefix(dense.module, dense.signature, placed)
@@ -87,13 +87,13 @@ class BlockFit:
             return float(np.mean([float(self._loss(i)) for i in range(self.count, self.total)]))
 
 
-def _some(feeds: Sequence[Feed], student: Watched) -> list[Feed]:
+def _some(feeds: Sequence[Feed], student: ModuleRunner) -> list[Feed]:
     """Batches spread over those that there are, as many as memory is meant for."""
     with torch.no_grad():
         hidden = student(feeds[0]).hidden
     if not hidden:
         return []
-    rows = len(next(iter(feeds[0].values())))
+    rows = batch_size(feeds[0])
     each = max(h.numel() * h.element_size() for h in hidden) / rows
     tokens = next(iter(feeds[0].values())).size / rows
     total = sum(each / tokens * next(iter(feed.values())).size for feed in feeds)

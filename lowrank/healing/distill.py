@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lowrank.backends.inputs import Feed
+from lowrank.backends.inputs import Feed, batch_size
 from lowrank.backends.torch.workers import Workers
 from lowrank.core.distance import OutputKind
 from lowrank.errors import HealingError
 from lowrank.healing.faults import is_memory
 from lowrank.healing.loss import hidden_loss, output_loss
-from lowrank.healing.watched import Seen, Watched
+from lowrank.healing.module_runner import ModuleRunner, Outputs
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Samples:
+    """Batches to learn from (`fit`) and batches to be judged by (`heldout`)."""
+
+    fit: Sequence[Feed]
+    heldout: Sequence[Feed]
 
 
 class Distillation:
@@ -29,8 +38,7 @@ class Distillation:
         dense: the teacher.
         student: the compressed model.
         kind: what the output is.
-        fit: batches to learn from.
-        heldout: batches to be judged by.
+        samples: to learn from, and to be judged by.
         parameters: of the student, which may change.
         smallest: see `Optimizer`.
         workers: that share every batch; this process alone, if not given.
@@ -38,11 +46,10 @@ class Distillation:
 
     def __init__(
         self,
-        dense: Watched,
-        student: Watched,
+        dense: ModuleRunner,
+        student: ModuleRunner,
         kind: OutputKind,
-        fit: Sequence[Feed],
-        heldout: Sequence[Feed],
+        samples: Samples,
         parameters: Mapping[str, nn.Parameter],
         smallest: Mapping[str, float] | None = None,
         workers: Workers | None = None,
@@ -50,8 +57,8 @@ class Distillation:
         self.workers = workers or Workers()
         self.student, self.parameters, self.smallest = student, dict(parameters), smallest
         self.kind: OutputKind = kind
-        feeds, self.together = mixed(fit)
-        self.fit, self.heldout = Teacher(dense, feeds), Teacher(dense, heldout)
+        feeds, self.together = mixed(samples.fit)
+        self.fit, self.heldout = Teacher(dense, feeds), Teacher(dense, samples.heldout)
         self.parts = 1
         """Into how many slices a batch is cut, since memory does not hold the whole of it."""
         try:
@@ -59,7 +66,7 @@ class Distillation:
         except (RuntimeError, MemoryError) as error:
             if not is_memory(error):
                 raise
-            rows = max(len(next(iter(feed.values()))) for feed in heldout)
+            rows = max(map(batch_size, samples.heldout))
             raise HealingError(
                 f"there is no memory for both models and {rows} samples at a time; give shorter samples"
             ) from None
@@ -97,12 +104,12 @@ class Distillation:
 
     def rows(self, index: int) -> int:
         """Samples in a batch."""
-        return len(next(iter(self.fit.feeds[index].values())))
+        return batch_size(self.fit.feeds[index])
 
     def judge(self) -> float:
-        """The output's measure on the held-out batches; infinite where it is no number."""
-        found = self.workers.agreed(self._judged()[1])
-        return found if math.isfinite(found) else math.inf
+        """The output's measure on the held-out batches; infinite where it is not a finite number."""
+        loss = self.workers.agreed(self._judged()[1])
+        return loss if math.isfinite(loss) else math.inf
 
     def judge_other(self, module: nn.Module) -> float:
         """The same for another student in the place of this one."""
@@ -124,7 +131,7 @@ class Distillation:
             total += float(loss.detach())
         return total
 
-    def _loss(self, student: Seen, taught: Seen, mask: Tensor | None) -> Tensor:
+    def _loss(self, student: Outputs, taught: Outputs, mask: Tensor | None) -> Tensor:
         loss = self.weight * output_loss(student.output, taught.output, self.kind, mask)
         if taught.hidden:
             loss = loss + _mean_hidden(student, taught, mask)
@@ -136,7 +143,7 @@ class Distillation:
         with torch.no_grad():
             for i, feed in enumerate(self.heldout.feeds):
                 student, taught, mask = self.student(feed), self.heldout(i), self.student.mask(feed)
-                count = len(next(iter(feed.values())))
+                count = batch_size(feed)
                 output += count * float(output_loss(student.output, taught.output, self.kind, mask))
                 if taught.hidden:
                     hidden += count * float(_mean_hidden(student, taught, mask))
@@ -144,7 +151,7 @@ class Distillation:
         return hidden / total, output / total
 
 
-def _mean_hidden(student: Seen, taught: Seen, mask: Tensor | None) -> Tensor:
+def _mean_hidden(student: Outputs, taught: Outputs, mask: Tensor | None) -> Tensor:
     pairs = zip(student.hidden, taught.hidden, strict=True)
     return torch.stack([hidden_loss(a, b, mask) for a, b in pairs]).mean()
 
@@ -155,10 +162,10 @@ def _slices(rows: slice, parts: int) -> Iterator[slice]:
     return (slice(a, b) for a, b in pairwise(edges))
 
 
-def _cut(seen: Seen, part: slice, rows: int) -> Seen:
+def _cut(outputs: Outputs, part: slice, rows: int) -> Outputs:
     """The samples of a part; what has no batch axis is left whole."""
-    hidden = [h[part] if h.shape[:1] == (rows,) else h for h in seen.hidden]
-    return Seen(hidden, seen.output[part])
+    hidden = [h[part] if h.shape[:1] == (rows,) else h for h in outputs.hidden]
+    return Outputs(hidden, outputs.output[part])
 
 
 MIXED = 4
@@ -181,7 +188,7 @@ def mixed(feeds: Sequence[Feed]) -> tuple[list[Feed], int]:
 
 
 def _parts(feed: Feed) -> Iterator[Feed]:
-    rows = len(next(iter(feed.values())))
+    rows = batch_size(feed)
     for part in np.array_split(np.arange(rows), min(MIXED, rows)):
         yield {name: values[part] for name, values in feed.items()}
 
@@ -210,19 +217,19 @@ REMEMBERED = 1 << 30
 class Teacher:
     """The dense model on a fixed list of batches."""
 
-    def __init__(self, dense: Watched, feeds: Sequence[Feed]) -> None:
+    def __init__(self, dense: ModuleRunner, feeds: Sequence[Feed]) -> None:
         self.dense, self.feeds = dense, list(feeds)
-        self._known: dict[int, Seen] = {}
+        self._remembered: dict[int, Outputs] = {}
         self._bytes = 0
 
-    def __call__(self, index: int) -> Seen:
+    def __call__(self, index: int) -> Outputs:
         """Its hidden states and output for a batch."""
-        if index in self._known:
-            return self._known[index]
+        if index in self._remembered:
+            return self._remembered[index]
         with torch.no_grad():
-            seen = self.dense(self.feeds[index])
-        size = sum(t.numel() * t.element_size() for t in (*seen.hidden, seen.output))
+            outputs = self.dense(self.feeds[index])
+        size = sum(t.numel() * t.element_size() for t in (*outputs.hidden, outputs.output))
         if self._bytes + size <= REMEMBERED:
-            self._known[index] = seen
+            self._remembered[index] = outputs
             self._bytes += size
-        return seen
+        return outputs

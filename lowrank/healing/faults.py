@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lowrank.backends.inputs import Feed
-from lowrank.healing.watched import Watched
+from lowrank.healing.module_runner import ModuleRunner
 
 
-def first_nonfinite(student: Watched, feeds: Sequence[Feed], otherwise: str) -> str:
+def first_nonfinite(student: ModuleRunner, feeds: Sequence[Feed], otherwise: str) -> str:
     """The first parameter or layer of the student that holds or gives a number that is not finite, in words.
 
     Args:

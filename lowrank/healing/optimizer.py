@@ -18,7 +18,7 @@ CLIP = 2.0
 
 
 class Diverged(Exception):
-    """A loss or a gradient is no finite number any more; the message says of which."""
+    """A loss or a gradient is not a finite number; the message says which."""
 
 
 class Optimizer:
@@ -38,7 +38,7 @@ class Optimizer:
     ) -> None:
         self.rate, self.parameters = rate, dict(parameters)
         groups = [
-            {"params": [p], "scale": max(size(p), (smallest or {}).get(name, SMALLEST))}
+            {"params": [p], "scale": max(float(rms(p)), (smallest or {}).get(name, SMALLEST))}
             for name, p in parameters.items()
         ]
         self.adam = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
@@ -67,28 +67,20 @@ class Optimizer:
         self.adam.step()
         self.adam.zero_grad()
 
-    def moments(self, parameters: Mapping[str, nn.Parameter]) -> dict[str, dict[str, Tensor]]:
-        """What it knows of each parameter, by name."""
-        states = {name: self.adam.state[p] for name, p in parameters.items() if self.adam.state.get(p)}
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        """The running moments of each parameter's gradient and the size of each parameter, by name."""
+        states = {name: self.adam.state[p] for name, p in self.parameters.items() if self.adam.state.get(p)}
+        scales = zip(self.parameters, (torch.tensor(group["scale"]) for group in self.adam.param_groups), strict=True)
         return {
             "mean": {name: state["exp_avg"] for name, state in states.items()},
             "square": {name: state["exp_avg_sq"] for name, state in states.items()},
-            "scale": {
-                name: torch.tensor(group["scale"])
-                for name, group in zip(parameters, self.adam.param_groups, strict=True)
-            },
+            "scale": dict(scales),
         }
 
-    def restore(
-        self,
-        parameters: Mapping[str, nn.Parameter],
-        moments: Mapping[str, Mapping[str, Tensor]],
-        steps: int,
-        usual: float | None,
-    ) -> None:
-        """Know again what `moments` gave after so many steps."""
+    def restore(self, moments: Mapping[str, Mapping[str, Tensor]], steps: int, usual: float | None) -> None:
+        """Take over what `moments` gave after so many steps, and the usual norm of that time."""
         self.usual = usual
-        for (name, parameter), group in zip(parameters.items(), self.adam.param_groups, strict=True):
+        for (name, parameter), group in zip(self.parameters.items(), self.adam.param_groups, strict=True):
             group["scale"] = float(moments["scale"][name])
             if name in moments["mean"]:
                 self.adam.state[parameter] = {
@@ -98,13 +90,16 @@ class Optimizer:
                 }
 
 
-def size(parameter: nn.Parameter) -> float:
-    """Root mean square."""
-    return float(parameter.detach().float().square().mean().sqrt())
+def rms(values: Tensor) -> Tensor:
+    """The root mean square of a tensor's numbers, in float32."""
+    return values.detach().float().square().mean().sqrt()
 
 
 def curve(share: float) -> float:
-    """Up in a line from a tenth, then down half a cosine.
+    """The learning rate as a share of the highest: it rises in a line from a tenth, then falls along half a cosine.
+
+    Args:
+        share: how much of the training is done, 0 to 1.
 
     Example:
         >>> [round(curve(s), 2) for s in (0.0, 0.025, 0.05, 0.525, 1.0)]

@@ -1,5 +1,6 @@
 """The stages wired together. Every stage leaves files that the next one reads."""
 
+from lowrank.healing.training import Training
 from lowrank.pipeline.analyzing import analyze, analyze_weights
 from lowrank.pipeline.budgets.operator_times import bench_table
 from lowrank.pipeline.budgets.trade_off import trade_off
@@ -7,7 +8,7 @@ from lowrank.pipeline.compressing import compress
 from lowrank.pipeline.estimate import foresee
 from lowrank.pipeline.evaluating import evaluate
 from lowrank.pipeline.execution import Execution
-from lowrank.pipeline.healing import Training, heal
+from lowrank.pipeline.healing import heal
 from lowrank.pipeline.in_place import Compressed, compress_, prepare_
 from lowrank.pipeline.plans import factorize, read_plan, select
 from lowrank.pipeline.publish.elastic import DATA_FILE as ELASTIC_DATA

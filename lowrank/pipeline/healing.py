@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
@@ -16,7 +16,7 @@ from lowrank.calibrate import Calibration, training_batches
 from lowrank.core.plan import Plan
 from lowrank.errors import ArtifactError, ExportError, HealingError
 from lowrank.evaluate.measure import compare_latency, quality_of
-from lowrank.healing.options import Fold, Initial
+from lowrank.healing.training import Training
 from lowrank.pipeline.budgets.quality_drop import read_benchmark
 from lowrank.pipeline.publish.adapters import folded, keep_adapter, write_adapters
 from lowrank.pipeline.publish.model_card import write_card
@@ -42,38 +42,11 @@ from lowrank.results.parts import HealingResult
 from lowrank.results.report import ONNX_FILE, Report
 
 if TYPE_CHECKING:
-    from lowrank.healing.session import Session as Healed
+    from lowrank.healing.adapter import Adapter
+    from lowrank.healing.phases import Healing
 
 FEWEST = 10
 """Samples: fewer cannot be split into those to learn from and those to be judged by."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """How a model is healed."""
-
-    minutes: float = 10.0
-    """How long, all trials included."""
-    steps: int | None = None
-    """So many steps instead; then the same seed gives the same model."""
-    seed: int = 0
-    """Of the order of the samples, and of new adapters."""
-    device: str = "cpu"
-    """`cpu`, `cuda` or `cuda:1`."""
-    adapter: int | None = None
-    """Freeze the model, and train a residual of this rank beside each factored layer."""
-    initial: Initial = "discarded"
-    """What an adapter begins as: the best of what truncation left out, or nothing; nothing if it is cut back again."""
-    fold: Fold = "no"
-    """Keep an adapter by itself; or fold it into the factors, whose ranks grow, or are cut back to what they were."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.minutes < math.inf:
-            raise HealingError(f"{self.minutes} minutes are no time to heal in; give a number such as 10")
-        if self.steps is not None and self.steps < 1:
-            raise HealingError(f"{self.steps} steps are none; give some hundreds")
-        if self.adapter is not None and self.adapter < 1:
-            raise HealingError(f"an adapter of rank {self.adapter} is none; give a rank such as 8")
 
 
 @holding("run")
@@ -136,11 +109,11 @@ def heal(
     asked = {**asdict(training), "data": dict(_data_of(opened).provenance)}
     path = folder / CHECKPOINT_FILE
     with clock.stage("heal"):
-        session = _train(opened, small, training, path, hash_json([asked, plan.to_json()]), resume)
-    healed = session.healing.healed()
+        healing = _train(opened, small, training, path, hash_json([asked, plan.to_json()]), resume)
+    healed = healing.healed()
     unit = "minutes" if training.steps is None else "steps"
     entry = HealingResult(**{**asked, **asdict(healed)}, kept=healed.kept, unit=unit)
-    if not session.healing.task.workers.is_first:
+    if not healing.task.workers.is_first:
         # Of several processes one writes.
         return report
     output = Output(
@@ -150,17 +123,17 @@ def heal(
         benchmark=benchmark,
         max_drop=max_drop,
     )
-    beside = session.peft is not None and training.fold == "no"
-    if session.peft is not None and not beside and healed.kept:
+    beside = training.keeps_adapter
+    if healing.adapter is not None and not beside and healed.kept:
         feeds = _data_of(opened).fit if training.fold == "rank" else None
-        merged, followed, loss = folded(session, dense, small, feeds, plan, analysis)
+        merged, followed, loss = folded(healing, dense, small, feeds, plan, analysis)
         after = loss if loss < math.inf else None
         entry = replace(entry, unfolded=healed.after, after=after, kept=loss < healed.before)
         if entry.kept:
             small, plan = merged, followed
     history = replace(_history(report), healing=[*report.healing, entry])
     if beside or not entry.kept:
-        report = _beside(opened, small, plan, history, output, session if entry.kept else None)
+        report = _beside(opened, small, plan, history, output, healing.adapter if entry.kept else None)
     else:
         report = _in_place_of(opened, small, plan, history, output)
     path.unlink(missing_ok=True)
@@ -182,16 +155,16 @@ def _in_place_of(opened: Session, small: Backend, plan: Plan, history: History, 
 
 
 def _beside(
-    opened: Session, small: Backend, plan: Plan, history: History, output: Output, trained: Healed | None
+    opened: Session, small: Backend, plan: Plan, history: History, output: Output, adapter: Adapter | None
 ) -> Report:
     """Leave the model of a run as it is, and write what was trained beside it, if anything was."""
     assert opened.run is not None and history.before is not None
     folder, report, entry = opened.run, history.before, history.healing[-1]
-    with staged(folder, owned=(PAGE_FILE, *(ADAPTER_FILES if trained is not None else ()))) as stage:
-        if trained is not None:
+    with staged(folder, owned=(PAGE_FILE, *(ADAPTER_FILES if adapter is not None else ()))) as stage:
+        if adapter is not None:
             with opened.clock.stage("adapter"):
-                residuals = trained.residuals()
-                entry.problems.extend(write_adapters(small, trained.peft, residuals, trained.shapes, stage))
+                residuals = adapter.residuals()
+                entry.problems.extend(write_adapters(small, adapter.peft, residuals, adapter.shapes, stage))
         if output.latency and report.latency is None:
             with opened.clock.stage("latency"):
                 report = _timed(report, opened, folder, entry.problems)
@@ -246,7 +219,7 @@ def _check_adapter(folder: Path, report: Report, training: Training) -> None:
     """
     if not (folder / ADAPTER_FOLDER).exists():
         return
-    own, changes = own_adapter(report), training.adapter is None or training.fold != "no"
+    own, changes = own_adapter(report), not training.keeps_adapter
     if own and changes:
         raise HealingError(
             f"{folder / ADAPTER_FOLDER} was trained for the model as it is, which would change: heal a copy of "
@@ -259,34 +232,19 @@ def _check_adapter(folder: Path, report: Report, training: Training) -> None:
         )
 
 
-def _train(opened: Session, small: Backend, training: Training, path: Path, key: str, resume: bool) -> Healed:
+def _train(opened: Session, small: Backend, training: Training, path: Path, key: str, resume: bool) -> Healing:
     """Train the module of `small`, or an adapter for it."""
-    from lowrank.healing.clock import Work
-    from lowrank.healing.options import AdapterOptions
-    from lowrank.healing.session import start
+    from lowrank.healing.checkpoint import Checkpoint
+    from lowrank.healing.distill import Samples
+    from lowrank.healing.preparation import prepare
 
     calibration, settings = _data_of(opened), opened.settings
     text = Path(settings.calib).expanduser() if settings.calib else None
-    adapter = None
-    if training.adapter is not None:
-        initial = "zero" if training.fold == "rank" else training.initial
-        adapter = AdapterOptions(rank=training.adapter, initial=initial, fold=training.fold)
-    session = start(
-        calibration.backend,
-        small,
-        training_batches(calibration, text, settings.column),
-        calibration.heldout,
-        Work(60 * training.minutes, training.steps),
-        seed=training.seed,
-        device=training.device,
-        adapter=adapter,
-        path=path,
-        key=key,
-        resume=resume,
-    )
-    for _ in opened.track(hundredths(session.healing.run()), session.healing.told, 100):
+    samples = Samples(training_batches(calibration, text, settings.column), calibration.heldout)
+    healing = prepare(calibration.backend, small, samples, training, Checkpoint(path, key, resume))
+    for _ in opened.track(hundredths(healing.run()), healing.status, 100):
         pass
-    return session
+    return healing
 
 
 def hundredths(shares: Iterator[float]) -> Iterator[int]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from builders import two_factors
-from test_healing import cut
+from test_healing import cut, finished, split
 
 from lowrank.backends.inputs import Signature
 from lowrank.backends.torch.inputs import call
@@ -24,11 +24,11 @@ from lowrank.core.truncation.directions import directions
 from lowrank.core.truncation.pivoted import pivot
 from lowrank.edge.adapters import check_adapter, export_adaptable, write_adapter
 from lowrank.errors import HealingError, UnsupportedModel
-from lowrank.healing.adapter import adaptable, attach, fold
-from lowrank.healing.clock import Work
+from lowrank.healing.adapter import Adapter, adaptable, attach, fold
 from lowrank.healing.discarded import begin_with_the_discarded
-from lowrank.healing.options import AdapterOptions
-from lowrank.healing.session import Session, start
+from lowrank.healing.phases import Healing
+from lowrank.healing.preparation import prepare
+from lowrank.healing.training import Initial, Training
 from lowrank.nn import Adaptable
 from lowrank.progress import silent
 
@@ -48,12 +48,11 @@ def pivoted(name: str) -> tuple[ModuleBackend, ModuleBackend, list[Any]]:
     return dense, dense.rewrite(made), feeds
 
 
-def trained(kind: str, name: str, **more: Any) -> tuple[ModuleBackend, ModuleBackend, Session, list[Any]]:
+def trained(kind: str, name: str, **more: Any) -> tuple[ModuleBackend, ModuleBackend, Healing, Adapter, list[Any]]:
     dense, small, feeds = cut(name) if kind == "two_factor" else pivoted(name)
-    session = start(dense, small, feeds[:4], feeds[4:], Work(0, 60), adapter=AdapterOptions(rank=2), **more)
-    for _ in session.healing.run():
-        pass
-    return dense, small, session, feeds
+    healing = finished(prepare(dense, small, split(feeds), Training(steps=60, adapter=2, **more)))
+    assert healing.adapter is not None
+    return dense, small, healing, healing.adapter, feeds
 
 
 def output(backend: ModuleBackend, module: torch.nn.Module, feed: Any) -> torch.Tensor:
@@ -71,37 +70,28 @@ def adapted(backend: ModuleBackend, made: Any) -> torch.nn.Module:
 
 @pytest.mark.parametrize("kind", ["two_factor", "pivoted"])
 @pytest.mark.parametrize("initial", ["discarded", "zero"])
-def test_an_adapter_heals_and_leaves_the_model_beside_it(kind: str, initial: str) -> None:
+def test_an_adapter_heals_and_leaves_the_model_beside_it(kind: str, initial: Initial) -> None:
     dense, small, feeds = cut("bert") if kind == "two_factor" else pivoted("bert")
     before = {name: p.detach().clone() for name, p in small.module.named_parameters()}
-    session = start(
-        dense,
-        small,
-        feeds[:4],
-        feeds[4:],
-        Work(0, 60),
-        adapter=AdapterOptions(rank=2, initial=initial),  # type: ignore[arg-type]
-    )
-    for _ in session.healing.run():
-        pass
-    assert session.healing.healed().kept
+    training = Training(steps=60, adapter=2, initial=initial)
+    assert finished(prepare(dense, small, split(feeds), training)).healed().kept
     assert all(torch.equal(p, before[name]) for name, p in small.module.named_parameters())
 
 
 def test_an_adapter_trained_elsewhere_is_here_afterwards() -> None:
-    _, small, session, _ = trained("two_factor", "bert", device="cpu:0")
-    assert session.healing.target is not session.healing.task.student.module
-    found = session.healing.task.judge_other(adapted(small, session.residuals()))
-    assert found == pytest.approx(session.healing.progress.best, rel=1e-3)
-    assert found < 0.9 * session.healing.progress.before
+    _, small, healing, adapter, _ = trained("two_factor", "bert", device="cpu:0")
+    assert healing.target is not healing.task.student.module
+    loss = healing.task.judge_other(adapted(small, adapter.residuals()))
+    assert loss == pytest.approx(healing.progress.best, rel=1e-3)
+    assert loss < 0.9 * healing.progress.before
 
 
 @pytest.mark.parametrize("kind", ["two_factor", "pivoted"])
 def test_peft_loads_it_on_the_compressed_model(tmp_path: Path, kind: str) -> None:
-    _, small, session, feeds = trained(kind, "bert")
-    session.peft.save_pretrained(str(tmp_path))
+    _, small, healing, adapter, feeds = trained(kind, "bert")
+    adapter.peft.save_pretrained(str(tmp_path))
     loaded = peft.PeftModel.from_pretrained(copy.deepcopy(small.module), str(tmp_path))
-    wanted = output(small, session.healing.task.student.module, feeds[0])
+    wanted = output(small, healing.task.student.module, feeds[0])
     torch.testing.assert_close(output(small, loaded, feeds[0]), wanted, rtol=1e-5, atol=1e-6)
     assert (wanted - output(small, small.module, feeds[0])).abs().max() > 1e-3
 
@@ -109,8 +99,8 @@ def test_peft_loads_it_on_the_compressed_model(tmp_path: Path, kind: str) -> Non
 @pytest.mark.parametrize("kind", ["two_factor", "pivoted"])
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
 def test_folding_by_concatenation_is_exact(kind: str, name: str) -> None:
-    dense, small, session, feeds = trained(kind, name)
-    made = session.residuals()
+    dense, small, _, adapter, feeds = trained(kind, name)
+    made = adapter.residuals()
     wanted = output(small, adapted(small, made), feeds[0])
     ranks = {key: record["rank"] for key, record in small.replaced.items()}
     whole = fold(small, dense, made, None)
@@ -121,11 +111,11 @@ def test_folding_by_concatenation_is_exact(kind: str, name: str) -> None:
 
 
 def test_folding_back_to_the_rank_keeps_size_and_gains(tmp_path: Path) -> None:
-    dense, small, session, feeds = trained("two_factor", "bert")
-    params, before = small.params, session.healing.progress.before
-    cut_back = fold(small, dense, session.residuals(), feeds[:4])
+    dense, small, healing, adapter, feeds = trained("two_factor", "bert")
+    params, before = small.params, healing.progress.before
+    cut_back = fold(small, dense, adapter.residuals(), feeds[:4])
     assert cut_back.params == params
-    assert session.healing.task.judge_other(cut_back.module) < before
+    assert healing.task.judge_other(cut_back.module) < before
     cut_back.save(tmp_path)
     again = cut_back.reloaded(tmp_path)
     np.testing.assert_array_equal(again.run(feeds[0]), cut_back.run(feeds[0]))
@@ -137,12 +127,9 @@ def test_what_is_tied_has_no_adapter_to_fold(fold_as: Any) -> None:
     (tied,) = (w for w in dense.weights if len(w.layers) > 1)
     made = {w.name: two_factors(dense.read(w.name), 8) for w in dense.weights if w.role == "projection" or w is tied}
     small = dense.rewrite(made)
-    options = AdapterOptions(rank=2, fold=fold_as)
-    session = start(dense, small, feeds[:4], feeds[4:], Work(0, 20), adapter=options)
-    assert session.shapes and not {layer.name for layer in tied.layers} & set(session.shapes)
-    for _ in session.healing.run():
-        pass
-    whole = fold(small, dense, session.residuals(), feeds if fold_as == "rank" else None)
+    adapter = finished(prepare(dense, small, split(feeds), Training(steps=20, adapter=2, fold=fold_as))).adapter
+    assert adapter and adapter.shapes and not {layer.name for layer in tied.layers} & set(adapter.shapes)
+    whole = fold(small, dense, adapter.residuals(), feeds if fold_as == "rank" else None)
     assert (
         whole.module.get_submodule("lm_head").right.weight is whole.module.get_submodule("transformer.wte").right.weight
     )
@@ -151,7 +138,7 @@ def test_what_is_tied_has_no_adapter_to_fold(fold_as: Any) -> None:
 def test_an_exact_fold_that_would_reach_the_full_rank_is_refused() -> None:
     dense, small, feeds = pivoted("bert")
     with pytest.raises(HealingError, match="full 32.*smaller --adapter"):
-        start(dense, small, feeds[:4], feeds[4:], Work(0, 20), adapter=AdapterOptions(rank=16, fold="exact"))
+        prepare(dense, small, split(feeds), Training(steps=20, adapter=16, fold="exact"))
 
 
 def test_beginning_with_all_that_was_discarded_is_the_dense_model() -> None:
@@ -171,15 +158,14 @@ def test_beginning_with_the_discarded_gains_after_a_refit_too(name: str) -> None
     data = Calibration(tuple(feeds[:4]), tuple(feeds[4:5]), (), dense, {})
     unmeasured: Any = SimpleNamespace(curvatures={})
     small = dense.rewrite(sequential_refit(data, dense.rewrite(made), made, unmeasured, silent))
-    options = AdapterOptions(rank=2)
-    task = start(dense, small, feeds[:4], feeds[4:], Work(0, 40), adapter=options).healing.task
+    task = prepare(dense, small, split(feeds), Training(steps=40, adapter=2)).task
     assert task.judge() < 0.97 * task.before
 
 
 def test_two_adapters_on_one_session_give_two_right_answers(tmp_path: Path) -> None:
     import onnxruntime
 
-    _, small, first, feeds = trained("two_factor", "bert")
+    _, small, _, first, feeds = trained("two_factor", "bert")
     assert isinstance(small.signature, Signature)
     rng = np.random.default_rng(0)
     second = {

@@ -82,7 +82,7 @@ def test_compress_with_heal_and_other_data(cli: Cli, here: Path, bert_folder: Pa
 
 
 def test_an_interrupted_run_is_resumed(cli: Cli, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lowrank.healing.heal import Healing
+    from lowrank.healing.phases import Healing
 
     whole, model = Healing._judge, (run / "model" / "model.safetensors").read_bytes()
     count = 0

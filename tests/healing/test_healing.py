@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from lowrank.backends.torch.module import ModuleBackend
 from lowrank.core.distance import Reference
 from lowrank.errors import HealingError
 from lowrank.healing.blocks import BlockFit
+from lowrank.healing.checkpoint import Checkpoint
 from lowrank.healing.clock import Part, Work
-from lowrank.healing.distill import mixed, steps_in_turn
-from lowrank.healing.heal import Healing
+from lowrank.healing.distill import Samples, mixed, steps_in_turn
 from lowrank.healing.optimizer import Optimizer
 from lowrank.healing.parameters import snapshot
-from lowrank.healing.session import start
+from lowrank.healing.phases import Healing
+from lowrank.healing.preparation import prepare
+from lowrank.healing.training import Training
 
 
 def cut(name: str, share: float = 0.25) -> tuple[ModuleBackend, ModuleBackend, list[Feed]]:
@@ -36,9 +39,16 @@ def cut(name: str, share: float = 0.25) -> tuple[ModuleBackend, ModuleBackend, l
     return dense, dense.rewrite(made), feeds
 
 
-def healing(name: str, steps: int = 60, **more: Any) -> tuple[Healing, ModuleBackend]:
+def split(feeds: Sequence[Feed]) -> Samples:
+    """Four batches to learn from, and the others to be judged by."""
+    return Samples(feeds[:4], feeds[4:])
+
+
+def healing(
+    name: str, steps: int = 60, checkpoint: Checkpoint | None = None, **more: Any
+) -> tuple[Healing, ModuleBackend]:
     dense, small, feeds = cut(name)
-    return start(dense, small, feeds[:4], feeds[4:], Work(0, steps), **more).healing, small
+    return prepare(dense, small, split(feeds), Training(steps=steps, **more), checkpoint), small
 
 
 def finished(made: Healing) -> Healing:
@@ -76,7 +86,7 @@ def test_on_another_device_copies_are_trained_in_16_bits() -> None:
 
 def test_what_is_not_trained_stays() -> None:
     dense, small, feeds = cut("bert")
-    made = start(dense, small, feeds[:4], feeds[4:], Work(0, 40)).healing
+    made = prepare(dense, small, split(feeds), Training(steps=40))
     before = {name: p.detach().clone() for name, p in small.module.named_parameters()}
     dense_before = {name: p.detach().clone() for name, p in dense.module.named_parameters()}
     finished(made)
@@ -102,7 +112,7 @@ def test_an_interrupted_healing_goes_on_to_the_same_model(tmp_path: Path, stop: 
     whole, small = healing("bert", seed=3)
     finished(whole)
     path = tmp_path / "healing.safetensors"
-    broken, _ = healing("bert", seed=3, path=path, key="a")
+    broken, _ = healing("bert", seed=3, checkpoint=Checkpoint(path, "a"))
     steps = broken.run()
     for _ in range(stop):
         next(steps)
@@ -111,13 +121,13 @@ def test_an_interrupted_healing_goes_on_to_the_same_model(tmp_path: Path, stop: 
         # Before the first block is done there is nothing to go on from.
         assert stop == 2
         return
-    resumed, again = healing("bert", seed=3, path=path, key="a", resume=True)
+    resumed, again = healing("bert", seed=3, checkpoint=Checkpoint(path, "a", True))
     finished(resumed)
     found, wanted = dict(again.module.named_parameters()), dict(small.module.named_parameters())
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert resumed.healed().before == whole.healed().before
     with pytest.raises(HealingError, match="other options"):
-        healing("bert", seed=3, path=path, key="b", resume=True)
+        healing("bert", seed=3, checkpoint=Checkpoint(path, "b", True))
 
 
 @pytest.mark.parametrize("judgement", [3, 8, 12])
@@ -125,7 +135,7 @@ def test_an_interruption_of_a_judgement_changes_nothing(tmp_path: Path, judgemen
     whole, small = healing("bert", seed=3)
     finished(whole)
     path = tmp_path / "healing.safetensors"
-    broken, _ = healing("bert", seed=3, path=path, key="a")
+    broken, _ = healing("bert", seed=3, checkpoint=Checkpoint(path, "a"))
     steps, judge, calls = broken.run(), broken.task.judge, [0]
     while broken.progress.phase != "main":
         next(steps)
@@ -140,7 +150,7 @@ def test_an_interruption_of_a_judgement_changes_nothing(tmp_path: Path, judgemen
     with pytest.raises(KeyboardInterrupt):
         for _ in steps:
             pass
-    resumed, other = healing("bert", seed=3, path=path, key="a", resume=True)
+    resumed, other = healing("bert", seed=3, checkpoint=Checkpoint(path, "a", True))
     finished(resumed)
     assert resumed.healed().curve == whole.healed().curve
     wanted, found = (dict(backend.module.named_parameters()) for backend in (small, other))
@@ -153,7 +163,7 @@ def test_the_time_is_kept(monkeypatch: pytest.MonkeyPatch, step: float, judging:
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     dense, small, feeds = cut("bert")
-    made = start(dense, small, feeds[:4], feeds[4:], Work(total)).healing
+    made = prepare(dense, small, split(feeds), Training(minutes=total / 60))
 
     def slow(of: Any, seconds: float) -> Any:
         def call(*args: Any) -> Any:
@@ -166,27 +176,25 @@ def test_the_time_is_kept(monkeypatch: pytest.MonkeyPatch, step: float, judging:
     monkeypatch.setattr(made.task, "judge", slow(made.task.judge, judging))
     monkeypatch.setattr(BlockFit, "_backward", slow(BlockFit._backward, step / 2))
     monkeypatch.setattr(BlockFit, "_judge", slow(BlockFit._judge, judging / 2))
-    monkeypatch.setattr("lowrank.healing.heal.PATIENCE", 100)
+    monkeypatch.setattr("lowrank.healing.phases.PATIENCE", 100)
     result = finished(made).healed()
     assert result.kept and now[0] == pytest.approx(total, rel=0.05)
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:
     with pytest.raises(HealingError, match="leave out --resume"):
-        healing("bert", path=tmp_path / "none.safetensors", resume=True)
+        healing("bert", checkpoint=Checkpoint(tmp_path / "none.safetensors", resume=True))
 
 
 def test_what_gets_worse_is_discarded() -> None:
     """Held-out batches that the dense model would not recognise: nothing learnt helps on them."""
     dense, small, feeds = cut("bert", share=1.0)
-    made = start(dense, small, feeds[:4], feeds[4:], Work(0, 40)).healing
+    made = prepare(dense, small, split(feeds), Training(steps=40))
     before = snapshot(made.task.parameters)
-    known = made.task.heldout
-    for i in range(len(known.feeds)):
-        seen = known(i)
+    teacher = made.task.heldout
+    for i, feed in enumerate(teacher.feeds):
         with torch.no_grad():
-            now = made.task.student(known.feeds[i])
-        known._known[i] = type(seen)(now.hidden, now.output)
+            teacher._remembered[i] = made.task.student(feed)
     made.progress.before = made.progress.best = made.task.judge()
     assert not finished(made).healed().kept
     after = snapshot(made.task.parameters)
@@ -237,7 +245,7 @@ def test_without_memory_to_judge_it_says_so(monkeypatch: pytest.MonkeyPatch) -> 
     def short_of_memory(*_: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr("lowrank.healing.watched.Watched.__call__", short_of_memory)
+    monkeypatch.setattr("lowrank.healing.module_runner.ModuleRunner.__call__", short_of_memory)
     with pytest.raises(HealingError, match="8 samples at a time"):
         healing("bert")
 
@@ -324,7 +332,7 @@ def test_models_of_another_precision(tmp_path: Path) -> None:
     chosen = [w for w in dense.weights if w.is_linear and w.role == "projection"]
     small = dense.rewrite({w.name: two_factors(dense.read(w.name), 6) for w in chosen})
     feeds = [dense.signature.example(8, 6, seed) for seed in range(6)]
-    made = finished(start(dense, small, feeds[:4], feeds[4:], Work(0, 60)).healing)
+    made = finished(prepare(dense, small, split(feeds), Training(steps=60)))
     assert made.healed().kept
     assert {p.dtype for p in small.module.parameters()} == {torch.bfloat16}
     reference = Reference([dense.run(f) for f in feeds[4:]], dense.output_kind)
@@ -334,9 +342,9 @@ def test_models_of_another_precision(tmp_path: Path) -> None:
 def test_faults() -> None:
     dense, small, feeds = cut("bert")
     with pytest.raises(HealingError, match="no device"):
-        start(dense, small, feeds, feeds, Work(0, 10), device="cuda:77")
+        prepare(dense, small, split(feeds), Training(steps=10, device="cuda:77"))
     with pytest.raises(HealingError, match="nothing to heal"):
-        start(dense, dense, feeds, feeds, Work(0, 10))
+        prepare(dense, dense, split(feeds), Training(steps=10))
 
 
 def test_the_trainer_of_transformers_trains_factors(tmp_path: Path) -> None:

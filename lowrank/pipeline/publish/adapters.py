@@ -18,7 +18,7 @@ from lowrank.pipeline.run.layout import ADAPTABLE_FILE, ADAPTER_FILE, ADAPTER_FI
 
 if TYPE_CHECKING:
     from lowrank.edge.adapters import Residuals
-    from lowrank.healing.session import Session
+    from lowrank.healing.phases import Healing
 
 
 def write_adapters(
@@ -75,19 +75,19 @@ def keep_adapter(small: Backend, folder: Path, stage: Path) -> list[str]:
 
 
 def folded(
-    session: Session, dense: Backend, small: Backend, feeds: Sequence[Feed] | None, plan: Plan, analysis: Analysis
+    healing: Healing, dense: Backend, small: Backend, feeds: Sequence[Feed] | None, plan: Plan, analysis: Analysis
 ) -> tuple[Backend, Plan, float]:
     """A copy of the compressed model with a trained adapter in its factors, its plan, and its held-out loss."""
     from lowrank.backends.torch import ModuleBackend
     from lowrank.healing.adapter import fold
 
-    assert isinstance(small, ModuleBackend) and isinstance(dense, ModuleBackend)
+    assert isinstance(small, ModuleBackend) and isinstance(dense, ModuleBackend) and healing.adapter is not None
     small = replace(small, module=copy.deepcopy(small.module))
-    small = fold(small, dense, session.residuals(), feeds)
+    small = fold(small, dense, healing.adapter.residuals(), feeds)
     content: dict[str, Any] = plan.to_json()
     groups = analysis.groups
     for entry in content["groups"]:
         if structure_named(entry["structure"]).replaces:
             entry["rank"] = small.replaced[groups[entry["name"]].weights[0]]["rank"]
     after = replace(Plan.from_json(content, analysis, plan.budget), selector=plan.selector)
-    return small, after, session.healing.task.judge_other(small.module)
+    return small, after, healing.task.judge_other(small.module)

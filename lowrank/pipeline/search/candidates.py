@@ -16,11 +16,12 @@ from lowrank.artifacts.files import linked
 from lowrank.backends import Backend
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.onnx.save import file_size
-from lowrank.calibrate import Calibration, training_batches
+from lowrank.calibrate import training_batches
 from lowrank.edge.graph_file import fit_file
 from lowrank.errors import ExportError, UnsupportedModel
 from lowrank.evaluate.measure import exactness
-from lowrank.pipeline.healing import Training, check_samples
+from lowrank.healing.training import Training
+from lowrank.pipeline.healing import check_samples
 from lowrank.pipeline.plans import compressed, select
 from lowrank.pipeline.run.layout import CHECKPOINT_FILE, MODEL_FOLDER
 from lowrank.pipeline.run.write import rounding_feeds
@@ -30,6 +31,9 @@ from lowrank.results.report import ONNX_FILE
 
 if TYPE_CHECKING:
     from lowrank.evaluate.tasks import Score, Task
+    from lowrank.healing.checkpoint import Checkpoint
+    from lowrank.healing.distill import Samples
+    from lowrank.healing.phases import Healing
 
 POINT_FILE = "point.json"
 """Of a point that is made and scored: written last."""
@@ -170,79 +174,57 @@ class CandidateBuilder:
         return small
 
     def _healed(self, kind: Method) -> Candidate:
-        from lowrank.healing.clock import Work
-        from lowrank.healing.session import start
+        from lowrank.healing.preparation import prepare
 
         assert kind.keep is not None and self.heal is not None
-        calibration, fit = self._data()
+        dense, samples = self._data()
         small, training = self._small(kind.keep), self.heal
         self._factored = None
-        checkpoint = self._checkpoint(kind)
-        session = start(
-            calibration.backend,
-            small,
-            fit,
-            calibration.heldout,
-            Work(60 * training.minutes, training.steps),
-            seed=training.seed,
-            device=training.device,
-            path=checkpoint,
-            key=self._key(kind, training),
-            resume=self.resume and checkpoint.is_file(),
-        )
-        return Candidate(small, small.save, self._trained(session.healing, training, checkpoint))
+        healing = prepare(dense, small, samples, training, self._checkpoint(kind, training))
+        return Candidate(small, small.save, self._trained(healing, training))
 
     def _student(self) -> Candidate:
         from lowrank.baselines import distillation, half_of, save_student
-        from lowrank.healing.clock import Work
 
-        student, kind = half_of(self.session.dense), Method("student")
-        calibration, fit = self._data()
-        training = self.distil
+        student, training = half_of(self.session.dense), self.distil
+        dense, samples = self._data()
         assert training is not None
-        checkpoint = self._checkpoint(kind)
-        healing = distillation(
-            calibration.backend,
-            student,
-            fit,
-            calibration.heldout,
-            Work(60 * training.minutes, training.steps),
-            seed=training.seed,
-            path=checkpoint,
-            key=self._key(kind, training),
-            resume=self.resume and checkpoint.is_file(),
-        )
-        facts = self._trained(healing, training, checkpoint)
+        healing = distillation(dense, student, samples, training, self._checkpoint(Method("student"), training))
+        facts = self._trained(healing, training)
         return Candidate(student, lambda folder: save_student(student, folder), facts)
 
-    def _trained(self, healing: Any, training: Training, checkpoint: Path) -> dict[str, Any]:
+    def _trained(self, healing: Healing, training: Training) -> dict[str, Any]:
         for _ in healing.run():
             pass
-        checkpoint.unlink(missing_ok=True)
+        if healing.checkpoint.path is not None:
+            healing.checkpoint.path.unlink(missing_ok=True)
         healed = healing.healed()
         note = None if healed.kept else "training found nothing better than what it began with"
         return {"minutes": training.minutes, "note": "; ".join([*healed.problems, *([note] if note else [])]) or None}
 
-    def _data(self) -> tuple[Calibration, tuple[Feed, ...]]:
-        """The calibration, and the samples to learn from.
+    def _data(self) -> tuple[Backend, Samples]:
+        """The dense model that is imitated, and the samples for it.
 
         Raises:
             UnsupportedModel: if there are none.
         """
+        from lowrank.healing.distill import Samples
+
         calibration, settings = self.session.calibration, self.session.settings
         if calibration is None:
             raise UnsupportedModel("there is no data to learn from; give --calib FILE")
         check_samples(calibration)
         text = Path(settings.calib).expanduser() if settings.calib else None
-        return calibration, training_batches(calibration, text, settings.column)
+        fit = training_batches(calibration, text, settings.column)
+        return calibration.backend, Samples(fit, calibration.heldout)
 
-    def _checkpoint(self, kind: Method) -> Path:
-        place = self.folder / kind.name
-        place.mkdir(exist_ok=True)
-        return place / CHECKPOINT_FILE
+    def _checkpoint(self, kind: Method, training: Training) -> Checkpoint:
+        from lowrank.healing.checkpoint import Checkpoint
 
-    def _key(self, kind: Method, training: Training) -> str:
-        return hash_json([kind.name, training.minutes, training.steps, training.seed])
+        path = self.folder / kind.name / CHECKPOINT_FILE
+        path.parent.mkdir(exist_ok=True)
+        key = hash_json([kind.name, training.minutes, training.steps, training.seed])
+        return Checkpoint(path, key, self.resume and path.is_file())
 
 
 def compressed_size(path: Path) -> int:

@@ -19,7 +19,7 @@ from lowrank.backends.onnx.save import file_size
 from lowrank.core.selection.pareto import on_front
 from lowrank.errors import ArtifactError, HealingError, LowRankError
 from lowrank.evaluate import measure_latency
-from lowrank.pipeline.healing import Training
+from lowrank.healing.training import Training
 from lowrank.pipeline.run.layout import PAGE_FILE, RUN
 from lowrank.pipeline.run.page import draw_page
 from lowrank.pipeline.run.provenance import made_with

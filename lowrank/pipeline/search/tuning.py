@@ -26,9 +26,9 @@ from lowrank.errors import ArtifactError, ExportError, LowRankError
 from lowrank.evaluate import measure_latency
 from lowrank.evaluate.session import FileModel
 from lowrank.evaluate.tasks import Score, Task, compare
+from lowrank.healing.training import Training
 from lowrank.pipeline.compressing import compress
 from lowrank.pipeline.evaluating import evaluate
-from lowrank.pipeline.healing import Training
 from lowrank.pipeline.run.layout import RESULTS, RUN, SCRIPT_FILE
 from lowrank.pipeline.search.measurable import open_measurable
 from lowrank.pipeline.search.methods import data_of

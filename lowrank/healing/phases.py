@@ -1,4 +1,4 @@
-"""Healing: the compressed model learns to give what the dense one gives, from unlabelled data."""
+"""The phases of healing: block by block, a search for the learning rate, and the whole model to the end."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from torch import Tensor, nn
 
 from lowrank.errors import HealingError
+from lowrank.healing.adapter import Adapter
 from lowrank.healing.blocks import BlockFit
-from lowrank.healing.checkpoint import Phase, Progress, read_checkpoint, write_checkpoint
+from lowrank.healing.checkpoint import Checkpoint, Phase, Progress
 from lowrank.healing.clock import Part, Work
 from lowrank.healing.distill import Distillation
 from lowrank.healing.faults import first_nonfinite, is_memory
@@ -57,11 +57,10 @@ class Healing:
         task: the models and their data.
         target: the module that gets the best numbers at the end, in the dtype that it is stored in.
         work: how much is allowed.
-        now: the held-out loss of what the parameters hold; an adapter may have begun as something.
+        loss: the held-out loss of what the parameters hold; an adapter may have begun as something.
         seed: of the order of the batches.
-        path: of the checkpoint; None keeps none.
-        key: hash of everything that was asked for.
-        resume: go on from the checkpoint.
+        checkpoint: where the healing is kept when it is interrupted.
+        adapter: that is trained; None if the factors are.
     """
 
     def __init__(
@@ -70,19 +69,17 @@ class Healing:
         target: nn.Module,
         work: Work,
         *,
-        now: float,
-        seed: int = 0,
-        path: Path | None = None,
-        key: str = "",
-        resume: bool = False,
+        loss: float,
+        seed: int,
+        checkpoint: Checkpoint,
+        adapter: Adapter | None = None,
     ) -> None:
-        self.task, self.target, self.seed, self.path = task, target, seed, path
+        self.task, self.target, self.adapter = task, target, adapter
+        self.seed, self.checkpoint = seed, checkpoint
         self.problems: list[str] = []
         self.resumed: dict[str, dict[str, Tensor]] = {}
-        if resume:
-            if path is None:
-                raise HealingError("there is no run folder to resume from")
-            self.progress, self.resumed = read_checkpoint(path, key)
+        if checkpoint.resume:
+            self.progress, self.resumed = checkpoint.read()
             task.weight, task.parts = self.progress.weight, self.progress.parts
             restore_(task.parameters, self.resumed["now"])
             self.best = dict(self.resumed["best"])
@@ -93,7 +90,7 @@ class Healing:
                     "the compressed model's outputs are not finite on the held-out data; compress again, and look at "
                     "what `lowrank evaluate` says"
                 )
-            self.progress = Progress(key, before=before, best=now, weight=task.weight)
+            self.progress = Progress(checkpoint.key, before=before, best=loss, weight=task.weight)
             self.best = snapshot(task.parameters)
         # Getting ready has taken some of the time.
         done = self.progress.done + (0.0 if work.by_steps else work.done)
@@ -117,7 +114,7 @@ class Healing:
         places = dict(self.target.named_parameters())
         restore_({name: places[name] for name in self.best}, self.best)
 
-    def told(self) -> str:
+    def status(self) -> str:
         """How far it has come, in words."""
         best, before = self.progress.best, self.progress.before
         return f"healing: held-out loss {best:.4g}, {best / before:.3f} of what it was" if before else "healing"
@@ -189,7 +186,7 @@ class Healing:
         part = Part(self.work, self.work.total - progress.begun, progress.begun)
         optimizer = Optimizer(task.parameters, self._rate, task.smallest)
         if "mean" in self.resumed:
-            optimizer.restore(task.parameters, self.resumed, progress.steps, progress.usual)
+            optimizer.restore(self.resumed, progress.steps, progress.usual)
         try:
             if int(part.share * JUDGED) > progress.judged:
                 # It was interrupted in a judgement.
@@ -235,14 +232,14 @@ class Healing:
         self._save()
 
     def _save(self, optimizer: Optimizer | None = None) -> None:
-        """Keep everything that going on takes."""
+        """Write everything that it takes to go on to the checkpoint."""
         progress, task = self.progress, self.task
         # All processes look at the clock together, and one writes.
         progress.done, progress.parts = self.work.done, task.parts
-        if self.path is None or not task.workers.is_first:
+        if self.checkpoint.path is None or not task.workers.is_first:
             return
         groups = {"now": snapshot(task.parameters), "best": self.best}
         if optimizer is not None:
             progress.usual = optimizer.usual
-            groups |= optimizer.moments(task.parameters)
-        write_checkpoint(self.path, progress, groups)
+            groups |= optimizer.moments()
+        self.checkpoint.write(progress, groups)

@@ -17,7 +17,7 @@ from lowrank.backends.torch.tensors import module_in_float32
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class Outputs:
     """What a batch came to."""
 
     hidden: list[Tensor]
@@ -25,7 +25,7 @@ class Seen:
     output: Tensor
 
 
-class Watched:
+class ModuleRunner:
     """Runs a module on a device.
 
     Args:
@@ -38,7 +38,7 @@ class Watched:
     def __init__(self, module: nn.Module, signature: Signature, paths: Sequence[str], device: str = "cpu") -> None:
         self.module, self.signature, self.paths, self.device = module, signature, list(paths), device
 
-    def __call__(self, feed: Feed) -> Seen:
+    def __call__(self, feed: Feed) -> Outputs:
         """Run one batch."""
         hidden: list[Tensor] = []
 
@@ -52,16 +52,16 @@ class Watched:
         finally:
             for handle in handles:
                 handle.remove()
-        return Seen(hidden, output)
+        return Outputs(hidden, output)
 
     def precision(self) -> torch.autocast:
         """In which it is run: on a GPU matrices are multiplied in bfloat16."""
         return torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.device != "cpu")
 
-    def with_module(self, module: nn.Module) -> Watched:
+    def with_module(self, module: nn.Module) -> ModuleRunner:
         """Another module in the same way."""
         module = on_device(module_in_float32(module).eval(), self.device)
-        return Watched(module, self.signature, self.paths, self.device)
+        return ModuleRunner(module, self.signature, self.paths, self.device)
 
     def placed(self, feed: Feed) -> dict[str, Tensor]:
         """A batch on the device."""

@@ -1,0 +1,48 @@
+"""How a model is healed: what a user may choose."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from lowrank.errors import HealingError
+
+Initial = Literal["discarded", "zero"]
+"""What an adapter begins as: the best of what truncation left out, if held-out samples find that better, or nothing."""
+Fold = Literal["no", "exact", "rank"]
+"""Whether an adapter stays by itself, or becomes part of the factors, whose ranks grow (`exact`) or are cut back
+(`rank`). Layers that share a factor with others have no adapter then."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a model is healed."""
+
+    minutes: float = 10.0
+    """How long, all trials included."""
+    steps: int | None = None
+    """So many steps instead; then the same seed gives the same model."""
+    seed: int = 0
+    """Of the order of the samples, and of new adapters."""
+    device: str = "cpu"
+    """`cpu`, `cuda` or `cuda:1`."""
+    adapter: int | None = None
+    """Freeze the model, and train a residual of this rank beside each factored layer."""
+    initial: Initial = "discarded"
+    """What an adapter begins as: the best of what truncation left out, or nothing; nothing if it is cut back again."""
+    fold: Fold = "no"
+    """Keep an adapter by itself; or fold it into the factors, whose ranks grow, or are cut back to what they were."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.minutes < math.inf:
+            raise HealingError(f"{self.minutes} minutes are no time to heal in; give a number such as 10")
+        if self.steps is not None and self.steps < 1:
+            raise HealingError(f"{self.steps} steps are none; give some hundreds")
+        if self.adapter is not None and self.adapter < 1:
+            raise HealingError(f"an adapter of rank {self.adapter} is none; give a rank such as 8")
+
+    @property
+    def keeps_adapter(self) -> bool:
+        """Whether an adapter is trained and stays by itself, so that the model stays as it is."""
+        return self.adapter is not None and self.fold == "no"

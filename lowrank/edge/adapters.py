@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lowrank.backends.inputs import Signature
+from lowrank.backends.onnx.edit import rename
 from lowrank.backends.onnx.opset import OPSET
 from lowrank.backends.onnx.save import save_model
 from lowrank.backends.session import start_session, typed
@@ -74,9 +75,7 @@ def export_adaptable(
         for value in list(graph.initializers.values()):
             # Layers keep the names that they have without adapters.
             if value.name.startswith(f"{name}.layer."):
-                graph.initializers.pop(value.name)
-                value.name = f"{name}.{value.name.removeprefix(f'{name}.layer.')}"
-                graph.register_initializer(value)
+                rename(graph, value, f"{name}.{value.name.removeprefix(f'{name}.layer.')}")
     # Of shapes that were found with another rank nothing is left to contradict the new ones.
     for node in graph:
         for value in node.outputs:

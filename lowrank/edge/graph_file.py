@@ -1,15 +1,51 @@
-"""Giving a graph that was written the types and operators that it is to have."""
+"""A model as an ONNX file in the types and with the operators that a target asks for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from lowrank.backends.inputs import Feed, Signature
-    from lowrank.core.rounding.formats import Stored
+from lowrank.backends.base import Backend
+from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.onnx.save import load_whole, save_model
+from lowrank.core.rounding.formats import Stored
+from lowrank.edge.fuse import fuse_file
+from lowrank.edge.quantize import quantize_file
 from lowrank.edge.target import Target
+
+LARGE = 1 << 20
+"""Bytes of a table that is better mapped than read."""
+
+
+def make_graph(
+    model: Backend,
+    path: Path,
+    target: Target,
+    feeds: Sequence[Feed] = (),
+    stored: Mapping[str, Stored] | None = None,
+    plain: bool = False,
+    opset: int | None = None,
+) -> list[str]:
+    """Write a model as an ONNX file for a target.
+
+    Args:
+        model: one that can be run.
+        path: of the file.
+        target: what the file is for.
+        feeds: calibration data for rounding; see `edge.quantize`.
+        stored: of a `mixed` target, how each weight is stored.
+        plain: only round, which takes as many bytes.
+        opset: the operator set.
+
+    Returns:
+        Remarks on what stayed as it was.
+
+    Raises:
+        ExportError: if the model cannot be traced, or its graph not be fused.
+    """
+    assert isinstance(model.signature, Signature)
+    model.write_onnx(path, opset)
+    return fit_file(path, target, model.signature, feeds, stored, plain)
 
 
 def fit_file(
@@ -20,33 +56,25 @@ def fit_file(
     stored: Mapping[str, Stored] | None = None,
     plain: bool = False,
 ) -> list[str]:
-    """Round and fuse what `Backend.write_onnx` wrote, in place, as far as a target asks for it.
-
-    Args:
-        path: the file.
-        target: what it is to be for.
-        signature: how the model is fed.
-        feeds: calibration data for rounding; see `edge.quantize`.
-        stored: of a `mixed` target, how each weight is stored.
-        plain: only round, which takes as many bytes.
-
-    Returns:
-        Remarks on what stayed as it was.
+    """Round and fuse what `Backend.write_onnx` wrote, in place; see `make_graph`.
 
     Raises:
         ExportError: if the graph cannot be fused.
     """
-    notes = list[str]()
-    if target.is_rounded:
-        from lowrank.edge.quantize import quantize_file
-
-        notes = quantize_file(path, target.dtype, signature, feeds, plain, stored)
+    notes = quantize_file(path, target.dtype, signature, feeds, plain, stored) if target.is_rounded else []
     if target.profile == "ort":
-        from lowrank.edge.fuse import fuse_file
-
         fuse_file(path)
     if target.is_rounded:
-        from lowrank.backends.onnx.passes.tidy import pack_file
-
-        pack_file(path)
+        _pack(path)
     return notes
+
+
+def _pack(path: Path) -> None:
+    """Leave out of a file what its reader works out for itself: the shapes of what nodes give, and, of tensors that are
+    no tables, the padding to whole pages. In few bits that is a twentieth of a small model."""
+    model = load_whole(path)
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.shape = value.type = None
+    save_model(model, path, aligned=LARGE)

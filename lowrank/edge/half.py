@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lowrank.backends.onnx.edit import add, constant
+from lowrank.backends.onnx.edit import add, constant, new_node
 
 LEAST = 1024
 """Smaller tensors stay: together they are next to nothing."""
@@ -60,8 +60,8 @@ def _lookup(node: Any, table: Any) -> None:
     import onnx_ir as ir
 
     readers = list(node.outputs[0].uses())
-    following = ir.node("Cast", [node.outputs[0]], {"to": ir.DataType.FLOAT}, name=f"{node.name}.cast")
-    following.outputs[0].name = f"{node.outputs[0].name}.float"
+    names = {"name": f"{node.name}.cast", "output": f"{node.outputs[0].name}.float"}
+    following = new_node("Cast", [node.outputs[0]], {"to": ir.DataType.FLOAT}, **names)
     following.outputs[0].shape, following.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
     node.replace_input_with(0, table)
     node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT16)

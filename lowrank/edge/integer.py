@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.backends.onnx.edit import add, constant, replace_node
+from lowrank.backends.onnx.edit import add, constant, new_node, replace_node
 from lowrank.backends.onnx.sites import Site
 from lowrank.core.rounding.codes import Codes
 
@@ -115,18 +115,14 @@ def _unpacked(node: Any, packed: Any, codes: Codes) -> Any:
 
 def _places(graph: Any, cols: int, block: int) -> Any:
     """Which block each number of a row is in: computed, as written out it would be larger than many a factor."""
-    import onnx_ir as ir
-
     name = f"int4.places.{cols}"
     known = next((node for node in graph if node.outputs[0].name == name), None)
     if known is None:
         start, one = (constant(graph, f"int4.{n}", np.array(n, np.int64)) for n in (0, 1))
         bounds = [start, constant(graph, f"int4.{cols}", np.array(cols, np.int64)), one]
-        counted = ir.node("Range", bounds, name=f"int4.range.{cols}")
-        counted.outputs[0].name = f"int4.range.{cols}"
+        counted = new_node("Range", bounds, name=f"int4.range.{cols}", output=f"int4.range.{cols}")
         each = constant(graph, f"int4.{block}", np.array(block, np.int64))
-        known = ir.node("Div", [counted.outputs[0], each], name=name)
-        known.outputs[0].name = name
+        known = new_node("Div", [counted.outputs[0], each], name=name, output=name)
         graph.insert_before(graph[0], [counted, known])
     return known.outputs[0]
 

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-def constant(graph: Any, name: str, numbers: NDArray[Any], dtype: Any = None) -> Any:
-    """The initializer of a graph that has this name and holds these numbers, or a new one under a name that is free."""
+def new_node(
+    op: str,
+    inputs: Sequence[Any],
+    settings: Mapping[str, Any] | None = None,
+    *,
+    name: str | None,
+    output: str | None = None,
+) -> Any:
+    """A new node of one output that is in no graph yet; a graph gives it the names that are None."""
     import onnx_ir as ir
 
-    free, number = name, 2
-    while free in graph.initializers:
-        known = graph.initializers[free].const_value
-        stored = None if known is None or dtype is not None else known.numpy()
-        if stored is not None and stored.dtype == numbers.dtype and np.array_equal(stored, numbers):
-            # A weight with several layers is stored once.
-            return graph.initializers[free]
-        free, number = f"{name}.{number}", number + 1
-    return initializer(graph, free, ir.tensor(numbers, dtype=dtype, name=free))
+    new = ir.node(op, inputs, settings or {}, name=name)
+    new.outputs[0].name = output
+    return new
 
 
 def add(
@@ -30,12 +32,18 @@ def add(
     import onnx_ir as ir
 
     base = before.name or before.outputs[0].name
-    node = ir.node(op, inputs, settings, domain=domain, num_outputs=outputs, name=f"{base}.{part}")
-    for index, value in enumerate(node.outputs):
+    new = ir.node(op, inputs, settings, domain=domain, num_outputs=outputs, name=f"{base}.{part}")
+    for index, value in enumerate(new.outputs):
         value.name = f"{before.outputs[0].name}.{part}" + (f".{index}" if outputs > 1 else "")
-    node.metadata_props.update(before.metadata_props)
-    before.graph.insert_before(before, node)
-    return node
+    insert(before, new)
+    return new
+
+
+def insert(before: Any, *new: Any) -> None:
+    """Put new nodes in front of another; they keep what is said of where that one came from."""
+    for each in new:
+        each.metadata_props.update(before.metadata_props)
+        before.graph.insert_before(before, each)
 
 
 def replace_node(old: Any, value: Any) -> None:
@@ -51,18 +59,53 @@ def replace_node(old: Any, value: Any) -> None:
 
 def finish(old: Any, *new: Any) -> None:
     """Put new nodes before an old one; the last of them takes over its output."""
-    for node in new:
-        old.graph.insert_before(old, node)
-        node.metadata_props.update(old.metadata_props)
+    insert(old, *new)
     last = new[-1].outputs[0]
     last.metadata_props.update(old.outputs[0].metadata_props)
     replace_node(old, last)
 
 
-def initializer(graph: Any, name: str, tensor: Any) -> Any:
-    """A new initializer of a graph, under a name that is free."""
+def drop(old: Any) -> None:
+    """Remove a node that nothing reads."""
+    if not any(value.uses() or value.is_graph_output() for value in old.outputs):
+        old.graph.remove(old, safe=True)
+
+
+def initializer(graph: Any, name: str, numbers: NDArray[Any], dtype: Any = None) -> Any:
+    """A new initializer of a graph, under a name that is free, in the numbers' own type or another of that size."""
     import onnx_ir as ir
 
+    tensor: Any = ir.tensor(numbers, dtype=dtype, name=name)
     value = ir.Value(name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
     graph.register_initializer(value)
     return value
+
+
+def constant(graph: Any, name: str, numbers: NDArray[Any], dtype: Any = None) -> Any:
+    """The initializer of a graph that has this name and holds these numbers, or a new one under a name that is free."""
+    free, number = name, 2
+    while free in graph.initializers:
+        known = graph.initializers[free].const_value
+        stored = None if known is None or dtype is not None else known.numpy()
+        if stored is not None and stored.dtype == numbers.dtype and np.array_equal(stored, numbers):
+            # A weight with several layers is stored once.
+            return graph.initializers[free]
+        free, number = f"{name}.{number}", number + 1
+    return initializer(graph, free, numbers, dtype)
+
+
+def constant_node(before: Any, numbers: NDArray[Any], name: str | None = None, dtype: Any = None) -> Any:
+    """The output of a new Constant in front of a node, for graphs that hold numbers so."""
+    import onnx_ir as ir
+
+    new = new_node("Constant", [], {"value": ir.tensor(numbers, dtype=dtype, name=name)}, name=name, output=name)
+    before.graph.insert_before(before, new)
+    return new.outputs[0]
+
+
+def rename(graph: Any, value: Any, name: str) -> None:
+    """Give an initializer another name, unless that is taken."""
+    if name not in graph.initializers:
+        graph.initializers.pop(value.name)
+        value.name = name
+        graph.register_initializer(value)

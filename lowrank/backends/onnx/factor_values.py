@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.backends.onnx.constants import tensor_of
-from lowrank.backends.onnx.edit import initializer
+from lowrank.backends.onnx.edit import constant_node, initializer, new_node
 from lowrank.backends.onnx.sites import Site, attribute
 from lowrank.core.match import stem
 from lowrank.core.structures.base import Replacement
@@ -51,11 +51,9 @@ class Held:
         if as_turned == turned:
             return self._cast(value, node)
         # Constant folding in the runtime does this once, and the file holds the numbers once.
-        import onnx_ir as ir
-
         last = len(value.shape)
         swap = [*range(last - 2), last - 1, last - 2]
-        turn = ir.node("Transpose", [value], {"perm": swap}, name=f"{value.name}.transpose")
+        turn = new_node("Transpose", [value], {"perm": swap}, name=f"{value.name}.transpose")
         node.graph.insert_before(node, turn)
         turn.outputs[0].name = f"{value.name}.transposed.{self._turns}"
         self._turns += 1
@@ -90,25 +88,21 @@ class Held:
 
         root = self.first.constant.root
         dtype = tensor_of(root).dtype if numbers.dtype.kind == "f" else ir.DataType.INT64
-        tensor: Any = ir.tensor(numbers, dtype=dtype, name=name)
         if root.is_initializer():
-            value = initializer(root.graph, name, tensor)
+            value = initializer(root.graph, name, numbers, dtype)
             if self.model.ir_version < 4 and root.graph is self.model.graph:
                 self.model.graph.inputs.append(value)
             self.names[which] = name
             return value
-        constant = ir.node("Constant", [], {"value": tensor}, name=name)
-        constant.outputs[0].name, constant.outputs[0].shape = name, tensor.shape
-        node.graph.insert_before(node, constant)
-        return constant.outputs[0]
+        value = constant_node(node, numbers, name, dtype)
+        value.shape = ir.Shape(numbers.shape)
+        return value
 
     def _cast(self, value: Any, node: Any) -> Any:
         """As the node read it: a weight may be stored in a narrower type than it is used in."""
         casts = [n for n in self.first.constant.chain if n.op_type == "Cast"]
         if not casts:
             return value
-        import onnx_ir as ir
-
-        cast = ir.node("Cast", [value], {"to": attribute(casts[-1], "to", 1)}, name=f"{value.name}.cast")
+        cast = new_node("Cast", [value], {"to": attribute(casts[-1], "to", 1)}, name=f"{value.name}.cast")
         node.graph.insert_before(node, cast)
         return cast.outputs[0]

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from lowrank.artifacts.files import hash_files
 from lowrank.backends.onnx.backend import OnnxBackend
-from lowrank.backends.onnx.edit import finish, initializer
+from lowrank.backends.onnx.edit import finish, initializer, new_node
 from lowrank.backends.onnx.load import load_model
 from lowrank.backends.onnx.open import refuse_quantised
 from lowrank.backends.onnx.signature import signature_of
+from lowrank.backends.onnx.sites import settings_of
 from lowrank.core.analysis import Analysis
 from lowrank.core.match import stem
 from lowrank.core.structures import structure_named
@@ -180,19 +181,16 @@ def _place(node: Any, value: Any) -> int:
 
 def _put_product(model: Any, weight: Weight, pairs: Sequence[_Pair], matrix: NDArray[np.float64], like: Any) -> None:
     """One product, or one lookup, in the place of each pair."""
-    import onnx_ir as ir
-
     turned = pairs[0].at == 1
     numbers = np.ascontiguousarray(matrix.T if turned else matrix).astype(like.numpy().dtype)
-    tensor: Any = ir.tensor(numbers, dtype=like.dtype, name=weight.name)
-    value = initializer(model.graph, weight.name, tensor)
+    value = initializer(model.graph, weight.name, numbers, like.dtype)
     for pair in pairs:
         inner, last = pair.inner, pair.last
         vectors = inner.inputs[1] if inner.op_type == "Gather" else inner.inputs[1 - pair.at]
         operands = [value, vectors] if inner.op_type == "Gather" or not turned else [vectors, value]
-        made = ir.node(inner.op_type, operands, {n: a.value for n, a in inner.attributes.items()}, name=last.name)
-        joints = [node for node in inner.outputs[0].consumers() if node.op_type == "Concat"]
-        finish(last, made)
-        for node in (*joints, pair.outer, inner):
-            if node.graph is not None:
-                node.graph.remove(node, safe=True)
+        product = new_node(inner.op_type, operands, settings_of(inner), name=last.name)
+        joints = [reader for reader in inner.outputs[0].consumers() if reader.op_type == "Concat"]
+        finish(last, product)
+        for old in (*joints, pair.outer, inner):
+            if old.graph is not None:
+                old.graph.remove(old, safe=True)

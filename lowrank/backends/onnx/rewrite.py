@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from lowrank.backends.onnx.describe import Use
-from lowrank.backends.onnx.edit import finish
+from lowrank.backends.onnx.edit import constant_node, drop, finish, insert, new_node
 from lowrank.backends.onnx.factor_values import Held, Which
-from lowrank.backends.onnx.sites import attribute
+from lowrank.backends.onnx.sites import attribute, settings_of
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.pivoted import Pivoted
 from lowrank.core.truncation.spatial import SpatialFactors
@@ -35,16 +35,10 @@ def replace_weight(model: Any, weight: Weight, uses: tuple[Use, ...], replacemen
 
 
 def _node(old: Any, part: str, op: str, inputs: list[Any], attributes: Mapping[str, Any] | None = None) -> Any:
-    import onnx_ir as ir
-
-    base = old.name or old.outputs[0].name
-    node = ir.node(op, inputs, attributes or {}, name=f"{base}.{part}" if part else old.name)
-    node.outputs[0].name = f"{old.outputs[0].name}.{part}" if part else None
-    return node
-
-
-def _settings(node: Any) -> dict[str, Any]:
-    return {name: found.value for name, found in node.attributes.items()}
+    if not part:
+        return new_node(op, inputs, attributes, name=old.name)
+    name, output = old.name or old.outputs[0].name, old.outputs[0].name
+    return new_node(op, inputs, attributes, name=f"{name}.{part}", output=f"{output}.{part}")
 
 
 def _pair(use: Use, held: Held, node: Any) -> tuple[Any, Any]:
@@ -133,22 +127,18 @@ def _gemm(use: Use, held: Held) -> None:
 
 def _zero(held: Held, node: Any, like: Any) -> list[Any]:
     """Until operator set 10 a Gemm must have a bias."""
-    import onnx_ir as ir
-
     opset = held.model.opset_imports.get("", 0) or 0
     if opset >= 11:
         return []
-    tensor = ir.tensor(np.zeros(1, like.const_value.numpy().dtype if like.const_value is not None else np.float32))
-    constant = ir.node("Constant", [], {"value": tensor})
-    node.graph.insert_before(node, constant)
-    return [constant.outputs[0]]
+    dtype = like.const_value.numpy().dtype if like.const_value is not None else np.float32
+    return [constant_node(node, np.zeros(1, dtype))]
 
 
 def _conv(use: Use, held: Held) -> None:
     """A smaller convolution and one of 1 x 1; or a horizontal one and a vertical one."""
     node, rank = use.site.node, held.replacement.factors.rank
     shape = use.site.constant.shape
-    settings = _settings(node)
+    settings = settings_of(node)
     outputs, spatial = shape[0], len(shape) - 2
     groups = int(settings.get("group", 1))
     if isinstance(held.replacement.factors, SpatialFactors):
@@ -187,7 +177,7 @@ def _gather(use: Use, held: Held) -> None:
     node, ids = site.node, site.node.inputs[1]
     if not site.gathers:
         table, small = held.factor("right", True, node), held.factor("left", True, node)
-        inner = _node(node, "right", node.op_type, [table, ids], _settings(node))
+        inner = _node(node, "right", node.op_type, [table, ids], settings_of(node))
         finish(node, inner, _node(node, "", "MatMul", [inner.outputs[0], small]))
         return
     # As they stand the picked matrices are multiplied from the left by (outputs, inputs), else from the right.
@@ -195,12 +185,11 @@ def _gather(use: Use, held: Held) -> None:
     picked = {}
     for which in ("left", "right"):
         value = held.factor(which, not rows_first, node)
-        picked[which] = _node(node, which, node.op_type, [value, ids], _settings(node))
-        node.graph.insert_before(node, picked[which])
-        picked[which].metadata_props.update(node.metadata_props)
+        picked[which] = _node(node, which, node.op_type, [value, ids], settings_of(node))
+        insert(node, picked[which])
     for reader in site.gathers:
         _picked_product(reader, node, picked)
-    _drop(node)
+    drop(node)
 
 
 def _picked_product(reader: Any, gather: Any, picked: Mapping[str, Any]) -> None:
@@ -229,7 +218,7 @@ def _picked_product(reader: Any, gather: Any, picked: Mapping[str, Any]) -> None
     old = reader.inputs[at]
     finish(reader, inner, outer)
     if turned and not old.uses():
-        _drop(old.producer())
+        drop(old.producer())
 
 
 def _comes_from(value: Any, gather: Any) -> bool:
@@ -267,17 +256,11 @@ def _einsum(use: Use, held: Held) -> None:
     finish(node, inner, outer)
 
 
-def _drop(node: Any) -> None:
-    """Remove a node that nothing reads."""
-    if not any(v.uses() or v.is_graph_output() for v in node.outputs):
-        node.graph.remove(node, safe=True)
-
-
 def _sweep(constant: Any) -> None:
     """Remove a constant, and the nodes that only led from it, unless something else reads them."""
     for node in reversed(constant.chain):
         if node.graph is not None:
-            _drop(node)
+            drop(node)
     root = constant.root
     if root.uses() or root.is_graph_output():
         return
@@ -287,7 +270,7 @@ def _sweep(constant: Any) -> None:
         if root in graph.inputs:
             graph.inputs.remove(root)
     elif root.producer() is not None and root.producer().graph is not None:
-        _drop(root.producer())
+        drop(root.producer())
 
 
 EMITTERS: dict[str, Callable[[Use, Held], None]] = {

@@ -100,6 +100,11 @@ def attribute(node: Any, name: str, default: Any) -> Any:
     return default if found is None else found.value
 
 
+def settings_of(node: Any) -> dict[str, Any]:
+    """The attributes of a node, by name."""
+    return {name: each.value for name, each in node.attributes.items()}
+
+
 def _matmul(node: Any, at: int, constant: Constant) -> Site | str:
     shape = constant.shape
     if len(shape) == 2:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx.opset import IR_VERSION, OPSET
-from lowrank.backends.onnx.passes.narrow_heads import narrow_heads
-from lowrank.backends.onnx.passes.tidy import drop_joints, drop_traces, gemm_to_matmul, keep_apart, name_initializers
+from lowrank.backends.onnx.passes import AFTER_TRACE
+from lowrank.backends.onnx.passes.tidy import name_initializers
 from lowrank.backends.onnx.save import save_model
 from lowrank.backends.quiet import hushed
 from lowrank.backends.torch.inputs import as_tensors, call, in_float32
@@ -84,12 +84,9 @@ def trace(
             "model itself is complete and loads with lowrank.load"
         ) from error
     assert program is not None
-    gemm_to_matmul(program.model)
-    drop_joints(program.model)
-    narrow_heads(program.model)
+    for change in AFTER_TRACE:
+        change(program.model)
     name_initializers(program.model, wrapped, prefix="module.")
-    keep_apart(program.model)
-    drop_traces(program.model)
     program.model.ir_version = min(program.model.ir_version, IR_VERSION)
     return program.model
 

@@ -13,7 +13,7 @@ from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan, stored_weights
 from lowrank.core.selection.knapsack import Knapsack
-from lowrank.edge.graph_file import fit_file
+from lowrank.edge.graph_file import make_graph
 from lowrank.edge.target import Target
 from lowrank.errors import InfeasibleBudget, UnsupportedModel
 from lowrank.pipeline.plans import compressed, select
@@ -42,7 +42,7 @@ def sized_plan(session: Session, budget: Budget, selector: Knapsack, target: Tar
     for tried in session.track(range(TRIES), "fitting the size", TRIES):
         plan = select(session.analysis, budget, replace(selector, overhead=overhead))
         assert plan.share is not None
-        size = _bytes_of(session.on_trial, plan, target, signature)
+        size = _bytes_of(session.on_trial, plan, target)
         # What nodes and padding come to differs from plan to plan: a little room is left for that.
         overhead = max(0, overhead + size - int(plan.share)) + tried * ROOM
         plan = replace(plan, share=float(size))
@@ -64,11 +64,10 @@ def _guess(backend: Backend, analysis: Analysis) -> int:
     return left + 4 * max(0, backend.params - analysis.dense_params - left)
 
 
-def _bytes_of(session: Session, plan: Plan, target: Target, signature: Signature) -> int:
+def _bytes_of(session: Session, plan: Plan, target: Target) -> int:
     """Of a plan's file: how numbers are fitted and rounded makes no difference to it."""
     small = compressed(session, plan, refit=False)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ONNX_FILE
-        small.write_onnx(path)
-        fit_file(path, target, signature, stored=stored_weights(plan, session.analysis), plain=True)
+        make_graph(small, path, target, stored=stored_weights(plan, session.analysis), plain=True)
         return file_size(path)

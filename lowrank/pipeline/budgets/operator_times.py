@@ -13,7 +13,7 @@ from lowrank.backends import Backend, Opening, open_model
 from lowrank.backends.inputs import Signature
 from lowrank.core.selection.timings import Timings, sizes_for
 from lowrank.core.weight import Group, Weight
-from lowrank.edge.graph_file import fit_file
+from lowrank.edge.graph_file import make_graph
 from lowrank.edge.target import Target
 from lowrank.errors import TimingError
 from lowrank.pipeline.session import Work, WorkOptions
@@ -65,8 +65,7 @@ def time_here(backend: Backend, work: dict[str, Any], target: Target, track: Tra
         raise TimingError(f"the model cannot be timed as a whole: {signature}")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        backend.write_onnx(path)
-        fit_file(path, target, signature)
+        make_graph(backend, path, target)
 
         def whole() -> float:
             return measure_latency({"dense": path}, signature, 1, work["tokens"], work["threads"])["dense"]

@@ -13,7 +13,7 @@ from lowrank.backends.inputs import Signature
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan, stored_weights
 from lowrank.core.selection.selector import Selector
-from lowrank.edge.graph_file import fit_file
+from lowrank.edge.graph_file import make_graph
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError, InfeasibleBudget
 from lowrank.evaluate.session import FileModel
@@ -123,9 +123,8 @@ class Search:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / ONNX_FILE
             try:
-                small.write_onnx(path)
                 feeds = rounding_feeds(self.session.calibration)
-                fit_file(path, self.target, signature, feeds, stored_weights(plan, self.session.analysis))
+                make_graph(small, path, self.target, feeds, stored_weights(plan, self.session.analysis))
                 return self.benchmark.drop(FileModel(path, signature.output))
             except ExportError:
                 # Told when the result is written; the model is then all there is.

@@ -11,13 +11,12 @@ from typing import Unpack
 from lowrank.artifacts import staged
 from lowrank.artifacts.lock import holding
 from lowrank.backends import Backend
-from lowrank.backends.inputs import Signature
 from lowrank.core.plan import Plan
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.structures import structures
 from lowrank.core.structures.base import Option, Replacement
 from lowrank.core.truncation.factors import Factors
-from lowrank.edge.graph_file import fit_file
+from lowrank.edge.graph_file import make_graph
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError, LowRankError
 from lowrank.pipeline.analyzing import analyzed
@@ -85,8 +84,7 @@ def export_elastic(
     session = open_session(model, folder, check=check, **options)
     # Without a folder the analysis is neither written nor journaled.
     session = analyzed(replace(session, run=None))
-    backend, track, signature = session.dense, session.track, session.dense.signature
-    assert isinstance(signature, Signature)
+    backend, track = session.dense, session.track
     plans = {keep: select(session.analysis, keep, Knapsack(structures=NESTED)) for keep in keeps}
     largest = factorize(backend, session.analysis, _largest(list(plans.values())), track)
     names = {keep: name_of(keep) for keep in keeps}
@@ -96,8 +94,7 @@ def export_elastic(
         for keep, plan in track(list(plans.items()), "writing ONNX", len(plans)):
             small = backend.rewrite(_cut(largest, plan))
             path = stage / names[keep]
-            small.write_onnx(path, opset)
-            fit_file(path, target, signature)
+            make_graph(small, path, target, opset=opset)
             store_by_rank(path)
             exactness(small, path)
         share([stage / name for name in names.values()], stage / DATA_FILE)

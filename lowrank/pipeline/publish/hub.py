@@ -16,7 +16,7 @@ from lowrank.artifacts import parse_json, read_json, staged
 from lowrank.artifacts.files import RECORD_FILE, atomic, linked
 from lowrank.artifacts.lock import holding
 from lowrank.backends import Backend
-from lowrank.backends.inputs import Signature, spread
+from lowrank.backends.inputs import spread
 from lowrank.core.analysis import Analysis
 from lowrank.edge.target import Dtype, Target
 from lowrank.errors import ArtifactError, CalibrationError, ExportError
@@ -114,7 +114,7 @@ def _graphs(
     dtypes: tuple[Dtype, ...],
     remark: Callable[[str], object],
 ) -> list[Path]:
-    from lowrank.edge.graph_file import fit_file
+    from lowrank.edge.graph_file import make_graph
     from lowrank.evaluate.measure import exactness
 
     target = report.target
@@ -127,7 +127,6 @@ def _graphs(
     if not wanted and not target.is_rounded:
         return graphs
     backend = _backend(folder)
-    assert isinstance(backend.signature, Signature)
     plain = place / ".plain.onnx"
     backend.write_onnx(plain)
     exactness(backend, plain)
@@ -142,8 +141,7 @@ def _graphs(
             remark(f"rounded to the nearest, as the run's data cannot be read: {error}")
     for dtype in wanted:
         rounded = place / f".{dtype}.onnx"
-        backend.write_onnx(rounded)
-        for note in fit_file(rounded, Target(profile=target.profile, dtype=dtype), backend.signature, feeds):
+        for note in make_graph(backend, rounded, Target(profile=target.profile, dtype=dtype), feeds):
             remark(note)
         graphs += _named(rounded, place, dtype)
     for path in place.glob(".*"):

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lowrank.backends.onnx.edit import initializer
+from lowrank.backends.onnx.edit import initializer, new_node
 from lowrank.core.truncation.attention import picks_of, spread_of
 
 SCALING = ("Mul", "Div")
@@ -240,14 +240,12 @@ def _piece(part: Any) -> Iterator[int | None]:
 
 def _with_piece(graph: Any, node: Any, index: int, number: int) -> Any:
     """A node's shape input with another number at an index, as a new value in front of the node."""
-    import onnx_ir as ir
-
     shape, name = node.inputs[1], f"{node.outputs[0].name}.narrow"
     known = _constant(shape)
     if known is not None:
         numbers = known.copy()
         numbers[index] = number
-        return initializer(graph, f"{name}.shape", ir.tensor(numbers.astype(np.int64), name=f"{name}.shape"))
+        return initializer(graph, f"{name}.shape", numbers.astype(np.int64))
     inputs: list[Any] = []
     for part in shape.producer().inputs:
         size, start = len(list(_piece(part))), sum(len(list(_piece(p))) for p in inputs)
@@ -256,9 +254,9 @@ def _with_piece(graph: Any, node: Any, index: int, number: int) -> Any:
             assert numbers is not None
             numbers = numbers.copy()
             numbers[index - start] = number
-            part = initializer(graph, f"{name}.width", ir.tensor(numbers.astype(np.int64), name=f"{name}.width"))
+            part = initializer(graph, f"{name}.width", numbers.astype(np.int64))
         inputs.append(part)
-    new = ir.node("Concat", inputs, {"axis": 0}, name=f"{name}.shape")
-    new.outputs[0].name, new.outputs[0].type, new.outputs[0].shape = f"{name}.shape", shape.type, shape.shape
+    new = new_node("Concat", inputs, {"axis": 0}, name=f"{name}.shape", output=f"{name}.shape")
+    new.outputs[0].type, new.outputs[0].shape = shape.type, shape.shape
     graph.insert_before(node, new)
     return new.outputs[0]

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lowrank.backends.onnx.describe import SCOPES, scope_of
-from lowrank.backends.onnx.edit import add, replace_node
-from lowrank.backends.onnx.save import load_whole, save_model
+from lowrank.backends.onnx.edit import add, drop, finish, initializer, new_node, rename, replace_node
+from lowrank.backends.onnx.sites import settings_of
 
 if TYPE_CHECKING:
     from torch import nn
-
-LARGE = 1 << 20
-"""Bytes of a table that is better mapped than read."""
 
 
 def name_initializers(model: Any, module: nn.Module, prefix: str) -> None:
@@ -32,7 +28,7 @@ def name_initializers(model: Any, module: nn.Module, prefix: str) -> None:
     graph = model.graph
     for value in list(graph.initializers.values()):
         if value.name.startswith(prefix):
-            _rename(graph, value, value.name.removeprefix(prefix))
+            rename(graph, value, value.name.removeprefix(prefix))
     for node in graph:
         for value in node.inputs:
             if value is None or not str(value.name).startswith("val_") or value.name not in graph.initializers:
@@ -40,7 +36,7 @@ def name_initializers(model: Any, module: nn.Module, prefix: str) -> None:
             path = scope_of(node)
             name = _parameter_of(module, path, value.const_value) if path and len(value.shape) > 1 else ""
             if name:
-                _rename(graph, value, name.removeprefix(prefix))
+                rename(graph, value, name.removeprefix(prefix))
 
 
 def _parameter_of(module: nn.Module, path: str, tensor: Any) -> str:
@@ -60,43 +56,25 @@ def _parameter_of(module: nn.Module, path: str, tensor: Any) -> str:
     return ""
 
 
-def _rename(graph: Any, value: Any, name: str) -> None:
-    if name not in graph.initializers:
-        graph.initializers.pop(value.name)
-        value.name = name
-        graph.register_initializer(value)
-
-
 def gemm_to_matmul(model: Any) -> None:
     """Turn each `Gemm(x, W)` without a bias into `MatMul(x, W')`.
 
     The exporter writes a bias-free linear layer as Gemm when its input has two axes and as MatMul when it has three;
     a chain of two factors is to look the same in both. `model` is an `onnx_ir.Model`, changed in place.
     """
-    import onnx_ir as ir
-
     graph, transposed = model.graph, dict[str, Any]()
     for node in list(graph):
         if node.op_type != "Gemm" or len(node.inputs) != 2:
             continue
         value = node.inputs[1]
-        settings = {name: attribute.value for name, attribute in node.attributes.items()}
+        settings = settings_of(node)
         plain = settings.get("alpha", 1.0) == 1.0 and not settings.get("transA", 0)
         if not plain or value is None or value.name not in graph.initializers:
             continue
         if settings.get("transB", 0):
             # A tied weight is transposed once, for all that read it.
             value = transposed.get(value.name) or transposed.setdefault(value.name, _transpose(graph, value))
-        new = ir.node("MatMul", [node.inputs[0], value], name=node.name)
-        new.metadata_props.update(node.metadata_props)
-        new.outputs[0].name, new.outputs[0].shape, new.outputs[0].type = (
-            node.outputs[0].name,
-            node.outputs[0].shape,
-            node.outputs[0].type,
-        )
-        graph.insert_before(node, new)
-        ir.convenience.replace_all_uses_with(node.outputs, new.outputs, replace_graph_outputs=True)
-        graph.remove(node, safe=True)
+        finish(node, new_node("MatMul", [node.inputs[0], value], name=node.name, output=node.outputs[0].name))
 
 
 def keep_apart(model: Any) -> None:
@@ -149,35 +127,14 @@ def drop_joints(model: Any) -> None:
         for part, cut in pairs:
             ir.convenience.replace_all_uses_with(cut, part)
         graph.remove(node, safe=True)
-        if not joint.outputs[0].uses() and not joint.outputs[0].is_graph_output():
-            graph.remove(joint, safe=True)
+        drop(joint)
 
 
 def _transpose(graph: Any, value: Any) -> Any:
     """A new initializer with the transposed numbers; the old one stays for whoever else reads it."""
-    import onnx_ir as ir
-
     alone = len(value.uses()) == len([use for use in value.uses() if use.node.op_type == "Gemm"])
     name = value.name
-    tensor = ir.tensor(np.ascontiguousarray(value.const_value.numpy().T), name=name)
     if alone:
         graph.initializers.pop(name)
-    new = ir.Value(
-        name=name if alone else f"{name}.transposed",
-        const_value=tensor,
-        shape=ir.Shape(tensor.numpy().shape),
-        type=value.type,
-    )
-    graph.register_initializer(new)
-    return new
-
-
-def pack_file(path: Path) -> None:
-    """Leave out of a file what its reader works out for itself: the shapes of what nodes give, and, of tensors that are
-    no tables, the padding to whole pages. In few bits that is a twentieth of a small model."""
-    model = load_whole(path)
-    for node in model.graph.all_nodes():
-        for value in node.outputs:
-            if not value.is_graph_output():
-                value.shape = value.type = None
-    save_model(model, path, aligned=LARGE)
+    numbers = np.ascontiguousarray(value.const_value.numpy().T)
+    return initializer(graph, name if alone else f"{name}.transposed", numbers)

@@ -53,42 +53,42 @@ def examine() -> dict[str, Any]:
 
 def _packages() -> tuple[dict[str, Any], list[str]]:
     """Versions of what the core needs, and a line for each that is missing or cannot be imported."""
-    found: dict[str, Any] = {}
+    versions: dict[str, Any] = {}
     broken: list[str] = []
     for name in CORE:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "missing"
+            versions[name] = "missing"
             broken.append(f"{name} is missing: pip install {name}")
             continue
         try:
             import_module(MODULES.get(name, name))
         except (Exception, SystemExit) as error:
             # A package that is there and broken can end with anything.
-            found[name] += " (cannot be imported)"
+            versions[name] += " (cannot be imported)"
             broken.append(
                 f"{name} {version(name)} cannot be imported ({type(error).__name__}: {first_line(error)}): "
                 f"pip install --force-reinstall {name}"
             )
-    return found, broken
+    return versions, broken
 
 
 def _extras() -> tuple[dict[str, str], list[str]]:
     """Each extra and whether it is there; for those that are not, the line that installs it."""
-    found: dict[str, str] = {}
+    states: dict[str, str] = {}
     try:
         lines = requires("lowrank") or []
     except PackageNotFoundError:
-        return found, ["lowrank itself is not installed here, but run from its folder: pip install -e ."]
+        return states, ["lowrank itself is not installed here, but run from its folder: pip install -e ."]
     wanted: dict[str, list[str]] = {}
     for name, extra, _ in _requirements(lines):
         if extra and extra != "dev":
             wanted.setdefault(extra, []).append(name)
     for extra, names in wanted.items():
         missing = [name for name in names if not _is_there(name)]
-        found[extra] = f"lacks {', '.join(missing)}: pip install 'lowrank[{extra}]'" if missing else "installed"
-    return found, []
+        states[extra] = f"lacks {', '.join(missing)}: pip install 'lowrank[{extra}]'" if missing else "installed"
+    return states, []
 
 
 def _requirements(lines: list[str]) -> Iterator[tuple[str, str, Any]]:
@@ -116,7 +116,7 @@ def _is_there(name: str) -> bool:
 
 def _conflicts() -> list[str]:
     """Requirements of this package and its neighbours that what is installed does not meet."""
-    found: list[str] = []
+    conflicts: list[str] = []
     for owner in ("lowrank", *NEIGHBOURS):
         try:
             lines = requires(owner) or []
@@ -128,20 +128,20 @@ def _conflicts() -> list[str]:
             except PackageNotFoundError:
                 continue
             if not extra and not wanted.contains(there, prereleases=True):
-                found.append(
+                conflicts.append(
                     f"{owner} {version(owner)} asks for {name}{wanted}, and {there} is installed: give {owner} an "
                     "environment of its own"
                 )
-    return found
+    return conflicts
 
 
 def _advice(packages: dict[str, Any]) -> list[str]:
-    found: list[str] = []
+    advice: list[str] = []
     torch = str(packages.get("torch", ""))
     if sys.platform == "linux" and platform.machine() == "x86_64" and "+cu" in torch:
-        found.append(f"torch {torch} brings several GB for GPUs; where there is none: {CPU_INDEX}")
+        advice.append(f"torch {torch} brings several GB for GPUs; where there is none: {CPU_INDEX}")
     if platform.machine() in ("x86_64", "AMD64", "aarch64", "arm64") and not INT8 & _flags():
-        found.append(
+        advice.append(
             "this processor has no VNNI or the like, with which int8 gains more speed; files get as small as elsewhere"
         )
     try:
@@ -149,13 +149,13 @@ def _advice(packages: dict[str, Any]) -> list[str]:
 
         newest = onnx.defs.onnx_opset_version()
         if newest < OPSET:
-            found.append(
+            advice.append(
                 f"onnx knows operator sets up to {newest}, and graphs are written in {OPSET}: pip install -U onnx"
             )
     except Exception:
         # Said already, with its reason.
         pass
-    return found
+    return advice
 
 
 def _flags() -> set[str]:
@@ -177,7 +177,7 @@ def _flags() -> set[str]:
 
 
 def _machine() -> dict[str, Any]:
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "processor": processor(),
         "fast": [label for flag, label in FAST.items() if flag in _flags()],
@@ -187,16 +187,16 @@ def _machine() -> dict[str, Any]:
         import psutil
 
         memory = psutil.virtual_memory()
-        found["memory_gb"] = round(memory.total / 1e9, 1)
-        found["memory_left_gb"] = round(memory.available / 1e9, 1)
+        facts["memory_gb"] = round(memory.total / 1e9, 1)
+        facts["memory_left_gb"] = round(memory.available / 1e9, 1)
     except Exception as error:
-        found["memory"] = f"not known ({first_line(error)}): pip install psutil"
-    return found
+        facts["memory"] = f"not known ({first_line(error)}): pip install psutil"
+    return facts
 
 
 def _threads() -> dict[str, Any]:
     """Libraries that multiply, with their threads, and where graphs can run."""
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         name: os.environ[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ
     }
     try:
@@ -204,25 +204,25 @@ def _threads() -> dict[str, Any]:
 
         for each in threadpool_info():
             name = Path(each["filepath"]).name.split(".so")[0][:40]
-            found[name] = f"{each['internal_api']} {each.get('version') or ''}, {each['num_threads']} threads".replace(
+            facts[name] = f"{each['internal_api']} {each.get('version') or ''}, {each['num_threads']} threads".replace(
                 " ,", ","
             )
     except Exception as error:
-        found["blas"] = f"not known ({first_line(error)}): pip install threadpoolctl"
+        facts["blas"] = f"not known ({first_line(error)}): pip install threadpoolctl"
     try:
         import torch
 
-        found["torch"] = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-        found["gpus"] = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        facts["torch"] = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+        facts["gpus"] = torch.cuda.device_count() if torch.cuda.is_available() else 0
     except Exception as error:
-        found["torch"] = f"not known ({first_line(error)})"
+        facts["torch"] = f"not known ({first_line(error)})"
     try:
         import onnxruntime
 
-        found["onnxruntime"] = onnxruntime.get_available_providers()
+        facts["onnxruntime"] = onnxruntime.get_available_providers()
     except Exception as error:
-        found["onnxruntime"] = f"not known ({first_line(error)})"
-    return found
+        facts["onnxruntime"] = f"not known ({first_line(error)})"
+    return facts
 
 
 def _try_core() -> dict[str, Any]:
@@ -254,8 +254,8 @@ def _try_core() -> dict[str, Any]:
             save_model(export_graph(small.module, small.signature), path)
             session = start_session(path)
             feed = small.signature.example(2, 3)
-            (found,) = session.run(None, dict(feed))
-        difference = float(np.abs(found - backend.run(feed)).max())
+            (output,) = session.run(None, dict(feed))
+        difference = float(np.abs(output - backend.run(feed)).max())
         if not difference < 1e-4:
             raise ArithmeticError(f"the graph differs from the layer by {difference:.1e}")
     except Exception as error:

@@ -48,17 +48,17 @@ def read_flat(path: Path) -> dict[str, tuple[int, Any]]:
             return {}
         if not isinstance(root, yaml.MappingNode):
             raise RunFileError(f"{path}, line {root.start_mark.line + 1}: give options, one a line: budget: 0.5")
-        found: dict[str, tuple[int, Any]] = {}
+        options: dict[str, tuple[int, Any]] = {}
         for key, value in root.value:
             line, name = key.start_mark.line + 1, str(key.value)
             parts = value.value if isinstance(value, yaml.SequenceNode) else [value]
             if not isinstance(key, yaml.ScalarNode):
                 raise RunFileError(f"{path}, line {line}: a list is no name of an option")
-            if name in found:
-                raise RunFileError(f"{path}, line {line}: {name} is given twice, first in line {found[name][0]}")
-            made = [_scalar(loader, each) for each in parts]
-            found[name] = (line, made if isinstance(value, yaml.SequenceNode) else made[0])
-        return found
+            if name in options:
+                raise RunFileError(f"{path}, line {line}: {name} is given twice, first in line {options[name][0]}")
+            values = [_scalar(loader, each) for each in parts]
+            options[name] = (line, values if isinstance(value, yaml.SequenceNode) else values[0])
+        return options
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""
@@ -69,8 +69,8 @@ def read_flat(path: Path) -> dict[str, tuple[int, Any]]:
 
 
 def _scalar(loader: Any, node: Any) -> Any:
-    made = loader.construct_object(node)
-    return Truth(made, str(node.value)) if isinstance(made, bool) else made
+    scalar = loader.construct_object(node)
+    return Truth(scalar, str(node.value)) if isinstance(scalar, bool) else scalar
 
 
 def _check_flat(path: Path, text: str) -> None:

@@ -39,10 +39,10 @@ def open_model(
         return _open_checkpoint(str(model), opening)
     path = Path(model).expanduser()
     try:
-        found = bool(str(model)) and path.exists()
+        there = bool(str(model)) and path.exists()
     except OSError:
-        found = False
-    if not found:
+        there = False
+    if not there:
         raise UnsupportedModel(f"there is no {path}; give a Hugging Face folder or a model file on this machine")
     tokenizer = Path(opening.tokenizer).expanduser() if opening.tokenizer else None
     if tokenizer is not None and not tokenizer.exists():
@@ -86,7 +86,7 @@ def _is_large(folder: Path, memory: int | None) -> bool:
     shards = list(folder.glob("*.safetensors"))
     if not shards or not (folder / "config.json").is_file():
         return False
-    from lowrank.backends.checkpoint.location import Place
+    from lowrank.backends.checkpoint.location import Location
     from lowrank.backends.checkpoint.shards import open_shards
     from lowrank.backends.memory import available_memory
 
@@ -94,7 +94,7 @@ def _is_large(folder: Path, memory: int | None) -> bool:
     # The smallest numbers have eight bits: most folders need not be looked into.
     if IN_MEMORY * sum(path.stat().st_size for path in shards) <= allowed:
         return False
-    params = sum(stored.params for stored in open_shards(Place(str(folder))).tensors.values())
+    params = sum(stored.params for stored in open_shards(Location(str(folder))).tensors.values())
     return IN_MEMORY * params > allowed
 
 

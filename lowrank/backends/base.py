@@ -56,7 +56,7 @@ class Paired(Protocol):
         """Weights in the order in which they are applied, those that read the very same numbers together."""
         ...
 
-    def moments(self, stage: Sequence[Weight], made: Mapping[str, Replacement]) -> dict[str, tuple[Joint, Joint]]:
+    def moments(self, stage: Sequence[Weight], factored: Mapping[str, Replacement]) -> dict[str, tuple[Joint, Joint]]:
         """For each weight of a stage the joint moments of the two folds."""
         ...
 

@@ -53,14 +53,14 @@ class Input:
     def shape(self, batch: int, sequence: int) -> tuple[int, ...]:
         """Its shape at a batch and sequence size. Other sizes that may vary are one more than the sequence."""
         sizes = {"batch": batch, "sequence": sequence}
-        found: list[int] = []
+        shape: list[int] = []
         for dim in self.dims:
             if isinstance(dim, int):
-                found.append(dim)
+                shape.append(dim)
             else:
                 size = sum(sizes.get(part.strip(), sequence + 1) for part in dim.split("+"))
-                found.append(size * self.scale + self.offset if dim == "sequence" else size)
-        return tuple(found)
+                shape.append(size * self.scale + self.offset if dim == "sequence" else size)
+        return tuple(shape)
 
 
 @dataclass(frozen=True, slots=True)

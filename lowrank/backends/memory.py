@@ -24,14 +24,14 @@ def used_memory() -> int:
 
 
 def _left_by_limits() -> list[int]:
-    found = [psutil.virtual_memory().total]
+    limits = [psutil.virtual_memory().total]
     try:
         most = (CONTROL_GROUP / "memory.max").read_text().strip()
         if most != "max":
             facts = dict(line.split() for line in (CONTROL_GROUP / "memory.stat").read_text().splitlines())
             # Pages of files that were read can be had back.
             used = int((CONTROL_GROUP / "memory.current").read_text()) - int(facts.get("inactive_file", 0))
-            found.append(int(most) - used)
+            limits.append(int(most) - used)
     except (OSError, ValueError):
         pass
     if os.name == "posix":
@@ -41,5 +41,5 @@ def _left_by_limits() -> list[int]:
         for kind, used in ((resource.RLIMIT_AS, size.vms), (resource.RLIMIT_DATA, getattr(size, "data", 0))):
             soft, _ = resource.getrlimit(kind)
             if soft != resource.RLIM_INFINITY:
-                found.append(soft - used)
-    return found
+                limits.append(soft - used)
+    return limits

@@ -105,8 +105,8 @@ def check_adapter(module: nn.Module, signature: Signature, residuals: Residuals,
     for label, model, run in (("without", plain, None), ("with", adapted, active)):
         with torch.no_grad():
             wanted = call(signature, model, feed).numpy()
-        found = session.run([signature.output], typed(session, feed), run)[0]
-        difference = float(np.abs(wanted - found).max() / max(np.abs(wanted).max(), 1e-6))
+        output = session.run([signature.output], typed(session, feed), run)[0]
+        difference = float(np.abs(wanted - output).max() / max(np.abs(wanted).max(), 1e-6))
         if not difference <= TOLERANCE:
             raise ExportError(f"{graph.name} {label} an adapter differs from the model by {difference:.1e}")
 
@@ -129,12 +129,12 @@ def write_adapter(residuals: Residuals, path: Path) -> None:
         for name, pair in residuals.items()
         for key, value in zip(("lora_A", "lora_B"), pair, strict=True)
     }
-    made = onnxruntime.AdapterFormat()
-    made.set_adapter_version(VERSION)
-    made.set_model_version(VERSION)
-    made.set_parameters({name: onnxruntime.OrtValue.ortvalue_from_numpy(a) for name, a in arrays.items()})
+    file = onnxruntime.AdapterFormat()
+    file.set_adapter_version(VERSION)
+    file.set_model_version(VERSION)
+    file.set_parameters({name: onnxruntime.OrtValue.ortvalue_from_numpy(a) for name, a in arrays.items()})
     try:
         # Its annotation says a path; it takes text alone.
-        made.export_adapter(str(path))  # pyright: ignore[reportArgumentType]
+        file.export_adapter(str(path))  # pyright: ignore[reportArgumentType]
     except Exception as error:
         raise ExportError(f"cannot write {path}: {error}") from None

@@ -32,13 +32,13 @@ def fused_counts(path: Path) -> dict[str, int]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     with tempfile.TemporaryDirectory() as folder:
-        seen = Path(folder) / "seen.onnx"
-        options.optimized_model_filepath = str(seen)
+        optimised = Path(folder) / "seen.onnx"
+        options.optimized_model_filepath = str(optimised)
         # The weights in a file of their own: one file cannot pass 2 GB, and only nodes are read.
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "seen.data")
         try:
             onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise ExportError(f"ONNX Runtime cannot load {path}: {first_line(error)}; compress again") from None
-        found = [node.op_type for node in onnx.load(str(seen), load_external_data=False).graph.node]
-    return {name: sum(found.count(kind) for kind in kinds) for name, kinds in FUSED.items()}
+        operators = [node.op_type for node in onnx.load(str(optimised), load_external_data=False).graph.node]
+    return {name: sum(operators.count(kind) for kind in kinds) for name, kinds in FUSED.items()}

@@ -72,13 +72,13 @@ def share(paths: Sequence[Path], data: Path) -> None:
             content = tensor.tobytes()
             # Only what begins alike is compared.
             family = (tensor.dtype, tuple(tensor.shape)[1:], hashlib.sha256(content[:SHARED]).digest())
-            found = next((at for at, other in stored.get(family, ()) if other[: len(content)] == content), None)
-            if found is None:
+            offset = next((at for at, other in stored.get(family, ()) if other[: len(content)] == content), None)
+            if offset is None:
                 stream.write(b"\0" * (-stream.tell() % PAGE))
-                found = stream.tell()
+                offset = stream.tell()
                 stream.write(content)
-                stored.setdefault(family, []).append((found, content))
-            places[key] = found
+                stored.setdefault(family, []).append((offset, content))
+            places[key] = offset
     for path, model in models.items():
         for name, value in model.graph.initializers.items():
             if (path, name) in places:

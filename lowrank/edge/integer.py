@@ -47,9 +47,9 @@ def place_product(
     """
     node = site.node
     whole = codes.bits == 8 or codes.steps is not None
-    product = _eight(node, site.seen, codes, name, rounded, table) if whole else _four(site, codes, name)
+    product = _eight(node, site.vectors, codes, name, rounded, table) if whole else _four(site, codes, name)
     if beside is not None:
-        inner = _eight(node, site.seen, beside[0], f"{name}.right", rounded, part="right")
+        inner = _eight(node, site.vectors, beside[0], f"{name}.right", rounded, part="right")
         outer = _eight(node, inner.outputs[0], beside[1], f"{name}.left", rounded, part="left")
         product = add(node, "Add", [product.outputs[0], outer.outputs[0]], part="sum")
     bias = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
@@ -59,14 +59,14 @@ def place_product(
 
 
 def _eight(
-    node: Any, seen: Any, codes: Codes, name: str, rounded: Rounded, table: Any = None, part: str = "integer"
+    node: Any, vectors: Any, codes: Codes, name: str, rounded: Rounded, table: Any = None, part: str = "integer"
 ) -> Any:
     """`DynamicQuantizeLinear, MatMulInteger, Cast, Mul`: the runtime makes one operator of them."""
     graph = node.graph
-    if seen.name not in rounded:
-        found = add(_after(seen, node), "DynamicQuantizeLinear", [seen], part=f"{part}.rounded", outputs=3)
-        rounded[seen.name] = tuple(found.outputs)
-    inputs, scale, zero = rounded[seen.name]
+    if vectors.name not in rounded:
+        rounding = add(_after(vectors, node), "DynamicQuantizeLinear", [vectors], part=f"{part}.rounded", outputs=3)
+        rounded[vectors.name] = tuple(rounding.outputs)
+    inputs, scale, zero = rounded[vectors.name]
     # What is made of constants alone the runtime computes once, when it loads the file.
     if codes.steps is not None:
         packed = constant(graph, f"{name}.int4", pack(codes)) if table is None else table
@@ -143,7 +143,7 @@ def _four(site: Site, codes: Codes, name: str) -> Any:
     stored = constant(graph, f"{name}.int4", packed)
     sizes = constant(graph, f"{name}.scale", codes.scale.reshape(-1))
     settings = {"K": cols, "N": rows, "bits": 4, "block_size": codes.block, "accuracy_level": FAST}
-    return add(node, "MatMulNBits", [site.seen, stored, sizes], part="int4", domain=CONTRIB, **settings)
+    return add(node, "MatMulNBits", [site.vectors, stored, sizes], part="int4", domain=CONTRIB, **settings)
 
 
 def place_lookup(site: Site, codes: Codes, name: str) -> Any:
@@ -162,10 +162,10 @@ def place_lookup(site: Site, codes: Codes, name: str) -> Any:
         else:
             numbers = _unpacked(node, picked, codes)
         scale = add(node, "Gather", [sizes, ids], part="scale", axis=0)
-        found = add(node, "Mul", [numbers, scale.outputs[0]], part="scaled")
+        result = add(node, "Mul", [numbers, scale.outputs[0]], part="scaled")
     else:
         stored = constant(graph, f"{name}.int4", codes.codes, ir.DataType.INT4)
         settings = {"gather_axis": 0, "quantize_axis": 1, "block_size": codes.block}
-        found = add(node, "GatherBlockQuantized", [stored, ids, sizes], part="int4", domain=CONTRIB, **settings)
-    replace_node(node, found.outputs[0])
+        result = add(node, "GatherBlockQuantized", [stored, ids, sizes], part="int4", domain=CONTRIB, **settings)
+    replace_node(node, result.outputs[0])
     return stored

@@ -11,6 +11,7 @@ import numpy as np
 
 from lowrank.backends.onnx.save import file_size
 from lowrank.backends.quiet import hushed
+from lowrank.backends.session import start_session
 from lowrank.errors import ExportError, first_line
 
 SUFFIXES = (".ort", ".required_operators_and_types.config")
@@ -50,29 +51,23 @@ def write_ort(graph: Path, folder: Path) -> list[Path]:
             large = file_size(graph) > LARGEST
             why = "it is larger than 2 GB, and numbers cannot be beside it" if large else first_line(error)
             raise ExportError(f"{graph} cannot be written as .ort: {why}") from None
-        made = [Path(place) / f"{graph.stem}{suffix}" for suffix in SUFFIXES]
-        _check(graph, made[0])
+        files = [Path(place) / f"{graph.stem}{suffix}" for suffix in SUFFIXES]
+        _check(graph, files[0])
         # Where it was made is nobody's concern.
-        made[1].write_text(made[1].read_text(encoding="utf-8").replace(f"{Path(place).resolve()}/", ""), "utf-8")
-        return [Path(shutil.copyfile(path, folder / path.name)) for path in made]
+        files[1].write_text(files[1].read_text(encoding="utf-8").replace(f"{Path(place).resolve()}/", ""), "utf-8")
+        return [Path(shutil.copyfile(path, folder / path.name)) for path in files]
 
 
-def _check(graph: Path, made: Path) -> None:
+def _check(graph: Path, converted: Path) -> None:
     """Nothing, if both give the same for the same."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    before, after = (
-        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]) for path in (graph, made)
-    )
+    before, after = start_session(graph), start_session(converted)
     feed = {spec.name: _example(spec) for spec in before.get_inputs()}
     names = [spec.name for spec in before.get_outputs()]
     for name, *pair in zip(names, before.run(None, feed), after.run(None, feed), strict=True):
-        wanted, found = (np.asarray(each, np.float64) for each in pair)
-        difference = float(np.abs(wanted - found).max(initial=0.0))
+        wanted, output = (np.asarray(each, np.float64) for each in pair)
+        difference = float(np.abs(wanted - output).max(initial=0.0))
         if not difference <= TOLERANCE * max(float(np.abs(wanted).max(initial=0.0)), 1e-6):
-            raise ExportError(f"{made.name} gives another {name} than {graph.name}, by {difference:.1e}")
+            raise ExportError(f"{converted.name} gives another {name} than {graph.name}, by {difference:.1e}")
 
 
 def _example(spec: Any) -> Any:

@@ -165,9 +165,9 @@ class _Quantizer:
             by_node.get(id(use.node)) if use.idx == 0 and use.node.op_type == "MatMul" else None
             for use in output.uses()
         ]
-        found = [reader for reader in readers if reader is not None]
-        sound = len(found) == len(readers) and all(len(self.backend.uses(reader.name)) == 1 for reader in found)
-        return found if sound else []
+        weights = [reader for reader in readers if reader is not None]
+        sound = len(weights) == len(readers) and all(len(self.backend.uses(reader.name)) == 1 for reader in weights)
+        return weights if sound else []
 
     def _moments(self, weights: Sequence[Weight]) -> Iterator[tuple[str, Matrix]]:
         """`E[x x']` of what each product reads; one for all that read one value."""
@@ -175,7 +175,7 @@ class _Quantizer:
         for weight in weights:
             site = self.backend.uses(weight.name)[0].site
             if site.kind == "linear":
-                by_value.setdefault(site.seen.name, []).append(weight)
+                by_value.setdefault(site.vectors.name, []).append(weight)
         waiting = list(by_value.values()) if self.feeds else []
         while waiting:
             now, size = list[list[Weight]](), 0
@@ -210,9 +210,9 @@ class _Quantizer:
         right = np.asarray(pair.right, np.float64)
         codes = self._codes(first, right, moment)
         self._place(first, codes)
-        seen = codes.matrix().T if table else codes.matrix()
-        left = refitted_left(pair, seen, moment)
-        inner = seen @ seen.T if moment is None else seen @ moment @ seen.T
+        right_rounded = codes.matrix().T if table else codes.matrix()
+        left = refitted_left(pair, right_rounded, moment)
+        inner = right_rounded @ right_rounded.T if moment is None else right_rounded @ moment @ right_rounded.T
         start = 0
         for reader in readers:
             part = left[start : start + reader.rows]

@@ -1,4 +1,4 @@
-"""Found: what a file is, what it holds, and what can be done with it."""
+"""Description: what a file is, what it holds, and what can be done with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEXT = 400
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Description:
     """What a file or folder is."""
 
     kind: str

@@ -9,7 +9,7 @@ from typing import Any
 from lowrank.artifacts.files import RECORD_FILE
 from lowrank.artifacts.outside import is_file
 from lowrank.errors import LowRankError
-from lowrank.inspection.description import Found, quoted, tidy
+from lowrank.inspection.description import Description, quoted, tidy
 from lowrank.inspection.graphs import look_at_onnx
 from lowrank.inspection.records import look_at_json
 from lowrank.inspection.tensors import facts_of, header_of
@@ -18,22 +18,22 @@ RUN = ("analysis.json", "plan.json", "report.json")
 MOST = 50
 
 
-def look_at_folder(folder: Path) -> Found:
+def look_at_folder(folder: Path) -> Description:
     """A folder, told by the files in it."""
     if is_file(folder / "analysis.json") or (is_file(folder / "plan.json") and is_file(folder / "report.json")):
         return _run(folder)
     if is_file(folder / RECORD_FILE):
         return _saved(folder)
     if is_file(folder / "adapter_config.json"):
-        found = look_at_json(folder / "adapter_config.json")
+        adapter = look_at_json(folder / "adapter_config.json")
         weights = _tensors(sorted(folder.glob("*.safetensors")))
-        return Found(kind="adapter", what=found.what, facts={**found.facts, **weights}, next=found.next)
+        return Description(kind="adapter", what=adapter.what, facts={**adapter.facts, **weights}, next=adapter.next)
     if is_file(folder / "config.json"):
         return _transformers(folder)
     graphs = sorted(path for path in folder.rglob("*.onnx") if path.is_file())[:MOST]
     names = _files(folder)
     if graphs:
-        return Found(
+        return Description(
             kind="onnx-folder",
             what=f"a folder with {len(graphs)} ONNX files",
             facts={"graphs": {str(tidy(str(p.relative_to(folder)))): p.stat().st_size for p in graphs}, **names},
@@ -41,13 +41,13 @@ def look_at_folder(folder: Path) -> Found:
         )
     weights = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth") and p.is_file())
     if weights:
-        return Found(
+        return Description(
             kind="weights-folder",
             what="a folder with weights and no config.json that says how they are applied",
             facts=names,
             next=(f"lowrank analyze {quoted(weights[0])}", "--config or --arch says how it is built"),
         )
-    return Found(
+    return Description(
         kind="unknown",
         what="a folder that is neither a model nor a run",
         facts=names,
@@ -76,7 +76,7 @@ def _tensors(shards: list[Path]) -> dict[str, Any]:
     return {**facts, **({"damaged": damaged} if damaged else {})}
 
 
-def _transformers(folder: Path) -> Found:
+def _transformers(folder: Path) -> Description:
     config = look_at_json(folder / "config.json")
     shards = sorted(folder.glob("*.safetensors"))
     old = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt"))
@@ -92,7 +92,7 @@ def _transformers(folder: Path) -> Found:
         what = f"weights in {len(old)} older torch files" if old else "no weights"
     method = quantised.get("quant_method") if isinstance(quantised, dict) else None
     if method == "lowrank":
-        return Found(
+        return Description(
             kind="compressed-model",
             what=f"a {kind} model that lowrank has compressed ({what})",
             facts=facts,
@@ -104,7 +104,7 @@ def _transformers(folder: Path) -> Found:
         what += f", quantised ({method})"
     elif not shards and not old:
         steps = ("download the whole model",)
-    return Found(
+    return Description(
         kind="huggingface",
         what=f"a Hugging Face folder: a {kind} model, {what}",
         facts=facts,
@@ -112,11 +112,11 @@ def _transformers(folder: Path) -> Found:
     )
 
 
-def _saved(folder: Path) -> Found:
+def _saved(folder: Path) -> Description:
     record = look_at_json(folder / RECORD_FILE)
     facts = {**_tensors(sorted(folder.glob("*.safetensors"))), **record.facts, **_files(folder)}
     count = len(record.facts["contents"])
-    return Found(
+    return Description(
         kind="compressed-model",
         what=f"a model that lowrank has compressed: {count} weights replaced",
         facts=facts,
@@ -124,23 +124,23 @@ def _saved(folder: Path) -> Found:
     )
 
 
-def _run(folder: Path) -> Found:
+def _run(folder: Path) -> Description:
     facts: dict[str, Any] = {}
     parts: list[str] = []
     for name in RUN:
         if not is_file(folder / name):
             continue
         try:
-            found = look_at_json(folder / name)
+            part = look_at_json(folder / name)
         except LowRankError as error:
             facts[name] = {"why": str(error)}
             continue
         parts.append(name.removesuffix(".json"))
-        facts[name] = {key: value for key, value in found.facts.items() if key not in ("contents", "schema_version")}
+        facts[name] = {key: value for key, value in part.facts.items() if key not in ("contents", "schema_version")}
     graphs = sorted(folder.glob("*.onnx"))
     for path in graphs[:MOST]:
-        found = look_at_onnx(path)
-        facts[str(tidy(path.name))] = {"what": found.what, "bytes": path.stat().st_size}
+        part = look_at_onnx(path)
+        facts[str(tidy(path.name))] = {"what": part.what, "bytes": path.stat().st_size}
     if (folder / "model").is_dir() and is_file(folder / "model" / RECORD_FILE):
         facts["model/"] = {"what": look_at_folder(folder / "model").what}
     facts |= _files(folder)
@@ -154,4 +154,4 @@ def _run(folder: Path) -> Found:
     if (folder / ".lowrank-progress").is_dir():
         steps.insert(0, "it was stopped on the way: the same command with --resume goes on")
     state = "finished" if done["report"] else "analysed and planned" if done["plan"] else "analysed"
-    return Found(kind="run", what=f"a run of lowrank, {state}", facts=facts, next=tuple(steps))
+    return Description(kind="run", what=f"a run of lowrank, {state}", facts=facts, next=tuple(steps))

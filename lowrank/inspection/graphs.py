@@ -11,7 +11,7 @@ from typing import Any
 
 from lowrank.artifacts.outside import is_file, named_in
 from lowrank.errors import first_line
-from lowrank.inspection.description import Found, quoted, tidy
+from lowrank.inspection.description import Description, quoted, tidy
 from lowrank.inspection.tensors import rank_of
 
 ROUNDED = {
@@ -34,14 +34,14 @@ PASSING = {"DequantizeLinear", "Cast", "Transpose", "Identity"}
 """Operators behind which a matrix is still the same matrix."""
 
 
-def look_at_onnx(path: Path) -> Found:
+def look_at_onnx(path: Path) -> Description:
     """An ONNX file: everything but its numbers."""
     import onnx
 
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:
-        return Found(
+        return Description(
             kind="damaged",
             what="an ONNX file that cannot be read",
             facts={"why": first_line(error)},
@@ -51,7 +51,7 @@ def look_at_onnx(path: Path) -> Found:
         return _look(path, model)
     except (IndexError, TypeError, ValueError) as error:
         # Fields that are of the right kind and say what cannot be.
-        return Found(
+        return Description(
             kind="damaged",
             what="an ONNX file with a graph that is not whole",
             facts={"why": first_line(error)},
@@ -59,12 +59,12 @@ def look_at_onnx(path: Path) -> Found:
         )
 
 
-def _look(path: Path, model: Any) -> Found:
+def _look(path: Path, model: Any) -> Description:
     graph = model.graph
     if not graph.node and not graph.initializer:
-        return Found(kind="damaged", what="no ONNX file, or one with an empty graph", next=("export it again",))
+        return Description(kind="damaged", what="no ONNX file, or one with an empty graph", next=("export it again",))
     nodes = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in _nodes(graph))
-    dtypes, held = _dtypes(graph)
+    dtypes, initializers = _dtypes(graph)
     outside, missing = _outside(path, graph)
     rounded = sorted(name for name in nodes if name.rpartition(".")[2] in ROUNDED)
     factored = _factored(graph)
@@ -72,7 +72,7 @@ def _look(path: Path, model: Any) -> Found:
         "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
         "ir_version": model.ir_version,
         "producer": tidy(f"{model.producer_name} {model.producer_version}".strip()),
-        "inputs": [_value(v) for v in graph.input if v.name not in held],
+        "inputs": [_value(v) for v in graph.input if v.name not in initializers],
         "outputs": [_value(v) for v in graph.output],
         "params": sum(prod(t.dims) for t in graph.initializer),
         "dtypes": dtypes,
@@ -85,7 +85,7 @@ def _look(path: Path, model: Any) -> Found:
     facts |= {"factored": factored} if factored else {}
     if model.metadata_props:
         facts["metadata"] = tidy({p.key: p.value for p in model.metadata_props})
-    optional = [v.name for v in graph.input if v.name in held]
+    optional = [v.name for v in graph.input if v.name in initializers]
     facts |= {"optional_inputs": tidy(optional)} if optional else {}
     parts = [f"{facts['params']:,} numbers", f"{facts['nodes']} nodes"]
     parts += ["quantised"] if rounded else []
@@ -95,7 +95,7 @@ def _look(path: Path, model: Any) -> Found:
         steps = ("compress the model that it was made from: a quantised graph stays as it is",)
     elif factored:
         steps = (f"lowrank inspect {quoted(path.parent)}",)
-    return Found(kind="onnx", what=f"an ONNX graph ({', '.join(parts)})", facts=facts, next=steps)
+    return Description(kind="onnx", what=f"an ONNX graph ({', '.join(parts)})", facts=facts, next=steps)
 
 
 def _nodes(graph: Any, depth: int = 0) -> Iterator[Any]:
@@ -152,12 +152,12 @@ def _factored(graph: Any) -> list[dict[str, Any]]:
     owners = {name: name for name in shapes}
     makers: dict[str, tuple[str, str]] = {}
     """Of each output of a product with a constant: what it read, and the constant."""
-    found: dict[str, dict[str, Any]] = {}
+    factored: dict[str, dict[str, Any]] = {}
     for name, shape in shapes.items():
         # What this package has made, whatever stands between the two products.
         left = shapes.get(_stem(name) + ".left.weight")
         if name.endswith(".right.weight") and left is not None and shape and left:
-            found[_stem(name)] = {"weight": tidy(_stem(name)), "rank": rank_of(left, shape)}
+            factored[_stem(name)] = {"weight": tidy(_stem(name)), "rank": rank_of(left, shape)}
     for node in graph.node:
         first = node.input[0] if node.input else ""
         if node.op_type in PASSING and first in owners:
@@ -177,9 +177,9 @@ def _factored(graph: Any) -> list[dict[str, Any]]:
             inner, outer = shapes[before[1]], shapes[constant]
             rank = (set(inner) & set(outer)) or {0}
             if 0 < min(rank) < min(max(inner), max(outer)):
-                found.setdefault(_stem(constant), {"weight": tidy(_stem(constant)), "rank": min(rank)})
+                factored.setdefault(_stem(constant), {"weight": tidy(_stem(constant)), "rank": min(rank)})
         makers[node.output[0]] = (first, constant)
-    return list(found.values())
+    return list(factored.values())
 
 
 def _stem(name: str) -> str:
@@ -188,14 +188,14 @@ def _stem(name: str) -> str:
     return name
 
 
-def look_at_ort(path: Path) -> Found:
+def look_at_ort(path: Path) -> Description:
     """A file of ONNX Runtime's own format; its flatbuffer is not looked into."""
     operators = path.with_suffix(".required_operators_and_types.config")
     facts: dict[str, Any] = {"bytes": path.stat().st_size}
     if is_file(operators) and operators.stat().st_size < 1 << 20:
         lines = operators.read_text(encoding="utf-8", errors="replace").splitlines()
         facts["operators"] = tidy([line for line in lines if line and not line.startswith("#")])
-    return Found(
+    return Description(
         kind="ort",
         what="an ONNX Runtime model (.ort), optimised for builds that hold no more than it needs",
         facts=facts,
@@ -203,13 +203,13 @@ def look_at_ort(path: Path) -> Found:
     )
 
 
-def look_at_runtime_adapter(path: Path) -> Found:
+def look_at_runtime_adapter(path: Path) -> Description:
     """An adapter in ONNX Runtime's format: its names are read off its bytes, its flatbuffer is not followed."""
     with path.open("rb") as stream:
         content = stream.read(LARGEST_READ)
     names = sorted({name.decode() for name in re.findall(rb"[\w.]{1,200}\.lora_[AB]", content)})
     facts = {"bytes": path.stat().st_size, "tensors": len(names), "contents": [{"name": name} for name in names]}
-    return Found(
+    return Description(
         kind="onnx-adapter",
         what=f"an adapter for ONNX Runtime ({len(names)} tensors)",
         facts=facts,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lowrank.errors import LowRankError, UnsupportedModel, first_line
-from lowrank.inspection.description import ALL, Found, quoted, tidy
+from lowrank.inspection.description import ALL, Description, quoted, tidy
 from lowrank.inspection.graphs import look_at_onnx, look_at_ort, look_at_runtime_adapter
 from lowrank.inspection.records import look_at_json
 from lowrank.inspection.samples import look_at_arrays, look_at_text
@@ -17,7 +17,7 @@ READ = (
     "a Hugging Face folder, .safetensors, .pt, .pth, .bin, .pt2, .onnx, .ort, .onnx_adapter, the files and the folder "
     "of a run, an adapter folder, calibration data (.txt, .tsv, .csv, .jsonl, .gz, .npz) and run files (.yaml)"
 )
-LOOKS: dict[str, Callable[[Path], Found]] = {
+LOOKS: dict[str, Callable[[Path], Description]] = {
     ".safetensors": look_at_safetensors,
     ".pt": look_at_torch,
     ".pth": look_at_torch,
@@ -54,7 +54,7 @@ SIGNS = (
 )
 
 
-def inspect(path: Path) -> Found:
+def inspect(path: Path) -> Description:
     """What a file or folder is.
 
     Nothing in it is run, and of large files only headers are read where those are enough.
@@ -72,25 +72,25 @@ def inspect(path: Path) -> Found:
     if not there:
         raise UnsupportedModel(f"there is no {path}; give {READ}")
     try:
-        found = _look(path)
-        return replace(found, facts=tidy(found.facts, ALL))
+        description = _look(path)
+        return replace(description, facts=tidy(description.facts, ALL))
     except LowRankError as error:
-        return Found(kind="damaged", what="a file that is not what its name says", facts={"why": str(error)})
+        return Description(kind="damaged", what="a file that is not what its name says", facts={"why": str(error)})
     except OSError as error:
         raise UnsupportedModel(f"{path} cannot be read: {error.strerror or first_line(error)}") from None
 
 
-def _look(path: Path) -> Found:
+def _look(path: Path) -> Description:
     if path.is_dir():
         from lowrank.inspection.folders import look_at_folder
 
         return look_at_folder(path)
     if not path.is_file():
-        return Found(kind="unknown", what="neither a file nor a folder", next=(f"what is read: {READ}",))
+        return Description(kind="unknown", what="neither a file nor a folder", next=(f"what is read: {READ}",))
     with path.open("rb") as stream:
         start = stream.read(64)
     if not start:
-        return Found(kind="empty", what="an empty file", next=("copy it again",))
+        return Description(kind="empty", what="an empty file", next=("copy it again",))
     sign = next((each for each in SIGNS if start[each[0] :].startswith(each[1])), None)
     suffixes = [suffix.lower() for suffix in path.suffixes]
     suffix = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else "".join(suffixes[-1:])
@@ -100,14 +100,14 @@ def _look(path: Path) -> Found:
     if suffix in (".yaml", ".yml"):
         return _run_file(path)
     if sign is not None:
-        return Found(
+        return Description(
             kind="unknown",
             what=sign[2],
             facts={"bytes": path.stat().st_size},
             next=tuple(part for part in (sign[3], f"what is read: {READ}") if part),
         )
     looks = "text" if _is_text(start) else "bytes of no kind that is known here"
-    return Found(
+    return Description(
         kind="unknown",
         what=looks,
         facts={"bytes": path.stat().st_size, "begins": tidy(repr(start[:32]))},
@@ -119,12 +119,12 @@ def _is_text(start: bytes) -> bool:
     return b"\x00" not in start and start.decode("utf-8", "ignore").isprintable()
 
 
-def _run_file(path: Path) -> Found:
+def _run_file(path: Path) -> Description:
     from lowrank.flat_yaml import Truth, read_flat
 
     values = {name: each for name, (_, each) in read_flat(path).items()}
     facts = {"options": tidy({n: v.value if isinstance(v, Truth) else v for n, v in values.items()}, 100)}
-    return Found(
+    return Description(
         kind="run-file",
         what=f"a run file with {len(values)} options",
         facts=facts,

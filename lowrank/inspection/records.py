@@ -8,43 +8,43 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.errors import ArtifactError
-from lowrank.inspection.description import Found, quoted, read_any_json, tidy
+from lowrank.inspection.description import Description, quoted, read_any_json, tidy
 
 Content = Mapping[str, Any]
 
 
-def look_at_json(path: Path) -> Found:
+def look_at_json(path: Path) -> Description:
     """A JSON file, told by its schema or by its keys."""
     content = read_any_json(path)
     if not isinstance(content, dict):
         size = f" of {len(content)} entries" if isinstance(content, list) else ""
-        return Found(kind="json", what=f"JSON, a {type(content).__name__}{size}", facts={"value": tidy(content)})
+        return Description(kind="json", what=f"JSON, a {type(content).__name__}{size}", facts={"value": tidy(content)})
     schema = content.get("schema")
     if isinstance(schema, str) and schema.startswith("lowrank."):
         kind, _, version = schema.removeprefix("lowrank.").partition("/")
         look = OURS.get(kind, _of_ours)
         try:
-            found = look(path, content)
+            description = look(path, content)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(
                 f"{path} says that it is a lowrank {kind}, and is not whole ({type(error).__name__}: {error}); "
                 "make it again"
             ) from None
-        return Found(
+        return Description(
             kind=kind if look is not _of_ours else tidy(kind),
-            what=found.what,
-            facts={"schema_version": tidy(version), **found.facts},
-            next=found.next,
+            what=description.what,
+            facts={"schema_version": tidy(version), **description.facts},
+            next=description.next,
         )
     for keys, look in OTHERS:
         if keys <= set(content):
             return look(path, content)
-    return Found(
+    return Description(
         kind="json", what="JSON that is of no kind that is known here", facts={"keys": tidy(sorted(content), 40)}
     )
 
 
-def _analysis(path: Path, content: Content) -> Found:
+def _analysis(path: Path, content: Content) -> Description:
     weights, source = list(content["weights"]), content["source"]
     metrics = Counter(str(w["metric"]) for w in weights)
     facts = {
@@ -63,7 +63,7 @@ def _analysis(path: Path, content: Content) -> Found:
             for w in weights
         ],
     }
-    return Found(
+    return Description(
         kind="analysis",
         what=f"the analysis of {len(weights)} weights of {facts['model'] or 'a live module'}",
         facts=facts,
@@ -71,7 +71,7 @@ def _analysis(path: Path, content: Content) -> Found:
     )
 
 
-def _plan(path: Path, content: Content) -> Found:
+def _plan(path: Path, content: Content) -> Description:
     groups, budget = list(content["groups"]), content["budget"]
     facts = {
         "budget": tidy(budget),
@@ -92,7 +92,7 @@ def _plan(path: Path, content: Content) -> Found:
         ],
     }
     asked = f"for {tidy(budget['kind'])} {budget['limit']:g}" if budget else "written by hand"
-    return Found(
+    return Description(
         kind="plan",
         what=f"the ranks of {len(groups)} groups of weights, {asked}",
         facts=facts,
@@ -100,7 +100,7 @@ def _plan(path: Path, content: Content) -> Found:
     )
 
 
-def _report(path: Path, content: Content) -> Found:
+def _report(path: Path, content: Content) -> Description:
     named = ("targets", "model", "budget", "error", "onnx", "parity", "latency", "quality")
     facts: dict[str, Any] = {name: tidy(content.get(name)) for name in named if content.get(name) is not None}
     facts["error"] = tidy({"relative": content["error"].get("relative")})
@@ -108,7 +108,7 @@ def _report(path: Path, content: Content) -> Found:
     facts["healed"] = len(content.get("healing") or ())
     facts["command"] = tidy(content["provenance"].get("command"), 60)
     keep = content["targets"]["keep_ratio"]
-    return Found(
+    return Description(
         kind="report",
         what=f"what was measured of a compressed model, keep ratio {keep:.3f}",
         facts=facts,
@@ -116,7 +116,7 @@ def _report(path: Path, content: Content) -> Found:
     )
 
 
-def _model(path: Path, content: Content) -> Found:
+def _model(path: Path, content: Content) -> Description:
     replaced = content["replaced"]
     facts = {
         "built_by": tidy(content["rebuild"]),
@@ -126,7 +126,7 @@ def _model(path: Path, content: Content) -> Found:
             for name, each in replaced.items()
         ],
     }
-    return Found(
+    return Description(
         kind="model",
         what=f"the record of a compressed model: {len(replaced)} weights were replaced",
         facts=facts,
@@ -134,7 +134,7 @@ def _model(path: Path, content: Content) -> Found:
     )
 
 
-def _sweep(path: Path, content: Content) -> Found:
+def _sweep(path: Path, content: Content) -> Description:
     points, task = list(content["points"]), content["task"]
     names = ("name", "bytes", "ms", "quality", "drop", "on_front")
     facts = {
@@ -143,33 +143,33 @@ def _sweep(path: Path, content: Content) -> Found:
         "left_out": tidy(content.get("left_out")),
         "contents": [{name: tidy(point.get(name)) for name in names} for point in points],
     }
-    return Found(kind="sweep", what=f"{len(points)} ways to make one model smaller, measured", facts=facts)
+    return Description(kind="sweep", what=f"{len(points)} ways to make one model smaller, measured", facts=facts)
 
 
-def _tune(path: Path, content: Content) -> Found:
+def _tune(path: Path, content: Content) -> Description:
     trials = list(content["trials"])
     facts = {"best": tidy(content.get("best")), "trials": len(trials), "last": tidy(trials[-1] if trials else None)}
-    return Found(kind="tune", what=f"a search of {len(trials)} trials", facts=facts)
+    return Description(kind="tune", what=f"a search of {len(trials)} trials", facts=facts)
 
 
-def _of_ours(path: Path, content: Content) -> Found:
+def _of_ours(path: Path, content: Content) -> Description:
     kind = str(content["schema"]).removeprefix("lowrank.").partition("/")[0]
     facts = {"keys": {str(tidy(key)): _extent(value) for key, value in content.items() if key != "schema"}}
-    return Found(kind=kind, what=f"a lowrank {tidy(kind)}", facts=facts)
+    return Description(kind=kind, what=f"a lowrank {tidy(kind)}", facts=facts)
 
 
 def _extent(value: Any) -> Any:
     return f"{len(value)} entries" if isinstance(value, list | dict) else tidy(value)
 
 
-def _timings(path: Path, content: Content) -> Found:
+def _timings(path: Path, content: Content) -> Description:
     points = content.get("points")
     counts = (
         {str(tidy(k)): len(v) for k, v in points.items() if isinstance(v, list)} if isinstance(points, dict) else {}
     )
     names = ("tokens", "threads", "dtype", "step", "machine", "runtime", "whole")
     facts = {"operators": counts, **{name: tidy(content.get(name)) for name in names}}
-    return Found(
+    return Description(
         kind="timings",
         what=f"what {sum(counts.values())} operators take on a machine",
         facts=facts,
@@ -177,7 +177,7 @@ def _timings(path: Path, content: Content) -> Found:
     )
 
 
-def _config(path: Path, content: Content) -> Found:
+def _config(path: Path, content: Content) -> Description:
     names = (
         "model_type",
         "architectures",
@@ -192,7 +192,7 @@ def _config(path: Path, content: Content) -> Found:
         "tie_word_embeddings",
     )
     facts = {name: tidy(content[name]) for name in names if name in content}
-    return Found(
+    return Description(
         kind="config",
         what=f"the config of a {tidy(content.get('model_type'))} model of transformers",
         facts=facts,
@@ -200,10 +200,10 @@ def _config(path: Path, content: Content) -> Found:
     )
 
 
-def _adapter(path: Path, content: Content) -> Found:
+def _adapter(path: Path, content: Content) -> Description:
     names = ("peft_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules", "task_type")
     facts = {name: tidy(content.get(name)) for name in names}
-    return Found(
+    return Description(
         kind="adapter",
         what=f"an adapter of PEFT ({tidy(content.get('peft_type'))}, rank {tidy(content.get('r'))})",
         facts=facts,
@@ -211,10 +211,10 @@ def _adapter(path: Path, content: Content) -> Found:
     )
 
 
-def _index(path: Path, content: Content) -> Found:
+def _index(path: Path, content: Content) -> Description:
     places = content["weight_map"] if isinstance(content["weight_map"], dict) else {}
     shards = Counter(str(tidy(name)) for name in places.values())
-    return Found(
+    return Description(
         kind="index",
         what=f"the index of {len(places)} tensors in {len(shards)} files",
         facts={"files": dict(shards)},
@@ -222,11 +222,11 @@ def _index(path: Path, content: Content) -> Found:
     )
 
 
-def _tokenizer(path: Path, content: Content) -> Found:
+def _tokenizer(path: Path, content: Content) -> Description:
     model = content["model"] if isinstance(content["model"], dict) else {}
     vocab = model.get("vocab")
     facts = {"type": tidy(model.get("type")), "vocabulary": len(vocab) if isinstance(vocab, list | dict) else None}
-    return Found(
+    return Description(
         kind="tokenizer",
         what=f"a tokenizer ({facts['type']}, {facts['vocabulary']} entries)",
         facts=facts,

@@ -8,12 +8,12 @@ from typing import Any
 
 from lowrank.artifacts.outside import check_zip
 from lowrank.errors import CalibrationError, first_line
-from lowrank.inspection.description import Found, quoted, tidy
+from lowrank.inspection.description import Description, quoted, tidy
 
 SUFFIXES = (".txt", ".tsv", ".csv", ".jsonl")
 
 
-def look_at_text(path: Path) -> Found:
+def look_at_text(path: Path) -> Description:
     """A file of samples."""
     from lowrank.calibrate.text import columns_of, read_samples
 
@@ -25,7 +25,7 @@ def look_at_text(path: Path) -> Found:
     plural = len(columns) > 1
     option = " --column COLUMN" if plural else ""
     where = f" in the column {(column or 'text')!r}" if plural else ""
-    return Found(
+    return Description(
         kind="samples",
         what=f"{len(samples):,} samples of text{where}",
         facts=facts,
@@ -33,11 +33,11 @@ def look_at_text(path: Path) -> Found:
     )
 
 
-def look_at_arrays(path: Path) -> Found:
+def look_at_arrays(path: Path) -> Description:
     """An .npz of a model's inputs, by the headers of its arrays."""
     import numpy as np
 
-    found: list[dict[str, Any]] = []
+    arrays: list[dict[str, Any]] = []
     try:
         check_zip(path)
         with zipfile.ZipFile(path) as archive:
@@ -51,16 +51,16 @@ def look_at_arrays(path: Path) -> Found:
                     )
                     shape, _, dtype = read(stream)  # pyright: ignore[reportArgumentType]
                 name = member.filename.removesuffix(".npy")
-                found.append({"name": tidy(name), "dtype": str(dtype)[:40], "shape": list(shape)})
+                arrays.append({"name": tidy(name), "dtype": str(dtype)[:40], "shape": list(shape)})
     except Exception as error:
         # Numpy has an error of its own for each thing that can be wrong with a header.
         raise CalibrationError(f"{path} is no whole .npz ({first_line(error)}); save it with numpy.savez") from None
-    counts = {each["shape"][0] if each["shape"] else 0 for each in found}
-    facts: dict[str, Any] = {"samples": counts.pop() if len(counts) == 1 else None, "contents": found}
+    counts = {each["shape"][0] if each["shape"] else 0 for each in arrays}
+    facts: dict[str, Any] = {"samples": counts.pop() if len(counts) == 1 else None, "contents": arrays}
     what = f"{facts['samples']} samples of inputs" if facts["samples"] is not None else "arrays of different lengths"
-    return Found(
+    return Description(
         kind="arrays",
-        what=f"{what} ({', '.join(str(each['name']) for each in found)})",
+        what=f"{what} ({', '.join(str(each['name']) for each in arrays)})",
         facts=facts,
         next=(f"lowrank analyze MODEL --calib {quoted(path)}",),
     )

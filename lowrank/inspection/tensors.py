@@ -13,13 +13,13 @@ from typing import Any
 
 from lowrank.artifacts.outside import check_zip
 from lowrank.errors import ArtifactError, LowRankError, UnsupportedModel, first_line
-from lowrank.inspection.description import Found, quoted, tidy
+from lowrank.inspection.description import Description, quoted, tidy
 
 BITS = {"BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "U8": 8, "I8": 8, "BF16": 16, "F4": 4}
 LARGEST_PICKLE = 64 << 20
 OLD_PICKLES = 4
 FACTORS = (".left.weight", ".right.weight")
-Stored = tuple[str, str, tuple[int, ...]]
+TensorInfo = tuple[str, str, tuple[int, ...]]
 """Name, type and shape of a tensor."""
 
 
@@ -28,7 +28,7 @@ def bits_of(dtype: str) -> int:
     return BITS.get(dtype) or (int(dtype[1:]) if dtype[1:].isdigit() else 0)
 
 
-def header_of(path: Path) -> tuple[list[Stored], dict[str, str]]:
+def header_of(path: Path) -> tuple[list[TensorInfo], dict[str, str]]:
     """All tensors of a safetensors file, and what else its header says.
 
     Raises:
@@ -47,7 +47,7 @@ def header_of(path: Path) -> tuple[list[Stored], dict[str, str]]:
         raise ArtifactError(f"{path} is no whole safetensors file ({first_line(error)}); copy it again") from None
 
 
-def facts_of(stored: Sequence[Stored]) -> dict[str, Any]:
+def facts_of(stored: Sequence[TensorInfo]) -> dict[str, Any]:
     """Figures of some tensors, and the layers among them that are factors."""
     params = Counter[str]()
     for _, dtype, shape in stored:
@@ -70,13 +70,13 @@ def facts_of(stored: Sequence[Stored]) -> dict[str, Any]:
 
 def factored_in(shapes: Mapping[str, tuple[int, ...]]) -> list[dict[str, Any]]:
     """The layers that are two factors, by the names that this package gives them."""
-    found = []
+    layers = []
     for name, shape in shapes.items():
         stem = name.removesuffix(FACTORS[0])
         right = shapes.get(stem + FACTORS[1])
         if stem != name and right is not None:
-            found.append({"layer": stem, "rank": rank_of(shape, right)})
-    return found
+            layers.append({"layer": stem, "rank": rank_of(shape, right)})
+    return layers
 
 
 def rank_of(left: Sequence[int], right: Sequence[int]) -> int:
@@ -86,20 +86,20 @@ def rank_of(left: Sequence[int], right: Sequence[int]) -> int:
     return min([*left, *right], default=0)
 
 
-def look_at_safetensors(path: Path) -> Found:
+def look_at_safetensors(path: Path) -> Description:
     """A safetensors file."""
     stored, metadata = header_of(path)
     facts = {**facts_of(stored), **({"metadata": tidy(metadata)} if metadata else {})}
     size = f"{facts['tensors']} tensors, {facts['params']:,} numbers"
     if path.name == "analysis.safetensors" or "analysis" in metadata:
-        return Found(
+        return Description(
             kind="analysis-numbers",
             what=f"spectra and moments of an analysis ({size})",
             facts=facts,
             next=(f"lowrank inspect {quoted(path.parent)}",),
         )
     if "lora_layers" in facts:
-        return Found(
+        return Description(
             kind="adapter-weights",
             what=f"weights of a LoRA ({size})",
             facts=facts,
@@ -107,10 +107,10 @@ def look_at_safetensors(path: Path) -> Found:
         )
     if "factored" in facts:
         what = f"weights of a compressed model, {len(facts['factored'])} of its layers two factors each ({size})"
-        return Found(
+        return Description(
             kind="compressed-weights", what=what, facts=facts, next=(f"lowrank inspect {quoted(path.parent)}",)
         )
-    return Found(
+    return Description(
         kind="safetensors",
         what=f"weights of a model ({size})",
         facts=facts,
@@ -127,7 +127,7 @@ def _for_weights(path: Path, built: bool) -> tuple[str, ...]:
     return (f"lowrank analyze {quoted(path)}", *hint)
 
 
-def look_at_torch(path: Path) -> Found:
+def look_at_torch(path: Path) -> Description:
     """A .pt, .pth or .bin file: a state dict, a pickled module or TorchScript; nothing in it is run."""
     names: list[str] = []
     try:
@@ -138,7 +138,7 @@ def look_at_torch(path: Path) -> Found:
     except (ValueError, OSError, NotImplementedError, zipfile.BadZipFile) as error:
         return _unreadable(path, "a torch file", first_line(error))
     if any("/code/" in name and name.endswith(".py") for name in names):
-        return Found(
+        return Description(
             kind="torchscript",
             what="a TorchScript archive, which cannot be rewritten",
             facts={"files": len(names)},
@@ -151,18 +151,18 @@ def look_at_torch(path: Path) -> Found:
         state = read_torch_file(path, unsafe_pickle=False)
     except UnsupportedModel as error:
         facts = {"why": str(error), **({"classes": tidy(names)} if names else {})}
-        return Found(kind="pickle", what="a torch file that is not read as it is", facts=facts)
+        return Description(kind="pickle", what="a torch file that is not read as it is", facts=facts)
     assert isinstance(state, dict)
     stored = [(n, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for n, t in state.items()]
     facts = facts_of(stored)
     facts["bytes_of_numbers"] = sum(t.numel() * t.element_size() for t in state.values())
     what = f"a state dict ({facts['tensors']} tensors, {facts['params']:,} numbers)"
-    return Found(kind="state-dict", what=what, facts=facts, next=_for_weights(path, False))
+    return Description(kind="state-dict", what=what, facts=facts, next=_for_weights(path, False))
 
 
 def _globals(path: Path) -> list[str]:
     """What a torch file asks Python to import, read off its pickles without following them."""
-    found: list[str] = []
+    names: list[str] = []
     texts: list[str] = []
     try:
         if zipfile.is_zipfile(path):
@@ -177,22 +177,22 @@ def _globals(path: Path) -> list[str]:
         for _ in range(OLD_PICKLES):
             for code, argument, _ in pickletools.genops(rest):
                 if code.name == "GLOBAL":
-                    found.append(str(argument).replace(" ", "."))
+                    names.append(str(argument).replace(" ", "."))
                 elif code.name == "STACK_GLOBAL":
-                    found.append(".".join(texts[-2:]))
+                    names.append(".".join(texts[-2:]))
                 elif isinstance(argument, str):
                     texts.append(argument)
     except Exception:
         # Whatever is wrong with it, or only its end: torch's own reader says so.
         pass
-    return sorted(set(found))
+    return sorted(set(names))
 
 
-def _unreadable(path: Path, what: str, why: str) -> Found:
-    return Found(kind="damaged", what=f"{what} that cannot be read", facts={"why": why}, next=("copy it again",))
+def _unreadable(path: Path, what: str, why: str) -> Description:
+    return Description(kind="damaged", what=f"{what} that cannot be read", facts={"why": why}, next=("copy it again",))
 
 
-def look_at_program(path: Path) -> Found:
+def look_at_program(path: Path) -> Description:
     """A torch.export archive."""
     from lowrank.backends.torch.inputs import of_program
     from lowrank.backends.torch.pickles import read_program
@@ -213,4 +213,4 @@ def look_at_program(path: Path) -> Found:
         "operators": dict(nodes.most_common(30)),
     }
     what = f"a program of torch.export ({facts['params']:,} parameters, {facts['nodes']} operators)"
-    return Found(kind="program", what=what, facts=facts, next=(f"lowrank analyze {quoted(path)}",))
+    return Description(kind="program", what=what, facts=facts, next=(f"lowrank analyze {quoted(path)}",))

@@ -68,7 +68,7 @@ def test_patches_that_are_not_finite_are_counted(groups: int, tmp_path: Path) ->
     assert isinstance(backend, OnnxBackend)
     (weight,) = backend.weights
     (use,) = backend._described.uses[weight.name]
-    values = {use.site.seen.name: x.numpy(), use.site.node.outputs[0].name: given}
+    values = {use.site.vectors.name: x.numpy(), use.site.node.outputs[0].name: given}
     grams += [_of_conv(use.site, weight, side, values) for side in ("input", "output")]
     for gram in grams:
         assert gram.tokens + gram.nonfinite == 5 * 16 and gram.nonfinite > 0

@@ -15,7 +15,7 @@ from checkpoints import NO_DATA, STREAMED, checkpoint, contents, index_of
 from safetensors.torch import load_file, save_file
 
 import lowrank
-from lowrank.backends.checkpoint.location import Place
+from lowrank.backends.checkpoint.location import Location
 from lowrank.backends.checkpoint.shards import open_shards
 from lowrank.core.weight import View
 from lowrank.errors import ArtifactError, PlanMismatch, ResourceError, UnsupportedModel
@@ -91,7 +91,7 @@ def test_what_is_not_factored_is_copied_byte_for_byte(llama: Path, tmp_path: Pat
     before, after = index_of(llama), index_of(run / "model")
     assert len(set(before.values())) > 2, "the model is in several shards"
     replaced = {stem for stem in report.error.cast_per_weight}
-    sources, results = open_shards(Place(str(llama))), open_shards(Place(str(run / "model")))
+    sources, results = open_shards(Location(str(llama))), open_shards(Location(str(run / "model")))
     kept = [name for name in before if name not in replaced]
     assert kept
     for name in kept:
@@ -118,7 +118,7 @@ def test_eight_bit_numbers_are_read_and_written_as_they_are(tmp_path: Path) -> N
         )
     run = tmp_path / "run"
     report = lowrank.compress(folder, 0.6, output=run, settings=NO_DATA, execution=STREAMED)
-    stored = open_shards(Place(str(run / "model"))).tensors
+    stored = open_shards(Location(str(run / "model"))).tensors
     kinds = {stored[name].dtype for name in stored if "left" in name or "right" in name}
     assert kinds == {"F8_E4M3"}
     assert 0.005 < report.error.cast_relative < 0.08
@@ -138,7 +138,7 @@ def test_tied_tables_are_factored_once(tmp_path: Path) -> None:
 
 
 def test_large_models_are_streamed_unasked(llama: Path, tmp_path: Path) -> None:
-    params = sum(stored.params for stored in open_shards(Place(str(llama))).tensors.values())
+    params = sum(stored.params for stored in open_shards(Location(str(llama))).tensors.values())
     assert lowrank.open_model(llama, memory=15 * params).source["kind"] == "checkpoint"
     assert lowrank.open_model(llama, memory=17 * params).source["kind"] == "huggingface"
     assert lowrank.open_model(llama, streamed=True).source["kind"] == "checkpoint"

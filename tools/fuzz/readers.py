@@ -58,10 +58,10 @@ def _index(folder: Path) -> Any:
 
 
 def _shards(folder: Path) -> Any:
-    from lowrank.backends.checkpoint.location import Place
+    from lowrank.backends.checkpoint.location import Location
     from lowrank.backends.checkpoint.shards import open_shards
 
-    found = open_shards(Place(str(folder)))
+    found = open_shards(Location(str(folder)))
     return [found.tensor(name) for name in found.tensors]
 
 

@@ -24,7 +24,7 @@ from lowrank.core.truncation.gram import Gram, Side
 from lowrank.core.weight import Weight
 from lowrank.errors import CalibrationError, first_line
 
-Seen = Callable[[int, str, Gram], None]
+ShowGram = Callable[[int, str, Gram], None]
 """Takes the number of a feed, a weight's name, and the moment of what it saw of it."""
 Called = tuple[tuple[Any, ...], dict[str, Any]]
 """What a block is called with beside its hidden state."""
@@ -75,7 +75,7 @@ class Blocks:
                 _save(begun / f"{number}.npy", hidden)
         self._empty(outside)
 
-    def run(self, index: int, weights: Sequence[Weight], sides: Mapping[str, Side], observe: Seen) -> None:
+    def run(self, index: int, weights: Sequence[Weight], sides: Mapping[str, Side], observe: ShowGram) -> None:
         """Run one block on all feeds, and show `observe` the moments that its weights saw; see `Backend.watching`.
 
         Args:
@@ -93,8 +93,8 @@ class Blocks:
         after.mkdir()
         for number, feed in enumerate(self.feeds):
             forward = partial(self._through, block, index, number, after / f"{number}.npy")
-            seen = partial(observe, number)
-            with watching(self.module, self.signature, weights, sides, seen, forward) as run:
+            observer = partial(observe, number)
+            with watching(self.module, self.signature, weights, sides, observer, forward) as run:
                 run(feed)
         shutil.rmtree(self.folder / str(index + 1), ignore_errors=True)
         os.replace(after, self.folder / str(index + 1))

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lowrank.backends.checkpoint.location import Place
+from lowrank.backends.checkpoint.location import Location
 from lowrank.backends.checkpoint.shards import open_shards
 from lowrank.backends.checkpoint.skeleton import prefix_of, skeleton, stored_names
 from lowrank.backends.torch import huggingface
@@ -45,7 +45,7 @@ def load_checkpoint(folder: Path, record: Mapping[str, Any]) -> nn.Module:
 
 def _fill(module: nn.Module, folder: Path) -> None:
     """Give every parameter and buffer that the folder has a tensor for that tensor, one by one."""
-    shards = open_shards(Place(str(folder)))
+    shards = open_shards(Location(str(folder)))
     places: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for name, stored in stored_names(places, shards.tensors, prefix_of(module)).items():
         before, tensor = places[name], shards.tensor(stored)

@@ -1,4 +1,4 @@
-"""Place: a folder of files on this machine, or behind a URL that fsspec knows."""
+"""Location: a folder of files on this machine, or behind a URL that fsspec knows."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def is_url(path: object) -> bool:
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where the files of a checkpoint are. It opens them itself, so it can be sent to another process or machine.
 
     Example:
-        >>> Place("s3://bucket/model").is_local
+        >>> Location("s3://bucket/model").is_local
         False
     """
 
@@ -57,8 +57,8 @@ class Place:
             if self.is_local:
                 return sorted(entry.name for entry in Path(self.url).iterdir() if entry.is_file())
             system, root = self._remote
-            found = system.ls(root, detail=True)
-            return sorted(str(each["name"]).rpartition("/")[2] for each in found if each["type"] == "file")
+            entries = system.ls(root, detail=True)
+            return sorted(str(each["name"]).rpartition("/")[2] for each in entries if each["type"] == "file")
         except UnsupportedModel:
             raise
         except Exception as error:
@@ -93,8 +93,8 @@ class Place:
                     count = stream.readinto(content)
             else:
                 system, root = self._remote
-                found = system.cat_file(f"{root}/{name}", start=start, end=stop)
-                count, content = len(found), bytearray(found)
+                fetched = system.cat_file(f"{root}/{name}", start=start, end=stop)
+                count, content = len(fetched), bytearray(fetched)
         except Exception as error:
             raise self._unreadable(name, error) from None
         if count != stop - start:

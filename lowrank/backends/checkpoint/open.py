@@ -15,7 +15,7 @@ from torch import nn
 from lowrank.artifacts.files import RECORD_FILE
 from lowrank.backends.base import Opening
 from lowrank.backends.checkpoint.backend import CheckpointBackend
-from lowrank.backends.checkpoint.location import Place
+from lowrank.backends.checkpoint.location import Location
 from lowrank.backends.checkpoint.shards import DTYPES, Shards, open_shards
 from lowrank.backends.checkpoint.skeleton import prefix_of, skeleton, stored_names
 from lowrank.backends.torch import huggingface
@@ -43,7 +43,7 @@ def open_checkpoint(url: str, opening: Opening | None = None) -> CheckpointBacke
             f"{url} is streamed, and --arch, --config and --lora need the whole model in memory; allow it more with "
             "--memory, or merge the adapter first"
         )
-    place = Place(url)
+    place = Location(url)
     there = place.names()
     if RECORD_FILE in there:
         raise UnsupportedModel(f"{url} holds a model that lowrank has compressed already; give the original instead")
@@ -78,7 +78,7 @@ def open_checkpoint(url: str, opening: Opening | None = None) -> CheckpointBacke
     return backend
 
 
-def _belongings(place: Place, there: list[str]) -> tuple[Path, tempfile.TemporaryDirectory[str] | None]:
+def _belongings(place: Location, there: list[str]) -> tuple[Path, tempfile.TemporaryDirectory[str] | None]:
     """The folder with the config and the tokenizer: the checkpoint's own, or a copy of what is far away."""
     if place.is_local:
         return Path(place.url), None
@@ -104,14 +104,14 @@ def _described(
 ) -> tuple[tuple[Weight, ...], tuple[Skip, ...], dict[str, str], dict[str, str]]:
     """The weights that can be streamed, the skips, the stored name of each weight, and the ties."""
     shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-    found = stored_names(shapes, shards.tensors, prefix_of(module))
-    lacking = [name for name in shapes if name not in found and len(shapes[name]) > 1]
+    names = stored_names(shapes, shards.tensors, prefix_of(module))
+    lacking = [name for name in shapes if name not in names and len(shapes[name]) > 1]
     if lacking:
         raise UnsupportedModel(
             f"{url}: the checkpoint has no tensor {lacking[0]} ({len(lacking)} are missing); it may store them under "
             "names that only transformers can convert: allow the whole model with --memory"
         )
-    for name, stored in found.items():
+    for name, stored in names.items():
         if shards.tensors[stored].shape != shapes[name]:
             raise UnsupportedModel(
                 f"{url}: {stored} has the shape {shards.tensors[stored].shape}, but {CONFIG_FILE} says "
@@ -122,16 +122,16 @@ def _described(
     left: list[Skip] = list(skips)
     aliases: dict[str, str] = {}
     for weight in weights:
-        reason = _why_not(weight, shards, found[weight.name])
+        reason = _why_not(weight, shards, names[weight.name])
         if reason:
             left.append(Skip(weight.name, weight.shape, reason))
             continue
-        dtype = name_of(DTYPES[shards.tensors[found[weight.name]].dtype])
+        dtype = name_of(DTYPES[shards.tensors[names[weight.name]].dtype])
         usable.append(replace(weight, dtype=dtype))
         # The first layer holds the factors, as the first name holds the tensor.
         first = weight.layers[0].name
         aliases |= {layer.name: first for layer in weight.layers[1:]}
-    known: Mapping[str, str] = {weight.name: found[weight.name] for weight in usable}
+    known: Mapping[str, str] = {weight.name: names[weight.name] for weight in usable}
     return tuple(usable), tuple(left), dict(known), aliases
 
 

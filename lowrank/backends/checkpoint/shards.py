@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lowrank.artifacts.files import parse_json
 from lowrank.artifacts.outside import is_plain, named_in
-from lowrank.backends.checkpoint.location import Place
+from lowrank.backends.checkpoint.location import Location
 from lowrank.errors import UnsupportedModel, first_line
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -41,7 +41,7 @@ LARGEST_HEADER = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredTensor:
     """Where a tensor is: its file, its type as safetensors names it, its shape, and its first and last byte."""
 
     file: str
@@ -60,8 +60,8 @@ class Stored:
 class Shards:
     """All tensors of a checkpoint by name. It holds none of them, and it can be sent to another process."""
 
-    place: Place
-    tensors: Mapping[str, Stored]
+    place: Location
+    tensors: Mapping[str, StoredTensor]
 
     @property
     def files(self) -> list[str]:
@@ -87,7 +87,7 @@ class Shards:
         return torch.frombuffer(self.raw(name), dtype=dtype).reshape(stored.shape)
 
 
-def open_shards(place: Place) -> Shards:
+def open_shards(place: Location) -> Shards:
     """The shards of a place: those that its index names, or all the safetensors files in it.
 
     Raises:
@@ -95,7 +95,7 @@ def open_shards(place: Place) -> Shards:
     """
     there = place.names()
     names = _indexed(place) if INDEX_FILE in there else [n for n in there if n.endswith(".safetensors")]
-    tensors: dict[str, Stored] = {}
+    tensors: dict[str, StoredTensor] = {}
     for name in names:
         if name not in there:
             raise UnsupportedModel(f"{place.url}/{name} is not there, but {INDEX_FILE} names it; get the whole model")
@@ -108,7 +108,7 @@ def open_shards(place: Place) -> Shards:
     return Shards(place, tensors)
 
 
-def _indexed(place: Place) -> list[str]:
+def _indexed(place: Location) -> list[str]:
     try:
         names: set[Any] = set(parse_json(bytes(place.read(INDEX_FILE)))["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError) as error:
@@ -123,7 +123,7 @@ def _indexed(place: Place) -> list[str]:
     return sorted(names)
 
 
-def read_header(place: Place, file: str) -> dict[str, Stored]:
+def read_header(place: Location, file: str) -> dict[str, StoredTensor]:
     """Where the tensors of one file are.
 
     Raises:
@@ -137,17 +137,17 @@ def read_header(place: Place, file: str) -> dict[str, Stored]:
         raise _damaged(place, file, error) from None
 
 
-def read_metadata(place: Place, file: str) -> dict[str, str]:
+def read_metadata(place: Location, file: str) -> dict[str, str]:
     """What a file says of itself beside its tensors.
 
     Raises:
         UnsupportedModel: if the file is damaged.
     """
-    found = _header(place, file, place.size(file))[0].get("__metadata__")
-    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
+    metadata = _header(place, file, place.size(file))[0].get("__metadata__")
+    return {str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
 
 
-def _header(place: Place, file: str, size: int) -> tuple[dict[str, Any], int]:
+def _header(place: Location, file: str, size: int) -> tuple[dict[str, Any], int]:
     """The header of a file, and where its data begin."""
     try:
         if size < 8:
@@ -163,13 +163,13 @@ def _header(place: Place, file: str, size: int) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _damaged(place: Place, file: str, error: Exception) -> UnsupportedModel:
+def _damaged(place: Location, file: str, error: Exception) -> UnsupportedModel:
     return UnsupportedModel(
         f"{place.url}/{file} cannot be read as safetensors ({first_line(error)}); it may be cut short: copy it again"
     )
 
 
-def _stored(file: str, name: str, entry: Any, origin: int, size: int) -> Stored:
+def _stored(file: str, name: str, entry: Any, origin: int, size: int) -> StoredTensor:
     if not is_plain(name):
         raise ValueError(f"the name {name[:60]!r} cannot be printed")
     dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -182,4 +182,4 @@ def _stored(file: str, name: str, entry: Any, origin: int, size: int) -> Stored:
         raise ValueError(f"{name[:60]!r} is of the type {str(dtype)[:20]}, which is not known here")
     if stop - start != math.prod(shape) * DTYPES[dtype].itemsize or stop > size - origin:
         raise ValueError(f"{name[:60]!r} claims the shape {shape} in {stop - start} bytes, and the file has {size}")
-    return Stored(file, dtype, tuple(shape), origin + start, origin + stop)
+    return StoredTensor(file, dtype, tuple(shape), origin + start, origin + stop)

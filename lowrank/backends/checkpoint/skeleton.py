@@ -74,10 +74,10 @@ def stored_names(wanted: Iterable[str], stored: Collection[str], prefix: str) ->
         >>> stored_names(["layer.0.weight"], {"bert.layer.0.weight"}, "bert")
         {'layer.0.weight': 'bert.layer.0.weight'}
     """
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for name in wanted:
         for candidate in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
             if candidate in stored:
-                found[name] = candidate
+                names[name] = candidate
                 break
-    return found
+    return names

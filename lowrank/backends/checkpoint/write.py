@@ -14,8 +14,8 @@ import torch
 
 from lowrank.artifacts.files import RECORD_FILE, atomic, write_json
 from lowrank.backends.checkpoint.backend import CheckpointBackend
-from lowrank.backends.checkpoint.location import Place
-from lowrank.backends.checkpoint.shards import DTYPES, INDEX_FILE, NAMES, Stored, read_header, read_metadata
+from lowrank.backends.checkpoint.location import Location
+from lowrank.backends.checkpoint.shards import DTYPES, INDEX_FILE, NAMES, StoredTensor, read_header, read_metadata
 from lowrank.backends.torch.config_block import write_block
 from lowrank.backends.torch.layers import record_of
 from lowrank.backends.torch.tensors import factor_tensors
@@ -27,7 +27,7 @@ from lowrank.core.truncation.pivoted import Pivoted
 from lowrank.errors import ArtifactError
 
 Bytes = bytearray | memoryview
-Part = tuple[str, tuple[int, ...], Iterable[Bytes]]
+TensorBytes = tuple[str, tuple[int, ...], Iterable[Bytes]]
 """A tensor's type as safetensors names it, its shape, and its bytes."""
 CHUNK = 16 * 2**20
 """Bytes that are copied at once."""
@@ -74,20 +74,20 @@ def write_factors(backend: CheckpointBackend, name: str, replacement: Replacemen
     left, right = (pair[1].T, pair[0].T) if weight.is_table else pair
     stored: Factors | Pivoted = replace(factors, left=left, right=right)
     bias = f"{stem(backend.stored[name])}.bias" in backend.shards.tensors
-    found = Written(name=name, record=record_of(weight, replacement, bias), cast=cast_energy(factors, stored))
+    written = Written(name=name, record=record_of(weight, replacement, bias), cast=cast_energy(factors, stored))
     base = stem(backend.stored[name])
     parts = {
         f"{base}.{key}": (NAMES[tensor.dtype], tuple(tensor.shape), [_bytes_of(tensor)])
         for key, tensor in tensors.items()
     }
-    _write(path, parts, {"format": "pt", FACTS: json.dumps(asdict(found))})
-    return found
+    _write(path, parts, {"format": "pt", FACTS: json.dumps(asdict(written))})
+    return written
 
 
 def written(path: Path) -> Written | None:
     """What `write_factors` wrote to a file; None if there is no such file, or not a whole one."""
     try:
-        return Written(**json.loads(read_metadata(Place(str(path.parent)), path.name)[FACTS]))
+        return Written(**json.loads(read_metadata(Location(str(path.parent)), path.name)[FACTS]))
     except Exception:
         # It is made again, whatever it is.
         return None
@@ -100,19 +100,19 @@ def copy_tensors(backend: CheckpointBackend, names: Sequence[str], path: Path) -
         ArtifactError: if they cannot be written.
     """
 
-    def chunks(stored: Stored) -> Iterator[Bytes]:
+    def chunks(stored: StoredTensor) -> Iterator[Bytes]:
         for start in range(stored.start, stored.stop, CHUNK):
             yield backend.shards.place.read(stored.file, start, min(start + CHUNK, stored.stop))
 
-    found = {name: backend.shards.tensors[name] for name in names}
-    _write(path, {name: (s.dtype, s.shape, chunks(s)) for name, s in found.items()}, {"format": "pt"})
+    sources = {name: backend.shards.tensors[name] for name in names}
+    _write(path, {name: (s.dtype, s.shape, chunks(s)) for name, s in sources.items()}, {"format": "pt"})
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     return tensor.contiguous().flatten().view(torch.uint8).numpy().data
 
 
-def _write(path: Path, parts: Mapping[str, Part], metadata: Mapping[str, str]) -> None:
+def _write(path: Path, parts: Mapping[str, TensorBytes], metadata: Mapping[str, str]) -> None:
     """A safetensors file, whole or not at all, and always of the same bytes: the package orders metadata at random."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     place = 0
@@ -133,12 +133,12 @@ def is_copied(backend: CheckpointBackend, names: Sequence[str], path: Path) -> b
     """Whether `copy_tensors` wrote a file already. It is whole, as it has its name only then."""
     if not path.is_file():
         return False
-    found = read_header(Place(str(path.parent)), path.name)
+    copies = read_header(Location(str(path.parent)), path.name)
     wanted = {name: backend.shards.tensors[name] for name in names}
-    return {n: (s.dtype, s.shape) for n, s in found.items()} == {n: (s.dtype, s.shape) for n, s in wanted.items()}
+    return {n: (s.dtype, s.shape) for n, s in copies.items()} == {n: (s.dtype, s.shape) for n, s in wanted.items()}
 
 
-def finish(backend: CheckpointBackend, folder: Path, found: Sequence[Written]) -> int:
+def finish(backend: CheckpointBackend, folder: Path, written: Sequence[Written]) -> int:
     """Write the index, the record of what was replaced, and the model's other files; the bytes of all tensors.
 
     Raises:
@@ -147,10 +147,10 @@ def finish(backend: CheckpointBackend, folder: Path, found: Sequence[Written]) -
     where: dict[str, str] = {}
     total = 0
     for path in sorted(folder.glob("*.safetensors")):
-        for name, stored in read_header(Place(str(folder)), path.name).items():
+        for name, stored in read_header(Location(str(folder)), path.name).items():
             where[name] = path.name
             total += stored.stop - stored.start
-    factored = {backend.stored[each.name] for each in found}
+    factored = {backend.stored[each.name] for each in written}
     lost = sorted(set(backend.shards.tensors) - factored - set(where))
     if lost:
         raise ArtifactError(f"{folder} lacks {lost[0]} and {len(lost) - 1} more; compress again without --resume")
@@ -162,7 +162,7 @@ def finish(backend: CheckpointBackend, folder: Path, found: Sequence[Written]) -
             shutil.copytree(extra, folder / extra.name, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
         else:
             shutil.copyfile(extra, folder / extra.name)
-    replaced = {each.name: dict(each.record) for each in found}
+    replaced = {each.name: dict(each.record) for each in written}
     tied = {
         alias: first for alias, first in backend.aliases.items() if any(first in r["layers"] for r in replaced.values())
     }

@@ -161,10 +161,10 @@ class OnnxBackend:
         self.__dict__.pop("_open", None)
         model = self.model.clone()
         # The same walk over the same graph: the copy's uses have the same names.
-        found = describe(model)
+        described = describe(model)
         replaced: dict[str, dict[str, Any]] = {}
         for name, replacement in replacements.items():
-            uses = found.uses[name]
+            uses = described.uses[name]
             tensors = replace_weight(model, self._by_name[name], uses, replacement)
             replaced[name] = {
                 "structure": replacement.structure,
@@ -172,8 +172,8 @@ class OnnxBackend:
                 "rank": replacement.factors.rank,
                 "tensors": tensors,
             }
-        made = {"dense": self, "replacements": dict(replacements), "replaced": replaced}
-        return replace(self, model=model, path=None, declared=self.signature, tried=True, **made)
+        origin = {"dense": self, "replacements": dict(replacements), "replaced": replaced}
+        return replace(self, model=model, path=None, declared=self.signature, tried=True, **origin)
 
     def changed(self, changes: Mapping[str, Change]) -> OnnxBackend:
         """A copy of the graph, with other numbers in some constants; biases stay."""
@@ -217,13 +217,13 @@ class OnnxBackend:
 
     def _roots_with(self, name: str, matrix: Matrix) -> dict[int, NDArray[Any]]:
         """By the id of its value: what each constant of a weight would hold for the weight to be this matrix."""
-        found: dict[int, NDArray[Any]] = {}
+        numbers: dict[int, NDArray[Any]] = {}
         for use in self._described.uses[name]:
             constant = use.site.constant
             own = matrix.T if use.transposed else matrix
             stored = constant.stored(np.ascontiguousarray(use.site.view.stored_from(own)))
-            found[id(constant.root)] = np.ascontiguousarray(stored).astype(constant.tensor.dtype.numpy())
-        return found
+            numbers[id(constant.root)] = np.ascontiguousarray(stored).astype(constant.tensor.dtype.numpy())
+        return numbers
 
     @contextmanager
     def watching(

@@ -53,9 +53,9 @@ class Constant:
         places = np.arange(read.size).reshape(shape)
         for node in self.chain:
             places = _moved(places, node)
-        found = np.empty(read.size, read.dtype)
-        found[places.reshape(-1)] = read.reshape(-1)
-        return found.reshape(shape)
+        numbers = np.empty(read.size, read.dtype)
+        numbers[places.reshape(-1)] = read.reshape(-1)
+        return numbers.reshape(shape)
 
     @property
     def is_transposed(self) -> bool | None:
@@ -84,13 +84,13 @@ def nodes_of(model: Any) -> Iterator[Any]:
 
 def constants_of(model: Any) -> list[Any]:
     """The value of every stored tensor, once: initializers of all graphs and outputs of Constant nodes."""
-    found: dict[int, Any] = {}
+    values: dict[int, Any] = {}
     for graph in graphs_of(model):
-        found |= {id(v): v for v in graph.initializers.values() if v.const_value is not None}
+        values |= {id(v): v for v in graph.initializers.values() if v.const_value is not None}
     for node in nodes_of(model):
         if node.op_type == "Constant" and tensor_of(node.outputs[0]) is not None:
-            found[id(node.outputs[0])] = node.outputs[0]
-    return list(found.values())
+            values[id(node.outputs[0])] = node.outputs[0]
+    return list(values.values())
 
 
 def tensor_of(value: Any) -> Any:

@@ -44,11 +44,11 @@ def describe(model: Any) -> Described:
         by_root.setdefault(id(site.constant.root), []).append(site)
     groups: list[tuple[Use, ...]] = []
     for members in by_root.values():
-        found = _together(members) if not _is_public(members[0].constant.root, model) else PUBLIC
-        if isinstance(found, str):
-            reasons[id(members[0].constant.root)] = found
+        group = _together(members) if not _is_public(members[0].constant.root, model) else PUBLIC
+        if isinstance(group, str):
+            reasons[id(members[0].constant.root)] = group
         else:
-            groups.append(found)
+            groups.append(group)
     groups = _tied_by_content(groups)
     named: dict[str, tuple[Use, ...]] = {}
     for uses in groups:
@@ -170,22 +170,22 @@ def _module_path(node: Any) -> str:
 
 
 def _unique(name: str, taken: Iterable[str]) -> str:
-    found, number = name, 2
-    while found in taken:
-        found, number = f"{stem(name)}.{number}.weight", number + 1
-    return found
+    free, number = name, 2
+    while free in taken:
+        free, number = f"{stem(name)}.{number}.weight", number + 1
+    return free
 
 
 def _skips(model: Any, taken: set[int], reasons: dict[int, str]) -> list[Skip]:
-    found: list[Skip] = []
+    skips: list[Skip] = []
     for value in constants_of(model):
         tensor = tensor_of(value)
         shape = tuple(tensor.shape.numpy())
         reason = reasons.get(id(value))
         matters = tensor.dtype.is_floating_point() or (reason or "").startswith("quantised")
         if id(value) not in taken and len(shape) >= 2 and matters:
-            found.append(Skip(str(value.name), shape, reason or _passed_on(value)))
-    return found
+            skips.append(Skip(str(value.name), shape, reason or _passed_on(value)))
+    return skips
 
 
 def _passed_on(value: Any) -> str:

@@ -22,7 +22,7 @@ Layout = Callable[[NDArray[np.floating]], NDArray[np.floating]]
 
 
 @dataclass(eq=False)
-class Held:
+class FactorValues:
     """The factors as values of the graph. Stored once, in the layout of the first site that asks; others transpose."""
 
     model: Any

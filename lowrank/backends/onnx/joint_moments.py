@@ -60,23 +60,23 @@ class OnnxPair:
         """Weights in the order of their nodes, those that read one value together; others than plain products not."""
         uses = {weight.name: use for weight in weights if (use := self._use(weight)) is not None}
         places = {id(node): i for i, node in enumerate(self.dense.model.graph)}
-        found: dict[str, list[Weight]] = {}
+        by_value: dict[str, list[Weight]] = {}
         for weight in sorted((w for w in weights if w.name in uses), key=lambda w: places[id(uses[w.name].site.node)]):
-            found.setdefault(uses[weight.name].site.seen.name, []).append(weight)
-        return list(found.values())
+            by_value.setdefault(uses[weight.name].site.vectors.name, []).append(weight)
+        return list(by_value.values())
 
-    def moments(self, stage: Sequence[Weight], made: Mapping[str, Replacement]) -> dict[str, tuple[Joint, Joint]]:
+    def moments(self, stage: Sequence[Weight], factored: Mapping[str, Replacement]) -> dict[str, tuple[Joint, Joint]]:
         """For each weight of a stage the moments of both folds."""
         uses = {weight.name: self._required(weight) for weight in stage}
-        (seen,) = {use.site.seen.name for use in uses.values()}
+        (source,) = {use.site.vectors.name for use in uses.values()}
         given = {name: use.site.node.outputs[0].name for name, use in uses.items()}
-        small = self.dense.rewrite(made)
+        small = self.dense.rewrite(factored)
         before = Runner(self.dense.model, self.dense.folder, only=list(given.values()))
-        after = Runner(small.model, small.folder, only=[seen])
+        after = Runner(small.model, small.folder, only=[source])
         folds: dict[str, list[Joint | None]] = {name: [None, None] for name in uses}
         for i, feed in enumerate(self.feeds):
             mask = feed.get(MASK)
-            (x,) = after(feed, [seen]) if seen not in feed else (feed[seen],)
+            (x,) = after(feed, [source]) if source not in feed else (feed[source],)
             rows = token_rows(x, mask)
             square = rows.T @ rows
             for name, y in zip(given, before(feed, list(given.values())), strict=True):

@@ -43,8 +43,8 @@ def values_for(use: Use, side: Side) -> list[str]:
     if site.kind == "lookup":
         return [site.node.inputs[1].name] if side == "input" else [site.node.outputs[0].name]
     if side == "output" and site.node.op_type in ("MatMul", "Conv"):
-        return [site.seen.name, site.node.outputs[0].name]
-    return [site.seen.name]
+        return [site.vectors.name, site.node.outputs[0].name]
+    return [site.vectors.name]
 
 
 class Watch:
@@ -67,10 +67,10 @@ class Watch:
     def __call__(self, feed: Feed) -> None:
         """One feed, in as many parts as memory asks for."""
         for part in self._parts(feed):
-            found = dict(zip(self.names, self.runner(part, self.names), strict=True)) if self.names else {}
-            size = sum(array.nbytes for array in found.values())
+            outputs = dict(zip(self.names, self.runner(part, self.names), strict=True)) if self.names else {}
+            size = sum(array.nbytes for array in outputs.values())
             self._bytes = max(self._bytes, size / max(_elements(part), 1))
-            self._show({**part, **found}, part.get(MASK))
+            self._show({**part, **outputs}, part.get(MASK))
 
     def _parts(self, feed: Feed) -> Iterator[Feed]:
         rows = len(next(iter(feed.values()))) if self.by_rows else 1
@@ -91,7 +91,7 @@ class Watch:
             side = self.sides[weight.name]
             if use.site.kind == "linear" and side == "input":
                 # Layers that read one value, such as query, key and value, have one moment.
-                key = (use.site.seen.name, _axis(use.site))
+                key = (use.site.vectors.name, _axis(use.site))
                 if key not in shared:
                     shared[key] = _of_linear(use.site, weight, side, values, mask)
                 self.observe(weight.name, shared[key])
@@ -150,17 +150,17 @@ def _energy(rows: Array) -> float:
 
 
 def _of_linear(site: Site, weight: Weight, side: Side, values: Mapping[str, Array], mask: Array | None) -> Gram:
-    seen = _tokens(site, values[site.seen.name], mask)
+    tokens = _tokens(site, values[site.vectors.name], mask)
     if side == "input":
-        return Gram.of("input", seen)
+        return Gram.of("input", tokens)
     if site.node.op_type == "MatMul":
         given = values[site.node.outputs[0].name]
         product = token_rows(given if site.at == 1 else given.swapaxes(-1, -2), mask)
     else:
         # Its output has a bias in it, or other axes.
-        product = seen @ np.asarray(site.matrix(), np.float64).T
+        product = tokens @ np.asarray(site.matrix(), np.float64).T
     # Of the tokens that the moment is of: an output can overflow where the input did not.
-    return Gram.of("output", product, _energy(seen[np.isfinite(product).all(axis=1)]))
+    return Gram.of("output", product, _energy(tokens[np.isfinite(product).all(axis=1)]))
 
 
 def _of_lookup(site: Site, weight: Weight, side: Side, values: Mapping[str, Array], mask: Array | None) -> Gram:
@@ -176,8 +176,8 @@ def _of_lookup(site: Site, weight: Weight, side: Side, values: Mapping[str, Arra
 
 def _of_conv(site: Site, weight: Weight, side: Side, values: Mapping[str, Array]) -> Gram:
     """Every position is a token; its input is the patch under the kernel."""
-    seen = values[site.node.inputs[0].name]
-    patches = _patches(site, seen)
+    images = values[site.node.inputs[0].name]
+    patches = _patches(site, images)
     energy = _energy(patches)
     stack = weight.stack
     if side == "input":
@@ -192,20 +192,20 @@ def _of_conv(site: Site, weight: Weight, side: Side, values: Mapping[str, Array]
     if stack == 1:
         return Gram.of(side, rows[:, 0], energy)
     # A position that is not finite in one group counts in none: all have one number of tokens.
-    kept = rows[np.isfinite(rows).all(axis=(1, 2))]
-    moments = np.einsum("tsi,tsj->sij", kept, kept)
-    return Gram(side, moments, len(kept), energy, len(rows) - len(kept))
+    finite = rows[np.isfinite(rows).all(axis=(1, 2))]
+    moments = np.einsum("tsi,tsj->sij", finite, finite)
+    return Gram(side, moments, len(finite), energy, len(rows) - len(finite))
 
 
-def _patches(site: Site, seen: Array) -> Array:
+def _patches(site: Site, images: Array) -> Array:
     """Positions x (channels kernel) of what a convolution sees, by its own strides, dilations and padding."""
     kernel = site.constant.shape[2:]
     axes = len(kernel)
     strides = list(attribute(site.node, "strides", [1] * axes))
     dilations = list(attribute(site.node, "dilations", [1] * axes))
     spans = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
-    pads = _pads(site, seen.shape[2:], spans, strides)
-    padded = np.pad(seen.astype(np.float64), [(0, 0), (0, 0), *pads])
+    pads = _pads(site, images.shape[2:], spans, strides)
+    padded = np.pad(images.astype(np.float64), [(0, 0), (0, 0), *pads])
     windows = np.lib.stride_tricks.sliding_window_view(padded, spans, axis=tuple(range(2, 2 + axes)))
     steps = (slice(None), slice(None), *(slice(None, None, s) for s in strides))
     inside = (Ellipsis, *(slice(None, None, d) for d in dilations))

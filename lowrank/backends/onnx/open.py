@@ -50,9 +50,9 @@ def refuse_quantised(path: Path, model: Any) -> None:
         if node.op_type in INTEGER_PRODUCTS:
             quantised += 1
         elif node.op_type in WEIGHT_INPUT and not node.op_type.startswith("Gather"):
-            found = [resolve(node.inputs[at]) for at in WEIGHT_INPUT[node.op_type] if at < len(node.inputs)]
-            quantised += any(isinstance(f, str) and f.startswith("quantised") for f in found)
-            plain += any(not isinstance(f, str) and f is not None for f in found)
+            weights = [resolve(node.inputs[at]) for at in WEIGHT_INPUT[node.op_type] if at < len(node.inputs)]
+            quantised += any(isinstance(f, str) and f.startswith("quantised") for f in weights)
+            plain += any(not isinstance(f, str) and f is not None for f in weights)
     if quantised > plain:
         raise UnsupportedModel(
             f"{path} is quantised ({quantised} of its {quantised + plain} products have integer weights); compress the "

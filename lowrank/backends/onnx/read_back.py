@@ -32,7 +32,7 @@ class FinishedGraph:
 
     backend: OnnxBackend
     """The graph with one product in the place of each pair of factors that could be read."""
-    held: Mapping[str, Replacement]
+    replacements: Mapping[str, Replacement]
     """Those pairs, by weight name."""
     fixed: Mapping[str, str]
     """Groups that stay as they are, each with the reason."""
@@ -55,7 +55,7 @@ def read_graph(
     """
     model, outside = load_model(path)
     refuse_quantised(path, model)
-    held: dict[str, Replacement] = {}
+    replacements: dict[str, Replacement] = {}
     fixed: dict[str, str] = {}
     for option in options:
         structure = structure_named(option.structure)
@@ -67,11 +67,11 @@ def read_graph(
         (name,) = analysis.groups[option.group].weights
         weight = analysis[name].weight
         names = {**_named(weight), **tensors.get(name, {})}
-        found = _read(model, weight, names, structure.factors if issubclass(structure.factors, Factors) else Factors)
-        if isinstance(found, str):
-            fixed[option.group] = found
+        factors = _read(model, weight, names, structure.factors if issubclass(structure.factors, Factors) else Factors)
+        if isinstance(factors, str):
+            fixed[option.group] = factors
         else:
-            held[name] = Replacement(option.structure, found)
+            replacements[name] = Replacement(option.structure, factors)
     backend = OnnxBackend(
         model=model,
         source={"path": str(path), "kind": "onnx", "fingerprint": hash_files([path, *outside])},
@@ -85,7 +85,7 @@ def read_graph(
         for name in analysis.groups[option.group].weights:
             if option.group not in fixed and there.get(name) != analysis[name].weight.shape:
                 fixed[option.group] = "there is no weight of this name and shape in the graph"
-    return FinishedGraph(backend, held, fixed)
+    return FinishedGraph(backend, replacements, fixed)
 
 
 def _named(weight: Weight) -> dict[str, str]:

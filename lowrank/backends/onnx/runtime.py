@@ -89,13 +89,13 @@ class Runner:
         # The arrays must outlive the run: a value borrows their memory.
         fed = typed(self.session, feed) | dict(weights or {})
         fed = {k: np.ascontiguousarray(a) for k, a in fed.items()}
-        held = {k: ort.OrtValue.ortvalue_from_numpy(a) for k, a in fed.items()}
-        return [value.numpy() for value in self.session.run_with_ort_values(list(names), {**self._own, **held})]
+        given = {k: ort.OrtValue.ortvalue_from_numpy(a) for k, a in fed.items()}
+        return [value.numpy() for value in self.session.run_with_ort_values(list(names), {**self._own, **given})]
 
 
 def _values_of(graph: Any) -> dict[str, Any]:
-    found = {value.name: value for value in (*graph.inputs, *graph.initializers.values())}
-    return found | {value.name: value for node in graph for value in node.outputs}
+    values = {value.name: value for value in (*graph.inputs, *graph.initializers.values())}
+    return values | {value.name: value for node in graph for value in node.outputs}
 
 
 def _inline_bytes(model: Any) -> int:

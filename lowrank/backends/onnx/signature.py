@@ -68,13 +68,13 @@ def _is_sequence(name: str) -> bool:
 
 def _range(value: Any) -> int:
     """How many different integers an input may hold: the rows of the table that it is looked up in."""
-    waiting, seen = [value], set[int]()
+    waiting, visited = [value], set[int]()
     while waiting:
         current = waiting.pop()
         for node, at in current.uses():
-            if id(node) in seen:
+            if id(node) in visited:
                 continue
-            seen.add(id(node))
+            visited.add(id(node))
             if node.op_type == "Gather" and at == 1:
                 table = resolve(node.inputs[0])
                 if isinstance(table, Constant):

@@ -39,7 +39,7 @@ class Site:
     """Of experts that are picked by index: the products that read what this Gather picks."""
 
     @property
-    def seen(self) -> Any:
+    def vectors(self) -> Any:
         """The value that meets the weight."""
         return self.node.inputs[1 - self.at] if self.node.op_type != "Conv" else self.node.inputs[0]
 
@@ -65,11 +65,11 @@ def find_sites(model: Any) -> tuple[list[Site], dict[int, str]]:
                 continue
             constant = resolve(node.inputs[at])
             if isinstance(constant, Constant) and (constant.tensor.dtype.is_floating_point()):
-                found = READERS[node.op_type](node, at, constant)
-                if isinstance(found, Site):
-                    sites.append(found)
+                site = READERS[node.op_type](node, at, constant)
+                if isinstance(site, Site):
+                    sites.append(site)
                     break
-                reasons.setdefault(id(constant.root), found)
+                reasons.setdefault(id(constant.root), site)
             elif isinstance(constant, str):
                 _blame(node.inputs[at], constant, reasons)
         else:
@@ -96,8 +96,8 @@ def _blame(value: Any, reason: str, reasons: dict[int, str]) -> None:
 
 def attribute(node: Any, name: str, default: Any) -> Any:
     """The value of a node's attribute."""
-    found = node.attributes.get(name)
-    return default if found is None else found.value
+    entry = node.attributes.get(name)
+    return default if entry is None else entry.value
 
 
 def settings_of(node: Any) -> dict[str, Any]:
@@ -151,17 +151,17 @@ def _gather(node: Any, at: int, constant: Constant) -> Site | str:
 
 def _readers(value: Any) -> list[tuple[Any, Any]]:
     """The MatMuls that read what a Gather picked, each with the value it reads; empty if anything else does."""
-    found: list[tuple[Any, Any]] = []
+    readers: list[tuple[Any, Any]] = []
     if value.is_graph_output():
         return []
     for node, _ in value.uses():
         if node.op_type == "MatMul":
-            found.append((node, value))
+            readers.append((node, value))
         elif node.op_type == "Transpose" and _swaps_last_two(node):
-            found += _readers(node.outputs[0]) or [(node, None)]
+            readers += _readers(node.outputs[0]) or [(node, None)]
         else:
             return []
-    return [] if any(v is None for _, v in found) else found
+    return [] if any(v is None for _, v in readers) else readers
 
 
 def _swaps_last_two(node: Any) -> bool:

@@ -122,18 +122,18 @@ def _check_held(path: Path, tensor: Any) -> None:
 
     count, bits = prod(tensor.dims), _bits(tensor)
     if tensor.data_type == onnx.TensorProto.STRING:
-        wanted, held, unit = count, len(tensor.string_data), "texts"
+        wanted, count_there, unit = count, len(tensor.string_data), "texts"
     elif tensor.HasField("raw_data"):
-        wanted, held, unit = _bytes(count, bits), len(tensor.raw_data), "bytes"
+        wanted, count_there, unit = _bytes(count, bits), len(tensor.raw_data), "bytes"
     else:
         # Numbers of less than a byte are packed; a complex number takes two.
         complex_ = tensor.data_type in (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
         wanted = 2 * count if complex_ else _bytes(count, bits) if bits < 8 else count
-        held, unit = max(len(getattr(tensor, field)) for field in FIELDS), "numbers"
-    if wanted != held:
+        count_there, unit = max(len(getattr(tensor, field)) for field in FIELDS), "numbers"
+    if wanted != count_there:
         raise UnsupportedModel(
             f"{path}: {tensor.name or 'a constant'} of the sizes {list(tensor.dims)} should hold {wanted:,} {unit}, "
-            f"and holds {held:,}; it is damaged: copy or export the model again"
+            f"and holds {count_there:,}; it is damaged: copy or export the model again"
         )
 
 

@@ -50,14 +50,14 @@ def check_adapter_config(folder: Path) -> None:
 
 
 def _patterns(content: dict[str, Any]) -> list[str]:
-    found: list[Any] = []
+    patterns: list[Any] = []
     for key in PATTERNS:
         value = content.get(key)
-        found += value if isinstance(value, list) else [value]
+        patterns += value if isinstance(value, list) else [value]
     for key in ("rank_pattern", "alpha_pattern"):
         value = content.get(key)
-        found += value if isinstance(value, dict) else []
-    return [pattern for pattern in found if isinstance(pattern, str)]
+        patterns += value if isinstance(value, dict) else []
+    return [pattern for pattern in patterns if isinstance(pattern, str)]
 
 
 def is_tame(pattern: str) -> bool:

@@ -44,8 +44,8 @@ def check_config(path: Path, content: dict[str, Any]) -> None:
 
 
 def _limit(key: str) -> int | None:
-    found = [most for word, most in LIMITS.items() if (key.startswith(word) if word[-1] == "_" else word in key)]
-    return min(found, default=None)
+    limits = [most for word, most in LIMITS.items() if (key.startswith(word) if word[-1] == "_" else word in key)]
+    return min(limits, default=None)
 
 
 def _texts(value: Any) -> list[str]:
@@ -60,12 +60,12 @@ def few_parts(origin: Path, stored: int) -> Iterator[None]:
     Raises:
         UnsupportedModel: from where the module is built.
     """
-    most, made = 1000 + 32 * stored, 0
+    most, count_of_parts = 1000 + 32 * stored, 0
 
     def count(module: nn.Module, name: str, part: Any) -> None:
-        nonlocal made
-        made += 1
-        if made > most:
+        nonlocal count_of_parts
+        count_of_parts += 1
+        if count_of_parts > most:
             raise UnsupportedModel(
                 f"{origin}: config.json describes a model of many more parts than the checkpoint's {stored:,} tensors; "
                 "give the config.json that belongs to these weights"

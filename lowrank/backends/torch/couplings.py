@@ -42,19 +42,19 @@ def find_couplings(module: nn.Module, signature: Signature | str, weights: Seque
     except Exception:
         # A model that does not run on random inputs tells nothing.
         return ()
-    found: list[Coupling] = [Coupling("same_input", names) for names in trial.sharing() if len(names) > 1]
+    couplings: list[Coupling] = [Coupling("same_input", names) for names in trial.sharing() if len(names) > 1]
     for query, key, value, output in trial.attentions():
-        found += _of_attention(trial, query, key, value, output)
-    taken = {name for coupling in found if coupling.kind != "same_input" for name in coupling.weights}
+        couplings += _of_attention(trial, query, key, value, output)
+    taken = {name for coupling in couplings if coupling.kind != "same_input" for name in coupling.weights}
     hidden = [names for names in trial.feed_forwards() if not taken & set(names)]
     if trial.keeps([Coupling("hidden", names) for names in hidden]):
-        return (*found, *(Coupling("hidden", names) for names in hidden))
-    return (*found, *(coupling for names in hidden if trial.keeps([coupling := Coupling("hidden", names)])))
+        return (*couplings, *(Coupling("hidden", names) for names in hidden))
+    return (*couplings, *(coupling for names in hidden if trial.keeps([coupling := Coupling("hidden", names)])))
 
 
 def _of_attention(trial: _Trial, query: str, key: str, value: str, output: str | None) -> list[Coupling]:
     """The couplings of one attention, with the fewest heads for which the experiment holds."""
-    found: list[Coupling] = []
+    couplings: list[Coupling] = []
     for heads in trial.head_counts(query):
         width = trial.rows(query) // heads
         kv_heads = trial.rows(key) // width
@@ -63,14 +63,14 @@ def _of_attention(trial: _Trial, query: str, key: str, value: str, output: str |
         wanted = [Coupling("query_key", (query, key), heads, kv_heads)]
         if output is not None and trial.cols(output) == trial.rows(query):
             wanted.append(Coupling("value_output", (value, output), heads, kv_heads))
-        found = [coupling for coupling in wanted if trial.keeps([coupling])]
-        if found and found[0].kind == "value_output" and width % 2 == 0:
+        couplings = [coupling for coupling in wanted if trial.keeps([coupling])]
+        if couplings and couplings[0].kind == "value_output" and width % 2 == 0:
             # The heads are known now; pairs of neighbours would be free in heads of any width.
             rotary = (Coupling(kind, (query, key), heads, kv_heads) for kind in ROTARY)
-            found = [*[coupling for coupling in rotary if trial.keeps([coupling])][:1], *found]
-        if found:
+            couplings = [*[coupling for coupling in rotary if trial.keeps([coupling])][:1], *couplings]
+        if couplings:
             break
-    return found
+    return couplings
 
 
 class _Trial:
@@ -83,14 +83,14 @@ class _Trial:
         self.generator = torch.Generator().manual_seed(0)
         self.calls: list[tuple[str, int]] = []
         """The weights of a forward pass as they are called, and which tensor each reads."""
-        seen: dict[int, Tensor] = {}
+        inputs: dict[int, Tensor] = {}
         handles: list[Any] = []
         for weight in weights:
 
             def hook(layer: nn.Module, args: Any, kwargs: Any, output: Any, name: str = weight.name) -> None:
                 tensor = first_input(args, kwargs)
                 # Kept alive, so that no later tensor has its address.
-                seen[id(tensor)] = tensor
+                inputs[id(tensor)] = tensor
                 self.calls.append((name, id(tensor)))
 
             layer = module.get_submodule(weight.layers[0].name)
@@ -112,11 +112,11 @@ class _Trial:
 
     def sharing(self) -> list[tuple[str, ...]]:
         """Weights of one module that read the very same tensor, in the order in which they are called."""
-        found: dict[tuple[int, str], list[str]] = {}
-        for name, seen in self.calls:
+        readers: dict[tuple[int, str], list[str]] = {}
+        for name, tensor in self.calls:
             parent = self.weights[name].layers[0].name.rpartition(".")[0]
-            found.setdefault((seen, parent), []).append(name)
-        return [tuple(names) for names in found.values()]
+            readers.setdefault((tensor, parent), []).append(name)
+        return [tuple(names) for names in readers.values()]
 
     def attentions(self) -> list[tuple[str, str, str, str | None]]:
         """Query, key and value projections with the layer that reads what they give, as names and order propose."""
@@ -127,25 +127,25 @@ class _Trial:
             for role, pattern in NAMES.items():
                 if pattern.search(own):
                     parts.setdefault(parent, {})[role] = name
-        found: list[tuple[str, str, str, str | None]] = []
+        attentions: list[tuple[str, str, str, str | None]] = []
         for named in parts.values():
             if set(named) != set(NAMES):
                 continue
             last = max(order.index(name) for name in named.values())
             following = [n for n in order[last + 1 :] if self.cols(n) == self.rows(named["query"])]
-            found.append((named["query"], named["key"], named["value"], following[0] if following else None))
-        return found
+            attentions.append((named["query"], named["key"], named["value"], following[0] if following else None))
+        return attentions
 
     def feed_forwards(self) -> list[tuple[str, ...]]:
         """Layers whose outputs are as many as the inputs of one of the next, in one block."""
-        order, found = [name for name, _ in self.calls], list[tuple[str, ...]]()
+        order, blocks = [name for name, _ in self.calls], list[tuple[str, ...]]()
         for names in self.sharing():
             wide = [n for n in names if self.rows(n) == max(map(self.rows, names))]
             after = order.index(wide[-1]) + 1
             following = [n for n in order[after : after + 1] if self.cols(n) == self.rows(wide[0])]
             if following and self.rows(following[0]) == self.cols(wide[0]):
-                found.append((*wide, following[0]))
-        return found
+                blocks.append((*wide, following[0]))
+        return blocks
 
     def head_counts(self, query: str) -> list[int]:
         """Numbers of heads that the modules around a projection, or the config, speak of, fewest first."""
@@ -168,16 +168,16 @@ class _Trial:
         with self._changing() as change, torch.no_grad():
             reference = self.before
             if couplings[0].kind == "hidden":
-                kept = {
+                halves = {
                     b.weights: torch.randperm(self.cols(b.weights[-1]), generator=self.generator) for b in couplings
                 }
-                kept = {names: order[: max(1, len(order) // 2)].sort().values for names, order in kept.items()}
-                for names, some in kept.items():
+                halves = {names: order[: max(1, len(order) // 2)].sort().values for names, order in halves.items()}
+                for names, some in halves.items():
                     zeroed = torch.zeros_like(self._matrix(names[-1]))
                     zeroed[:, some] = self._matrix(names[-1])[:, some]
                     change(names[-1], zeroed)
                 reference = self._tried()
-                for names, some in kept.items():
+                for names, some in halves.items():
                     change(names[-1], self._matrix(names[-1])[:, some])
                     for name in names[:-1]:
                         bias = self._bias(name)
@@ -252,8 +252,8 @@ class _Trial:
         return self.module.get_submodule(self.weights[name].layers[0].name)
 
     def _bias(self, name: str) -> nn.Parameter | None:
-        found = getattr(self._layer(name), "bias", None)
-        return found if isinstance(found, nn.Parameter) else None
+        bias = getattr(self._layer(name), "bias", None)
+        return bias if isinstance(bias, nn.Parameter) else None
 
     def _matrix(self, name: str) -> Tensor:
         """As outputs x inputs."""
@@ -265,14 +265,14 @@ class _Trial:
     @contextmanager
     def _changing(self) -> Iterator[Any]:
         """A function that gives a weight, and its layer's bias, other numbers until the block ends."""
-        kept: list[tuple[nn.Module, str, Tensor]] = []
+        before: list[tuple[nn.Module, str, Tensor]] = []
         originals: dict[str, Tensor] = {}
         widths: list[tuple[nn.Module, str, Any]] = []
         self._originals = originals
 
         def change(name: str, matrix: Tensor, bias: Tensor | None = None) -> None:
             layer, parameter = self._layer(name), self.module.get_parameter(name)
-            kept.append((layer, "weight", parameter.data))
+            before.append((layer, "weight", parameter.data))
             originals.setdefault(name, parameter.data)
             if hasattr(layer, "nf"):
                 # transformers' Conv1D shapes its output by a number of its own.
@@ -282,13 +282,13 @@ class _Trial:
             parameter.data = stored.contiguous()
             own = self._bias(name)
             if bias is not None and own is not None:
-                kept.append((layer, "bias", own.data))
+                before.append((layer, "bias", own.data))
                 own.data = bias.contiguous()
 
         try:
             yield change
         finally:
-            for layer, key, data in reversed(kept):
+            for layer, key, data in reversed(before):
                 getattr(layer, key).data = data
             for layer, key, number in reversed(widths):
                 layer.__dict__[key] = number

@@ -18,20 +18,20 @@ from lowrank.core.weight import Layer, Skip, View, Weight
 from lowrank.nn import LowRankStack
 from lowrank.nn.experts import observed
 
-Use = tuple[str, str, Tensor, nn.Module]
+Owner = tuple[str, str, Tensor, nn.Module]
 """Module path, key of the parameter in it, the parameter, the module."""
 
 
 def describe(module: nn.Module, signature: Signature | str) -> tuple[tuple[Weight, ...], tuple[Skip, ...]]:
     """Every matrix that a layer of a known type applies, and every other tensor of two or more dimensions."""
     register_optional_layers()
-    owners: dict[int, list[Use]] = {}
+    owners: dict[int, list[Owner]] = {}
     for path, child in module.named_modules(remove_duplicate=False):
         for key, parameter in child.named_parameters(recurse=False):
             if parameter.dim() >= 2:
                 owners.setdefault(id(parameter), []).append((path, key, parameter, child))
     stacks = _applied_stacks(module, signature, owners)
-    found: dict[str, Weight] = {}
+    by_name: dict[str, Weight] = {}
     skips: list[Skip] = []
     for uses in owners.values():
         path, key, parameter, _ = uses[0]
@@ -47,13 +47,13 @@ def describe(module: nn.Module, signature: Signature | str) -> tuple[tuple[Weigh
         places = [name] if view else [p for p, *_ in uses]
         layers = tuple(Layer(p, f.kind) for p, f in zip(places, forms, strict=True))
         dtype = name_of(parameter.dtype)
-        found[name] = Weight(name, rows, cols, dtype, "projection", layers, main.view, stack, main.spatial)
-    weights = tuple(found.values())
+        by_name[name] = Weight(name, rows, cols, dtype, "projection", layers, main.view, stack, main.spatial)
+    weights = tuple(by_name.values())
     named = role_of(weights)
     return tuple(replace(w, role=named[w.name]) for w in weights), tuple(skips)
 
 
-def _forms(uses: Sequence[Use]) -> list[Form] | str:
+def _forms(uses: Sequence[Owner]) -> list[Form] | str:
     """How each layer applies a tensor, or why it stays as it is."""
     parameter = uses[0][2]
     if not parameter.is_floating_point():
@@ -76,7 +76,7 @@ def _forms(uses: Sequence[Use]) -> list[Form] | str:
     return forms
 
 
-def _applied_stacks(module: nn.Module, signature: Signature | str, owners: dict[int, list[Use]]) -> dict[str, View]:
+def _applied_stacks(module: nn.Module, signature: Signature | str, owners: dict[int, list[Owner]]) -> dict[str, View]:
     """The three-dimensional parameters that their module multiplies by, and which of their axes meets the input.
 
     Mixtures hold the matrices of all experts in one tensor, some as (experts, outputs, inputs), some as (experts,
@@ -89,22 +89,22 @@ def _applied_stacks(module: nn.Module, signature: Signature | str, owners: dict[
     ]
     if not candidates or isinstance(signature, str):
         return {}
-    seen: dict[str, str] = {}
+    sides: dict[str, str] = {}
     try:
         with ExitStack() as places, torch.no_grad(), experts_as(module, "eager"):
             for path, key, _, owner in candidates:
                 name = f"{path}.{key}"
 
                 def observe(index: int | None, rows: Tensor, side: str, name: str = name) -> None:
-                    seen[name] = side if seen.get(name, side) == side else "both"
+                    sides[name] = side if sides.get(name, side) == side else "both"
 
                 places.enter_context(observed(owner, key, observe))
             call(signature, module, signature.example(2, 8))
     except Exception:
         # A model that does not run on random inputs tells nothing of its stacks.
-        seen.clear()
+        sides.clear()
     patterns = {"cols": "stack rows cols", "rows": "stack cols rows"}
-    return {name: View(patterns[side], "stack rows cols") for name, side in seen.items() if side in patterns}
+    return {name: View(patterns[side], "stack rows cols") for name, side in sides.items() if side in patterns}
 
 
 def _is_bare(owner: nn.Module, path: str) -> bool:

@@ -85,10 +85,10 @@ def _calls(module: nn.Module, given: object) -> Iterator[_Call]:
 
 def _recorded(module: nn.Module, run: Callable[[nn.Module], object]) -> list[_Recorded]:
     """What a function calls the module with."""
-    seen: list[_Recorded] = []
+    calls: list[_Recorded] = []
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(_Recorded((args, dict(kwargs))))
+        calls.append(_Recorded((args, dict(kwargs))))
 
     handle = module.register_forward_pre_hook(note, with_kwargs=True)
     try:
@@ -98,7 +98,7 @@ def _recorded(module: nn.Module, run: Callable[[nn.Module], object]) -> list[_Re
         raise CalibrationError(f"the function that is to run the model failed: {first_line(error)}") from error
     finally:
         handle.remove()
-    return seen
+    return calls
 
 
 class _Recorded(tuple[Any, ...]):
@@ -190,11 +190,11 @@ def _signature(calls: list[_Call], feeds: list[Feed], known: Signature | str) ->
                 dims.append(size)
         high = max((int(feed[name].max(initial=0)) for feed in feeds), default=0) + 1 if whole else 1
         inputs.append(Input(name, name_of(tensor.dtype), tuple(dims), high))
-    made = Signature(tuple(inputs), "output", calls[0].positional, max(longest, 8), calls[0].fixed)
+    signature = Signature(tuple(inputs), "output", calls[0].positional, max(longest, 8), calls[0].fixed)
     if isinstance(known, str):
-        return made
+        return signature
     # A table may have more rows than the samples use.
     table = {each.name: each.high for each in known.inputs}
     inputs = [replace(each, high=max(each.high, table.get(each.name, 1))) for each in inputs]
     fixed = {**dict(known.fixed_kwargs), **dict(calls[0].fixed)}
-    return replace(made, inputs=tuple(inputs), output=known.output, fixed_kwargs=tuple(fixed.items()))
+    return replace(signature, inputs=tuple(inputs), output=known.output, fixed_kwargs=tuple(fixed.items()))

@@ -101,9 +101,9 @@ def model_class(config: Any) -> Any:
 
     named = getattr(config, "architectures", None)
     for name in named if isinstance(named, list | tuple) else ():
-        found = getattr(transformers, str(name), None)
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-            return found
+        kind = getattr(transformers, str(name), None)
+        if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
+            return kind
     try:
         with quiet():
             return transformers.AutoModel._model_mapping[type(config)]
@@ -306,8 +306,8 @@ def belongings(folder: Path) -> tuple[Path, ...]:
 
 def tokenizer_files(folder: Path) -> tuple[Path, ...]:
     """The files of a tokenizer in a folder that may hold anything else too."""
-    found = {path for pattern in TOKENIZER_PATTERNS for path in folder.glob(pattern) if path.is_file()}
-    return tuple(sorted(p for p in found if p.suffix in {".json", ".txt", ".model"}))
+    files = {path for pattern in TOKENIZER_PATTERNS for path in folder.glob(pattern) if path.is_file()}
+    return tuple(sorted(p for p in files if p.suffix in {".json", ".txt", ".model"}))
 
 
 @contextmanager

@@ -25,12 +25,12 @@ def call(signature: Signature, module: nn.Module, values: Feed | Mapping[str, Te
 
 def as_tensors(signature: Signature, values: Feed | Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inputs as tensors of the signature's types; tensors are left as they are."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for spec in signature.inputs:
         value = values[spec.name]
-        made = value if isinstance(value, Tensor) else torch.from_numpy(value).to(getattr(torch, spec.dtype))
-        found[spec.name] = made
-    return found
+        tensor = value if isinstance(value, Tensor) else torch.from_numpy(value).to(getattr(torch, spec.dtype))
+        tensors[spec.name] = tensor
+    return tensors
 
 
 def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
@@ -87,21 +87,21 @@ def of_transformers(model: Any) -> Signature | str:
         return f"its main input is {main!r}; what that holds is not known: give its inputs as .npz"
     # A model of text and images is fed with both.
     two = main == "input_ids" and "pixel_values" in accepted and hasattr(config, "vision_config")
-    found: list[Input] = []
+    specs: list[Input] = []
     for name in (main, "pixel_values") if two else (main,):
         inputs = readers[name](config, accepted)
         if isinstance(inputs, str):
             return inputs
-        found += inputs
+        specs += inputs
     usable = _positions(config)
     if config.is_encoder_decoder and "decoder_input_ids" in accepted:
-        open_already = any("sequence" in i.dims for i in found)
+        open_already = any("sequence" in i.dims for i in specs)
         dims: tuple[Dim, ...] = ("batch", "target" if open_already else "sequence")
-        found.append(Input("decoder_input_ids", "int64", dims, config.get_text_config().vocab_size))
+        specs.append(Input("decoder_input_ids", "int64", dims, config.get_text_config().vocab_size))
         # The target is drawn one longer than the source.
         usable -= 1
     fixed = (("use_cache", False),) if "use_cache" in accepted else ()
-    return Signature(tuple(found), "logits_per_image" if two else _output_name(model), 0, usable, fixed)
+    return Signature(tuple(specs), "logits_per_image" if two else _output_name(model), 0, usable, fixed)
 
 
 def _positions(config: Any) -> int:
@@ -114,12 +114,12 @@ def _positions(config: Any) -> int:
 
 def _tokens(config: Any, accepted: set[str]) -> list[Input] | str:
     dims: tuple[Dim, ...] = ("batch", "sequence")
-    found = [Input("input_ids", "int64", dims, config.get_text_config().vocab_size)]
+    specs = [Input("input_ids", "int64", dims, config.get_text_config().vocab_size)]
     if MASK in accepted:
-        found.append(Input(MASK, "int64", dims, 2))
+        specs.append(Input(MASK, "int64", dims, 2))
     if "token_type_ids" in accepted and getattr(config, "type_vocab_size", 0) > 1:
-        found.append(Input("token_type_ids", "int64", dims, config.type_vocab_size))
-    return found
+        specs.append(Input("token_type_ids", "int64", dims, config.type_vocab_size))
+    return specs
 
 
 USUAL_IMAGE = 224
@@ -209,7 +209,7 @@ def of_program(program: torch.export.ExportedProgram) -> Signature | str:
     """The signature of an exported program; dimensions that it left open stay open."""
     wanted = set(program.graph_signature.user_inputs)
     names: list[Dim] = ["batch", "sequence"]
-    seen: dict[str, Dim] = {}
+    open_dims: dict[str, Dim] = {}
     inputs: list[Input] = []
     samples = {}
     if program.example_inputs:
@@ -227,11 +227,11 @@ def of_program(program: torch.export.ExportedProgram) -> Signature | str:
                 dims.append(size)
                 continue
             key = str(size)
-            if key not in seen:
-                if len(seen) == len(names):
+            if key not in open_dims:
+                if len(open_dims) == len(names):
                     return "more than two of its dimensions vary"
-                seen[key] = names[len(seen)]
-            dims.append(seen[key])
+                open_dims[key] = names[len(open_dims)]
+            dims.append(open_dims[key])
         sample = samples.get(node.name)
         high = int(sample.max()) + 1 if isinstance(sample, Tensor) and not sample.is_floating_point() else 1
         inputs.append(Input(str(node.name), name_of(value.dtype), tuple(dims), high))

@@ -50,14 +50,14 @@ class Pair:
         """Weights in the order in which they are called, those that read the very same tensor together."""
         by_layer = {w.layers[0].name: w for w in weights}
         calls: list[tuple[int, Weight]] = []
-        seen: list[Tensor] = []
+        inputs: list[Tensor] = []
         handles = []
         for path, weight in by_layer.items():
 
             def hook(layer: nn.Module, args: Any, kwargs: Any, _: object, weight: Weight = weight) -> None:
                 # Kept alive, so that no later tensor has its address.
-                seen.append(first_input(args, kwargs))
-                calls.append((id(seen[-1]), weight))
+                inputs.append(first_input(args, kwargs))
+                calls.append((id(inputs[-1]), weight))
 
             handles.append(self.dense.get_submodule(path).register_forward_hook(hook, with_kwargs=True))
         try:
@@ -73,11 +73,11 @@ class Pair:
                 stages.append((tensor, [weight]))
         return [stage for _, stage in stages]
 
-    def moments(self, stage: Sequence[Weight], made: Mapping[str, Replacement]) -> dict[str, tuple[Joint, Joint]]:
+    def moments(self, stage: Sequence[Weight], factored: Mapping[str, Replacement]) -> dict[str, tuple[Joint, Joint]]:
         """For each weight of a stage the moments of both folds."""
-        return self.joint(stage, {w.name: kept_outputs(made[w.name], w.rows) for w in stage})
+        return self.joint(stage, {w.name: kept_outputs(factored[w.name], w.rows) for w in stage})
 
-    def joint(self, stage: Sequence[Weight], kept: Mapping[str, Rows]) -> dict[str, tuple[Joint, Joint]]:
+    def joint(self, stage: Sequence[Weight], outputs: Mapping[str, Rows]) -> dict[str, tuple[Joint, Joint]]:
         """The same, given which outputs of the dense layers those of the compressed ones stand for."""
         names = {w.layers[0].name: w for w in stage}
         at = min(map(self._before.block_of, names))
@@ -93,7 +93,7 @@ class Pair:
                 layer, x, y = self.small.get_submodule(path), small[path][0], dense[path][1]
                 if isinstance(layer, NarrowLinear) and layer.picks is not None:
                     x = x.index_select(-1, layer.picks)
-                y = y.index_select(-1, torch.from_numpy(kept[weight.name]))
+                y = y.index_select(-1, torch.from_numpy(outputs[weight.name]))
                 # Weights of a stage read one tensor, unless what picks from it made another of it.
                 if id(x) not in inputs:
                     rows = token_rows(x.detach().float().cpu(), mask)
@@ -116,8 +116,8 @@ class Pair:
     def bias(self, weight: Weight) -> Vector | None:
         """The bias of a layer of the compressed module, as wide as what it gives."""
         layer = self.small.get_submodule(weight.layers[0].name)
-        found = layer.linear.bias if isinstance(layer, NarrowLinear) else getattr(layer, "bias", None)
-        return found.detach().double().cpu().numpy() if isinstance(found, Tensor) else None
+        bias = layer.linear.bias if isinstance(layer, NarrowLinear) else getattr(layer, "bias", None)
+        return bias.detach().double().cpu().numpy() if isinstance(bias, Tensor) else None
 
 
 def _joint(x: Tensor, y: Tensor, square: Tensor) -> Joint:

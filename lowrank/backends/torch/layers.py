@@ -34,10 +34,10 @@ from lowrank.nn import (
 )
 from lowrank.nn.embedding import embedding_reason
 
-Paired = LowRankLinear | LowRankConv | SpatialConv | LowRankEmbedding | PivotedLinear
+LeftRight = LowRankLinear | LowRankConv | SpatialConv | LowRankEmbedding | PivotedLinear
 """Replacements whose factors are the layers `left` and `right`."""
 
-LowRank = Paired | LowRankStack | NarrowLinear | nn.Linear
+LowRank = LeftRight | LowRankStack | NarrowLinear | nn.Linear
 """What a replacement can be; plain where a layer only got narrower."""
 
 
@@ -225,7 +225,7 @@ def fill_(new: LowRank, weight: Weight, replacement: Replacement, dense: nn.Modu
         if isinstance(new, LowRankConv | SpatialConv):
             new.fill_(*pair)
             return
-        assert isinstance(new, Paired | LowRankStack)
+        assert isinstance(new, LeftRight | LowRankStack)
         holders = (new.left, new.right) if isinstance(new, LowRankStack) else (new.left.weight, new.right.weight)
         for place, tensor in zip(holders, pair, strict=True):
             place.copy_(tensor)
@@ -240,7 +240,7 @@ def has_bias(module: nn.Module, replacement: Replacement) -> bool:
 
 def tie(new: LowRank, first: LowRank) -> None:
     """Share the factors of two layers of one weight."""
-    assert isinstance(new, Paired) and isinstance(first, Paired)
+    assert isinstance(new, LeftRight) and isinstance(first, LeftRight)
     new.left.weight, new.right.weight = first.left.weight, first.right.weight
 
 

@@ -81,7 +81,7 @@ def _load(
         config, dtype = huggingface.as_saved(path, rebuild)
         dense = huggingface.build_dense(config, dtype)
     elif rebuild["kind"] == "state_dict":
-        return {**state, **{alias: state[kept] for alias, kept in record["aliases"].items()}}
+        return {**state, **{alias: state[name] for alias, name in record["aliases"].items()}}
     else:
         name = rebuild.get("arch") or rebuild.get("class")
         raise ArtifactError(
@@ -115,7 +115,7 @@ def fill(
     """Low-rank layers in the places that the record names, then every tensor, then the ties."""
     normalize_(module)
     put_layers(module, replaced, origin)
-    full = {**state, **{alias: state[kept] for alias, kept in aliases.items()}}
+    full = {**state, **{alias: state[name] for alias, name in aliases.items()}}
     try:
         module.load_state_dict(full, assign=True)
     except RuntimeError as error:
@@ -123,8 +123,8 @@ def fill(
             f"{origin}: the saved tensors do not fit the module: {' '.join(str(error).split())[:300]}"
         ) from None
     # Assignment gives every name its own parameter object: tie them again.
-    for alias, kept in aliases.items():
+    for alias, name in aliases.items():
         owner, _, key = alias.rpartition(".")
-        source, _, source_key = kept.rpartition(".")
+        source, _, source_key = name.rpartition(".")
         setattr(module.get_submodule(owner), key, getattr(module.get_submodule(source), source_key))
     return module

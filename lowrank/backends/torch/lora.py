@@ -44,7 +44,7 @@ def with_adapter(module: nn.Module, folder: Path) -> Any:
     except ImportError:
         raise UnsupportedModel("--lora needs PEFT; pip install 'lowrank[lora]'") from None
     try:
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as messages:
             warnings.simplefilter("always")
             model = peft.PeftModel.from_pretrained(module, str(folder))  # pyright: ignore[reportArgumentType]
     except Exception as error:
@@ -52,7 +52,7 @@ def with_adapter(module: nn.Module, folder: Path) -> Any:
             f"the adapter in {folder} does not fit the model: {first_line(error)}; give the model that it was "
             "trained on"
         ) from None
-    missing = [str(w.message) for w in told if "missing adapter keys" in str(w.message)]
+    missing = [str(w.message) for w in messages if "missing adapter keys" in str(w.message)]
     if missing:
         raise UnsupportedModel(f"the adapter in {folder} does not fit the model: {missing[0][:200]}")
     return model
@@ -74,10 +74,10 @@ def residuals(model: nn.Module) -> dict[str, tuple[NDArray[np.float32], NDArray[
         )
     peft: Any = model
     root: nn.Module = peft.get_base_model() if hasattr(peft, "get_base_model") else model
-    found: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
+    pairs: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
     for path, module in root.named_modules():
         layer: Any = module
         for name in getattr(layer, "lora_A", {}):
             a, b = (part[name].weight.detach().float().cpu().numpy() for part in (layer.lora_A, layer.lora_B))
-            found[path] = (a.T.copy(), (layer.scaling[name] * b).T.copy())
-    return found
+            pairs[path] = (a.T.copy(), (layer.scaling[name] * b).T.copy())
+    return pairs

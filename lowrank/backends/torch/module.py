@@ -109,8 +109,8 @@ class ModuleBackend:
     def bias(self, name: str) -> Vector | None:
         """The bias of the layer that applies a weight, in float64."""
         (layer, *_) = self._by_name[name].layers
-        found = getattr(self.module.get_submodule(layer.name), "bias", None) if layer.kind == "linear" else None
-        return found.detach().cpu().double().numpy() if isinstance(found, Tensor) else None
+        bias = getattr(self.module.get_submodule(layer.name), "bias", None) if layer.kind == "linear" else None
+        return bias.detach().cpu().double().numpy() if isinstance(bias, Tensor) else None
 
     def check_finite(self) -> None:
         """Look at every parameter that is not a weight: one NaN in an embedding spoils every output."""

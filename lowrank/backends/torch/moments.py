@@ -89,28 +89,28 @@ class _Watch:
 
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
             # Moments are taken on the CPU, in float64, wherever the model is.
-            seen, output = first_input(args, kwargs).cpu(), output.cpu()
+            vectors, output = first_input(args, kwargs).cpu(), output.cpu()
             if isinstance(layer, nn.Embedding):
-                gram = self._of_lookup(layer, seen, output, side)
+                gram = self._of_lookup(layer, vectors, output, side)
             elif isinstance(layer, nn.Conv1d | nn.Conv2d):
-                gram = _of_conv(layer, seen, output, side)
+                gram = _of_conv(layer, vectors, output, side)
             elif side == "input":
-                gram = self._of_input(seen)
+                gram = self._of_input(vectors)
             else:
                 bias = getattr(layer, "bias", None)
                 product = output.double() if bias is None else output.double() - bias.cpu().double()
                 rows = self._rows(product)
                 # Of the tokens that the moment is of: an output can overflow where the input did not.
-                gram = moment("output", rows, _energy(self._rows(seen)[torch.isfinite(rows).all(1)]))
+                gram = moment("output", rows, _energy(self._rows(vectors)[torch.isfinite(rows).all(1)]))
             self.observe(weight.name, gram)
 
         return hook
 
-    def _of_input(self, seen: Tensor) -> Gram:
+    def _of_input(self, vectors: Tensor) -> Gram:
         # The same object, still alive and not written to since: the address alone could belong to a later tensor.
-        if self._last is None or self._last[0] is not seen or self._last[1] != seen._version:
-            rows = self._rows(seen)
-            self._last = (seen, seen._version, moment("input", rows, _energy(rows)))
+        if self._last is None or self._last[0] is not vectors or self._last[1] != vectors._version:
+            rows = self._rows(vectors)
+            self._last = (vectors, vectors._version, moment("input", rows, _energy(rows)))
         return self._last[2]
 
     def _of_lookup(self, layer: nn.Embedding, ids: Tensor, output: Tensor, side: Side) -> Gram:
@@ -127,10 +127,10 @@ class _Watch:
         return token_rows(tensor.detach().to(device="cpu", dtype=torch.float64), self.mask)
 
 
-def _of_conv(layer: nn.Conv1d | nn.Conv2d, seen: Tensor, output: Tensor, side: Side) -> Gram:
+def _of_conv(layer: nn.Conv1d | nn.Conv2d, images: Tensor, output: Tensor, side: Side) -> Gram:
     """Every position of a convolution is a token; its input is the patch under the kernel."""
     groups = layer.groups
-    energy = float(_patch_energy(layer, seen.double()))
+    energy = float(_patch_energy(layer, images.double()))
     if side == "output":
         product = output.double()
         if layer.bias is not None:
@@ -141,21 +141,21 @@ def _of_conv(layer: nn.Conv1d | nn.Conv2d, seen: Tensor, output: Tensor, side: S
         width = layer.in_channels // groups
         patch = width * layer.weight[0, 0].numel()
         picks = torch.eye(patch, dtype=torch.float64).reshape(patch, width, *layer.kernel_size)
-        rows = layer._conv_forward(seen.double(), picks.repeat(groups, *[1] * (picks.dim() - 1)), None)
+        rows = layer._conv_forward(images.double(), picks.repeat(groups, *[1] * (picks.dim() - 1)), None)
         rows = rows.flatten(2).transpose(0, 1).reshape(groups, patch, -1)
     rows = rows.transpose(1, 2)
     if groups == 1:
         return moment(side, rows[0], energy)
     # A position that is not finite in one group counts in none: all have one number of tokens.
     finite = torch.isfinite(rows).all(2).all(0)
-    kept = rows[:, finite]
-    count = kept.shape[1]
-    return Gram(side, (kept.transpose(1, 2) @ kept).numpy(), count, energy, rows.shape[1] - count)
+    used = rows[:, finite]
+    count = used.shape[1]
+    return Gram(side, (used.transpose(1, 2) @ used).numpy(), count, energy, rows.shape[1] - count)
 
 
-def _patch_energy(layer: nn.Conv1d | nn.Conv2d, seen: Tensor) -> Tensor:
+def _patch_energy(layer: nn.Conv1d | nn.Conv2d, images: Tensor) -> Tensor:
     """The summed squared norm of all patches: one more convolution, with ones."""
-    squares = seen.square().nan_to_num(0.0, 0.0, 0.0).sum(1, keepdim=True)
+    squares = images.square().nan_to_num(0.0, 0.0, 0.0).sum(1, keepdim=True)
     ones = torch.ones(1, 1, *layer.kernel_size, dtype=torch.float64)
     function = nn.functional.conv1d if squares.dim() == 3 else nn.functional.conv2d
     padding = layer.padding if isinstance(layer.padding, str) else tuple(layer.padding)
@@ -193,9 +193,9 @@ def _observer(parameter: Tensor, weight: Weight, watch: _Watch) -> Callable[[int
 def moment(side: Side, rows: Tensor, energy: float) -> Gram:
     """The Gram of a batch, multiplied by torch: numpy's threads and torch's would get in each other's way."""
     finite = torch.isfinite(rows).all(1)
-    kept = rows if finite.all() else rows[finite]
-    total = kept.sum(0).numpy()
-    return Gram(side, (kept.T @ kept).numpy(), len(kept), energy, len(rows) - len(kept), total)
+    used = rows if finite.all() else rows[finite]
+    total = used.sum(0).numpy()
+    return Gram(side, (used.T @ used).numpy(), len(used), energy, len(rows) - len(used), total)
 
 
 def _energy(rows: Tensor) -> float:

@@ -64,9 +64,9 @@ def open_module(model: object, opening: Opening | None = None) -> ModuleBackend:
     if not isinstance(model, nn.Module):
         raise UnsupportedModel(f"a {type(model).__name__} is not a model; give a path or a torch.nn.Module")
     rebuild = {"kind": "module", "class": type(model).__qualname__}
-    made = copied(model)
-    source = {"path": None, "kind": "live", "fingerprint": hash_json([hash_state(made.state_dict()), repr(model)])}
-    return _of_module(made.eval(), source, rebuild, opening or Opening())
+    module = copied(model)
+    source = {"path": None, "kind": "live", "fingerprint": hash_json([hash_state(module.state_dict()), repr(model)])}
+    return _of_module(module.eval(), source, rebuild, opening or Opening())
 
 
 def _open_folder(folder: Path, opening: Opening) -> ModuleBackend:

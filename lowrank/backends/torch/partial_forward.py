@@ -45,14 +45,14 @@ class Prefix:
         if at == self._at:
             return
         for i, feed in enumerate(self.feeds):
-            seen = dict(self._known[i])
+            outputs = dict(self._known[i])
 
-            def keep(index: int, output: Any, seen: dict[str, Any] = seen) -> None:
-                seen[self._lists[index]] = output
+            def keep(index: int, output: Any, outputs: dict[str, Any] = outputs) -> None:
+                outputs[self._lists[index]] = output
 
             with self._skipping(i), self._listening(range(self._at, at), keep):
                 self._call(feed)
-            self._known[i] = seen
+            self._known[i] = outputs
         self._at = at
 
     def run(self, index: int) -> Tensor:
@@ -64,13 +64,13 @@ class Prefix:
 
     def watch(self, index: int, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
         """Run one feed until the last of some layers has been called: each one's input and output."""
-        found: dict[str, tuple[Tensor, Tensor]] = {}
+        calls: dict[str, tuple[Tensor, Tensor]] = {}
         handles: list[Any] = []
         for name in names:
 
             def hook(layer: nn.Module, args: Any, kwargs: Any, output: Tensor, name: str = name) -> None:
-                found[name] = (first_input(args, kwargs), output)
-                if len(found) == len(names):
+                calls[name] = (first_input(args, kwargs), output)
+                if len(calls) == len(names):
                     raise _Enough
 
             handles.append(self.module.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
@@ -80,17 +80,17 @@ class Prefix:
         finally:
             for handle in handles:
                 handle.remove()
-        return found
+        return calls
 
     def through(self, index: int) -> Tensor:
         """What the first block that is not remembered gives for one feed; nothing after it is run.
 
         Outside of `torch.no_grad` it can be differentiated by the block's parameters.
         """
-        seen: list[Tensor] = []
+        outputs: list[Tensor] = []
 
         def hook(block: nn.Module, args: Any, output: Any) -> None:
-            seen.append(main_tensor(output))
+            outputs.append(main_tensor(output))
             raise _Enough
 
         handle = self.blocks[self._at][1].register_forward_hook(hook)
@@ -99,7 +99,7 @@ class Prefix:
                 self._call(self.feeds[index], grad=torch.is_grad_enabled())
         finally:
             handle.remove()
-        return seen[0]
+        return outputs[0]
 
     def remembered(self, index: int) -> Tensor:
         """What the last block that is remembered gave for one feed."""
@@ -176,14 +176,14 @@ def blocks_of(module: nn.Module, run: Callable[[], Any]) -> list[tuple[str, nn.M
     """The children of the outermost lists in the order in which they are called; none if one is called twice."""
     lists = [path for path, child in module.named_modules() if isinstance(child, nn.ModuleList)]
     outermost = [p for p in lists if not any(p.startswith(f"{other}.") for other in lists)]
-    found = {
+    blocks = {
         f"{path}.{name}": child for path in outermost for name, child in module.get_submodule(path).named_children()
     }
     called: list[str] = []
-    handles = [child.register_forward_hook(lambda *_, path=path: called.append(path)) for path, child in found.items()]
+    handles = [child.register_forward_hook(lambda *_, path=path: called.append(path)) for path, child in blocks.items()]
     try:
         run()
     finally:
         for handle in handles:
             handle.remove()
-    return [(path, found[path]) for path in called] if len(set(called)) == len(called) else []
+    return [(path, blocks[path]) for path in called] if len(set(called)) == len(called) else []

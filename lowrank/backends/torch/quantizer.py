@@ -69,8 +69,8 @@ class LowRankQuantizer(HfQuantizer):
         try:
             if config.rebuild["kind"] == "huggingface":
                 normalize_(model)
-            found = _fitted(model, config)
-            names = put_layers(model, found.replaced, origin)
+            fitted = _fitted(model, config)
+            names = put_layers(model, fitted.replaced, origin)
         except (KeyError, TypeError, AttributeError, ValueError, AssertionError, IndexError, RuntimeError) as error:
             if isinstance(error, LowRankError):
                 raise
@@ -86,8 +86,8 @@ class LowRankQuantizer(HfQuantizer):
         for name in names:
             # Their factors are read or drawn one by one; their product would be for nothing.
             _flag(model.get_submodule(name))
-        self.quantization_config = found
-        _follow_ties(model, found)
+        self.quantization_config = fitted
+        _follow_ties(model, fitted)
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
@@ -157,9 +157,9 @@ def renew(model: nn.Module, config: LowRankConfig) -> None:
     first: dict[int, str] = {}
     config.aliases = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        kept = first.setdefault(id(tensor), name)
-        if kept != name:
-            config.aliases[name] = kept
+        stored = first.setdefault(id(tensor), name)
+        if stored != name:
+            config.aliases[name] = stored
     config.rebuild |= {"class": type(model).__name__.removeprefix("FSDP"), "dtype": _dtype_of(model)}
 
 
@@ -183,10 +183,10 @@ def _fitted(model: Any, config: LowRankConfig) -> LowRankConfig:
         if layers:
             replaced[weight] = {**entry, "layers": layers}
     aliases: dict[str, str] = {}
-    for alias, kept in config.aliases.items():
+    for alias, stored in config.aliases.items():
         # Streamed results name layers, others name tensors.
         endings = [f".{side}.weight" for side in SIDES] if config.rebuild["kind"] == "checkpoint" else [""]
-        aliases |= {f"{alias}{ending}": f"{kept}{ending}" for ending in endings}
+        aliases |= {f"{alias}{ending}": f"{stored}{ending}" for ending in endings}
     rebuild = {**config.rebuild, "class": type(model).__name__}
     return LowRankConfig(rebuild, replaced, aliases, config.schema)
 
@@ -210,9 +210,9 @@ def _follow_ties(model: Any, config: LowRankConfig) -> None:
     prefix = f"{model.base_model_prefix}."
     more: dict[str, str] = {}
     for pair in config.aliases.items():
-        alias, kept = (next((n for n in (x, prefix + x, x.removeprefix(prefix)) if n in there), None) for x in pair)
-        if alias is not None and kept is not None and alias not in tied and tied.get(kept) != alias:
-            more[alias] = tied.get(kept, kept)
+        alias, stored = (next((n for n in (x, prefix + x, x.removeprefix(prefix)) if n in there), None) for x in pair)
+        if alias is not None and stored is not None and alias not in tied and tied.get(stored) != alias:
+            more[alias] = tied.get(stored, stored)
     tied |= more
     # Saving asks for those that the class declares.
     model._tied_weights_keys = {**(model._tied_weights_keys or {}), **more}

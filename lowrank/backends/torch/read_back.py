@@ -81,33 +81,33 @@ def _read(
     else:
         state = read_state(folder / MODEL_FILE)
     weights = {r.weight.name: r.weight for r in analysis.weights}
-    reader = _Reader({**state, **{alias: state[kept] for alias, kept in aliases.items()}}, analysis)
-    held = {name: reader.replacement(weights[name], entry) for name, entry in record["replaced"].items()}
+    reader = _Reader({**state, **{alias: state[stored] for alias, stored in aliases.items()}}, analysis)
+    replacements = {name: reader.replacement(weights[name], entry) for name, entry in record["replaced"].items()}
     tensors, aliases = _without(
         state, aliases, [name for entry in record["replaced"].values() for name in entry["layers"]]
     )
-    for name, replacement in held.items():
-        made, tied = _dense(weights[name], replacement, record["replaced"][name], reader)
-        tensors |= made
+    for name, replacement in replacements.items():
+        dense_tensors, tied = _dense(weights[name], replacement, record["replaced"][name], reader)
+        tensors |= dense_tensors
         aliases |= tied
     if kind == "state_dict":
-        return StateDictBackend({**tensors, **{a: tensors[k] for a, k in aliases.items()}}, source), held
+        return StateDictBackend({**tensors, **{a: tensors[k] for a, k in aliases.items()}}, source), replacements
     if kind == "program":
         if original is None:
             raise UnsupportedModel(
                 f"{folder} is of an exported program, which cannot be taken apart without the original; put "
                 f"{source.get('path')} back, or compress again"
             )
-        return _of_program(original, tensors), held
+        return _of_program(original, tensors), replacements
     if kind == "huggingface":
         config, dtype = huggingface.as_saved(folder, rebuild)
         module = _filled(huggingface.build_dense(config, dtype), tensors, aliases, folder)
-        return _of_transformers(module, source, rebuild, folder), held
+        return _of_transformers(module, source, rebuild, folder), replacements
     dense = copy.deepcopy(original.module) if original is not None else _build(folder, rebuild, opening)
     module = _filled(dense, tensors, aliases, folder)
     if original is not None:
-        return replace(original, module=module.eval(), fresh=None), held
-    return ModuleBackend(module.eval(), source, inputs.of_module(module), dict(rebuild)), held
+        return replace(original, module=module.eval(), fresh=None), replacements
+    return ModuleBackend(module.eval(), source, inputs.of_module(module), dict(rebuild)), replacements
 
 
 def _of_program(original: ModuleBackend, tensors: Mapping[str, Tensor]) -> ModuleBackend:
@@ -127,10 +127,10 @@ def _without(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of all other layers, and the biases of these."""
     own = tuple(f"{layer}." for layer in layers)
-    kept = {f"{layer}.bias" for layer in layers}
+    biases = {f"{layer}.bias" for layer in layers}
 
     def stays(name: str) -> bool:
-        return name in kept or not name.startswith(own)
+        return name in biases or not name.startswith(own)
 
     tensors = {name: tensor for name, tensor in state.items() if stays(name)}
     return tensors, {alias: name for alias, name in aliases.items() if stays(alias) and stays(name)}
@@ -250,11 +250,11 @@ class _Reader:
             b for b in self.analysis.couplings if b.structure == structure and weight.name in b.group.weights
         )
         assert coupling.order is not None
-        kept = np.sort(coupling.order[:rank])
+        neurons = np.sort(coupling.order[:rank])
         if weight.name == coupling.group.weights[-1]:
-            return Narrow(matrix, inputs=kept, rank=rank)
+            return Narrow(matrix, inputs=neurons, rank=rank)
         spread = np.full(weight.rows, -1, np.int64)
-        spread[kept] = np.arange(len(kept))
+        spread[neurons] = np.arange(len(neurons))
         return Narrow(matrix, outputs=spread, rank=rank)
 
     def _bias(self, layer: str, entry: Mapping[str, Any]) -> NDArray[np.float64] | None:
@@ -276,16 +276,16 @@ def _pair_of(structure: str, left: NDArray[np.float64], right: NDArray[np.float6
 
 
 def _dense(
-    weight: Weight, held: Replacement, entry: Mapping[str, Any], reader: _Reader
+    weight: Weight, replacement: Replacement, entry: Mapping[str, Any], reader: _Reader
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a weight's dense layers, and those that are others' under a second name."""
-    stored = np.ascontiguousarray(weight.view.stored_from(dense_of(held, weight)))
+    stored = np.ascontiguousarray(weight.view.stored_from(dense_of(replacement, weight)))
     layers = entry["layers"]
     like = reader.like(layers[0])
     keys = [layer if entry["kind"] == "experts" else f"{layer}.weight" for layer in layers]
     tensors = {keys[0]: torch.from_numpy(stored).to(like)}
-    bias = held.dense_bias(weight)
+    bias = replacement.dense_bias(weight)
     if bias is not None:
-        placed = bias if held.rows is None else bias[np.argsort(held.rows)]
+        placed = bias if replacement.rows is None else bias[np.argsort(replacement.rows)]
         tensors[f"{layers[0]}.bias"] = torch.from_numpy(np.array(placed)).to(like)
     return tensors, {key: keys[0] for key in keys[1:] if key != keys[0]}

@@ -37,7 +37,7 @@ def put_layers(
         ArtifactError: if a layer cannot be what the record says.
     """
     register_optional_layers()
-    made: set[int] = set()
+    replaced_modules: set[int] = set()
     names: list[str] = []
     for entry in replaced.values():
         first: Any = None
@@ -45,7 +45,7 @@ def put_layers(
             if layer is None:
                 continue
             names.append(layer)
-            if entry["kind"] != "experts" and id(module.get_submodule(layer)) in made:
+            if entry["kind"] != "experts" and id(module.get_submodule(layer)) in replaced_modules:
                 # One module under two names.
                 continue
             old, form, dense = dense_layer(module, layer, entry["kind"], entry["stored"])
@@ -59,7 +59,7 @@ def put_layers(
             if first is not None:
                 tie(new, first)
             first = first or new
-            made.add(id(new))
+            replaced_modules.add(id(new))
             put(module, layer, new)
     return names
 

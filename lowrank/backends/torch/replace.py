@@ -36,12 +36,12 @@ def replace_layers_(
     """
     replaced: Records = {}
     shared: dict[int, LowRankLinear] = {}
-    made: set[int] = set()
+    replaced_modules: set[int] = set()
     for name, replacement in replacements.items():
         weight = weights[name]
         first: Any = None
         for layer in weight.layers:
-            if layer.kind != "experts" and id(module.get_submodule(layer.name)) in made:
+            if layer.kind != "experts" and id(module.get_submodule(layer.name)) in replaced_modules:
                 # One module under two names.
                 continue
             old, form, dense = dense_layer(module, layer.name, layer.kind, weight.view.stored)
@@ -54,7 +54,7 @@ def replace_layers_(
                 tie(new, first)
             _freeze_(new, dense.requires_grad)
             put(module, layer.name, new)
-            made.add(id(new))
+            replaced_modules.add(id(new))
             replaced[name] = record
         if isinstance(first, LowRankLinear) and isinstance(replacement.factors, Factors):
             # One array for several weights is one parameter.

@@ -108,17 +108,17 @@ class StateDictBackend(Unrun):
         """
         by_name = {weight.name: weight for weight in self.weights}
         layers = {layer.name: name for name in replacements for layer in by_name[name].layers}
-        made: dict[str, dict[str, Tensor]] = {}
+        factors: dict[str, dict[str, Tensor]] = {}
         for name, replacement in replacements.items():
             assert not isinstance(replacement.factors, Narrow)
-            made[name] = factor_tensors(name, replacement.factors, self.tensors[name].dtype)
+            factors[name] = factor_tensors(name, replacement.factors, self.tensors[name].dtype)
         tensors: dict[str, Tensor] = {}
         for name, tensor in self.tensors.items():
             owner = layers.get(stem(name))
             if owner is None or tensor.dim() != 2:
                 tensors[name] = tensor
             else:
-                tensors |= {f"{stem(name)}.{key}": value for key, value in made[owner].items()}
+                tensors |= {f"{stem(name)}.{key}": value for key, value in factors[owner].items()}
         replaced = {
             name: record_of(by_name[name], r, self._has_bias(by_name[name])) for name, r in replacements.items()
         }

@@ -64,10 +64,10 @@ def factor_tensors(name: str, factors: Factors | Pivoted, dtype: torch.dtype, ta
     if table:
         left, right = right.T, left.T
     like = torch.empty(0, dtype=dtype)
-    made = {"left.weight": as_stored(name, left, like), "right.weight": as_stored(name, right, like)}
+    tensors = {"left.weight": as_stored(name, left, like), "right.weight": as_stored(name, right, like)}
     if isinstance(factors, Pivoted) and factors.order is not None:
-        made["order"] = torch.from_numpy(factors.order)
-    return made
+        tensors["order"] = torch.from_numpy(factors.order)
+    return tensors
 
 
 def copied(module: nn.Module) -> nn.Module:
@@ -91,18 +91,18 @@ def copied(module: nn.Module) -> nn.Module:
             parameter = isinstance(tensor, nn.Parameter)
             known[id(tensor)] = nn.Parameter(moved, tensor.requires_grad) if parameter else moved
     try:
-        made = copy.deepcopy(module, known)
+        copied_module = copy.deepcopy(module, known)
     except Exception as error:
         raise UnsupportedModel(
             f"a {type(module).__name__} cannot be copied ({first_line(error)}); remove weight_norm or other hooks that "
             "compute its weights, and save its state dict"
         ) from None
-    for each in made.modules():
+    for each in copied_module.modules():
         for hooks in (each._forward_hooks, each._forward_pre_hooks, each._backward_hooks, each._backward_pre_hooks):
             hooks.clear()
-    for parameter in made.parameters():
+    for parameter in copied_module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    return made
+    return copied_module
 
 
 def module_in_float32(module: nn.Module) -> nn.Module:
@@ -129,12 +129,12 @@ def save_state(state: Mapping[str, Tensor], path: Path) -> dict[str, str]:
     """
     from safetensors.torch import save_file
 
-    kept: dict[tuple[Any, ...], str] = {}
+    first_names: dict[tuple[Any, ...], str] = {}
     aliases: dict[str, str] = {}
     tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
         tensor = tensor.detach()
-        first = kept.setdefault(storage_key(tensor), name) if tensor.numel() else name
+        first = first_names.setdefault(storage_key(tensor), name) if tensor.numel() else name
         if first != name:
             aliases[name] = first
         else:

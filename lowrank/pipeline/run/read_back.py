@@ -113,7 +113,7 @@ def take_apart(
         {name: entry.get("tensors", {}) for name, entry in replaced.items()},
         folder / MODEL_FOLDER / "tokenizer.json",
     )
-    return Finished(folder, analysis, plan, report, graph.backend, graph.held, graph.fixed, replaced)
+    return Finished(folder, analysis, plan, report, graph.backend, graph.replacements, graph.fixed, replaced)
 
 
 def held_in_graph(folder: Path, analysis: Analysis, plan: Plan) -> Mapping[str, Replacement]:

@@ -66,7 +66,7 @@ def _start(node: Any) -> _Walk | None:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _HeadAxis:
     """Where in a value the channels are: the axis of one head's, or of all heads' in a row (`merged`)."""
 
     axis: int
@@ -87,14 +87,14 @@ class _Walk:
     _shapes: list[tuple[Any, int, int]] = field(default_factory=list[tuple[Any, int, int]])
     """Nodes whose second input is a shape, an index in it, and what is to stand there."""
     _picks: list[Any] = field(default_factory=list[Any])
-    _places: dict[Any, _Place] = field(default_factory=dict[Any, _Place])
+    _places: dict[Any, _HeadAxis] = field(default_factory=dict[Any, _HeadAxis])
 
     def follow(self) -> bool:
         """Whether all that the channels go through is known."""
         value = self.start.outputs[0]
         if value.shape is None:
             return False
-        self._places[value] = _Place(len(value.shape) - 1, True)
+        self._places[value] = _HeadAxis(len(value.shape) - 1, True)
         left = [value]
         while left:
             value = left.pop()
@@ -104,12 +104,12 @@ class _Walk:
                 after = self._through(node, side, value)
                 if after is None:
                     return False
-                if isinstance(after, _Place):
+                if isinstance(after, _HeadAxis):
                     self._places[node.outputs[0]] = after
                     left.append(node.outputs[0])
         return True
 
-    def _through(self, node: Any, side: int, value: Any) -> _Place | bool | None:
+    def _through(self, node: Any, side: int, value: Any) -> _HeadAxis | bool | None:
         """Where the channels are in a node's output; True if they end in it, None if that is not known."""
         place, kind = self._places[value], node.op_type
         if kind in PASSING:
@@ -120,7 +120,7 @@ class _Walk:
         if kind == "Transpose":
             if "perm" not in node.attributes:
                 return None
-            return _Place(list(node.attributes["perm"].value).index(place.axis), place.merged)
+            return _HeadAxis(list(node.attributes["perm"].value).index(place.axis), place.merged)
         if kind == "MatMul":
             return self._multiplied(node, side, value, place)
         if side != 0:
@@ -131,7 +131,7 @@ class _Walk:
                 return None
             rank = len(value.shape) + len(axes)
             new = {int(a) % rank for a in axes}
-            return _Place([i for i in range(rank) if i not in new][place.axis], place.merged)
+            return _HeadAxis([i for i in range(rank) if i not in new][place.axis], place.merged)
         if kind == "Expand":
             return self._resized(node, place, len(value.shape) - place.axis)
         if kind == "Reshape":
@@ -143,7 +143,7 @@ class _Walk:
                 return True
         return None
 
-    def _multiplied(self, node: Any, side: int, value: Any, place: _Place) -> _Place | bool | None:
+    def _multiplied(self, node: Any, side: int, value: Any, place: _HeadAxis) -> _HeadAxis | bool | None:
         last = len(value.shape) - 1
         if place.merged:
             return None
@@ -152,25 +152,25 @@ class _Walk:
             return True
         # Mixtures of values keep their channels.
         rank = len(node.outputs[0].shape or ())
-        return _Place(rank - 1, False) if rank and side == 1 and place.axis == last else None
+        return _HeadAxis(rank - 1, False) if rank and side == 1 and place.axis == last else None
 
-    def _reshaped(self, node: Any, value: Any, place: _Place) -> _Place | None:
+    def _reshaped(self, node: Any, value: Any, place: _HeadAxis) -> _HeadAxis | None:
         from_end, after = len(value.shape) - place.axis, node.outputs[0].shape
         if after is None:
             return None
         if from_end == 1 and len(after) > 1:
             size, heads = _size(value, -1), _size(node.outputs[0], -2)
             if place.merged and after[-1] == self.full and isinstance(size, int) and heads == size // self.full:
-                return self._resized(node, _Place(len(after) - 1, False), 1)
+                return self._resized(node, _HeadAxis(len(after) - 1, False), 1)
             if not place.merged and after[-1] == self.full * (_size(value, -2) or 0):
-                return self._resized(node, _Place(len(after) - 1, True), 1)
+                return self._resized(node, _HeadAxis(len(after) - 1, True), 1)
         same = len(after) >= from_end and all(
             (isinstance(a, int) and a == b) or (str(a) == str(b) and not isinstance(a, int))
             for a, b in zip(list(after)[-from_end:], list(value.shape)[-from_end:], strict=True)
         )
-        return self._resized(node, _Place(len(after) - from_end, place.merged), from_end) if same else None
+        return self._resized(node, _HeadAxis(len(after) - from_end, place.merged), from_end) if same else None
 
-    def _resized(self, node: Any, place: _Place, from_end: int) -> _Place | None:
+    def _resized(self, node: Any, place: _HeadAxis, from_end: int) -> _HeadAxis | None:
         """The place, if the shape that a node is given can say the narrower width there."""
         pieces = _pieces(node.inputs[1])
         if pieces is None or len(pieces) < from_end:

@@ -97,10 +97,10 @@ def drop_traces(model: Any) -> None:
     small model that is more than the numbers. `model` is an `onnx_ir.Model`, changed in place.
     """
     for node in model.graph.all_nodes():
-        kept = node.metadata_props.get(SCOPES)
+        scopes = node.metadata_props.get(SCOPES)
         node.metadata_props.clear()
-        if kept is not None:
-            node.metadata_props[SCOPES] = kept
+        if scopes is not None:
+            node.metadata_props[SCOPES] = scopes
         for value in node.outputs:
             value.metadata_props.clear()
 

@@ -57,10 +57,10 @@ def encode(session, texts):
         from tokenizers import Tokenizer
     except ImportError:
         fail("text needs a tokenizer: pip install tokenizers; or give --inputs in.npz")
-    files = [p for p in (HERE / "model" / "tokenizer.json", HERE / "tokenizer.json") if p.is_file()]
-    if not files:
+    found = [p for p in (HERE / "model" / "tokenizer.json", HERE / "tokenizer.json") if p.is_file()]
+    if not found:
         fail("there is no tokenizer.json beside the model; give --inputs in.npz")
-    tokenizer = Tokenizer.from_file(str(files[0]))
+    tokenizer = Tokenizer.from_file(str(found[0]))
     tokenizer.no_padding()
     ids = [tokenizer.encode(text).ids for text in texts]
     if not all(ids):
@@ -138,9 +138,9 @@ def peak():
     status = Path("/proc/self/status")
     if status.is_file():
         # Unlike the number that getrusage gives, this one does not begin with that of the process that started us.
-        peaks = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")]
-        if peaks:
-            return int(peaks[0]) / 1024
+        found = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        if found:
+            return int(found[0]) / 1024
     try:
         import resource
     except ImportError:

@@ -66,15 +66,15 @@ def measure(work, shown=lambda items: items):
         key = (operator, first, second)
         best[key] = min(time_of, best.get(key, time_of))
     points = {}
-    for (operator, first, second), lowest in best.items():
-        points.setdefault(operator, []).append([first, second, lowest])
-    conditions = {name: work[name] for name in ("tokens", "threads", "dtype", "step")}
+    for (operator, first, second), found in best.items():
+        points.setdefault(operator, []).append([first, second, found])
+    kept = {name: work[name] for name in ("tokens", "threads", "dtype", "step")}
     return {
         "points": points,
         "machine": platform.machine(),
         "runtime": "onnxruntime " + onnxruntime.__version__,
         "whole": None,
-        **conditions,
+        **kept,
     }
 
 

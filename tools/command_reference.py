@@ -1,4 +1,4 @@
-"""Writes docs/commands.md: every command with its arguments and options, as the program itself tells them.
+"""Writes docs/commands.md: every command with its arguments and options, from what the program itself reads.
 
 python tools/command_reference.py            # write
 python tools/command_reference.py --check    # fail if the page is not what would be written
@@ -6,15 +6,14 @@ python tools/command_reference.py --check    # fail if the page is not what woul
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
 from typing import Any, get_args
 
-import typer
-
-from lowrank.cli.app import app
+from lowrank.cli.app import PANELS
+from lowrank.cli.verb import Flag, Verb, without_none
 
 PAGE = Path(__file__).parent.parent / "docs" / "commands.md"
 HEAD = """# Commands
@@ -29,48 +28,37 @@ why and what to try, 2 wrong usage, 130 interrupted.
 TYPES: dict[Any, str] = {int: "a number", float: "a number", Path: "a path", str: "text"}
 
 
-def cells(option: Any) -> list[str]:
-    """Names, what it takes, and what it does."""
-    names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts) if name.strip())
-    text = " ".join((option.help or "").split())
-    if option.is_flag:
-        return [names, "", text]
-    kind, default = option.type_descriptor.annotation, option.default
+def takes(flag: Flag) -> str:
+    """What stands behind the name."""
+    if flag.is_switch:
+        return ""
+    if flag.choices:
+        return ", ".join(f"`{choice}`" for choice in flag.choices)
+    kind = without_none(flag.kind)
     # Of what may be given several times, one.
-    kind = get_args(kind)[0] if get_args(kind) else kind
-    if option.metavar and "|" in option.metavar:
-        takes = [f"`{choice}`" for choice in option.metavar.strip("[]").split("|")]
-    elif issubclass(kind, Enum):
-        takes = [f"`{choice.value}`" for choice in kind]
-    else:
-        takes = [TYPES[kind]]
-    if default is not None:
-        text += f" Default: `{getattr(default, 'value', default)}`."
-    return [names, ", ".join(takes), text]
+    return TYPES[get_args(kind)[0] if get_args(kind) else kind]
 
 
-def section(name: str, command: Any) -> Iterator[str]:
-    """A command's lines."""
-    yield f"\n## lowrank {name}\n"
-    yield " ".join((command.help or "").split()) + "\n"
-    arguments = [p for p in command.params if p.param_type_name == "argument"]
-    options = [p for p in command.params if p.param_type_name == "option" and not p.hidden]
-    for argument in arguments:
-        must = "" if argument.required else " (may be left out)"
-        yield f"`{argument.name.upper()}`{must}: {' '.join((argument.help or '').split())}\n"
-    if options:
-        yield "| option | takes | |\n| --- | --- | --- |"
-        for option in options:
-            yield f"| {' | '.join(cells(option))} |"
+def section(verb: Verb) -> Iterator[str]:
+    """The lines of a verb."""
+    yield f"\n## lowrank {verb.name}\n"
+    yield " ".join((verb.__doc__ or "").split()) + "\n"
+    for flag in verb.flags:
+        if flag.option.is_argument:
+            must = "" if flag.default is inspect.Parameter.empty else " (may be left out)"
+            yield f"`{flag.name.upper()}`{must}: {flag.option.help}\n"
+    yield "| option | takes | |\n| --- | --- | --- |"
+    for flag in verb.flags:
+        if not flag.option.is_argument:
+            names = ", ".join(f"`{name}`" for name in (*flag.on, *flag.off))
+            told = flag.default is None or flag.default is inspect.Parameter.empty or flag.is_switch
+            yield f"| {names} | {takes(flag)} | {flag.option.help}{'' if told else f' Default: `{flag.default}`.'} |"
 
 
 def reference() -> str:
     """The whole page."""
-    group: Any = typer.main.get_command(app)
-    lines = [HEAD.rstrip()]
-    for name, command in group.commands.items():
-        if not command.hidden:
-            lines += section(name, command)
+    verbs = [verb for panel in PANELS.values() for verb in panel]
+    lines = [HEAD.rstrip(), *(line for verb in verbs for line in section(verb))]
     return "\n".join(lines) + "\n"
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lowrank.pipeline import Execution, Settings, Training
 
 STRUCTURE_NAMES = tuple(STRUCTURES)[1:]
-UNITS = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+BYTES = {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def words_of(text: str) -> list[str]:
@@ -47,7 +47,7 @@ def bytes_of(text: str, option: str, example: str = "") -> float:
     try:
         if match is None:
             raise ValueError(text)
-        return float(match[1]) * UNITS[match[2].upper()]
+        return float(match[1]) * BYTES[match[2].upper()]
     except (KeyError, ValueError):
         raise typer.BadParameter(f"{option} {text}: give bytes such as 8MB or 900KiB{example}") from None
 
@@ -95,7 +95,7 @@ class BudgetOptions:
 
     budget: Annotated[float | None, Option("SHARE", "Share of the targeted weights to keep: 0.3.")] = None
     of: Annotated[
-        Unit, Option("UNIT", "What it counts: params (default), bytes, macs.", BUDGET, show_default=False)
+        Unit, Option("UNIT", "--budget counts params (default), bytes or macs.", BUDGET, show_default=False)
     ] = "params"
     error: Annotated[float | None, Option("ERROR", "Relative output error of each weight: 0.05.", BUDGET)] = None
     latency: Annotated[Budget | None, LATENCY] = None
@@ -192,9 +192,9 @@ class DataOptions:
 class OpeningOptions:
     """How to build a model whose file does not say."""
 
-    arch: Annotated[str | None, Option("NAME", "Built by package.module:factory.", EXPERTS)] = None
+    arch: Annotated[str | None, Option("NAME", "package.module:factory to build it.", EXPERTS)] = None
     config: Annotated[str | None, Option("FILE", "run.yaml, or a model's config.json.", EXPERTS)] = None
-    tokenizer: Annotated[str | None, Option("PATH", "tokenizer.json or its folder, if there is none.", DATA)] = None
+    tokenizer: Annotated[str | None, Option("PATH", "tokenizer.json or its folder, if it is missing.", DATA)] = None
     lora: Annotated[str | None, Option("FOLDER", "Merge this LoRA from PEFT first.", EXPERTS)] = None
     keep_lora: Annotated[bool, Option("", "Keep the --lora as an adapter.", EXPERTS)] = False
     unsafe_pickle: Annotated[bool, Option("", "Let a model file run its own code.", EXPERTS)] = False
@@ -220,14 +220,14 @@ class OutputOptions:
         str,
         Option("TYPE", f"Store weights as {', '.join([*DTYPES][1:])}.", choices=DTYPES, show_default=False),
     ] = "none"
-    with_past: Annotated[bool, Option("", "Also with a KV cache.", OUTPUT)] = False
+    with_past: Annotated[bool, Option("", "Also a graph with cache.", OUTPUT)] = False
     profile: Annotated[Profile | None, Option("NAME", "portable, or ort.", OUTPUT)] = None
     timing: Annotated[
         bool,
         Option("", "Time both models.", OUTPUT, names=("--timing/--no-timing", " /--no-latency")),
     ] = True
-    plots: Annotated[Path | None, Option("FOLDER", "Draw all plots into it.", OUTPUT)] = None
-    as_json: Annotated[bool, Option("", "Print JSON, no tables.", OUTPUT, names=("--json",))] = False
+    plots: Annotated[Path | None, Option("FOLDER", "Folder for all plots.", OUTPUT)] = None
+    as_json: Annotated[bool, Option("", "Print JSON, not tables.", OUTPUT, names=("--json",))] = False
 
     def target(self) -> Target:
         """What graphs are written for."""
@@ -280,9 +280,9 @@ class HealingOptions:
 class ExecutionOptions:
     """How work is done. It changes nothing of what comes out."""
 
-    memory: Annotated[int | None, Option("SIZE", "Use 4GB; larger models are streamed.", LARGE, parse=memory_of)] = None
+    memory: Annotated[int | None, Option("SIZE", "Memory limit, such as 4GB.", LARGE, parse=memory_of)] = None
     stream: Annotated[bool | None, Option("", "Read weight by weight.", LARGE)] = None
-    scheduler: Annotated[str | None, Option("URL", "Stream on the workers of a Dask cluster.", LARGE)] = None
+    scheduler: Annotated[str | None, Option("URL", "Use the workers of a Dask cluster.", LARGE)] = None
     resume: Annotated[bool, Option("", "Go on with an interrupted run.", LARGE)] = False
     dry_run: Annotated[bool, Option("", "Say how long and how much, and stop.", LARGE)] = False
 

@@ -69,6 +69,11 @@ class Flag:
         return str in (self.kind, *get_args(self.kind))
 
     @property
+    def choices(self) -> tuple[str, ...]:
+        """The words that it takes; none if it takes others, too."""
+        return tuple(getattr(without_none(self.kind), "__members__", ()))
+
+    @property
     def names(self) -> tuple[str, ...]:
         """As typer takes them: `--on/--off`, and nothing for an argument."""
         if self.option.is_argument or self.option.names:
@@ -103,8 +108,7 @@ class Flag:
             "metavar": option.metavar if option.metavar or self.is_switch else None,
         }
         info = typer.Argument(**shown) if option.is_argument else typer.Option(*self.names, **shown)
-        choices = isinstance(self.default, str) and _plain(self.kind) not in (str, None)
-        default = _plain(self.kind)(self.default) if choices else self.default
+        default = self.kind(self.default) if isinstance(self.default, str) and self.choices else self.default
         return inspect.Parameter(
             self.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[self.kind, info]
         )
@@ -118,12 +122,13 @@ class Flag:
         option = self.option
         if isinstance(value, Enum):
             return value.value
-        if isinstance(value, int | float):
-            too_small = option.least is not None and not value >= option.least
-            if too_small or (option.most is not None and not value <= option.most):
-                low = "" if option.least is None else f"{option.least}<="
-                span = f"{low}x<={option.most}" if option.most is not None else f"x>={option.least}"
-                raise typer.BadParameter(f"{value} is not in the range {span}.", param_hint=f"'{self.on[0]}'")
+        limit = None
+        if option.least is not None and isinstance(value, int | float) and not value >= option.least:
+            limit = f"greater than or equal to {option.least}"
+        if option.most is not None and isinstance(value, int | float) and not value <= option.most:
+            limit = f"less than or equal to {option.most}"
+        if limit is not None:
+            raise typer.BadParameter(f"Input should be {limit}", param_hint=f"'{self.on[0]}'")
         if isinstance(value, str) and option.parse is not None:
             return option.parse(value)
         # Some versions of typer give an empty list for what is not on the command line.
@@ -183,13 +188,13 @@ def _flags(function: Callable[..., None], name: str, hint: Any) -> Iterator[Flag
     """The options of one parameter."""
     kind, wanted = _unpacked(hint)
     if not is_dataclass(kind):
-        yield Flag(name, "", _read_as(kind, wanted[0]), wanted[0], inspect.signature(function).parameters[name].default)
+        yield Flag(name, "", _typed(kind, wanted[0]), wanted[0], inspect.signature(function).parameters[name].default)
         return
     defaults = {field.name: field.default for field in fields(kind)}
     hints = get_type_hints(kind, include_extras=True)
     for field in wanted or defaults:
         plain, (option,) = _unpacked(hints[field])
-        yield Flag(field, name, _read_as(plain, option), option, defaults[field])
+        yield Flag(field, name, _typed(plain, option), option, defaults[field])
 
 
 def _unpacked(hint: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -197,14 +202,14 @@ def _unpacked(hint: Any) -> tuple[Any, tuple[Any, ...]]:
     return (hint.__origin__, hint.__metadata__) if get_origin(hint) is Annotated else (hint, ())
 
 
-def _plain(kind: Any) -> Any:
+def without_none(kind: Any) -> Any:
     """A type without the None that it may be."""
     return get_args(kind)[0] if type(None) in get_args(kind) else kind
 
 
-def _read_as(kind: Any, option: Option) -> Any:
+def _typed(kind: Any, option: Option) -> Any:
     """The type that typer is to read for a field of this type."""
-    plain: Any = _plain(kind)
+    plain: Any = without_none(kind)
     choices = tuple(option.choices) or (get_args(plain) if get_origin(plain) is Literal else ())
     if choices:
         words: Any = StrEnum("Choice", {name: name for name in choices})

@@ -235,9 +235,13 @@ class Analysis:
         at: float = -float(np.log(keep))
         return float(np.exp(np.interp(at, [-float(place) for place in places], means)))
 
+    def weights_of(self, group: Group) -> list[Weight]:
+        """The weights of a group, in its order."""
+        return [self[name].weight for name in group.weights]
+
     def params(self, group: Group) -> int:
         """Numbers in the dense weights of a group."""
-        return sum(self[name].weight.params for name in group.weights)
+        return sum(weight.params for weight in self.weights_of(group))
 
     @property
     def dense_params(self) -> int:

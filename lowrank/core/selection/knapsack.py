@@ -1,30 +1,26 @@
-"""Selectors: policies from an Analysis and a Budget to a Plan. Each is a frozen dataclass with one method.
-
-`Knapsack` is the default. The others are simpler policies that the literature uses, for comparison.
-"""
+"""The default selector: the plan of least predicted error for a budget of any kind, by an exact knapsack."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
-from lowrank.core.linalg.eigen import Vector
 from lowrank.core.plan import Plan, dense_cost
 from lowrank.core.rounding.cost import BITS
 from lowrank.core.rounding.formats import FORMATS
+from lowrank.core.selection.allocate import Costs
 from lowrank.core.selection.partition import cheapest, choose, partitions
 from lowrank.core.selection.selector import infeasible, plan_of, round_up
 from lowrank.core.selection.timings import Timings
 from lowrank.core.structures import structure_named, structures
 from lowrank.core.structures.base import Curve, Option, Structure
 from lowrank.core.structures.dense import Dense
-from lowrank.core.weight import Group, Weight
+from lowrank.core.weight import Group
 from lowrank.errors import InfeasibleBudget, TimingError
 
 
@@ -61,47 +57,29 @@ class Knapsack:
             return self._within_time(analysis, budget)
         if budget.kind == "size":
             return self._within_size(analysis, budget)
-        curves = {name: self._curves(group, analysis) for name, group in analysis.groups.items()}
-        weights = {n: [analysis[w].weight for w in group.weights] for n, group in analysis.groups.items()}
-        costs = {
-            name: np.concatenate(
-                [structure_named(c.structure).spent(budget.kind, c.ranks, c.costs, weights[name]) for c in found]
-            )
-            for name, found in curves.items()
-        }
-        losses = {
-            name: np.concatenate(
-                [analysis.loss(analysis.groups[name], c.structure, c.errors, budget.limit) for c in found]
-            )
-            for name, found in curves.items()
-        }
-        blocks = partitions(analysis.groups)
+        unit = budget.kind
+
+        def priced(group: Group) -> list[tuple[Curve, Costs]]:
+            weights = analysis.weights_of(group)
+            curves = self._curves(group, analysis)
+            return [(c, structure_named(c.structure).spent(unit, c.ranks, c.costs, weights)) for c in curves]
+
+        offers = _Offers(analysis, priced)
         whole = dense_cost(budget.kind, analysis)
-        found = choose(costs, losses, blocks, int(budget.limit * whole))
-        if found is None:
-            raise infeasible(analysis, budget, cheapest(costs, blocks) / max(whole, 1))
-        gap = found.allocation.gap / found.allocation.error if found.allocation.error > 0 else 0.0
-        return plan_of(self, analysis, budget, [_at(n, curves[n], i) for n, i in found.options.items()], gap)
+        chosen = offers.best(int(budget.limit * whole), budget.limit)
+        if chosen is None:
+            raise infeasible(analysis, budget, offers.least / max(whole, 1))
+        return plan_of(self, analysis, budget, chosen.options, chosen.gap)
 
     def _within_time(self, analysis: Analysis, budget: Budget) -> Plan:
         """The plan of least error whose predicted time is within a share of the dense model's."""
         timings = self.timings
-        if timings is not None:
-            budget = budget.of_whole(None if timings.whole is None else timings.whole / 1e3)
         if timings is None:
             raise TimingError("a budget of time needs timings; measure them with `lowrank bench MODEL --table FILE`")
-        weights = {n: [analysis[w].weight for w in group.weights] for n, group in analysis.groups.items()}
-        curves: dict[str, list[Curve]] = {}
-        costs: dict[str, NDArray[np.int64]] = {}
-        losses: dict[str, Vector] = {}
-        for name, group in analysis.groups.items():
-            found = [timed(c, timings, group, weights[name]) for c in self._curves(group, analysis, timings.step)]
-            curves[name] = [curve for curve, _ in found]
-            costs[name] = np.concatenate([np.rint(NANO * times).astype(np.int64) for _, times in found])
-            losses[name] = np.concatenate(
-                [analysis.loss(group, c.structure, c.errors, budget.limit) for c in curves[name]]
-            )
-        dense = sum(int(costs[group.name][0]) for group in analysis.singles)
+        budget = budget.of_whole(None if timings.whole is None else timings.whole / 1e3)
+        step = timings.step
+        offers = _Offers(analysis, lambda g: [timed(c, timings, g, analysis) for c in self._curves(g, analysis, step)])
+        dense = sum(int(offers.costs[group.name][0]) for group in analysis.singles)
         whole = dense if timings.whole is None else int(NANO * timings.whole)
         rest = whole - dense
         if rest < 0:
@@ -109,41 +87,38 @@ class Knapsack:
                 f"the table's operators take {dense / 1e6:.2f} ms together and the whole model {whole / 1e6:.2f}: it "
                 "was measured for another model, or on a busy machine; measure again"
             )
-        blocks = partitions(analysis.groups)
-        chosen = choose(costs, losses, blocks, int(budget.limit * whole) - rest)
+        chosen = offers.best(int(budget.limit * whole) - rest, budget.limit)
         if chosen is None:
-            least = (rest + cheapest(costs, blocks)) / max(whole, 1)
+            least = (rest + offers.least) / max(whole, 1)
             raise InfeasibleBudget(
                 f"the model cannot run in {budget.limit:.3g} of its time: with every weight at its fastest it still "
                 f"takes {least * whole / 1e6:.2f} ms; the smallest budget that can be met is {round_up(least)}"
             )
-        gap = chosen.allocation.gap / chosen.allocation.error if chosen.allocation.error > 0 else 0.0
-        options = [_at(n, curves[n], i) for n, i in chosen.options.items()]
-        share = (rest + sum(int(costs[n][i]) for n, i in chosen.options.items())) / max(whole, 1)
+        costs = offers.costs
         slow = [
             o.group
-            for o in options
+            for o in chosen.options
             if structure_named(o.structure).is_dense and costs[o.group].min() >= costs[o.group][0]
         ]
         notes = (f"{len(slow)} weights stay dense, as nothing of them is faster here: {', '.join(slow[:4])}",)
-        return replace(plan_of(self, analysis, budget, options, gap), share=share, notes=notes if slow else ())
+        plan = plan_of(self, analysis, budget, chosen.options, chosen.gap)
+        return replace(plan, share=(rest + chosen.cost) / max(whole, 1), notes=notes if slow else ())
 
     def _within_size(self, analysis: Analysis, budget: Budget) -> Plan:
         """The plan of least error, structures, ranks and types, whose file has at most so many bytes."""
         limit = int(budget.limit) - self.overhead
-        weights = {n: [analysis[w].weight for w in group.weights] for n, group in analysis.groups.items()}
-        curves = {name: self._stored(group, analysis) for name, group in analysis.groups.items()}
-        costs = {
-            name: np.ceil(
-                np.concatenate(
-                    [structure_named(c.structure).file_bytes(c.ranks, c.costs, weights[name], c.dtype) for c in found]
-                )
-            ).astype(np.int64)
-            for name, found in curves.items()
-        }
-        blocks = partitions(analysis.groups)
-        if cheapest(costs, blocks) > limit:
-            least = self.overhead + cheapest(costs, blocks)
+
+        def priced(group: Group) -> list[tuple[Curve, Costs]]:
+            weights = analysis.weights_of(group)
+            sizes = [
+                (c, structure_named(c.structure).file_bytes(c.ranks, c.costs, weights, c.dtype))
+                for c in self._stored(group, analysis)
+            ]
+            return [(curve, np.ceil(size).astype(np.int64)) for curve, size in sizes]
+
+        offers = _Offers(analysis, priced)
+        if offers.least > limit:
+            least = self.overhead + offers.least
             raise InfeasibleBudget(
                 f"no file of {int(budget.limit):,} bytes can hold the model: with every weight at its smallest it has "
                 f"{least:,}, of which {self.overhead:,} are of what is not chosen; give --size {least / 1e6:.2f}MB or "
@@ -151,20 +126,13 @@ class Knapsack:
             )
         # How much a weight matters depends on how small the others are, which is known when they have been chosen.
         keep = min(1.0, max(limit, 1) / (BITS["int4"] / 8 * analysis.dense_params))
-        plans: list[Plan] = []
-        for _ in range(ROUNDS):
-            losses = {
-                name: np.concatenate([analysis.loss(analysis.groups[name], c.structure, c.errors, keep) for c in found])
-                for name, found in curves.items()
-            }
-            chosen = choose(costs, losses, blocks, limit)
-            assert chosen is not None
-            gap = chosen.allocation.gap / chosen.allocation.error if chosen.allocation.error > 0 else 0.0
-            options = [_at(n, curves[n], i) for n, i in chosen.options.items()]
-            nbytes = self.overhead + sum(int(costs[n][i]) for n, i in chosen.options.items())
-            plans.append(replace(plan_of(self, analysis, budget, options, gap), share=float(nbytes)))
-            keep = min(1.0, max(plans[-1].keep_ratio, 1e-3))
-        return plans[-1]
+        chosen = offers.best(limit, keep)
+        assert chosen is not None
+        keep = min(1.0, max(sum(o.cost for o in chosen.options) / analysis.dense_params, 1e-3))
+        chosen = offers.best(limit, keep)
+        assert chosen is not None
+        plan = plan_of(self, analysis, budget, chosen.options, chosen.gap)
+        return replace(plan, share=float(self.overhead + chosen.cost))
 
     def _stored(self, group: Group, analysis: Analysis) -> list[Curve]:
         """All on offer in all types."""
@@ -196,25 +164,66 @@ class Knapsack:
         return [c.option(group.name, i) for c in self._curves(group, analysis) for i in range(len(c.ranks))]
 
 
-ROUNDS = 2
 NANO = 1000
 """Nanoseconds in a microsecond: costs are whole numbers."""
 
 
-def timed(curve: Curve, timings: Timings, group: Group, weights: Sequence[Weight]) -> tuple[Curve, Vector]:
-    """What of a curve there are times for, and these."""
-    times = structure_named(curve.structure).times(timings, curve.ranks, group, weights)
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """An option for each group of a partition."""
+
+    options: list[Option]
+    cost: int
+    gap: float
+    """How far the error can be from the least possible one, as a share of it."""
+
+
+class _Offers:
+    """All options of all groups, with their costs in the unit of a budget."""
+
+    def __init__(self, analysis: Analysis, priced: Callable[[Group], list[tuple[Curve, Costs]]]) -> None:
+        self.analysis, self.blocks = analysis, partitions(analysis.groups)
+        self.curves: dict[str, list[Curve]] = {}
+        self.costs: dict[str, Costs] = {}
+        for name, group in analysis.groups.items():
+            curves, costs = zip(*priced(group), strict=True)
+            self.curves[name], self.costs[name] = list(curves), np.concatenate(costs)
+
+    @property
+    def least(self) -> int:
+        """What everything costs at its smallest."""
+        return cheapest(self.costs, self.blocks)
+
+    def best(self, limit: int, keep: float) -> _Chosen | None:
+        """The options of least error within a limit, in a model of this keep ratio; None if there are none."""
+        groups, loss = self.analysis.groups, self.analysis.loss
+        losses = {
+            name: np.concatenate([loss(groups[name], c.structure, c.errors, keep) for c in curves])
+            for name, curves in self.curves.items()
+        }
+        choice = choose(self.costs, losses, self.blocks, limit)
+        if choice is None:
+            return None
+        options = [_at(name, self.curves[name], i) for name, i in choice.options.items()]
+        cost = sum(int(self.costs[name][i]) for name, i in choice.options.items())
+        gap, error = choice.allocation.gap, choice.allocation.error
+        return _Chosen(options, cost, gap / error if error > 0 else 0.0)
+
+
+def timed(curve: Curve, timings: Timings, group: Group, analysis: Analysis) -> tuple[Curve, Costs]:
+    """What of a curve there are times for, and these in nanoseconds."""
+    times = structure_named(curve.structure).times(timings, curve.ranks, group, analysis.weights_of(group))
     known = np.isfinite(times)
-    return Curve(curve.structure, curve.ranks[known], curve.costs[known], curve.errors[known]), times[known]
+    curve = replace(curve, ranks=curve.ranks[known], costs=curve.costs[known], errors=curve.errors[known])
+    return curve, np.rint(NANO * times[known]).astype(np.int64)
 
 
 def share_in_time(options: Sequence[Option], analysis: Analysis, timings: Timings) -> float:
     """What some options leave of the time of the dense model."""
 
     def time_of(option: Option) -> float:
-        group = analysis.groups[option.group]
-        weights = [analysis[weight].weight for weight in group.weights]
-        return float(structure_named(option.structure).times(timings, np.array([option.rank]), group, weights)[0])
+        group, structure = analysis.groups[option.group], structure_named(option.structure)
+        return float(structure.times(timings, np.array([option.rank]), group, analysis.weights_of(group))[0])
 
     dense = sum(time_of(Dense().at(group, analysis, 0)) for group in analysis.singles)
     whole = timings.whole or dense

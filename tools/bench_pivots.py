@@ -12,7 +12,6 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -32,13 +31,12 @@ SHAPES = ((384, 384, 12), (1536, 384, 1), (384, 1536, 1), (768, 768, 12))
 
 def forms(rows: int, cols: int, heads: int) -> dict[str, nn.Module]:
     rank = min(rows, cols) // 2
-    place: Any = {"ordered": False, "heads": heads}
     return {
         "dense": nn.Linear(cols, rows),
         "two factors": LowRankLinear(cols, rows, rank),
         "pivoted, gathered": PivotedLinear(cols, rows, rank),
-        "pivoted outputs in order": PivotedLinear(cols, rows, rank, **place),
-        "pivoted inputs in order": PivotedLinear(cols, rows, rank, side="input", last=True, **place),
+        "pivoted outputs in order": PivotedLinear(cols, rows, rank, heads=heads),
+        "pivoted inputs in order": PivotedLinear(cols, rows, rank, side="input", last=True, heads=heads),
     }
 
 

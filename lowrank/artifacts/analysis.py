@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.artifacts.files import linked, read_json, read_tensors, staged, write_json, write_tensors
-from lowrank.artifacts.grams import GRAMS_FOLDER, StoredGrams
+from lowrank.artifacts.grams import GRAMS_FOLDER, StoredGrams, facts_of, gram_of, triangle_of
 from lowrank.artifacts.journal import Piece
 from lowrank.artifacts.outside import is_plain, named_in
 from lowrank.core.analysis import Analysis, Context, CouplingAnalysis, Folds, Measured, WeightAnalysis
 from lowrank.core.structures import structures
-from lowrank.core.truncation.gram import Gram
 from lowrank.core.truncation.spectrum import Spectrum
 from lowrank.core.verdict import verdict
 from lowrank.core.weight import Coupling, Group, Layer, Skip, View, Weight
@@ -88,14 +87,8 @@ def _pack_grams(folds: Mapping[str, Folds]) -> tuple[dict[str, NDArray[Any]], di
         for fold, gram in (("fit", each.fit), ("held", each.heldout)):
             if gram.total is not None:
                 tensors[f"{name}:total:{fold}"] = gram.total
-            tensors[f"{name}:gram:{fold}"] = gram.moment[..., *np.tril_indices(gram.moment.shape[-1])]
-            facts = {
-                "side": gram.side,
-                "tokens": gram.tokens,
-                "energy": gram.energy,
-                "nonfinite": gram.nonfinite,
-            }
-            grams[name][fold] = facts
+            tensors[f"{name}:gram:{fold}"] = triangle_of(gram)
+            grams[name][fold] = facts_of(gram)
     return tensors, grams
 
 
@@ -340,15 +333,7 @@ def _read_view(entry: Mapping[str, Any]) -> View:
 def _read_folds(name: str, entry: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Folds:
     return Folds(
         *(
-            _read_gram(entry[fold], tensors[f"{name}:gram:{fold}"], tensors.get(f"{name}:total:{fold}"))
+            gram_of(entry[fold], tensors[f"{name}:gram:{fold}"], tensors.get(f"{name}:total:{fold}"))
             for fold in ("fit", "held")
         )
     )
-
-
-def _read_gram(facts: Mapping[str, Any], packed: NDArray[Any], total: NDArray[Any] | None) -> Gram:
-    size = int((np.sqrt(8 * packed.shape[-1] + 1) - 1) / 2)
-    moment = np.zeros((*packed.shape[:-1], size, size))
-    moment[..., *np.tril_indices(size)] = packed
-    moment += np.tril(moment, -1).swapaxes(-1, -2)
-    return Gram(facts["side"], moment, facts["tokens"], facts["energy"], facts["nonfinite"], total)

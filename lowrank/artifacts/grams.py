@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lowrank.artifacts.files import hash_json, read_metadata, read_tensors, write_tensors
 from lowrank.core.analysis import Folds
-from lowrank.core.truncation.gram import Gram
+from lowrank.core.truncation.gram import Gram, Side
 from lowrank.errors import ArtifactError, first_line
 
 GRAMS_FOLDER = "grams"
@@ -29,17 +29,13 @@ class StoredGrams(Mapping[str, Folds]):
     """Of each weight; those that read the same have the same."""
 
     def __getitem__(self, name: str) -> Folds:
-        arrays, metadata = read_tensors(self.folder / self.files[name])
-        fit, held = (_unpacked(arrays, metadata, fold) for fold in ("fit", "held"))
-        return Folds(fit, held)
+        return _folds(*read_tensors(self.folder / self.files[name]))
 
     def facts(self) -> dict[str, Folds]:
         """All of them without their moments, which are not read."""
         none = {fold: np.zeros(0, np.float32) for fold in ("fit", "held")}
-        known = {file: read_metadata(self.folder / file) for file in set(self.files.values())}
-        return {
-            name: Folds(*(_unpacked(none, known[file], fold) for fold in none)) for name, file in self.files.items()
-        }
+        known = {file: _folds(none, read_metadata(self.folder / file)) for file in set(self.files.values())}
+        return {name: known[file] for name, file in self.files.items()}
 
     def __contains__(self, name: object) -> bool:
         return name in self.files
@@ -51,27 +47,39 @@ class StoredGrams(Mapping[str, Folds]):
         return len(self.files)
 
 
+def facts_of(gram: Gram) -> dict[str, Any]:
+    """All of a Gram that JSON can hold."""
+    return {key: getattr(gram, key) for key in ("side", "tokens", "energy", "nonfinite")}
+
+
+def triangle_of(gram: Gram) -> NDArray[np.float64]:
+    """The lower triangle of its moment, row after row."""
+    return gram.moment[..., *np.tril_indices(gram.moment.shape[-1])]
+
+
+def gram_of(facts: Mapping[str, Any], triangle: NDArray[Any], total: NDArray[Any] | None = None) -> Gram:
+    """The Gram that `facts_of` and `triangle_of` were given; `total` is the sum of its tokens, if that was kept."""
+    size = int((np.sqrt(8 * triangle.shape[-1] + 1) - 1) / 2)
+    moment = np.zeros((*triangle.shape[:-1], size, size))
+    moment[..., *np.tril_indices(size)] = triangle
+    moment += np.tril(moment, -1).swapaxes(-1, -2)
+    side: Side = "input" if facts["side"] == "input" else "output"
+    return Gram(side, moment, int(facts["tokens"]), float(facts["energy"]), int(facts["nonfinite"]), total)
+
+
 def store_grams(folder: Path, name: str, folds: Folds) -> str:
     """Write the Grams of a weight; the file's name."""
     file = f"{hash_json(name)}.safetensors"
-    arrays: dict[str, NDArray[Any]] = {}
-    facts: dict[str, dict[str, Any]] = {}
-    for fold, gram in (("fit", folds.fit), ("held", folds.heldout)):
-        arrays[fold] = gram.moment[np.tril_indices(len(gram.moment))].astype(np.float32)
-        facts[fold] = {key: getattr(gram, key) for key in ("side", "tokens", "energy", "nonfinite")}
+    grams = {"fit": folds.fit, "held": folds.heldout}
+    arrays = {fold: triangle_of(gram).astype(np.float32) for fold, gram in grams.items()}
+    facts = {fold: facts_of(gram) for fold, gram in grams.items()}
     write_tensors(folder / file, arrays, {"facts": json.dumps(facts)})
     return file
 
 
-def _unpacked(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str], fold: str) -> Gram:
+def _folds(arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> Folds:
     try:
-        facts = json.loads(metadata["facts"])[fold]
-        side, tokens, nonfinite = str(facts["side"]), int(facts["tokens"]), int(facts["nonfinite"])
-        energy, packed = float(facts["energy"]), arrays[fold]
-        size = int((np.sqrt(8 * len(packed) + 1) - 1) / 2)
-        moment = np.zeros((size, size))
-        moment[np.tril_indices(size)] = packed
+        facts = json.loads(metadata["facts"])
+        return Folds(*(gram_of(facts[fold], arrays[fold]) for fold in ("fit", "held")))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ArtifactError(f"a file of Grams is damaged ({first_line(error)}); run `lowrank analyze` again") from None
-    moment += np.tril(moment, -1).T
-    return Gram("input" if side == "input" else "output", moment, tokens, energy, nonfinite)

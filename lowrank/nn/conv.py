@@ -16,15 +16,13 @@ class _TwoConvs(nn.Module):
     left: Conv
     right: Conv
 
-    def __init__(
-        self, like: Conv, rank: int, bias: bool, dtype: torch.dtype | None, device: torch.device | str | None
-    ) -> None:
+    def __init__(self, like: Conv, rank: int, bias: bool, numbers: dict[str, Any]) -> None:
         super().__init__()
         self.in_channels, self.out_channels = like.in_channels, like.out_channels
         self.kernel_size, self.stride, self.padding = like.kernel_size, like.stride, like.padding
         self.dilation, self.groups, self.padding_mode = like.dilation, like.groups, like.padding_mode
         self.rank = rank
-        self.bias = nn.Parameter(torch.zeros(like.out_channels, dtype=dtype, device=device)) if bias else None
+        self.bias = nn.Parameter(torch.zeros(like.out_channels, **numbers)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply `right`, then `left`, then the bias."""
@@ -48,17 +46,10 @@ class LowRankConv(_TwoConvs):
         (torch.Size([1, 6, 5, 5]), torch.Size([6, 8, 3, 3]))
     """
 
-    def __init__(
-        self,
-        like: Conv,
-        rank: int,
-        bias: bool = True,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
-        super().__init__(like, rank, bias, dtype, device)
+    def __init__(self, like: Conv, rank: int, bias: bool = True, **numbers: Any) -> None:
+        super().__init__(like, rank, bias, numbers)
         kind: Any = nn.Conv1d if isinstance(like, nn.Conv1d) else nn.Conv2d
-        own = {"bias": False, "dtype": dtype, "device": device}
+        own: dict[str, Any] = {"bias": False, **numbers}
         self.right = kind(
             like.in_channels,
             like.groups * rank,
@@ -103,16 +94,9 @@ class SpatialConv(_TwoConvs):
         (torch.Size([1, 6, 5, 5]), torch.Size([6, 8, 3, 3]))
     """
 
-    def __init__(
-        self,
-        like: nn.Conv2d,
-        rank: int,
-        bias: bool = True,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
-        super().__init__(like, rank, bias, dtype, device)
-        own: dict[str, Any] = {"bias": False, "dtype": dtype, "device": device, "padding_mode": like.padding_mode}
+    def __init__(self, like: nn.Conv2d, rank: int, bias: bool = True, **numbers: Any) -> None:
+        super().__init__(like, rank, bias, numbers)
+        own: dict[str, Any] = {"bias": False, **numbers, "padding_mode": like.padding_mode}
         named = isinstance(like.padding, str)
         padding: Any = (like.padding, like.padding) if named else ((0, like.padding[1]), (like.padding[0], 0))
         (high, wide), (down, along) = like.kernel_size, like.stride

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor, nn
 
 
@@ -18,18 +19,12 @@ class LowRankEmbedding(nn.Module):
         (torch.Size([2, 6]), torch.Size([10, 6]))
     """
 
-    def __init__(
-        self,
-        like: nn.Embedding,
-        rank: int,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, like: nn.Embedding, rank: int, **numbers: Any) -> None:
         super().__init__()
         self.num_embeddings, self.embedding_dim = like.num_embeddings, like.embedding_dim
         self.padding_idx, self.rank = like.padding_idx, rank
-        self.left = nn.Embedding(like.num_embeddings, rank, like.padding_idx, dtype=dtype, device=device)
-        self.right = nn.Linear(like.embedding_dim, rank, bias=False, dtype=dtype, device=device)
+        self.left = nn.Embedding(like.num_embeddings, rank, like.padding_idx, **numbers)
+        self.right = nn.Linear(like.embedding_dim, rank, bias=False, **numbers)
 
     def forward(self, input: Tensor) -> Tensor:
         """Look up, then widen."""

@@ -158,19 +158,11 @@ class LowRankStack(_Stack):
         (torch.Size([3, 6]), torch.Size([4, 6, 8]))
     """
 
-    def __init__(
-        self,
-        stack: int,
-        a: int,
-        b: int,
-        rank: int,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, stack: int, a: int, b: int, rank: int, **like: Any) -> None:
         super().__init__()
         self.rank = rank
-        self.left = nn.Parameter(torch.zeros(stack, a, rank, dtype=dtype, device=device))
-        self.right = nn.Parameter(torch.zeros(stack, rank, b, dtype=dtype, device=device))
+        self.left = nn.Parameter(torch.zeros(stack, a, rank, **like))
+        self.right = nn.Parameter(torch.zeros(stack, rank, b, **like))
 
     def value(self) -> Factored:
         """The product, not formed."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +15,8 @@ class LowRankLinear(nn.Linear):
 
     To outside code it is a linear layer: PEFT puts adapters on it. Its state is `right.weight` (rank x inputs),
     `left.weight` (outputs x rank) and, if there is one, `bias` under the name that it had. `weight` is the product;
-    what its `data` is set to is taken into the factors, whose rank becomes what that needs.
+    what its `data` is set to is taken into the factors, whose rank becomes what that needs. `like` are `dtype` and
+    `device`, as of any layer of torch.
 
     Example:
         >>> layer = LowRankLinear(8, 6, rank=2)
@@ -21,25 +24,17 @@ class LowRankLinear(nn.Linear):
         (torch.Size([3, 6]), torch.Size([6, 8]))
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        rank: int,
-        bias: bool = True,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True, **like: Any) -> None:
         # Not that of nn.Linear, which would make a dense weight.
         nn.Module.__init__(self)
         self.in_features = in_features
         self.out_features = out_features
         self.rank = rank
-        self.right = nn.Linear(in_features, rank, bias=False, dtype=dtype, device=device)
-        self.left = nn.Linear(rank, out_features, bias=False, dtype=dtype, device=device)
+        self.right = nn.Linear(in_features, rank, bias=False, **like)
+        self.left = nn.Linear(rank, out_features, bias=False, **like)
         # Not the bias of `left`: a bias inside a linear layer exports as Gemm for two-dimensional inputs, and the
         # graph is to have two MatMuls and an Add whatever the input.
-        self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device)) if bias else None
+        self.bias = nn.Parameter(torch.zeros(out_features, **like)) if bias else None
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply `right`, then `left`, then the bias."""

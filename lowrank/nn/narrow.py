@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -33,15 +35,14 @@ class NarrowLinear(nn.Module):
         spread: bool = False,
         picks: bool = False,
         bias: bool = False,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
+        **like: Any,
     ) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.linear = nn.Linear(shape[1], shape[0], bias, dtype=dtype, device=device)
-        zeros = torch.full((out_features,), shape[0], device=device)
+        self.linear = nn.Linear(shape[1], shape[0], bias, **like)
+        zeros = torch.full((out_features,), shape[0], device=like.get("device"))
         self.register_buffer("spread", zeros if spread else None)
-        self.register_buffer("picks", torch.arange(shape[1], device=device) if picks else None)
+        self.register_buffer("picks", torch.arange(shape[1], device=like.get("device")) if picks else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Pick inputs, apply the smaller layer, put zeros between its outputs."""

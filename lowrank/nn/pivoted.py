@@ -16,13 +16,13 @@ class PivotedLinear(nn.Linear):
     """Two factors in rank^2 fewer numbers: `z = right(x)`, `y = [z, left(z)]`, plus the bias.
 
     On the side of the inputs it is `y = left(x_p + right(x_rest))`. Its state is `right.weight`, `left.weight`, if
-    there is one `bias`, and `order` (for each output which of `[z, left(z)]` it is). Where neighbours have agreed on an
-    order there is none: pivots are then the first channels of each of the `heads`, or the last ones.
+    there is one `bias`, and `order` (for each output which of `[z, left(z)]` it is). With a number of `heads` there is
+    no order: neighbours have agreed on one in which the pivots are the first channels of each head, or the last ones.
 
     Example:
         >>> PivotedLinear(8, 6, rank=2)(torch.zeros(3, 8)).shape
         torch.Size([3, 6])
-        >>> layer = PivotedLinear(8, 6, rank=2, ordered=False, side="input", heads=2, last=True)
+        >>> layer = PivotedLinear(8, 6, rank=2, side="input", heads=2, last=True)
         >>> layer(torch.zeros(3, 8)).shape, layer.weight.shape, layer.right.weight.shape
         (torch.Size([3, 6]), torch.Size([6, 8]), torch.Size([2, 6]))
     """
@@ -34,24 +34,21 @@ class PivotedLinear(nn.Linear):
         in_features: int,
         out_features: int,
         rank: int,
-        ordered: bool = True,
         bias: bool = True,
         side: Side = "output",
-        heads: int = 1,
+        heads: int | None = None,
         last: bool = False,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
+        **like: Any,
     ) -> None:
         # Not that of nn.Linear, which would make a dense weight.
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
-        self.side, self.heads, self.last = side, heads, last
-        like: Any = {"bias": False, "dtype": dtype, "device": device}
+        self.side, self.heads, self.last = side, heads or 1, last
         output = side == "output"
-        self.right = nn.Linear(in_features if output else in_features - rank, rank, **like)
-        self.left = nn.Linear(rank, out_features - rank if output else out_features, **like)
-        self.register_buffer("order", torch.arange(out_features, device=device) if ordered else None)
-        self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device)) if bias else None
+        self.right = nn.Linear(in_features if output else in_features - rank, rank, bias=False, **like)
+        self.left = nn.Linear(rank, out_features - rank if output else out_features, bias=False, **like)
+        self.register_buffer("order", torch.arange(out_features, device=like.get("device")) if heads is None else None)
+        self.bias = nn.Parameter(torch.zeros(out_features, **like)) if bias else None
 
     def forward(self, input: Tensor) -> Tensor:
         """Compute the pivots, and from them the outputs."""

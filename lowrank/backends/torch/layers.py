@@ -46,8 +46,10 @@ def empty_linear(module: nn.Module, record: Mapping[str, Any], shape: tuple[int,
     rows, cols = shape
     rank, bias = record["rank"], record["bias"]
     if "ordered" in record:
-        place = {name: record[name] for name in ("side", "heads", "last") if name in record}
-        return PivotedLinear(cols, rows, rank, record["ordered"], bias, **place, **like)
+        heads = None if record["ordered"] else record.get("heads", 1)
+        return PivotedLinear(
+            cols, rows, rank, bias, record.get("side", "output"), heads, record.get("last", False), **like
+        )
     if record.get("spread") or record.get("picks"):
         narrow = (int(record["shape"][0]), int(record["shape"][1]))
         return NarrowLinear(cols, rows, narrow, record["spread"], record["picks"], bias, **like)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Unpack
+from typing import TypeVar, Unpack
 
 from lowrank.artifacts import hash_json, save_analysis
 from lowrank.artifacts.analysis import CouplingsCodec, GramsCodec, RecordCodec, kept_in
@@ -31,6 +32,8 @@ from lowrank.version import __version__
 
 STAGE = "analyze"
 """Of a run's journal."""
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @holding("output")
@@ -117,7 +120,7 @@ def _computed(session: Session, weights: Sequence[Weight]) -> tuple[Analysis, Ma
     grams: Mapping[str, Folds] = {}
     couplings: list[Coupling] = []
     if calibration is not None:
-        with clock.stage("bonds"):
+        with clock.stage("couplings"):
             couplings = usable(backend, weights)
         with clock.stage("calibrate"):
             coupled = {name for coupling in couplings for name in coupling.weights}
@@ -164,20 +167,25 @@ def analyze_weights(
     pool: Pool | None = None,
     journal: Journal = NOWHERE,
 ) -> tuple[WeightAnalysis, ...]:
-    """Spectra of all weights.
+    """The spectra and error curves of all weights.
 
     Args:
         backend: where the weights are.
         weights: which.
-        grams: by weight name.
+        grams: the second moments of their inputs, by weight name.
         track: shows progress.
         pool: where they are computed; by default a thread for each core.
-        journal: what is known already, and keeps what is found.
+        journal: has the results of an earlier run, and keeps those of this one.
     """
     # What is streamed has no graph whose bytes would be counted.
     job = Journaled(_WeightJob(backend, grams, not is_streamed(backend)), journal, _name, RecordCodec())
-    with nullcontext(pool) if pool is not None else threads() as places:
-        return tuple(track(places.map(job, weights), "analyzing", len(weights)))
+    return tuple(_mapped(job, weights, pool, track, "analyzing"))
+
+
+def _mapped(job: Callable[[T], R], items: Sequence[T], pool: Pool | None, track: Track, label: str) -> list[R]:
+    """The results of a job for all items, in their order."""
+    with nullcontext(pool) if pool is not None else threads() as workers:
+        return list(track(workers.map(job, items), label, len(items)))
 
 
 def _name(weight: Weight) -> str:
@@ -192,7 +200,7 @@ def analyze_couplings(
     pool: Pool | None = None,
     journal: Journal = NOWHERE,
 ) -> tuple[CouplingAnalysis, ...]:
-    """What every structure can make of every coupling."""
+    """The error curves of every structure that fits, for all couplings; arguments as in `analyze_weights`."""
 
     def measured(coupling: Coupling) -> Sequence[CouplingAnalysis]:
         analyses = (structure.measure(coupling, grams, backend) for structure in structures())
@@ -203,9 +211,7 @@ def analyze_couplings(
     job = Journaled(
         measured, journal, lambda coupling: f"{coupling.kind}: {', '.join(coupling.weights)}", CouplingsCodec()
     )
-    with nullcontext(pool) if pool is not None else threads() as places:
-        parts = list(track(places.map(job, couplings), "analyzing bonds", len(couplings)))
-    return tuple(each for part in parts for each in part)
+    return tuple(chain.from_iterable(_mapped(job, couplings, pool, track, "analyzing couplings")))
 
 
 def solver_notes(used: Sequence[Fallback]) -> tuple[str, ...]:

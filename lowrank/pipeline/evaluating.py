@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lowrank.artifacts import write_json
 from lowrank.artifacts.lock import holding
 from lowrank.backends import Opening
 from lowrank.core.structures.base import Replacement
@@ -14,12 +13,11 @@ from lowrank.edge.target import Target
 from lowrank.evaluate.measure import Measures, measure
 from lowrank.pipeline.budgets.quality_drop import read_benchmark
 from lowrank.pipeline.plans import replacements
-from lowrank.pipeline.publish.model_card import write_card
-from lowrank.pipeline.run.layout import MODEL_FOLDER, REPORT_FILE, RUN, files_of
-from lowrank.pipeline.run.page import with_page
+from lowrank.pipeline.run.layout import RUN
 from lowrank.pipeline.run.provenance import provenance
 from lowrank.pipeline.run.read import read_run
 from lowrank.pipeline.run.read_back import held_in_graph
+from lowrank.pipeline.run.write import write_report
 from lowrank.pipeline.session import open_session
 from lowrank.progress import Track, silent
 from lowrank.results.parts import Quality
@@ -70,11 +68,7 @@ def evaluate(
         seconds=session.clock.seconds,
         provenance=provenance(analysis, plan, refit, known.cut if known else (), known),
     )
-    write_card(folder / MODEL_FOLDER, report)
-    report = replace(report, files=files_of(folder))
-    report = with_page(folder, folder, analysis, plan, report)
-    write_json(folder / REPORT_FILE, "report", report.to_json())
-    return report
+    return write_report(folder, folder, analysis, plan, report)
 
 
 def _with_kept(report: Report, known: Report) -> Report:

@@ -29,10 +29,9 @@ from lowrank.core.structures import factorized, structure_named
 from lowrank.core.structures.base import Option
 from lowrank.errors import UnsupportedModel
 from lowrank.evaluate.sizes import budget_of, per_weight_error, sizes_of, skipped_of, targets_of
-from lowrank.pipeline.publish.model_card import write_card
-from lowrank.pipeline.run.layout import MODEL_FOLDER, PLAN_FILE, REPORT_FILE, RESULTS, files_of
-from lowrank.pipeline.run.page import with_page
+from lowrank.pipeline.run.layout import MODEL_FOLDER, PLAN_FILE, RESULTS
 from lowrank.pipeline.run.provenance import provenance
+from lowrank.pipeline.run.write import write_report
 from lowrank.pipeline.session import Session
 from lowrank.results.parts import Errors
 from lowrank.results.report import Report
@@ -121,11 +120,7 @@ def compress_streamed(session: Session, plan: Plan, run: Path) -> Report:
         shutil.copytree(folder, stage / MODEL_FOLDER, copy_function=linked)
         write_json(stage / PLAN_FILE, "plan", plan.to_json())
         report = replace(report, seconds=clock.seconds, provenance=provenance(analysis, plan, refit=False))
-        write_card(stage / MODEL_FOLDER, report)
-        report = replace(report, files=files_of(stage))
-        report = with_page(stage, run, analysis, plan, report)
-        write_json(stage / REPORT_FILE, "report", report.to_json())
-    return report
+        return write_report(stage, run, analysis, plan, report)
 
 
 def _alone(name: str, analysis: Analysis) -> Analysis:

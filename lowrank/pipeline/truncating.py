@@ -103,7 +103,7 @@ def truncate(
     with clock.stage("open"):
         analysis, plan, report = read_finished_run(folder)
         _check_possible(folder, analysis, plan, report, budget)
-        original, told = find_original(folder, analysis, model, work.opening)
+        original, missing = find_original(folder, analysis, model, work.opening)
         finished = take_apart(folder, analysis, plan, report, original, work.opening or Opening())
     with locked(out):
         with clock.stage("read calibration"):
@@ -117,7 +117,7 @@ def truncate(
             current=analysis,
         )
         if original is None:
-            remarks = [f"{told}: errors and fidelity are against the finished result", *remarks]
+            remarks = [f"{missing}: errors and fidelity are against the finished result", *remarks]
         reference = _reference(session, original)
         return _write(reference, _cut(session, finished, budget, refit), finished, remarks, latency)
 
@@ -220,7 +220,7 @@ def _write(session: Session, result: Smaller, finished: Finished, remarks: Seque
     """Write a smaller model to the session's run, and measure it."""
     assert session.run is not None
     out, report, beside = session.run, finished.report, finished.folder / ADAPTER_FOLDER
-    remarks = [*remarks, *([_told_of(finished)] if finished.fixed else [])]
+    remarks = [*remarks, *([_fixed_words(finished)] if finished.fixed else [])]
     keeps_lora = _keeps_lora(finished)
     if beside.exists() and not keeps_lora:
         _check_lost(finished, out)
@@ -251,10 +251,10 @@ def _chosen(session: Session, finished: Finished, budget: Budget, target: Target
     except InfeasibleBudget as error:
         if not finished.fixed:
             raise
-        raise InfeasibleBudget(f"{error}; {_told_of(finished)}") from None
+        raise InfeasibleBudget(f"{error}; {_fixed_words(finished)}") from None
 
 
-def _told_of(finished: Finished) -> str:
+def _fixed_words(finished: Finished) -> str:
     """What stays as it is, and why."""
     name, reason = next(iter(finished.fixed.items()))
     return (
@@ -274,10 +274,9 @@ def _data(full: Backend, settings: Settings | None, analysis: Analysis) -> tuple
     if settings is not None:
         return read_calibration(full, settings), []
     try:
-        found = read_calibration(full, Settings.from_json(analysis.settings))
+        return read_calibration(full, Settings.from_json(analysis.settings)), []
     except CalibrationError as error:
         return None, [f"measured on random inputs and not refitted, as the run's data cannot be read: {error}"]
-    return found, []
 
 
 def _recut(chosen: Plan, left: Remaining, before: CompressedWeights, track: Track) -> dict[str, Replacement]:

@@ -56,10 +56,20 @@ def read_run(folder: Path) -> tuple[Analysis, Plan, Report | None]:
         PlanMismatch: if the model follows another plan.
         ArtifactError: if the run is not complete.
     """
+    analysis, plan, report = read_files(folder)
+    _check_plan(folder, plan, analysis)
+    return analysis, plan, report
+
+
+def read_files(folder: Path) -> tuple[Analysis, Plan, Report | None]:
+    """The analysis, the plan and the report of a run as they lie there; None if there is no report.
+
+    Raises:
+        ArtifactError: if the analysis or the plan is missing or not whole.
+    """
     analysis = load_analysis(folder)
     content = read_json(folder / PLAN_FILE, "plan")
     plan = Plan.from_json(content, analysis, Budget.from_json(content.get("budget")))
-    _check_plan(folder, plan, analysis)
     path = folder / REPORT_FILE
     return analysis, plan, Report.from_json(read_json(path, "report")) if path.is_file() else None
 

@@ -7,17 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lowrank.artifacts import hash_json, load_analysis, read_json
+from lowrank.artifacts import hash_json, read_json
 from lowrank.artifacts.files import RECORD_FILE, hash_files
 from lowrank.backends import Backend, Opening, open_model
 from lowrank.core.analysis import Analysis
-from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan
 from lowrank.core.structures.base import Replacement
 from lowrank.edge.target import Target
 from lowrank.errors import PlanMismatch, UnsupportedModel
-from lowrank.pipeline.run.layout import MODEL_FOLDER, PLAN_FILE, REPORT_FILE
-from lowrank.pipeline.run.read import check_source, read_run, source_of
+from lowrank.pipeline.run.layout import MODEL_FOLDER
+from lowrank.pipeline.run.read import check_source, read_files, read_run, source_of
 from lowrank.results.report import ONNX_FILE, Report
 
 
@@ -47,10 +46,7 @@ def read_finished_run(folder: Path) -> tuple[Analysis, Plan, Report | None]:
     """What a run says of itself; a graph is enough of a model."""
     if (folder / MODEL_FOLDER / RECORD_FILE).is_file() or not (folder / ONNX_FILE).is_file():
         return read_run(folder)
-    analysis, content = load_analysis(folder), read_json(folder / PLAN_FILE, "plan")
-    plan = Plan.from_json(content, analysis, Budget.from_json(content.get("budget")))
-    path = folder / REPORT_FILE
-    return analysis, plan, Report.from_json(read_json(path, "report")) if path.is_file() else None
+    return read_files(folder)
 
 
 def find_original(

@@ -13,6 +13,7 @@ from lowrank.backends import Backend
 from lowrank.backends.inputs import Feed, Signature, spread
 from lowrank.backends.onnx.save import file_size
 from lowrank.calibrate.data import Calibration
+from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan, stored_weights
 from lowrank.core.rounding.formats import Stored
 from lowrank.edge.graph_file import fit_file
@@ -114,9 +115,21 @@ def write_and_measure(
         seconds=clock.seconds,
         provenance=provenance(session.analysis, plan, history.refit, history.cut, history.before),
     )
-    write_card(folder, report)
-    report = replace(report, files=files_of(stage))
-    report = with_page(stage, stage.parent, session.analysis, plan, report)
+    return write_report(stage, stage.parent, session.analysis, plan, report)
+
+
+def write_report(stage: Path, run: Path, analysis: Analysis, plan: Plan, report: Report) -> Report:
+    """Write the model card, the page and the report of a result; the report with the bytes of all files.
+
+    Args:
+        stage: where the result lies.
+        run: the folder that it goes to.
+        analysis: of the dense model.
+        plan: that the compressed model follows.
+        report: all of it but the files.
+    """
+    write_card(stage / MODEL_FOLDER, report)
+    report = with_page(stage, run, analysis, plan, replace(report, files=files_of(stage)))
     write_json(stage / REPORT_FILE, "report", report.to_json())
     return report
 

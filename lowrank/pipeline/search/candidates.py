@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import zlib
 from collections.abc import Callable, Sequence
@@ -14,23 +13,24 @@ from typing import TYPE_CHECKING, Any
 from lowrank.artifacts import hash_json, read_json, write_json
 from lowrank.artifacts.files import linked
 from lowrank.backends import Backend
-from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.inputs import Feed
 from lowrank.backends.onnx.save import file_size
 from lowrank.calibrate import training_batches
 from lowrank.edge.graph_file import fit_file
-from lowrank.errors import ExportError, UnsupportedModel
+from lowrank.errors import UnsupportedModel
 from lowrank.evaluate.measure import exactness
 from lowrank.healing.training import Training
 from lowrank.pipeline.healing import check_samples
 from lowrank.pipeline.plans import compressed, select
 from lowrank.pipeline.run.layout import CHECKPOINT_FILE, MODEL_FOLDER
 from lowrank.pipeline.run.write import rounding_feeds
+from lowrank.pipeline.search.bench import Bench
 from lowrank.pipeline.search.methods import Method
 from lowrank.pipeline.session import Session
 from lowrank.results.report import ONNX_FILE
 
 if TYPE_CHECKING:
-    from lowrank.evaluate.tasks import Score, Task
+    from lowrank.evaluate.tasks import Score
     from lowrank.healing.checkpoint import Checkpoint
     from lowrank.healing.distill import Samples
     from lowrank.healing.phases import Healing
@@ -54,9 +54,7 @@ class Candidate:
 class CandidateBuilder:
     """Makes each model once, its graphs in all types, and scores them; what is done is kept in a folder."""
 
-    session: Session
-    """Of a trial: it shows nothing."""
-    task: Task
+    bench: Bench
     folder: Path
     heal: Training | None
     distil: Training | None
@@ -64,6 +62,11 @@ class CandidateBuilder:
     saving: bool
     """Whether models are saved beside their graphs."""
     _factored: tuple[float, Backend] | None = None
+
+    @cached_property
+    def session(self) -> Session:
+        """The bench's, which shows no progress."""
+        return self.bench.session.on_trial
 
     def path(self, kind: Method) -> Path:
         """The graph of a point."""
@@ -93,34 +96,28 @@ class CandidateBuilder:
             candidate.save(place / MODEL_FOLDER)
         candidate.model.write_onnx(self.path(whole))
         exactness(candidate.model, self.path(whole))
-        signature = candidate.model.signature
-        assert isinstance(signature, Signature)
         feeds = rounding_feeds(self.session.calibration)
         for kind in missing:
             if kind is not whole:
-                self._round(kind, whole, signature, feeds)
+                self._round(kind, whole, feeds)
             self._keep(kind, candidate)
 
-    def _round(self, kind: Method, whole: Method, signature: Signature, feeds: Sequence[Feed]) -> None:
+    def _round(self, kind: Method, whole: Method, feeds: Sequence[Feed]) -> None:
         place = self.path(kind).parent
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
         for part in (self.path(whole), self.path(whole).with_name(f"{ONNX_FILE}.data")):
             if part.exists():
                 shutil.copyfile(part, place / part.name)
-        fit_file(self.path(kind), kind.target, signature, feeds)
+        fit_file(self.path(kind), kind.target, self.bench.signature, feeds)
         if self.saving:
             shutil.copytree(self.path(whole).parent / MODEL_FOLDER, place / MODEL_FOLDER, copy_function=linked)
 
     def _keep(self, kind: Method, candidate: Candidate) -> None:
         """Score a graph, and remember what it came to."""
-        from lowrank.evaluate.tasks import compare
-
         path = self.path(kind)
-        score = self.dense_score if kind == Method("dense") else self._score(path)
-        compared = compare(self.task, self.dense_score, score)
-        if not math.isfinite(compared.drop):
-            raise ExportError(f"its {self.task.metric} is no number")
+        score = self.dense_score if kind == Method("dense") else self.bench.score(path)
+        compared = self.bench.compared(self.dense_score, score)
         facts = {
             "params": candidate.model.params,
             "zeros": None,
@@ -139,13 +136,7 @@ class CandidateBuilder:
     @cached_property
     def dense_score(self) -> Score:
         """Of the dense model's graph, which is made first."""
-        return self._score(self.path(Method("dense")))
-
-    def _score(self, path: Path) -> Score:
-        from lowrank.evaluate.session import FileModel
-
-        assert isinstance(self.session.dense.signature, Signature)
-        return self.task.score(FileModel(path, self.session.dense.signature.output))
+        return self.bench.score(self.path(Method("dense")))
 
     def _made(self, kind: Method) -> Candidate:
         if kind.method == "dense":

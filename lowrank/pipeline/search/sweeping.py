@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,8 +22,8 @@ from lowrank.healing.training import Training
 from lowrank.pipeline.run.layout import PAGE_FILE, RUN
 from lowrank.pipeline.run.page import draw_page
 from lowrank.pipeline.run.provenance import made_with
+from lowrank.pipeline.search.bench import open_bench
 from lowrank.pipeline.search.candidates import CandidateBuilder, copy_point
-from lowrank.pipeline.search.measurable import open_measurable
 from lowrank.pipeline.search.methods import ALL, FRONT, Method, check_names, data_of, families
 from lowrank.pipeline.session import Session, WorkOptions
 from lowrank.progress import Track
@@ -81,7 +80,8 @@ def sweep(
     run = Path(output).expanduser()
     ways = Ways(keeps=_sound(keeps), heal=_training(heal), distil=_distillation(heal, distil))
     check_names(write, [kind for family in ways.families for kind in family])
-    session, measure = open_measurable(model, run, task, ways.heal is not None, **options)
+    bench = open_bench(model, run, task, ways.heal is not None, **options)
+    session = bench.session
     identity = {
         "model": session.dense.source["fingerprint"],
         "version of lowrank": __version__,
@@ -96,9 +96,7 @@ def sweep(
         return before
     journal = open_journal(run, STAGE, {**identity, "written": list(write)}, session.execution.resume)
     assert journal.folder is not None
-    builder = CandidateBuilder(
-        session.on_trial, measure, journal.folder, ways.heal, ways.distil, session.execution.resume, bool(write)
-    )
+    builder = CandidateBuilder(bench, journal.folder, ways.heal, ways.distil, session.execution.resume, bool(write))
     kinds, left_out = _made(builder, session, _wanted(ways, before, write))
     points = _points(builder, session, kinds)
     if before is not None:
@@ -106,14 +104,14 @@ def sweep(
     chosen = on_front([point.result for point in points])
     points = [replace(point, on_front=front) for point, front in zip(points, chosen, strict=True)]
     result = Sweep(
-        task={"name": measure.name, "metric": measure.metric, "higher_is_better": measure.higher_is_better},
-        shape=_shape(session),
+        task=bench.figures,
+        shape=_shape(bench.signature),
         points=points,
         left_out=left_out,
         advice=advice(points),
         seconds=session.clock.seconds,
         identity=identity,
-        provenance={"command": sys.argv, "source": dict(session.dense.source)},
+        provenance=bench.origin,
     )
     _write(run, result, {kind.name: builder.path(kind).parent for kind in kinds}, write, before is not None)
     close_journal(run, STAGE)
@@ -180,16 +178,12 @@ def _made(
 
 def _points(builder: CandidateBuilder, session: Session, kinds: Sequence[Method]) -> list[Point]:
     """What points came to, timed side by side."""
-    signature = session.dense.signature
-    assert isinstance(signature, Signature)
     with session.clock.stage("latency"):
-        times = _times({kind.name: builder.path(kind) for kind in kinds}, signature, session.track)
+        times = _times({kind.name: builder.path(kind) for kind in kinds}, builder.bench.signature, session.track)
     return [_point(kind, builder.known(kind) or {}, times[kind.name]) for kind in kinds]
 
 
-def _shape(session: Session) -> str:
-    signature = session.dense.signature
-    assert isinstance(signature, Signature)
+def _shape(signature: Signature) -> str:
     return f"1 x {min(SEQUENCE, signature.max_sequence)}" if signature.has_sequence else "1"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -17,23 +16,21 @@ from lowrank.artifacts.analysis import ANALYSIS_FILES
 from lowrank.artifacts.files import linked
 from lowrank.artifacts.journal import PROGRESS_FOLDER, close_journal
 from lowrank.artifacts.lock import holding
-from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx.save import file_size
 from lowrank.core.budget import Budget
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.edge.target import Target
 from lowrank.errors import ArtifactError, ExportError, LowRankError
 from lowrank.evaluate import measure_latency
-from lowrank.evaluate.session import FileModel
-from lowrank.evaluate.tasks import Score, Task, compare
+from lowrank.evaluate.tasks import Score
 from lowrank.healing.training import Training
 from lowrank.pipeline.compressing import compress
 from lowrank.pipeline.evaluating import evaluate
 from lowrank.pipeline.run.layout import RESULTS, RUN, SCRIPT_FILE
-from lowrank.pipeline.search.measurable import open_measurable
+from lowrank.pipeline.search.bench import Bench, open_bench
 from lowrank.pipeline.search.methods import data_of
 from lowrank.pipeline.search.study import Study, import_optuna
-from lowrank.pipeline.session import Session, Work, WorkOptions
+from lowrank.pipeline.session import Work, WorkOptions
 from lowrank.results.report import ONNX_FILE
 from lowrank.results.tuning import GOALS, Limits, Trial, Tuning, best_of, nearest_of
 from lowrank.version import __version__
@@ -105,7 +102,7 @@ def tune(
     import_optuna()
     if not (math.isfinite(max_drop) and max_drop >= 0):
         raise LowRankError(f"a drop of {max_drop:g} is no limit; give a number such as 0.01")
-    session, measure = open_measurable(
+    bench = open_bench(
         model,
         run,
         task,
@@ -115,10 +112,11 @@ def tune(
         execution=effort.execution,
         track=effort.track,
     )
+    session = bench.session
     place = run / PROGRESS_FOLDER / STAGE
     if not session.execution.resume:
         shutil.rmtree(place, ignore_errors=True)
-    workbench = Workbench(model, session, measure, run, place, effort.seed)
+    workbench = Workbench(model, bench, run, place, effort.seed)
     limits = Limits(
         drop=max_drop,
         bytes=None if size is None else size.of_original(session.dense.nbytes).limit,
@@ -138,7 +136,7 @@ def tune(
     exhausted = _search(study, workbench, limits, effort, begun)
     best = best_of(study.trials, limits)
     tuning = Tuning(
-        task={"name": measure.name, "metric": measure.metric, "higher_is_better": measure.higher_is_better},
+        task=bench.figures,
         limits=limits,
         goal=GOALS[limits.goal],
         dense={
@@ -150,7 +148,7 @@ def tune(
         best=best,
         nearest=nearest_of(study.trials, limits) if best is None else None,
         exhausted=exhausted,
-        provenance={"command": sys.argv, "source": dict(session.dense.source)},
+        provenance=bench.origin,
     )
     if best is not None:
         workbench.install(best, limits)
@@ -179,8 +177,7 @@ class Workbench:
     """Makes a trial, and measures it beside the dense model."""
 
     model: object
-    session: Session
-    task: Task
+    bench: Bench
     run: Path
     place: Path
     """For the trials' folders."""
@@ -191,13 +188,13 @@ class Workbench:
         """The dense model's graph."""
         path = self.place / "dense" / ONNX_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.session.dense.write_onnx(path)
+        self.bench.session.dense.write_onnx(path)
         return path
 
     @cached_property
     def dense_score(self) -> Score:
         """Of the dense model's graph."""
-        return self._score(self.dense_path)
+        return self.bench.score(self.dense_path)
 
     @cached_property
     def dense_ms(self) -> float:
@@ -216,9 +213,7 @@ class Workbench:
         """The same trial with what it came to."""
         try:
             path = self._made(trial)
-            compared = compare(self.task, self.dense_score, self._score(path))
-            if not math.isfinite(compared.drop):
-                raise ExportError(f"its {self.task.metric} is no number")
+            compared = self.bench.compared(self.dense_score, self.bench.score(path))
             times = self._times({"dense": self.dense_path, "trial": path})
         except LowRankError as error:
             return replace(trial, problem=str(error))
@@ -257,7 +252,7 @@ class Workbench:
                     shutil.move(folder / name, stage / name)
         if isinstance(self.model, str | Path):
             # Trials were not timed for their reports.
-            evaluate(self.run, opening=self.session.opening)
+            evaluate(self.run, opening=self.bench.session.opening)
 
     def _made(self, trial: Trial) -> Path:
         """The graph of a trial's run.
@@ -279,8 +274,8 @@ class Workbench:
             trial.keep,
             output=folder,
             selector=Knapsack(structures=offered) if offered else None,
-            settings=self.session.settings,
-            opening=self.session.opening,
+            settings=self.bench.session.settings,
+            opening=self.bench.session.opening,
             heal=Training(minutes=trial.minutes, seed=self.seed) if trial.minutes else None,
             latency=False,
             target=Target(dtype=trial.dtype),  # pyright: ignore[reportArgumentType]
@@ -289,13 +284,8 @@ class Workbench:
             raise ExportError(report.problems[0])
         return folder / ONNX_FILE
 
-    def _score(self, path: Path) -> Score:
-        assert isinstance(self.session.dense.signature, Signature)
-        return self.task.score(FileModel(path, self.session.dense.signature.output))
-
     def _times(self, files: Mapping[str, Path]) -> dict[str, float]:
-        assert isinstance(self.session.dense.signature, Signature)
-        return measure_latency(files, self.session.dense.signature)
+        return measure_latency(files, self.bench.signature)
 
 
 def _holds(run: Path, trial: Trial) -> bool:

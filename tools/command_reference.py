@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from lowrank.cli.app import PANELS
-from lowrank.cli.verb import Flag, Verb, without_none
+from lowrank.cli.verb import Flag, Verb
 
 PAGE = Path(__file__).parent.parent / "docs" / "commands.md"
 HEAD = """# Commands
@@ -34,9 +34,8 @@ def takes(flag: Flag) -> str:
         return ""
     if flag.choices:
         return ", ".join(f"`{choice}`" for choice in flag.choices)
-    kind = without_none(flag.kind)
     # Of what may be given several times, one.
-    return TYPES[get_args(kind)[0] if get_args(kind) else kind]
+    return TYPES[get_args(flag.kind)[0] if flag.is_list else flag.kind]
 
 
 def section(verb: Verb) -> Iterator[str]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from lowrank.cli.verb import Flag, Verb
+from lowrank.cli.verb import CONFIG, Flag, Verb
 from lowrank.flat_yaml import RunFileError, Truth, read_flat
 
-OPTION = "--config"
 SUFFIXES = (".yaml", ".yml")
 """Of run files; anything else that `--config` is given is a model's config.json."""
 
@@ -49,38 +48,38 @@ def expanded(arguments: Sequence[str], app: typer.Typer) -> list[str]:
 def _without_file(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     """The run file among the arguments, and the others."""
     rest = list(arguments)
-    found: str | None = None
+    file: str | None = None
     at = 0
     while at < len(rest) and rest[at] != "--":
         name, equals, value = rest[at].partition("=")
-        if name == OPTION:
+        if name == "--config":
             value = value if equals else (rest[at + 1] if at + 1 < len(rest) else "")
             if Path(value).suffix.lower() in SUFFIXES:
-                if found is not None:
-                    raise RunFileError(f"{found} and {value}: there can be one run file; put both into one")
-                found = value
+                if file is not None:
+                    raise RunFileError(f"{file} and {value}: there can be one run file; put both into one")
+                file = value
                 del rest[at : at + (1 if equals else 2)]
                 continue
         at += 1
-    return found, rest
+    return file, rest
 
 
 def _given(tokens: Sequence[str], flags: Sequence[Flag]) -> set[str]:
     """Names of the parameters that are on the command line; an empty one stands for arguments."""
     known = {name: flag for flag in flags for name in (*flag.on, *flag.off)}
-    found: set[str] = set()
+    names: set[str] = set()
     at = 0
     while at < len(tokens):
         name, equals, _ = tokens[at].partition("=")
         short = name[:2] if name.startswith("-") and not name.startswith("--") else name
         flag = known.get(name) or known.get(short)
         if flag is not None:
-            found.add(flag.name)
+            names.add(flag.name)
             at += not (flag.is_switch or equals or (flag is known.get(short) and len(name) > 2 and short != name))
         elif not name.startswith("-") or name == "-":
-            found.add("")
+            names.add("")
         at += 1
-    return found
+    return names
 
 
 def _tokens(flag: Flag, value: Any) -> list[str]:
@@ -101,51 +100,41 @@ def read_run_file(path: Path, flags: Sequence[Flag], command: str) -> dict[str, 
     values: dict[str, Any] = {}
     lines: dict[str, int] = {}
     for written, (line, value) in read_flat(path).items():
-        key = written.replace("_", "-")
+        key, place = written.replace("_", "-"), f"{path}, line {line}"
         if key not in keys:
             near = difflib.get_close_matches(key, keys, 1, 0.5)
             hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(keys)}"
-            raise RunFileError(f"{path}, line {line}: {command} has no option {written[:60]!r}; {hint}")
-        if key in values:
-            raise RunFileError(f"{path}, line {line}: {key} is given twice, first in line {lines[key]}; keep one")
+            raise RunFileError(f"{place}: {command} has no option {written[:60]!r}; {hint}")
+        if key in lines:
+            raise RunFileError(f"{place}: {key} is given twice, first in line {lines[key]}; keep one")
+        lines[key], flag = line, keys[key]
         # YAML reads yes and no as true and false, which are words to all but switches.
-        plain = value.value if keys[key].is_switch and isinstance(value, Truth) else _worded(value)
-        values[key], lines[key] = plain, line
-    given = {key: value for key, value in values.items() if value is not None}
-    if Path(str(given.get("config", ""))).suffix.lower() in SUFFIXES:
-        raise RunFileError(f"{path}, line {lines['config']}: a run file cannot name another one; put both into one")
-    return _validated(path, given, lines, keys)
+        plain = value.value if flag.is_switch and isinstance(value, Truth) else _worded(value)
+        if key == CONFIG.name and Path(str(plain)).suffix.lower() in SUFFIXES:
+            raise RunFileError(f"{place}: a run file cannot name another one; put both into one")
+        if plain is not None:
+            values[flag.name] = _validated(flag, plain, place)
+    return values
 
 
-def _validated(
-    path: Path, given: Mapping[str, Any], lines: Mapping[str, int], keys: Mapping[str, Flag]
-) -> dict[str, Any]:
-    """Values of the types that the flags have, and within their limits."""
-    from pydantic import BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, create_model
+def _validated(flag: Flag, value: Any, place: str) -> Any:
+    """A value of the type that the flag has, and within its limits."""
+    from pydantic import BeforeValidator, ConfigDict, Field, StrictBool, TypeAdapter, ValidationError
 
-    fields: dict[str, Any] = {}
-    for key, flag in keys.items():
-        kind: Any = StrictBool if flag.is_switch else flag.kind
-        if flag.is_list:
-            kind = Annotated[kind, BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
-        elif flag.is_text:
-            kind = Annotated[kind, BeforeValidator(_joined)]
-        if flag.option.least is not None:
-            kind = Annotated[kind, Field(ge=flag.option.least, le=flag.option.most)]
-        fields[flag.name] = (kind, Field(default=None, alias=key))
-    model = create_model(
-        "RunFile", __config__=ConfigDict(coerce_numbers_to_str=True, protected_namespaces=()), **fields
-    )
+    kind: Any = StrictBool if flag.is_switch else flag.kind
+    if flag.is_list:
+        kind = Annotated[kind, BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+    elif kind is str:
+        kind = Annotated[kind, BeforeValidator(_joined)]
+    if flag.option.least is not None:
+        kind = Annotated[kind, Field(ge=flag.option.least, le=flag.option.most)]
     try:
-        made = model.model_validate(dict(given))
+        valid: Any = TypeAdapter(kind, config=ConfigDict(coerce_numbers_to_str=True)).validate_python(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0])
         raise RunFileError(
-            f"{path}, line {lines[key]}: {key} cannot be {str(given[key])[:60]!r}: {_said(first['msg'])}"
+            f"{place}: {flag.key} cannot be {str(value)[:60]!r}: {_said(error.errors()[0]['msg'])}"
         ) from None
-    found = {keys[key].name: getattr(made, keys[key].name) for key in given}
-    return {name: value.value if hasattr(value, "value") else value for name, value in found.items()}
+    return valid.value if flag.choices else valid
 
 
 def _worded(value: Any) -> Any:

@@ -49,29 +49,26 @@ class Flag:
     owner: str
     """The parameter whose dataclass has the field; empty if it is a parameter itself."""
     kind: Any
-    """The type that is read from the command line."""
+    """The type that is read from the command line, without None."""
+    is_optional: bool
+    """Whether the value may be None."""
     option: Option
     default: Any = inspect.Parameter.empty
 
     @property
     def is_switch(self) -> bool:
         """Whether it takes no value."""
-        return self.kind is bool or bool in get_args(self.kind)
+        return self.kind is bool
 
     @property
     def is_list(self) -> bool:
         """Whether it can be given more than once."""
-        return any(get_origin(each) is list for each in (self.kind, *get_args(self.kind)))
-
-    @property
-    def is_text(self) -> bool:
-        """Whether it takes text, or a list with commas."""
-        return str in (self.kind, *get_args(self.kind))
+        return get_origin(self.kind) is list
 
     @property
     def choices(self) -> tuple[str, ...]:
         """The words that it takes; none if it takes others, too."""
-        return tuple(getattr(without_none(self.kind), "__members__", ()))
+        return tuple(getattr(self.kind, "__members__", ()))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -108,9 +105,11 @@ class Flag:
             "metavar": option.metavar if option.metavar or self.is_switch else None,
         }
         info = typer.Argument(**shown) if option.is_argument else typer.Option(*self.names, **shown)
-        default = self.kind(self.default) if isinstance(self.default, str) and self.choices else self.default
         return inspect.Parameter(
-            self.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[self.kind, info]
+            self.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=self.kind(self.default) if self.choices and self.default is not None else self.default,
+            annotation=Annotated[self.kind | None if self.is_optional else self.kind, info],
         )
 
     def read(self, value: Any) -> Any:
@@ -135,7 +134,9 @@ class Flag:
         return self.default if value == [] else value
 
 
-CONFIG = Flag("config", "", str | None, Option("FILE", "run.yaml: a file with these options.", EXPERTS), default=None)
+CONFIG = Flag(
+    "config", "run file", str, True, Option("FILE", "run.yaml: a file with these options.", EXPERTS), default=None
+)
 """The run file of verbs that take no config.json; its options are put in its place before typer reads them."""
 
 
@@ -154,8 +155,7 @@ class Verb:
         kinds: dict[str, Any] = {name: _unpacked(hint)[0] for name, hint in hints.items()}
         self.groups = {name: kinds[name] for name in kinds if is_dataclass(kinds[name])}
         flags = [flag for name, hint in hints.items() for flag in _flags(function, name, hint)]
-        self.takes_config = any(flag.name == "config" for flag in flags)
-        if not self.takes_config:
+        if not any(flag.name == CONFIG.name for flag in flags):
             flags.append(CONFIG)
         self.flags = tuple(sorted(flags, key=lambda flag: PANELS.index(flag.option.panel)))
         self.__signature__ = inspect.Signature([flag.parameter for flag in self.flags])
@@ -172,29 +172,27 @@ class Verb:
         Raises:
             BadParameter: if a value cannot be used.
         """
-        if not self.takes_config and (config := values.pop("config", None)) is not None:
-            raise typer.BadParameter(f"{config}: here it takes a run file, whose name ends in .yaml")
-        arguments: dict[str, Any] = {}
-        contents: dict[str, dict[str, Any]] = {owner: {} for owner in self.groups}
+        contents: dict[str, dict[str, Any]] = {owner: {} for owner in ("", CONFIG.owner, *self.groups)}
         for flag in self.flags:
-            if flag is not CONFIG:
-                place = contents[flag.owner] if flag.owner else arguments
-                place[flag.name] = flag.read(values.get(flag.name, flag.default))
-        arguments |= {owner: kind(**contents[owner]) for owner, kind in self.groups.items()}
-        self.function(**arguments)
+            contents[flag.owner][flag.name] = flag.read(values.get(flag.name, flag.default))
+        for file in filter(None, contents[CONFIG.owner].values()):
+            raise typer.BadParameter(f"{file}: here it takes a run file, whose name ends in .yaml")
+        groups = {owner: kind(**contents[owner]) for owner, kind in self.groups.items()}
+        self.function(**contents[""], **groups)
 
 
 def _flags(function: Callable[..., None], name: str, hint: Any) -> Iterator[Flag]:
     """The options of one parameter."""
     kind, wanted = _unpacked(hint)
     if not is_dataclass(kind):
-        yield Flag(name, "", _typed(kind, wanted[0]), wanted[0], inspect.signature(function).parameters[name].default)
+        default = inspect.signature(function).parameters[name].default
+        yield Flag(name, "", *_typed(kind, wanted[0]), wanted[0], default)
         return
     defaults = {field.name: field.default for field in fields(kind)}
     hints = get_type_hints(kind, include_extras=True)
     for field in wanted or defaults:
         plain, (option,) = _unpacked(hints[field])
-        yield Flag(field, name, _typed(plain, option), option, defaults[field])
+        yield Flag(field, name, *_typed(plain, option), option, defaults[field])
 
 
 def _unpacked(hint: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -202,18 +200,11 @@ def _unpacked(hint: Any) -> tuple[Any, tuple[Any, ...]]:
     return (hint.__origin__, hint.__metadata__) if get_origin(hint) is Annotated else (hint, ())
 
 
-def without_none(kind: Any) -> Any:
-    """A type without the None that it may be."""
-    return get_args(kind)[0] if type(None) in get_args(kind) else kind
-
-
-def _typed(kind: Any, option: Option) -> Any:
-    """The type that typer is to read for a field of this type."""
-    plain: Any = without_none(kind)
-    choices = tuple(option.choices) or (get_args(plain) if get_origin(plain) is Literal else ())
+def _typed(hint: Any, option: Option) -> tuple[Any, bool]:
+    """The type that typer is to read for a field of this type, and whether it may be None."""
+    is_optional = type(None) in get_args(hint)
+    kind = get_args(hint)[0] if is_optional else hint
+    choices = tuple(option.choices) or (get_args(kind) if get_origin(kind) is Literal else ())
     if choices:
-        words: Any = StrEnum("Choice", {name: name for name in choices})
-        plain = words
-    elif option.parse is not None:
-        plain = str
-    return plain | None if type(None) in get_args(kind) else plain
+        return StrEnum("Choice", {name: name for name in choices}), is_optional
+    return (kind if option.parse is None else str), is_optional

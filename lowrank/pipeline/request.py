@@ -31,35 +31,24 @@ SAME_CHANNELS = tuple(s.name for s in structures() if s.keeps_channels and not s
 
 
 class CompressOptions(WorkOptions, total=False):
-    """Keywords of `compress`."""
+    """The keywords of `compress`, whose docstring describes them."""
 
     plan: str | Path | None
-    """A plan.json to follow instead of selecting."""
     selector: Selector | None
-    """The policy; by default the exact knapsack."""
     refit: bool
-    """Fit every replacement to what it sees in the compressed model."""
     heal: Training | float | None
-    """Then train it to imitate the dense model, in this way or for so many minutes."""
     tasks: Sequence[str]
-    """What the result is measured on beside fidelity."""
     max_drop: float | None
-    """Instead of a budget, how much each task may lose."""
     beside: str | Path | None
-    """A LoRA that PEFT saved for the dense model, which is kept as an adapter of the compressed one."""
     latency: bool
-    """Export the dense model too, and time both."""
     with_past: bool
-    """Also write `model_with_past.onnx`."""
     target: Target | None
-    """What graphs are for."""
     timings: Timings | str | Path | None
-    """What a budget of time is spent on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request(Work):
-    """The same with its defaults, and the budget."""
+    """The options of `compress` with their defaults, and its budget."""
 
     budget: Budget | None = None
     plan: str | Path | None = None

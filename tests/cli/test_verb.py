@@ -55,7 +55,7 @@ def test_fields_are_options_in_the_order_of_their_panels() -> None:
         ("colours", "depth"),
         ("colours", "hue"),
         ("tools", "brush"),
-        ("", "config"),
+        ("run file", "config"),
     ]
     flags = {flag.key: flag for flag in paint.flags}
     assert (flags["bright"].on, flags["bright"].off) == (("--bright",), ("--dark",))

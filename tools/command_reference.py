@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-from lowrank.cli.app import PANELS
+from lowrank.cli.app import VERBS
 from lowrank.cli.verb import Flag, Verb
 
 PAGE = Path(__file__).parent.parent / "docs" / "commands.md"
@@ -56,7 +56,7 @@ def section(verb: Verb) -> Iterator[str]:
 
 def reference() -> str:
     """The whole page."""
-    verbs = [verb for panel in PANELS.values() for verb in panel]
+    verbs = [verb for panel in VERBS.values() for verb in panel]
     lines = [HEAD.rstrip(), *(line for verb in verbs for line in section(verb))]
     return "\n".join(lines) + "\n"
 

@@ -28,12 +28,14 @@ from lowrank.version import __version__
 
 INTERRUPTED = 130
 """What typer exits with on Ctrl-C, as shells do."""
-PANELS = {
+
+VERBS = {
     "Make a model smaller": (analyze, compress, heal, truncate),
     "Decide": (select, sweep, tune),
     "Look": (evaluate, demo, inspect, doctor),
     "Ship": (export, bench),
 }
+"""The subcommands, by the panel of the help text that they stand in."""
 
 app = typer.Typer(
     name="lowrank",
@@ -59,7 +61,7 @@ def _root(
     pass
 
 
-for _panel, _verbs in PANELS.items():
+for _panel, _verbs in VERBS.items():
     for _verb in _verbs:
         app.command(_verb.name, rich_help_panel=_panel)(_verb)
 

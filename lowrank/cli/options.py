@@ -192,7 +192,7 @@ class DataOptions:
 class OpeningOptions:
     """How to build a model whose file does not say."""
 
-    arch: Annotated[str | None, Option("NAME", "package.module:factory to build it.", EXPERTS)] = None
+    arch: Annotated[str | None, Option("NAME", "Build with package.module:factory.", EXPERTS)] = None
     config: Annotated[str | None, Option("FILE", "run.yaml, or a model's config.json.", EXPERTS)] = None
     tokenizer: Annotated[str | None, Option("PATH", "tokenizer.json or its folder, if it is missing.", DATA)] = None
     lora: Annotated[str | None, Option("FOLDER", "Merge this LoRA from PEFT first.", EXPERTS)] = None
@@ -278,7 +278,7 @@ class HealingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionOptions:
-    """How work is done. It changes nothing of what comes out."""
+    """In how much memory and on which machines work is done; the results are the same."""
 
     memory: Annotated[int | None, Option("SIZE", "Memory limit, such as 4GB.", LARGE, parse=memory_of)] = None
     stream: Annotated[bool | None, Option("", "Read weight by weight.", LARGE)] = None

@@ -27,16 +27,19 @@ class Option:
     panel: str | None = None
     _: KW_ONLY
     names: tuple[str, ...] = ()
-    """As typer takes them; by default the name of the field, of a switch that is on or undecided with its opposite."""
+    """As typer takes them; by default the field's name, and `--no-` with it for a switch that is not off by default."""
     is_argument: bool = False
+    """Whether it has no name on the command line, only a place."""
     choices: Iterable[str] = ()
     """The words that are allowed; by default those of the field's `Literal`."""
     parse: Callable[[str], Any] | None = None
     """Makes the value from text."""
     least: float | None = None
+    """The smallest number that is allowed."""
     most: float | None = None
+    """The largest number that is allowed."""
     complete: Callable[[str], list[str]] | None = None
-    """For the shell: words that begin so."""
+    """Gives the shell the words that begin like this one."""
     show_default: bool = True
 
 
@@ -45,7 +48,7 @@ class Flag:
     """An option or argument of one verb."""
 
     name: str
-    """Of the field or parameter."""
+    """The name of the field or parameter."""
     owner: str
     """The parameter whose dataclass has the field; empty if it is a parameter itself."""
     kind: Any
@@ -149,6 +152,8 @@ class Verb:
 
     def __init__(self, function: Callable[..., None]) -> None:
         update_wrapper(self, function)
+        paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+        self.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
         self.function = function
         hints = get_type_hints(function, include_extras=True)
         del hints["return"]

@@ -11,10 +11,8 @@ from typing import Annotated, Any, Literal
 import pytest
 import typer
 
-from lowrank.cli.app import PANELS
+from lowrank.cli.app import VERBS
 from lowrank.cli.verb import EXPERTS, HEALING, Option, Verb
-
-VERBS = [verb for panel in PANELS.values() for verb in panel]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +84,7 @@ def test_what_cannot_be_used_is_refused(values: dict[str, Any], message: str) ->
     assert not given
 
 
-@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+@pytest.mark.parametrize("verb", [verb for panel in VERBS.values() for verb in panel], ids=lambda verb: verb.name)
 def test_no_verb_takes_more_than_eight_things_and_help_is_short(
     verb: Verb, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 
 class LowRankError(Exception):
     """Something could not be done, and the message says what to try. The command line exits with 1."""
@@ -65,6 +68,25 @@ class MissingExtra(LowRankError):
 
 class DecompositionError(LowRankError):
     """No solver could decompose a matrix."""
+
+
+@contextmanager
+def misfit(claim: str, remedy: str = "compress the original again") -> Generator[None]:
+    """Any error that wrong content of a file leads to inside the block becomes one with a message.
+
+    Args:
+        claim: what is wrong then; the error follows in brackets.
+        remedy: what to try.
+
+    Raises:
+        ArtifactError: in the place of those errors; errors of this package pass.
+    """
+    try:
+        yield
+    except LowRankError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, AssertionError, IndexError, RuntimeError) as error:
+        raise ArtifactError(f"{claim} ({type(error).__name__}: {first_line(error)}); {remedy}") from None
 
 
 def first_line(error: BaseException) -> str:

@@ -21,8 +21,8 @@ from builders import sentences, tiny_bert_folder, trained_blocks
 from lowrank.artifacts import outside
 from lowrank.artifacts.files import read_json
 from lowrank.backends import Opening, open_model
-from lowrank.backends.torch.adapter_config import is_tame
 from lowrank.backends.torch.huggingface import belongings
+from lowrank.backends.torch.lora import is_tame
 from lowrank.calibrate.data import load_calibration
 from lowrank.calibrate.text import read_samples
 from lowrank.calibrate.tokenize import tokenize

@@ -17,7 +17,7 @@ from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.gram import Gram, Side
 from lowrank.core.truncation.refit import Joint
 from lowrank.core.weight import Coupling, Skip, Weight
-from lowrank.errors import ExportError
+from lowrank.errors import ExportError, UnsupportedModel
 
 Change = tuple[Matrix, Vector | None]
 """Other numbers for a weight, and for its layer's bias unless that stays."""
@@ -42,6 +42,11 @@ class Opening:
         """What must be the same for a second opening to give the same model. Never the permission to unpickle."""
         named = {"config": self.config, "tokenizer": self.tokenizer, "lora": self.lora}
         return {"arch": self.arch, **{key: path and str(Path(path).resolve()) for key, path in named.items()}}
+
+
+def already_compressed(what: str) -> UnsupportedModel:
+    """The error of a model that was compressed before; `what` says what file is of it, or what folder holds it."""
+    return UnsupportedModel(f"{what} a model that lowrank has compressed already; give the original model instead")
 
 
 def not_exported(source: Mapping[str, Any], reason: str) -> ExportError:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lowrank.backends.base import Change, not_exported
+from lowrank.backends.base import not_exported
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.core.linalg.eigen import Matrix
-from lowrank.core.truncation.gram import Gram, Side
 from lowrank.errors import ExportError, UnsupportedModel
 
 
@@ -24,13 +23,20 @@ class Unrun:
         """Why it cannot be run, and what to try."""
         raise NotImplementedError
 
-    def _refuse(self) -> NoReturn:
+    def refuse(self, *_: Any, **__: Any) -> Any:
+        """What takes a forward pass is not possible.
+
+        Raises:
+            UnsupportedModel: always, with the reason.
+        """
         raise UnsupportedModel(self.refusal)
 
+    run = reference = watching = swapped = changed = trials = refuse
+
     @property
-    def output_kind(self) -> NoReturn:
+    def output_kind(self) -> Any:
         """There is no output."""
-        self._refuse()
+        return self.refuse()
 
     @property
     def couplings(self) -> tuple[()]:
@@ -49,34 +55,8 @@ class Unrun:
         raise not_exported(self.source, str(self.signature))
 
     def write_with_past(self, path: Path, opset: int | None = None) -> NoReturn:
-        """Not possible, as above."""
+        """Not possible: a graph is checked by running the model."""
         raise ExportError(f"--with-past cannot be had: {self.signature}")
-
-    def run(self, feed: Feed) -> NoReturn:
-        """Not possible."""
-        self._refuse()
-
-    def reference(self) -> NoReturn:
-        """Not possible."""
-        self._refuse()
-
-    def watching(
-        self, sides: Mapping[str, Side], observe: Callable[[str, Gram], None], device: str = "cpu"
-    ) -> NoReturn:
-        """Not possible."""
-        self._refuse()
-
-    def swapped(self, changes: Mapping[str, Change]) -> NoReturn:
-        """Not possible."""
-        self._refuse()
-
-    def changed(self, changes: Mapping[str, Change]) -> NoReturn:
-        """Of no use: pruned weights are compared by running them."""
-        self._refuse()
-
-    def trials(self, feeds: Sequence[Feed], base: Mapping[str, Change] | None = None) -> NoReturn:
-        """Not possible."""
-        self._refuse()
 
     def curvature(self, feeds: Sequence[Feed], names: Sequence[str]) -> dict[str, Matrix]:
         """There are no gradients."""

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.backends.inputs import Feed, Signature
-from lowrank.backends.torch.inputs import call, first_input, mask_of, token_rows
+from lowrank.backends.torch.hooks import first_input
+from lowrank.backends.torch.inputs import call, mask_of, token_rows
 from lowrank.backends.torch.layers import dense_layer, empty_replacement, fill_, has_bias, put, record_of
 from lowrank.backends.torch.lora import residuals as residuals_of
 from lowrank.backends.torch.module import ModuleBackend

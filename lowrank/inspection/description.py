@@ -20,7 +20,7 @@ TEXT = 400
 """Characters of a text that somebody else wrote."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Description:
     """What a file or folder is."""
 

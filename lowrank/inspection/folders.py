@@ -27,29 +27,29 @@ def look_at_folder(folder: Path) -> Description:
     if is_file(folder / "adapter_config.json"):
         adapter = look_at_json(folder / "adapter_config.json")
         weights = _tensors(sorted(folder.glob("*.safetensors")))
-        return Description(kind="adapter", what=adapter.what, facts={**adapter.facts, **weights}, next=adapter.next)
+        return Description("adapter", adapter.what, facts={**adapter.facts, **weights}, next=adapter.next)
     if is_file(folder / "config.json"):
         return _transformers(folder)
     graphs = sorted(path for path in folder.rglob("*.onnx") if path.is_file())[:MOST]
     names = _files(folder)
     if graphs:
         return Description(
-            kind="onnx-folder",
-            what=f"a folder with {len(graphs)} ONNX files",
+            "onnx-folder",
+            f"a folder with {len(graphs)} ONNX files",
             facts={"graphs": {str(tidy(str(p.relative_to(folder)))): p.stat().st_size for p in graphs}, **names},
             next=tuple(f"lowrank inspect {quoted(path)}" for path in graphs[:3]),
         )
     weights = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth") and p.is_file())
     if weights:
         return Description(
-            kind="weights-folder",
-            what="a folder with weights and no config.json that says how they are applied",
+            "weights-folder",
+            "a folder with weights and no config.json that says how they are applied",
             facts=names,
             next=(f"lowrank analyze {quoted(weights[0])}", "--config or --arch says how it is built"),
         )
     return Description(
-        kind="unknown",
-        what="a folder that is neither a model nor a run",
+        "unknown",
+        "a folder that is neither a model nor a run",
         facts=names,
         next=("give a Hugging Face folder (config.json and weights), or a run folder",),
     )
@@ -93,8 +93,8 @@ def _transformers(folder: Path) -> Description:
     method = quantised.get("quant_method") if isinstance(quantised, dict) else None
     if method == "lowrank":
         return Description(
-            kind="compressed-model",
-            what=f"a {kind} model that lowrank has compressed ({what})",
+            "compressed-model",
+            f"a {kind} model that lowrank has compressed ({what})",
             facts=facts,
             next=(f"lowrank.load({str(folder)!r})",),
         )
@@ -104,12 +104,7 @@ def _transformers(folder: Path) -> Description:
         what += f", quantised ({method})"
     elif not shards and not old:
         steps = ("download the whole model",)
-    return Description(
-        kind="huggingface",
-        what=f"a Hugging Face folder: a {kind} model, {what}",
-        facts=facts,
-        next=steps,
-    )
+    return Description("huggingface", f"a Hugging Face folder: a {kind} model, {what}", facts=facts, next=steps)
 
 
 def _saved(folder: Path) -> Description:
@@ -117,8 +112,8 @@ def _saved(folder: Path) -> Description:
     facts = {**_tensors(sorted(folder.glob("*.safetensors"))), **record.facts, **_files(folder)}
     count = len(record.facts["contents"])
     return Description(
-        kind="compressed-model",
-        what=f"a model that lowrank has compressed: {count} weights replaced",
+        "compressed-model",
+        f"a model that lowrank has compressed: {count} weights replaced",
         facts=facts,
         next=record.next,
     )
@@ -154,4 +149,4 @@ def _run(folder: Path) -> Description:
     if (folder / ".lowrank-progress").is_dir():
         steps.insert(0, "it was stopped on the way: the same command with --resume goes on")
     state = "finished" if done["report"] else "analysed and planned" if done["plan"] else "analysed"
-    return Description(kind="run", what=f"a run of lowrank, {state}", facts=facts, next=tuple(steps))
+    return Description("run", f"a run of lowrank, {state}", facts=facts, next=tuple(steps))

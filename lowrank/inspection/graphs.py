@@ -10,24 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.artifacts.outside import is_file, named_in
+from lowrank.backends.onnx.sites import INTEGER_PRODUCTS
 from lowrank.errors import first_line
 from lowrank.inspection.description import Description, quoted, tidy
 from lowrank.inspection.tensors import rank_of
 
-ROUNDED = {
-    "QuantizeLinear",
-    "DequantizeLinear",
-    "DynamicQuantizeLinear",
-    "MatMulInteger",
-    "QLinearMatMul",
-    "MatMulNBits",
-    "DynamicQuantizeMatMul",
-    "QGemm",
-    "QAttention",
-    "GatherBlockQuantized",
-    "ConvInteger",
-    "QLinearConv",
-}
+ROUNDED = INTEGER_PRODUCTS | {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 """Operators of quantised graphs."""
 LARGEST_READ = 1 << 30
 PASSING = {"DequantizeLinear", "Cast", "Transpose", "Identity"}
@@ -42,8 +30,8 @@ def look_at_onnx(path: Path) -> Description:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:
         return Description(
-            kind="damaged",
-            what="an ONNX file that cannot be read",
+            "damaged",
+            "an ONNX file that cannot be read",
             facts={"why": first_line(error)},
             next=("copy or export it again",),
         )
@@ -52,8 +40,8 @@ def look_at_onnx(path: Path) -> Description:
     except (IndexError, TypeError, ValueError) as error:
         # Fields that are of the right kind and say what cannot be.
         return Description(
-            kind="damaged",
-            what="an ONNX file with a graph that is not whole",
+            "damaged",
+            "an ONNX file with a graph that is not whole",
             facts={"why": first_line(error)},
             next=("export it again",),
         )
@@ -62,7 +50,7 @@ def look_at_onnx(path: Path) -> Description:
 def _look(path: Path, model: Any) -> Description:
     graph = model.graph
     if not graph.node and not graph.initializer:
-        return Description(kind="damaged", what="no ONNX file, or one with an empty graph", next=("export it again",))
+        return Description("damaged", "no ONNX file, or one with an empty graph", next=("export it again",))
     nodes = Counter(f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in _nodes(graph))
     dtypes, initializers = _dtypes(graph)
     outside, missing = _outside(path, graph)
@@ -95,7 +83,7 @@ def _look(path: Path, model: Any) -> Description:
         steps = ("compress the model that it was made from: a quantised graph stays as it is",)
     elif factored:
         steps = (f"lowrank inspect {quoted(path.parent)}",)
-    return Description(kind="onnx", what=f"an ONNX graph ({', '.join(parts)})", facts=facts, next=steps)
+    return Description("onnx", f"an ONNX graph ({', '.join(parts)})", facts=facts, next=steps)
 
 
 def _nodes(graph: Any, depth: int = 0) -> Iterator[Any]:
@@ -196,8 +184,8 @@ def look_at_ort(path: Path) -> Description:
         lines = operators.read_text(encoding="utf-8", errors="replace").splitlines()
         facts["operators"] = tidy([line for line in lines if line and not line.startswith("#")])
     return Description(
-        kind="ort",
-        what="an ONNX Runtime model (.ort), optimised for builds that hold no more than it needs",
+        "ort",
+        "an ONNX Runtime model (.ort), optimised for builds that hold no more than it needs",
         facts=facts,
         next=(f"onnxruntime.InferenceSession({str(path)!r})",),
     )
@@ -210,8 +198,8 @@ def look_at_runtime_adapter(path: Path) -> Description:
     names = sorted({name.decode() for name in re.findall(rb"[\w.]{1,200}\.lora_[AB]", content)})
     facts = {"bytes": path.stat().st_size, "tensors": len(names), "contents": [{"name": name} for name in names]}
     return Description(
-        kind="onnx-adapter",
-        what=f"an adapter for ONNX Runtime ({len(names)} tensors)",
+        "onnx-adapter",
+        f"an adapter for ONNX Runtime ({len(names)} tensors)",
         facts=facts,
         next=("onnxruntime.LoraAdapter().Load(...), for a run of model_with_adapters.onnx",),
     )

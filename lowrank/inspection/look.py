@@ -75,7 +75,7 @@ def inspect(path: Path) -> Description:
         description = _look(path)
         return replace(description, facts=tidy(description.facts, ALL))
     except LowRankError as error:
-        return Description(kind="damaged", what="a file that is not what its name says", facts={"why": str(error)})
+        return Description("damaged", "a file that is not what its name says", facts={"why": str(error)})
     except OSError as error:
         raise UnsupportedModel(f"{path} cannot be read: {error.strerror or first_line(error)}") from None
 
@@ -86,11 +86,11 @@ def _look(path: Path) -> Description:
 
         return look_at_folder(path)
     if not path.is_file():
-        return Description(kind="unknown", what="neither a file nor a folder", next=(f"what is read: {READ}",))
+        return Description("unknown", "neither a file nor a folder", next=(f"what is read: {READ}",))
     with path.open("rb") as stream:
         start = stream.read(64)
     if not start:
-        return Description(kind="empty", what="an empty file", next=("copy it again",))
+        return Description("empty", "an empty file", next=("copy it again",))
     sign = next((each for each in SIGNS if start[each[0] :].startswith(each[1])), None)
     suffixes = [suffix.lower() for suffix in path.suffixes]
     suffix = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else "".join(suffixes[-1:])
@@ -101,15 +101,15 @@ def _look(path: Path) -> Description:
         return _run_file(path)
     if sign is not None:
         return Description(
-            kind="unknown",
-            what=sign[2],
+            "unknown",
+            sign[2],
             facts={"bytes": path.stat().st_size},
             next=tuple(part for part in (sign[3], f"what is read: {READ}") if part),
         )
     looks = "text" if _is_text(start) else "bytes of no kind that is known here"
     return Description(
-        kind="unknown",
-        what=looks,
+        "unknown",
+        looks,
         facts={"bytes": path.stat().st_size, "begins": tidy(repr(start[:32]))},
         next=(f"what is read: {READ}",),
     )
@@ -125,8 +125,8 @@ def _run_file(path: Path) -> Description:
     values = {name: each for name, (_, each) in read_flat(path).items()}
     facts = {"options": tidy({n: v.value if isinstance(v, Truth) else v for n, v in values.items()}, 100)}
     return Description(
-        kind="run-file",
-        what=f"a run file with {len(values)} options",
+        "run-file",
+        f"a run file with {len(values)} options",
         facts=facts,
         next=(f"lowrank COMMAND --config {quoted(path)}",),
     )

@@ -18,7 +18,7 @@ def look_at_json(path: Path) -> Description:
     content = read_any_json(path)
     if not isinstance(content, dict):
         size = f" of {len(content)} entries" if isinstance(content, list) else ""
-        return Description(kind="json", what=f"JSON, a {type(content).__name__}{size}", facts={"value": tidy(content)})
+        return Description("json", f"JSON, a {type(content).__name__}{size}", facts={"value": tidy(content)})
     schema = content.get("schema")
     if isinstance(schema, str) and schema.startswith("lowrank."):
         kind, _, version = schema.removeprefix("lowrank.").partition("/")
@@ -31,17 +31,15 @@ def look_at_json(path: Path) -> Description:
                 "make it again"
             ) from None
         return Description(
-            kind=kind if look is not _of_ours else tidy(kind),
-            what=description.what,
+            kind if look is not _of_ours else tidy(kind),
+            description.what,
             facts={"schema_version": tidy(version), **description.facts},
             next=description.next,
         )
     for keys, look in OTHERS:
         if keys <= set(content):
             return look(path, content)
-    return Description(
-        kind="json", what="JSON that is of no kind that is known here", facts={"keys": tidy(sorted(content), 40)}
-    )
+    return Description("json", "JSON that is of no kind that is known here", facts={"keys": tidy(sorted(content), 40)})
 
 
 def _analysis(path: Path, content: Content) -> Description:
@@ -64,8 +62,8 @@ def _analysis(path: Path, content: Content) -> Description:
         ],
     }
     return Description(
-        kind="analysis",
-        what=f"the analysis of {len(weights)} weights of {facts['model'] or 'a live module'}",
+        "analysis",
+        f"the analysis of {len(weights)} weights of {facts['model'] or 'a live module'}",
         facts=facts,
         next=tuple(f"lowrank {verb} --budget 0.5 -o {quoted(path.parent)}" for verb in ("compress", "select")),
     )
@@ -93,8 +91,8 @@ def _plan(path: Path, content: Content) -> Description:
     }
     asked = f"for {tidy(budget['kind'])} {budget['limit']:g}" if budget else "written by hand"
     return Description(
-        kind="plan",
-        what=f"the ranks of {len(groups)} groups of weights, {asked}",
+        "plan",
+        f"the ranks of {len(groups)} groups of weights, {asked}",
         facts=facts,
         next=(f"lowrank compress --plan {quoted(path)} -o {quoted(path.parent)}",),
     )
@@ -109,8 +107,8 @@ def _report(path: Path, content: Content) -> Description:
     facts["command"] = tidy(content["provenance"].get("command"), 60)
     keep = content["targets"]["keep_ratio"]
     return Description(
-        kind="report",
-        what=f"what was measured of a compressed model, keep ratio {keep:.3f}",
+        "report",
+        f"what was measured of a compressed model, keep ratio {keep:.3f}",
         facts=facts,
         next=(f"lowrank evaluate -o {quoted(path.parent)}", f"lowrank heal {quoted(path.parent)}"),
     )
@@ -127,8 +125,8 @@ def _model(path: Path, content: Content) -> Description:
         ],
     }
     return Description(
-        kind="model",
-        what=f"the record of a compressed model: {len(replaced)} weights were replaced",
+        "model",
+        f"the record of a compressed model: {len(replaced)} weights were replaced",
         facts=facts,
         next=(f"lowrank.load({str(path.parent)!r})",),
     )
@@ -143,19 +141,19 @@ def _sweep(path: Path, content: Content) -> Description:
         "left_out": tidy(content.get("left_out")),
         "contents": [{name: tidy(point.get(name)) for name in names} for point in points],
     }
-    return Description(kind="sweep", what=f"{len(points)} ways to make one model smaller, measured", facts=facts)
+    return Description("sweep", f"{len(points)} ways to make one model smaller, measured", facts=facts)
 
 
 def _tune(path: Path, content: Content) -> Description:
     trials = list(content["trials"])
     facts = {"best": tidy(content.get("best")), "trials": len(trials), "last": tidy(trials[-1] if trials else None)}
-    return Description(kind="tune", what=f"a search of {len(trials)} trials", facts=facts)
+    return Description("tune", f"a search of {len(trials)} trials", facts=facts)
 
 
 def _of_ours(path: Path, content: Content) -> Description:
     kind = str(content["schema"]).removeprefix("lowrank.").partition("/")[0]
     facts = {"keys": {str(tidy(key)): _extent(value) for key, value in content.items() if key != "schema"}}
-    return Description(kind=kind, what=f"a lowrank {tidy(kind)}", facts=facts)
+    return Description(kind, f"a lowrank {tidy(kind)}", facts=facts)
 
 
 def _extent(value: Any) -> Any:
@@ -170,8 +168,8 @@ def _timings(path: Path, content: Content) -> Description:
     names = ("tokens", "threads", "dtype", "step", "machine", "runtime", "whole")
     facts = {"operators": counts, **{name: tidy(content.get(name)) for name in names}}
     return Description(
-        kind="timings",
-        what=f"what {sum(counts.values())} operators take on a machine",
+        "timings",
+        f"what {sum(counts.values())} operators take on a machine",
         facts=facts,
         next=(f"lowrank compress MODEL --latency 0.5 --table {quoted(path)}",),
     )
@@ -193,8 +191,8 @@ def _config(path: Path, content: Content) -> Description:
     )
     facts = {name: tidy(content[name]) for name in names if name in content}
     return Description(
-        kind="config",
-        what=f"the config of a {tidy(content.get('model_type'))} model of transformers",
+        "config",
+        f"the config of a {tidy(content.get('model_type'))} model of transformers",
         facts=facts,
         next=(f"lowrank inspect {quoted(path.parent)}", f"lowrank analyze WEIGHTS --config {quoted(path)}"),
     )
@@ -204,8 +202,8 @@ def _adapter(path: Path, content: Content) -> Description:
     names = ("peft_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules", "task_type")
     facts = {name: tidy(content.get(name)) for name in names}
     return Description(
-        kind="adapter",
-        what=f"an adapter of PEFT ({tidy(content.get('peft_type'))}, rank {tidy(content.get('r'))})",
+        "adapter",
+        f"an adapter of PEFT ({tidy(content.get('peft_type'))}, rank {tidy(content.get('r'))})",
         facts=facts,
         next=(f"lowrank compress MODEL --lora {quoted(path.parent)} --budget 0.5",),
     )
@@ -215,8 +213,8 @@ def _index(path: Path, content: Content) -> Description:
     places = content["weight_map"] if isinstance(content["weight_map"], dict) else {}
     shards = Counter(str(tidy(name)) for name in places.values())
     return Description(
-        kind="index",
-        what=f"the index of {len(places)} tensors in {len(shards)} files",
+        "index",
+        f"the index of {len(places)} tensors in {len(shards)} files",
         facts={"files": dict(shards)},
         next=(f"lowrank analyze {quoted(path.parent)}",),
     )
@@ -227,8 +225,8 @@ def _tokenizer(path: Path, content: Content) -> Description:
     vocab = model.get("vocab")
     facts = {"type": tidy(model.get("type")), "vocabulary": len(vocab) if isinstance(vocab, list | dict) else None}
     return Description(
-        kind="tokenizer",
-        what=f"a tokenizer ({facts['type']}, {facts['vocabulary']} entries)",
+        "tokenizer",
+        f"a tokenizer ({facts['type']}, {facts['vocabulary']} entries)",
         facts=facts,
         next=(f"lowrank analyze MODEL --tokenizer {quoted(path)}",),
     )

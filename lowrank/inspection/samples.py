@@ -26,8 +26,8 @@ def look_at_text(path: Path) -> Description:
     option = " --column COLUMN" if plural else ""
     where = f" in the column {(column or 'text')!r}" if plural else ""
     return Description(
-        kind="samples",
-        what=f"{len(samples):,} samples of text{where}",
+        "samples",
+        f"{len(samples):,} samples of text{where}",
         facts=facts,
         next=(f"lowrank analyze MODEL --calib {quoted(path)}{option}",),
     )
@@ -59,8 +59,8 @@ def look_at_arrays(path: Path) -> Description:
     facts: dict[str, Any] = {"samples": counts.pop() if len(counts) == 1 else None, "contents": arrays}
     what = f"{facts['samples']} samples of inputs" if facts["samples"] is not None else "arrays of different lengths"
     return Description(
-        kind="arrays",
-        what=f"{what} ({', '.join(str(each['name']) for each in arrays)})",
+        "arrays",
+        f"{what} ({', '.join(str(each['name']) for each in arrays)})",
         facts=facts,
         next=(f"lowrank analyze MODEL --calib {quoted(path)}",),
     )

@@ -93,26 +93,24 @@ def look_at_safetensors(path: Path) -> Description:
     size = f"{facts['tensors']} tensors, {facts['params']:,} numbers"
     if path.name == "analysis.safetensors" or "analysis" in metadata:
         return Description(
-            kind="analysis-numbers",
-            what=f"spectra and moments of an analysis ({size})",
+            "analysis-numbers",
+            f"spectra and moments of an analysis ({size})",
             facts=facts,
             next=(f"lowrank inspect {quoted(path.parent)}",),
         )
     if "lora_layers" in facts:
         return Description(
-            kind="adapter-weights",
-            what=f"weights of a LoRA ({size})",
+            "adapter-weights",
+            f"weights of a LoRA ({size})",
             facts=facts,
             next=(f"lowrank compress MODEL --lora {quoted(path.parent)} --budget 0.5",),
         )
     if "factored" in facts:
         what = f"weights of a compressed model, {len(facts['factored'])} of its layers two factors each ({size})"
-        return Description(
-            kind="compressed-weights", what=what, facts=facts, next=(f"lowrank inspect {quoted(path.parent)}",)
-        )
+        return Description("compressed-weights", what, facts=facts, next=(f"lowrank inspect {quoted(path.parent)}",))
     return Description(
-        kind="safetensors",
-        what=f"weights of a model ({size})",
+        "safetensors",
+        f"weights of a model ({size})",
         facts=facts,
         next=_for_weights(path, (path.parent / "config.json").is_file()),
     )
@@ -139,8 +137,8 @@ def look_at_torch(path: Path) -> Description:
         return _unreadable(path, "a torch file", first_line(error))
     if any("/code/" in name and name.endswith(".py") for name in names):
         return Description(
-            kind="torchscript",
-            what="a TorchScript archive, which cannot be rewritten",
+            "torchscript",
+            "a TorchScript archive, which cannot be rewritten",
             facts={"files": len(names)},
             next=("save the module's state dict, or a torch.export archive (.pt2)",),
         )
@@ -151,13 +149,13 @@ def look_at_torch(path: Path) -> Description:
         state = read_torch_file(path, unsafe_pickle=False)
     except UnsupportedModel as error:
         facts = {"why": str(error), **({"classes": tidy(names)} if names else {})}
-        return Description(kind="pickle", what="a torch file that is not read as it is", facts=facts)
+        return Description("pickle", "a torch file that is not read as it is", facts=facts)
     assert isinstance(state, dict)
     stored = [(n, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for n, t in state.items()]
     facts = facts_of(stored)
     facts["bytes_of_numbers"] = sum(t.numel() * t.element_size() for t in state.values())
     what = f"a state dict ({facts['tensors']} tensors, {facts['params']:,} numbers)"
-    return Description(kind="state-dict", what=what, facts=facts, next=_for_weights(path, False))
+    return Description("state-dict", what, facts=facts, next=_for_weights(path, False))
 
 
 def _globals(path: Path) -> list[str]:
@@ -189,7 +187,7 @@ def _globals(path: Path) -> list[str]:
 
 
 def _unreadable(path: Path, what: str, why: str) -> Description:
-    return Description(kind="damaged", what=f"{what} that cannot be read", facts={"why": why}, next=("copy it again",))
+    return Description("damaged", f"{what} that cannot be read", facts={"why": why}, next=("copy it again",))
 
 
 def look_at_program(path: Path) -> Description:
@@ -213,4 +211,4 @@ def look_at_program(path: Path) -> Description:
         "operators": dict(nodes.most_common(30)),
     }
     what = f"a program of torch.export ({facts['params']:,} parameters, {facts['nodes']} operators)"
-    return Description(kind="program", what=what, facts=facts, next=(f"lowrank analyze {quoted(path)}",))
+    return Description("program", what, facts=facts, next=(f"lowrank analyze {quoted(path)}",))

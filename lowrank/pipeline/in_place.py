@@ -169,7 +169,7 @@ def prepare_(model: nn.Module, layers: Mapping[str, Mapping[str, Any]]) -> nn.Mo
         content = torch.load("small.pt")
         lowrank.prepare_(build(), content["layers"]).load_state_dict(content["state"])
     """
-    from lowrank.backends.torch.rebuild import prepare_layers_
+    from lowrank.backends.torch.replace import prepare_layers_
 
     return prepare_layers_(model, layers)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 
@@ -15,7 +15,6 @@ from lowrank.backends.finite import finite
 from lowrank.backends.inputs import Signature
 from lowrank.backends.unrun import Unrun
 from lowrank.core.linalg.eigen import Matrix
-from lowrank.core.structures.base import Replacement
 from lowrank.core.weight import Skip, Weight
 
 STREAMED = "the model is streamed weight by weight, and never whole in memory"
@@ -95,18 +94,5 @@ class CheckpointBackend(Unrun):
         """The same with another tokenizer."""
         return replace(self, tokenizer=tokenizer)
 
-    def rewrite(self, replacements: Mapping[str, Replacement]) -> NoReturn:
-        """Not possible: what is written is never whole in memory either."""
-        self._refuse()
-
-    def save(self, folder: Path) -> NoReturn:
-        """Not possible, as above."""
-        self._refuse()
-
-    def reloaded(self, folder: Path) -> NoReturn:
-        """Not possible, as above."""
-        self._refuse()
-
-    def saved_in(self, run: Path, replacements: Callable[[], Mapping[str, Replacement]]) -> NoReturn:
-        """Not possible, as above."""
-        self._refuse()
+    rewrite = save = reloaded = saved_in = Unrun.refuse
+    """What is written is never whole in memory either."""

@@ -17,9 +17,10 @@ from lowrank.backends.checkpoint.backend import CheckpointBackend
 from lowrank.backends.checkpoint.skeleton import prefix_of, skeleton, stored_names
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.torch import huggingface
-from lowrank.backends.torch.inputs import call, first_input
+from lowrank.backends.torch.hooks import Enough, first_input
+from lowrank.backends.torch.inputs import call
 from lowrank.backends.torch.moments import watching
-from lowrank.backends.torch.partial_forward import main_tensor
+from lowrank.backends.torch.partial_forward import main_tensor, outermost_lists
 from lowrank.core.truncation.gram import Gram, Side
 from lowrank.core.weight import Weight
 from lowrank.errors import CalibrationError, first_line
@@ -124,7 +125,7 @@ class Blocks:
             try:
                 with torch.no_grad():
                     call(self.signature, self.module, feed)
-            except _Enough:
+            except Enough:
                 return hidden[0], calls
             except Exception as error:
                 # A block gives its hidden state alone, or first of several: only running tells.
@@ -152,10 +153,6 @@ class Blocks:
         self.module.get_submodule(owner)._parameters[key] = nn.Parameter(tensor, requires_grad=False)
 
 
-class _Enough(Exception):
-    """All blocks have been called."""
-
-
 def _plain(hidden: Tensor) -> Any:
     return hidden
 
@@ -176,14 +173,13 @@ def _standing(
     hidden.append(given)
     calls.append((args[1:], kwargs))
     if len(calls) == count:
-        raise _Enough
+        raise Enough
     return wrapped(given)
 
 
 def _row_of(module: nn.Module) -> list[str]:
     """The names of the blocks: the children of the only outermost list."""
-    lists = [path for path, child in module.named_modules() if isinstance(child, nn.ModuleList)]
-    outermost = [path for path in lists if not any(path.startswith(f"{other}.") for other in lists)]
+    outermost = outermost_lists(module)
     if len(outermost) != 1:
         raise CalibrationError(
             f"a {type(module).__name__} is not one row of blocks ({len(outermost)} lists), so it cannot be calibrated "

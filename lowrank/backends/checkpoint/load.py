@@ -12,7 +12,7 @@ from lowrank.backends.checkpoint.location import Location
 from lowrank.backends.checkpoint.shards import open_shards
 from lowrank.backends.checkpoint.skeleton import prefix_of, skeleton, stored_names
 from lowrank.backends.torch import huggingface
-from lowrank.backends.torch.rebuild import put_layers
+from lowrank.backends.torch.replace import put_layers
 from lowrank.errors import ArtifactError
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lowrank.artifacts.files import RECORD_FILE
-from lowrank.backends.base import Opening
+from lowrank.backends.base import Opening, already_compressed
 from lowrank.backends.checkpoint.backend import CheckpointBackend
 from lowrank.backends.checkpoint.location import Location
 from lowrank.backends.checkpoint.shards import DTYPES, Shards, open_shards
@@ -46,7 +46,7 @@ def open_checkpoint(url: str, opening: Opening | None = None) -> CheckpointBacke
     place = Location(url)
     there = place.names()
     if RECORD_FILE in there:
-        raise UnsupportedModel(f"{url} holds a model that lowrank has compressed already; give the original instead")
+        raise already_compressed(f"{url} holds")
     if CONFIG_FILE not in there:
         raise UnsupportedModel(f"{url} holds no {CONFIG_FILE}, so it is no Hugging Face model; give the whole folder")
     shards = open_shards(place)

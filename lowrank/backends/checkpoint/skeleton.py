@@ -11,7 +11,6 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from lowrank.backends.torch import huggingface
-from lowrank.errors import UnsupportedModel, first_line
 
 
 def skeleton(origin: object, config: Any, dtype: torch.dtype) -> nn.Module:
@@ -20,16 +19,8 @@ def skeleton(origin: object, config: Any, dtype: torch.dtype) -> nn.Module:
     Raises:
         UnsupportedModel: if transformers cannot build it.
     """
-    try:
-        with _without_memory():
-            return huggingface.build_dense(config, dtype)
-    except UnsupportedModel:
-        raise
-    except Exception as error:
-        raise UnsupportedModel(
-            f"{origin}: transformers cannot build the model that config.json describes ({first_line(error)}); "
-            "correct it"
-        ) from None
+    with huggingface.buildable(origin), _without_memory():
+        return huggingface.build_dense(config, dtype)
 
 
 class _EmptyOnMeta(TorchFunctionMode):

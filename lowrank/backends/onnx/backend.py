@@ -290,7 +290,10 @@ class OnnxBackend:
 
     def paired(self, small: OnnxBackend, fit: Sequence[Feed], judge: Sequence[Feed]) -> OnnxPair | None:
         """Both graphs side by side; the compressed one is made anew as it is refitted."""
-        return OnnxPair(self, fit, judge) if fit else None
+        if not fit:
+            return None
+        uses = self._described.uses
+        return OnnxPair(self.model, self.folder, uses, lambda factored: self.rewrite(factored).model, fit, judge)
 
     def write_onnx(self, path: Path, opset: int | None = None) -> None:
         """The graph as a file, with its numbers beside it if they were so before or are too many."""

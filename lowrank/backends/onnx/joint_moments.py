@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank.backends.folds import Folds
 from lowrank.backends.inputs import MASK, Feed
 from lowrank.backends.onnx.describe import Use
 from lowrank.backends.onnx.moments import token_rows, watched
@@ -19,28 +20,6 @@ from lowrank.core.truncation.refit import Joint
 from lowrank.core.weight import Weight
 
 
-class Graph(Protocol):
-    """A graph whose weights can be replaced."""
-
-    @property
-    def model(self) -> Any:
-        """An `onnx_ir.Model`."""
-        ...
-
-    @property
-    def folder(self) -> Path:
-        """The folder of its external tensors."""
-        ...
-
-    def uses(self, name: str) -> Sequence[Use]:
-        """The sites that apply a weight."""
-        ...
-
-    def rewrite(self, replacements: Mapping[str, Replacement]) -> Graph:
-        """The graph with replacements in the places of weights."""
-        ...
-
-
 class OnnxPair:
     """Joint moments of products that read one value, in the order of the graph.
 
@@ -48,18 +27,30 @@ class OnnxPair:
     each stage with the numbers that have been found until then.
 
     Args:
-        dense: the graph as it was.
+        dense: the graph as it was, an `onnx_ir.Model`.
+        folder: of its external tensors.
+        uses: where the graph applies each weight, by name.
+        rewritten: the graph with replacements in the places of weights.
         fit: batches for the moments that choose.
         judge: batches for those that judge.
     """
 
-    def __init__(self, dense: Graph, fit: Sequence[Feed], judge: Sequence[Feed]) -> None:
-        self.dense, self.feeds, self.fit_count = dense, [*fit, *judge], len(fit)
+    def __init__(
+        self,
+        dense: Any,
+        folder: Path,
+        uses: Mapping[str, Sequence[Use]],
+        rewritten: Callable[[Mapping[str, Replacement]], Any],
+        fit: Sequence[Feed],
+        judge: Sequence[Feed],
+    ) -> None:
+        self.dense, self.folder, self.uses, self.rewritten = dense, folder, uses, rewritten
+        self.feeds, self.fit_count = [*fit, *judge], len(fit)
 
     def stages(self, weights: Sequence[Weight]) -> list[list[Weight]]:
         """Weights in the order of their nodes, those that read one value together; others than plain products not."""
         uses = {weight.name: use for weight in weights if (use := self._use(weight)) is not None}
-        places = {id(node): i for i, node in enumerate(self.dense.model.graph)}
+        places = {id(node): i for i, node in enumerate(self.dense.graph)}
         by_value: dict[str, list[Weight]] = {}
         for weight in sorted((w for w in weights if w.name in uses), key=lambda w: places[id(uses[w.name].site.node)]):
             by_value.setdefault(uses[weight.name].site.vectors.name, []).append(weight)
@@ -70,21 +61,17 @@ class OnnxPair:
         uses = {weight.name: self._required(weight) for weight in stage}
         (source,) = {use.site.vectors.name for use in uses.values()}
         given = {name: use.site.node.outputs[0].name for name, use in uses.items()}
-        small = self.dense.rewrite(factored)
-        before = Runner(self.dense.model, self.dense.folder, only=list(given.values()))
-        after = Runner(small.model, small.folder, only=[source])
-        folds: dict[str, list[Joint | None]] = {name: [None, None] for name in uses}
+        before = Runner(self.dense, self.folder, only=list(given.values()))
+        after = Runner(self.rewritten(factored), self.folder, only=[source])
+        folds = Folds(self.fit_count)
         for i, feed in enumerate(self.feeds):
             mask = feed.get(MASK)
             (x,) = after(feed, [source]) if source not in feed else (feed[source],)
             rows = token_rows(x, mask)
             square = rows.T @ rows
             for name, y in zip(given, before(feed, list(given.values())), strict=True):
-                joint = _joint(rows, token_rows(y, mask), square)
-                fold = folds[name]
-                known = fold[i >= self.fit_count]
-                fold[i >= self.fit_count] = joint if known is None else known + joint
-        return {name: (fit, judge or fit) for name, (fit, judge) in folds.items() if fit is not None}
+                folds.add(name, i, _joint(rows, token_rows(y, mask), square))
+        return folds.both()
 
     def put(self, weight: Weight, replacement: Replacement) -> None:
         """Nothing: the next stage is made with what has been found."""
@@ -95,8 +82,8 @@ class OnnxPair:
 
     def _use(self, weight: Weight) -> Use | None:
         """The only place of a weight, if that is a product `x W` which can be watched."""
-        uses = self.dense.uses(weight.name)
-        if len(uses) != 1 or not watched(uses, self.dense.model.graph):
+        uses = self.uses[weight.name]
+        if len(uses) != 1 or not watched(uses, self.dense.graph):
             return None
         site = uses[0].site
         return uses[0] if site.node.op_type == "MatMul" and site.at == 1 else None

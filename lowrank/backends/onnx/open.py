@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.artifacts.files import RECORD_FILE, hash_files
-from lowrank.backends.base import Opening
+from lowrank.backends.base import Opening, already_compressed
 from lowrank.backends.onnx.backend import OnnxBackend
 from lowrank.backends.onnx.constants import nodes_of, resolve
 from lowrank.backends.onnx.load import load_model
@@ -25,9 +25,7 @@ def open_onnx(path: Path, opening: Opening) -> OnnxBackend:
     if opening.arch or opening.config:
         raise UnsupportedModel(f"{path} says itself what it computes; leave --arch and --config out")
     if path.name == "model.onnx" and (path.parent / "model" / RECORD_FILE).is_file():
-        raise UnsupportedModel(
-            f"{path} is of a model that lowrank has compressed already; give the original model instead"
-        )
+        raise already_compressed(f"{path} is of")
     model, outside = load_model(path)
     refuse_quantised(path, model)
     tokenizer = Path(opening.tokenizer).expanduser() if opening.tokenizer else path.parent / "tokenizer.json"

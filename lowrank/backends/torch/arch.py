@@ -28,7 +28,7 @@ def build_arch(arch: str) -> nn.Module:
     except (Exception, SystemExit) as error:
         raise UnsupportedModel(
             f"--arch {arch}: {type(error).__name__}: {first_line(error)}; it must be importable from here and "
-            f"take no arguments"
+            "take no arguments"
         ) from None
     if not isinstance(module, nn.Module):
         raise UnsupportedModel(f"--arch {arch} gives a {type(module).__name__}, not a torch.nn.Module")

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as registries
 
+from lowrank.backends.torch.hooks import removed_after
 from lowrank.errors import UnsupportedModel
 
 LIMITS = {"layer": 1 << 12, "depth": 1 << 12, "label": 1 << 20, "num_": 1 << 24, "n_": 1 << 24}
@@ -75,8 +76,5 @@ def few_parts(origin: Path, stored: int) -> Iterator[None]:
         registries.register_module_module_registration_hook(count),
         registries.register_module_parameter_registration_hook(count),
     ]
-    try:
+    with removed_after(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

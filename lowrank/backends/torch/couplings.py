@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.backends.inputs import Signature
-from lowrank.backends.torch.inputs import call, first_input, in_float32
+from lowrank.backends.torch.hooks import first_input, removed_after
+from lowrank.backends.torch.inputs import call, in_float32
 from lowrank.backends.torch.tensors import module_in_float32
 from lowrank.core.match import in_block
 from lowrank.core.truncation.attention import pairs_of
@@ -95,11 +96,8 @@ class _Trial:
 
             layer = module.get_submodule(weight.layers[0].name)
             handles.append(layer.register_forward_hook(hook, with_kwargs=True))
-        try:
+        with removed_after(handles):
             self.before = self._run()
-        finally:
-            for handle in handles:
-                handle.remove()
         # A layer that is called twice (one block applied again and again) is no part of a coupling.
         names = [name for name, _ in self.calls]
         self.calls = [(name, tensor) for name, tensor in self.calls if names.count(name) == 1]

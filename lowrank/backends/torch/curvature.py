@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lowrank.backends.inputs import Feed, Signature
-from lowrank.backends.torch.inputs import call, first_input, mask_of, token_rows
+from lowrank.backends.torch.hooks import first_input, removed_after
+from lowrank.backends.torch.inputs import call, mask_of, token_rows
 from lowrank.core.distance import OutputKind
 from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.weight import Weight
@@ -38,67 +40,77 @@ def output_curvature(
         for layer in weight.layers
         if weight.is_table and layer.kind == "linear" and kind == "logits"
     }
-    moments: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
-    leaves: list[Tensor] = []
-    generator = torch.Generator().manual_seed(0)
-    mask: Tensor | None = None
+    gradients, inputs = _Gradients(), _RowMoments()
+    handles: list[RemovableHandle] = []
+    for weight in weights:
+        listened = next((x for x in weight.layers if x.kind == "lookup"), weight.layers[0])
+        handles.append(module.get_submodule(listened.name).register_forward_hook(gradients.hook(weight.name)))
+    for layer, name in heads.items():
 
-    def listen(name: str) -> Callable[..., Tensor]:
+        def read(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+            inputs.add(name, _finite_rows(first_input(args, kwargs), gradients.mask))
+
+        handles.append(module.get_submodule(layer).register_forward_pre_hook(read, with_kwargs=True))
+    generator = torch.Generator().manual_seed(0)
+    with removed_after(handles), torch.enable_grad():
+        for feed in feeds:
+            gradients.mask = mask_of(feed)
+            value = probe(call(signature, module, feed), kind, generator)
+            # Into the activations alone: the module's parameters keep the gradients that they have.
+            parameters = [p for p in module.parameters() if p.requires_grad]
+            torch.autograd.grad(value, [*parameters, *gradients.leaves], allow_unused=True)
+            gradients.leaves.clear()
+    means, read_means = gradients.moments.means(), inputs.means()
+    # A table whose lookups do not reach the output has no metric of its own.
+    return {name: (mean + read_means[name] if name in read_means else mean).numpy() for name, mean in means.items()}
+
+
+class _RowMoments:
+    """Second moments of rows by name, summed over batches in float64."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[Tensor, int]] = {}
+
+    def add(self, name: str, rows: Tensor) -> None:
+        """Add the rows of one batch."""
+        moment, count = self._sums.get(name, (torch.zeros(()), 0))
+        self._sums[name] = moment + (rows.T @ rows).double(), count + len(rows)
+
+    def means(self) -> dict[str, Tensor]:
+        """The moment of one row, by name."""
+        return {name: moment / max(count, 1) for name, (moment, count) in self._sums.items()}
+
+
+class _Gradients:
+    """Moments of the gradients with respect to what layers give, token by token."""
+
+    def __init__(self) -> None:
+        self.moments = _RowMoments()
+        self.mask: Tensor | None = None
+        self.leaves: list[Tensor] = []
+        """Outputs of layers that nothing before them makes differentiable."""
+
+    def hook(self, name: str) -> Callable[..., Tensor]:
+        """What to register on a layer, for its moments to be counted under a name."""
+
+        def add(gradient: Tensor) -> None:
+            rows = _finite_rows(gradient, self.mask)
+            norms = rows.norm(dim=1, keepdim=True)
+            self.moments.add(name, rows * (CLIP * norms.mean() / norms.clamp_min(1e-30)).clamp_max(1.0))
+
         def hook(layer: nn.Module, args: Any, output: Tensor) -> Tensor:
             if not output.requires_grad:
                 output = output.detach().requires_grad_()
-                leaves.append(output)
-
-            def add(gradient: Tensor) -> None:
-                rows = token_rows(gradient.detach().float().cpu(), mask)
-                rows = rows[torch.isfinite(rows).all(1)]
-                norms = rows.norm(dim=1, keepdim=True)
-                rows = rows * (CLIP * norms.mean() / norms.clamp_min(1e-30)).clamp_max(1.0)
-                moments[name] = moments.get(name, torch.zeros(())) + (rows.T @ rows).double()
-                counts[name] = counts.get(name, 0) + len(rows)
-
+                self.leaves.append(output)
             output.register_hook(add)
             return output
 
         return hook
 
-    read: dict[str, tuple[Tensor, int]] = {}
 
-    def listen_to_head(name: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, args: Any, kwargs: Any) -> None:
-            rows = token_rows(first_input(args, kwargs).detach().float().cpu(), mask)
-            rows = rows[torch.isfinite(rows).all(1)]
-            moment, count = read.get(name, (torch.zeros(()), 0))
-            read[name] = moment + (rows.T @ rows).double(), count + len(rows)
-
-        return hook
-
-    handles: list[Any] = []
-    for weight in weights:
-        listened = next((x for x in weight.layers if x.kind == "lookup"), weight.layers[0])
-        handles.append(module.get_submodule(listened.name).register_forward_hook(listen(weight.name)))
-    for layer, name in heads.items():
-        hook = listen_to_head(name)
-        handles.append(module.get_submodule(layer).register_forward_pre_hook(hook, with_kwargs=True))
-    try:
-        with torch.enable_grad():
-            for feed in feeds:
-                mask = mask_of(feed)
-                value = probe(call(signature, module, feed), kind, generator)
-                # Into the activations alone: the module's parameters keep the gradients that they have.
-                inputs = [p for p in module.parameters() if p.requires_grad]
-                torch.autograd.grad(value, [*inputs, *leaves], allow_unused=True)
-                leaves.clear()
-    finally:
-        for handle in handles:
-            handle.remove()
-    found = {name: moment / max(counts[name], 1) for name, moment in moments.items()}
-    # A table whose lookups do not reach the output has no metric of its own.
-    for name in found.keys() & read.keys():
-        moment, count = read[name]
-        found[name] = found[name] + moment / max(count, 1)
-    return {name: moment.numpy() for name, moment in found.items()}
+def _finite_rows(tensor: Tensor, mask: Tensor | None) -> Tensor:
+    rows = token_rows(tensor.detach().float().cpu(), mask)
+    return rows[torch.isfinite(rows).all(1)]
 
 
 def probe(output: Tensor, kind: OutputKind, generator: torch.Generator) -> Tensor:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lowrank.backends.inputs import Dim, Feed, Input, Signature
+from lowrank.backends.torch.hooks import removed_after
 from lowrank.backends.torch.inputs import name_of
 from lowrank.errors import CalibrationError, first_line
 
@@ -90,14 +91,11 @@ def _recorded(module: nn.Module, run: Callable[[nn.Module], object]) -> list[_Re
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         calls.append(_Recorded((args, dict(kwargs))))
 
-    handle = module.register_forward_pre_hook(note, with_kwargs=True)
     try:
-        with torch.no_grad():
+        with removed_after([module.register_forward_pre_hook(note, with_kwargs=True)]), torch.no_grad():
             run(module)
     except Exception as error:
         raise CalibrationError(f"the function that is to run the model failed: {first_line(error)}") from error
-    finally:
-        handle.remove()
     return calls
 
 

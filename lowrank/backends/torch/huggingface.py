@@ -21,22 +21,10 @@ from lowrank.backends.torch.pickles import read_torch_file
 from lowrank.core.match import in_block
 from lowrank.errors import ArtifactError, LowRankError, UnsupportedModel, first_line
 
-WEIGHT_SUFFIXES = set(
+WEIGHT_SUFFIXES = frozenset(
     [
-        ".safetensors",
-        ".bin",
-        ".pt",
-        ".pth",
-        ".pt2",
-        ".onnx",
-        ".data",
-        ".h5",
-        ".msgpack",
-        ".ckpt",
-        ".gguf",
-        ".tflite",
-        ".ot",
-        ".pb",
+        *(".safetensors", ".bin", ".pt", ".pth", ".pt2", ".onnx", ".data"),
+        *(".h5", ".msgpack", ".ckpt", ".gguf", ".tflite", ".ot", ".pb"),
     ]
 )
 FREE_TABLES = 1 << 26
@@ -110,8 +98,7 @@ def model_class(config: Any) -> Any:
     except KeyError:
         raise UnsupportedModel(
             f"transformers has no model class for the model type {config.model_type!r} and the architectures "
-            f"{named!r}; "
-            "correct them in config.json"
+            f"{named!r}; correct them in config.json"
         ) from None
 
 
@@ -171,24 +158,33 @@ def from_state(origin: Path, config: Any, state: Mapping[str, Tensor]) -> tuple[
     return _from_pretrained(origin, None, config, dict(state))
 
 
-def check_sizes(origin: Path, config: Any, stored: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse weights that are not of the config's shapes before memory is taken for them."""
+@contextmanager
+def buildable(origin: object) -> Iterator[None]:
+    """Any error inside the block says that a config describes no model that transformers can build.
+
+    Raises:
+        UnsupportedModel: in its place.
+    """
     try:
-        with quiet(), torch.device("meta"), few_parts(origin, len(stored)):
-            skeleton = model_class(config)(config)
+        yield
     except UnsupportedModel:
         raise
     except Exception as error:
         raise UnsupportedModel(
             f"{origin}: transformers cannot build the model that config.json describes ({first_line(error)}); "
-            f"correct it"
+            "correct it"
         ) from None
+
+
+def check_sizes(origin: Path, config: Any, stored: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse weights that are not of the config's shapes before memory is taken for them."""
+    with buildable(origin), quiet(), torch.device("meta"), few_parts(origin, len(stored)):
+        skeleton = model_class(config)(config)
     for name, parameter in skeleton.named_parameters():
         if name in stored and tuple(parameter.shape) != stored[name]:
             raise UnsupportedModel(
                 f"{origin}: {name} has the shape {stored[name]}, but config.json says {tuple(parameter.shape)}; "
-                f"give the "
-                "config.json that belongs to these weights"
+                "give the config.json that belongs to these weights"
             )
     wanted, there = sum(p.numel() for p in skeleton.parameters()), sum(math.prod(shape) for shape in stored.values())
     tables = sum(b.numel() for b in skeleton.buffers())
@@ -218,8 +214,7 @@ def _from_pretrained(
     except Exception as error:
         raise UnsupportedModel(
             f"{origin}: transformers could not load {kind.__name__} from it: {first_line(error)}; check that "
-            f"weights and "
-            "config.json belong together and that every shard is there"
+            "weights and config.json belong together and that every shard is there"
         ) from None
     missing = sorted(str(name) for name in info["missing_keys"])
     matrices = {name for name, p in model.named_parameters() if p.dim() >= 2}
@@ -233,8 +228,7 @@ def _from_pretrained(
         )
         raise UnsupportedModel(
             f"{origin}: {what} ({len(lacking)} block weights missing, {len(unused)} left over); give the "
-            f"config.json that "
-            "belongs to these weights, and all of their files"
+            "config.json that belongs to these weights, and all of their files"
         )
     return model.eval(), tuple(missing)
 

@@ -33,11 +33,6 @@ def as_tensors(signature: Signature, values: Feed | Mapping[str, Tensor]) -> dic
     return tensors
 
 
-def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """What a layer reads, from the arguments that a forward hook is shown."""
-    return args[0] if args else next(iter(kwargs.values()))
-
-
 def mask_of(feed: Feed) -> Tensor | None:
     """Which tokens of a feed count; None if all do."""
     mask = feed.get(MASK)

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lowrank.backends.folds import Folds
 from lowrank.backends.inputs import Feed, Signature
-from lowrank.backends.torch.inputs import first_input, mask_of, token_rows
+from lowrank.backends.torch.hooks import first_input, removed_after
+from lowrank.backends.torch.inputs import mask_of, token_rows
 from lowrank.backends.torch.layers import fill_
 from lowrank.backends.torch.partial_forward import Prefix
 from lowrank.core.linalg.eigen import Vector
@@ -60,11 +62,8 @@ class Pair:
                 calls.append((id(inputs[-1]), weight))
 
             handles.append(self.dense.get_submodule(path).register_forward_hook(hook, with_kwargs=True))
-        try:
+        with removed_after(handles):
             self._before.run(0)
-        finally:
-            for handle in handles:
-                handle.remove()
         stages: list[tuple[int, list[Weight]]] = []
         for tensor, weight in calls:
             if stages and stages[-1][0] == tensor:
@@ -83,7 +82,7 @@ class Pair:
         at = min(map(self._before.block_of, names))
         self._before.advance(at)
         self._after.advance(at)
-        folds: dict[str, list[Joint | None]] = {w.name: [None, None] for w in stage}
+        folds = Folds(self.fit_count)
         for i, feed in enumerate(self.feeds):
             mask = mask_of(feed)
             dense, small = (model.watch(i, list(names)) for model in (self._before, self._after))
@@ -99,11 +98,8 @@ class Pair:
                     rows = token_rows(x.detach().float().cpu(), mask)
                     inputs[id(x)] = x, rows, rows.T @ rows
                 _, rows, square = inputs[id(x)]
-                joint = _joint(rows, token_rows(y.detach().float().cpu(), mask), square)
-                fold = folds[weight.name]
-                known = fold[i >= self.fit_count]
-                fold[i >= self.fit_count] = joint if known is None else known + joint
-        return {name: (fit, judge or fit) for name, (fit, judge) in folds.items() if fit is not None}
+                folds.add(weight.name, i, _joint(rows, token_rows(y.detach().float().cpu(), mask), square))
+        return folds.both()
 
     def put(self, weight: Weight, replacement: Replacement) -> None:
         """Give a layer of the compressed module new numbers, in the structure that it has."""

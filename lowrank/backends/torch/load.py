@@ -15,9 +15,9 @@ from lowrank.backends.torch.config_block import read_block
 from lowrank.backends.torch.normalize import normalize_
 from lowrank.backends.torch.pickles import read_program
 from lowrank.backends.torch.program import PROGRAM_FILE, unflatten
-from lowrank.backends.torch.rebuild import put_layers
+from lowrank.backends.torch.replace import put_layers
 from lowrank.backends.torch.tensors import MODEL_FILE
-from lowrank.errors import ArtifactError, LowRankError, first_line
+from lowrank.errors import ArtifactError, misfit
 
 
 def load(folder: str | Path, *, arch: str | Callable[[], nn.Module] | None = None) -> nn.Module | dict[str, Tensor]:
@@ -45,21 +45,13 @@ def load(folder: str | Path, *, arch: str | Callable[[], nn.Module] | None = Non
         # `save_pretrained` wrote it.
         return huggingface.from_compressed(path, block)
     record = read_json(path / RECORD_FILE, "model")
-    try:
+    with misfit(f"{path / RECORD_FILE} does not describe the model beside it"):
         module = _load(path, record, arch)
         if record["rebuild"]["kind"] in huggingface.KINDS and isinstance(module, nn.Module):
             from lowrank.backends.torch.quantizer import attach
 
             attach(module, record)
         return module
-    except (KeyError, TypeError, AttributeError, ValueError, AssertionError, IndexError, RuntimeError) as error:
-        if isinstance(error, LowRankError):
-            raise
-        raise ArtifactError(
-            f"{path / RECORD_FILE} does not describe the model beside it ({type(error).__name__}: "
-            f"{first_line(error)}); "
-            "compress the original again"
-        ) from None
 
 
 def _load(
@@ -86,8 +78,7 @@ def _load(
         name = rebuild.get("arch") or rebuild.get("class")
         raise ArtifactError(
             f"{path}: building the module takes code, and none is taken from a folder; pass arch=... with what "
-            f"builds the "
-            f"dense module ({name})"
+            f"builds the dense module ({name})"
         )
     return fill(dense, state, record["replaced"], record["aliases"], path).eval()
 

@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lowrank.artifacts.files import RECORD_FILE, read_json, write_json
+from lowrank.artifacts.files import RECORD_FILE, read_json
 from lowrank.backends.base import Change, not_exported
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.onnx.opset import OPSET
-from lowrank.backends.torch.config_block import write_block
 from lowrank.backends.torch.couplings import find_couplings
 from lowrank.backends.torch.curvature import output_curvature
 from lowrank.backends.torch.describe import describe
+from lowrank.backends.torch.export import export_onnx
+from lowrank.backends.torch.export_cache import export_with_past
 from lowrank.backends.torch.inputs import as_tensors, call, in_float32
 from lowrank.backends.torch.joint_moments import Pair
+from lowrank.backends.torch.load import load
+from lowrank.backends.torch.model_folder import check_same, copy_extras, write_module
 from lowrank.backends.torch.moments import watching
+from lowrank.backends.torch.parameters import numbers_of, swapped
 from lowrank.backends.torch.partial_forward import Prefix
 from lowrank.backends.torch.replace import replace_layers_
-from lowrank.backends.torch.tensors import MODEL_FILE, as_matrix, bytes_of, module_in_float32, save_state
+from lowrank.backends.torch.tensors import as_matrix, bytes_of, module_in_float32
 from lowrank.core.distance import OutputKind
 from lowrank.core.linalg.eigen import Matrix, Vector
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.gram import Gram, Side
 from lowrank.core.weight import Coupling, Skip, Weight
-from lowrank.errors import ArtifactError, NonFiniteWeight
+from lowrank.errors import NonFiniteWeight
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,30 +179,12 @@ class ModuleBackend:
         finally:
             module.to("cpu")
 
-    @contextmanager
-    def swapped(self, changes: Mapping[str, Change]) -> Iterator[None]:
+    def swapped(self, changes: Mapping[str, Change]) -> AbstractContextManager[None]:
         """The parameters hold other numbers inside the block."""
-        before: list[tuple[nn.Parameter, Tensor]] = []
-        try:
-            for parameter, numbers in self._numbers(changes):
-                before.append((parameter, parameter.data))
-                parameter.data = numbers
-            yield
-        finally:
-            for parameter, data in reversed(before):
-                parameter.data = data
+        return swapped(self._numbers(changes))
 
-    def _numbers(self, changes: Mapping[str, Change]) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """The parameters that some changes are of, and what each is to hold."""
-        for name, (matrix, bias) in changes.items():
-            weight = self._by_name[name]
-            parameter = self.module.get_parameter(name)
-            stored = np.ascontiguousarray(weight.view.stored_from(matrix))
-            yield parameter, torch.from_numpy(stored).to(parameter.data)
-            if bias is not None:
-                owner = getattr(self.module.get_submodule(weight.layers[0].name), "bias", None)
-                if isinstance(owner, nn.Parameter):
-                    yield owner, torch.from_numpy(bias).to(owner.data)
+    def _numbers(self, changes: Mapping[str, Change]) -> list[tuple[nn.Parameter, Tensor]]:
+        return numbers_of(self.module, self._by_name, changes)
 
     @contextmanager
     def trials(
@@ -234,8 +218,6 @@ class ModuleBackend:
 
     def reloaded(self, folder: Path) -> ModuleBackend:
         """The saved module as a user will load it, checked tensor for tensor; itself, if it takes code to build."""
-        from lowrank.backends.torch.load import load
-
         if self.rebuild["kind"] not in {"huggingface", "program", "arch"}:
             return self
         loaded = load(folder, arch=self.rebuild.get("arch"))
@@ -243,13 +225,7 @@ class ModuleBackend:
         if self.rebuild["kind"] != "program":
             # A program is traced anew when it is saved, under other names; its outputs are compared with ONNX all the
             # same.
-            saved, before = loaded.state_dict(), self.module.state_dict()
-            wrong = [name for name in before if name not in saved or not _identical(before[name], saved[name])]
-            if wrong or len(saved) != len(before):
-                raise ArtifactError(
-                    f"{folder}: the saved model is not the one that was made: {len(wrong)} tensors differ, "
-                    f"{(wrong or ['?'])[0]} for one; please report this with the model's config"
-                )
+            check_same(folder, self.module, loaded)
         return replace(self, module=loaded)
 
     def saved_in(self, run: Path, replacements: Callable[[], Mapping[str, Replacement]]) -> ModuleBackend:
@@ -258,8 +234,6 @@ class ModuleBackend:
         Raises:
             ArtifactError: if the folder holds no model, or one that differs from what was made.
         """
-        from lowrank.backends.torch.load import load
-
         dense = self.module
         takes_code = self.rebuild["kind"] in ("module", "arch")
         loaded = load(run, arch=(lambda: copy.deepcopy(dense)) if takes_code else None)
@@ -270,45 +244,18 @@ class ModuleBackend:
 
     def write_onnx(self, path: Path, opset: int | None = None) -> None:
         """The traced module in float32."""
-        from lowrank.backends.torch.export import export_onnx
-
         if isinstance(self.signature, str):
             raise not_exported(self.source, self.signature)
         export_onnx(self.module, self.signature, path, opset or OPSET)
 
     def write_with_past(self, path: Path, opset: int | None = None) -> None:
         """The traced module in float32, with the cache of a causal language model of transformers."""
-        from lowrank.backends.torch.export_cache import export_with_past
-
         export_with_past(self.module, path, opset or OPSET)
 
     def save(self, folder: Path) -> None:
         """Weights as safetensors, what was replaced as JSON, and the model's other files copied along."""
-        for extra in self.extras:
-            target = folder / ("config.json" if extra == self.config_file else extra.name)
-            if extra.is_dir():
-                shutil.copytree(extra, target, ignore=shutil.ignore_patterns(".*"))
-            else:
-                shutil.copyfile(extra, target)
-        record: dict[str, Any] = {"rebuild": dict(self.rebuild), "replaced": self.replaced}
-        if self.rebuild["kind"] == "program":
-            from lowrank.backends.torch.program import PREFIX, save_program
-
-            assert isinstance(self.signature, Signature)
-            save_program(self.module, self.signature, folder)
-            record["replaced"] = {
-                name: {**each, "layers": [PREFIX + layer for layer in each["layers"]]}
-                for name, each in self.replaced.items()
-            }
-        else:
-            record["aliases"] = save_state(self.module.state_dict(keep_vars=True), folder / MODEL_FILE)
-        if self.rebuild["kind"] == "huggingface":
-            write_block(folder, record)
-        write_json(folder / RECORD_FILE, "model", record)
-
-
-def _identical(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num())
+        copy_extras(self.extras, self.config_file, folder)
+        write_module(self.module, self.signature, self.rebuild, self.replaced, folder)
 
 
 def as_array(output: Tensor) -> NDArray[Any]:

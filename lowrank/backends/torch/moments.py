@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.backends.inputs import Feed, Signature
-from lowrank.backends.torch.inputs import call, first_input, mask_of, token_rows
+from lowrank.backends.torch.hooks import first_input
+from lowrank.backends.torch.inputs import call, mask_of, token_rows
 from lowrank.backends.torch.normalize import experts_as
 from lowrank.core.truncation.gram import Gram, Side
 from lowrank.core.weight import Weight

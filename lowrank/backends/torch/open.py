@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lowrank.artifacts.files import RECORD_FILE, hash_files, hash_json
-from lowrank.backends.base import Opening
+from lowrank.backends.base import Opening, already_compressed
 from lowrank.backends.torch import huggingface, inputs, lora
 from lowrank.backends.torch.arch import build_arch
 from lowrank.backends.torch.module import ModuleBackend
@@ -35,9 +35,7 @@ def open_path(path: Path, opening: Opening) -> TorchBackend:
     if path.is_dir():
         return _open_folder(path, opening)
     if (path.parent / RECORD_FILE).is_file():
-        raise UnsupportedModel(
-            f"{path} is of a model that lowrank has compressed already; give the original model instead"
-        )
+        raise already_compressed(f"{path} is of")
     if path.suffix == ".pt2":
         return _open_program(path, opening)
     stored = path.suffix == ".safetensors"
@@ -71,9 +69,7 @@ def open_module(model: object, opening: Opening | None = None) -> ModuleBackend:
 
 def _open_folder(folder: Path, opening: Opening) -> ModuleBackend:
     if (folder / RECORD_FILE).is_file():
-        raise UnsupportedModel(
-            f"{folder} holds a model that lowrank has compressed already; give the original model instead"
-        )
+        raise already_compressed(f"{folder} holds")
     if not (folder / "config.json").is_file():
         raise UnsupportedModel(
             f"{folder} holds no config.json, so it is no Hugging Face model; give the weights file inside it, "
@@ -116,11 +112,7 @@ def _of_transformers(
         module=module,
         source=source,
         signature=inputs.of_transformers(module),
-        rebuild={
-            "kind": "huggingface",
-            "class": type(module).__name__,
-            "dtype": str(module.dtype).removeprefix("torch."),
-        },
+        rebuild={"kind": "huggingface", "class": type(module).__name__, "dtype": inputs.name_of(module.dtype)},
         tokenizer=folder if huggingface.tokenizer_files(folder) else None,
         extras=extras,
     )

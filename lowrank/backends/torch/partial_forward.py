@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lowrank.backends.inputs import Feed, Signature
-from lowrank.backends.torch.inputs import call, first_input
+from lowrank.backends.torch.hooks import Enough, first_input, removed_after
+from lowrank.backends.torch.inputs import call
 
 Fed = Feed | Mapping[str, Tensor]
 """A batch as arrays, or as tensors that are where the module is."""
@@ -71,15 +72,11 @@ class Prefix:
             def hook(layer: nn.Module, args: Any, kwargs: Any, output: Tensor, name: str = name) -> None:
                 calls[name] = (first_input(args, kwargs), output)
                 if len(calls) == len(names):
-                    raise _Enough
+                    raise Enough
 
             handles.append(self.module.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
-        try:
-            with self._skipping(index):
-                self._call(self.feeds[index])
-        finally:
-            for handle in handles:
-                handle.remove()
+        with removed_after(handles), self._skipping(index):
+            self._call(self.feeds[index])
         return calls
 
     def through(self, index: int) -> Tensor:
@@ -91,14 +88,10 @@ class Prefix:
 
         def hook(block: nn.Module, args: Any, output: Any) -> None:
             outputs.append(main_tensor(output))
-            raise _Enough
+            raise Enough
 
-        handle = self.blocks[self._at][1].register_forward_hook(hook)
-        try:
-            with self._skipping(index):
-                self._call(self.feeds[index], grad=torch.is_grad_enabled())
-        finally:
-            handle.remove()
+        with removed_after([self.blocks[self._at][1].register_forward_hook(hook)]), self._skipping(index):
+            self._call(self.feeds[index], grad=torch.is_grad_enabled())
         return outputs[0]
 
     def remembered(self, index: int) -> Tensor:
@@ -109,7 +102,7 @@ class Prefix:
         with torch.set_grad_enabled(grad):
             try:
                 return call(self.signature, self.module, feed)
-            except _Enough:
+            except Enough:
                 return None
 
     @contextmanager
@@ -125,24 +118,18 @@ class Prefix:
             for _, block in skipped:
                 block.__dict__.pop("forward", None)
 
-    @contextmanager
-    def _listening(self, which: range, keep: Callable[[int, Any], None]) -> Iterator[None]:
+    def _listening(self, which: range, keep: Callable[[int, Any], None]) -> AbstractContextManager[None]:
         """Keep the outputs of some blocks, and stop after the last of them."""
 
         def hook(index: int) -> Callable[..., None]:
             def listen(block: nn.Module, args: Any, output: Any) -> None:
                 keep(index, tree_map(_copied, output))
                 if index == which[-1]:
-                    raise _Enough
+                    raise Enough
 
             return listen
 
-        handles = [self.blocks[i][1].register_forward_hook(hook(i)) for i in which]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        return removed_after(self.blocks[i][1].register_forward_hook(hook(i)) for i in which)
 
     def _faithful(self) -> bool:
         """Whether the module gives the same with its first blocks skipped."""
@@ -159,10 +146,6 @@ class Prefix:
         return whole is not None and torch.equal(whole, again)
 
 
-class _Enough(Exception):
-    """All that was wanted of a forward pass has been seen."""
-
-
 def main_tensor(output: Any) -> Tensor:
     """The hidden state in what a block gives: its first tensor."""
     return next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor))
@@ -172,18 +155,21 @@ def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
+def outermost_lists(module: nn.Module) -> list[str]:
+    """The names of the lists of modules that are in no other list: rows of blocks."""
+    lists = [path for path, child in module.named_modules() if isinstance(child, nn.ModuleList)]
+    return [path for path in lists if not any(path.startswith(f"{other}.") for other in lists)]
+
+
 def blocks_of(module: nn.Module, run: Callable[[], Any]) -> list[tuple[str, nn.Module]]:
     """The children of the outermost lists in the order in which they are called; none if one is called twice."""
-    lists = [path for path, child in module.named_modules() if isinstance(child, nn.ModuleList)]
-    outermost = [p for p in lists if not any(p.startswith(f"{other}.") for other in lists)]
     blocks = {
-        f"{path}.{name}": child for path in outermost for name, child in module.get_submodule(path).named_children()
+        f"{path}.{name}": child
+        for path in outermost_lists(module)
+        for name, child in module.get_submodule(path).named_children()
     }
     called: list[str] = []
-    handles = [child.register_forward_hook(lambda *_, path=path: called.append(path)) for path, child in blocks.items()]
-    try:
+    hooks = (child.register_forward_hook(lambda *_, path=path: called.append(path)) for path, child in blocks.items())
+    with removed_after(hooks):
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     return [(path, blocks[path]) for path in called] if len(set(called)) == len(called) else []

@@ -109,8 +109,7 @@ def read_program(path: Path, unsafe_pickle: bool) -> torch.export.ExportedProgra
     except Exception as error:
         raise UnsupportedModel(
             f"{path} cannot be read as a torch.export archive ({first_line(error)}); it is damaged, was made by "
-            f"another torch, or "
-            "holds more than tensors: save it again with torch.export.save"
+            "another torch, or holds more than tensors: save it again with torch.export.save"
         ) from None
 
 

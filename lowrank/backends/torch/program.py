@@ -11,7 +11,7 @@ from torch import nn
 
 from lowrank.backends.inputs import Signature
 from lowrank.backends.torch.inputs import as_tensors
-from lowrank.errors import ExportError
+from lowrank.errors import ExportError, first_line
 
 PROGRAM_FILE = "model.pt2"
 
@@ -96,9 +96,8 @@ def save_program(module: nn.Module, signature: Signature, folder: Path) -> None:
         program = export_program(module, signature)
     except Exception as error:
         raise ExportError(
-            f"torch.export could not trace the rewritten program ({str(error).splitlines()[0][:160]}); give the "
-            f"model as a "
-            "state dict with --arch instead"
+            f"torch.export could not trace the rewritten program ({first_line(error)}); give the model as a state "
+            "dict with --arch instead"
         ) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -17,9 +17,10 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lowrank.artifacts.files import SCHEMA_MAJOR, SCHEMA_MINOR
 from lowrank.backends.torch.config_block import KEY, METHOD
+from lowrank.backends.torch.inputs import name_of
 from lowrank.backends.torch.normalize import normalize_
-from lowrank.backends.torch.rebuild import put_layers
-from lowrank.errors import ArtifactError, LowRankError, first_line
+from lowrank.backends.torch.replace import put_layers
+from lowrank.errors import ArtifactError, misfit
 from lowrank.nn import LowRankEmbedding, LowRankLinear
 
 ALIGNED = 64
@@ -66,18 +67,11 @@ class LowRankQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         config, origin = self.quantization_config, getattr(model, "name_or_path", "") or type(model).__name__
-        try:
+        with misfit(f"{origin}: the {KEY} of config.json does not describe a {type(model).__name__}"):
             if config.rebuild["kind"] == "huggingface":
                 normalize_(model)
             fitted = _fitted(model, config)
             names = put_layers(model, fitted.replaced, origin)
-        except (KeyError, TypeError, AttributeError, ValueError, AssertionError, IndexError, RuntimeError) as error:
-            if isinstance(error, LowRankError):
-                raise
-            raise ArtifactError(
-                f"{origin}: the {KEY} of config.json does not describe a {type(model).__name__} "
-                f"({type(error).__name__}: {first_line(error)}); compress the original again"
-            ) from None
         if config.replaced and not names:
             raise ArtifactError(
                 f"{origin}: none of the {len(config.replaced)} compressed layers is in a {type(model).__name__}; load "
@@ -160,11 +154,8 @@ def renew(model: nn.Module, config: LowRankConfig) -> None:
         stored = first.setdefault(id(tensor), name)
         if stored != name:
             config.aliases[name] = stored
-    config.rebuild |= {"class": type(model).__name__.removeprefix("FSDP"), "dtype": _dtype_of(model)}
-
-
-def _dtype_of(model: Any) -> str:
-    return str(model.dtype).removeprefix("torch.")
+    dtype: Any = model.dtype
+    config.rebuild |= {"class": type(model).__name__.removeprefix("FSDP"), "dtype": name_of(dtype)}
 
 
 def _fitted(model: Any, config: LowRankConfig) -> LowRankConfig:

@@ -35,7 +35,7 @@ from lowrank.core.truncation.narrow import Narrow
 from lowrank.core.truncation.pivoted import Pivoted
 from lowrank.core.truncation.spatial import SpatialFactors
 from lowrank.core.weight import Weight
-from lowrank.errors import ArtifactError, LowRankError, UnsupportedModel, first_line
+from lowrank.errors import UnsupportedModel, misfit
 
 
 def read_finished(
@@ -54,15 +54,8 @@ def read_finished(
         UnsupportedModel: if it cannot be built without the original.
     """
     record = read_json(folder / RECORD_FILE, "model")
-    try:
+    with misfit(f"{folder / RECORD_FILE} does not describe the model beside it"):
         return _read(folder, record, analysis, opening, original)
-    except (KeyError, TypeError, AttributeError, ValueError, AssertionError, IndexError, RuntimeError) as error:
-        if isinstance(error, LowRankError):
-            raise
-        raise ArtifactError(
-            f"{folder / RECORD_FILE} does not describe the model beside it ({type(error).__name__}: "
-            f"{first_line(error)}); compress the original again"
-        ) from None
 
 
 def _read(

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor
 
 from lowrank.artifacts.files import RECORD_FILE, write_json
 from lowrank.backends.inputs import Signature
+from lowrank.backends.torch.inputs import name_of
 from lowrank.backends.torch.layers import record_of
 from lowrank.backends.torch.tensors import MODEL_FILE, as_matrix, bytes_of, factor_tensors, save_state, storage_key
 from lowrank.backends.unrun import Unrun
@@ -31,9 +32,7 @@ class StateDictBackend(Unrun):
     tensors: Mapping[str, Tensor]
     source: Mapping[str, Any]
     replaced: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    signature: Signature | str = field(
-        default="a plain state dict does not say how its tensors are applied", init=False
-    )
+    signature: Signature | str = field(default=UNRUN, init=False)
 
     @property
     def refusal(self) -> str:
@@ -62,7 +61,7 @@ class StateDictBackend(Unrun):
             Weight(
                 name,
                 *shapes[name],
-                str(self.tensors[name].dtype).removeprefix("torch."),
+                name_of(self.tensors[name].dtype),
                 "projection",
                 tuple(Layer(stem(n), "linear") for n in tied),
             )
@@ -139,13 +138,7 @@ class StateDictBackend(Unrun):
         assert isinstance(tensors, dict)
         return replace(self, tensors=tensors)
 
-    def with_tokenizer(self, tokenizer: Path) -> NoReturn:
-        """Not possible."""
-        self._refuse()
-
-    def fed_with(self, signature: Signature) -> NoReturn:
-        """Not possible."""
-        self._refuse()
+    with_tokenizer = fed_with = Unrun.refuse
 
     def save(self, folder: Path) -> None:
         """The factored state dict as safetensors, and what was replaced as JSON."""
@@ -156,7 +149,7 @@ class StateDictBackend(Unrun):
 
 def _why_not(tied: list[str], tensor: Tensor) -> str:
     if not tensor.is_floating_point():
-        return f"its numbers are {str(tensor.dtype).removeprefix('torch.')}: not a weight, or quantised already"
+        return f"its numbers are {name_of(tensor.dtype)}: not a weight, or quantised already"
     if tensor.dim() > 2:
         return f"it has {tensor.dim()} dimensions, and a state dict does not say what layer it belongs to"
     if any(looks_like_embedding(name) for name in tied):

@@ -42,8 +42,7 @@ def as_stored(name: str, factor: NDArray[np.floating], like: Tensor) -> Tensor:
     if not torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all():
         raise NonFiniteWeight(
             f"{name}: a factor holds numbers beyond the range of {str(like.dtype).removeprefix('torch.')}; "
-            f"convert the model to "
-            "float32 or bfloat16 first, or leave this weight out with --exclude"
+            "convert the model to float32 or bfloat16 first, or leave this weight out with --exclude"
         )
     return tensor
 

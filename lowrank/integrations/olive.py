@@ -25,6 +25,7 @@ from lowrank.artifacts import parse_json, staged
 from lowrank.artifacts.files import atomic
 from lowrank.backends import Opening
 from lowrank.core.budget import Budget
+from lowrank.core.weight import TARGETS
 from lowrank.edge.target import Target
 from lowrank.errors import LowRankError
 from lowrank.pipeline import REPORT_FILE, Settings, Training, compress
@@ -54,7 +55,7 @@ class LowRank(Pass):
             "calib": param(str | None, None, "Text (.txt, .tsv, .csv, .jsonl), .npz of inputs, or the word none."),
             "column": param(str | None, None, "Column of a table, or key of .jsonl."),
             "samples": param(int, 4096, "Calibration samples at most."),
-            "targets": param(list[str], ["projections"], "projections, head, embeddings, conv, all."),
+            "targets": param(list[str], ["projections"], ", ".join(TARGETS) + "."),
             "include": param(list[str], [], "Only weights of these names, globs or re:regex."),
             "exclude": param(list[str], [], "Not weights of these names."),
             "refit": param(bool, True, "Fit what is replaced to what it sees in the compressed model."),

@@ -13,6 +13,7 @@ from lowrank.errors import PatternError
 from lowrank.results.sweep import MethodName
 
 DTYPES: tuple[Dtype, ...] = ("float32", "int8", "int4")
+"""The types of weights that a sweep and a study try."""
 FRONT, ALL = "front", "all"
 """Words for several points to write."""
 

@@ -13,6 +13,7 @@ import numpy as np
 from lowrank.artifacts.journal import check_identity
 from lowrank.core.structures import structures
 from lowrank.errors import ArtifactError, LowRankError, first_line
+from lowrank.pipeline.search.methods import DTYPES
 from lowrank.results.tuning import Limits, Trial
 
 STUDY_FILE = "tune.db"
@@ -21,7 +22,6 @@ LEAST, STEP = 0.1, 0.05
 SINGLE = tuple(structure.name for structure in structures() if structure.by_rank)
 OFFERS = ("all", ",".join(SINGLE), SINGLE[0])
 """Sets of structures that may be on offer."""
-TYPES = ("float32", "int8", "int4")
 FIRST: tuple[dict[str, Any], ...] = (
     {"keep": 1.0, "dtype": "int8"},
     {"keep": 1.0, "dtype": "int4"},
@@ -110,7 +110,7 @@ class Study:
 
     def _proposed(self, asked: Any, number: int) -> Trial:
         keep = round(asked.suggest_float("keep", LEAST, 1.0, step=STEP), 4)
-        dtype = asked.suggest_categorical("dtype", TYPES)
+        dtype = asked.suggest_categorical("dtype", DTYPES)
         structures, minutes = OFFERS[0], 0.0
         if keep < 1:
             structures = asked.suggest_categorical("structures", OFFERS)

@@ -20,7 +20,7 @@ from lowrank.pipeline.execution import Execution, working_bytes
 from lowrank.pipeline.run.read import source_of
 from lowrank.pipeline.settings import Settings
 from lowrank.pipeline.targets import targeted
-from lowrank.results.estimate import Estimate
+from lowrank.results.forecast import Estimate
 
 PROBE = 1024
 """The size of the matrix that is decomposed to learn how fast this machine is."""

@@ -13,6 +13,7 @@ from lowrank.artifacts import hash_json, staged, write_json
 from lowrank.artifacts.lock import holding
 from lowrank.backends.base import Backend
 from lowrank.calibrate import Calibration, training_batches
+from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan
 from lowrank.errors import ArtifactError, ExportError, HealingError
 from lowrank.evaluate.measure import compare_latency, quality_of
@@ -91,24 +92,12 @@ def heal(
     analysis, plan, report = read_run(folder)
     if report is None:
         raise ArtifactError(f"{folder / REPORT_FILE} is missing; `lowrank evaluate -o {folder}` writes it anew")
-
-    known = report
-
-    def check(dense: Backend) -> None:
-        check_trainable(dense)
-        check_source(analysis, dense, folder)
-        _check_adapter(folder, known, training)
-
-    options["settings"] = options.get("settings") or Settings.from_json(analysis.settings)
-    # The clock goes on from all that has made the model.
-    clock = Clock(dict(report.seconds))
-    opened = open_session(model, folder, stored=analysis, check=check, read=_data, clock=clock, **options)
-    opened = replace(opened, current=analysis)
+    opened = _opened(model, folder, analysis, report, training, **options)
     benchmark = read_benchmark(tasks, opened)
     dense, small = opened.dense, opened.dense.saved_in(folder, dict)
     asked = {**asdict(training), "data": dict(_data_of(opened).provenance)}
     path = folder / CHECKPOINT_FILE
-    with clock.stage("heal"):
+    with opened.clock.stage("heal"):
         healing = _train(opened, small, training, path, hash_json([asked, plan.to_json()]), resume)
     healed = healing.healed()
     unit = "minutes" if training.steps is None else "steps"
@@ -131,7 +120,8 @@ def heal(
         entry = replace(entry, unfolded=healed.after, after=after, kept=loss < healed.before)
         if entry.kept:
             small, plan = merged, followed
-    history = replace(_history(report), healing=[*report.healing, entry])
+    refit, healings = bool(report.provenance.refit), [*report.healing, entry]
+    history = History(refit=refit, healing=healings, cut=report.cut, before=report)
     if beside or not entry.kept:
         report = _beside(opened, small, plan, history, output, healing.adapter if entry.kept else None)
     else:
@@ -140,8 +130,21 @@ def heal(
     return report
 
 
-def _history(report: Report) -> History:
-    return History(refit=bool(report.provenance.refit), cut=report.cut, before=report)
+def _opened(
+    model: object, folder: Path, analysis: Analysis, report: Report, training: Training, **options: Unpack[WorkOptions]
+) -> Session:
+    """The dense model of a run with its data, if it can be trained and no adapter would be lost."""
+
+    def check(dense: Backend) -> None:
+        check_trainable(dense)
+        check_source(analysis, dense, folder)
+        _check_adapter(folder, report, training)
+
+    options["settings"] = options.get("settings") or Settings.from_json(analysis.settings)
+    # The clock goes on from all that has made the model.
+    clock = Clock(dict(report.seconds))
+    session = open_session(model, folder, stored=analysis, check=check, read=_data, clock=clock, **options)
+    return replace(session, current=analysis)
 
 
 def _in_place_of(opened: Session, small: Backend, plan: Plan, history: History, output: Output) -> Report:
@@ -159,17 +162,19 @@ def _beside(
 ) -> Report:
     """Leave the model of a run as it is, and write what was trained beside it, if anything was."""
     assert opened.run is not None and history.before is not None
-    folder, report, entry = opened.run, history.before, history.healing[-1]
+    folder, report, problems = opened.run, history.before, list[str]()
     with staged(folder, owned=(PAGE_FILE, *(ADAPTER_FILES if adapter is not None else ()))) as stage:
         if adapter is not None:
             with opened.clock.stage("adapter"):
                 residuals = adapter.residuals()
-                entry.problems.extend(write_adapters(small, adapter.peft, residuals, adapter.shapes, stage))
+                problems += write_adapters(small, adapter.peft, residuals, adapter.shapes, stage)
         if output.latency and report.latency is None:
             with opened.clock.stage("latency"):
-                report = _timed(report, opened, folder, entry.problems)
+                report = _timed(report, opened, folder, problems)
+        *before, entry = history.healing
+        entry = replace(entry, problems=[*entry.problems, *problems])
         files = {**report.files, **files_of(stage)}
-        report = replace(report, healing=list(history.healing), files=files, seconds=opened.clock.seconds)
+        report = replace(report, healing=[*before, entry], files=files, seconds=opened.clock.seconds)
         report = with_page(stage, folder, opened.analysis, plan, report)
         write_json(stage / REPORT_FILE, "report", report.to_json())
     write_card(folder / MODEL_FOLDER, report)

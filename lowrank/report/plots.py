@@ -15,8 +15,8 @@ from lowrank.report.page.positions import row_labels
 from lowrank.report.page.spectra import ENERGIES, Line, ShownWeight
 from lowrank.report.page.sweep_plot import sweep_file
 from lowrank.report.terminal.terminal import harmless
+from lowrank.results.forecast import Prediction, TradeOff
 from lowrank.results.parts import HealingResult
-from lowrank.results.tradeoff import Prediction, TradeOff
 
 INK, MUTED, PALE, ACCENT, SOFT = "#1b2127", "#58626d", "#b9bfc6", "#1b66a3", "#dbe9f5"
 RAMP = "cividis"

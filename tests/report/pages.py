@@ -19,9 +19,9 @@ from lowrank.core.truncation.gram import Gram
 from lowrank.core.weight import Layer, Skip, Weight
 from lowrank.core.weight_analysis import analyze_weight
 from lowrank.report.page.page_data import PageData, page_data_of
+from lowrank.results.forecast import Prediction, TradeOff
 from lowrank.results.report import Report
 from lowrank.results.sweep import Point, Sweep
-from lowrank.results.tradeoff import Prediction, TradeOff
 
 HOSTILE = (
     "<script>alert(1)</script>",

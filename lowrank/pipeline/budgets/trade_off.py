@@ -12,7 +12,7 @@ from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.selection.selector import Selector
 from lowrank.errors import InfeasibleBudget
 from lowrank.progress import Track, silent
-from lowrank.results.tradeoff import Prediction, TradeOff
+from lowrank.results.forecast import Prediction, TradeOff
 
 KEEPS = (0.05, 0.1, 0.15, 0.2, 0.275, 0.35, 0.425, 0.5, 0.575, 0.65, 0.725, 0.8, 0.9)
 

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from lowrank.report.page.spectra import ENERGIES, Line, ShownWeight
 from lowrank.report.page.svg import Scale, element, mark, percent, picture, polyline
-from lowrank.results.tradeoff import Prediction, TradeOff
+from lowrank.results.forecast import Prediction, TradeOff
 
 PANEL = (200, 124)
 CHART = (380, 250)

@@ -14,10 +14,10 @@ from lowrank.report.page.heatmap import Grid, grid_of
 from lowrank.report.page.param_shares import Part, parts_of
 from lowrank.report.page.positions import couplings_of, places_of
 from lowrank.report.page.spectra import ShownWeight, shown_weights
+from lowrank.results.forecast import Prediction, TradeOff
 from lowrank.results.parts import Provenance
 from lowrank.results.report import Report
 from lowrank.results.sweep import Sweep
-from lowrank.results.tradeoff import Prediction, TradeOff
 
 UNTOLD = ("model", "onnx", "checkpoint", "pytorch_model", "snapshot")
 """Names of files and folders that do not say which model it is."""

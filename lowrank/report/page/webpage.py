@@ -108,11 +108,7 @@ def rendered(facts: PageData) -> str:
         skips=_skips(facts.analysis.skips),
         skip_count=len(facts.analysis.skips),
         skip_params=sum(math.prod(skip.shape) for skip in facts.analysis.skips),
-        command=command_of(facts.provenance),
-        hashes=_hashes(facts),
-        versions=list((facts.provenance.versions or {}).items()),
-        settings=_settings(facts.analysis.settings),
-        seconds=_seconds(report.seconds if report else {}),
+        **_origin(facts),
         short=short,
         percent=percent,
         stem=stem,
@@ -124,6 +120,17 @@ def rendered(facts: PageData) -> str:
         # The only script that may run; it stands between two line ends.
         script_hash=base64.b64encode(hashlib.sha256(f"\n{script}".encode()).digest()).decode(),
     )
+
+
+def _origin(facts: PageData) -> dict[str, Any]:
+    """How the run was made."""
+    return {
+        "command": command_of(facts.provenance),
+        "hashes": _hashes(facts),
+        "versions": list((facts.provenance.versions or {}).items()),
+        "settings": _settings(facts.analysis.settings),
+        "seconds": _seconds(facts.report.seconds if facts.report else {}),
+    }
 
 
 def _harmless(value: Any) -> Any:

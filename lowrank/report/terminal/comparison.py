@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from lowrank.results.forecast import TradeOff
 from lowrank.results.sweep import Sweep
-from lowrank.results.tradeoff import TradeOff
 from lowrank.results.tuning import Tuning
 
 

@@ -9,9 +9,8 @@ from lowrank.report.terminal.terminal import complain, notes, print_json, print_
 
 if TYPE_CHECKING:
     from lowrank.core.analysis import Analysis
-    from lowrank.results.estimate import Estimate
+    from lowrank.results.forecast import Estimate, TradeOff
     from lowrank.results.report import Report
-    from lowrank.results.tradeoff import TradeOff
 
 
 def show_analysis(analysis: Analysis) -> None:

@@ -1,10 +1,29 @@
-"""TradeOff: what many budgets are predicted to lose. Its JSON is `tradeoff.json`."""
+"""Forecasts: the memory, disk and time that a run will take, and what budgets are predicted to lose."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from lowrank.results.part import Document, Part, rows_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate(Part):
+    """What a run will take. Times are within a factor of two; forward passes, export and healing are not in them."""
+
+    streamed: bool
+    weights: int
+    jobs: int
+    """Weights at once."""
+    memory: int
+    """Bytes, at their highest."""
+    memory_left: int
+    """Bytes that may be taken."""
+    disk: int
+    """Bytes that are written."""
+    disk_free: int
+    analyze_seconds: float
+    compress_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,7 +36,7 @@ class Prediction(Part):
 
 @dataclass(frozen=True, kw_only=True)
 class TradeOff(Document):
-    """The plans of many budgets, by rising keep ratio."""
+    """The plans of many budgets, by rising keep ratio. Its JSON is `tradeoff.json`."""
 
     file = "tradeoff.json"
     remedy = "delete it and select with --curve again"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lowrank.artifacts.files import linked, read_json, read_tensors, staged, write_json, write_tensors
 from lowrank.artifacts.grams import GRAMS_FOLDER, StoredGrams, facts_of, gram_of, triangle_of
-from lowrank.artifacts.journal import Piece
+from lowrank.artifacts.journal import Codec, Piece
 from lowrank.artifacts.outside import is_plain, named_in
 from lowrank.core.analysis import Analysis, Context, CouplingAnalysis, Folds, Measured, WeightAnalysis
 from lowrank.core.structures import structures
@@ -64,13 +64,13 @@ def save_analysis(analysis: Analysis, folder: Path) -> None:
 
 def _arrays(record: WeightAnalysis) -> dict[str, NDArray[Any]]:
     """The spectra and curves of one weight, by the names that they have in the file."""
-    found = {
+    arrays = {
         "plain": record.plain.values,
         "activation": None if record.activation is None else record.activation.values,
         "heldout": record.heldout,
         **record.curves,
     }
-    return {f"{record.weight.name}:{kind}": values for kind, values in found.items() if values is not None}
+    return {f"{record.weight.name}:{kind}": values for kind, values in arrays.items() if values is not None}
 
 
 def _pack_grams(folds: Mapping[str, Folds]) -> tuple[dict[str, NDArray[Any]], dict[str, dict[str, Any]]]:
@@ -92,17 +92,18 @@ def _pack_grams(folds: Mapping[str, Folds]) -> tuple[dict[str, NDArray[Any]], di
     return tensors, grams
 
 
-def _unpack_grams(entries: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> dict[str, Folds]:
+def _unpack_grams(piece: Piece) -> dict[str, Folds]:
+    tensors, entries = piece
     grams: dict[str, Folds] = {}
     for name, entry in entries.items():
         grams[name] = grams[entry["same_as"]] if "same_as" in entry else _read_folds(name, entry, tensors)
     return grams
 
 
-def _pack_couplings(found: Sequence[CouplingAnalysis]) -> tuple[dict[str, NDArray[Any]], list[dict[str, Any]]]:
+def _pack_couplings(records: Sequence[CouplingAnalysis]) -> tuple[dict[str, NDArray[Any]], list[dict[str, Any]]]:
     tensors: dict[str, NDArray[Any]] = {}
     couplings: list[dict[str, Any]] = []
-    for number, coupling in enumerate(found):
+    for number, coupling in enumerate(records):
         tensors[f"bond:{number}:ranks"], tensors[f"bond:{number}:errors"] = coupling.ranks, coupling.errors
         if coupling.order is not None:
             tensors[f"bond:{number}:order"] = coupling.order
@@ -113,44 +114,7 @@ def _pack_couplings(found: Sequence[CouplingAnalysis]) -> tuple[dict[str, NDArra
     return tensors, couplings
 
 
-class GramsCodec:
-    """All Grams of a model as a piece of a journal."""
-
-    def encode(self, result: Mapping[str, Folds]) -> Piece:
-        """Moments, and what is known of each."""
-        return _pack_grams(result)
-
-    def decode(self, piece: Piece) -> dict[str, Folds]:
-        """The same Grams."""
-        return _unpack_grams(piece[1], piece[0])
-
-
-class CouplingsCodec:
-    """What several structures make of a coupling as a piece of a journal."""
-
-    def encode(self, result: Sequence[CouplingAnalysis]) -> Piece:
-        """Arrays by number, and what the couplings are."""
-        return _pack_couplings(result)
-
-    def decode(self, piece: Piece) -> list[CouplingAnalysis]:
-        """The same."""
-        return [_read_coupling(i, entry, piece[0]) for i, entry in enumerate(piece[1])]
-
-
-class RecordCodec:
-    """One weight's analysis as a piece of a journal."""
-
-    def encode(self, result: WeightAnalysis) -> Piece:
-        """Its arrays and its figures."""
-        return _arrays(result), _weight_figures(result, spectra=False)
-
-    def decode(self, piece: Piece) -> WeightAnalysis:
-        """The same analysis."""
-        arrays, facts = piece
-        return _read_weight(facts, arrays)
-
-
-def kept_in(folder: Path, analysis: Analysis) -> Analysis:
+def read_in(folder: Path, analysis: Analysis) -> Analysis:
     """An analysis that was saved to a folder, with the moments that it keeps on disk read from there."""
     grams = analysis.grams
     if not isinstance(grams, StoredGrams):
@@ -233,8 +197,8 @@ def load_analysis(folder: Path) -> Analysis:
         if STORED in content["grams"]:
             grams = StoredGrams(folder / GRAMS_FOLDER, _read_files(content["grams"][STORED]))
         else:
-            grams = _unpack_grams(content["grams"], tensors)
-        weights = tuple(_read_weight(entry, tensors) for entry in content["weights"])
+            grams = _unpack_grams((tensors, content["grams"]))
+        weights = tuple(_unpack_record((tensors, entry)) for entry in content["weights"])
         if not weights or len({r.weight.name for r in weights}) < len(weights):
             raise ValueError("its weights are missing or named twice")
         names = [*(record.weight.name for record in weights), *(skip["name"] for skip in content["skipped"])]
@@ -245,7 +209,7 @@ def load_analysis(folder: Path) -> Analysis:
         return Analysis(
             weights=weights,
             skips=tuple(Skip(s["name"], tuple(s["shape"]), s["reason"]) for s in content["skipped"]),
-            couplings=tuple(_read_coupling(i, entry, tensors) for i, entry in enumerate(content["bonds"])),
+            couplings=tuple(_unpack_couplings((tensors, content["bonds"]))),
             contexts=tuple(_read_context(entry, weights) for entry in content["contexts"]),
             grams=grams,
             curvatures={n.removesuffix(":curvature"): t for n, t in tensors.items() if n.endswith(":curvature")},
@@ -263,13 +227,14 @@ def load_analysis(folder: Path) -> Analysis:
 
 
 def _read_files(files: Any) -> dict[str, str]:
-    found = {str(name): str(file) for name, file in dict(files).items()}
-    if not all(Path(file).name == file and named_in(Path(), file) for file in found.values()):
+    by_name = {str(name): str(file) for name, file in dict(files).items()}
+    if not all(Path(file).name == file and named_in(Path(), file) for file in by_name.values()):
         raise ValueError("a file of Grams lies outside of its folder")
-    return found
+    return by_name
 
 
-def _read_weight(entry: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> WeightAnalysis:
+def _unpack_record(piece: Piece) -> WeightAnalysis:
+    tensors, entry = piece
     name, (rows, cols) = entry["name"], entry["shape"]
     layers = tuple(Layer(layer["name"], layer["kind"]) for layer in entry["layers"])
     spatial = entry["spatial_view"] and _read_view(entry["spatial_view"])
@@ -285,13 +250,18 @@ def _read_weight(entry: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) 
         {s.name: tensors[f"{name}:{s.name}"] for s in structures() if f"{name}:{s.name}" in tensors},
         _read_rounding(entry["rounding"]),
     )
-    found = (record.plain.values, record.error_curve, activation, *record.curves.values())
-    arrays = [array for array in found if array is not None]
+    arrays = [record.plain.values, record.error_curve, *([] if activation is None else [activation])]
+    arrays += record.curves.values()
     if not all(np.isfinite(a).all() and (a >= 0).all() for a in arrays):
         raise ValueError(f"the figures of {name} are not finite")
     if len(record.plain.values) != weight.full_rank or len(record.error_curve) != weight.full_rank + 1:
         raise ValueError(f"the spectrum of {name} has the wrong length")
     return record
+
+
+def _unpack_couplings(piece: Piece) -> list[CouplingAnalysis]:
+    tensors, entries = piece
+    return [_read_coupling(number, entry, tensors) for number, entry in enumerate(entries)]
 
 
 def _read_coupling(number: int, entry: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> CouplingAnalysis:
@@ -313,17 +283,17 @@ def _read_context(entry: Mapping[str, Any], weights: Sequence[WeightAnalysis]) -
 
 
 def _read_rounding(errors: Any) -> dict[str, float]:
-    found = {str(name): float(error) for name, error in dict(errors).items()}
-    if not all(0 <= error < np.inf for error in found.values()):
+    by_format = {str(name): float(error) for name, error in dict(errors).items()}
+    if not all(0 <= error < np.inf for error in by_format.values()):
         raise ValueError("an error of rounding is not a finite number")
-    return found
+    return by_format
 
 
 def _read_measured(pairs: Any) -> Measured:
-    found = tuple((float(own), float(lost)) for own, lost in pairs)
-    if not all(0 <= number < np.inf for pair in found for number in pair):
+    figures = tuple((float(own), float(lost)) for own, lost in pairs)
+    if not all(0 <= number < np.inf for pair in figures for number in pair):
         raise ValueError("what was measured is not finite")
-    return found
+    return figures
 
 
 def _read_view(entry: Mapping[str, Any]) -> View:
@@ -337,3 +307,15 @@ def _read_folds(name: str, entry: Mapping[str, Any], tensors: Mapping[str, NDArr
             for fold in ("fit", "held")
         )
     )
+
+
+def _pack_record(record: WeightAnalysis) -> Piece:
+    return _arrays(record), _weight_figures(record, spectra=False)
+
+
+GRAMS: Codec[Mapping[str, Folds]] = Codec(_pack_grams, _unpack_grams)
+"""Of all Grams of a model: moments, and what is known of each."""
+COUPLINGS: Codec[Sequence[CouplingAnalysis]] = Codec(_pack_couplings, _unpack_couplings)
+"""Of what several structures make of a coupling: arrays by number, and what the couplings are."""
+RECORD: Codec[WeightAnalysis] = Codec(_pack_record, _unpack_record)
+"""Of one weight's analysis."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,40 +28,34 @@ Piece = tuple[Arrays, Any]
 """Arrays, and what JSON can hold."""
 
 
-class Codec(Protocol[R]):
-    """How results of one kind become pieces, and back."""
+@dataclass(frozen=True, slots=True)
+class Codec(Generic[R]):
+    """How results of one kind become pieces, and back bit for bit."""
 
-    def encode(self, result: R) -> Piece:
-        """A piece."""
-        ...
-
-    def decode(self, piece: Piece) -> R:
-        """What `encode` was given, bit for bit."""
-        ...
+    encode: Callable[[R], Piece]
+    decode: Callable[[Piece], R]
 
 
-class JsonCodec:
-    """Of what JSON can hold."""
-
-    def encode(self, result: Any) -> Piece:
-        """Facts alone."""
-        return {}, result
-
-    def decode(self, piece: Piece) -> Any:
-        """The facts."""
-        return piece[1]
+def _facts_alone(result: Any) -> Piece:
+    return {}, result
 
 
-class ArraysCodec:
-    """Of arrays by name."""
+def _facts(piece: Piece) -> Any:
+    return piece[1]
 
-    def encode(self, result: Arrays) -> Piece:
-        """Arrays, and which there are."""
-        return result, sorted(result)
 
-    def decode(self, piece: Piece) -> Arrays:
-        """The arrays."""
-        return {name: piece[0][name] for name in piece[1]}
+def _named(result: Arrays) -> Piece:
+    return result, sorted(result)
+
+
+def _by_name(piece: Piece) -> Arrays:
+    return {name: piece[0][name] for name in piece[1]}
+
+
+FACTS: Codec[Any] = Codec(_facts_alone, _facts)
+"""Of what JSON can hold."""
+ARRAYS: Codec[Arrays] = Codec(_named, _by_name)
+"""Of arrays by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +148,9 @@ def check_identity(run: Path, before: Mapping[str, Any], identity: Mapping[str, 
     """
     changed = [name for name in {**before, **identity} if before.get(name) != identity.get(name)]
     if changed:
-        told = ", ".join(f"the {name} was {before.get(name)} and is {identity.get(name)}" for name in changed)
+        changes = ", ".join(f"the {name} was {before.get(name)} and is {identity.get(name)}" for name in changed)
         raise PlanMismatch(
-            f"{run} holds unfinished work, but {told}; give the same model and options, or leave --resume out to "
+            f"{run} holds unfinished work, but {changes}; give the same model and options, or leave --resume out to "
             "begin anew"
         )
 

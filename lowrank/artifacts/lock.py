@@ -80,7 +80,7 @@ def holding(parameter: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)
-        def held(*args: P.args, **kwargs: P.kwargs) -> R:
+        def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
             bound = signature(function).bind(*args, **kwargs)
             bound.apply_defaults()
             folder = bound.arguments[parameter]
@@ -90,7 +90,7 @@ def holding(parameter: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             with locked(Path(folder).expanduser()):
                 return function(*args, **kwargs)
 
-        return held
+        return wrapped
 
     return decorate
 

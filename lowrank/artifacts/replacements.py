@@ -9,40 +9,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.artifacts.journal import Arrays, Piece
+from lowrank.artifacts.journal import Arrays, Codec, Piece
 from lowrank.core.structures import structure_named
 from lowrank.core.structures.base import Replacement
 
 
-class ReplacementsCodec:
-    """Replacements by weight name. An array that several share is kept once, and shared again."""
+def _packed(replacements: Mapping[str, Replacement]) -> Piece:
+    """Arrays by number, and where they belong. An array that several share is kept once, and shared again."""
+    arrays: dict[str, NDArray[Any]] = {}
+    numbers: dict[int, str] = {}
 
-    def encode(self, result: Mapping[str, Replacement]) -> Piece:
-        """Arrays by number, and where they belong."""
-        arrays: dict[str, NDArray[Any]] = {}
-        numbers: dict[int, str] = {}
+    def packed(value: Any) -> Any:
+        if not isinstance(value, np.ndarray):
+            return {"value": value}
+        number = numbers.setdefault(id(value), str(len(numbers)))
+        arrays[number] = value
+        return {"array": number}
 
-        def packed(value: Any) -> Any:
-            if not isinstance(value, np.ndarray):
-                return {"value": value}
-            number = numbers.setdefault(id(value), str(len(numbers)))
-            arrays[number] = value
-            return {"array": number}
+    facts: dict[str, Any] = {}
+    for name, replacement in replacements.items():
+        factors = replacement.factors
+        facts[name] = {
+            "structure": replacement.structure,
+            "factors": {f.name: packed(getattr(factors, f.name)) for f in fields(factors)},
+            "places": {key: packed(getattr(replacement, key)) for key in ("bias", "rows", "cols")},
+        }
+    return arrays, facts
 
-        facts: dict[str, Any] = {}
-        for name, replacement in result.items():
-            factors = replacement.factors
-            facts[name] = {
-                "structure": replacement.structure,
-                "factors": {f.name: packed(getattr(factors, f.name)) for f in fields(factors)},
-                "places": {key: packed(getattr(replacement, key)) for key in ("bias", "rows", "cols")},
-            }
-        return arrays, facts
 
-    def decode(self, piece: Piece) -> dict[str, Replacement]:
-        """The same replacements."""
-        arrays, facts = piece
-        return {name: _replacement(entry, arrays) for name, entry in facts.items()}
+def _unpacked(piece: Piece) -> Mapping[str, Replacement]:
+    arrays, facts = piece
+    return {name: _replacement(entry, arrays) for name, entry in facts.items()}
 
 
 def _replacement(entry: Mapping[str, Any], arrays: Arrays) -> Replacement:
@@ -51,3 +48,7 @@ def _replacement(entry: Mapping[str, Any], arrays: Arrays) -> Replacement:
 
     factors: Any = structure_named(entry["structure"]).factors(**unpacked(entry["factors"]))
     return Replacement(entry["structure"], factors, **unpacked(entry["places"]))
+
+
+REPLACEMENTS = Codec(_packed, _unpacked)
+"""Of replacements by weight name."""

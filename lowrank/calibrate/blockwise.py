@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lowrank.artifacts.files import make_folder
 from lowrank.artifacts.grams import GRAMS_FOLDER, StoredGrams, store_grams
-from lowrank.artifacts.journal import Journal, JsonCodec
+from lowrank.artifacts.journal import FACTS, Journal
 from lowrank.backends.checkpoint.backend import CheckpointBackend
 from lowrank.backends.checkpoint.block_runner import Blocks
 from lowrank.calibrate.data import Calibration
@@ -46,7 +46,7 @@ def blockwise_grams(calibration: Calibration, weights: Sequence[Weight], track: 
     found: dict[str, str] = {}
     for index in track(range(count), "calibrating block by block", count):
         make = partial(_of_block, blocks, index, weights, len(calibration.fit), folder)
-        found |= journal.kept(f"grams of block {index}", JsonCodec(), make)
+        found |= journal.kept(f"grams of block {index}", FACTS, make)
         blocks.forget(index)
     return StoredGrams(folder, found)
 

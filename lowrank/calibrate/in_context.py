@@ -9,7 +9,7 @@ from statistics import median
 
 import numpy as np
 
-from lowrank.artifacts.journal import NOWHERE, Journal, JsonCodec
+from lowrank.artifacts.journal import FACTS, NOWHERE, Journal
 from lowrank.backends.base import Backend, Change
 from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import Calibration
@@ -48,7 +48,7 @@ def measure_contexts(
     for keep, turn in track(tasks, "measuring in context", len(tasks)):
         known = replace(analysis, contexts=(contexts[keep],) if keep in contexts else ())
         make = partial(_measured, backend, feeds, known, keep, reference)
-        factors = journal.kept(f"context: {keep}, {turn}", JsonCodec(), make)
+        factors = journal.kept(f"context: {keep}, {turn}", FACTS, make)
         if factors is not None:
             contexts[keep] = Context(keep, factors)
     return replace(analysis, contexts=tuple(contexts.values()))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from lowrank.artifacts.journal import NOWHERE, Journal
-from lowrank.artifacts.replacements import ReplacementsCodec
+from lowrank.artifacts.replacements import REPLACEMENTS
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import spread
 from lowrank.calibrate.data import Calibration
@@ -67,7 +67,7 @@ def sequential_refit(
 
     for stage in track(stages, "refitting", len(stages)):
         key = f"refit: {', '.join(weight.name for weight in stage)}"
-        for name, replacement in journal.kept(key, ReplacementsCodec(), partial(better, stage)).items():
+        for name, replacement in journal.kept(key, REPLACEMENTS, partial(better, stage)).items():
             found[name] = replacement
             pair.put(next(w for w in stage if w.name == name), replacement)
     return found

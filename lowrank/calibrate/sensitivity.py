@@ -9,7 +9,7 @@ from statistics import median
 
 import numpy as np
 
-from lowrank.artifacts.journal import NOWHERE, ArraysCodec, Journal, JsonCodec
+from lowrank.artifacts.journal import ARRAYS, FACTS, NOWHERE, Journal
 from lowrank.backends.base import Change
 from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import Calibration
@@ -49,7 +49,7 @@ def measure_sensitivity(
     names = _not_tall(analysis)
     curvatures = journal.kept(
         "curvatures",
-        ArraysCodec(),
+        ARRAYS,
         lambda: backend.curvature(some_batches(calibration, CURVATURE_TOKENS, fit=True), names),
     )
     found: dict[tuple[str, str], Measured] = {}
@@ -79,7 +79,7 @@ def measure_sensitivity(
         for group, structure in track(tasks, "measuring sensitivity", len(tasks)):
             key = f"sensitivity: {structure.name}: {group.name}"
             make = partial(decided, group, structure)
-            pairs, curved = journal.kept(key, JsonCodec(), make)
+            pairs, curved = journal.kept(key, FACTS, make)
             if curved:
                 analysis = analysis.curved(group.name, backend.read(group.name), curvatures[group.name])
             found[group.name, structure.name] = tuple(sorted((own, lost) for own, lost in pairs))

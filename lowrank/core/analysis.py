@@ -62,8 +62,8 @@ def loss_of(errors: Vector, measured: Measured) -> Vector:
     logs = np.log(np.maximum(errors, 1e-300))
     inside = np.interp(logs, x, y)
     below, above = y[0] + slopes[0] * (logs - x[0]), y[-1] + slopes[-1] * (logs - x[-1])
-    found = np.exp(np.where(logs < x[0], below, np.where(logs > x[-1], above, inside)))
-    return np.where(errors > 0, found, 0.0)
+    losses = np.exp(np.where(logs < x[0], below, np.where(logs > x[-1], above, inside)))
+    return np.where(errors > 0, losses, 0.0)
 
 
 EXPONENTS = (0.5, 2.0)
@@ -122,8 +122,8 @@ class CouplingAnalysis:
     def error_at(self, ranks: NDArray[np.int64]) -> Vector:
         """The error at any ranks, a power law between the known ones."""
         floor = 1e-300
-        found = np.exp(np.interp(ranks, self.ranks, np.log(np.maximum(self.errors, floor))))
-        return np.where(found > 2 * floor, found, 0.0)
+        errors = np.exp(np.interp(ranks, self.ranks, np.log(np.maximum(self.errors, floor))))
+        return np.where(errors > 2 * floor, errors, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,23 +203,23 @@ class Analysis:
     @cached_property
     def heads(self) -> Mapping[str, int]:
         """How many heads a weight's channels are in, where their order in each is free: by weight name."""
-        found: dict[str, int] = {}
+        heads: dict[str, int] = {}
         for coupling in (b.group.coupling for b in self.couplings):
             if coupling is not None and coupling.kind in ("query_key", "value_output"):
                 first, second = coupling.weights
                 of_second = coupling.kv_heads if coupling.kind == "query_key" else coupling.heads
-                found |= {
+                heads |= {
                     first: coupling.heads if coupling.kind == "query_key" else coupling.kv_heads,
                     second: of_second,
                 }
-        return found
+        return heads
 
     def measured(self, group: Group, structure: str) -> Measured:
         """What cutting a group with a structure did to the model's output."""
         if group.coupling is None:
             return self[group.name].measured
-        found = self.coupling(group, structure)
-        return found.measured if found else ()
+        record = self.coupling(group, structure)
+        return record.measured if record else ()
 
     def loss(self, group: Group, structure: str, errors: Vector, keep: float) -> Vector:
         """What own errors of a group do to the model's output, in a model of this keep ratio: squared, relative."""

@@ -93,22 +93,22 @@ def role_of(weights: Iterable[Weight]) -> dict[str, Role]:
     projections, except what is named like a head or shaped like a classifier (at least eight times as many inputs
     as outputs).
     """
-    found: dict[str, Role] = {}
+    roles: dict[str, Role] = {}
     linear: list[Weight] = []
     for weight in weights:
         kinds = {layer.kind for layer in weight.layers}
         if "lookup" in kinds or "conv" in kinds:
-            found[weight.name] = "embedding" if "lookup" in kinds else "conv"
+            roles[weight.name] = "embedding" if "lookup" in kinds else "conv"
         else:
             linear.append(weight)
     has_blocks = any(in_block(weight.name) for weight in linear)
     for weight in linear:
         if has_blocks:
-            found[weight.name] = "projection" if in_block(weight.name) else "head"
+            roles[weight.name] = "projection" if in_block(weight.name) else "head"
         else:
             named = bool(HEAD_NAMES & set(stem(weight.name).split(".")))
-            found[weight.name] = "head" if named or weight.rows * 8 <= weight.cols else "projection"
-    return found
+            roles[weight.name] = "head" if named or weight.rows * 8 <= weight.cols else "projection"
+    return roles
 
 
 def in_block(name: str) -> bool:

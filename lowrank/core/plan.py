@@ -143,8 +143,8 @@ class Plan:
         )
         known = untouched and isinstance(selector, dict) and isinstance(gap, int | float | None)
         share, reached = share_of(budget, options, analysis), content.get("budget_reached")
-        kept = content.get("budget")
-        kind = cast("dict[str, Any]", kept).get("kind") if isinstance(kept, dict) else None
+        before = content.get("budget")
+        kind = cast("dict[str, Any]", before).get("kind") if isinstance(before, dict) else None
         if budget is not None and budget.kind == "latency" == kind and known and isinstance(reached, float):
             share = reached
         return cls(
@@ -163,8 +163,8 @@ def share_of(budget: Budget | None, options: Iterable[Option], analysis: Analysi
     """What some options keep in the unit of a budget; None if it has none."""
     if budget is None or budget.kind in ("error", "milliseconds", *ELSEWHERE):
         return None
-    kept = sum(cost_in(budget.kind, option, analysis) for option in options)
-    return kept / max(dense_cost(budget.kind, analysis), 1)
+    cost = sum(cost_in(budget.kind, option, analysis) for option in options)
+    return cost / max(dense_cost(budget.kind, analysis), 1)
 
 
 def cost_in(unit: Unit, option: Option, analysis: Analysis) -> int:

@@ -79,8 +79,8 @@ class View:
         """(stack, rows, cols) of a stored tensor of this shape."""
         import numpy as np
 
-        seen = self.matrix(np.broadcast_to(np.int8(0), tuple(stored))).shape
-        return (1, *seen) if len(seen) == 2 else (seen[0], seen[1], seen[2])
+        *stack, rows, cols = self.matrix(np.broadcast_to(np.int8(0), tuple(stored))).shape
+        return stack[0] if stack else 1, rows, cols
 
     def _sizes(self, pattern: str) -> dict[str, int]:
         inside = " ".join(re.findall(r"\(([^)]*)\)", pattern)).split()

@@ -101,14 +101,14 @@ class SplitAttention(nn.Module):
         self, padding: Tensor | None, attention: Tensor | None, batch: int, extra: int, dtype: torch.dtype
     ) -> Tensor | None:
         """Both masks as one that is added to the scores: (batch or 1) x (heads or 1) x (queries or 1) x keys."""
-        found: Tensor | None = None
+        mask: Tensor | None = None
         if attention is not None:
-            found = _additive(attention, dtype)
-            found = found.unflatten(0, (batch, self.num_heads)) if found.dim() == 3 else found[None, None]
+            mask = _additive(attention, dtype)
+            mask = mask.unflatten(0, (batch, self.num_heads)) if mask.dim() == 3 else mask[None, None]
         if padding is not None:
             shown = _additive(padding, dtype)[:, None, None]
-            found = shown if found is None else found + shown
-        return functional.pad(found, (0, extra)) if found is not None and extra else found
+            mask = shown if mask is None else mask + shown
+        return functional.pad(mask, (0, extra)) if mask is not None and extra else mask
 
 
 def split_attention_(root: nn.Module, where: Callable[[str], bool] = lambda _: True) -> list[str]:
@@ -124,7 +124,7 @@ def split_attention_(root: nn.Module, where: Callable[[str], bool] = lambda _: T
     Returns:
         The names of what was replaced.
     """
-    made: dict[int, SplitAttention] = {}
+    splits: dict[int, SplitAttention] = {}
     names: list[str] = []
     for name, module in list(root.named_modules(remove_duplicate=False)):
         if name and not where(name):
@@ -139,10 +139,10 @@ def split_attention_(root: nn.Module, where: Callable[[str], bool] = lambda _: T
             continue
         if type(module).forward is not nn.MultiheadAttention.forward:
             continue
-        if id(module) not in made:
-            made[id(module)] = SplitAttention(module)
+        if id(module) not in splits:
+            splits[id(module)] = SplitAttention(module)
         parent, _, child = name.rpartition(".")
-        root.get_submodule(parent)._modules[child] = made[id(module)]
+        root.get_submodule(parent)._modules[child] = splits[id(module)]
         names.append(name)
     return names
 

@@ -187,9 +187,9 @@ class ObservedStack(_Stack):
         self.dense = dense if isinstance(dense, nn.Parameter) else nn.Parameter(dense)
         self._observe = observe
 
-    def value(self) -> Seen:
+    def value(self) -> ObservedMatrix:
         """The dense stack, watched."""
-        return Seen(self.dense, self._observe, None, False)
+        return ObservedMatrix(self.dense, self._observe, None, False)
 
 
 @contextmanager
@@ -205,7 +205,7 @@ def observed(owner: nn.Module, key: str, observe: Observe) -> Iterator[None]:
         owner.register_parameter(key, parameter)
 
 
-class Seen:
+class ObservedMatrix:
     """Matrices of a watched stack: which ones, and whether they have been transposed since."""
 
     def __init__(self, tensor: Tensor, observe: Observe, index: Tensor | int | None, turned: bool) -> None:
@@ -214,7 +214,7 @@ class Seen:
     def __getitem__(self, index: Any) -> Any:
         whole = isinstance(index, int) or (isinstance(index, Tensor) and index.dtype != torch.bool)
         if whole and self.tensor.dim() == 3 and self.index is None:
-            return Seen(self.tensor[index], self.observe, index, self.turned)
+            return ObservedMatrix(self.tensor[index], self.observe, index, self.turned)
         return self.tensor[index]
 
     def transpose(self, a: int, b: int) -> Any:
@@ -222,13 +222,13 @@ class Seen:
         last = self.tensor.dim()
         swapped = self.tensor.transpose(a, b)
         if {a % last, b % last} == {last - 1, last - 2}:
-            return Seen(swapped, self.observe, self.index, not self.turned)
+            return ObservedMatrix(swapped, self.observe, self.index, not self.turned)
         return swapped
 
     swapaxes = transpose
 
     @property
-    def mT(self) -> Seen:  # noqa: N802 - torch's own name
+    def mT(self) -> ObservedMatrix:  # noqa: N802 - torch's own name
         """The transpose of each matrix."""
         return self.transpose(-1, -2)
 
@@ -262,13 +262,13 @@ class Seen:
     ) -> Any:
         """Products are told of; everything is computed with the dense tensor."""
         named = dict(kwargs or {})
-        if function is functional.linear and isinstance(args[1], Seen):
+        if function is functional.linear and isinstance(args[1], ObservedMatrix):
             args[1]._tell(args[0], last=True)
         elif function in PRODUCTS and len(args) == 2:
             a, b = reversed(args) if function is Tensor.__rmatmul__ else args
-            if isinstance(a, Seen) != isinstance(b, Seen):
-                return a.__matmul__(b) if isinstance(a, Seen) else b.__rmatmul__(a)
-        elif function in TRANSPOSES and isinstance(args[0], Seen) and len(args) == 3:
+            if isinstance(a, ObservedMatrix) != isinstance(b, ObservedMatrix):
+                return a.__matmul__(b) if isinstance(a, ObservedMatrix) else b.__rmatmul__(a)
+        elif function in TRANSPOSES and isinstance(args[0], ObservedMatrix) and len(args) == 3:
             return args[0].transpose(args[1], args[2])
-        dense = [a.tensor if isinstance(a, Seen) else a for a in args]
-        return function(*dense, **{k: v.tensor if isinstance(v, Seen) else v for k, v in named.items()})
+        dense = [a.tensor if isinstance(a, ObservedMatrix) else a for a in args]
+        return function(*dense, **{k: v.tensor if isinstance(v, ObservedMatrix) else v for k, v in named.items()})

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank.nn.product import Product, factors_of
+from lowrank.nn.product import ProductTensor, factors_of
 
 
 class LowRankLinear(nn.Linear):
@@ -49,7 +49,7 @@ class LowRankLinear(nn.Linear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The dense matrix that the factors stand for, outputs x inputs."""
-        return Product.of(self.left.weight @ self.right.weight, self._take)
+        return ProductTensor.of(self.left.weight @ self.right.weight, self._take)
 
     def _take(self, matrix: Tensor) -> None:
         """Become the factors of another matrix; what shared a factor with this layer keeps the old one."""
@@ -65,11 +65,11 @@ class LowRankLinear(nn.Linear):
 
 def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """A linear layer with a copy of these numbers; frozen ones stay frozen."""
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    made.weight = parameter_of(weight)
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    layer.weight = parameter_of(weight)
     if bias is not None:
-        made.bias = parameter_of(bias)
-    return made
+        layer.bias = parameter_of(bias)
+    return layer
 
 
 def parameter_of(tensor: Tensor) -> nn.Parameter:

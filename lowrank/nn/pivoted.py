@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lowrank.core.truncation.pivoted import Side
 from lowrank.errors import LowRankError
-from lowrank.nn.product import Product
+from lowrank.nn.product import ProductTensor
 
 
 class PivotedLinear(nn.Linear):
@@ -91,7 +91,7 @@ class PivotedLinear(nn.Linear):
         """The dense matrix that the factors stand for, outputs x inputs."""
         product = self.left.weight @ self.right.weight
         parts = (self.right.weight if self.side == "output" else self.left.weight, product)
-        return Product.of(self._joined(*parts, 0 if self.side == "output" else 1), self._take)
+        return ProductTensor.of(self._joined(*parts, 0 if self.side == "output" else 1), self._take)
 
     def _take(self, matrix: Tensor) -> None:
         """Refuse: with pivots that were chosen for one matrix another one has no such factors."""

@@ -1,4 +1,4 @@
-"""Product: the dense weight of two factors, which takes what a package that merges into it writes."""
+"""ProductTensor: the dense weight of two factors, which takes what a package that merges into it writes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SPARE = 8
 """Directions that are drawn beside those expected (Halko et al., 2011, section 4.2)."""
 
 
-class Product(Tensor):
+class ProductTensor(Tensor):
     """`left @ right`, formed anew whenever it is asked for. Setting its `data` hands the numbers to their layer.
 
     PEFT merges an adapter with `layer.weight.data += delta`, which would be lost on a product. All other operations
@@ -28,9 +28,9 @@ class Product(Tensor):
         """A product that hands what it is set to, to `written`; plain while a graph is traced."""
         if torch.compiler.is_compiling() or torch.compiler.is_exporting():
             return product
-        found = product.as_subclass(cls)
-        found.written = written
-        return found
+        tracked = product.as_subclass(cls)
+        tracked.written = written
+        return tracked
 
     @classmethod
     def __torch_function__(
@@ -66,6 +66,6 @@ def factors_of(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
             break
         rank *= 2
     left, values, right = torch.linalg.svd(inside, full_matrices=False)
-    kept = max(int((values > limit * values[0]).sum()), 1)
-    roots = values[:kept].sqrt()
-    return ((basis @ left[:, :kept]) * roots).to(matrix), (roots[:, None] * right[:kept]).to(matrix)
+    count = max(int((values > limit * values[0]).sum()), 1)
+    roots = values[:count].sqrt()
+    return ((basis @ left[:, :count]) * roots).to(matrix), (roots[:, None] * right[:count]).to(matrix)

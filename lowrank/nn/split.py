@@ -66,7 +66,7 @@ def split_fused_(root: nn.Module, where: Callable[[str], bool] = lambda _: True)
     Returns:
         The names of what was replaced.
     """
-    made: dict[int, SplitLinear] = {}
+    splits: dict[int, SplitLinear] = {}
     names: list[str] = []
     for name, module in list(root.named_modules(remove_duplicate=False)):
         parent, _, child = name.rpartition(".")
@@ -78,8 +78,8 @@ def split_fused_(root: nn.Module, where: Callable[[str], bool] = lambda _: True)
         outputs, inputs = weight.shape if type(module) is nn.Linear else weight.shape[::-1]
         if not plain or outputs != 3 * inputs:
             continue
-        if id(module) not in made:
-            made[id(module)] = SplitLinear(module)
-        root.get_submodule(parent)._modules[child] = made[id(module)]
+        if id(module) not in splits:
+            splits[id(module)] = SplitLinear(module)
+        root.get_submodule(parent)._modules[child] = splits[id(module)]
         names.append(name)
     return names

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar, Unpack
 
 from lowrank.artifacts import hash_json, save_analysis
-from lowrank.artifacts.analysis import CouplingsCodec, GramsCodec, RecordCodec, kept_in
+from lowrank.artifacts.analysis import COUPLINGS, GRAMS, RECORD, read_in
 from lowrank.artifacts.grams import StoredGrams
 from lowrank.artifacts.journal import NOWHERE, Journal, Journaled, close_journal, open_journal
 from lowrank.artifacts.lock import holding
@@ -69,7 +69,7 @@ def saved(session: Session) -> Session:
     assert run is not None
     if session.analysis is not session.stored:
         save_analysis(session.analysis, run)
-        analysis = kept_in(run, session.analysis)
+        analysis = read_in(run, session.analysis)
         session = replace(session, current=analysis, stored=analysis)
     close_journal(run, STAGE)
     return session
@@ -131,7 +131,7 @@ def _computed(session: Session, weights: Sequence[Weight]) -> tuple[Analysis, Ma
             else:
                 # Several processes must all come here, or none.
                 keeper = journal if processes()[1] == 1 else NOWHERE
-                grams = keeper.kept("grams", GramsCodec(), lambda: collect_grams(calibration, weights, track, coupled))
+                grams = keeper.kept("grams", GRAMS, lambda: collect_grams(calibration, weights, track, coupled))
     with clock.stage("analyze"), session.execution.pool(weights, bool(grams)) as pool:
         analysis = Analysis(
             weights=analyze_weights(backend, weights, grams, track, pool, journal),
@@ -178,7 +178,7 @@ def analyze_weights(
         journal: has the results of an earlier run, and keeps those of this one.
     """
     # What is streamed has no graph whose bytes would be counted.
-    job = Journaled(_WeightJob(backend, grams, not is_streamed(backend)), journal, _name, RecordCodec())
+    job = Journaled(_WeightJob(backend, grams, not is_streamed(backend)), journal, _name, RECORD)
     return tuple(_mapped(job, weights, pool, track, "analyzing"))
 
 
@@ -209,7 +209,7 @@ def analyze_couplings(
     if not couplings:
         return ()
     job = Journaled(
-        measured, journal, lambda coupling: f"{coupling.kind}: {', '.join(coupling.weights)}", CouplingsCodec()
+        measured, journal, lambda coupling: f"{coupling.kind}: {', '.join(coupling.weights)}", COUPLINGS
     )
     return tuple(chain.from_iterable(_mapped(job, couplings, pool, track, "analyzing couplings")))
 

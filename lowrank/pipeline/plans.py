@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lowrank.artifacts import read_json
 from lowrank.artifacts.journal import NOWHERE, Journal, Journaled
-from lowrank.artifacts.replacements import ReplacementsCodec
+from lowrank.artifacts.replacements import REPLACEMENTS
 from lowrank.backends import Backend
 from lowrank.calibrate import sequential_refit
 from lowrank.core.analysis import Analysis
@@ -65,7 +65,7 @@ def factorize(
     def job(option: Option) -> Mapping[str, Replacement]:
         return factorized(option, analysis, backend)
 
-    journaled = Journaled(job, journal, lambda option: option.group, ReplacementsCodec())
+    journaled = Journaled(job, journal, lambda option: option.group, REPLACEMENTS)
     with execution.pool([record.weight for record in analysis.weights]) as pool:
         parts = list(track(pool.map(journaled, plan.options), "factorizing", len(plan.options)))
     return {name: factors for part in parts for name, factors in part.items()}

@@ -17,7 +17,7 @@ from architectures import build
 from builders import decaying, two_factors
 from torch import nn
 
-from lowrank.artifacts.replacements import ReplacementsCodec
+from lowrank.artifacts.replacements import REPLACEMENTS
 from lowrank.backends.inputs import Signature, of_arrays
 from lowrank.backends.torch import ModuleBackend, open_module
 from lowrank.backends.torch.layers import Form, empty_linear, form_of, register_optional_layers
@@ -152,7 +152,7 @@ def check(option: Option, dense: ModuleBackend, analysis: Analysis, batch: Mappi
     if not structure.replaces:
         assert not replacements
         return
-    replacements = ReplacementsCodec().decode(ReplacementsCodec().encode(replacements))
+    replacements = REPLACEMENTS.decode(REPLACEMENTS.encode(replacements))
     weights = {name: analysis[name].weight for name in analysis.groups[option.group].weights}
     assert set(replacements) == set(weights)
     assert {type(each.factors) for each in replacements.values()} == {structure.factors}

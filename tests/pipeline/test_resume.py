@@ -20,7 +20,7 @@ from checkpoints import NO_DATA, STREAMED, checkpoint, contents
 
 import lowrank
 from lowrank.artifacts import files
-from lowrank.artifacts.journal import PROGRESS_FOLDER, Journal, JsonCodec, open_journal
+from lowrank.artifacts.journal import FACTS, PROGRESS_FOLDER, Journal, open_journal
 from lowrank.artifacts.lock import locked
 from lowrank.errors import ArtifactError, PlanMismatch, ResourceError
 from lowrank.pipeline import Execution, Settings
@@ -232,12 +232,12 @@ def test_a_changed_plan_is_refused(llama: Path, tmp_path: Path, monkeypatch: pyt
 
 def test_a_damaged_piece_is_made_again(tmp_path: Path) -> None:
     journal = open_journal(tmp_path, "stage", {"model": "a"}, resume=False)
-    assert journal.kept("one", JsonCodec(), lambda: [1.5, "x"]) == [1.5, "x"]
-    assert journal.kept("one", JsonCodec(), lambda: [2.5]) == [1.5, "x"]
+    assert journal.kept("one", FACTS, lambda: [1.5, "x"]) == [1.5, "x"]
+    assert journal.kept("one", FACTS, lambda: [2.5]) == [1.5, "x"]
     for path in journal.folder.glob("*.safetensors") if journal.folder else ():
         path.write_bytes(path.read_bytes()[:-3])
-    assert journal.kept("one", JsonCodec(), lambda: [2.5]) == [2.5]
-    assert Journal().kept("one", JsonCodec(), lambda: 3) == 3
+    assert journal.kept("one", FACTS, lambda: [2.5]) == [2.5]
+    assert Journal().kept("one", FACTS, lambda: 3) == 3
 
 
 def test_a_second_run_in_a_folder_is_told_so(llama: Path, tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_too_little_disk_is_known_before(llama: Path, tmp_path: Path, monkeypatc
 
 
 def test_arrays_come_back_bit_for_bit(tmp_path: Path) -> None:
-    from lowrank.artifacts.replacements import ReplacementsCodec
+    from lowrank.artifacts.replacements import REPLACEMENTS
     from lowrank.core.structures.base import Replacement
     from lowrank.core.truncation.factors import Factors
     from lowrank.core.truncation.narrow import Narrow
@@ -312,8 +312,8 @@ def test_arrays_come_back_bit_for_bit(tmp_path: Path) -> None:
         "d": Replacement("neurons", Narrow(shared, None, np.array([1, 4]), True, 7), bias=np.zeros(0)),
     }
     journal = Journal(tmp_path)
-    journal.kept("x", ReplacementsCodec(), lambda: made)
-    found = journal.kept("x", ReplacementsCodec(), dict)
+    journal.kept("x", REPLACEMENTS, lambda: made)
+    found = journal.kept("x", REPLACEMENTS, dict)
     assert found["a"].factors.right is found["b"].factors.right
     for name, before in made.items():
         after = found[name]

@@ -57,10 +57,10 @@ def watched_solvers() -> Generator[list[Fallback]]:
         >>> used
         []
     """
-    found: list[Fallback] = []
-    token = _watched.set((*_watched.get(), found))
+    fallbacks: list[Fallback] = []
+    token = _watched.set((*_watched.get(), fallbacks))
     try:
-        yield found
+        yield fallbacks
     finally:
         _watched.reset(token)
 
@@ -96,14 +96,14 @@ def solved(symmetric: Matrix, *, vectors: bool, name: str) -> Solved:
     )
     for driver, solve in drivers:
         try:
-            found = solve(symmetric, vectors)
+            solution = solve(symmetric, vectors)
         except np.linalg.LinAlgError:
             continue
-        if _sound(found, symmetric):
+        if _sound(solution, symmetric):
             if driver != drivers[0][0]:
-                for seen in _watched.get():
-                    seen.append(Fallback(name, driver))
-            return found
+                for fallbacks in _watched.get():
+                    fallbacks.append(Fallback(name, driver))
+            return solution
     raise DecompositionError(
         f"{name}: the eigenproblem of its {size} x {size} moment did not converge with any of the LAPACK drivers "
         f"{', '.join(driver for driver, _ in drivers)}; check the weight for extreme values, or leave it out with "
@@ -111,8 +111,8 @@ def solved(symmetric: Matrix, *, vectors: bool, name: str) -> Solved:
     )
 
 
-def _sound(found: Solved, symmetric: Matrix) -> bool:
-    values, vectors = found
+def _sound(solution: Solved, symmetric: Matrix) -> bool:
+    values, vectors = solution
     if not np.isfinite(values).all() or (vectors is not None and not np.isfinite(vectors).all()):
         return False
     # Means, as a sum of large numbers could overflow.
@@ -127,8 +127,8 @@ def _syevd(symmetric: Matrix, vectors: bool) -> Solved:
         return lapack.syevd(symmetric, vectors)
     if not vectors:
         return np.asarray(np.linalg.eigvalsh(symmetric), symmetric.dtype), None
-    values, found = np.linalg.eigh(symmetric)
-    return values, found
+    values, basis = np.linalg.eigh(symmetric)
+    return values, basis
 
 
 def _gesdd(symmetric: Matrix, vectors: bool) -> Solved:

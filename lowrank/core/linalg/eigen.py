@@ -63,9 +63,9 @@ def solve_positive(symmetric: Matrix, right: Matrix, *, name: str = "matrix") ->
     """
     try:
         factor = _lapack.cho_factor(symmetric, lower=True, check_finite=False)
-        found: Matrix = _lapack.cho_solve(factor, right, check_finite=False)
-        if np.isfinite(found).all():
-            return found
+        solution: Matrix = _lapack.cho_solve(factor, right, check_finite=False)
+        if np.isfinite(solution).all():
+            return solution
     except np.linalg.LinAlgError:
         pass
     values, vectors = solved(symmetric, vectors=True, name=name)

@@ -191,13 +191,12 @@ def refitted_left(factors: Factors, right: Matrix, moment: Matrix | None) -> Mat
     Returns:
         rows x rank.
     """
-    seen = right if moment is None else right @ moment
-    square = seen @ right.T
+    weighted = right if moment is None else right @ moment
+    square = weighted @ right.T
     if not np.trace(square) > 0:
         # Nothing ever lies between the factors.
         return np.asarray(factors.left, np.float64)
     ridge = RIDGE * float(np.trace(square)) / len(square) * np.eye(len(square))
     left, before = np.asarray(factors.left, np.float64), np.asarray(factors.right, np.float64)
-    wanted = left @ (before @ seen.T) + left @ ridge
-    found: Matrix = np.asarray(np.linalg.solve((square + ridge).T, wanted.T).T, np.float64)
-    return found
+    wanted = left @ (before @ weighted.T) + left @ ridge
+    return np.asarray(np.linalg.solve((square + ridge).T, wanted.T).T, np.float64)

@@ -40,12 +40,12 @@ def rounding_errors(weight: Weight, matrix: Matrix, fit: Gram | None, judge: Gra
     rows = rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE]
     known = not table and fit is not None and judge is not None and fit.side == judge.side == "input"
     moments = [gram.moment / gram.tokens if known and gram and gram.informs else None for gram in (fit, judge)]
-    found: dict[str, float] = {}
+    errors: dict[str, float] = {}
     for name in FORMS:
         change = rows - FORMATS[name].codes(rows, moments[0]).matrix()
         lost, total = _energy(change, moments[1]), _energy(rows, moments[1])
-        found[name] = lost / total if total > 0 else 0.0
-    return found
+        errors[name] = lost / total if total > 0 else 0.0
+    return errors
 
 
 def _energy(rows: Matrix, moment: Matrix | None) -> float:

@@ -106,6 +106,13 @@ def _total(values: Sequence[NDArray[np.generic]], chosen: Indices) -> float:
     return sum(v[i].item() for v, i in zip(values, chosen, strict=True))
 
 
+def undominated(cost: Costs, error: Vector, among: Indices) -> Indices:
+    """Those of some options, by rising cost, than which no other costs as little and loses as little."""
+    among = among[np.lexsort((error[among], cost[among]))]
+    least = np.minimum.accumulate(error[among])
+    return among[np.concatenate([[True], error[among][1:] < least[:-1]])]
+
+
 def lower_hull(costs: Costs, errors: Vector) -> Indices:
     """Indices of the options on the lower left convex hull, by rising cost and falling error."""
     order = np.lexsort((errors, costs))
@@ -192,10 +199,7 @@ def _search(
         if not len(keep):
             return None, complete, work
         new_error = (error[:, None] + errors[g][options]).ravel()
-        keep = keep[np.lexsort((new_error[keep], new_cost[keep]))]
-        running = np.minimum.accumulate(new_error[keep])
-        undominated = np.concatenate([[True], new_error[keep][1:] < running[:-1]])
-        keep = keep[undominated]
+        keep = undominated(new_cost, new_error, keep)
         if len(keep) > width:
             complete = False
             keep = keep[_thinned(new_cost[keep], new_excess[keep], width)]
@@ -228,17 +232,17 @@ def _branched(
     unit = float(error.mean()) or 1.0
     one_each = sparse.csr_matrix((np.ones(count), (group, np.arange(count))))
     within = sparse.csr_matrix(cost[None].astype(np.float64))
-    found = solver.milp(
+    solution = solver.milp(
         error / unit,
         constraints=[solver.LinearConstraint(one_each, 1, 1), solver.LinearConstraint(within, -np.inf, limit)],
         integrality=np.ones(count),
         bounds=solver.Bounds(0, 1),
         options={"mip_rel_gap": 1e-10, "node_limit": NODES},
     )
-    proven = float(found.mip_dual_bound) * unit if found.mip_dual_bound is not None else 0.0
-    if found.x is None:
+    proven = float(solution.mip_dual_bound) * unit if solution.mip_dual_bound is not None else 0.0
+    if solution.x is None:
         return None, proven
-    chosen = np.array([a[int(np.argmax(found.x[group == g]))] for g, a in enumerate(alive)], dtype=np.int64)
+    chosen = np.array([a[int(np.argmax(solution.x[group == g]))] for g, a in enumerate(alive)], dtype=np.int64)
     # A solver's tolerance is no excuse for a cost over the limit.
     return (chosen if _total(costs, chosen) <= limit else None), proven
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.core.linalg.eigen import Vector
-from lowrank.core.selection.allocate import Allocation, Costs, Indices, allocate
+from lowrank.core.selection.allocate import Allocation, Costs, Indices, allocate, undominated
 from lowrank.core.weight import Group
 
 SHARES = (0.002, 0.02, 0.1)
@@ -40,7 +40,7 @@ def partitions(groups: Mapping[str, Group]) -> list[list[Partition]]:
         for name in merged:
             block[name] = merged
     order = list(block)
-    found: list[list[Partition]] = []
+    blocks: list[list[Partition]] = []
     for members in {id(m): m for m in block.values()}.values():
         inside = [g for g in groups.values() if len(g.weights) > 1 and g.weights[0] in members]
         splits: list[Partition] = []
@@ -48,18 +48,18 @@ def partitions(groups: Mapping[str, Group]) -> list[list[Partition]]:
             taken = {name for group in chosen for name in group.weights}
             rest = [name for name in sorted(members, key=order.index) if name not in taken]
             splits.append((*rest, *(g.name for g in chosen)))
-        found.append(splits)
-    return found
+        blocks.append(splits)
+    return blocks
 
 
 def _disjoint(groups: Sequence[Group]) -> list[list[Group]]:
     """All sets of groups that share no weight, the empty one first."""
-    found: list[list[Group]] = [[]]
+    sets: list[list[Group]] = [[]]
     for group in groups:
-        found += [
-            [*chosen, group] for chosen in found if not any(set(group.weights) & set(other.weights) for other in chosen)
+        sets += [
+            [*chosen, group] for chosen in sets if not any(set(group.weights) & set(other.weights) for other in chosen)
         ]
-    return found
+    return sets
 
 
 def cheapest(costs: Mapping[str, Costs], blocks: Sequence[Sequence[Partition]]) -> int:
@@ -102,22 +102,22 @@ def choose(
     reduced = {name: errors[name] + price * costs[name] for name in costs}
     # A good choice first, from few options: it shows that most of the others cannot matter.
     best: tuple[list[_Written], Allocation] | None = None
-    found: Allocation | None = None
+    allocation: Allocation | None = None
     for share in (*SHARES, 1.0):
         written = [_written_out(splits, costs, errors, reduced, share * slack) for splits in usable]
-        found = allocate([w.costs for w in written], [w.errors for w in written], limit, quick=share < 1)
-        if found is None:
+        allocation = allocate([w.costs for w in written], [w.errors for w in written], limit, quick=share < 1)
+        if allocation is None:
             continue
-        if best is None or found.error < best[1].error:
-            best = written, found
+        if best is None or allocation.error < best[1].error:
+            best = written, allocation
         slack = min(slack, max(best[1].error - bound, 0.0))
-    assert best is not None and found is not None
+    assert best is not None and allocation is not None
     # What was proven last was of all options that matter.
-    written, found = best[0], replace(best[1], bound=max(bound, found.bound), exact=found.exact)
+    written, allocation = best[0], replace(best[1], bound=max(bound, allocation.bound), exact=allocation.exact)
     options: dict[str, int] = {}
-    for block, index in zip(written, found.chosen, strict=True):
+    for block, index in zip(written, allocation.chosen, strict=True):
         options |= block.options(int(index))
-    return Choice(options, found)
+    return Choice(options, allocation)
 
 
 def _price(
@@ -186,8 +186,8 @@ def _written_out(
     floors = [sum(float(reduced[name].min()) for name in split) for split in splits]
     # Rounding must not lose the choice that the slack was computed from.
     slack = slack * (1 + 1e-9) + 1e-12 * max(abs(min(floors)), 1e-300)
-    found: list[tuple[Costs, Vector, Indices]] = []
-    kept: list[Partition] = []
+    options: list[tuple[Costs, Vector, Indices]] = []
+    within: list[Partition] = []
     for split, floor in zip(splits, floors, strict=True):
         left = slack - (floor - min(floors))
         if left < 0:
@@ -201,20 +201,16 @@ def _written_out(
             cost = (cost[:, None] + costs[name][alive]).ravel()
             error = (error[:, None] + errors[name][alive]).ravel()
             picks = np.concatenate([np.repeat(picks, len(alive), 1), np.tile(alive, picks.shape[1])[None]])
-            keep = np.flatnonzero(excess <= left)
-            # Of those that cost no less and lose no less than another, none is needed.
-            keep = keep[np.lexsort((error[keep], cost[keep]))]
-            lowest = np.minimum.accumulate(error[keep])
-            keep = keep[np.concatenate([[True], error[keep][1:] < lowest[:-1]])]
+            keep = undominated(cost, error, np.flatnonzero(excess <= left))
             cost, error, excess, picks = cost[keep], error[keep], excess[keep], picks[:, keep]
-        found.append((cost, error, picks))
-        kept.append(split)
-    lengths = [len(cost) for cost, _, _ in found]
+        options.append((cost, error, picks))
+        within.append(split)
+    lengths = [len(cost) for cost, _, _ in options]
     return _Written(
-        np.concatenate([cost for cost, _, _ in found]),
-        np.concatenate([error for _, error, _ in found]),
-        kept,
-        np.repeat(np.arange(len(found)), lengths),
-        [picks for _, _, picks in found],
+        np.concatenate([cost for cost, _, _ in options]),
+        np.concatenate([error for _, error, _ in options]),
+        within,
+        np.repeat(np.arange(len(options)), lengths),
+        [picks for _, _, picks in options],
         np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64),
     )

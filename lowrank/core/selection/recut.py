@@ -81,8 +81,8 @@ def _below(curve: Curve, now: Option) -> Curve:
     """What of a curve is smaller than what is there."""
     if structure_named(now.structure).by_rank and not structure_named(curve.structure).by_rank:
         return Curve.empty(curve.structure)
-    kept = (curve.ranks <= now.rank) & (curve.costs < now.cost)
-    return replace(curve, ranks=curve.ranks[kept], costs=curve.costs[kept], errors=curve.errors[kept])
+    smaller = (curve.ranks <= now.rank) & (curve.costs < now.cost)
+    return replace(curve, ranks=curve.ranks[smaller], costs=curve.costs[smaller], errors=curve.errors[smaller])
 
 
 def cutting_of(plan: Plan) -> Cutting:

@@ -25,7 +25,6 @@ from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.truncation.narrow import Narrow
 from lowrank.core.truncation.pivoted import Pivoted, pivot
-from lowrank.core.truncation.spatial import SpatialFactors
 from lowrank.core.truncation.spectrum import Spectrum
 from lowrank.core.weight import Group, Weight
 from lowrank.core.weight_analysis import analyze_weight
@@ -43,23 +42,23 @@ class CompressedWeights:
 
     def read(self, name: str) -> Matrix:
         """A weight, or the matrix that stands in its place."""
-        held = self.replacements.get(name)
-        return self.dense.read(name) if held is None else dense_of(held, self.weights[name])
+        replacement = self.replacements.get(name)
+        return self.dense.read(name) if replacement is None else dense_of(replacement, self.weights[name])
 
     def bias(self, name: str) -> Vector | None:
         """The bias of a weight's layer, as wide as the dense one's."""
-        held = self.replacements.get(name)
-        found = None if held is None else held.dense_bias(self.weights[name])
-        if found is None or held is None:
+        replacement = self.replacements.get(name)
+        bias = None if replacement is None else replacement.dense_bias(self.weights[name])
+        if bias is None or replacement is None:
             return self.dense.bias(name)
-        return found if held.rows is None else _placed(found, held.rows, 0)
+        return bias if replacement.rows is None else _placed(bias, replacement.rows, 0)
 
 
-def dense_of(held: Replacement, weight: Weight) -> Matrix:
+def dense_of(replacement: Replacement, weight: Weight) -> Matrix:
     """The matrix that a replacement stands for, with its channels where the dense weight's are."""
-    matrix = held.dense(weight)
-    matrix = matrix if held.rows is None else _placed(matrix, held.rows, 0)
-    return matrix if held.cols is None else _placed(matrix, held.cols, 1)
+    matrix = replacement.dense(weight)
+    matrix = matrix if replacement.rows is None else _placed(matrix, replacement.rows, 0)
+    return matrix if replacement.cols is None else _placed(matrix, replacement.cols, 1)
 
 
 def _placed(array: Matrix, order: NDArray[np.int64], axis: int) -> Matrix:
@@ -67,14 +66,13 @@ def _placed(array: Matrix, order: NDArray[np.int64], axis: int) -> Matrix:
     return np.take(array, np.argsort(order), axis)
 
 
-def thin_of(held: Replacement) -> Factors | None:
+def thin_of(replacement: Replacement) -> Factors | None:
     """Two factors of a replacement in the coordinates of the dense weight; None for what is no such product."""
-    if isinstance(held.factors, Narrow | SpatialFactors):
+    pair, rows, cols = replacement.factors.pair(), replacement.rows, replacement.cols
+    if pair is None:
         return None
-    factors = held.factors.factors() if isinstance(held.factors, Pivoted) else held.factors
-    left, right = np.asarray(factors.left, np.float64), np.asarray(factors.right, np.float64)
-    left = left if held.rows is None else _placed(left, held.rows, 0)
-    return Factors(left, right if held.cols is None else _placed(right, held.cols, 1))
+    left = pair[0] if rows is None else _placed(pair[0], rows, 0)
+    return Factors(left, pair[1] if cols is None else _placed(pair[1], cols, 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,21 +114,25 @@ class Remaining(Analysis):
 
 
 def remaining(
-    analysis: Analysis, options: tuple[Option, ...], held: CompressedWeights, fixed: Mapping[str, str], changed: bool
+    analysis: Analysis,
+    options: tuple[Option, ...],
+    finished: CompressedWeights,
+    fixed: Mapping[str, str],
+    changed: bool,
 ) -> Remaining:
     """The analysis of a finished model from that of the dense one.
 
     Args:
         analysis: of the dense model.
         options: what was chosen.
-        held: the numbers that are left.
+        finished: the numbers that are left.
         fixed: groups whose numbers cannot be read back, each with the reason.
         changed: whether weights that were not replaced are others than they were, too.
     """
     now = {option.group: option for option in options}
-    thin = {name: each for name, one in held.replacements.items() if (each := thin_of(one)) is not None}
+    thin = {name: each for name, one in finished.replacements.items() if (each := thin_of(one)) is not None}
     grams = {name: _seen(analysis.grams[name], thin.get(name)) for name in analysis.grams}
-    found = replace(analysis, grams=grams)
+    narrowed = replace(analysis, grams=grams)
     stuck = {name for group in fixed for name in analysis.groups[group].weights}
     free = {
         name
@@ -139,9 +141,9 @@ def remaining(
         for name in analysis.groups[option.group].weights
         if name not in stuck
     }
-    replaced = set(held.replacements)
+    replaced = set(finished.replacements)
     records = tuple(
-        _record(r, found, held, thin) if r.weight.name in free and (changed or r.weight.name in replaced) else r
+        _record(r, narrowed, finished, thin) if r.weight.name in free and (changed or r.weight.name in replaced) else r
         for r in analysis.weights
     )
     couplings: list[CouplingAnalysis] = []
@@ -152,10 +154,10 @@ def remaining(
         elif not changed and set(coupling.group.weights) <= free - replaced:
             couplings.append(coupling)
         elif set(coupling.group.weights) <= free:
-            couplings += _measured(coupling, grams, held, one)
-    kept: dict[str, Any] = {each.name: getattr(found, each.name) for each in fields(Analysis)}
-    kept |= {"weights": records, "couplings": tuple(couplings)}
-    return Remaining(**kept, now=now, fixed=frozenset(fixed), thin=thin)
+            couplings += _measured(coupling, grams, finished, one)
+    own: dict[str, Any] = {each.name: getattr(narrowed, each.name) for each in fields(Analysis)}
+    own |= {"weights": records, "couplings": tuple(couplings)}
+    return Remaining(**own, now=now, fixed=frozenset(fixed), thin=thin)
 
 
 def _seen(folds: Folds, thin: Factors | None) -> Folds:
@@ -171,13 +173,13 @@ def _seen(folds: Folds, thin: Factors | None) -> Folds:
 
 
 def _record(
-    record: WeightAnalysis, analysis: Analysis, held: CompressedWeights, thin: Mapping[str, Factors]
+    record: WeightAnalysis, analysis: Analysis, finished: CompressedWeights, thin: Mapping[str, Factors]
 ) -> WeightAnalysis:
     """The record of what is left of a weight: errors at every rank, none from the rank on that it has."""
     weight, name = record.weight, record.weight.name
     factors, folds = thin.get(name), analysis.grams.get(name)
     if factors is None:
-        new, one = analyze_weight(weight, held.read(name), folds, rounded=False), held.replacements.get(name)
+        new, one = analyze_weight(weight, finished.read(name), folds, rounded=False), finished.replacements.get(name)
         if one is not None:
             for curve in new.curves.values():
                 curve[one.factors.rank :] = 0.0
@@ -239,11 +241,11 @@ def _rest(coupling: CouplingAnalysis, now: Option) -> CouplingAnalysis:
 
 
 def _measured(
-    coupling: CouplingAnalysis, grams: Mapping[str, Folds], held: CompressedWeights, now: Option | None
+    coupling: CouplingAnalysis, grams: Mapping[str, Folds], finished: CompressedWeights, now: Option | None
 ) -> list[CouplingAnalysis]:
     """What a structure can make of weights that may have been cut each by itself, or have a basis in common."""
     own = coupling.group.coupling
-    new = None if own is None else structure_named(coupling.structure).measure(own, grams, held)
+    new = None if own is None else structure_named(coupling.structure).measure(own, grams, finished)
     if new is None:
         return []
     errors = new.errors.copy()
@@ -252,7 +254,7 @@ def _measured(
     return [replace(new, errors=errors, measured=coupling.measured)]
 
 
-def recut(option: Option, analysis: Remaining, held: CompressedWeights) -> Mapping[str, Replacement]:
+def recut(option: Option, analysis: Remaining, finished: CompressedWeights) -> Mapping[str, Replacement]:
     """What replaces each weight of an option's group in the finished model.
 
     A group that keeps its structure and rank keeps its very numbers, but for an order of channels that neighbours have
@@ -262,20 +264,20 @@ def recut(option: Option, analysis: Remaining, held: CompressedWeights) -> Mappi
     structure = structure_named(option.structure)
     same = now is not None and (now.structure, now.rank) == (option.structure, option.rank)
     if same and structure.replaces:
-        return {name: _apart(held, name) for name in group.weights}
+        return {name: _apart(finished, name) for name in group.weights}
     if now is not None and option.structure == now.structure and structure.leading_channels:
-        return {name: _fewer(held, name, option.rank, now.rank) for name in group.weights}
-    return structure.factorize(group, option.rank, analysis, held)
+        return {name: _fewer(finished, name, option.rank, now.rank) for name in group.weights}
+    return structure.factorize(group, option.rank, analysis, finished)
 
 
-def _apart(held: CompressedWeights, name: str) -> Replacement:
+def _apart(finished: CompressedWeights, name: str) -> Replacement:
     """A replacement with its channels in the order of the dense weight's."""
-    one = held.replacements[name]
+    one = finished.replacements[name]
     if one.rows is None and one.cols is None and not _is_absorbed(one):
         return one
     factors = thin_of(one)
     assert factors is not None
-    bias = None if one.bias is None else held.bias(name)
+    bias = None if one.bias is None else finished.bias(name)
     return Replacement(one.structure, pivot(factors) if isinstance(one.factors, Pivoted) else factors, bias)
 
 
@@ -283,21 +285,21 @@ def _is_absorbed(one: Replacement) -> bool:
     return isinstance(one.factors, Pivoted) and (one.factors.order is None or one.factors.side == "input")
 
 
-def _fewer(held: CompressedWeights, name: str, rank: int, now: int) -> Replacement:
+def _fewer(finished: CompressedWeights, name: str, rank: int, now: int) -> Replacement:
     """The first channels of every head, which are those that matter most."""
-    one = held.replacements[name]
+    one = finished.replacements[name]
     narrow = one.factors
     assert isinstance(narrow, Narrow)
     of_outputs = narrow.outputs is not None
     count = narrow.matrix.shape[0 if of_outputs else 1] // now
-    kept: NDArray[np.int64] = (np.arange(count, dtype=np.int64)[:, None] * now + np.arange(rank)).ravel()
+    channels: NDArray[np.int64] = (np.arange(count, dtype=np.int64)[:, None] * now + np.arange(rank)).ravel()
     if narrow.outputs is None:
         assert narrow.inputs is not None
         return replace(
-            one, factors=replace(narrow, matrix=narrow.matrix[:, kept], inputs=narrow.inputs[kept], rank=rank)
+            one, factors=replace(narrow, matrix=narrow.matrix[:, channels], inputs=narrow.inputs[channels], rank=rank)
         )
     places = np.full(narrow.matrix.shape[0] + 1, -1, np.int64)
-    places[kept] = np.arange(len(kept))
-    bias = one.bias[kept] if one.bias is not None and one.bias.size else one.bias
+    places[channels] = np.arange(len(channels))
+    bias = one.bias[channels] if one.bias is not None and one.bias.size else one.bias
     outputs = places[narrow.outputs]
-    return replace(one, factors=replace(narrow, matrix=narrow.matrix[kept], outputs=outputs, rank=rank), bias=bias)
+    return replace(one, factors=replace(narrow, matrix=narrow.matrix[channels], outputs=outputs, rank=rank), bias=bias)

@@ -49,14 +49,14 @@ class Timings:
     @cached_property
     def _curves(self) -> dict[tuple[str, int, int], tuple[Vector, Vector]]:
         """Times over one size with the other one fixed, by operator, which of the two is fixed, and its value."""
-        found: dict[tuple[str, int, int], list[tuple[int, float]]] = {}
+        pairs_of: dict[tuple[str, int, int], list[tuple[int, float]]] = {}
         for operator, points in self.points.items():
             for first, second, time in points:
-                found.setdefault((operator, 0, first), []).append((second, time))
-                found.setdefault((operator, 1, second), []).append((first, time))
+                pairs_of.setdefault((operator, 0, first), []).append((second, time))
+                pairs_of.setdefault((operator, 1, second), []).append((first, time))
         return {
             key: (np.array([x for x, _ in sorted(pairs)], float), np.array([t for _, t in sorted(pairs)]))
-            for key, pairs in found.items()
+            for key, pairs in pairs_of.items()
         }
 
     def at(self, operator: Operator, first: int, second: int) -> float:
@@ -112,7 +112,7 @@ class Timings:
                 for name, each in cast("dict[str, Any]", content["points"]).items()
             }
             whole = content.get("whole")
-            made = cls(
+            table = cls(
                 points=points,
                 tokens=int(content["tokens"]),
                 threads=int(content["threads"]),
@@ -122,14 +122,14 @@ class Timings:
                 runtime=str(content.get("runtime", "")),
                 whole=None if whole is None else float(whole),
             )
-            if made.step < 1 or made.tokens < 1:
+            if table.step < 1 or table.tokens < 1:
                 raise ValueError("no step, or no tokens")
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise TimingError(f"the file is no table of timings ({error!r}); measure again") from None
-        times = [t for each in points.values() for _, _, t in each] + ([] if made.whole is None else [made.whole])
+        times = [t for each in points.values() for _, _, t in each] + ([] if table.whole is None else [table.whole])
         if not times or not all(np.isfinite(t) and t > 0 for t in times):
             raise TimingError("the table holds times that are none; measure again")
-        return made
+        return table
 
 
 def products_of(weight: Weight) -> tuple[int, int, int]:
@@ -173,11 +173,11 @@ def sizes_for(groups: Sequence[tuple[Group, Sequence[Weight]]], step: int) -> di
             width = first.rows // (group.coupling.kv_heads if of_values else group.coupling.heads)
             inside = mixtures if of_values else scores
             inside |= {(group.coupling.heads, w) for w in (1, width // 4, width // 2, width) if w}
-    found: dict[Operator, Sequence[tuple[int, int]]] = {
+    sizes: dict[Operator, Sequence[tuple[int, int]]] = {
         "product": sorted(products),
         "concat": sorted(concats),
         "activation": sorted(activations),
         "scores": sorted(scores),
         "mixture": sorted(mixtures),
     }
-    return {name: points for name, points in found.items() if points}
+    return {name: points for name, points in sizes.items() if points}

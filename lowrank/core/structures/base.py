@@ -19,7 +19,6 @@ from lowrank.core.selection.timings import Timings
 from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.narrow import Narrow
 from lowrank.core.truncation.pivoted import Pivoted
-from lowrank.core.truncation.spatial import SpatialFactors, channel_matrix
 from lowrank.core.weight import Coupling, Group, Weight
 
 FactorKind = type[Factors] | type[Pivoted] | type[Narrow]
@@ -44,10 +43,7 @@ class Replacement:
 
     def dense(self, weight: Weight) -> Matrix:
         """The matrix that it stands for, in the weight's own shape."""
-        if isinstance(self.factors, Narrow):
-            return np.asarray(self.factors.dense(*weight.shape), np.float64)
-        matrix = np.asarray(self.factors.product(), np.float64)
-        return channel_matrix(weight, matrix) if isinstance(self.factors, SpatialFactors) else matrix
+        return np.asarray(self.factors.dense(weight), np.float64)
 
     def dense_bias(self, weight: Weight) -> Vector | None:
         """The bias that goes with it, in the layer's own width; None if it is as it was."""

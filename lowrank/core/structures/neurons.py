@@ -33,9 +33,9 @@ class Neurons(Coupled):
             return None
         folds = grams[last]
         weight, shifts = numbers.read(last), numbers.bias(last) is not None
-        fit, held = (g.covariance if shifts else g.moment / max(g.tokens, 1) for g in (folds.fit, folds.judge))
+        fit, judge = (g.covariance if shifts else g.moment / max(g.tokens, 1) for g in (folds.fit, folds.judge))
         order = neuron_order(weight, fit)
-        ranks, errors = neuron_curve(weight, order, fit, held)
+        ranks, errors = neuron_curve(weight, order, fit, judge)
         return CouplingAnalysis(Group.of(coupling), self.name, ranks, errors, order)
 
     def factorize(self, group: Group, rank: int, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
@@ -43,20 +43,20 @@ class Neurons(Coupled):
         bias."""
         record = analysis.coupling(group, self.name)
         assert record is not None and record.order is not None
-        kept = np.sort(record.order[:rank])
+        neurons = np.sort(record.order[:rank])
         *first, last = group.weights
         gram, weight, bias = analysis.grams[last].fit, numbers.read(last), numbers.bias(last)
-        fitted = refit(weight, gram.moment / max(gram.tokens, 1) if bias is None else gram.covariance, kept)
+        fitted = refit(weight, gram.moment / max(gram.tokens, 1) if bias is None else gram.covariance, neurons)
         if bias is not None:
-            bias = bias + weight @ gram.mean - fitted @ gram.mean[kept]
+            bias = bias + weight @ gram.mean - fitted @ gram.mean[neurons]
         spread = np.full(weight.shape[1], -1, np.int64)
-        spread[kept] = np.arange(len(kept))
-        made = {last: Replacement(self.name, Narrow(fitted, inputs=kept, rank=rank), bias)}
+        spread[neurons] = np.arange(len(neurons))
+        replacements = {last: Replacement(self.name, Narrow(fitted, inputs=neurons, rank=rank), bias)}
         for name in first:
             before = numbers.bias(name)
-            rows = Narrow(numbers.read(name)[kept], outputs=spread, rank=rank)
-            made[name] = Replacement(self.name, rows, None if before is None else before[kept])
-        return made
+            rows = Narrow(numbers.read(name)[neurons], outputs=spread, rank=rank)
+            replacements[name] = Replacement(self.name, rows, None if before is None else before[neurons])
+        return replacements
 
     def each(self, coupling: Coupling, analysis: Analysis) -> int:
         """Numbers for each neuron."""

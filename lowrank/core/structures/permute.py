@@ -25,7 +25,7 @@ Order = NDArray[np.int64]
 
 
 def agree_channel_order(
-    made: Mapping[str, Replacement], weights: Iterable[Weight], couplings: Iterable[Coupling], numbers: Numbers
+    replacements: Mapping[str, Replacement], weights: Iterable[Weight], couplings: Iterable[Coupling], numbers: Numbers
 ) -> dict[str, Replacement]:
     """The same function with fewer gathers.
 
@@ -34,33 +34,35 @@ def agree_channel_order(
     others soundly in the dtype that they are stored in (see `combinations`); otherwise the gather stays.
 
     Args:
-        made: what replaces each weight.
+        replacements: what replaces each weight.
         weights: of the model.
         couplings: of the model.
         numbers: where the biases are.
     """
-    found = dict(made)
+    ordered = dict(replacements)
     coarse = {weight.name for weight in weights if item_bytes(weight.dtype) <= 2}
     for coupling in couplings:
         if coupling.kind in ("hidden", "query_key", "value_output") and all(
-            _factored(found.get(n)) for n in coupling.weights
+            _factored(ordered.get(n)) for n in coupling.weights
         ):
-            _absorb(coupling, found, numbers, LARGEST if coarse.isdisjoint(coupling.weights) else LARGEST_COARSE)
-    return found
+            _absorb(coupling, ordered, numbers, LARGEST if coarse.isdisjoint(coupling.weights) else LARGEST_COARSE)
+    return ordered
 
 
-def _absorb(coupling: Coupling, found: dict[str, Replacement], numbers: Numbers, largest: float) -> None:
+def _absorb(coupling: Coupling, replacements: dict[str, Replacement], numbers: Numbers, largest: float) -> None:
     *firsts, last = coupling.weights
     # Of the heads that share keys and values every one would need the same pivots.
     alike = coupling.heads == coupling.kv_heads
     leading = (
-        next((n for n in firsts if _is_pivoted(found[n])), None) if alike or coupling.kind != "query_key" else None
+        next((n for n in firsts if _is_pivoted(replacements[n])), None)
+        if alike or coupling.kind != "query_key"
+        else None
     )
-    trailing = last if _is_pivoted(found[last]) and (alike or coupling.kind == "query_key") else None
+    trailing = last if _is_pivoted(replacements[last]) and (alike or coupling.kind == "query_key") else None
     side: Side = "output" if coupling.kind == "query_key" else "input"
     ends = _ends(
-        None if leading is None else _basis(found[leading], "output"),
-        None if trailing is None else _basis(found[trailing], side),
+        None if leading is None else _basis(replacements[leading], "output"),
+        None if trailing is None else _basis(replacements[trailing], side),
         coupling.kv_heads,
         largest,
     )
@@ -70,12 +72,14 @@ def _absorb(coupling: Coupling, found: dict[str, Replacement], numbers: Numbers,
         heads = coupling.heads if coupling.kind == "query_key" else coupling.kv_heads
         order = _for_heads(ends.order, heads // coupling.kv_heads, coupling.kv_heads)
         end = ends.first if name == leading else None
-        found[name] = _outputs_in(order, found[name], numbers, name, end, coupling.kv_heads, last=False)
+        replacements[name] = _outputs_in(order, replacements[name], numbers, name, end, coupling.kv_heads, last=False)
     if side == "output":
-        found[last] = _outputs_in(ends.order, found[last], numbers, last, ends.last, coupling.kv_heads, last=True)
+        replacements[last] = _outputs_in(
+            ends.order, replacements[last], numbers, last, ends.last, coupling.kv_heads, last=True
+        )
     else:
         order = _for_heads(ends.order, coupling.heads // coupling.kv_heads, coupling.kv_heads)
-        found[last] = _inputs_in(order, found[last], ends.last, coupling.kv_heads)
+        replacements[last] = _inputs_in(order, replacements[last], ends.last, coupling.kv_heads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,17 +178,11 @@ def _is_pivoted(replacement: Replacement) -> bool:
     return isinstance(replacement.factors, Pivoted)
 
 
-def _pair(factors: Factors | Pivoted) -> tuple[Matrix, Matrix]:
-    """As two plain factors."""
-    plain = factors.factors() if isinstance(factors, Pivoted) else factors
-    return np.asarray(plain.left, np.float64), np.asarray(plain.right, np.float64)
-
-
 def _basis(replacement: Replacement, side: Side) -> Matrix:
     """Channels x rank: the coordinates of a weight's outputs or inputs."""
-    assert isinstance(replacement.factors, Factors | Pivoted)
-    left, right = _pair(replacement.factors)
-    return left if side == "output" else right.T
+    pair = replacement.factors.pair()
+    assert pair is not None
+    return pair[0] if side == "output" else pair[1].T
 
 
 def _outputs_in(
@@ -195,12 +193,13 @@ def _outputs_in(
     factors = replacement.factors
     assert isinstance(factors, Factors | Pivoted)
     if each is not None:
-        left, right = _pair(factors)
-        left = left[order]
-        kept, rest = _split(each, heads, len(left), last)
-        combined = combinations(left, kept, rest, np.inf)
+        pair = factors.pair()
+        assert pair is not None
+        left = pair[0][order]
+        pivots, others = _split(each, heads, len(left), last)
+        combined = combinations(left, pivots, others, np.inf)
         assert combined is not None
-        factors = Pivoted(combined, left[kept] @ right, None, "output", heads, last)
+        factors = Pivoted(combined, left[pivots] @ pair[1], None, "output", heads, last)
     elif isinstance(factors, Pivoted):
         before = np.arange(len(order)) if factors.order is None else factors.order
         factors = replace(factors, order=before[order])
@@ -217,10 +216,11 @@ def _inputs_in(order: Order, replacement: Replacement, each: int | None, heads: 
     assert isinstance(factors, Factors | Pivoted)
     if each is None:
         return replace(replacement, factors=replace(factors, right=factors.right[:, order]), cols=order)
-    left, right = _pair(factors)
-    right = right[:, order]
-    kept, rest = _split(each, heads, right.shape[1], last=True)
-    combined = combinations(right.T, kept, rest, np.inf)
+    pair = factors.pair()
+    assert pair is not None
+    right = pair[1][:, order]
+    pivots, others = _split(each, heads, right.shape[1], last=True)
+    combined = combinations(right.T, pivots, others, np.inf)
     assert combined is not None
-    factors = Pivoted(left @ right[:, kept], combined.T, None, "input", heads, True)
+    factors = Pivoted(pair[0] @ right[:, pivots], combined.T, None, "input", heads, True)
     return replace(replacement, factors=factors, cols=order)

@@ -80,11 +80,11 @@ def _moments(coupling: Coupling, grams: Mapping[str, Gram], numbers: Numbers) ->
 
 def seen_outputs(weight: Matrix, gram: Gram, bias: Vector | None) -> Matrix:
     """`E[y y']` of `y = W x + b`."""
-    found = weight @ (gram.moment / max(gram.tokens, 1)) @ weight.T
+    moment = weight @ (gram.moment / max(gram.tokens, 1)) @ weight.T
     if bias is None:
-        return found
+        return moment
     drift = np.outer(weight @ gram.mean, bias)
-    return found + drift + drift.T + np.outer(bias, bias)
+    return moment + drift + drift.T + np.outer(bias, bias)
 
 
 def _folded(coupling: Coupling, numbers: Numbers) -> Vector | None:

@@ -41,9 +41,9 @@ class RotaryPairs(FewerChannels):
             return None
         chosen = _energies(coupling, {n: grams[n].fit for n in coupling.weights}, numbers)
         judged = _energies(coupling, {n: grams[n].judge for n in coupling.weights}, numbers)
-        kept = np.take_along_axis(judged, _order(chosen), 1).sum(0)
-        total = float(kept.sum())
-        lost = np.append(np.cumsum(kept[::-1])[::-1], 0.0)
+        energies = np.take_along_axis(judged, _order(chosen), 1).sum(0)
+        total = float(energies.sum())
+        lost = np.append(np.cumsum(energies[::-1])[::-1], 0.0)
         errors = lost / total if total > 0 else np.zeros_like(lost)
         return CouplingAnalysis(Group.of(coupling), self.name, np.arange(len(errors), dtype=np.int64), errors)
 
@@ -53,18 +53,18 @@ class RotaryPairs(FewerChannels):
         assert coupling is not None
         order = _order(_energies(coupling, {n: analysis.grams[n].fit for n in coupling.weights}, numbers))[:, :rank]
         query, key = coupling.weights
-        made: dict[str, Replacement] = {}
+        replacements: dict[str, Replacement] = {}
         for name, heads in ((query, coupling.heads), (key, coupling.kv_heads)):
             weight, bias = numbers.read(name), numbers.bias(name)
             width = len(weight) // heads
             own = np.repeat(order, heads // coupling.kv_heads, 0)
             channels = np.sort(pairs_of(coupling.kind, width)[own].reshape(heads, -1), 1)
-            kept = (channels + width * np.arange(heads)[:, None]).ravel()
+            rows = (channels + width * np.arange(heads)[:, None]).ravel()
             spread = np.full(len(weight), -1, np.int64)
-            spread[kept] = np.arange(len(kept))
-            narrow = Narrow(weight[kept], outputs=spread, padded=True, rank=rank)
-            made[name] = Replacement(self.name, narrow, None if bias is None else bias[kept])
-        return made
+            spread[rows] = np.arange(len(rows))
+            narrow = Narrow(weight[rows], outputs=spread, padded=True, rank=rank)
+            replacements[name] = Replacement(self.name, narrow, None if bias is None else bias[rows])
+        return replacements
 
     def each(self, coupling: Coupling, analysis: Analysis) -> int:
         """Numbers for each pair of a head."""

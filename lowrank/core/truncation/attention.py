@@ -99,9 +99,9 @@ def pairs_of(kind: str, width: int) -> NDArray[np.int64]:
 
 def spread_of(heads: int, width: int, full: int) -> NDArray[np.int64]:
     """Where each of heads x full channels comes from among heads x width; -1 for those that are zero."""
-    found = np.full((heads, full), -1, np.int64)
-    found[:, :width] = np.arange(heads * width).reshape(heads, width)
-    return found.ravel()
+    sources = np.full((heads, full), -1, np.int64)
+    sources[:, :width] = np.arange(heads * width).reshape(heads, width)
+    return sources.ravel()
 
 
 def picks_of(heads: int, width: int, full: int) -> NDArray[np.int64]:

@@ -172,7 +172,7 @@ def _of_stack(energies: Vector) -> Vector:
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class Measurement:
     """What an analysis needs of one weight: spectra in both metrics, and the error at every rank."""
 
     plain: Vector
@@ -183,7 +183,7 @@ class Measured:
     """Squared relative error at rank 0 ... k on the judging fold."""
 
 
-def measure(weight: Matrix, fit: Gram, judge: Gram, *, ridge: float = RIDGE, name: str = "matrix") -> Measured:
+def measure(weight: Matrix, fit: Gram, judge: Gram, *, ridge: float = RIDGE, name: str = "matrix") -> Measurement:
     """The figures of `directions` and `residual_curve`, without forming the directions themselves.
 
     Errors do not depend on the coordinates that outputs are written in. So a tall weight is replaced by the square
@@ -207,7 +207,7 @@ def measure(weight: Matrix, fit: Gram, judge: Gram, *, ridge: float = RIDGE, nam
     else:
         parts = [_measure(unit, fit, judge, ridge, scale, name)]
     plain, activation, captured = (_of_stack(np.stack(energies)) for energies in zip(*parts, strict=True))
-    return Measured(scale * np.sqrt(plain), scale * np.sqrt(activation), tail_shares(captured))
+    return Measurement(scale * np.sqrt(plain), scale * np.sqrt(activation), tail_shares(captured))
 
 
 def _measure(

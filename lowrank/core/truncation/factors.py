@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank.core.linalg.drivers import Matrix
+from lowrank.core.weight import Weight
+
 
 @dataclass(frozen=True, eq=False)
 class Factors:
@@ -24,6 +27,14 @@ class Factors:
     def product(self) -> NDArray[np.floating]:
         """The dense matrix that the factors stand for."""
         return self.left @ self.right
+
+    def pair(self) -> tuple[Matrix, Matrix] | None:
+        """Two matrices whose product is the weight's, in float64; None if there are none."""
+        return np.asarray(self.left, np.float64), np.asarray(self.right, np.float64)
+
+    def dense(self, weight: Weight) -> NDArray[np.floating]:
+        """The matrix that they stand for, in the shape of the weight."""
+        return self.product()
 
     def balanced(self, scale: float = 1.0) -> Factors:
         """The product times a power of two, with numbers of one size in both factors if one of them has extreme ones.

@@ -65,16 +65,15 @@ class Gram:
         """`E[x]`; zeros where the sum was not kept."""
         if self.total is None:
             return np.zeros(int(self.moment.shape[-1]))
-        found: Vector = self.total / float(max(self.tokens, 1))
-        return found
+        return np.asarray(self.total / max(self.tokens, 1), np.float64)
 
     @property
     def covariance(self) -> Matrix:
         """`E[(x - E[x])(x - E[x])']`; zero for what hardly moves: see `STILL`."""
         mean, moment = self.mean, self.moment / max(self.tokens, 1)
-        found: Matrix = moment - mean[:, None] * mean
-        moving = found.diagonal() > STILL * moment.diagonal()
-        return found if moving.all() else found * moving * moving[:, None]
+        centred: Matrix = moment - mean[:, None] * mean
+        moving = centred.diagonal() > STILL * moment.diagonal()
+        return centred if moving.all() else centred * moving * moving[:, None]
 
     def part(self, index: int) -> Gram:
         """The Gram of one matrix of a stack."""
@@ -86,9 +85,9 @@ class Gram:
         rows = np.asarray(vectors, dtype=np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             finite = np.isfinite(np.einsum("ij,ij->i", rows, rows))
-        kept = rows if finite.all() else rows[finite]
-        own = float(np.vdot(kept, kept)) if energy is None else energy
-        return cls(side, kept.T @ kept, len(kept), own, len(rows) - len(kept), kept.sum(0))
+        sound = rows if finite.all() else rows[finite]
+        own = float(np.vdot(sound, sound)) if energy is None else energy
+        return cls(side, sound.T @ sound, len(sound), own, len(rows) - len(sound), sound.sum(0))
 
     def __add__(self, other: Gram) -> Gram:
         return Gram(

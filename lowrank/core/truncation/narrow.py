@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank.core.weight import Weight
+
 
 @dataclass(frozen=True, eq=False)
 class Narrow:
@@ -24,14 +26,17 @@ class Narrow:
     rank: int = 0
     """What its structure calls the rank: channels of a head, neurons."""
 
-    def dense(self, rows: int, cols: int) -> NDArray[np.floating]:
-        """As a matrix of the layer's former shape: zero where there is nothing."""
+    def pair(self) -> None:
+        """None: it is one matrix."""
+
+    def dense(self, weight: Weight) -> NDArray[np.floating]:
+        """A matrix in the shape of the weight: zero where there is nothing."""
         wide = self.matrix
         if self.inputs is not None:
-            wide = np.zeros((wide.shape[0], cols), wide.dtype)
+            wide = np.zeros((wide.shape[0], weight.cols), wide.dtype)
             wide[:, self.inputs] = self.matrix
         if self.outputs is None:
             return wide
-        full = np.zeros((rows, cols), wide.dtype)
+        full = np.zeros(weight.shape, wide.dtype)
         full[self.outputs >= 0] = wide[self.outputs[self.outputs >= 0]]
         return full

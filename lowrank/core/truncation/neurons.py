@@ -49,23 +49,23 @@ def neuron_order(last: Matrix, covariance: Matrix) -> NDArray[np.int64]:
     return np.array(order, dtype=np.int64)
 
 
-def refit(last: Matrix, covariance: Matrix, kept: NDArray[np.int64]) -> Matrix:
+def refit(last: Matrix, covariance: Matrix, neurons: NDArray[np.int64]) -> Matrix:
     """What the last weight becomes when only some neurons are kept: outputs x kept."""
-    inner = covariance[np.ix_(kept, kept)]
+    inner = covariance[np.ix_(neurons, neurons)]
     ridge = RIDGE * float(np.trace(covariance)) / len(covariance)
     if ridge == 0.0:
-        return last[:, kept]
+        return last[:, neurons]
     # What is solved for is the change, so that the ridge shrinks toward the weight as it was, not toward zero.
-    rest = np.setdiff1d(np.arange(len(covariance)), kept)
-    right = covariance[np.ix_(kept, rest)] @ last[:, rest].T
-    return last[:, kept] + solve_positive(inner + ridge * np.eye(len(kept)), right).T
+    rest = np.setdiff1d(np.arange(len(covariance)), neurons)
+    right = covariance[np.ix_(neurons, rest)] @ last[:, rest].T
+    return last[:, neurons] + solve_positive(inner + ridge * np.eye(len(neurons)), right).T
 
 
-def neuron_error(last: Matrix, refitted: Matrix, kept: NDArray[np.int64], covariance: Matrix) -> float:
+def neuron_error(last: Matrix, refitted: Matrix, neurons: NDArray[np.int64], covariance: Matrix) -> float:
     """Squared relative error of the output on the data of a covariance."""
     total = float(np.vdot(last @ covariance, last))
     difference = last.copy()
-    difference[:, kept] -= refitted
+    difference[:, neurons] -= refitted
     return max(float(np.vdot(difference @ covariance, difference)), 0.0) / total if total > 0 else 0.0
 
 
@@ -77,7 +77,7 @@ def neuron_curve(
     steps = np.unique(np.linspace(max(1, count // points), count, points).astype(np.int64))
     errors: list[float] = []
     for step in steps:
-        kept = order[:step]
-        errors.append(neuron_error(last, refit(last, fit, kept), kept, judge))
+        neurons = order[:step]
+        errors.append(neuron_error(last, refit(last, fit, neurons), neurons, judge))
     errors[-1] = 0.0
     return steps, np.minimum.accumulate(np.array(errors))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.truncation.factors import Factors
+from lowrank.core.weight import Weight
 
 # scipy carries no types.
 _lapack: Any = scipy.linalg
@@ -53,22 +54,26 @@ class Pivoted:
 
     def product(self) -> NDArray[np.floating]:
         """The dense matrix that it stands for."""
-        kept, rest = (
+        pivots, others = (
             (self.right, self.left @ self.right) if self.side == "output" else (self.left, self.left @ self.right)
         )
         axis = 0 if self.side == "output" else 1
-        joint = np.concatenate([kept, rest], axis)
+        joint = np.concatenate([pivots, others], axis)
         order = self.order if self.order is not None else self._order(joint.shape[axis])
         return joint.take(order, axis)
 
-    def factors(self) -> Factors:
-        """The same matrix as two plain factors, in float64."""
+    def dense(self, weight: Weight) -> NDArray[np.floating]:
+        """The matrix that it stands for, in the shape of the weight."""
+        return self.product()
+
+    def pair(self) -> tuple[Matrix, Matrix]:
+        """Two matrices with the same product, in float64."""
         left, right = np.asarray(self.left, np.float64), np.asarray(self.right, np.float64)
         count, identity = sum((self.right if self.side == "input" else self.left.T).shape), np.eye(self.rank)
         order = self.order if self.order is not None else self._order(count)
         if self.side == "output":
-            return Factors(np.concatenate([identity, left])[order], right)
-        return Factors(left, np.concatenate([identity, right], 1)[:, order])
+            return np.concatenate([identity, left])[order], right
+        return left, np.concatenate([identity, right], 1)[:, order]
 
     def _order(self, count: int) -> NDArray[np.int64]:
         """Which of the pivots and, after them, the others each channel is."""
@@ -116,11 +121,11 @@ def chosen_rows(
     # What the directions so far leave of each row is only known by its energy: one product with the basis a step.
     energies = np.einsum("ij,ij->i", basis, basis)
     directions, along = np.zeros((rank, rank)), np.zeros((rank, rows))
-    found: list[int] = []
+    chosen: list[int] = []
     for step in range(rank):
         candidates = waiting if waiting.any() else free & (left[head] > 0)
         at = int(np.argmax(np.where(candidates, energies, -1.0)))
-        found.append(at)
+        chosen.append(at)
         free[at] = waiting[at] = False
         left[head[at]] -= 1
         rest = basis[at] - along[:step, at] @ directions[:step]
@@ -130,21 +135,21 @@ def chosen_rows(
             directions[step] = rest / length
             along[step] = basis @ directions[step]
             energies = np.maximum(energies - np.square(along[step]), 0.0)
-    return np.array(found, np.int64)
+    return np.array(chosen, np.int64)
 
 
-def combinations(basis: Matrix, kept: NDArray[np.int64], rest: NDArray[np.int64], largest: float) -> Matrix | None:
+def combinations(basis: Matrix, pivots: NDArray[np.int64], others: NDArray[np.int64], largest: float) -> Matrix | None:
     """`C` with `basis[rest] = C basis[kept]`; None if the rows that are kept do not carry the others soundly: if a
     number of it is above `largest`."""
     try:
         with warnings.catch_warnings():
             # An ill-conditioned block shows in the numbers that it gives.
             warnings.simplefilter("ignore")
-            found = _lapack.solve(basis[kept].T, basis[rest].T, check_finite=False).T
+            combined = _lapack.solve(basis[pivots].T, basis[others].T, check_finite=False).T
     except np.linalg.LinAlgError:
         return None
-    sound = np.isfinite(found).all() and np.abs(found).max(initial=0.0) <= largest
-    return found if sound else None
+    sound = np.isfinite(combined).all() and np.abs(combined).max(initial=0.0) <= largest
+    return combined if sound else None
 
 
 def pivot(factors: Factors) -> Pivoted:
@@ -169,10 +174,10 @@ def pivot(factors: Factors) -> Pivoted:
     diagonal = np.abs(np.diag(triangle))
     least = DEPENDENT if dtype == np.float64 else float(np.finfo(dtype).eps) * rank
     sound = int(np.count_nonzero(diagonal > least * diagonal.max(initial=0.0)))
-    rest = np.zeros((left.shape[0] - rank, rank), dtype)
+    others = np.zeros((left.shape[0] - rank, rank), dtype)
     if sound:
-        rest[:, :sound] = _lapack.solve_triangular(
+        others[:, :sound] = _lapack.solve_triangular(
             triangle[:sound, :sound], triangle[:sound, rank:], check_finite=False
         ).T
-    kept = left[order[:rank]] @ factors.right
-    return Pivoted(rest, kept, np.argsort(order).astype(np.int64))
+    pivots = left[order[:rank]] @ factors.right
+    return Pivoted(others, pivots, np.argsort(order).astype(np.int64))

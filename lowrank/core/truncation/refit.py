@@ -99,14 +99,14 @@ def refitted(
         name: the weight's name, for errors.
     """
     roots = None if curvature is None else curved_roots(curvature, name)
-    seen = judge if roots is None else judge.seen_through(roots[0])
+    moments = judge if roots is None else judge.seen_through(roots[0])
 
     def lost(matrix: Matrix, shift: Vector) -> float:
-        return seen.error(matrix, shift) if roots is None else seen.error(roots[0] @ matrix, roots[0] @ shift)
+        return moments.error(matrix, shift) if roots is None else moments.error(roots[0] @ matrix, roots[0] @ shift)
 
     before = _matrix(replacement)
     shifts = bias is not None
-    best, found = lost(before, bias if bias is not None else np.zeros(len(before))), None
+    best, fitted = lost(before, bias if bias is not None else np.zeros(len(before))), None
     inputs, cross, x_mean, y_mean = fit.centred(shifts)
     scale = float(np.trace(inputs)) / len(inputs)
     if not scale > 0:
@@ -115,7 +115,7 @@ def refitted(
     alone, least = anchor @ inputs, ROUNDING * judge.output_energy / max(judge.tokens, 1)
     chosen = RIDGES[0]
     for turn, ridge, blend in [*((0, r, 1.0) for r in RIDGES), *((1, 0.0, b) for b in BLENDS)]:
-        if turn and found is None:
+        if turn and fitted is None:
             break
         ridge = chosen if turn else ridge
         damped = inputs + ridge * scale * np.eye(len(inputs))
@@ -129,8 +129,8 @@ def refitted(
         shift = y_mean - matrix @ x_mean
         error = lost(matrix, shift)
         if error < best - least:
-            best, chosen, found = error, ridge, replace(candidate, bias=shift if shifts else replacement.bias)
-    return found
+            best, chosen, fitted = error, ridge, replace(candidate, bias=shift if shifts else replacement.bias)
+    return fitted
 
 
 def can_refit(replacement: Replacement) -> bool:
@@ -175,11 +175,11 @@ def _solved(
     solved = _lapack.solve(damped, target.T, assume_a="pos", check_finite=False).T
     if isinstance(factors, Narrow):
         return replace(replacement, factors=replace(factors, matrix=solved))
-    seen = solved if roots is None else roots[0] @ solved
+    weighted = solved if roots is None else roots[0] @ solved
     # A tall weight's directions lie in the space of its columns, which is the smaller problem.
-    basis, core = column_basis(seen)
+    basis, core = column_basis(weighted)
     _, vectors = eigh_descending(core @ damped @ core.T, name=name)
-    kept = vectors[:, : factors.rank] if basis is None else basis @ vectors[:, : factors.rank]
-    pair = Factors(kept if roots is None else roots[1] @ kept, kept.T @ seen).balanced()
+    directions = vectors[:, : factors.rank] if basis is None else basis @ vectors[:, : factors.rank]
+    pair = Factors(directions if roots is None else roots[1] @ directions, directions.T @ weighted).balanced()
     fitted = pivot(pair) if isinstance(factors, Pivoted) else replace(factors, left=pair.left, right=pair.right)
     return replace(replacement, factors=fitted)

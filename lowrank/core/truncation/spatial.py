@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lowrank.core.linalg.eigen import Matrix, Vector
 from lowrank.core.truncation.directions import Directions, directions
@@ -17,6 +18,13 @@ from lowrank.core.weight import Weight
 class SpatialFactors(Factors):
     """Two factors of a convolution's spatial matrix: `left` is a vertical convolution, `right` a horizontal one."""
 
+    def pair(self) -> None:
+        """None: it is another matrix that they are factors of."""
+
+    def dense(self, weight: Weight) -> NDArray[np.floating]:
+        """The weight's matrix of channels."""
+        return channel_matrix(weight, self.product())
+
 
 def spatial_matrix(weight: Weight, matrix: Matrix) -> Matrix:
     """The weight's other matrix, (outputs, kernel rows) x (inputs, kernel columns), from its first one."""
@@ -24,7 +32,7 @@ def spatial_matrix(weight: Weight, matrix: Matrix) -> Matrix:
     return np.asarray(weight.spatial.matrix(weight.view.stored_from(matrix)), np.float64)
 
 
-def channel_matrix(weight: Weight, spatial: Matrix) -> Matrix:
+def channel_matrix(weight: Weight, spatial: NDArray[np.floating]) -> Matrix:
     """The weight's first matrix from its spatial one: the inverse of `spatial_matrix`."""
     assert weight.spatial is not None
     return np.asarray(weight.view.matrix(weight.spatial.stored_from(spatial)), np.float64)

@@ -123,7 +123,7 @@ def test_onnx_in_and_out(tmp_path: Path) -> None:
     options = [Option(g["name"], NAME, g["rank"], g["cost"], 0.0) for g in replaced]
     tensors = {name: each["tensors"] for name, each in read(run / "model/lowrank.json")["replaced"].items()}
     graph = read_graph(run / "model.onnx", load_analysis(run), options, tensors, run / "tokenizer.json")
-    assert not graph.fixed and all(isinstance(each.factors, ColumnFactors) for each in graph.held.values())
+    assert not graph.fixed and all(isinstance(each.factors, ColumnFactors) for each in graph.replacements.values())
     smaller = lowrank.truncate(run, 0.3, output=cut, latency=False)
     assert smaller.targets.keep_ratio <= 0.3 and smaller.parity.relative < 1e-4 and chosen(cut) <= {NAME, "dense"}
     session = onnxruntime.InferenceSession(cut / "model.onnx")

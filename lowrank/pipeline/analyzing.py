@@ -208,9 +208,7 @@ def analyze_couplings(
 
     if not couplings:
         return ()
-    job = Journaled(
-        measured, journal, lambda coupling: f"{coupling.kind}: {', '.join(coupling.weights)}", COUPLINGS
-    )
+    job = Journaled(measured, journal, lambda coupling: f"{coupling.kind}: {', '.join(coupling.weights)}", COUPLINGS)
     return tuple(chain.from_iterable(_mapped(job, couplings, pool, track, "analyzing couplings")))
 
 

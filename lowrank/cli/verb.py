@@ -104,7 +104,7 @@ class Flag:
             "help": option.help,
             "rich_help_panel": option.panel,
             "autocompletion": option.complete,
-            "show_default": option.show_default and not self.is_switch,
+            "show_default": option.show_default and self.default is not None and not self.is_switch,
             "metavar": option.metavar if option.metavar or self.is_switch else None,
         }
         info = typer.Argument(**shown) if option.is_argument else typer.Option(*self.names, **shown)

@@ -203,7 +203,7 @@ def load_analysis(folder: Path) -> Analysis:
             raise ValueError("its weights are missing or named twice")
         names = [*(record.weight.name for record in weights), *(skip["name"] for skip in content["skipped"])]
         if not all(isinstance(name, str) and is_plain(name) for name in names):
-            raise ValueError("a name in it is none")
+            raise ValueError("a name in it cannot be printed")
         if not isinstance(content["source"], dict) or not isinstance(content["settings"], dict):
             raise ValueError("source and settings must be objects")
         return Analysis(
@@ -314,8 +314,8 @@ def _pack_record(record: WeightAnalysis) -> Piece:
 
 
 GRAMS: Codec[Mapping[str, Folds]] = Codec(_pack_grams, _unpack_grams)
-"""Of all Grams of a model: moments, and what is known of each."""
+"""For all Grams of a model: moments, and what else is known of each."""
 COUPLINGS: Codec[Sequence[CouplingAnalysis]] = Codec(_pack_couplings, _unpack_couplings)
-"""Of what several structures make of a coupling: arrays by number, and what the couplings are."""
+"""For what several structures make of a coupling: arrays by number, and what the couplings are."""
 RECORD: Codec[WeightAnalysis] = Codec(_pack_record, _unpack_record)
-"""Of one weight's analysis."""
+"""For the analysis of one weight."""

@@ -17,7 +17,7 @@ from lowrank.core.truncation.gram import Gram, Side
 from lowrank.errors import ArtifactError, first_line
 
 GRAMS_FOLDER = "grams"
-"""Beside the analysis of a run."""
+"""The folder of files with Grams, beside a run's analysis."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class StoredGrams(Mapping[str, Folds]):
 
     folder: Path
     files: Mapping[str, str]
-    """Of each weight; those that read the same have the same."""
+    """The file of each weight; weights that read the same input have the same one."""
 
     def __getitem__(self, name: str) -> Folds:
         return _folds(*read_tensors(self.folder / self.files[name]))

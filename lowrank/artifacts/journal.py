@@ -20,7 +20,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 PROGRESS_FOLDER = ".lowrank-progress"
-"""In a run."""
+"""The folder of unfinished work, inside that of a run."""
 IDENTITY_FILE = "identity.json"
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -53,9 +53,9 @@ def _by_name(piece: Piece) -> Arrays:
 
 
 FACTS: Codec[Any] = Codec(_facts_alone, _facts)
-"""Of what JSON can hold."""
+"""For results that JSON can hold."""
 ARRAYS: Codec[Arrays] = Codec(_named, _by_name)
-"""Of arrays by name."""
+"""For arrays by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Journal:
 
 
 NOWHERE = Journal()
-"""Keeps nothing."""
+"""A journal that keeps nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ def open_journal(run: Path, stage: str, identity: Mapping[str, Any], resume: boo
 
 
 def check_identity(run: Path, before: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """Nothing, if what is there was made from the same.
+    """Check that unfinished work was made from the same model and options.
 
     Raises:
         PlanMismatch: if it was not; both are named.

@@ -41,7 +41,7 @@ def locked(folder: Path) -> Iterator[None]:
         if lock.lock_counter == 1:
             facts = {"process": os.getpid(), "host": socket.gethostname(), "since": time.ctime()}
             with suppress(OSError):
-                # Only for the other's message.
+                # Only for the message that another process would give.
                 (folder / OWNER_FILE).write_text(json.dumps(facts), encoding="utf-8")
         yield
     finally:
@@ -50,7 +50,7 @@ def locked(folder: Path) -> Iterator[None]:
             (folder / LOCK_FILE).unlink(missing_ok=True)
         lock.release()
         if not was_there:
-            # If nothing came of it.
+            # Only if nothing was written to it.
             with suppress(OSError):
                 folder.rmdir()
 

@@ -1,4 +1,4 @@
-"""Files from elsewhere: where they point and how large they say they are, looked at before either is believed."""
+"""Checks on files that somebody else made: where the paths in them lead, and how large they claim to be."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def most_bytes(path: Path) -> int:
 
 
 def check_zip(path: Path) -> None:
-    """Nothing, if the members of an archive are not too large together for its size.
+    """Check that the members of an archive are not too large together for its size.
 
     Raises:
         ValueError: if they are.

@@ -51,4 +51,4 @@ def _replacement(entry: Mapping[str, Any], arrays: Arrays) -> Replacement:
 
 
 REPLACEMENTS = Codec(_packed, _unpacked)
-"""Of replacements by weight name."""
+"""For replacements by weight name."""

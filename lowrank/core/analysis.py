@@ -31,7 +31,7 @@ Measured = tuple[tuple[float, float], ...]
 
 
 class Numbers(Protocol):
-    """Where the numbers of a model are."""
+    """Reads the numbers of a model's weights and biases."""
 
     def read(self, name: str) -> Matrix:
         """A weight as a rows x cols float64 matrix, or a stack of them."""
@@ -116,7 +116,7 @@ class CouplingAnalysis:
     errors: Vector
     """Squared relative error of what the coupling gives, at those ranks, on the fold that judges."""
     order: NDArray[np.int64] | None = None
-    """Of neurons: which are kept first."""
+    """The neurons in the order in which they are kept; None for other couplings."""
     measured: Measured = ()
 
     def error_at(self, ranks: NDArray[np.int64]) -> Vector:
@@ -133,7 +133,7 @@ class Context:
     keep: float
     """The keep ratio it was measured at."""
     factors: Mapping[str, float]
-    """By weight name: of the measured loss."""
+    """By weight name: what its measured loss is multiplied by."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,11 +35,15 @@ class Budget:
     def __post_init__(self) -> None:
         if self.kind == "milliseconds":
             if not (math.isfinite(self.limit) and self.limit > 0):
-                raise InfeasibleBudget(f"{self.limit:g} ms are no time to run in; give a number above 0, or a share")
+                raise InfeasibleBudget(
+                    f"{self.limit:g} ms is not a time that a model can take; give a number above 0, or a share"
+                )
             return
         if self.kind == "size":
             if not (math.isfinite(self.limit) and self.limit > 0):
-                raise InfeasibleBudget(f"{self.limit:g} bytes are no file; give a size such as 8MB, or a share")
+                raise InfeasibleBudget(
+                    f"{self.limit:g} bytes is not a size of a file; give one such as 8MB, or a share"
+                )
             return
         if self.kind != "error" and not (math.isfinite(self.limit) and 0 < self.limit <= 1):
             raise InfeasibleBudget(

@@ -6,7 +6,7 @@ import re
 from typing import Literal, get_args
 
 Unit = Literal["params", "bytes", "macs"]
-"""What a share of is kept: numbers, the bytes that they and their indices take, multiply-adds for one token."""
+"""What a budget counts: numbers stored, the bytes of those and of indices, or multiply-adds for one token."""
 UNITS: tuple[Unit, ...] = get_args(Unit)
 INDEX = 8
 """Bytes of an index."""
@@ -31,6 +31,6 @@ def break_even_rank(rows: int, cols: int) -> int:
 
 
 def item_bytes(dtype: str) -> float:
-    """Of one number, after the digits in the name of its dtype; 4 if there are none."""
+    """Bytes of one number of a dtype, by the digits in its name; 4 if there are none."""
     bits = re.search(r"\d+", dtype)
     return int(bits.group()) / 8 if bits else 4.0

@@ -22,7 +22,7 @@ from lowrank.core.weight import Group
 from lowrank.errors import InfeasibleBudget, PlanMismatch
 
 ELSEWHERE = ("latency", "size")
-"""Kinds of budgets whose measure options alone do not tell: it takes timings, or the file."""
+"""Kinds of budgets that options alone cannot be checked against: they need timings, or the written file."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,9 +170,9 @@ class Coupling:
     weights: tuple[str, ...]
     """In the order of the kind's name; of `hidden` the last one reads what the others give."""
     heads: int = 1
-    """Of the queries."""
+    """Heads of the queries."""
     kv_heads: int = 1
-    """Of keys and values; each serves `heads / kv_heads` neighbouring query heads."""
+    """Heads of keys and values; each serves `heads / kv_heads` neighbouring query heads."""
 
 
 @dataclass(frozen=True, slots=True)

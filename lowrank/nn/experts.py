@@ -180,7 +180,7 @@ that), and which axis of the stored matrix that met: `cols` is its last one."""
 
 
 class ObservedStack(_Stack):
-    """A dense stack that tells what each of its matrices is multiplied with."""
+    """A dense stack that reports what each of its matrices is multiplied with."""
 
     def __init__(self, dense: Tensor, observe: Observe) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ class ObservedMatrix:
         return getattr(self.tensor, name)
 
     def _tell(self, rows: Tensor, last: bool) -> None:
-        """Say what met which axis of the matrices, as they are stored."""
+        """Report what was multiplied with which axis of the matrices, as they are stored."""
         side = "cols" if last != self.turned else "rows"
         if self.index is None:
             self.observe(None, rows, side)
@@ -260,7 +260,7 @@ class ObservedMatrix:
     def __torch_function__(
         cls, function: Function, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Products are told of; everything is computed with the dense tensor."""
+        """Products are reported to the observer; everything is computed with the dense tensor."""
         named = dict(kwargs or {})
         if function is functional.linear and isinstance(args[1], ObservedMatrix):
             args[1]._tell(args[0], last=True)

@@ -1,4 +1,4 @@
-"""Three LAPACK drivers in a row for one symmetric problem, and word of it when the first of them did not do."""
+"""Three LAPACK drivers, tried in turn on a symmetric problem, with a record of when the first one failed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TRACE = 1e-8
 below what a solver that went wrong gives."""
 
 TRACES = 100
-"""The same in units of the last place, for numbers of 32 bits."""
+"""The same distance in units of the last place, for numbers of 32 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class Fallback:
     """A decomposition that the usual solver could not do."""
 
     name: str
-    """Of the weight."""
+    """Name of the weight."""
     driver: str
-    """That did it."""
+    """The driver that succeeded."""
 
 
 _watched: ContextVar[tuple[list[Fallback], ...]] = ContextVar("watched", default=())

@@ -18,7 +18,7 @@ _lapack: Any = scipy.linalg
 def eigh_descending(symmetric: Matrix, *, name: str = "matrix") -> tuple[Vector, Matrix]:
     """Eigenvalues of a positive semi-definite matrix, largest first and none negative, with eigenvectors.
 
-    If LAPACK's usual driver does not converge others are tried, see `solvers.solved`; if none does, the error names the
+    If LAPACK's usual driver does not converge others are tried, see `drivers.solved`; if none does, the error names the
     matrix: never an unconverged result.
 
     Args:
@@ -129,8 +129,8 @@ def _squares(unit: Matrix, name: str) -> Vector:
 
 
 SPREAD = 1e3
-"""Of the largest energy over the mean one: beyond it 32 bits are too few for a moment, whose rounding is relative to
-its largest number."""
+"""The largest energy over the mean one, beyond which 32 bits are too few for a moment: its rounding is relative to its
+largest number."""
 
 
 def moment_values(core: Matrix, *, name: str = "matrix") -> Vector:
@@ -146,7 +146,7 @@ def moment_values(core: Matrix, *, name: str = "matrix") -> Vector:
 
 
 def moment_vectors(core: Matrix, *, name: str = "matrix") -> tuple[Vector, Matrix]:
-    """The same with eigenvectors, in the core's own precision."""
+    """The eigenvalues of `core core'` with eigenvectors, in the core's own precision; see `moment_values`."""
     values, vectors = eigh_descending(core @ core.T, name=name)
     if core.dtype == np.float32 and _stands_out(values):
         return moment_vectors(core.astype(np.float64), name=name)

@@ -21,7 +21,7 @@ _lapack: Any = import_module("scipy.linalg.cython_lapack")
 BLOCK = 64
 """Columns that LAPACK takes at once."""
 LARGEST = 30_000
-"""Of matrices whose workspace is counted in 32 bits."""
+"""The largest size of a matrix whose workspace can be counted in 32 bits."""
 
 
 def syevd(symmetric: NDArray[Any], vectors: bool) -> tuple[NDArray[Any], NDArray[Any] | None]:

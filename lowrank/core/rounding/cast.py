@@ -1,4 +1,4 @@
-"""What storing factors in fewer bits changes, apart from what truncation does."""
+"""The error of storing factors in fewer bits, apart from that of truncation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lowrank.core.truncation.pivoted import Pivoted
 Array = NDArray[Any]
 
 ROWS = 256
-"""At once."""
+"""Rows that are compared at once."""
 
 
 def cast_energy(exact: Factors | Pivoted, stored: Factors | Pivoted) -> float:

@@ -11,18 +11,18 @@ from lowrank.core.linalg.eigen import Matrix, eigh_descending, inverse_factor
 from lowrank.core.truncation.factors import Factors
 
 DAMPING = 0.01
-"""Of the inputs' moment, as a share of its mean: directions without data are rounded to the nearest."""
+"""What is added to the inputs' moment, as a share of its mean: directions without data are rounded to the nearest."""
 SHRINKS = np.linspace(0.7, 1.0, 13)
 """Shares of a block's largest number that four bits may span: clipping it can make all others finer."""
 FLOOR = 1e-6
-"""Of the largest singular value: what is smaller is not made even, as that would blow it up."""
+"""Singular values below this share of the largest are not made even, which would blow them up."""
 RIDGE = 1e-4
-"""Of a refit toward the factor as it was, as a share of the mean moment."""
+"""The ridge of a refit toward the factor as it was, as a share of the mean moment."""
 LARGEST = 64
 """The largest code of eight bits. Processors with AVX2 and without VNNI add two products with inputs of up to 255 in 16
 bits: of larger codes the sum would not fit, and a model that is right on one machine would be wrong on another."""
 LEVELS = (-8, 7)
-"""Of four bits; products of two are codes of eight."""
+"""The smallest and the largest code of four bits; products of two are codes of eight."""
 PANEL = 64
 """Columns after which what rounding did to them is made up for in all later ones at once."""
 
@@ -154,7 +154,7 @@ def _lost(parts: NDArray[np.float64], scale: Matrix) -> Matrix:
 
 
 def even_latents(factors: Factors, moment: Matrix | None, seed: int = 0) -> Factors:
-    """The same product, in coordinates in which all that lies between the factors is of one size.
+    """The same product, in coordinates in which all channels between the factors have one size.
 
     The product is split evenly, `(U S^(1/2) Q) (Q' S^(1/2) V')`, where `U S V'` is its singular value decomposition in
     the metric of the inputs and `Q` a random rotation: no latent channel, and no number of either factor, then stands
@@ -168,7 +168,7 @@ def even_latents(factors: Factors, moment: Matrix | None, seed: int = 0) -> Fact
     left, right = np.asarray(factors.left, np.float64), np.asarray(factors.right, np.float64)
     inner = right @ right.T if moment is None else right @ moment @ right.T
     values, vectors = eigh_descending(inner)
-    # Directions in which nothing ever lies get the size of the smallest that is there.
+    # Directions without energy get the size of the smallest that has some.
     roots = np.sqrt(np.maximum(values, FLOOR * values[0] if values[0] > 0 else 1.0))
     whole = left @ (vectors * roots)
     squares, turn = eigh_descending(whole.T @ whole)
@@ -194,7 +194,7 @@ def refitted_left(factors: Factors, right: Matrix, moment: Matrix | None) -> Mat
     weighted = right if moment is None else right @ moment
     square = weighted @ right.T
     if not np.trace(square) > 0:
-        # Nothing ever lies between the factors.
+        # The channels between the factors are always zero.
         return np.asarray(factors.left, np.float64)
     ridge = RIDGE * float(np.trace(square)) / len(square) * np.eye(len(square))
     left, before = np.asarray(factors.left, np.float64), np.asarray(factors.right, np.float64)

@@ -15,7 +15,7 @@ from lowrank.core.rounding.codes import Codes, quantize
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Format:
-    """How a matrix is rounded: see `core.codes`."""
+    """How a matrix is rounded: see `rounding.codes`."""
 
     bits: int
     block: int | None = None

@@ -4,8 +4,7 @@ Minimise `sum_g error[g, c_g]` subject to `sum_g cost[g, c_g] <= limit`, one cho
 
 1. *Lagrangian.* For a price `mu` the groups separate, and `L(mu) = sum_g min_c (error + mu cost) - mu limit` is a
    lower bound. Its maximum over `mu` lies at a vertex of the groups' lower convex hulls, found by merging all hull
-   edges in
-   order of slope. This also gives a first feasible choice.
+   edges in order of slope. This also gives a first feasible choice.
 2. *Exact filling.* An option whose reduced cost `error + mu cost - min_c (...)` exceeds the distance between the
    first choice and the bound cannot be in a better one (Pisinger 1995, "A minimal algorithm for the
    multiple-choice knapsack problem"). What is left is small; dynamic programming over (cost, error) states, with
@@ -28,15 +27,16 @@ Costs = NDArray[np.int64]
 Indices = NDArray[np.int64]
 
 # States that one pass of the dynamic programme may keep. A narrow pass drops states and so may miss the optimum, but
-# what
-# it finds lowers the bar for the next one; most problems are small enough after the first for the second to be exact.
+# what it finds lowers the bar for the next one; most problems are small enough after the first for the second to be
+# exact.
 WIDTHS = (1_000, 5_000, 20_000)
 WORK = 12_000_000
 """States that all passes together may look at: a second or two."""
 NEARLY = 1e-4
-"""A relative gap that is not worth the seconds of branch and cut."""
+"""A relative gap below which branch and cut is not worth its seconds."""
 MOST_OPTIONS, NODES = 10_000, 2_000
-"""Of what is left to branch and cut: some seconds more. They are counted, not timed, so that results repeat."""
+"""The most options and nodes that branch and cut may take: some seconds more. They are counted, not timed, so that
+results repeat."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from lowrank.core.selection.allocate import Allocation, Costs, Indices, allocate
 from lowrank.core.weight import Group
 
 SHARES = (0.002, 0.02, 0.1)
-"""Of the first slack: how far from the best an option may be in the first tries."""
+"""How far from the best an option may be in the first tries, as shares of the first slack."""
 
 Partition = tuple[str, ...]
 """Names of groups that hold every weight of a block once."""

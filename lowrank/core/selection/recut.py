@@ -78,7 +78,7 @@ class Cutting(Knapsack):
 
 
 def _below(curve: Curve, now: Option) -> Curve:
-    """What of a curve is smaller than what is there."""
+    """The points of a curve at which the group gets smaller than it is now."""
     if structure_named(now.structure).by_rank and not structure_named(curve.structure).by_rank:
         return Curve.empty(curve.structure)
     smaller = (curve.ranks <= now.rank) & (curve.costs < now.cost)

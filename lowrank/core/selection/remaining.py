@@ -38,7 +38,7 @@ class CompressedWeights:
     """As they were put in, by weight name."""
     weights: Mapping[str, Weight]
     dense: Numbers
-    """Of the weights that were left."""
+    """Reads the weights that were not replaced."""
 
     def read(self, name: str) -> Matrix:
         """A weight, or the matrix that stands in its place."""

@@ -1,7 +1,7 @@
 """Timings: what a runtime's operators take on one machine, and so what each structure would.
 
-A layer is a few operators, and its time is the sum of theirs. All are measured by themselves at the sizes that a model
-can have; what lies between two of them is interpolated.
+A layer is a few operators, and its time is the sum of theirs. Each is measured by itself at sizes that a
+model can have; its times at other sizes are interpolated.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Timings:
 
     points: Mapping[str, Sequence[Point]]
     tokens: int
-    """What was multiplied: rows of the inputs."""
+    """Rows of the inputs that were multiplied."""
     threads: int
     dtype: str = "float32"
     step: int = 16
-    """Between the sizes that were measured: ranks that are multiples of it run best."""
+    """The distance between sizes that were measured: ranks that are multiples of it run best."""
     machine: str = ""
     runtime: str = ""
     whole: float | None = None
@@ -91,7 +91,7 @@ class Timings:
         return self.at("product", cols, rows)
 
     def dense(self, weight: Weight) -> float:
-        """Of all products that apply a weight; a lookup is next to nothing."""
+        """The time of all products that apply a weight; a lookup takes next to nothing."""
         count, inputs, outputs = products_of(weight)
         return count * self.product(inputs, outputs) if count else 0.0
 
@@ -125,10 +125,10 @@ class Timings:
             if table.step < 1 or table.tokens < 1:
                 raise ValueError("no step, or no tokens")
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise TimingError(f"the file is no table of timings ({error!r}); measure again") from None
+            raise TimingError(f"the file is not a table of timings ({error!r}); measure again") from None
         times = [t for each in points.values() for _, _, t in each] + ([] if table.whole is None else [table.whole])
         if not times or not all(np.isfinite(t) and t > 0 for t in times):
-            raise TimingError("the table holds times that are none; measure again")
+            raise TimingError("the table holds times that are not positive numbers; measure again")
         return table
 
 

@@ -26,7 +26,7 @@ FactorKind = type[Factors] | type[Pivoted] | type[Narrow]
 
 @dataclass(frozen=True, eq=False)
 class Replacement:
-    """What a backend puts in a weight's place.
+    """What a backend puts in the place of a weight.
 
     Factors and pivoted factors are a chain of small operators, a narrow matrix resizes the layer; the structure says
     which factors they are.
@@ -39,7 +39,7 @@ class Replacement:
     rows: NDArray[np.int64] | None = None
     """Where neighbours have agreed on an order of channels: output i is what was output `rows[i]`."""
     cols: NDArray[np.int64] | None = None
-    """The same of the inputs."""
+    """Where neighbours have agreed on an order: input j is what was input `cols[j]`."""
 
     def dense(self, weight: Weight) -> Matrix:
         """The matrix that it stands for, in the weight's own shape."""
@@ -68,7 +68,7 @@ class Option:
     error: float
     """Squared relative error of the group's own output, as the analysis estimates it."""
     dtype: str = "float32"
-    """What it is stored in, where that was chosen."""
+    """The type that it is stored in, where that was chosen."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ class Curve:
 
     @classmethod
     def empty(cls, structure: str) -> Curve:
-        """Nothing on offer."""
+        """A curve without a point: the structure does not fit."""
         none = np.zeros(0, np.int64)
         return cls(structure, none, none, np.zeros(0))
 
@@ -129,9 +129,9 @@ class Structure(ABC):
     can_round: ClassVar[bool] = True
     """It can be stored in integers."""
     even_latents: ClassVar[bool] = False
-    """What lies between its two matrices can be made even before they are rounded."""
+    """The channels between its two matrices can be brought to one size before the matrices are rounded."""
     nodes: ClassVar[int] = 1
-    """Products for each weight."""
+    """How many products with a constant it has for each weight."""
 
     @property
     def replaces(self) -> bool:

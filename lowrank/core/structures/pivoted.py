@@ -24,7 +24,7 @@ class PivotedFactors(Ranked):
     """Rank (rows + cols) - rank^2 numbers: every rank below full saves. For linear layers.
 
     Ranks of weights with heads are multiples of those on offer, so that each head can have the same number of pivots
-    and no gather is needed (see `absorb`).
+    and no gather is needed (see `permute`).
     """
 
     name: str = "pivoted"

@@ -1,6 +1,6 @@
 """Attention as the products that it is: fewer channels a head between query and key, and between value and output.
 
-A score is `q'k = x' Wq' Wk x`, a head's output `Wo z` with `z` a mixture of values: what lies between can have any
+A score is `q'k = x' Wq' Wk x`, a head's output `Wo z` with `z` a mixture of values. The channels of a head can have any
 coordinates, so it is the product that is truncated, not the factors. Nothing is added to the graph, and any width below
 the full one saves (MoDeGPT, ICLR 2025, and A3, 2025, truncate the same products in other metrics).
 """
@@ -17,7 +17,7 @@ from lowrank.core.truncation.directions import trailing_blocks
 from lowrank.core.truncation.factors import even_share
 
 FLOOR = 1e-10
-"""Of the largest eigenvalue: directions below it are taken to have this much, so that a root can be inverted."""
+"""The least eigenvalue that a root is taken of, as a share of the largest, so that the root can be inverted."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,7 +45,7 @@ class Directions:
 # spectrum instead of an arbitrary one. It is far below what calibration noise changes.
 RIDGE = 1e-6
 UNSEEN = 0.3
-"""The same for a table: rows that the data did not show will be looked up, too. Measured (`tools/bench_tables.py`)."""
+"""The ridge of a table: rows that the data did not show will be looked up, too. Measured (`tools/bench_tables.py`)."""
 
 
 def _metric(core: Matrix, basis: Matrix | None, gram: Gram | None, ridge: float, scale: float) -> Matrix:
@@ -144,7 +144,7 @@ def plain_truncation(weight: Matrix, rank: int, name: str = "matrix") -> Factors
 
 
 def _scaled(energies: Vector, scale: float) -> Vector:
-    """Those of a weight from those of the weight over its scale: infinite where float64 ends."""
+    """The energies of a weight from those of the weight over its scale: infinite where float64 ends."""
     with np.errstate(over="ignore", under="ignore"):
         return energies * scale * scale
 
@@ -231,8 +231,8 @@ def _measure(
 
 
 SHRINKAGE = 0.3
-"""Of an output's curvature toward a multiple of the identity: it is known from few gradients, and it is inverted
-(LEMS, ICML 2026, found 0.3 right for language models)."""
+"""How far an output's curvature is shrunk toward a multiple of the identity: it is known from few gradients, and
+inverted (LEMS, ICML 2026, found 0.3 right for language models)."""
 
 
 def curved_directions(

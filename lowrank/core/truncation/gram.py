@@ -17,7 +17,7 @@ SPATIAL_INPUTS = 2304
 """Patches wider than this (256 channels of 3 x 3) get no input moment, so no spatial factors in the metric of data."""
 
 STILL = 1e-12
-"""Of a second moment: a smaller variance is the rounding of two numbers that nearly cancel."""
+"""Variances below this share of the second moment are rounding: two numbers that nearly cancel."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from lowrank.core.linalg.eigen import Matrix, Vector, solve_positive
 
 ROUNDS = 48
 RIDGE = 1e-5
-"""Of the mean variance of a neuron."""
+"""The ridge of every solve, as a share of the mean variance of a neuron."""
 
 
 def neuron_order(last: Matrix, covariance: Matrix) -> NDArray[np.int64]:

@@ -22,12 +22,12 @@ Side = Literal["output", "input"]
 Ranks = TypeVar("Ranks", int, NDArray[np.int64])
 
 LARGEST = 100.0
-"""What a channel may be multiplied by in a combination: float32 leaves five digits then."""
+"""The largest number that a channel may be multiplied by in a combination: float32 leaves five digits then."""
 
 DEPENDENT = 1e-12
-"""Of the largest remainder of a row: what is below it is rounding."""
+"""Remainders of rows below this share of the largest one are rounding."""
 LARGEST_COARSE = 4.0
-"""The same for numbers stored in 16 bits or fewer, which have two or three digits to begin with."""
+"""The largest one for numbers stored in 16 bits or fewer, which have two or three digits to begin with."""
 
 
 @dataclass(frozen=True, eq=False)

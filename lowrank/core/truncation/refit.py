@@ -4,7 +4,7 @@ A weight is chosen on the inputs of the dense model, but in the compressed one t
 it sees there and y the output that the dense layer gave for the same token, the best weight of rank r is known
 (reduced-rank regression, Izenman 1975; AA-SVD, 2026, and SAES-SVD, ICLR 2026, for this use of it). A ridge toward the
 weight as it was keeps directions that the data hardly shows, and a blend of y with what the dense weight makes of x
-keeps a layer from mending too much of what others have lost; both are chosen on a fold that the fit did not see.
+keeps a layer from correcting too much of what others have lost; both are chosen on a fold that the fit did not see.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from lowrank.core.truncation.pivoted import Pivoted, pivot
 _lapack: Any = scipy.linalg
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Of the mean variance of an input."""
+"""Ridges that are tried, as shares of the mean variance of an input."""
 BLENDS = (0.75, 0.5)
 """Shares of the dense output in what is fitted, beside the whole of it."""
 ROUNDING = 1e-12
-"""Of the output's energy: what is gained below it is nothing."""
+"""Gains below this share of the output's energy are rounding."""
 
 
 @dataclass(frozen=True, eq=False)

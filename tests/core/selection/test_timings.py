@@ -90,10 +90,10 @@ def test_bad_tables_are_named(analysis: Any, tmp_path: Path, cli: Any, bert_fold
     good = table_for(analysis, lambda a, b: a * b / 1e3).to_json()
     assert Timings.from_json(json.loads(json.dumps(good))).to_json() == good
     for change, told in (
-        ({"points": {"product": [[1, 2]]}}, "no table of timings"),
-        ({"points": {"product": [[8, 8, -1.0]]}}, "times that are none"),
-        ({"points": {}}, "times that are none"),
-        ({"tokens": None}, "no table of timings"),
+        ({"points": {"product": [[1, 2]]}}, "not a table of timings"),
+        ({"points": {"product": [[8, 8, -1.0]]}}, "times that are not positive numbers"),
+        ({"points": {}}, "times that are not positive numbers"),
+        ({"tokens": None}, "not a table of timings"),
         ({"whole": 1e-9}, "measured for another model"),
     ):
         with pytest.raises(TimingError, match=told):

@@ -43,16 +43,11 @@ def verdict(analysis: Analysis) -> str:
     for record in analysis.weights:
         kinds.setdefault(kind_of(record.weight.name), []).append(keep_at_tolerance(record, measured))
     shares = sorted((median(keeps), kind) for kind, keeps in kinds.items())
-    pays = [f"{kind} ({share:.2f})" for share, kind in shares if share < 0.75]
-    hardly = [f"{kind} ({share:.2f})" for share, kind in shares if 0.75 <= share < 1]
-    costs = [f"{kind} ({share:.2f})" for share, kind in shares if share >= 1]
+    bounds = {"factoring pays in": (0, 0.75), "hardly in": (0.75, 1), "not in": (1, np.inf)}
     parts: list[str] = []
-    if pays:
-        parts.append(f"factoring pays in {_listed(pays)}")
-    if hardly:
-        parts.append(f"hardly in {_listed(hardly)}")
-    if costs:
-        parts.append(f"not in {_listed(costs)}")
+    for words, (low, high) in bounds.items():
+        names = [f"{kind} ({share:.2f})" for share, kind in shares if low <= share < high]
+        parts += [f"{words} {_listed(names)}"] if names else []
     text = ", ".join(parts) or "there is nothing to factor"
     may = f"the model's output by {OUTPUT_TOLERANCE:.0%}" if measured else f"its own output by {OWN_TOLERANCE:.0%}"
     meaning = f"share of parameters that two factors need if each weight may change {may}"

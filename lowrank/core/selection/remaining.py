@@ -17,10 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.core.analysis import Analysis, CouplingAnalysis, Folds, Numbers, WeightAnalysis, ridge_of
-from lowrank.core.linalg.eigen import Matrix, Vector, tail_shares
+from lowrank.core.linalg.eigen import Matrix, Vector
 from lowrank.core.structures import structure_named
 from lowrank.core.structures.base import Option, Replacement
-from lowrank.core.truncation.directions import Directions, curved_curve, curved_directions, thin_directions
+from lowrank.core.truncation.directions import (
+    Directions,
+    curved_curve,
+    curved_directions,
+    residual_curve,
+    thin_directions,
+)
 from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.truncation.narrow import Narrow
@@ -184,14 +190,13 @@ def _record(
             for curve in new.curves.values():
                 curve[one.factors.rank :] = 0.0
         return replace(new, measured=record.measured, rounding=record.rounding)
-    judge = folds.judge if folds is not None else None
     if folds is not None and name in analysis.curvatures:
         matrix = np.asarray(factors.product(), np.float64)
         chosen = curved_directions(matrix, folds.fit, analysis.curvatures[name], ridge=ridge_of(weight), name=name)
         curve = curved_curve(chosen, matrix, folds.judge)[: factors.rank]
     else:
         chosen = thin_directions(factors, folds.fit if folds else None, ridge=ridge_of(weight), name=name)
-        curve = _curve(chosen, factors, judge)[: factors.rank]
+        curve = residual_curve(chosen, factors, folds.judge if folds else None)[: factors.rank]
     errors = np.zeros(weight.full_rank + 1)
     errors[: len(curve)] = curve[: len(errors)]
     # Of the spectra nothing but their length is asked for when ranks are chosen from errors.
@@ -208,26 +213,6 @@ def _record(
             own[factors.rank :] = 0.0
             curves[structure.name] = own
     return replace(record, plain=spectrum, activation=spectrum if folds else None, heldout=errors, curves=curves)
-
-
-def _curve(chosen: Directions, factors: Factors, judge: Gram | None) -> Vector:
-    """Squared relative error at rank 0, 1, ..., on the judging fold; in the plain metric without one."""
-    parts: list[Vector] = []
-    stacked = factors.left.ndim == 3
-    for index in range(len(factors.left)) if stacked else (None,):
-        left, right, basis = (
-            each if index is None else each[index] for each in (factors.left, factors.right, chosen.basis)
-        )
-        read = (basis.T @ left) @ right
-        if judge is None or not judge.informs:
-            parts.append(np.einsum("ij,ij->i", read, read))
-            continue
-        gram = judge if index is None else judge.part(index)
-        if gram.side == "input":
-            parts.append(np.einsum("ij,ij->i", read @ gram.moment, read))
-        else:
-            parts.append(np.einsum("ij,ij->j", gram.moment @ basis, basis))
-    return tail_shares(np.maximum(np.sum(parts, axis=0), 0.0))
 
 
 def _rest(coupling: CouplingAnalysis, now: Option) -> CouplingAnalysis:

@@ -51,35 +51,29 @@ def agree_channel_order(
 
 def _absorb(coupling: Coupling, replacements: dict[str, Replacement], numbers: Numbers, largest: float) -> None:
     *firsts, last = coupling.weights
+    groups, between = coupling.kv_heads, coupling.kind == "query_key"
     # Of the heads that share keys and values every one would need the same pivots.
-    alike = coupling.heads == coupling.kv_heads
-    leading = (
-        next((n for n in firsts if _is_pivoted(replacements[n])), None)
-        if alike or coupling.kind != "query_key"
-        else None
-    )
-    trailing = last if _is_pivoted(replacements[last]) and (alike or coupling.kind == "query_key") else None
-    side: Side = "output" if coupling.kind == "query_key" else "input"
+    alike = coupling.heads == groups
+    pivoted = [name for name in firsts if _is_pivoted(replacements[name])] if alike or not between else []
+    leading = pivoted[0] if pivoted else None
+    trailing = last if _is_pivoted(replacements[last]) and (alike or between) else None
     ends = _ends(
         None if leading is None else _basis(replacements[leading], "output"),
-        None if trailing is None else _basis(replacements[trailing], side),
-        coupling.kv_heads,
+        None if trailing is None else _basis(replacements[trailing], "output" if between else "input"),
+        groups,
         largest,
     )
     if ends is None:
         return
+    for_queries = _for_heads(ends.order, coupling.heads // groups, groups)
     for name in firsts:
-        heads = coupling.heads if coupling.kind == "query_key" else coupling.kv_heads
-        order = _for_heads(ends.order, heads // coupling.kv_heads, coupling.kv_heads)
-        end = ends.first if name == leading else None
-        replacements[name] = _outputs_in(order, replacements[name], numbers, name, end, coupling.kv_heads, last=False)
-    if side == "output":
-        replacements[last] = _outputs_in(
-            ends.order, replacements[last], numbers, last, ends.last, coupling.kv_heads, last=True
-        )
+        order, end = for_queries if between else ends.order, ends.first if name == leading else None
+        replacements[name] = _outputs_in(order, replacements[name], numbers, name, end, groups, last=False)
+    then = replacements[last]
+    if between:
+        replacements[last] = _outputs_in(ends.order, then, numbers, last, ends.last, groups, last=True)
     else:
-        order = _for_heads(ends.order, coupling.heads // coupling.kv_heads, coupling.kv_heads)
-        replacements[last] = _inputs_in(order, replacements[last], ends.last, coupling.kv_heads)
+        replacements[last] = _inputs_in(for_queries, then, ends.last, groups)
 
 
 @dataclass(frozen=True, eq=False)

@@ -149,20 +149,28 @@ def _scaled(energies: Vector, scale: float) -> Vector:
         return energies * scale * scale
 
 
-def residual_curve(chosen: Directions, weight: Matrix, gram: Gram) -> Vector:
+def residual_curve(chosen: Directions, weight: Matrix | Factors, gram: Gram | None) -> Vector:
     """Squared relative error at rank 0 ... k on the data of `gram`, whatever data chose the directions.
 
     On a held-out fold this is unbiased: `err(r) = tr M - sum_(i<=r) u_i' M u_i` with `M = E[(Wx)(Wx)']` of that
     fold. One product gives the curve for all ranks.
 
+    Args:
+        chosen: the directions.
+        weight: rows x cols, or its two factors; a stack has one more axis.
+        gram: of the weight's inputs or outputs; None, or one of nothing but zeros, gives the plain metric.
+
     Returns:
         k + 1 numbers from 1 down to 0.
     """
-    if gram.side == "input":
-        projected = chosen.basis.swapaxes(-1, -2) @ (weight / magnitude(weight))
-        captured = np.einsum("...ij,...ij->...i", projected @ gram.moment, projected)
+    basis, across = chosen.basis, chosen.basis.swapaxes(-1, -2)
+    if gram is not None and gram.informs and gram.side == "output":
+        captured = np.einsum("...ij,...ij->...j", gram.moment @ basis, basis)
     else:
-        captured = np.einsum("...ij,...ij->...j", gram.moment @ chosen.basis, chosen.basis)
+        two = isinstance(weight, Factors)
+        projected = (across @ weight.left) @ weight.right if two else across @ (weight / magnitude(weight))
+        weighted = projected @ gram.moment if gram is not None and gram.informs else projected
+        captured = np.einsum("...ij,...ij->...i", weighted, projected)
     return tail_shares(_of_stack(np.maximum(captured, 0.0)))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -146,7 +146,8 @@ def sizes_for(groups: Sequence[tuple[Group, Sequence[Weight]]], step: int) -> di
         groups: what can be decided on, with their weights.
         step: between sizes.
     """
-    products, concats, activations, scores, mixtures = (set[tuple[int, int]]() for _ in range(5))
+    sizes: dict[Operator, set[tuple[int, int]]] = {name: set() for name in get_args(Operator)}
+    products = sizes["product"]
     for group, weights in groups:
         for weight in weights:
             if weight.stack > 1 or not all(layer.kind in ("linear", "lookup") for layer in weight.layers):
@@ -160,24 +161,18 @@ def sizes_for(groups: Sequence[tuple[Group, Sequence[Weight]]], step: int) -> di
             else:
                 # The second factor of a pivoted pair gives what the first does not.
                 products |= {(rank, step) for rank in ranks}
-                concats.add((0, weight.rows))
+                sizes["concat"].add((0, weight.rows))
         if group.coupling is None:
             continue
         first, last = weights[0], weights[-1]
         if group.coupling.kind == "hidden":
             hidden = [*range(step, last.cols, step), last.cols]
             products |= {(first.cols, n) for n in hidden} | {(n, last.rows) for n in hidden}
-            activations |= {(0, n) for n in (step, last.cols // 2, last.cols)}
+            sizes["activation"] |= {(0, n) for n in (step, last.cols // 2, last.cols)}
         elif group.coupling.kind != "same_input":
             of_values = group.coupling.kind == "value_output"
             width = first.rows // (group.coupling.kv_heads if of_values else group.coupling.heads)
-            inside = mixtures if of_values else scores
-            inside |= {(group.coupling.heads, w) for w in (1, width // 4, width // 2, width) if w}
-    sizes: dict[Operator, Sequence[tuple[int, int]]] = {
-        "product": sorted(products),
-        "concat": sorted(concats),
-        "activation": sorted(activations),
-        "scores": sorted(scores),
-        "mixture": sorted(mixtures),
-    }
-    return {name: points for name, points in sizes.items() if points}
+            sizes["mixture" if of_values else "scores"] |= {
+                (group.coupling.heads, w) for w in (1, width // 4, width // 2, width) if w
+            }
+    return {name: sorted(points) for name, points in sizes.items() if points}

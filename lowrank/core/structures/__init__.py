@@ -36,11 +36,11 @@ def structure_named(name: str) -> Structure:
     """
     if name not in STRUCTURES:
         raise ValueError(f"there is no structure {name[:40]!r}; there is {', '.join(STRUCTURES)}")
-    return _made(STRUCTURES[name])
+    return _instance(STRUCTURES[name])
 
 
 @cache
-def _made(home: str) -> Structure:
+def _instance(home: str) -> Structure:
     module, _, attribute = home.partition(":")
     return getattr(import_module(module), attribute)()
 

@@ -9,7 +9,7 @@ keeps a layer from correcting too much of what others have lost; both are chosen
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -48,14 +48,7 @@ class Joint:
     tokens: int
 
     def __add__(self, other: Joint) -> Joint:
-        return Joint(
-            self.inputs + other.inputs,
-            self.cross + other.cross,
-            self.input_total + other.input_total,
-            self.output_total + other.output_total,
-            self.output_energy + other.output_energy,
-            self.tokens + other.tokens,
-        )
+        return Joint(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
     def seen_through(self, root: Matrix) -> Joint:
         """The same moments of `root y` in place of `y`, but for its energy, which is that of a constant."""

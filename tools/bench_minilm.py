@@ -72,9 +72,9 @@ def run_method(selector: str, settings: dict[str, Any], folder: Path) -> None:
 
 def embed(model: Path, tokenizer: Any, sentences: list[str]) -> np.ndarray:
     """Mean-pooled embeddings from an ONNX file, sentences of one length together, so that nothing is padded."""
-    from lowrank.evaluate.session import open_session
+    from lowrank.evaluate.graph import open_graph
 
-    session = open_session(model, threads=2)
+    session = open_graph(model, threads=2)
     encoded = tokenizer(sentences, truncation=True, max_length=256)["input_ids"]
     by_length: dict[int, list[int]] = {}
     for i, ids in enumerate(encoded):

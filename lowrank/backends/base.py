@@ -243,3 +243,9 @@ class Backend(Protocol):
         """Second moments of gradients of the output with respect to what linear layers give; empty where there are
         none to be had."""
         ...
+
+
+def signature_of(backend: Backend) -> Signature:
+    """How to feed a model that is known to run."""
+    assert isinstance(backend.signature, Signature)
+    return backend.signature

@@ -2,7 +2,6 @@
 
 from lowrank.evaluate.fidelity import measure_fidelity
 from lowrank.evaluate.latency import measure_latency
-from lowrank.evaluate.parity import Parity, check_parity
-from lowrank.results.report import Report
+from lowrank.evaluate.parity import check_parity
 
-__all__ = ["Parity", "Report", "check_parity", "measure_fidelity", "measure_latency"]
+__all__ = ["check_parity", "measure_fidelity", "measure_latency"]

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from lowrank.backends.base import Backend
+from lowrank.backends.base import Backend, signature_of
 from lowrank.backends.inputs import MASK, Feed
 from lowrank.core.distance import Array, cosines, divergence_terms, log_probabilities, pooled, squared_norm
 
@@ -54,6 +54,12 @@ def measure_fidelity(dense: Backend, small: Runs, batches: Iterable[Feed]) -> di
         **{name: sums[name] / counts[name] for name in sums},
         "samples": float(samples),
     }
+
+
+def random_feeds(dense: Backend) -> list[Feed]:
+    """Some random batches for a model that comes without data."""
+    signature = signature_of(dense)
+    return [signature.example(4, min(16, signature.max_sequence), seed) for seed in range(4)]
 
 
 def _of_logits(a: Array, b: Array) -> dict[str, Array]:

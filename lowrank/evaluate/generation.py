@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowrank.errors import ExportError, first_line
-from lowrank.evaluate.session import open_session
+from lowrank.evaluate.graph import open_graph
 
 if TYPE_CHECKING:
     from lowrank.backends import Backend
@@ -57,7 +57,7 @@ def check_generation(backend: Backend, path: Path, exact: bool = True) -> dict[s
 
 def generate(path: Path, prompts: np.ndarray[Any, Any], new: int) -> np.ndarray[Any, Any]:
     """Greedy tokens (prompts x new) of a graph with a cache, in ONNX Runtime."""
-    session = open_session(path)
+    session = open_graph(path)
     batch, length = prompts.shape
     spec = {i.name: i for i in session.get_inputs()}
     past = {

@@ -9,7 +9,7 @@ from statistics import median
 
 from lowrank.backends.inputs import Signature
 from lowrank.backends.session import typed
-from lowrank.evaluate.session import open_session
+from lowrank.evaluate.graph import open_graph
 
 WARMUP = 3
 
@@ -27,7 +27,7 @@ def measure_latency(
     Raises:
         ExportError: if ONNX Runtime cannot load one.
     """
-    sessions = {name: open_session(path, threads) for name, path in files.items()}
+    sessions = {name: open_graph(path, threads) for name, path in files.items()}
     feed = signature.example(batch, min(sequence, signature.max_sequence))
     feeds = {name: typed(session, feed) for name, session in sessions.items()}
     times: dict[str, list[float]] = {name: [] for name in files}

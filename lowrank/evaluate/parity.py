@@ -2,48 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from lowrank.backends.base import Backend
-from lowrank.backends.inputs import HALF, MASK, Signature
+from lowrank.backends.base import Backend, signature_of
+from lowrank.backends.inputs import HALF, MASK
 from lowrank.backends.session import typed
 from lowrank.errors import ExportError, first_line
-from lowrank.evaluate.session import open_session
+from lowrank.evaluate.graph import open_graph
+from lowrank.results.parts import Parity
 
 SIZES = ((1, 1), (1, 16), (3, 9), (4, 33))
+"""Batches and sequence lengths that are compared."""
 TOLERANCE = 1e-4
 """Largest difference allowed, relative to the largest output."""
 HALF_TOLERANCE = 2e-2
 
 
-@dataclass(frozen=True, slots=True)
-class Parity:
-    """The largest difference between the model and its ONNX file, and over what."""
-
-    max_abs: float
-    relative: float
-    cases: tuple[str, ...]
-    tolerance: float = TOLERANCE
-
-    @property
-    def holds(self) -> bool:
-        """Whether the difference is within tolerance (never for NaN)."""
-        return self.relative <= self.tolerance
-
-
 def check_parity(backend: Backend, path: Path) -> Parity:
-    """Run a model's oracle and its ONNX file on random inputs of several shapes; padded positions do not count.
+    """Run a model's reference and its ONNX file on random inputs of several shapes; padded positions do not count.
 
     Raises:
-        ExportError: if ONNX Runtime cannot load or run the file.
+        ExportError: if ONNX Runtime cannot load or run the file, or its outputs differ from the model's.
     """
-    signature = backend.signature
-    assert isinstance(signature, Signature)
-    session, reference = open_session(path), backend.reference()
-    worst_abs, worst_relative, cases = 0.0, 0.0, []
+    signature, session, reference = signature_of(backend), open_graph(path), backend.reference()
+    worst_abs, worst_relative, cases = 0.0, 0.0, list[str]()
     for seed, (batch, sequence) in enumerate(SIZES):
         sequence = min(sequence, signature.max_sequence)
         padded = MASK in signature.names and batch > 1
@@ -62,11 +46,17 @@ def check_parity(backend: Backend, path: Path) -> Parity:
         worst_relative = _worse(worst_relative, float(difference.max(initial=0.0)) / scale)
         size = f"batch {batch}" + (f", sequence {sequence}" if signature.has_sequence else "")
         cases.append(size + (", padded" if padded else ""))
-    return Parity(worst_abs, worst_relative, tuple(cases), _tolerance(backend))
+    # Not a number is a difference, too.
+    if not worst_relative <= _tolerance(backend):
+        raise ExportError(
+            f"{path.name} differs from the model by {worst_abs:.2e} ({worst_relative:.1e} of the largest output) over "
+            f"{'; '.join(cases)}; the factored model itself is complete"
+        )
+    return Parity(max_abs=worst_abs, relative=worst_relative, cases=cases)
 
 
 def _tolerance(backend: Backend) -> float:
-    """A graph that computes in half precision rounds a product of factors to three digits, and so does its oracle."""
+    """A graph in half precision rounds a product of factors to three digits, and so does its reference."""
     half = backend.source["kind"] == "onnx" and any(weight.dtype in HALF for weight in backend.weights)
     return HALF_TOLERANCE if half else TOLERANCE
 

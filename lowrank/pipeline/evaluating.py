@@ -59,7 +59,7 @@ def evaluate(
         benchmark=read_benchmark(tasks, session),
         exact=known.parity if known else None,
     )
-    report = measure(session.subject, session.dense.saved_in(folder, layers), plan, folder, measures)
+    report = measure(session.original, session.dense.saved_in(folder, layers), plan, folder, measures)
     report = _with_kept(report, known) if known else report
     report = replace(
         report,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -16,7 +15,7 @@ from lowrank.calibrate import Calibration, training_batches
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan
 from lowrank.errors import ArtifactError, ExportError, HealingError
-from lowrank.evaluate.measure import compare_latency, quality_of
+from lowrank.evaluate.measure import timed
 from lowrank.healing.training import Training
 from lowrank.pipeline.budgets.quality_drop import read_benchmark
 from lowrank.pipeline.publish.adapters import folded, keep_adapter, write_adapters
@@ -38,7 +37,7 @@ from lowrank.pipeline.run.read import check_source, read_run
 from lowrank.pipeline.run.write import History, Output, write_and_measure
 from lowrank.pipeline.session import Session, WorkOptions, open_session, read_calibration
 from lowrank.pipeline.settings import NO_DATA, Settings
-from lowrank.progress import Clock, silent
+from lowrank.progress import Clock
 from lowrank.results.parts import HealingResult
 from lowrank.results.report import ONNX_FILE, Report
 
@@ -185,14 +184,11 @@ def _timed(report: Report, opened: Session, folder: Path, problems: list[str]) -
     """The report of a model that stays as it is, with times."""
     if report.onnx is None or not (folder / ONNX_FILE).exists():
         return report
-    judge = partial(quality_of, opened.dense, calibration=opened.calibration, track=silent)
     try:
-        times, before, plain = compare_latency(opened.dense, folder / ONNX_FILE, report.target, judge)
+        return timed(report, opened.original, folder / ONNX_FILE)
     except ExportError as error:
         problems.append(str(error))
         return report
-    quality = replace(report.quality, dense_rounded=plain) if report.quality and plain else report.quality
-    return replace(report, latency=times, quality=quality, onnx=replace(report.onnx, dense_fused=before))
 
 
 def check_trainable(dense: Backend) -> None:

@@ -15,7 +15,7 @@ from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import Calibration, load_calibration
 from lowrank.core.analysis import Analysis
 from lowrank.errors import ArtifactError
-from lowrank.evaluate.measure import Subject
+from lowrank.evaluate.measure import Original
 from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.run.read import check_source, source_of
 from lowrank.pipeline.settings import NO_DATA, Settings
@@ -76,9 +76,9 @@ class Session:
         return self.calibration.report if self.calibration is not None else None
 
     @property
-    def subject(self) -> Subject:
+    def original(self) -> Original:
         """What a compressed model is measured against."""
-        return Subject(self.dense, self.analysis, self.calibration, self.track, self.clock)
+        return Original(self.dense, self.analysis, self.calibration, self.track, self.clock)
 
     @property
     def on_trial(self) -> Session:

@@ -24,16 +24,14 @@ from lowrank.backends.checkpoint.write import (
 )
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan
-from lowrank.core.prediction import weight_error
 from lowrank.core.structures import factorized, structure_named
 from lowrank.core.structures.base import Option
 from lowrank.errors import UnsupportedModel
-from lowrank.evaluate.sizes import budget_of, per_weight_error, sizes_of, skipped_of, targets_of
+from lowrank.evaluate.planned import planned_report
 from lowrank.pipeline.run.layout import MODEL_FOLDER, PLAN_FILE, RESULTS
 from lowrank.pipeline.run.provenance import provenance
 from lowrank.pipeline.run.write import write_report
 from lowrank.pipeline.session import Session
-from lowrank.results.parts import Errors
 from lowrank.results.report import Report
 
 
@@ -143,23 +141,14 @@ def _report(backend: CheckpointBackend, analysis: Analysis, plan: Plan, parts: S
     cast = {each.name: each.cast for each in parts}
     total = sum(energy.values())
     params = backend.params - analysis.dense_params + plan.cost
-    return Report(
-        targets=targets_of(analysis, plan),
-        model=sizes_of(backend, params, after, analysis, plan),
-        budget=budget_of(plan),
-        error=Errors(
-            relative=weight_error(analysis, plan),
-            per_weight=per_weight_error(analysis, plan),
-            cast_relative=(sum(cast.values()) / total) ** 0.5 if total else 0.0,
-            cast_per_weight={
-                name: (lost / energy[name]) ** 0.5 if energy[name] else 0.0 for name, lost in cast.items()
-            },
-        ),
-        skipped=skipped_of(analysis),
-        notes=[
-            *analysis.notes,
-            *plan.notes,
-            f"no model.onnx and no measured quality: {backend.refusal}. Errors are those of the "
-            "weights; `cast` is what their own types changed, beside what truncation did",
-        ],
+    report = planned_report(backend, params, after, analysis, plan)
+    report.notes.append(
+        f"no model.onnx and no measured quality: {backend.refusal}. Errors are those of the "
+        "weights; `cast` is what their own types changed, beside what truncation did"
     )
+    error = replace(
+        report.error,
+        cast_relative=(sum(cast.values()) / total) ** 0.5 if total else 0.0,
+        cast_per_weight={name: (lost / energy[name]) ** 0.5 if energy[name] else 0.0 for name, lost in cast.items()},
+    )
+    return replace(report, error=error)

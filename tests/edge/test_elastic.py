@@ -14,7 +14,7 @@ import lowrank
 from lowrank.backends import open_model
 from lowrank.backends.session import typed
 from lowrank.backends.torch import ModuleBackend
-from lowrank.evaluate.session import open_session
+from lowrank.evaluate.graph import open_graph
 from lowrank.pipeline.publish import elastic
 
 
@@ -45,7 +45,7 @@ def test_every_size_gives_the_bits_of_its_own_file(
     for path in found.values():
         small = written[path.name]
         write_onnx(small, tmp_path / path.name)
-        one, other = (open_session(p) for p in (path, tmp_path / path.name))
+        one, other = (open_graph(p) for p in (path, tmp_path / path.name))
         feed = small.signature.example(3, 9, padded=True)
         a, b = (s.run(None, typed(s, feed))[0] for s in (one, other))
         assert np.array_equal(a, b)

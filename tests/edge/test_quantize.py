@@ -22,7 +22,7 @@ from lowrank.backends.torch import ModuleBackend
 from lowrank.edge import quantize
 from lowrank.edge.graph_file import fit_file
 from lowrank.edge.target import Dtype, Profile, Target
-from lowrank.evaluate.session import open_session
+from lowrank.evaluate.graph import open_graph
 
 TOLERANCE = {"float16": 2e-3, "int8": 5e-2, "int4": 0.4, "nbits4": 0.4}
 
@@ -46,7 +46,7 @@ def signature_of(backend: ModuleBackend) -> Signature:
 
 
 def outputs(path: Path, signature: Signature, feeds: list[Feed]) -> list[np.ndarray]:
-    session = open_session(path)
+    session = open_graph(path)
     return [session.run([signature.output], typed(session, feed))[0] for feed in feeds]
 
 

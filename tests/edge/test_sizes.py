@@ -19,7 +19,7 @@ from lowrank.core.rounding.formats import Stored
 from lowrank.edge import quantize
 from lowrank.edge.graph_file import fit_file
 from lowrank.edge.target import Target
-from lowrank.evaluate.session import FileModel
+from lowrank.evaluate.graph import FileModel
 
 
 @pytest.fixture(scope="module")

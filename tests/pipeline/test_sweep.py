@@ -74,7 +74,7 @@ def test_a_written_point_has_the_quality_of_the_table(swept: Swept) -> None:
     """Measured by other means: the mean of cosines over the samples of the report fold."""
     from lowrank.calibrate import load_calibration
     from lowrank.evaluate import measure_fidelity
-    from lowrank.evaluate.session import FileModel
+    from lowrank.evaluate.graph import FileModel
 
     calibration = load_calibration(lowrank.open_model(str(swept.model)), Path(swept.options["settings"].calib))
     assert calibration is not None

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from lowrank.backends.base import Backend
-from lowrank.backends.inputs import MASK, Feed, Signature
+from lowrank.backends.inputs import MASK, Feed
 from lowrank.core.distance import Array, cosines, pooled
-from lowrank.evaluate.fidelity import Runs
+from lowrank.evaluate.fidelity import Runs, random_feeds
 from lowrank.evaluate.tasks.base import Score, Task, share
 
 
@@ -68,13 +68,10 @@ def read_fidelity(spec: str, rest: str, dense: Backend, feeds: Sequence[Feed] | 
     Raises:
         CalibrationError: if the text cannot be read.
     """
-    signature = dense.signature
-    assert isinstance(signature, Signature)
     if rest:
         from lowrank.calibrate.data import load_calibration
 
         calibration = load_calibration(dense, Path(rest).expanduser())
         assert calibration is not None
         return Fidelity(spec, calibration.backend, (*calibration.fit, *calibration.heldout, *calibration.report))
-    random = [signature.example(4, min(16, signature.max_sequence), seed) for seed in range(4)]
-    return Fidelity(spec, dense, feeds or random)
+    return Fidelity(spec, dense, feeds or random_feeds(dense))

@@ -16,7 +16,7 @@ from lowrank.core.selection.selector import Selector
 from lowrank.edge.graph_file import make_graph
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError, InfeasibleBudget
-from lowrank.evaluate.session import FileModel
+from lowrank.evaluate.graph import FileModel
 from lowrank.evaluate.tasks import Benchmark, read_tasks
 from lowrank.pipeline.plans import compressed, select
 from lowrank.pipeline.run.write import rounding_feeds

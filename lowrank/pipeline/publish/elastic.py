@@ -66,7 +66,7 @@ def export_elastic(
         lowrank.export_elastic("my-model", [0.2, 0.3, 0.5], "elastic")
     """
     from lowrank.edge.elastic import share, store_by_rank
-    from lowrank.evaluate.measure import exactness
+    from lowrank.evaluate.parity import check_parity
 
     target = target or Target()
     target.check()
@@ -96,7 +96,7 @@ def export_elastic(
             path = stage / names[keep]
             make_graph(small, path, target, opset=opset)
             store_by_rank(path)
-            exactness(small, path)
+            check_parity(small, path)
         share([stage / name for name in names.values()], stage / DATA_FILE)
     return {keep: folder / name for keep, name in names.items()}
 

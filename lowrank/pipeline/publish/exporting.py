@@ -36,7 +36,7 @@ def export(
         ExportError: if it cannot be traced, or what was written does not agree with torch.
     """
     from lowrank.edge.graph_file import fit_file
-    from lowrank.evaluate.measure import exactness
+    from lowrank.evaluate.parity import check_parity
 
     target = target or Target()
     target.check()
@@ -48,11 +48,11 @@ def export(
         assert isinstance(backend.signature, Signature)
         if target.is_rounded:
             # Rounded numbers differ; what is rounded must not.
-            exactness(backend, stage / ONNX_FILE)
+            check_parity(backend, stage / ONNX_FILE)
         for note in fit_file(stage / ONNX_FILE, target, backend.signature):
             remark(note)
         if not target.is_rounded:
-            exactness(backend, stage / ONNX_FILE)
+            check_parity(backend, stage / ONNX_FILE)
         for note in write_past(backend, stage, target) if with_past else ():
             remark(note)
     return Path(output) / ONNX_FILE

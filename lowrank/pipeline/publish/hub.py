@@ -115,7 +115,7 @@ def _graphs(
     remark: Callable[[str], object],
 ) -> list[Path]:
     from lowrank.edge.graph_file import make_graph
-    from lowrank.evaluate.measure import exactness
+    from lowrank.evaluate.parity import check_parity
 
     target = report.target
     graphs = _named(graph, place, target.dtype)
@@ -129,7 +129,7 @@ def _graphs(
     backend = _backend(folder)
     plain = place / ".plain.onnx"
     backend.write_onnx(plain)
-    exactness(backend, plain)
+    check_parity(backend, plain)
     if target.is_rounded:
         graphs += _named(plain, place, "float32")
     feeds: Sequence[Any] = ()

@@ -20,7 +20,8 @@ from lowrank.edge.graph_file import fit_file
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError
 from lowrank.evaluate.generation import check_generation
-from lowrank.evaluate.measure import Measures, exactness, measure
+from lowrank.evaluate.measure import Measures, measure
+from lowrank.evaluate.parity import check_parity
 from lowrank.pipeline.publish.model_card import write_card
 from lowrank.pipeline.run.layout import MODEL_FOLDER, PLAN_FILE, REPORT_FILE, SCRIPT_FILE, WITH_PAST_FILE, files_of
 from lowrank.pipeline.run.page import with_page
@@ -75,7 +76,7 @@ def write_and_measure(
                 for path in session.track((onnx,), "writing ONNX", 1):
                     small.write_onnx(path)
                     if target.is_rounded:
-                        output = replace(output, exact=exactness(small, path))
+                        output = replace(output, exact=check_parity(small, path))
                     notes += fit_file(path, target, small.signature, rounding_feeds(calibration), stored)
         except ExportError as error:
             problems.append(str(error))
@@ -95,7 +96,7 @@ def write_and_measure(
                 f"{ONNX_FILE} has {int(plan.reached):,} bytes with its numbers, and {int(budget.limit):,} were "
                 "allowed; lower some ranks of the plan, or give more"
             )
-    report = measure(session.subject, small, plan, stage, output)
+    report = measure(session.original, small, plan, stage, output)
     if output.max_drop is not None:
         report = held_against(report, output.max_drop)
     problems += report.problems

@@ -11,7 +11,7 @@ from typing import Any, Unpack
 from lowrank.backends import Backend
 from lowrank.backends.inputs import Signature
 from lowrank.errors import ExportError, UnsupportedModel
-from lowrank.evaluate.session import FileModel
+from lowrank.evaluate.graph import FileModel
 from lowrank.evaluate.tasks import Score, Task, compare, read_tasks
 from lowrank.pipeline.analyzing import analyzed, saved
 from lowrank.pipeline.execution import Execution

@@ -18,7 +18,7 @@ from lowrank.backends.onnx.save import file_size
 from lowrank.calibrate import training_batches
 from lowrank.edge.graph_file import fit_file
 from lowrank.errors import UnsupportedModel
-from lowrank.evaluate.measure import exactness
+from lowrank.evaluate.parity import check_parity
 from lowrank.healing.training import Training
 from lowrank.pipeline.healing import check_samples
 from lowrank.pipeline.plans import compressed, select
@@ -95,7 +95,7 @@ class CandidateBuilder:
             (place / MODEL_FOLDER).mkdir()
             candidate.save(place / MODEL_FOLDER)
         candidate.model.write_onnx(self.path(whole))
-        exactness(candidate.model, self.path(whole))
+        check_parity(candidate.model, self.path(whole))
         feeds = rounding_feeds(self.session.calibration)
         for kind in missing:
             if kind is not whole:

@@ -1,4 +1,4 @@
-"""Sessions of the files that are measured."""
+"""ONNX files as models that can be measured."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FileModel:
         Raises:
             ExportError: if ONNX Runtime refuses the file.
         """
-        self._session, self._output, self.path = open_session(path, 0), output, path
+        self._session, self._output, self.path = open_graph(path, 0), output, path
 
     def run(self, feed: Feed) -> NDArray[Any]:
         """One forward pass."""
@@ -31,7 +31,7 @@ class FileModel:
             raise ExportError(f"ONNX Runtime cannot run {self.path.name}: {first_line(error)}") from None
 
 
-def open_session(path: Path, threads: int = 1) -> Any:
+def open_graph(path: Path, threads: int = 1) -> Any:
     """A session of a file.
 
     Raises:

@@ -1,0 +1,58 @@
+"""What is known of a compressed model without running it: errors of weights, parameters, bytes and multiply-adds."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from lowrank.backends.base import Backend
+from lowrank.core.analysis import Analysis
+from lowrank.core.plan import Plan, cost_in, dense_cost
+from lowrank.core.prediction import weight_error
+from lowrank.core.structures.dense import Dense
+from lowrank.results.parts import BudgetResult, Errors, ModelSizes, Skipped, Targets
+from lowrank.results.report import Report
+
+ONE = np.ones(1, np.int64)
+
+
+def planned_report(dense: Backend, params: int, nbytes: int, analysis: Analysis, plan: Plan) -> Report:
+    """The report of a compressed model as far as its plan tells it; the relative error is that of the weights.
+
+    Args:
+        dense: the original.
+        params: of the compressed model.
+        nbytes: of its tensors.
+        analysis: of the original.
+        plan: that the compressed model follows.
+    """
+    before, after, groups = analysis.dense_params, plan.cost, analysis.groups
+    # Weights that are decided together share the error of what they give together.
+    per_weight = {name: o.error**0.5 for o in plan.options for name in groups[o.group].weights}
+    return Report(
+        targets=Targets(params_before=before, params_after=after, keep_ratio=after / before if before else 1.0),
+        model=_sizes(dense, params, nbytes, analysis, plan),
+        budget=BudgetResult(
+            kind=plan.budget.kind if plan.budget else "plan",
+            limit=plan.budget.limit if plan.budget else None,
+            reached=None if math.isnan(plan.reached) else plan.reached,
+        ),
+        error=Errors(relative=weight_error(analysis, plan), per_weight=per_weight),
+        skipped=[Skipped(name=skip.name, shape=list(skip.shape), reason=skip.reason) for skip in analysis.skips],
+        notes=[*analysis.notes, *plan.notes],
+    )
+
+
+def _sizes(dense: Backend, params: int, nbytes: int, analysis: Analysis, plan: Plan) -> ModelSizes:
+    """Parameters, bytes of the tensors, and multiply-adds, before and after."""
+    untouched = [w for w in dense.weights if w.name not in analysis]
+    rest = sum(int(Dense().spent("macs", ONE, np.array([w.params]), [w])[0]) for w in untouched)
+    return ModelSizes(
+        params_before=dense.params,
+        params_after=params,
+        bytes_before=dense.nbytes,
+        bytes_after=nbytes,
+        macs_before=rest + dense_cost("macs", analysis),
+        macs_after=rest + sum(cost_in("macs", option, analysis) for option in plan.options),
+    )

@@ -42,36 +42,36 @@ if TYPE_CHECKING:
     from lowrank.results.report import Report
 
 _HOMES = {
-    "Analysis": "lowrank.core.analysis",
-    "Budget": "lowrank.core.budget",
-    "Compressed": "lowrank.pipeline",
-    "Energy": "lowrank.core.selection.simple",
-    "Knapsack": "lowrank.core.selection.knapsack",
-    "Execution": "lowrank.pipeline",
-    "LowRankError": "lowrank.errors",
-    "LowRankLinear": "lowrank.nn",
-    "Opening": "lowrank.backends",
-    "Plan": "lowrank.core.plan",
-    "RelativeError": "lowrank.core.selection.simple",
-    "Report": "lowrank.results.report",
-    "Settings": "lowrank.pipeline",
-    "Training": "lowrank.pipeline",
-    "Uniform": "lowrank.core.selection.simple",
-    "analyze": "lowrank.pipeline",
-    "compress": "lowrank.pipeline",
-    "compress_": "lowrank.pipeline",
-    "export": "lowrank.pipeline",
-    "export_elastic": "lowrank.pipeline",
-    "export_hub": "lowrank.pipeline",
-    "heal": "lowrank.pipeline",
-    "load": "lowrank.backends.torch",
-    "open_model": "lowrank.backends",
-    "prepare_": "lowrank.pipeline",
-    "select": "lowrank.pipeline",
-    "sweep": "lowrank.pipeline",
-    "truncate": "lowrank.pipeline",
-    "tune": "lowrank.pipeline",
+    "lowrank.backends": ("Opening", "open_model"),
+    "lowrank.backends.torch": ("load",),
+    "lowrank.core.analysis": ("Analysis",),
+    "lowrank.core.budget": ("Budget",),
+    "lowrank.core.plan": ("Plan",),
+    "lowrank.core.selection.knapsack": ("Knapsack",),
+    "lowrank.core.selection.simple": ("Energy", "RelativeError", "Uniform"),
+    "lowrank.errors": ("LowRankError",),
+    "lowrank.nn": ("LowRankLinear",),
+    "lowrank.pipeline": (
+        "Compressed",
+        "Execution",
+        "Settings",
+        "Training",
+        "analyze",
+        "compress",
+        "compress_",
+        "export",
+        "export_elastic",
+        "export_hub",
+        "heal",
+        "prepare_",
+        "select",
+        "sweep",
+        "truncate",
+        "tune",
+    ),
+    "lowrank.results.report": ("Report",),
 }
+"""By module the names that it gives to the package."""
 
 __all__ = [
     "Analysis",
@@ -108,7 +108,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
+    home = next((module for module, names in _HOMES.items() if name in names), None)
     if home is None:
         raise AttributeError(f"module 'lowrank' has no attribute {name!r}")
     from importlib import import_module

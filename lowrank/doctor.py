@@ -29,7 +29,6 @@ FAST = {
 """What decides how fast a processor multiplies, by the names that Linux has for it."""
 INT8 = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"}
 CPU_INDEX = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
-OPSET = 20
 
 
 def examine() -> dict[str, Any]:
@@ -56,10 +55,8 @@ def _packages() -> tuple[dict[str, Any], list[str]]:
     versions: dict[str, Any] = {}
     broken: list[str] = []
     for name in CORE:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "missing"
+        versions[name] = _version(name) or "missing"
+        if versions[name] == "missing":
             broken.append(f"{name} is missing: pip install {name}")
             continue
         try:
@@ -86,7 +83,7 @@ def _extras() -> tuple[dict[str, str], list[str]]:
         if extra and extra != "dev":
             wanted.setdefault(extra, []).append(name)
     for extra, names in wanted.items():
-        missing = [name for name in names if not _is_there(name)]
+        missing = [name for name in names if not _version(name)]
         states[extra] = f"lacks {', '.join(missing)}: pip install 'lowrank[{extra}]'" if missing else "installed"
     return states, []
 
@@ -106,12 +103,12 @@ def _requirements(lines: list[str]) -> Iterator[tuple[str, str, Any]]:
         yield wanted.name, extra, wanted.specifier
 
 
-def _is_there(name: str) -> bool:
+def _version(name: str) -> str:
+    """The version of an installed package; empty if there is none."""
     try:
-        version(name)
+        return version(name)
     except PackageNotFoundError:
-        return False
-    return True
+        return ""
 
 
 def _conflicts() -> list[str]:
@@ -123,11 +120,8 @@ def _conflicts() -> list[str]:
         except PackageNotFoundError:
             continue
         for name, extra, wanted in _requirements(lines):
-            try:
-                there = version(name)
-            except PackageNotFoundError:
-                continue
-            if not extra and not wanted.contains(there, prereleases=True):
+            there = _version(name)
+            if there and not extra and not wanted.contains(there, prereleases=True):
                 conflicts.append(
                     f"{owner} {version(owner)} asks for {name}{wanted}, and {there} is installed: give {owner} an "
                     "environment of its own"
@@ -146,6 +140,8 @@ def _advice(packages: dict[str, Any]) -> list[str]:
         )
     try:
         import onnx
+
+        from lowrank.backends.onnx.opset import OPSET
 
         newest = onnx.defs.onnx_opset_version()
         if newest < OPSET:
@@ -234,9 +230,7 @@ def _try_core() -> dict[str, Any]:
         from torch import nn
 
         from lowrank.backends.inputs import Signature
-        from lowrank.backends.onnx.save import save_model
         from lowrank.backends.session import start_session
-        from lowrank.backends.torch.export import export_graph
         from lowrank.backends.torch.open import open_module
         from lowrank.core.structures.base import Replacement
         from lowrank.core.structures.two_factor import TwoFactor
@@ -251,7 +245,7 @@ def _try_core() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "check.onnx"
             assert isinstance(small.signature, Signature)
-            save_model(export_graph(small.module, small.signature), path)
+            small.write_onnx(path)
             session = start_session(path)
             feed = small.signature.example(2, 3)
             (output,) = session.run(None, dict(feed))

@@ -9,16 +9,12 @@ from numpy.typing import NDArray
 
 from lowrank.backends.inputs import Feed
 
-TYPES = {
-    "tensor(float)": "float32",
-    "tensor(float16)": "float16",
-    "tensor(double)": "float64",
-    "tensor(int64)": "int64",
-    "tensor(int32)": "int32",
-    "tensor(int8)": "int8",
-    "tensor(uint8)": "uint8",
-    "tensor(bool)": "bool",
+DTYPES = {
+    "float": "float32",
+    "double": "float64",
+    **{name: name for name in ("float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool")},
 }
+"""Types of numpy by the names that ONNX has for them."""
 
 
 def start_session(content: bytes | Path, *, threads: int = 0, folder: Path | None = None) -> Any:
@@ -48,5 +44,6 @@ def start_session(content: bytes | Path, *, threads: int = 0, folder: Path | Non
 
 def typed(session: Any, feed: Feed) -> dict[str, NDArray[Any]]:
     """What a session reads of a feed, in its types: numpy draws half-precision inputs in single precision."""
-    wanted = {i.name: TYPES.get(i.type) for i in session.get_inputs() if i.name in feed}
-    return {name: feed[name].astype(dtype or feed[name].dtype, copy=False) for name, dtype in wanted.items()}
+    kinds = {i.name: i.type.removeprefix("tensor(").removesuffix(")") for i in session.get_inputs() if i.name in feed}
+    wanted = {name: DTYPES.get(kind, feed[name].dtype) for name, kind in kinds.items() if kind != "bfloat16"}
+    return {name: feed[name].astype(wanted.get(name, feed[name].dtype), copy=False) for name in kinds}

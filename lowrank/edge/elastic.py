@@ -16,7 +16,7 @@ import numpy as np
 
 from lowrank.backends.onnx.describe import describe
 from lowrank.backends.onnx.edit import add, constant
-from lowrank.backends.onnx.save import PAGE, load_whole, save_model
+from lowrank.backends.onnx.save import PAGE, in_file, load_whole, save_model
 
 SHARED = 1024
 """Bytes below which a tensor stays in its graph."""
@@ -82,10 +82,6 @@ def share(paths: Sequence[Path], data: Path) -> None:
     for path, model in models.items():
         for name, value in model.graph.initializers.items():
             if (path, name) in places:
-                old = value.const_value
-                where = (data.name, places[path, name], old.nbytes)
-                value.const_value = ir.ExternalTensor(
-                    *where, old.dtype, shape=old.shape, name=name, base_dir=data.parent
-                )
+                value.const_value = in_file(value.const_value, data, places[path, name], name)
         ir.save(model, path)
         path.with_name(f"{path.name}.data").unlink(missing_ok=True)

@@ -11,6 +11,11 @@ from lowrank.errors import ArtifactError
 from lowrank.inspection.description import Description, quoted, read_any_json, tidy
 
 Content = Mapping[str, Any]
+OF_CONFIGS = (
+    *("model_type", "architectures", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+    *("vocab_size", "torch_dtype", "dtype", "quantization_config", "tie_word_embeddings"),
+)
+"""What is shown of a config of transformers."""
 
 
 def look_at_json(path: Path) -> Description:
@@ -176,20 +181,7 @@ def _timings(path: Path, content: Content) -> Description:
 
 
 def _config(path: Path, content: Content) -> Description:
-    names = (
-        "model_type",
-        "architectures",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "vocab_size",
-        "torch_dtype",
-        "dtype",
-        "quantization_config",
-        "tie_word_embeddings",
-    )
-    facts = {name: tidy(content[name]) for name in names if name in content}
+    facts = {name: tidy(content[name]) for name in OF_CONFIGS if name in content}
     return Description(
         "config",
         f"the config of a {tidy(content.get('model_type'))} model of transformers",

@@ -94,7 +94,7 @@ def open_shards(place: Location) -> Shards:
         UnsupportedModel: if a file is missing or damaged, or claims what it does not hold.
     """
     there = place.names()
-    names = _indexed(place) if INDEX_FILE in there else [n for n in there if n.endswith(".safetensors")]
+    names = indexed(place) if INDEX_FILE in there else [n for n in there if n.endswith(".safetensors")]
     tensors: dict[str, StoredTensor] = {}
     for name in names:
         if name not in there:
@@ -108,7 +108,12 @@ def open_shards(place: Location) -> Shards:
     return Shards(place, tensors)
 
 
-def _indexed(place: Location) -> list[str]:
+def indexed(place: Location) -> list[str]:
+    """The files that the index of a checkpoint names.
+
+    Raises:
+        UnsupportedModel: if it is no index, or names what is no file of its folder.
+    """
     try:
         names: set[Any] = set(parse_json(bytes(place.read(INDEX_FILE)))["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError) as error:

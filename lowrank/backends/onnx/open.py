@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +31,25 @@ def open_onnx(path: Path, opening: Opening) -> OnnxBackend:
     model, outside = load_model(path)
     refuse_quantised(path, model)
     tokenizer = Path(opening.tokenizer).expanduser() if opening.tokenizer else path.parent / "tokenizer.json"
+    backend = backend_of(path, model, outside, tokenizer)
+    # ONNX Runtime would not follow a link.
+    return backend if any(map(is_linked, outside)) else replace(backend, path=path)
+
+
+def backend_of(path: Path, model: Any, outside: Sequence[Path], tokenizer: Path) -> OnnxBackend:
+    """The backend for what was read from a file, and perhaps changed since.
+
+    Args:
+        path: the file.
+        model: an `onnx_ir.Model`.
+        outside: files with tensors of it.
+        tokenizer: where its tokenizer would be.
+    """
     return OnnxBackend(
         model=model,
         source={"path": str(path), "kind": "onnx", "fingerprint": hash_files([path, *outside])},
         declared=signature_of(model),
         folder=path.parent,
-        # ONNX Runtime would not follow a link.
-        path=None if any(map(is_linked, outside)) else path,
         tokenizer=tokenizer if tokenizer.exists() else None,
         external=bool(outside),
     )

@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.artifacts.files import hash_files
 from lowrank.backends.onnx.backend import OnnxBackend
 from lowrank.backends.onnx.edit import finish, initializer, new_node
 from lowrank.backends.onnx.load import load_model
-from lowrank.backends.onnx.open import refuse_quantised
-from lowrank.backends.onnx.signature import signature_of
+from lowrank.backends.onnx.open import backend_of, refuse_quantised
 from lowrank.backends.onnx.sites import settings_of
 from lowrank.core.analysis import Analysis
 from lowrank.core.match import stem
@@ -72,14 +70,7 @@ def read_graph(
             fixed[option.group] = factors
         else:
             replacements[name] = Replacement(option.structure, factors)
-    backend = OnnxBackend(
-        model=model,
-        source={"path": str(path), "kind": "onnx", "fingerprint": hash_files([path, *outside])},
-        declared=signature_of(model),
-        folder=path.parent,
-        tokenizer=tokenizer if tokenizer.exists() else None,
-        external=bool(outside),
-    )
+    backend = backend_of(path, model, outside, tokenizer)
     there = {weight.name: weight.shape for weight in backend.weights}
     for option in options:
         for name in analysis.groups[option.group].weights:

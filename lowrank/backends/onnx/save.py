@@ -57,17 +57,17 @@ def renamed(source: Path, target: Path, suffix: str = ".data") -> Path:
     for value in constants_of(model):
         tensor = tensor_of(value)
         if isinstance(tensor, ir.ExternalTensor):
-            value.const_value = ir.ExternalTensor(
-                beside.name,
-                tensor.offset,
-                tensor.length,
-                tensor.dtype,
-                shape=tensor.shape,
-                name=tensor.name or "",
-                base_dir=target.parent,
-            )
+            value.const_value = in_file(tensor, beside, tensor.offset or 0, tensor.name or "")
     ir.save(model, target)
     return target
+
+
+def in_file(tensor: Any, file: Path, offset: int, name: str) -> Any:
+    """A tensor whose numbers are read from an offset of a file on."""
+    import onnx_ir as ir
+
+    place = (file.name, offset, tensor.nbytes)
+    return ir.ExternalTensor(*place, tensor.dtype, shape=tensor.shape, name=name, base_dir=file.parent)
 
 
 def file_size(path: Path) -> int:

@@ -6,18 +6,8 @@ from typing import Any
 
 from lowrank.backends.inputs import Dim, Input, Signature
 from lowrank.backends.onnx.constants import Constant, resolve
+from lowrank.backends.session import DTYPES
 
-DTYPES = {
-    "FLOAT": "float32",
-    "FLOAT16": "float16",
-    "BFLOAT16": "bfloat16",
-    "DOUBLE": "float64",
-    "INT64": "int64",
-    "INT32": "int32",
-    "INT8": "int8",
-    "UINT8": "uint8",
-    "BOOL": "bool",
-}
 PASSING = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Add", "Where", "Mod")
 """Operators that an index may go through on its way to a table: some exporters wrap negative ones first."""
 OUTPUTS = ("logits", "last_hidden_state")
@@ -29,7 +19,7 @@ def signature_of(model: Any) -> Signature | str:
     for value in model.graph.inputs:
         if value.is_initializer():
             continue
-        dtype = DTYPES.get(getattr(value.dtype, "name", ""))
+        dtype = DTYPES.get(getattr(value.dtype, "name", "").lower())
         if dtype is None:
             return f"its input {value.name} holds {getattr(value.dtype, 'name', 'no tensor').lower()}"
         if value.shape is None:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from lowrank.artifacts import parse_json
 from lowrank.artifacts.outside import is_file, is_plain
+from lowrank.backends.checkpoint.location import Location
+from lowrank.backends.checkpoint.shards import INDEX_FILE, indexed
 from lowrank.backends.torch.config_block import KEY, is_ours
 from lowrank.backends.torch.config_limits import check_config, few_parts
 from lowrank.backends.torch.pickles import read_torch_file
@@ -243,19 +245,10 @@ def check_safetensors(folder: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         UnsupportedModel: if one cannot be opened, or the index names a file that is not there.
     """
-    index = folder / "model.safetensors.index.json"
-    names: set[Any] = {path.name for path in folder.glob("*.safetensors")}
-    if index.is_file():
-        try:
-            names = set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UnsupportedModel(f"{index} is not a shard index ({first_line(error)}); copy it again") from None
+    index = folder / INDEX_FILE
+    names = indexed(Location(str(folder))) if index.is_file() else sorted(p.name for p in folder.glob("*.safetensors"))
     shapes: dict[str, tuple[int, ...]] = {}
-    for name in sorted(names, key=str):
-        if not isinstance(name, str) or Path(name).name != name or name in {"", ".", ".."} or "\x00" in name:
-            raise UnsupportedModel(
-                f"{index} names {str(name)[:80]!r}, which is no file of its folder; copy the index again"
-            )
+    for name in names:
         if not is_file(folder / name):
             raise UnsupportedModel(f"{folder / name} is not there, but {index.name} names it; download the whole model")
         shapes |= open_safetensors(folder / name)

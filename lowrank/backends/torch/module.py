@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -146,19 +146,12 @@ class ModuleBackend:
     def run(self, feed: Feed) -> NDArray[Any]:
         """One forward pass in evaluation mode."""
         assert isinstance(self.signature, Signature)
-        with torch.no_grad():
-            return as_array(call(self.signature, self.module, feed))
+        return _forward(self.signature, self.module, feed)
 
     def reference(self) -> Callable[[Feed], NDArray[Any]]:
         """The module in float32: an exported graph does not round as a half-precision module does at every step."""
         assert isinstance(self.signature, Signature)
-        module, signature = module_in_float32(self.module), in_float32(self.signature)
-
-        def run(feed: Feed) -> NDArray[Any]:
-            with torch.no_grad():
-                return as_array(call(signature, module, feed))
-
-        return run
+        return partial(_forward, in_float32(self.signature), module_in_float32(self.module))
 
     @contextmanager
     def watching(
@@ -256,6 +249,11 @@ class ModuleBackend:
         """Weights as safetensors, what was replaced as JSON, and the model's other files copied along."""
         copy_extras(self.extras, self.config_file, folder)
         write_module(self.module, self.signature, self.rebuild, self.replaced, folder)
+
+
+def _forward(signature: Signature, module: nn.Module, feed: Feed) -> NDArray[Any]:
+    with torch.no_grad():
+        return as_array(call(signature, module, feed))
 
 
 def as_array(output: Tensor) -> NDArray[Any]:

@@ -26,7 +26,67 @@ OWN = {"left", "right", "dense"}
 """What a stand-in holds itself, and is asked for before it holds it."""
 
 
-class Factored:
+class _Operand:
+    """What stands for a matrix, or a stack of them, in the operations of a mixture's own code."""
+
+    ndim: int
+
+    def materialize(self) -> Tensor:
+        """The dense tensor."""
+        raise NotImplementedError
+
+    def picked(self, index: Tensor | int) -> Any:
+        """Some matrices of a stack; None if it is none."""
+        raise NotImplementedError
+
+    def transposed(self) -> Any:
+        """The same with the last two axes swapped."""
+        raise NotImplementedError
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """What `functional.linear` gives with it as the weight."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: Any) -> Any:
+        whole = isinstance(index, int) or (isinstance(index, Tensor) and index.dtype != torch.bool)
+        part = self.picked(index) if whole else None
+        return self.materialize()[index] if part is None else part
+
+    def transpose(self, a: int, b: int) -> Any:
+        """As for a tensor."""
+        last = self.ndim
+        if {a % last, b % last} == {last - 1, last - 2}:
+            return self.transposed()
+        return self.materialize().transpose(a, b)
+
+    swapaxes = transpose
+
+    @property
+    def mT(self) -> Any:  # noqa: N802 - torch's own name
+        """The transpose of each matrix."""
+        return self.transposed()
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Function, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Products with one such operand are its own; everything else gets the dense tensor."""
+        named = dict(kwargs or {})
+        if function is functional.linear and isinstance(args[1], cls) and not isinstance(args[0], cls):
+            return args[1].linear(args[0], args[2] if len(args) > 2 else named.get("bias"))
+        if function in PRODUCTS and len(args) == 2 and not named:
+            a, b = reversed(args) if function is Tensor.__rmatmul__ else args
+            ours: Any = a if isinstance(a, cls) else b
+            if isinstance(a, cls) != isinstance(b, cls):
+                return ours.__matmul__(b) if ours is a else ours.__rmatmul__(a)
+        if function in TRANSPOSES and isinstance(args[0], cls) and len(args) == 3:
+            first: Any = args[0]
+            return first.transpose(args[1], args[2])
+        dense = [a.materialize() if isinstance(a, cls) else a for a in args]
+        return function(*dense, **{k: v.materialize() if isinstance(v, cls) else v for k, v in named.items()})
+
+
+class Factored(_Operand):
     """`left @ right` that is only formed if it must be. Both may have axes in front: a stack of products."""
 
     def __init__(self, left: Tensor, right: Tensor) -> None:
@@ -41,29 +101,18 @@ class Factored:
         """The product itself."""
         return self.left @ self.right
 
-    def __getitem__(self, index: Any) -> Factored | Tensor:
-        whole = isinstance(index, int) or (isinstance(index, Tensor) and index.dtype != torch.bool)
-        if whole and self.left.dim() > 2:
-            return Factored(self.left[index], self.right[index])
-        return self.materialize()[index]
+    def picked(self, index: Tensor | int) -> Factored | None:
+        """The factors of some matrices of a stack."""
+        return Factored(self.left[index], self.right[index]) if self.left.dim() > 2 else None
 
     def transposed(self) -> Factored:
-        """With the last two axes swapped."""
+        """The factors of the transpose, in the other order."""
         return Factored(self.right.transpose(-1, -2), self.left.transpose(-1, -2))
 
-    def transpose(self, a: int, b: int) -> Factored | Tensor:
-        """As for a tensor."""
-        last = self.left.dim()
-        if {a % last, b % last} == {last - 1, last - 2}:
-            return self.transposed()
-        return self.materialize().transpose(a, b)
-
-    swapaxes = transpose
-
-    @property
-    def mT(self) -> Factored:  # noqa: N802 - torch's own name
-        """The transpose of each matrix."""
-        return self.transposed()
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Two products, and then the bias."""
+        y = (x @ self.right.transpose(-1, -2)) @ self.left.transpose(-1, -2)
+        return y if bias is None else y + bias
 
     def __matmul__(self, other: Tensor) -> Tensor:
         return self.left @ (self.right @ other)
@@ -88,27 +137,6 @@ class Factored:
         if name in ("dtype", "device", "ndim", "requires_grad", "is_cuda", "layout"):
             return getattr(self.left, name)
         return getattr(self.materialize(), name)
-
-    @classmethod
-    def __torch_function__(
-        cls, function: Function, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Products with one factored operand go through its factors; everything else gets the dense tensor."""
-        named = dict(kwargs or {})
-        if function is functional.linear and isinstance(args[1], Factored) and not isinstance(args[0], Factored):
-            y = (args[0] @ args[1].right.transpose(-1, -2)) @ args[1].left.transpose(-1, -2)
-            bias = args[2] if len(args) > 2 else named.get("bias")
-            return y if bias is None else y + bias
-        if function in PRODUCTS and len(args) == 2 and not named:
-            a, b = reversed(args) if function is Tensor.__rmatmul__ else args
-            if isinstance(a, Factored) != isinstance(b, Factored):
-                return a.__matmul__(b) if isinstance(a, Factored) else b.__rmatmul__(a)
-        if function in TRANSPOSES and isinstance(args[0], Factored) and len(args) == 3:
-            first: Any = args[0]
-            return first.transpose(args[1], args[2])
-        dense = [a.materialize() if isinstance(a, Factored) else a for a in args]
-        named = {k: v.materialize() if isinstance(v, Factored) else v for k, v in named.items()}
-        return function(*dense, **named)
 
 
 class _Stack(nn.Module):
@@ -205,32 +233,29 @@ def observed(owner: nn.Module, key: str, observe: Observe) -> Iterator[None]:
         owner.register_parameter(key, parameter)
 
 
-class ObservedMatrix:
+class ObservedMatrix(_Operand):
     """Matrices of a watched stack: which ones, and whether they have been transposed since."""
 
     def __init__(self, tensor: Tensor, observe: Observe, index: Tensor | int | None, turned: bool) -> None:
         self.tensor, self.observe, self.index, self.turned = tensor, observe, index, turned
 
-    def __getitem__(self, index: Any) -> Any:
-        whole = isinstance(index, int) or (isinstance(index, Tensor) and index.dtype != torch.bool)
-        if whole and self.tensor.dim() == 3 and self.index is None:
-            return ObservedMatrix(self.tensor[index], self.observe, index, self.turned)
-        return self.tensor[index]
+    def materialize(self) -> Tensor:
+        """The dense tensor, no longer watched."""
+        return self.tensor
 
-    def transpose(self, a: int, b: int) -> Any:
-        """As for a tensor."""
-        last = self.tensor.dim()
-        swapped = self.tensor.transpose(a, b)
-        if {a % last, b % last} == {last - 1, last - 2}:
-            return ObservedMatrix(swapped, self.observe, self.index, not self.turned)
-        return swapped
+    def picked(self, index: Tensor | int) -> ObservedMatrix | None:
+        """Some matrices of the whole stack."""
+        whole = self.tensor.dim() == 3 and self.index is None
+        return ObservedMatrix(self.tensor[index], self.observe, index, self.turned) if whole else None
 
-    swapaxes = transpose
+    def transposed(self) -> ObservedMatrix:
+        """The same matrices, the other way round."""
+        return ObservedMatrix(self.tensor.transpose(-1, -2), self.observe, self.index, not self.turned)
 
-    @property
-    def mT(self) -> ObservedMatrix:  # noqa: N802 - torch's own name
-        """The transpose of each matrix."""
-        return self.transpose(-1, -2)
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The dense product, which is reported."""
+        self._tell(x, last=True)
+        return functional.linear(x, self.tensor, bias)
 
     def __matmul__(self, other: Tensor) -> Tensor:
         self._tell(other.transpose(-1, -2), last=True)
@@ -255,20 +280,3 @@ class ObservedMatrix:
             for expert in self.index.unique().tolist():
                 chosen = picked[self.index == expert]
                 self.observe(int(expert), chosen.reshape(-1, chosen.shape[-1]), side)
-
-    @classmethod
-    def __torch_function__(
-        cls, function: Function, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Products are reported to the observer; everything is computed with the dense tensor."""
-        named = dict(kwargs or {})
-        if function is functional.linear and isinstance(args[1], ObservedMatrix):
-            args[1]._tell(args[0], last=True)
-        elif function in PRODUCTS and len(args) == 2:
-            a, b = reversed(args) if function is Tensor.__rmatmul__ else args
-            if isinstance(a, ObservedMatrix) != isinstance(b, ObservedMatrix):
-                return a.__matmul__(b) if isinstance(a, ObservedMatrix) else b.__rmatmul__(a)
-        elif function in TRANSPOSES and isinstance(args[0], ObservedMatrix) and len(args) == 3:
-            return args[0].transpose(args[1], args[2])
-        dense = [a.tensor if isinstance(a, ObservedMatrix) else a for a in args]
-        return function(*dense, **{k: v.tensor if isinstance(v, ObservedMatrix) else v for k, v in named.items()})

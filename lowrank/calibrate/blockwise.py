@@ -11,6 +11,7 @@ from lowrank.artifacts.grams import GRAMS_FOLDER, StoredGrams, store_grams
 from lowrank.artifacts.journal import FACTS, Journal
 from lowrank.backends.checkpoint.backend import CheckpointBackend
 from lowrank.backends.checkpoint.block_runner import Blocks
+from lowrank.calibrate.collect import hash_of
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Folds
 from lowrank.core.truncation.gram import Gram
@@ -22,7 +23,7 @@ HIDDEN_FOLDER = "hidden"
 
 
 def blockwise_grams(calibration: Calibration, weights: Sequence[Weight], track: Track, journal: Journal) -> StoredGrams:
-    """The second moments of what the weights in blocks see, or give; those outside of blocks have none.
+    """The second moments of the inputs, or the outputs, of the weights in blocks; those outside of blocks have none.
 
     Args:
         calibration: data for a checkpoint.
@@ -40,19 +41,19 @@ def blockwise_grams(calibration: Calibration, weights: Sequence[Weight], track: 
     folder = make_folder(journal.folder / GRAMS_FOLDER)
     blocks = Blocks(backend, [*calibration.fit, *calibration.heldout], journal.folder / HIDDEN_FOLDER)
     count = len(blocks.paths)
-    # The last block whose input is on disk: everything before it is done.
+    # The last block whose input is on disk; all before it are done.
     start = max((i for i in range(count + 1) if blocks.has(i)), default=0)
     blocks.prepare(afresh=start == 0)
-    found: dict[str, str] = {}
+    files: dict[str, str] = {}
     for index in track(range(count), "calibrating block by block", count):
         make = partial(_of_block, blocks, index, weights, len(calibration.fit), folder)
-        found |= journal.kept(f"grams of block {index}", FACTS, make)
+        files |= journal.kept(f"grams of block {index}", FACTS, make)
         blocks.forget(index)
-    return StoredGrams(folder, found)
+    return StoredGrams(folder, files)
 
 
 def _of_block(blocks: Blocks, index: int, weights: Sequence[Weight], fits: int, folder: Path) -> dict[str, str]:
-    """The file of each weight's Grams; none where nothing was seen."""
+    """The file of each weight's Grams; none for a weight that nothing reached."""
     own = blocks.weights_of(index, weights)
     folds = [{weight.name: Gram.zeros(weight) for weight in own} for _ in range(2)]
 
@@ -61,21 +62,13 @@ def _of_block(blocks: Blocks, index: int, weights: Sequence[Weight], fits: int, 
 
     blocks.run(index, own, {name: gram.side for name, gram in folds[0].items()}, observe)
     files: dict[str, str] = {}
-    kept: list[tuple[Folds, str]] = []
+    by_hash: dict[str, str] = {}
     for weight in own:
-        made = Folds(*(fold[weight.name].mirrored() for fold in folds))
-        if not made.fit.informs:
+        grams = Folds(*(fold[weight.name].mirrored() for fold in folds))
+        if not grams.fit.informs:
             continue
-        known = next((file for other, file in kept if _equal(made, other)), None)
-        files[weight.name] = known or store_grams(folder, weight.name, made)
-        if known is None:
-            kept.append((made, files[weight.name]))
+        key = hash_of(grams)
+        if key not in by_hash:
+            by_hash[key] = store_grams(folder, weight.name, grams)
+        files[weight.name] = by_hash[key]
     return files
-
-
-def _equal(a: Folds, b: Folds) -> bool:
-    """Whether two weights read the same."""
-    for x, y in ((a.fit, b.fit), (a.heldout, b.heldout)):
-        if (x.side, x.tokens, x.energy, len(x.moment)) != (y.side, y.tokens, y.energy, len(y.moment)):
-            return False
-    return bool((a.fit.moment == b.fit.moment).all() and (a.heldout.moment == b.heldout.moment).all())

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 def collect_grams(
     calibration: Calibration, weights: Sequence[Weight], track: Track, coupled: Collection[str] = ()
 ) -> dict[str, Folds]:
-    """The second moments of what each weight's layers see (or give), by weight name, for the two folds.
+    """The second moments of the inputs (or outputs) of each weight's layers, by weight name, for the two folds.
 
     Weights that are wide (fewer rows than columns) get the Gram of their outputs, the others that of their inputs:
-    the smaller of the two always decides the truncation. What is `coupled` gets that of its inputs. Where a batch has
-    an attention mask, the rows that it masks are left out.
+    the smaller of the two always decides the truncation. Weights in `coupled` get that of their inputs. Where a batch
+    has an attention mask, the rows that it masks are left out.
 
     Of several processes (`accelerate launch -m lowrank analyze ...`) each runs its share of the batches, on a GPU of
     its own if there are any; their moments are added up, and all but the first process end here.
@@ -38,7 +38,7 @@ def collect_grams(
     """
     rank, count = processes()
     workers = _workers() if count > 1 else None
-    fit, held = (
+    fit, heldout = (
         _run(calibration, weights, coupled, track(batches, label, len(batches)), workers)
         for batches, label in (
             (calibration.fit[rank::count], "calibrating"),
@@ -47,7 +47,7 @@ def collect_grams(
     )
     if rank > 0:
         raise SystemExit(0)
-    return _share({w.name: Folds(fit[w.name], held[w.name]) for w in weights})
+    return _share({w.name: Folds(fit[w.name], heldout[w.name]) for w in weights})
 
 
 def _run(
@@ -86,7 +86,7 @@ def _workers() -> Workers:
 
 
 def _summed(gram: Gram, workers: Workers) -> Gram:
-    """The Gram of what all processes saw."""
+    """The sum of the Grams of all processes."""
     facts = workers.summed(np.array([gram.tokens, gram.energy, gram.nonfinite], np.float64))
     total = None if gram.total is None else workers.summed(gram.total)
     return Gram(gram.side, workers.summed(gram.moment), round(facts[0]), float(facts[1]), round(facts[2]), total)
@@ -94,11 +94,12 @@ def _summed(gram: Gram, workers: Workers) -> Gram:
 
 def _share(folds: dict[str, Folds]) -> dict[str, Folds]:
     """One object for equal moments, so that they are kept and stored once."""
-    kept: dict[str, Folds] = {}
-    return {name: kept.setdefault(_key(f), f) for name, f in folds.items()}
+    by_hash: dict[str, Folds] = {}
+    return {name: by_hash.setdefault(hash_of(f), f) for name, f in folds.items()}
 
 
-def _key(folds: Folds) -> str:
+def hash_of(folds: Folds) -> str:
+    """A hash of moments, equal for equal ones."""
     digest = hashlib.sha256()
     for gram in (folds.fit, folds.heldout):
         digest.update(repr((gram.side, gram.tokens, gram.energy)).encode())

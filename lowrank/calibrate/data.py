@@ -95,7 +95,7 @@ def load_calibration(
         "tokens": sum(map(len, lines)),
         "hash": hash_json(lines),
     }
-    fit, heldout, report = (_token_batches([lines[i] for i in fold], signature) for fold in split_folds(len(lines)))
+    fit, heldout, report = (token_batches([lines[i] for i in fold], signature) for fold in split_folds(len(lines)))
     return Calibration(fit, heldout, report, backend, provenance)
 
 
@@ -110,16 +110,16 @@ def training_batches(calibration: Calibration, path: Path | None, column: str | 
     whole = load_calibration(calibration.backend, path, column, TRAINING)
     assert whole is not None
     aside = {row for feed in (*calibration.heldout, *calibration.report) for row in _rows(feed)}
-    found: list[Feed] = []
+    batches: list[Feed] = []
     for feed in (*whole.fit, *whole.heldout, *whole.report):
-        kept = [i for i, row in enumerate(_rows(feed)) if row not in aside]
-        if kept:
-            found.append({name: values[kept] for name, values in feed.items()})
-    return tuple(found)
+        rows = [i for i, row in enumerate(_rows(feed)) if row not in aside]
+        if rows:
+            batches.append({name: values[rows] for name, values in feed.items()})
+    return tuple(batches)
 
 
 def _rows(feed: Feed) -> list[bytes]:
-    """What tells one sample from another."""
+    """The bytes of each sample, by which it is known again."""
     arrays = [np.ascontiguousarray(values) for values in feed.values()]
     return [b"".join(a[i].tobytes() for a in arrays) for i in range(len(arrays[0]))]
 
@@ -130,7 +130,7 @@ def _spread(items: list[str], most: int) -> list[str]:
     return [items[i * len(items) // most] for i in range(most)]
 
 
-def _token_batches(lines: Sequence[Sequence[int]], signature: Signature) -> tuple[Feed, ...]:
+def token_batches(lines: Sequence[Sequence[int]], signature: Signature) -> tuple[Feed, ...]:
     """Batches of samples of one length each, so that no row is padded and no padding can enter a Gram."""
     by_length: dict[int, list[Sequence[int]]] = {}
     for ids in lines:

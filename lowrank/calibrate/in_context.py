@@ -1,4 +1,4 @@
-"""Measured again where it counts: what each group adds to the error of a model that is compressed already."""
+"""Sensitivity in context: what each group adds to the error of a model that is compressed already."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEEPS = (0.5, 0.3)
 """Keep ratios whose contexts are measured; between them the selector interpolates."""
 ROUNDS = 2
 MOST = 5.0
-"""A factor is between this and its inverse, about the median: marginal errors near zero are noise."""
+"""A factor is between this and its inverse, relative to the median: marginal errors near zero are noise."""
 
 
 def measure_contexts(

@@ -1,4 +1,4 @@
-"""Sequential refit: every replacement fitted to what it sees in the compressed model, from the first layer on."""
+"""Sequential refit: every replacement fitted to its inputs in the compressed model, from the first layer on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOKENS = 65_536
 def sequential_refit(
     calibration: Calibration,
     small: Backend,
-    made: Mapping[str, Replacement],
+    replacements: Mapping[str, Replacement],
     analysis: Analysis,
     track: Track,
     journal: Journal = NOWHERE,
@@ -34,8 +34,8 @@ def sequential_refit(
     Args:
         calibration: data, with the dense model.
         small: the compressed model; it is changed.
-        made: what `small` was made with.
-        analysis: what they were chosen from, for the metric that each weight is seen in.
+        replacements: what `small` was made with.
+        analysis: what they were chosen from, for the metric of each weight.
         track: shows progress.
         journal: keeps each layer's result.
 
@@ -43,31 +43,31 @@ def sequential_refit(
         Replacements of the same structures and ranks. Those that no refit makes better on held-out data, and those of
         layers that have no output of the dense layer to be fitted to, are as they were.
     """
-    found = dict(made)
+    best = dict(replacements)
     dense = calibration.backend
     pair = dense.paired(small, spread(calibration.fit, TOKENS), spread(calibration.heldout, TOKENS))
     if pair is None:
-        return found
-    linear = [w for w in dense.weights if w.name in made and w.is_linear]
-    stages = pair.stages([w for w in linear if can_refit(made[w.name])])
+        return best
+    linear = [w for w in dense.weights if w.name in replacements and w.is_linear]
+    stages = pair.stages([w for w in linear if can_refit(replacements[w.name])])
 
     def better(stage: list[Weight]) -> dict[str, Replacement]:
-        """Those of a stage for which something better was found."""
-        made: dict[str, Replacement] = {}
-        for name, (fit, judge) in pair.moments(stage, found).items():
+        """The replacements of a stage that a refit makes better."""
+        refits: dict[str, Replacement] = {}
+        for name, (fit, judge) in pair.moments(stage, best).items():
             weight = next(w for w in stage if w.name == name)
-            original = dense.read(name)[kept_outputs(found[name], weight.rows)]
+            original = dense.read(name)[kept_outputs(best[name], weight.rows)]
             # The two-sided metric is for weights by themselves.
-            alone = structure_named(found[name].structure).by_rank
+            alone = structure_named(best[name].structure).by_rank
             curvature = analysis.curvatures.get(name) if alone else None
-            refit = refitted(found[name], original, pair.bias(weight), fit, judge, curvature=curvature, name=name)
+            refit = refitted(best[name], original, pair.bias(weight), fit, judge, curvature=curvature, name=name)
             if refit is not None:
-                made[name] = refit
-        return made
+                refits[name] = refit
+        return refits
 
     for stage in track(stages, "refitting", len(stages)):
         key = f"refit: {', '.join(weight.name for weight in stage)}"
         for name, replacement in journal.kept(key, REPLACEMENTS, partial(better, stage)).items():
-            found[name] = replacement
+            best[name] = replacement
             pair.put(next(w for w in stage if w.name == name), replacement)
-    return found
+    return best

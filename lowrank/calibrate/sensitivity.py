@@ -52,7 +52,7 @@ def measure_sensitivity(
         ARRAYS,
         lambda: backend.curvature(some_batches(calibration, CURVATURE_TOKENS, fit=True), names),
     )
-    found: dict[tuple[str, str], Measured] = {}
+    results: dict[tuple[str, str], Measured] = {}
     with backend.trials(feeds) as run:
         reference = Reference(run({}), backend.output_kind)
 
@@ -60,16 +60,16 @@ def measure_sensitivity(
             pairs: list[tuple[float, float]] = []
             for keep in KEEPS:
                 rank = _rank_at(keep, structure, group, known)
-                made = structure.factorize(group, rank, known, backend)
+                replacements = structure.factorize(group, rank, known, backend)
                 own = structure.at(group, known, rank).error
-                pairs.append((own, reference.loss(run(changes_of(made, known)))))
+                pairs.append((own, reference.loss(run(changes_of(replacements, known)))))
             return tuple(pairs)
 
         def decided(group: Group, structure: Structure) -> tuple[Measured, bool]:
-            """What was measured, and whether it was in the two-sided metric."""
+            """The measurements, and whether they are of factors in the two-sided metric."""
             pairs = measured(group, structure, analysis)
             if structure.name == TwoFactor().name and group.name in curvatures:
-                # That metric is a guess at what matters; what it does decides whether it is used.
+                # That metric is a guess at what matters: it is used where the measurements are no worse with it.
                 curved = analysis.curved(group.name, backend.read(group.name), curvatures[group.name])
                 others = measured(group, structure, curved)
                 if all(ours[1] <= theirs[1] for ours, theirs in zip(others, pairs, strict=True)):
@@ -82,19 +82,19 @@ def measure_sensitivity(
             pairs, curved = journal.kept(key, FACTS, make)
             if curved:
                 analysis = analysis.curved(group.name, backend.read(group.name), curvatures[group.name])
-            found[group.name, structure.name] = tuple(sorted((own, lost) for own, lost in pairs))
-    found = _floored(found)
+            results[group.name, structure.name] = tuple(sorted((own, lost) for own, lost in pairs))
+    results = _floored(results)
     return replace(
         analysis,
-        weights=tuple(replace(r, measured=found[r.weight.name, TwoFactor().name]) for r in analysis.weights),
-        couplings=tuple(replace(b, measured=found[b.group.name, b.structure]) for b in analysis.couplings),
+        weights=tuple(replace(r, measured=results[r.weight.name, TwoFactor().name]) for r in analysis.weights),
+        couplings=tuple(replace(b, measured=results[b.group.name, b.structure]) for b in analysis.couplings),
     )
 
 
-def changes_of(made: Mapping[str, Replacement], analysis: Analysis) -> dict[str, Change]:
+def changes_of(replacements: Mapping[str, Replacement], analysis: Analysis) -> dict[str, Change]:
     """Replacements as other numbers in the dense weights, for a trial."""
-    weights = {name: analysis[name].weight for name in made}
-    return {name: (r.dense(weights[name]), r.dense_bias(weights[name])) for name, r in made.items()}
+    weights = {name: analysis[name].weight for name in replacements}
+    return {name: (r.dense(weights[name]), r.dense_bias(weights[name])) for name, r in replacements.items()}
 
 
 def _rank_at(keep: float, structure: Structure, group: Group, analysis: Analysis) -> int:
@@ -102,14 +102,14 @@ def _rank_at(keep: float, structure: Structure, group: Group, analysis: Analysis
     return max(1, int(keep * analysis.params(group) / cost))
 
 
-def _floored(found: Mapping[tuple[str, str], Measured]) -> dict[tuple[str, str], Measured]:
+def _floored(results: Mapping[tuple[str, str], Measured]) -> dict[tuple[str, str], Measured]:
     """No ratio of output to own error far below the median, and no infinite one."""
-    ratios = [lost / own for pairs in found.values() for own, lost in pairs if own > 0 and 0 < lost < np.inf]
+    ratios = [lost / own for pairs in results.values() for own, lost in pairs if own > 0 and 0 < lost < np.inf]
     floor = FLOOR * median(ratios) if ratios else 1.0
     most = max(ratios, default=1.0)
     return {
         key: tuple((own, min(max(lost, floor * own), most * own)) for own, lost in pairs if own > 0)
-        for key, pairs in found.items()
+        for key, pairs in results.items()
     }
 
 

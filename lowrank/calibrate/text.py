@@ -35,12 +35,12 @@ def read_samples(path: Path, column: str | None = None) -> list[str]:
     else:
         samples = iter(text.splitlines())
     try:
-        found = list(dict.fromkeys(s for s in (" ".join(sample.split()) for sample in samples) if s))
+        unique = list(dict.fromkeys(s for s in (" ".join(sample.split()) for sample in samples) if s))
     except csv.Error as error:
         raise CalibrationError(f"{path} is not a table that can be read: {error}; save it again as UTF-8 CSV") from None
-    if not found:
+    if not unique:
         raise CalibrationError(f"{path} holds no text; give a file with a sample a line, a hundred or more")
-    return found
+    return unique
 
 
 def columns_of(path: Path) -> list[str]:

@@ -16,19 +16,10 @@ def tokenize(source: Path, text: list[str], most: int) -> list[list[int]]:
     Raises:
         CalibrationError: if the tokenizer cannot be used, or makes nothing of the text.
     """
-    lines = [ids for ids in encode(source, text, most) if ids]
+    lines = [ids for ids in open_tokenizer(source)(text, most, True) if ids]
     if not lines:
         raise CalibrationError(f"the tokenizer in {source} makes no tokens of the calibration text; give other text")
     return lines
-
-
-def encode(source: Path, text: list[str], most: int | None) -> list[list[int]]:
-    """Token ids of every sample, of some none.
-
-    Raises:
-        CalibrationError: if the tokenizer cannot be used.
-    """
-    return open_tokenizer(source)(text, most, True)
 
 
 class Encode(Protocol):
@@ -54,18 +45,18 @@ def open_tokenizer(source: Path) -> Encode:
     Raises:
         CalibrationError: if it cannot be used, now or later.
     """
-    with _teaching(source):
+    with _tokenizer_errors(source):
         inner = (_of_file if source.is_file() else _of_folder)(source)
 
     def encoded(text: list[str], most: int | None, special: bool) -> list[list[int]]:
-        with _teaching(source):
+        with _tokenizer_errors(source):
             return inner(text, most, special)
 
     return encoded
 
 
 @contextmanager
-def _teaching(source: Path) -> Iterator[None]:
+def _tokenizer_errors(source: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:

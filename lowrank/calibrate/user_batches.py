@@ -1,4 +1,4 @@
-"""Calibration on batches that somebody's own script has made."""
+"""Calibration on batches that a user's own script gives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lowrank.backends.inputs import MASK, Feed, Signature
 from lowrank.calibrate.data import BATCH_ROWS, Calibration, split_folds
 
 ENOUGH = 10
-"""So many batches are split into folds as they are; of fewer the samples are."""
+"""This many batches are split into folds as they are; of fewer the samples are."""
 
 
 def calibration_of(backend: Backend, feeds: Sequence[Feed], signature: Signature) -> Calibration:
@@ -32,13 +32,13 @@ def calibration_of(backend: Backend, feeds: Sequence[Feed], signature: Signature
     def batches(fold: Sequence[int]) -> tuple[Feed, ...]:
         if not by_row:
             return tuple(chain.from_iterable(_unpadded(feeds[i]) for i in fold))
-        found: list[Feed] = []
+        parts: list[Feed] = []
         for number, feed in enumerate(feeds):
             wanted = [units[i][1] for i in fold if units[i][0] == number]
             for start in range(0, len(wanted), BATCH_ROWS):
                 part = wanted[start : start + BATCH_ROWS]
-                found += _unpadded({name: array[part] for name, array in feed.items()})
-        return tuple(found)
+                parts += _unpadded({name: array[part] for name, array in feed.items()})
+        return tuple(parts)
 
     fit, heldout, report = (batches(fold) for fold in split_folds(len(units)))
     digest = hash_json([{name: hash_array(array) for name, array in feed.items()} for feed in feeds])

@@ -1,4 +1,4 @@
-"""Generation: a graph with a key-value cache chooses the tokens that the torch module chooses."""
+"""Generation: whether a graph with a key-value cache chooses the tokens that the torch module chooses."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def generate(path: Path, prompts: np.ndarray[Any, Any], new: int) -> np.ndarray[
     step, chosen = prompts, []
     for number in range(new):
         mask = np.ones((batch, length + number), np.int64)
-        found = dict(zip(outputs, session.run(None, {"input_ids": step, "attention_mask": mask, **past}), strict=True))
-        step = found["logits"][:, -1:].argmax(-1)
-        past = {name: found[name.replace("past_key_values", "present")] for name in past}
+        values = dict(zip(outputs, session.run(None, {"input_ids": step, "attention_mask": mask, **past}), strict=True))
+        step = values["logits"][:, -1:].argmax(-1)
+        past = {name: values[name.replace("past_key_values", "present")] for name in past}
         chosen.append(step)
     return np.concatenate(chosen, 1)

@@ -1,8 +1,10 @@
-"""A Task: a metric of a model on some data, with what each sample contributed to it."""
+"""A Task: a metric of a model on some data, with what each sample contributes to it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -10,16 +12,17 @@ from typing import Protocol
 import numpy as np
 
 from lowrank.core.distance import Array
+from lowrank.errors import LowRankError, TaskError, first_line
 from lowrank.evaluate.fidelity import Runs
 
 
 def mean(parts: Array) -> float:
-    """Of one number a sample."""
+    """The mean of rows that hold one number."""
     return float(np.mean(parts, dtype=np.float64))
 
 
 def share(parts: Array) -> float:
-    """Of two numbers a sample: the sum of the first over the sum of the second."""
+    """The sum of the first numbers of all rows over the sum of the second."""
     over, under = parts.sum(0, dtype=np.float64)
     return float(over / under) if under else 0.0
 
@@ -75,7 +78,7 @@ class Task(Protocol):
 
     @property
     def higher_is_better(self) -> bool:
-        """Which way is up."""
+        """Whether more is better."""
         ...
 
     def score(self, model: Runs) -> Score:
@@ -94,3 +97,27 @@ def drop_of(task: Task, dense: float, small: float) -> float:
     A drop of 0.01 is thus a point of accuracy or of correlation, or one percent of perplexity.
     """
     return dense - small if task.higher_is_better else (small - dense) / dense if dense else small
+
+
+@contextmanager
+def harness_errors(spec: str, package: str, instead: str) -> Iterator[None]:
+    """Errors of a benchmark's own package become ours, and what it prints goes to stderr, since stdout is for results.
+
+    Args:
+        spec: the task.
+        package: its name.
+        instead: which tasks need no network.
+
+    Raises:
+        TaskError: for any error that is not ours.
+    """
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except LowRankError:
+        raise
+    except Exception as error:
+        raise TaskError(
+            f"--task {spec}: {package} failed with {type(error).__name__}: {first_line(error)}; it fetches the data of "
+            f"its tasks, for which it needs the network; {instead}"
+        ) from None

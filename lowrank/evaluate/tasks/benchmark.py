@@ -1,4 +1,4 @@
-"""Some tasks and a dense model's scores on them, against which others are held."""
+"""Some tasks, and a dense model's scores on them that others are compared with."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Benchmark:
 
     @cached_property
     def scores(self) -> list[Score]:
-        """The dense model's.
+        """The dense model's scores.
 
         Raises:
             TaskError: if one is no number.

@@ -1,4 +1,4 @@
-"""`package.module:function`: a metric of one's own."""
+"""`package.module:function`: a metric that a user has written."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lowrank.backends.base import Backend
+from lowrank.backends.base import Backend, signature_of
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.core.distance import Array
 from lowrank.errors import LowRankError, TaskError, first_line
 from lowrank.evaluate.fidelity import Runs
 from lowrank.evaluate.tasks.base import Score, Task
-from lowrank.evaluate.tasks.inputs import Texts, needs_embeddings
+from lowrank.evaluate.tasks.inputs import Texts
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredModel:
     """The model that a function is called with, dense or compressed, in torch or in ONNX Runtime."""
 
     task: str
@@ -29,8 +29,7 @@ class Measured:
     @property
     def signature(self) -> Signature:
         """Names, types and shapes of its inputs."""
-        assert isinstance(self.dense.signature, Signature)
-        return self.dense.signature
+        return signature_of(self.dense)
 
     def run(self, feed: Feed) -> Array:
         """The main output of one forward pass; arrays by input name."""
@@ -38,8 +37,7 @@ class Measured:
 
     def embed(self, texts: Sequence[str]) -> Array:
         """A vector for each text: token vectors pooled as the model's files say, by their mean if they do not."""
-        needs_embeddings(self.task, self.dense)
-        reader = Texts.of(self.task, self.dense)
+        reader = Texts.of(self.task, self.dense, embeds=True)
         return reader.vectors(self.model, reader.batches(texts))
 
     @property
@@ -48,8 +46,8 @@ class Measured:
         own = getattr(self.model, "path", None)
         if isinstance(own, Path):
             return own
-        found = getattr(self.model, "source", {}).get("path") if self.model is self.dense else None
-        return Path(found) if isinstance(found, str) else None
+        path = getattr(self.model, "source", {}).get("path") if self.model is self.dense else None
+        return Path(path) if isinstance(path, str) else None
 
     @property
     def module(self) -> Any:
@@ -62,7 +60,7 @@ class Callback:
     """The number that a function gives; higher is better unless it says `function.higher_is_better = False`."""
 
     name: str
-    function: Callable[[Measured], float]
+    function: Callable[[MeasuredModel], float]
     dense: Backend
 
     @property
@@ -78,7 +76,7 @@ class Callback:
     def score(self, model: Runs) -> Score:
         """A value without samples, so without an interval."""
         try:
-            value = self.function(Measured(self.name, self.dense, model))
+            value = self.function(MeasuredModel(self.name, self.dense, model))
             return Score.of_value(float(value))
         except LowRankError:
             raise
@@ -99,12 +97,12 @@ def read_callable(spec: str, module: str, function: str, dense: Backend, hint: s
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        found: Any = getattr(import_module(module), function)
+        metric: Any = getattr(import_module(module), function)
     except (Exception, SystemExit) as error:
         raise TaskError(
             f"--task {spec}: {type(error).__name__}: {first_line(error)}{hint}; package.module:function must be "
             "importable from here"
         ) from None
-    if not isinstance(found, Callable):
-        raise TaskError(f"--task {spec}: that is a {type(found).__name__}, not a function of a model")
-    return Callback(spec, found, dense)
+    if not isinstance(metric, Callable):
+        raise TaskError(f"--task {spec}: that is a {type(metric).__name__}, not a function of a model")
+    return Callback(spec, metric, dense)

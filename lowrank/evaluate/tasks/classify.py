@@ -14,7 +14,7 @@ from lowrank.core.distance import Array
 from lowrank.errors import TaskError
 from lowrank.evaluate.fidelity import Runs
 from lowrank.evaluate.tasks.base import Score, Task
-from lowrank.evaluate.tasks.inputs import Batches, Texts, output_dims, run
+from lowrank.evaluate.tasks.inputs import Batches, Texts, output_of_example
 from lowrank.evaluate.tasks.model_files import class_names
 from lowrank.evaluate.tasks.probe import FOLDS, probe_hits
 from lowrank.evaluate.tasks.tables import read_columns
@@ -22,7 +22,7 @@ from lowrank.evaluate.tasks.tables import read_columns
 
 @dataclass(frozen=True)
 class Classes:
-    """Labels of samples, and how a model's vectors are held against them."""
+    """Labels of samples, and how they are predicted from a model's vectors."""
 
     labels: Array
     """A class for each sample: of the model's head, or just numbered."""
@@ -31,11 +31,11 @@ class Classes:
 
     @property
     def metric(self) -> str:
-        """Named so that the two are not taken for each other."""
+        """Accuracy, and by what it is predicted."""
         return "accuracy" if self.head else "accuracy of a linear probe"
 
     def hits(self, vectors: Array) -> Array:
-        """1 for every sample that is told right, else 0."""
+        """1 for every sample whose class is found, else 0."""
         if self.head:
             return (vectors.argmax(1) == self.labels).astype(np.float64)
         return probe_hits(vectors, self.labels)
@@ -74,9 +74,10 @@ def classes_of(spec: str, dense: Backend, labels: Sequence[str]) -> Classes:
             f"--task {spec}: all {len(labels)} samples have the label {present[0][:40]!r}; give two or more"
         )
     if dense.output_kind == "logits":
-        if output_dims(dense) != 2:
+        scores = output_of_example(dense)
+        if scores.ndim != 2:
             raise TaskError(f"--task {spec}: the model gives scores of tokens, not of classes; try lm:FILE or fidelity")
-        head = _head_classes(dense, present)
+        head = _head_classes(dense, scores.shape[1], present)
         if head is not None:
             return Classes(np.array([head[label] for label in labels]), head=True)
     number = {label: i for i, label in enumerate(present)}
@@ -89,13 +90,8 @@ def classes_of(spec: str, dense: Backend, labels: Sequence[str]) -> Classes:
     return Classes(np.array([number[label] for label in labels]), head=False)
 
 
-def _head_classes(dense: Backend, present: Sequence[str]) -> dict[str, int] | None:
-    """Which class of the head each label is; None if it has other classes."""
-    from lowrank.backends.inputs import Signature
-
-    assert isinstance(dense.signature, Signature)
-    signature = dense.signature
-    count = run(dense, signature.example(1, min(8, signature.max_sequence))).shape[1]
+def _head_classes(dense: Backend, count: int, present: Sequence[str]) -> dict[str, int] | None:
+    """Which of the head's classes each label is; None if it has other classes."""
     names = {name.lower(): i for i, name in enumerate(class_names(dense, count))}
     if all(label.lower() in names for label in present):
         return {label: names[label.lower()] for label in present}

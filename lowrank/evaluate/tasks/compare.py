@@ -1,4 +1,4 @@
-"""Two scores on the same samples: what was lost, and between which bounds that is likely to lie."""
+"""Two scores on the same samples: what was lost, with a confidence interval."""
 
 from __future__ import annotations
 

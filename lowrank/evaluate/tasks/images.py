@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -56,38 +56,29 @@ class Images:
         return Score(self.classes.hits(np.concatenate(rows)))
 
     def _feed(self, content: Callable[[str], bytes], files: Sequence[str]) -> Feed:
-        found: list[Array] = []
+        pictures: list[Array] = []
         for file in files:
             try:
-                found.append(self.preprocess(content(file)))
+                pictures.append(self.preprocess(content(file)))
             except (OSError, ValueError, zipfile.BadZipFile) as error:
                 raise TaskError(
                     f"--task {self.name}: {file} cannot be read as a picture ({first_line(error)}); remove it"
                 ) from None
-        return {self.preprocess.input: np.stack(found)}
+        return {self.preprocess.input: np.stack(pictures)}
 
 
 @contextmanager
 def _opened(place: Path) -> Iterator[Callable[[str], bytes]]:
     """A function from a picture's name to its bytes."""
-    if place.is_dir():
+    with nullcontext() if place.is_dir() else zipfile.ZipFile(place) as archive:
 
         def read(name: str) -> bytes:
-            path = place / name
-            if path.stat().st_size > MOST_BYTES:
-                raise ValueError(f"it has {path.stat().st_size:,} bytes")
-            return path.read_bytes()
+            size = archive.getinfo(name).file_size if archive else (place / name).stat().st_size
+            if size > MOST_BYTES:
+                raise ValueError(f"it has {size:,} bytes")
+            return archive.read(name) if archive else (place / name).read_bytes()
 
         yield read
-        return
-    with zipfile.ZipFile(place) as archive:
-
-        def extract(name: str) -> bytes:
-            if archive.getinfo(name).file_size > MOST_BYTES:
-                raise ValueError(f"it claims {archive.getinfo(name).file_size:,} bytes")
-            return archive.read(name)
-
-        yield extract
 
 
 def _listed(spec: str, place: Path) -> list[str]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from lowrank.backends.base import Backend
+from lowrank.backends.base import Backend, signature_of
 from lowrank.backends.inputs import Feed, Signature
-from lowrank.calibrate.data import BATCH_ROWS, BATCH_TOKENS, token_feed
+from lowrank.calibrate.data import token_batches
 from lowrank.calibrate.tokenize import Encode, open_tokenizer
 from lowrank.core.distance import Array
 from lowrank.errors import LowRankError, TaskError, first_line
@@ -23,19 +23,7 @@ class Batches:
 
     feeds: tuple[Feed, ...]
     places: Array
-    """For every sample, which row of all feeds in a row it is."""
-
-    def run(self, model: Runs, made_of: Callable[[Array, Feed], Array]) -> Array:
-        """A row for every sample, in order.
-
-        Args:
-            model: what is run.
-            made_of: from an output and its batch to a row for each of its samples.
-
-        Raises:
-            TaskError: if the model does not run.
-        """
-        return np.concatenate([made_of(run(model, feed), feed) for feed in self.feeds])[self.places]
+    """For every sample, its row among those of all feeds one after the other."""
 
 
 def run(model: Runs, feed: Feed) -> Array:
@@ -64,20 +52,31 @@ class Texts:
     pooling: str
 
     @classmethod
-    def of(cls, spec: str, dense: Backend) -> Texts:
+    def of(cls, spec: str, dense: Backend, embeds: bool = False) -> Texts:
         """For a model that reads text.
+
+        Args:
+            spec: the task, for errors.
+            dense: the model.
+            embeds: whether it has to give embeddings.
 
         Raises:
             TaskError: if it does not, or has no tokenizer.
-            CalibrationError: if that cannot be used.
+            CalibrationError: if the tokenizer cannot be used.
         """
-        signature = dense.signature
-        assert isinstance(signature, Signature)
+        signature = signature_of(dense)
         if not signature.reads_tokens:
             raise TaskError(f"--task {spec}: the model reads {', '.join(signature.names)}, not text")
         if dense.tokenizer is None:
             raise TaskError(f"--task {spec}: the model comes without a tokenizer; give --tokenizer tokenizer.json")
-        return cls(signature, open_tokenizer(dense.tokenizer), pooling_of(dense))
+        texts = cls(signature, open_tokenizer(dense.tokenizer), pooling_of(dense))
+        if embeds and dense.output_kind == "logits":
+            what, other = ("tokens", "lm:FILE") if output_of_example(dense).ndim > 2 else ("classes", "classify:FILE")
+            raise TaskError(
+                f"--task {spec}: the model gives scores of {what} ({signature.output}), not embeddings; "
+                f"give the model without its head, or try fidelity, {other}"
+            )
+        return texts
 
     def batches(self, texts: Sequence[str]) -> Batches:
         """Token ids in batches; what is longer than the model's context is cut.
@@ -90,48 +89,24 @@ class Texts:
         if not all(lines):
             empty = texts[lines.index(())]
             raise TaskError(f"the model's tokenizer makes no tokens of {empty[:40]!r}; leave that out")
-        feeds: list[Feed] = []
         unique = sorted(dict.fromkeys(lines), key=len)
-        start = 0
-        while start < len(unique):
-            length = len(unique[start])
-            rows = [ids for ids in unique[start : start + max(1, min(BATCH_ROWS, BATCH_TOKENS // length))]]
-            rows = [ids for ids in rows if len(ids) == length]
-            feeds.append(token_feed(rows, self.signature))
-            start += len(rows)
         place = {ids: i for i, ids in enumerate(unique)}
-        return Batches(tuple(feeds), np.array([place[ids] for ids in lines]))
+        return Batches(token_batches(unique, self.signature), np.array([place[ids] for ids in lines]))
 
     def vectors(self, model: Runs, batches: Batches) -> Array:
-        """The embedding of every text, or the scores of its classes.
+        """The embedding of every text, or the scores of its classes: a row each, in order.
 
         Raises:
             TaskError: if the model does not run.
         """
-        return batches.run(model, lambda output, _: pool(output, self.pooling))
+        return np.concatenate([pool(run(model, feed), self.pooling) for feed in batches.feeds])[batches.places]
 
 
-def output_dims(dense: Backend) -> int:
-    """How many axes a model's output has: three for one vector, or one row of scores, a token.
+def output_of_example(dense: Backend) -> Array:
+    """What a model gives for one random sample: with three axes a vector, or a row of scores, for each token.
 
     Raises:
         TaskError: if it does not run.
     """
-    signature = dense.signature
-    assert isinstance(signature, Signature)
-    return run(dense, signature.example(1, min(8, signature.max_sequence))).ndim
-
-
-def needs_embeddings(spec: str, dense: Backend) -> None:
-    """Nothing, if a model gives vectors.
-
-    Raises:
-        TaskError: if it gives the scores of tokens or of classes.
-    """
-    assert isinstance(dense.signature, Signature)
-    if dense.output_kind == "logits":
-        what = "tokens" if output_dims(dense) > 2 else "classes"
-        raise TaskError(
-            f"--task {spec}: the model gives scores of {what} ({dense.signature.output}), not embeddings; "
-            "give the model without its head, or try fidelity, " + ("lm:FILE" if what == "tokens" else "classify:FILE")
-        )
+    signature = signature_of(dense)
+    return run(dense, signature.example(1, min(8, signature.max_sequence)))

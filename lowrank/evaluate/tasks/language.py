@@ -1,4 +1,4 @@
-"""`lm:FILE`: how well a causal language model foresees a text."""
+"""`lm:FILE`: the perplexity of a causal language model on a text."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lowrank.backends.base import Backend
-from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.base import Backend, signature_of
+from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import token_feed
 from lowrank.calibrate.text import read_text
 from lowrank.core.distance import Array
@@ -22,9 +22,9 @@ from lowrank.evaluate.tasks.inputs import Texts, run
 CONTEXT = 1024
 """Tokens that a window has at most: longer contexts gain little, and their scores take gigabytes."""
 NUMBERS = 1 << 26
-"""Scores that are held at once, but for those of one window."""
+"""Scores in memory at once, unless one window alone has more."""
 FEWEST = 16
-"""Tokens."""
+"""Tokens that a text has to have."""
 
 
 def perplexity(parts: Array) -> float:
@@ -92,8 +92,8 @@ def log_likelihoods(logits: Array, ids: Sequence[int], counted: int) -> tuple[Ar
 
     scores = logits[len(ids) - 1 - counted : len(ids) - 1].astype(np.float64)
     wanted = np.asarray(ids[len(ids) - counted :])
-    found = scores[np.arange(counted), wanted] - np.asarray(logsumexp(scores, axis=1))
-    return found, bool((scores.argmax(1) == wanted).all())
+    log_p = scores[np.arange(counted), wanted] - np.asarray(logsumexp(scores, axis=1))
+    return log_p, bool((scores.argmax(1) == wanted).all())
 
 
 def check_causal(spec: str, dense: Backend) -> int:
@@ -102,8 +102,7 @@ def check_causal(spec: str, dense: Backend) -> int:
     Raises:
         TaskError: if they do, or the model gives no scores of tokens.
     """
-    signature = dense.signature
-    assert isinstance(signature, Signature)
+    signature = signature_of(dense)
     feed = signature.example(1, min(8, signature.max_sequence))
     before = run(dense, feed)
     if dense.output_kind != "logits" or before.ndim != 3 or before.shape[1] != feed["input_ids"].shape[1]:
@@ -116,7 +115,7 @@ def check_causal(spec: str, dense: Backend) -> int:
     after = run(dense, {**feed, "input_ids": ids})
     if "decoder_input_ids" in feed or not np.allclose(before[:, :-1], after[:, :-1], rtol=1e-3, atol=1e-4):
         raise TaskError(
-            f"--task {spec}: the model sees the tokens that it is to foresee, as masked language models do, so it has "
+            f"--task {spec}: the model sees the tokens that it is to predict, as masked language models do, so it has "
             "no perplexity; try fidelity"
         )
     return before.shape[2]

@@ -26,24 +26,24 @@ def beside(dense: Backend, name: str) -> dict[str, Any]:
         path = folder / name
         try:
             if path.is_file() and path.stat().st_size <= MOST_BYTES:
-                found = parse_json(path.read_bytes())
-                if isinstance(found, dict):
-                    return cast("dict[str, Any]", found)
+                content = parse_json(path.read_bytes())
+                if isinstance(content, dict):
+                    return cast("dict[str, Any]", content)
         except (OSError, ValueError):
-            # A model that runs is worth more than a note beside it.
+            # The model runs without what such a file says.
             continue
     return {}
 
 
 def _folders(dense: Backend) -> list[Path]:
-    found: list[Path] = []
+    folders: list[Path] = []
     for place in (dense.source.get("path"), dense.tokenizer):
         if isinstance(place, str | Path):
             path = Path(place)
             folder = path if path.is_dir() else path.parent
             # Graphs often lie in a folder `onnx` of the model's.
-            found += [folder, folder.parent] if folder.name == "onnx" else [folder]
-    return found
+            folders += [folder, folder.parent] if folder.name == "onnx" else [folder]
+    return folders
 
 
 def class_names(dense: Backend, classes: int) -> list[str]:

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lowrank.backends.base import Backend
-from lowrank.backends.inputs import Signature
+from lowrank.backends.base import Backend, signature_of
 from lowrank.core.distance import Array
 from lowrank.errors import TaskError
 from lowrank.evaluate.tasks.model_files import beside
@@ -44,8 +43,7 @@ class Preprocessing:
         Raises:
             TaskError: if it does not, or what lies beside it says nothing that can be used.
         """
-        signature = dense.signature
-        assert isinstance(signature, Signature)
+        signature = signature_of(dense)
         (first, *others) = signature.inputs
         sizes = first.shape(1, 1)
         if others or not first.is_floating or len(sizes) != 4 or sizes[1] not in (1, 3):
@@ -116,7 +114,7 @@ class Preprocessing:
 
 
 def _numbers(value: Any, channels: int) -> tuple[float, ...]:
-    found = tuple(float(v) for v in value) if isinstance(value, list) else (float(value),) * channels
-    if len(found) != channels:
+    numbers = tuple(float(v) for v in value) if isinstance(value, list) else (float(value),) * channels
+    if len(numbers) != channels:
         raise ValueError("one number a channel is needed")
-    return found
+    return numbers

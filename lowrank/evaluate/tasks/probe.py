@@ -1,4 +1,4 @@
-"""A linear probe: how well the classes can be told by one linear map of a model's own vectors."""
+"""A linear probe: how well classes are predicted by one linear map of a model's own vectors."""
 
 from __future__ import annotations
 

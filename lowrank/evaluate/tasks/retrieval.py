@@ -1,4 +1,4 @@
-"""`retrieval:FOLDER`: does a query find its documents?"""
+"""`retrieval:FOLDER`: how well queries find their documents by the similarity of embeddings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lowrank.core.distance import unit
 from lowrank.errors import TaskError
 from lowrank.evaluate.fidelity import Runs
 from lowrank.evaluate.tasks.base import Score, Task
-from lowrank.evaluate.tasks.inputs import Batches, Texts, needs_embeddings
+from lowrank.evaluate.tasks.inputs import Batches, Texts
 from lowrank.evaluate.tasks.tables import read_columns
 
 DEPTH = 10
@@ -53,15 +53,19 @@ class Retrieval:
         return Score(np.array(rows))
 
 
-def ndcg(found: Sequence[float], judged: Any) -> float:
-    """Discounted gain of what was found over that of the best order (Jarvelin and Kekalainen 2002; gains are linear).
+def ndcg(gains: Sequence[float], judged: Any) -> float:
+    """Discounted gain of an order of documents over that of the best order (Jarvelin and Kekalainen 2002).
+
+    Args:
+        gains: of the first documents, in the order in which they were found; they count linearly.
+        judged: the gains of all documents that are right.
 
     Example:
         >>> round(ndcg([0.0, 1.0], [1.0]), 4)
         0.6309
     """
     best = sorted(judged, reverse=True)[:DEPTH]
-    return _gain(found) / _gain(best) if _gain(best) else 0.0
+    return _gain(gains) / _gain(best) if _gain(best) else 0.0
 
 
 def _gain(gains: Sequence[float]) -> float:
@@ -77,7 +81,7 @@ def read_retrieval(spec: str, rest: str, dense: Backend, feeds: Sequence[Feed] |
     """
     folder = Path(rest).expanduser()
     corpus, queries = _records(spec, folder, "corpus.jsonl"), _records(spec, folder, "queries.jsonl")
-    path = _there(spec, folder, "qrels/test.tsv")
+    path = _file(spec, folder, "qrels/test.tsv")
     columns = read_columns(spec, path, [("query-id",), ("corpus-id",), ("score",)])
     place = {key: i for i, key in enumerate(corpus)}
     judged: dict[str, dict[int, float]] = {}
@@ -91,8 +95,7 @@ def read_retrieval(spec: str, rest: str, dense: Backend, feeds: Sequence[Feed] |
             judged.setdefault(query, {})[place[document]] = float(gain)
     if not judged:
         raise TaskError(f"--task {spec}: {path} has no document that is right for a query")
-    texts = Texts.of(spec, dense)
-    needs_embeddings(spec, dense)
+    texts = Texts.of(spec, dense, embeds=True)
     return Retrieval(
         spec,
         texts,
@@ -103,7 +106,7 @@ def read_retrieval(spec: str, rest: str, dense: Backend, feeds: Sequence[Feed] |
     )
 
 
-def _there(spec: str, folder: Path, name: str) -> Path:
+def _file(spec: str, folder: Path, name: str) -> Path:
     """A file of the folder, packed or not."""
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
@@ -115,8 +118,8 @@ def _there(spec: str, folder: Path, name: str) -> Path:
 
 def _records(spec: str, folder: Path, name: str) -> dict[str, str]:
     """Texts by id; a title comes before its text."""
-    path = _there(spec, folder, name)
-    found: dict[str, str] = {}
+    path = _file(spec, folder, name)
+    texts: dict[str, str] = {}
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
@@ -127,5 +130,5 @@ def _records(spec: str, folder: Path, name: str) -> dict[str, str]:
         parts: list[Any] = [entry.get(key, "") if isinstance(entry, dict) else None for key in ("_id", "title", "text")]
         if not all(isinstance(part, str) for part in parts) or not parts[0] or not "".join(parts[1:]).strip():
             raise TaskError(f"--task {spec}: {path}, line {number}, must be an object with the texts _id and text")
-        found[parts[0]] = f"{parts[1]} {parts[2]}".strip()
-    return found
+        texts[parts[0]] = f"{parts[1]} {parts[2]}".strip()
+    return texts

@@ -1,4 +1,4 @@
-"""`sts:FILE`: does the model find those sentences alike that people find alike?"""
+"""`sts:FILE`: how well the similarity of embeddings agrees with what people said of pairs of sentences."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lowrank.core.distance import Array, unit
 from lowrank.errors import TaskError
 from lowrank.evaluate.fidelity import Runs
 from lowrank.evaluate.tasks.base import Score, Task
-from lowrank.evaluate.tasks.inputs import Batches, Texts, needs_embeddings
+from lowrank.evaluate.tasks.inputs import Batches, Texts
 from lowrank.evaluate.tasks.tables import read_columns
 
 FEWEST = 3
-"""Pairs: two ranks always correlate."""
+"""Pairs that a correlation needs: two ranks always correlate."""
 
 
 def spearman(pairs: Array) -> float:
@@ -63,8 +63,7 @@ def read_sts(spec: str, rest: str, dense: Backend, feeds: Sequence[Feed] | None)
     gold = np.array([_number(spec, path, row, cell) for row, cell in enumerate(scores, 2)])
     if np.ptp(gold) == 0:
         raise TaskError(f"--task {spec}: every pair of {path} has the same score, so there is no order to find")
-    texts = Texts.of(spec, dense)
-    needs_embeddings(spec, dense)
+    texts = Texts.of(spec, dense, embeds=True)
     return Similarity(spec, texts, texts.batches([*first, *second]), gold)
 
 

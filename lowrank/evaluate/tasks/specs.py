@@ -1,4 +1,4 @@
-"""From `--task` to tasks."""
+"""Tasks by their names: what `--task` may say, and where each kind is read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from lowrank.backends.base import Backend
-from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.inputs import Feed
 from lowrank.errors import TaskError
 from lowrank.evaluate.tasks.base import Task
 
@@ -45,9 +45,7 @@ def read_tasks(specs: Sequence[str], dense: Backend, feeds: Sequence[Feed] | Non
     """
     if isinstance(dense.signature, str):
         raise TaskError(f"no task can be measured: {dense.signature}; give inputs with --calib inputs.npz, or --arch")
-    tasks = [_read(spec.strip(), dense, feeds) for spec in dict.fromkeys(specs)]
-    assert isinstance(dense.signature, Signature)
-    return tasks
+    return [_read(spec.strip(), dense, feeds) for spec in dict.fromkeys(specs)]
 
 
 def _read(spec: str, dense: Backend, feeds: Sequence[Feed] | None) -> Task:

@@ -29,20 +29,20 @@ def read_columns(spec: str, path: Path, wanted: list[tuple[str, ...]]) -> list[l
     try:
         header = [name.strip() for name in next(rows, [])]
         picked = [_place(spec, path, names, header) for names in wanted]
-        found: list[list[str]] = [[] for _ in wanted]
+        columns: list[list[str]] = [[] for _ in wanted]
         for row in rows:
             if not any(cell.strip() for cell in row):
                 continue
             if len(row) <= max(picked):
                 raise TaskError(
-                    f"--task {spec}: {path} has {len(row)} cells in row {len(found[0]) + 2}, and {len(header)} "
+                    f"--task {spec}: {path} has {len(row)} cells in row {len(columns[0]) + 2}, and {len(header)} "
                     "columns; repair that row"
                 )
-            for column, place in zip(found, picked, strict=True):
+            for column, place in zip(columns, picked, strict=True):
                 column.append(row[place].strip())
     except csv.Error as error:
         raise TaskError(f"--task {spec}: {path} cannot be read as a table ({error}); save it as UTF-8 CSV") from None
-    return found
+    return columns
 
 
 def _place(spec: str, path: Path, names: tuple[str, ...], header: list[str]) -> int:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ from lowrank.artifacts.outside import is_file
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import token_feed
-from lowrank.errors import LowRankError, TaskError, first_line
+from lowrank.errors import TaskError
 from lowrank.evaluate.fidelity import Runs
-from lowrank.evaluate.tasks.base import Score, Task
+from lowrank.evaluate.tasks.base import Score, Task, harness_errors
 from lowrank.evaluate.tasks.inputs import Texts, run
 from lowrank.evaluate.tasks.language import CONTEXT, check_causal, log_likelihoods
 from lowrank.evaluate.tasks.model_files import beside
@@ -43,25 +42,14 @@ class HarnessTask:
 
     def score(self, model: Runs) -> Score:
         """What the harness gives."""
-        with _taught(self.name):
-            found, rows = _evaluated(self.task, language_model(self.texts, self.prefix, model), self.metric)
-        known = len(rows) > 1 and math.isclose(float(np.mean(rows)), found, rel_tol=1e-6, abs_tol=1e-9)
-        return Score(np.array(rows)) if known else Score.of_value(found)
+        with _errors(self.name):
+            value, rows = _evaluated(self.task, language_model(self.texts, self.prefix, model), self.metric)
+        is_mean = len(rows) > 1 and math.isclose(float(np.mean(rows)), value, rel_tol=1e-6, abs_tol=1e-9)
+        return Score(np.array(rows)) if is_mean else Score.of_value(value)
 
 
-@contextlib.contextmanager
-def _taught(spec: str) -> Any:
-    """Errors of the harness as ours, and what it prints on stderr, since stdout is for results."""
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    except LowRankError:
-        raise
-    except Exception as error:
-        raise TaskError(
-            f"--task {spec}: lm_eval failed with {type(error).__name__}: {first_line(error)}; it fetches the data of "
-            "its tasks, for which it needs the network, and lm:FILE does not"
-        ) from None
+def _errors(spec: str) -> AbstractContextManager[None]:
+    return harness_errors(spec, "lm_eval", "lm:FILE does not")
 
 
 def _evaluated(task: Any, model: Any, metric: str) -> tuple[float, list[float]]:
@@ -104,18 +92,18 @@ def language_model(texts: Texts, prefix: int, model: Runs) -> Any:
             ids = [*context, *wanted][-longest:]
             counted = min(len(wanted), len(ids) - 1)
             feed = token_feed([ids], texts.signature)
-            found, greedy = log_likelihoods(run(model, feed)[0], ids, counted)
-            return float(found.sum()), greedy
+            log_p, greedy = log_likelihoods(run(model, feed)[0], ids, counted)
+            return float(log_p.sum()), greedy
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
-            found: list[float] = []
+            sums: list[float] = []
             for request in requests:
                 ids = self.tok_encode(request.args[0])
-                # A window holds one token more than the model reads at once: the last is only foreseen.
+                # A window holds one token more than the model reads at once: the last is only predicted.
                 windows = utils.get_rolling_token_windows(ids, prefix, longest - 1, 1)
                 parts = [self._likelihood(*utils.make_disjoint_window(window)) for window in windows]
-                found.append(sum(value for value, _ in parts))
-            return found
+                sums.append(sum(value for value, _ in parts))
+            return sums
 
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
             raise TaskError("a task that generates text is not measured; choose one of likelihoods")
@@ -139,13 +127,13 @@ def read_lm_eval(spec: str, rest: str, dense: Backend, feeds: Sequence[Feed] | N
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise TaskError(f"--task {spec}: lm_eval is not installed; {INSTALL}") from None
-    with _taught(spec):
+    with _errors(spec):
         manager = TaskManager(include_defaults=not is_file(Path(rest)))
-        found = list(manager.load([rest])["tasks"].values())
-    if len(found) != 1:
-        names = ", ".join(task.task_name for task in found[:5])
-        raise TaskError(f"--task {spec}: that is a group of {len(found)} tasks; name those wanted, such as {names}")
-    task: Any = found[0]
+        tasks = list(manager.load([rest])["tasks"].values())
+    if len(tasks) != 1:
+        names = ", ".join(task.task_name for task in tasks[:5])
+        raise TaskError(f"--task {spec}: that is a group of {len(tasks)} tasks; name those wanted, such as {names}")
+    task: Any = tasks[0]
     if task.OUTPUT_TYPE == "generate_until":
         raise TaskError(f"--task {spec}: that task generates text, which is not measured; choose one of likelihoods")
     ways = task.higher_is_better()

@@ -11,10 +11,10 @@ import numpy as np
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Feed
 from lowrank.core.distance import Array
-from lowrank.errors import LowRankError, TaskError, first_line
+from lowrank.errors import TaskError, first_line
 from lowrank.evaluate.fidelity import Runs
-from lowrank.evaluate.tasks.base import Score, Task
-from lowrank.evaluate.tasks.inputs import Texts, needs_embeddings
+from lowrank.evaluate.tasks.base import Score, Task, harness_errors
+from lowrank.evaluate.tasks.inputs import Texts
 
 INSTALL = "pip install 'lowrank[tasks]'"
 
@@ -38,19 +38,12 @@ class MtebTask:
         """A value without samples: mteb gives none."""
         import mteb
 
-        try:
-            # Nothing is kept: what mteb keeps it would take for that of any other model of this name.
-            (found,) = mteb.evaluate(
+        with harness_errors(self.name, "mteb", "sts:FILE, classify:FILE and retrieval:FOLDER do not"):
+            # Without a cache: mteb would take what it keeps for the scores of any other model of this name.
+            (result,) = mteb.evaluate(
                 encoder(self.texts, model), self.task, cache=None, show_progress_bar=False
             ).task_results
-            return Score.of_value(float(found.get_score()))
-        except LowRankError:
-            raise
-        except Exception as error:
-            raise TaskError(
-                f"--task {self.name}: mteb failed with {type(error).__name__}: {first_line(error)}; it fetches the "
-                "data of its tasks, for which it needs the network; sts:FILE, classify:FILE and retrieval:FOLDER do not"
-            ) from None
+            return Score.of_value(float(result.get_score()))
 
 
 def encoder(texts: Texts, model: Runs) -> Any:
@@ -80,8 +73,7 @@ def read_mteb(spec: str, rest: str, dense: Backend, feeds: Sequence[Feed] | None
     Raises:
         TaskError: if the package is missing or has no such task, or the model gives no embeddings.
     """
-    texts = Texts.of(spec, dense)
-    needs_embeddings(spec, dense)
+    texts = Texts.of(spec, dense, embeds=True)
     try:
         import mteb
     except ImportError:

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from lowrank.backends.torch.curvature import probe
-from lowrank.backends.torch.inputs import call, first_input, mask_of, token_rows
+from lowrank.backends.torch.hooks import first_input
+from lowrank.backends.torch.inputs import call, mask_of, token_rows
 from lowrank.calibrate import Calibration, collect_grams
 from lowrank.calibrate.sensitivity import changes_of, some_batches
 from lowrank.core.analysis import Analysis

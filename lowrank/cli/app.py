@@ -76,7 +76,7 @@ def main() -> None:
         code = ending.code if isinstance(ending, SystemExit) else 1
         if code == INTERRUPTED or (code and was_interrupted()):
             # An interrupted call into other code may come back as an error of that code.
-            complain("interrupted; nothing is half written")
+            complain("interrupted; earlier results are as they were")
             code = INTERRUPTED
         elif isinstance(ending, LowRankError):
             complain(str(ending))

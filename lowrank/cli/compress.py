@@ -45,7 +45,7 @@ def compress(
     if budget is None and goal.plan is None and goal.max_drop is None:
         raise typer.BadParameter("give --budget, --error, --latency, --size, --max-drop or --plan")
     if goal.max_drop is not None and (budget is not None or goal.plan is not None):
-        raise typer.BadParameter("--max-drop finds its own keep ratio: leave other budgets and --plan out")
+        raise typer.BadParameter("--max-drop chooses the keep ratio itself: leave other budgets and --plan out")
     how, changes, execution = opening.opening(), data.changes(), work.execution()
     stored = pipeline.kept_analysis(output)
     settings = replace(pipeline.settings_of(stored, model, goal.size is not None), **changes) if changes else None

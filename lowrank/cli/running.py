@@ -52,7 +52,7 @@ def _say_what_is_kept(run: Path) -> None:
     from lowrank.pipeline import CHECKPOINT_FILE
 
     if (run / CHECKPOINT_FILE).is_file():
-        complain(f"what has been learnt is kept: `lowrank heal {run} --resume` with the same options goes on")
+        complain(f"training is saved so far; `lowrank heal {run} --resume` with the same options continues it")
     elif (run / PROGRESS_FOLDER).is_dir():
         complain("what has been done is kept: the same command with --resume goes on")
 

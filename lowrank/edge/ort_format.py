@@ -49,7 +49,7 @@ def write_ort(graph: Path, folder: Path) -> list[Path]:
         except Exception as error:
             # Whatever the runtime or its tool ends with.
             large = file_size(graph) > LARGEST
-            why = "it is larger than 2 GB, and numbers cannot be beside it" if large else first_line(error)
+            why = "it is larger than 2 GB, and that format has no external data" if large else first_line(error)
             raise ExportError(f"{graph} cannot be written as .ort: {why}") from None
         files = [Path(place) / f"{graph.stem}{suffix}" for suffix in SUFFIXES]
         _check(graph, files[0])

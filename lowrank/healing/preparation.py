@@ -114,8 +114,8 @@ def _check_room(small: ModuleBackend, shapes: Mapping[str, tuple[int, int]], ran
         full = min(shapes.get(record["layers"][0], (0, 0)))
         if structure_named(record["structure"]).factors is Pivoted and 0 < full <= record["rank"] + rank:
             raise HealingError(
-                f"{name} of rank {record['rank']} is pivoted, which is for ranks below its full {full}: an adapter of "
-                f"rank {rank} does not fit into it; give a smaller --adapter, or --fold rank"
+                f"{name} has pivoted factors of rank {record['rank']}, and an adapter of rank {rank} would take it "
+                f"to its full rank {full}; give a smaller --adapter, or --fold rank"
             )
 
 

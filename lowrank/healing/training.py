@@ -36,11 +36,11 @@ class Training:
 
     def __post_init__(self) -> None:
         if not 0 < self.minutes < math.inf:
-            raise HealingError(f"{self.minutes} minutes are no time to heal in; give a number such as 10")
+            raise HealingError(f"{self.minutes} minutes were given for healing; give a number above 0 such as 10")
         if self.steps is not None and self.steps < 1:
-            raise HealingError(f"{self.steps} steps are none; give some hundreds")
+            raise HealingError(f"healing takes at least one step, and {self.steps} were given; give some hundreds")
         if self.adapter is not None and self.adapter < 1:
-            raise HealingError(f"an adapter of rank {self.adapter} is none; give a rank such as 8")
+            raise HealingError(f"an adapter has at least rank 1, and {self.adapter} was given; give a rank such as 8")
 
     @property
     def keeps_adapter(self) -> bool:

@@ -239,8 +239,8 @@ def _notes(backend: Backend, weights: Sequence[Weight], grams: Mapping[str, Fold
     unseen = [w.name for w in weights if w.name not in facts or not facts[w.name].fit.informs]
     if grams is not None and unseen:
         notes.append(
-            f"{len(unseen)} weights were not reached by the calibration data (or by zeros and numbers that are not "
-            f"finite alone) and fall back to the plain metric: {', '.join(unseen[:4])}"
+            f"{len(unseen)} weights got no calibration data, or only zeros and numbers that are not finite; they "
+            f"fall back to the plain metric: {', '.join(unseen[:4])}"
         )
     bad = {name: f.fit.nonfinite + f.heldout.nonfinite for name, f in facts.items()}
     where = [name for name, count in bad.items() if count]
@@ -250,7 +250,7 @@ def _notes(backend: Backend, weights: Sequence[Weight], grams: Mapping[str, Fold
             f"{len(where)} weights: {', '.join(where[:4])}"
         )
     if facts and not any(f.heldout.tokens for f in facts.values()):
-        notes.append("too few samples for a held-out fold: error curves are in-sample, and too good")
+        notes.append("too few samples for a held-out fold: error curves are of the fitted samples, and too low")
     missing = backend.source.get("not_in_checkpoint")
     if missing:
         notes.append(

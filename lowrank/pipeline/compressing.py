@@ -180,6 +180,6 @@ def _check_channels(plan: Plan) -> None:
     odd = [o for o in plan.options if not structure_named(o.structure).keeps_channels]
     if odd:
         raise PlanMismatch(
-            f"{odd[0].group} would be {odd[0].structure}, which changes the channels that the adapter was made for; "
+            f"{odd[0].group} would be {odd[0].structure}, which changes the channels that the kept adapter needs; "
             f"choose from {', '.join(SAME_CHANNELS)} with --structures, or merge the adapter"
         )

@@ -199,8 +199,8 @@ def check_trainable(dense: Backend) -> None:
     """
     if dense.source["kind"] == "onnx":
         raise HealingError(
-            "in an ONNX graph there is nothing to train: `lowrank compress` has given it the closed-form refit, "
-            "which takes calibration data; heal the torch model that it was exported from"
+            "an ONNX graph cannot be trained; `lowrank compress` refits it in closed form, if there is calibration "
+            "data. Heal the torch model that it was exported from"
         )
     if isinstance(dense.signature, str):
         raise HealingError(f"the model cannot be run, so it cannot be trained: {dense.signature}")
@@ -223,7 +223,7 @@ def _check_adapter(folder: Path, report: Report, training: Training) -> None:
     own, changes = own_adapter(report), not training.keeps_adapter
     if own and changes:
         raise HealingError(
-            f"{folder / ADAPTER_FOLDER} was trained for the model as it is, which would change: heal a copy of "
+            f"{folder / ADAPTER_FOLDER} fits the current model alone, which healing would change: heal a copy of "
             "the run, or delete the adapter first"
         )
     if not own and not changes:
@@ -283,6 +283,6 @@ def check_samples(calibration: Calibration) -> None:
     """
     if calibration.provenance["samples"] < FEWEST:
         raise HealingError(
-            f"{calibration.provenance['samples']} samples are too few to learn from some and be judged by others; "
+            f"{calibration.provenance['samples']} samples are too few to be split into training and held-out samples; "
             f"give at least {FEWEST}, better some thousands"
         )

@@ -123,14 +123,14 @@ def _check(request: Request) -> None:
     target.check()
     check_drop(request.max_drop)
     if request.max_drop is not None and (budget is not None or plan is not None):
-        raise LowRankError("a largest drop finds its own keep ratio: leave the budget or the plan out")
+        raise LowRankError("--max-drop chooses the keep ratio itself: leave the budget or the plan out")
     if budget is None and plan is None and request.max_drop is None:
         raise LowRankError(
             "there is no budget; give --budget 0.5 (the share of parameters to keep), --error, or a --plan"
         )
     if heal is not None and processes()[1] > 1:
-        raise HealingError("several processes compress first and heal then: `accelerate launch -m lowrank heal RUN`")
+        raise HealingError("with several processes compress first, then run `accelerate launch -m lowrank heal RUN`")
     if request.beside is not None and heal is not None and heal.adapter is not None and heal.fold == "no":
-        raise HealingError("an adapter is to be kept and another trained: leave one out, or fold the trained one")
+        raise HealingError("--keep-lora and --adapter exclude each other, unless --fold is given")
     if request.kind == "size" and target.dtype != "float32":
         raise LowRankError("a size chooses the type of each weight; leave --quantize out")

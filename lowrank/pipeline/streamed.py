@@ -143,8 +143,8 @@ def _report(backend: CheckpointBackend, analysis: Analysis, plan: Plan, parts: S
     params = backend.params - analysis.dense_params + plan.cost
     report = planned_report(backend, params, after, analysis, plan)
     report.notes.append(
-        f"no model.onnx and no measured quality: {backend.refusal}. Errors are those of the "
-        "weights; `cast` is what their own types changed, beside what truncation did"
+        f"no model.onnx and no measured quality: {backend.refusal}. Errors are those of "
+        "the weights. `cast` is the further error of rounding the factors to the weights' own types"
     )
     error = replace(
         report.error,

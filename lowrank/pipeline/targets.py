@@ -15,8 +15,8 @@ COUPLED_INPUTS = 4096
 
 NOT_TARGETED = {
     "projection": "a projection; --targets projections adds it",
-    "head": "outside the repeated blocks, so taken for a head; --targets head adds it",
-    "embedding": "a table that is looked up; --targets embeddings adds it",
+    "head": "outside the repeated blocks, so treated as an output head; --targets head adds it",
+    "embedding": "an embedding table; --targets embeddings adds it",
     "conv": "a convolution; --targets conv adds it",
 }
 

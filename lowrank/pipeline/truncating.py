@@ -130,10 +130,10 @@ def _check_possible(folder: Path, analysis: Analysis, plan: Plan, report: Report
             "`lowrank compress` with the smaller budget takes the analysis that is there"
         )
     if budget.kind in ("latency", "milliseconds"):
-        raise LowRankError("a result is cut to --budget, --error or --size; for a time compress the original again")
+        raise LowRankError("truncate takes --budget, --error or --size; for --latency compress the original again")
     if budget.kind != "size" and report is not None and report.target.dtype == "mixed":
         raise LowRankError(
-            f"{folder} was made for a size, with a type for each weight: cut it to a size too, with --size, or "
+            f"{folder} was made with --size, which chose a type for each weight: truncate it with --size, or "
             "compress the original with --budget"
         )
     now = share_of(budget, plan.options, analysis)
@@ -142,7 +142,7 @@ def _check_possible(folder: Path, analysis: Analysis, plan: Plan, report: Report
     if now is not None and budget.limit > now * (1 + 1e-9):
         what = f"{int(now):,} bytes" if budget.kind == "size" else f"{now:.4f} of the targeted {NAMES[budget.kind]}"
         raise InfeasibleBudget(
-            f"{folder} keeps {what} already, less than the {budget.limit:g} that it may: a finished result only gets "
+            f"{folder} keeps {what} already, less than the budget of {budget.limit:g}: a finished result only gets "
             "smaller; give less, or compress the original again"
         )
 
@@ -224,7 +224,7 @@ def _write(session: Session, result: Smaller, finished: Finished, remarks: Seque
     keeps_lora = _keeps_lora(finished)
     if beside.exists() and not keeps_lora:
         _check_lost(finished, out)
-        remarks.append(f"{beside} was trained for the finished model and stays with it")
+        remarks.append(f"the adapter {beside} fits the earlier result alone, so it was not copied")
     with_past = (finished.folder / WITH_PAST_FILE).exists()
     with staged(out, owned=RESULTS) as stage:
         if out.resolve() != finished.folder.resolve():

@@ -193,7 +193,7 @@ def _times(report: Report) -> str:
     return (
         f"As `model.onnx` in ONNX Runtime {runtime}, {times.threads} thread(s){on}, {shape}: "
         f"{times.compressed_ms:.2f} ms; the original takes {times.dense_ms:.2f} ms "
-        f"({times.speedup:.2f} times as long)."
+        f"({times.speedup:.2f} times the time of the compressed one)."
     )
 
 
@@ -205,8 +205,8 @@ def _use(kind: str, pooled: bool) -> str:
         call = f'from transformers import {kind}\n\nmodel = {kind}.from_pretrained("FOLDER")'
     return (
         f"```python\nimport lowrank  # pip install lowrank\n{call}\n```\n\n"
-        "`import lowrank` tells transformers of the layers. Without it the model is built with dense ones, whose "
-        "numbers are drawn at random; transformers then warns of them."
+        "`import lowrank` registers the layers with transformers. Without it the model gets dense layers with random "
+        "numbers, and transformers warns about them."
     )
 
 

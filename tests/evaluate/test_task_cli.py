@@ -114,7 +114,7 @@ def test_what_is_rounded_is_judged_as_rounded(cli: Cli, here: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--max-drop", "0.01", "--budget", "0.5"], 2, "finds its own keep ratio"),
+        (["--max-drop", "0.01", "--budget", "0.5"], 2, "chooses the keep ratio itself"),
         (["--max-drop", "-1"], 1, "a drop of -1"),
         (["--max-drop", "nan"], 1, "a drop of nan"),
         (["--task", "fidelity"], 2, "--max-drop or --plan"),

@@ -137,7 +137,7 @@ def test_what_is_tied_has_no_adapter_to_fold(fold_as: Any) -> None:
 
 def test_an_exact_fold_that_would_reach_the_full_rank_is_refused() -> None:
     dense, small, feeds = pivoted("bert")
-    with pytest.raises(HealingError, match="full 32.*smaller --adapter"):
+    with pytest.raises(HealingError, match="full rank 32.*smaller --adapter"):
         prepare(dense, small, split(feeds), Training(steps=20, adapter=16, fold="exact"))
 
 

@@ -48,9 +48,11 @@ def analysis_of(names: Sequence[str], rank: int = 24, data: bool = True) -> Anal
     grams = [Gram.of("input", inputs(rng, 64, rank + 8, 100.0)) for _ in range(2)]
     made = analyze_weight(weights[0], matrix, Folds(*grams) if data else None)
     skips = (
-        Skip("embeddings.word.weight", (64, 24), "a table that is looked up; --targets embeddings adds it"),
+        Skip("embeddings.word.weight", (64, 24), "an embedding table; --targets embeddings adds it"),
         Skip(
-            "pooler.dense.weight", (24, 24), "outside the repeated blocks, so taken for a head; --targets head adds it"
+            "pooler.dense.weight",
+            (24, 24),
+            "outside the repeated blocks, so treated as an output head; --targets head adds it",
         ),
     )
     return Analysis(

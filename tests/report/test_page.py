@@ -70,7 +70,7 @@ def test_everything_is_on_the_page() -> None:
         "Where the parameters were, and where they are now",
         "feed-forward",
         "a note of the report",
-        "a table that is looked up",
+        "an embedding table",
         "lowrank compress 'my model' --budget 0.5",
         "Held-out loss while healing",
         "lowrank-0.5-int8: 600,000 bytes",

@@ -64,7 +64,7 @@ def describe(model: Any) -> Described:
     )
 
 
-PUBLIC = "the graph also gives it to callers, or takes it from them"
+PUBLIC = "it is also an input or an output of the graph"
 
 
 def _is_public(root: Any, model: Any) -> bool:

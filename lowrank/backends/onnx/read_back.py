@@ -60,7 +60,7 @@ def read_graph(
         if not structure.replaces:
             continue
         if not structure.by_rank:
-            fixed[option.group] = f"{option.structure}: a graph does not tell which channels are left"
+            fixed[option.group] = f"{option.structure}: the graph does not say which channels were kept"
             continue
         (name,) = analysis.groups[option.group].weights
         weight = analysis[name].weight
@@ -96,7 +96,7 @@ def _read(model: Any, weight: Weight, names: Mapping[str, str], kind: type[Facto
     """
     left, right = (model.graph.initializers.get(names[which]) for which in ("left", "right"))
     if left is None or right is None or left.const_value is None or right.const_value is None:
-        return "its factors are not where they would be in the graph"
+        return "its factors were not found in the graph"
     pairs = [_pair(node, right, left) for node in right.consumers()]
     wanted = {id(node) for node in left.consumers()}
     if not pairs or any(pair is None for pair in pairs) or wanted != {id(pair.outer) for pair in pairs if pair}:

@@ -55,7 +55,7 @@ def find_sites(model: Any) -> tuple[list[Site], dict[int, str]]:
     for node in nodes_of(model):
         if node.domain not in ("", "ai.onnx"):
             local = any(f.domain == node.domain and f.name == node.op_type for f in model.functions.values())
-            reason = f"{node.domain}.{node.op_type} reads it in its own way"
+            reason = f"{node.domain}.{node.op_type} reads it, which is no matrix product"
             if local:
                 reason = f"passed into the function {node.op_type}: inline functions first (onnx.inliner)"
             _explain(node, reason, reasons)

@@ -57,7 +57,7 @@ def _forms(uses: Sequence[Owner]) -> list[Form] | str:
     """How each layer applies a tensor, or why it stays as it is."""
     parameter = uses[0][2]
     if not parameter.is_floating_point():
-        return f"its numbers are {name_of(parameter.dtype)}: compress before quantising"
+        return f"its type is {name_of(parameter.dtype)}: compress before quantising"
     forms: list[Form] = []
     for path, key, _, owner in uses:
         form = form_of(owner)
@@ -72,7 +72,7 @@ def _forms(uses: Sequence[Owner]) -> list[Form] | str:
     if len(kinds) > 1 and kinds != tied_head:
         return "tied between layers that store it differently"
     if not uses[0][0]:
-        return "the model is this one layer, so there is no place to put another"
+        return "the model is this one layer, which cannot replace itself; put it into a module"
     return forms
 
 

@@ -149,7 +149,7 @@ class StateDictBackend(Unrun):
 
 def _why_not(tied: list[str], tensor: Tensor) -> str:
     if not tensor.is_floating_point():
-        return f"its numbers are {name_of(tensor.dtype)}: not a weight, or quantised already"
+        return f"its type is {name_of(tensor.dtype)}, and only weights of floating-point numbers can be factored"
     if tensor.dim() > 2:
         return f"it has {tensor.dim()} dimensions, and a state dict does not say what layer it belongs to"
     if any(looks_like_embedding(name) for name in tied):

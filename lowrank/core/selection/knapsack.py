@@ -91,8 +91,8 @@ class Knapsack:
         if chosen is None:
             least = (rest + offers.least) / max(whole, 1)
             raise InfeasibleBudget(
-                f"the model cannot run in {budget.limit:.3g} of its time: with every weight at its fastest it still "
-                f"takes {least * whole / 1e6:.2f} ms; the smallest budget that can be met is {round_up(least)}"
+                f"no choice of ranks reaches {budget.limit:.3g} of the dense time: with every weight at its fastest "
+                f"the model takes {least * whole / 1e6:.2f} ms; the smallest possible budget is {round_up(least)}"
             )
         costs = offers.costs
         slow = [
@@ -100,7 +100,9 @@ class Knapsack:
             for o in chosen.options
             if structure_named(o.structure).is_dense and costs[o.group].min() >= costs[o.group][0]
         ]
-        notes = (f"{len(slow)} weights stay dense, as nothing of them is faster here: {', '.join(slow[:4])}",)
+        notes = (
+            f"{len(slow)} weights stay dense, as no structure is faster than they are here: {', '.join(slow[:4])}",
+        )
         plan = plan_of(self, analysis, budget, chosen.options, chosen.gap)
         return replace(plan, share=(rest + chosen.cost) / max(whole, 1), notes=notes if slow else ())
 
@@ -121,8 +123,8 @@ class Knapsack:
             least = self.overhead + offers.least
             raise InfeasibleBudget(
                 f"no file of {int(budget.limit):,} bytes can hold the model: with every weight at its smallest it has "
-                f"{least:,}, of which {self.overhead:,} are of what is not chosen; give --size {least / 1e6:.2f}MB or "
-                "more, or more --targets"
+                f"{least:,}, of which {self.overhead:,} are tensors that are not targeted; give --size "
+                f"{least / 1e6:.2f}MB or more, or more --targets"
             )
         # How much a weight matters depends on how small the others are, which is known when they have been chosen.
         keep = min(1.0, max(limit, 1) / (BITS["int4"] / 8 * analysis.dense_params))

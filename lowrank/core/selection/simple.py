@@ -42,9 +42,8 @@ class Uniform:
             else:
                 smallest = max(uniform_minimum(g, analysis, self.multiple) for g in analysis.singles)
                 raise InfeasibleBudget(
-                    f"{group.name}: no rank keeps {budget.limit:g} of it; the smallest budget that uniform ranks "
-                    f"can meet is "
-                    f"{round_up(smallest)}; the default selector can go lower"
+                    f"{group.name}: even rank 1 takes more than {budget.limit:g} of its numbers; the smallest budget "
+                    f"that uniform ranks can meet is {round_up(smallest)}; the default selector can go lower"
                 )
         return plan_of(self, analysis, budget, chosen)
 

@@ -44,7 +44,7 @@ def work_for(
     dtype = COMPUTED.get(target.dtype)
     if dtype is None:
         raise TimingError(
-            f"there are tables for {', '.join(COMPUTED)}; {target.dtype} weights are computed with otherwise"
+            f"operators can be timed for {', '.join(COMPUTED)}, and not for {target.dtype}; leave --quantize out"
         )
     numbers = sum(weights[0].params for group, weights in groups if group.coupling is None)
     sizes = sizes_for(groups, step)
@@ -138,7 +138,7 @@ def _rows(backend: Backend, tokens: int) -> int:
         watch(signature.example(1, 1))
     if not counts:
         raise TimingError(
-            "none of the model's layers reads rows that can be counted; a budget of time is for transformers"
+            "it cannot be told how many tokens the model's layers read; a budget of time is for transformers"
         )
     return sorted(counts)[len(counts) // 2]
 

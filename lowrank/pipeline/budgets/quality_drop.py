@@ -45,7 +45,7 @@ def check_drop(max_drop: float | None) -> None:
         InfeasibleBudget: if it is not.
     """
     if max_drop is not None and not (math.isfinite(max_drop) and max_drop >= 0):
-        raise InfeasibleBudget(f"a drop of {max_drop:g}: it is what a task's metric may lose, such as 0.01")
+        raise InfeasibleBudget(f"a drop of {max_drop:g} is no limit; give what a task's metric may lose, such as 0.01")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -97,8 +97,8 @@ def take_apart(
     if target.is_rounded or target.profile != "portable":
         form = f"rounded to {target.dtype}" if target.is_rounded else "fused for ONNX Runtime"
         raise UnsupportedModel(
-            f"{folder / ONNX_FILE} is {form}, and there are no other factors in the run: compress once without "
-            "--quantize and --profile, cut that, and round what comes of it"
+            f"{folder / ONNX_FILE} is {form}, and there are no other factors in the run: compress again "
+            "without --quantize and --profile, truncate that result, then quantize it with `lowrank export`"
         )
     from lowrank.backends.onnx.read_back import read_graph
 

@@ -243,8 +243,8 @@ class Workbench:
             again = self.tried(trial)
             if again.excess(limits) > 0:
                 raise LowRankError(
-                    f"trial {trial.number} is no longer what it was ({again.verdict(limits)}): training goes by the "
-                    "clock, and the run's results had been replaced; search again without --resume"
+                    f"trial {trial.number} was repeated, and now it {again.verdict(limits)}: what training reaches "
+                    "in some minutes depends on the machine's load; search again without --resume"
                 )
         with staged(self.run, owned=RESULTS) as stage:
             for name in (*RESULTS, SCRIPT_FILE):

@@ -219,11 +219,11 @@ def quality_of(facts: PageData) -> list[tuple[str, str]]:
     if quality is None and report.error.relative is not None:
         rows.append(("relative error of the weights", _said(report.error.relative)))
     if report.error.cast_relative is not None:
-        rows.append(("of rounding factors to their types", _said(report.error.cast_relative)))
+        rows.append(("error of rounding the factors to their types", _said(report.error.cast_relative)))
     cut = report.cut[-1].quality if report.cut else None
     for name, value in cut.figures.items() if cut else ():
         if name in QUALITY:
-            rows.append((f"{QUALITY[name]}, against the result that was cut", _said(value)))
+            rows.append((f"{QUALITY[name]}, against the earlier result", _said(value)))
     if report.onnx and report.onnx.rounding_error is not None:
         rows.append((f"relative error by rounding to {report.onnx.dtype}", _said(report.onnx.rounding_error)))
     if report.parity:

@@ -77,6 +77,6 @@ def trials_table(tuning: Tuning) -> Table:
     dense = tuning.dense
     table.caption = (
         f"{metric} of {tuning.task['name']}; dense: {int(dense['bytes']):,} bytes, {dense['ms']:.2f} ms, "
-        f"{dense['quality']:.4f}; keep 1: nothing that changes the outputs is replaced"
+        f"{dense['quality']:.4f}; keep 1: no weight is factored"
     )
     return table

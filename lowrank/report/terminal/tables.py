@@ -142,7 +142,7 @@ def report_table(report: Report) -> Table:
     if report.quality is None and report.error.relative is not None:
         table.add_row("relative error of the weights", "", f"{report.error.relative:.4f}", "")
     if report.error.cast_relative is not None:
-        table.add_row("of rounding factors to their types", "", f"{report.error.cast_relative:.4f}", "")
+        table.add_row("error of rounding the factors to their types", "", f"{report.error.cast_relative:.4f}", "")
     if report.cut:
         _cut(table, report.cut[-1])
     for entry in report.healing:
@@ -185,7 +185,7 @@ def tasks_table(report: Report) -> Table:
             interval,
             "-" if row.samples is None else f"{row.samples:,}",
         )
-    table.caption = "drop: positive is worse; in percent it is the relative increase of what should be low"
+    table.caption = "drop: positive is worse; for metrics that should be low it is the relative increase in percent"
     resamples = max(row.resamples for row in report.tasks)
     if resamples:
         table.caption += f"; interval: paired bootstrap over the samples, {resamples} resamples"
@@ -218,9 +218,9 @@ def _cut(table: Table, entry: Cut) -> None:
     figures = entry.quality.figures if entry.quality else {}
     for name, label in (("relative_error", "relative error"), ("cosine", "mean cosine"), ("kl", "KL divergence")):
         if name in figures:
-            table.add_row(f"{label} against that result", "", f"{figures[name]:.4f}", "")
+            table.add_row(f"{label}, against the earlier result", "", f"{figures[name]:.4f}", "")
     if entry.quality is None and entry.weights is not None:
-        table.add_row("relative error of the weights against that result", "", f"{entry.weights:.4f}", "")
+        table.add_row("relative error of the weights, against the earlier result", "", f"{entry.weights:.4f}", "")
 
 
 QUALITY = {

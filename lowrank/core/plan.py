@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
-import numpy as np
-
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.cost import Unit
@@ -16,7 +14,7 @@ from lowrank.core.match import nearest
 from lowrank.core.rounding.cost import BITS
 from lowrank.core.rounding.formats import Stored
 from lowrank.core.structures import structure_named
-from lowrank.core.structures.base import Curve, Option, Structure
+from lowrank.core.structures.base import Option, Structure
 from lowrank.core.structures.dense import Dense
 from lowrank.core.weight import Group
 from lowrank.errors import InfeasibleBudget, PlanMismatch
@@ -169,9 +167,8 @@ def share_of(budget: Budget | None, options: Iterable[Option], analysis: Analysi
 
 def cost_in(unit: Unit, option: Option, analysis: Analysis) -> int:
     """What an option costs in a unit."""
-    weights = [analysis[name].weight for name in analysis.groups[option.group].weights]
-    ranks, numbers = np.array([option.rank]), np.array([option.cost])
-    return int(structure_named(option.structure).spent(unit, ranks, numbers, weights)[0])
+    weights = analysis.weights_of(analysis.groups[option.group])
+    return int(structure_named(option.structure).spent(unit, option.curve, weights)[0])
 
 
 def dense_cost(unit: Unit, analysis: Analysis) -> int:
@@ -211,12 +208,10 @@ def option_at(structure: Structure, group: Group, analysis: Analysis, rank: int,
     Raises:
         ValueError: if there is none; the message says why.
     """
-    option = structure.at(group, analysis, rank)
-    ranks, costs, errors = np.array([option.rank]), np.array([option.cost]), np.array([option.error])
-    stored = structure.stored_in(Curve(option.structure, ranks, costs, errors), group, analysis, dtype)
+    stored = structure.stored_in(structure.at(group, analysis, rank).curve, group, analysis, dtype)
     if not len(stored.ranks):
         raise ValueError(f"it has no form in {dtype}; try float16")
-    return stored.option(option.group, 0)
+    return stored.option(group.name, 0)
 
 
 def stored_weights(plan: Plan, analysis: Analysis) -> dict[str, Stored]:

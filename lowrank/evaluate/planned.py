@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from lowrank.backends.base import Backend
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan, cost_in, dense_cost
 from lowrank.core.prediction import weight_error
+from lowrank.core.structures.base import Option
 from lowrank.core.structures.dense import Dense
 from lowrank.results.parts import BudgetResult, Errors, ModelSizes, Skipped, Targets
 from lowrank.results.report import Report
-
-ONE = np.ones(1, np.int64)
 
 
 def planned_report(dense: Backend, params: int, nbytes: int, analysis: Analysis, plan: Plan) -> Report:
@@ -46,8 +43,9 @@ def planned_report(dense: Backend, params: int, nbytes: int, analysis: Analysis,
 
 def _sizes(dense: Backend, params: int, nbytes: int, analysis: Analysis, plan: Plan) -> ModelSizes:
     """Parameters, bytes of the tensors, and multiply-adds, before and after."""
-    untouched = [w for w in dense.weights if w.name not in analysis]
-    rest = sum(int(Dense().spent("macs", ONE, np.array([w.params]), [w])[0]) for w in untouched)
+    structure, rest = Dense(), 0
+    for w in (w for w in dense.weights if w.name not in analysis):
+        rest += int(structure.spent("macs", Option(w.name, structure.name, w.full_rank, w.params, 0.0).curve, [w])[0])
     return ModelSizes(
         params_before=dense.params,
         params_after=params,

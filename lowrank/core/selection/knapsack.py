@@ -62,7 +62,7 @@ class Knapsack:
         def priced(group: Group) -> list[tuple[Curve, Costs]]:
             weights = analysis.weights_of(group)
             curves = self._curves(group, analysis)
-            return [(c, structure_named(c.structure).spent(unit, c.ranks, c.costs, weights)) for c in curves]
+            return [(c, structure_named(c.structure).spent(unit, c, weights)) for c in curves]
 
         offers = _Offers(analysis, priced)
         whole = dense_cost(budget.kind, analysis)
@@ -112,10 +112,7 @@ class Knapsack:
 
         def priced(group: Group) -> list[tuple[Curve, Costs]]:
             weights = analysis.weights_of(group)
-            sizes = [
-                (c, structure_named(c.structure).file_bytes(c.ranks, c.costs, weights, c.dtype))
-                for c in self._stored(group, analysis)
-            ]
+            sizes = [(c, structure_named(c.structure).file_bytes(c, weights)) for c in self._stored(group, analysis)]
             return [(curve, np.ceil(size).astype(np.int64)) for curve, size in sizes]
 
         offers = _Offers(analysis, priced)

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
-import numpy as np
-
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan, in_order
@@ -64,7 +62,7 @@ class Cutting(Knapsack):
             owners = [analysis.now[analysis.group_of[name]] for name in group.weights]
             taken = any(structure_named(o.structure).fixed_order or o.group in analysis.fixed for o in owners)
             return [Curve.empty(Dense().name)] if taken else super()._curves(group, analysis, step)
-        itself = Curve(now.structure, np.array([now.rank]), np.array([now.cost]), np.zeros(1), now.dtype)
+        itself = replace(now, error=0.0).curve
         if group.name in analysis.fixed:
             return [itself]
         offers = [itself]

@@ -70,6 +70,12 @@ class Option:
     dtype: str = "float32"
     """The type that it is stored in, where that was chosen."""
 
+    @property
+    def curve(self) -> Curve:
+        """A curve of this one point."""
+        ranks, costs, errors = np.array([self.rank]), np.array([self.cost]), np.array([self.error])
+        return Curve(self.structure, ranks, costs, errors, self.dtype)
+
 
 @dataclass(frozen=True, eq=False)
 class Curve:
@@ -177,45 +183,40 @@ class Structure(ABC):
         """How many indices it stores."""
         return 0
 
-    def spent(
-        self, unit: Unit, ranks: NDArray[np.int64], numbers: NDArray[np.int64], weights: Sequence[Weight]
-    ) -> NDArray[np.int64]:
-        """What some weights cost at some ranks, in a unit.
+    def spent(self, unit: Unit, curve: Curve, weights: Sequence[Weight]) -> NDArray[np.int64]:
+        """What some weights cost at each point of a curve, in a unit.
 
         Multiply-adds are those of one token (one position of a convolution) in the layers that multiply; a dense lookup
         costs none, a factored one its product. All experts of a mixture are counted.
 
         Args:
             unit: which.
-            ranks: one or more.
-            numbers: that it stores at each rank.
+            curve: of the structure.
             weights: that it holds.
         """
         if unit == "bytes":
             params = sum(w.params for w in weights)
             size = sum(w.params * item_bytes(w.dtype) for w in weights) / params
-            return np.ceil(numbers * size).astype(np.int64) + INDEX * self.indices(weights)
+            return np.ceil(curve.costs * size).astype(np.int64) + INDEX * self.indices(weights)
         if unit == "macs":
             lookups = sum(layer.kind == "lookup" for layer in weights[0].layers)
             products = max(len(weights[0].layers), 1) - lookups
-            factored = 0 if self.is_dense else ranks * lookups * weights[0].rows
-            return numbers * products + factored
-        return numbers
+            factored = 0 if self.is_dense else curve.ranks * lookups * weights[0].rows
+            return curve.costs * products + factored
+        return curve.costs
 
-    def file_bytes(
-        self, ranks: NDArray[np.int64], numbers: NDArray[np.int64], weights: Sequence[Weight], dtype: str
-    ) -> Vector:
-        """Bytes that it takes in a file: numbers, scales, indices, and about what its nodes are.
+    def file_bytes(self, curve: Curve, weights: Sequence[Weight]) -> Vector:
+        """Bytes that it takes in a file at each point of a curve: numbers in the curve's type, scales, indices, and
+        about what its nodes are.
 
         Args:
-            ranks: one or more.
-            numbers: that it stores at each rank.
+            curve: of the structure.
             weights: that it holds.
-            dtype: of what it stores.
         """
-        size: Vector = numbers.astype(np.float64) * (BITS[dtype] / 8) + self.nodes * len(weights) * NODES[dtype]
+        dtype, numbers = curve.dtype, curve.costs.astype(np.float64)
+        size: Vector = numbers * (BITS[dtype] / 8) + self.nodes * len(weights) * NODES[dtype]
         if dtype in FORMATS:
-            size = size + SCALE * (scaled_rows(weights) + (ranks if self.even_latents else 0))
+            size = size + SCALE * (scaled_rows(weights) + (curve.ranks if self.even_latents else 0))
         return size + INDEX * self.indices(weights)
 
     def times(self, table: Timings, ranks: NDArray[np.int64], group: Group, weights: Sequence[Weight]) -> Vector:

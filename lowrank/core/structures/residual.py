@@ -14,7 +14,7 @@ from lowrank.core.cost import break_even_rank, two_factor_cost
 from lowrank.core.linalg.eigen import Vector
 from lowrank.core.rounding.cost import BITS, NODES
 from lowrank.core.rounding.formats import FORMATS, SCALE, even_error
-from lowrank.core.structures.base import Option, Replacement, scaled_rows
+from lowrank.core.structures.base import Curve, Option, Replacement, scaled_rows
 from lowrank.core.structures.ranked import Ranked
 from lowrank.core.weight import Group, Weight
 
@@ -55,13 +55,11 @@ class Residual(Ranked):
         """Nothing to replace: see `edge.quantize`."""
         return {}
 
-    def file_bytes(
-        self, ranks: NDArray[np.int64], numbers: NDArray[np.int64], weights: Sequence[Weight], dtype: str
-    ) -> Vector:
+    def file_bytes(self, curve: Curve, weights: Sequence[Weight]) -> Vector:
         """The whole matrix in the type, and the factors beside it in eight bits."""
-        dense, scales = sum(w.params for w in weights), 2.0 * scaled_rows(weights) + ranks
-        nodes = len(weights) * NODES[dtype] + 2 * NODES["int8"]
-        return dense * BITS[dtype] / 8 + numbers - dense + SCALE * scales + nodes
+        dense, scales = sum(w.params for w in weights), 2.0 * scaled_rows(weights) + curve.ranks
+        nodes = len(weights) * NODES[curve.dtype] + 2 * NODES["int8"]
+        return dense * BITS[curve.dtype] / 8 + curve.costs - dense + SCALE * scales + nodes
 
     def rounded_error(self, dtype: str, dense: Sequence[float], tail: Vector) -> Vector:
         """Steps are as wide as what is left of the matrix."""

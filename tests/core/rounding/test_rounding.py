@@ -103,8 +103,7 @@ def test_never_over_the_size(limit: int, overhead: int) -> None:
     nbytes = overhead
     for option in plan.options:
         weights = [analysis[name].weight for name in analysis.groups[option.group].weights]
-        rank, cost = np.array([option.rank]), np.array([option.cost])
-        nbytes += int(np.ceil(structure_named(option.structure).file_bytes(rank, cost, weights, option.dtype)[0]))
+        nbytes += int(np.ceil(structure_named(option.structure).file_bytes(option.curve, weights)[0]))
     assert plan.reached == nbytes <= limit and plan.meets_budget
     again = Plan.from_json(plan.to_json(), analysis, plan.budget)
     assert again.options == plan.options and again.meets_budget

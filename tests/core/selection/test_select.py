@@ -20,6 +20,7 @@ from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.selection.registry import SELECTORS, selector_type
 from lowrank.core.selection.simple import Energy, RelativeError, Uniform
 from lowrank.core.structures import structure_named
+from lowrank.core.structures.base import Curve
 from lowrank.core.weight import Layer, Weight
 from lowrank.core.weight_analysis import analyze_weight
 from lowrank.errors import InfeasibleBudget, PlanMismatch
@@ -187,15 +188,15 @@ def test_never_over_a_budget_of_any_unit(unit: Unit, keep: float, seed: int) -> 
 
 def test_units_price_structures_differently() -> None:
     """Indices take bytes; a lookup multiplies nothing until it is factored; a tied table does both."""
-    numbers, ranks = np.array([100, 200]), np.array([4, 8])
+    curve = Curve("any", np.array([4, 8]), np.array([100, 200]), np.zeros(2))
     linear = Weight("w", 16, 24, "bfloat16", "projection", (Layer("w", "linear"),))
     table = Weight("t", 16, 900, "float32", "embedding", (Layer("t", "lookup"),))
     tied = Weight("t", 16, 900, "float32", "embedding", (Layer("t", "lookup"), Layer("h", "linear")))
-    assert structure_named("two_factor").spent("bytes", ranks, numbers, [linear]).tolist() == [200, 400]
-    assert structure_named("pivoted").spent("bytes", ranks, numbers, [linear]).tolist() == [200 + 16 * 8, 400 + 16 * 8]
-    assert structure_named("dense").spent("macs", ranks, numbers, [table]).tolist() == [0, 0]
-    assert structure_named("two_factor").spent("macs", ranks, numbers, [table]).tolist() == [4 * 16, 8 * 16]
-    assert structure_named("two_factor").spent("macs", ranks, numbers, [tied]).tolist() == [100 + 4 * 16, 200 + 8 * 16]
+    assert structure_named("two_factor").spent("bytes", curve, [linear]).tolist() == [200, 400]
+    assert structure_named("pivoted").spent("bytes", curve, [linear]).tolist() == [200 + 16 * 8, 400 + 16 * 8]
+    assert structure_named("dense").spent("macs", curve, [table]).tolist() == [0, 0]
+    assert structure_named("two_factor").spent("macs", curve, [table]).tolist() == [4 * 16, 8 * 16]
+    assert structure_named("two_factor").spent("macs", curve, [tied]).tolist() == [100 + 4 * 16, 200 + 8 * 16]
 
 
 def test_a_budget_of_multiply_adds_leaves_tables_alone() -> None:

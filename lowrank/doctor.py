@@ -1,4 +1,4 @@
-"""What is installed here, what is missing, what would not go together, and whether the core works."""
+"""`lowrank doctor`: what is installed, what is missing, which versions conflict, and whether the core works."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CPU_INDEX = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
 
 
 def examine() -> dict[str, Any]:
-    """All of it, as JSON can hold it; `works` says whether the core does, and `why` what is wrong if not."""
+    """The whole examination as JSON; `works` says whether the core works, and `why` what is wrong if it does not."""
     packages, broken = _packages()
     extras, advice = _extras()
     check = _try_core() if not broken else {"works": False, "why": "; ".join(broken)}

@@ -1,4 +1,4 @@
-"""Run files as plain data: keys of a YAML file with their lines and values, before anything is made of them."""
+"""Reading a run file as plain data: the keys of a YAML file with their lines and values."""
 
 from __future__ import annotations
 

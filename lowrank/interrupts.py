@@ -1,4 +1,4 @@
-"""Ctrl-C that counts, also where code of others swallows it.
+"""Ctrl-C that ends the program even where another library swallows it.
 
 An exception that is raised in a finaliser or a callback is only printed, and one
 that is raised inside a call to another language comes back as an error of that call.
@@ -24,11 +24,11 @@ def remember_interrupts() -> None:
 
 
 def was_interrupted() -> bool:
-    """Whether there was one."""
+    """Whether Ctrl-C was pressed since `remember_interrupts`."""
     return bool(_seen)
 
 
 def heed_swallowed() -> None:
-    """Raise `KeyboardInterrupt` if there was one that has not ended the program."""
+    """Raise `KeyboardInterrupt` if Ctrl-C was pressed and the program still runs."""
     if was_interrupted():
         raise KeyboardInterrupt

@@ -29,7 +29,7 @@ def processes() -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Where jobs run."""
+    """An executor, and how many jobs it runs at once."""
 
     executor: Executor
     jobs: int

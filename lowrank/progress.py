@@ -1,4 +1,4 @@
-"""How long work shows itself (a function that wraps the items it goes through), and how long it took."""
+"""Progress of work over items, and the seconds that stages take."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 T = TypeVar("T")
 
 Label = str | Callable[[], str]
-"""What is being done; a function where there is more to tell as it goes on."""
+"""What is being done; a function if the text changes on the way."""
 
 
 class Track(Protocol):

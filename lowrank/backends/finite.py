@@ -1,4 +1,4 @@
-"""What has no spectrum is refused, whatever format it was read from."""
+"""Refusing weights that hold NaN or infinity, whatever format they were read from."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Input:
     scale: int = 1
     """How many numbers of this input make one step of `sequence`: samples of a sound wave, for one."""
     offset: int = 0
-    """How many it takes before the first step."""
+    """How many numbers come before the first step of `sequence`."""
 
     @property
     def is_floating(self) -> bool:

@@ -1,4 +1,4 @@
-"""How much memory there is."""
+"""Memory that this process has, and that it can still take."""
 
 from __future__ import annotations
 

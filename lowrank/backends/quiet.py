@@ -1,4 +1,4 @@
-"""Without the chatter of other libraries; their errors still come as exceptions."""
+"""Silencing other libraries; their errors still come as exceptions."""
 
 from __future__ import annotations
 

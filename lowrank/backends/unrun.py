@@ -35,16 +35,16 @@ class Unrun:
 
     @property
     def output_kind(self) -> Any:
-        """There is no output."""
+        """Not known, since there is no output."""
         return self.refuse()
 
     @property
     def couplings(self) -> tuple[()]:
-        """None are known: they are found by running the model."""
+        """Empty: couplings are found by running the model."""
         return ()
 
     def bias(self, name: str) -> None:
-        """Not known: biases stay as they are."""
+        """None: the biases are not known, and stay as they are."""
         return None
 
     def check_finite(self) -> None:
@@ -59,9 +59,9 @@ class Unrun:
         raise ExportError(f"--with-past cannot be had: {self.signature}")
 
     def curvature(self, feeds: Sequence[Feed], names: Sequence[str]) -> dict[str, Matrix]:
-        """There are no gradients."""
+        """Empty: there are no gradients without a forward pass."""
         return {}
 
     def paired(self, small: Any, fit: Sequence[Feed], judge: Sequence[Feed]) -> None:
-        """There is no refit."""
+        """None: no refit without runs of the model."""
         return None

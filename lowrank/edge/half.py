@@ -1,4 +1,4 @@
-"""Sixteen bits as a way to store numbers: they are computed with in thirty-two."""
+"""Storing numbers in sixteen bits; they are computed with in thirty-two."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from lowrank.core.rounding.codes import Codes
 
 CONTRIB = "com.microsoft"
 FLOAT, INT8 = 1, 3
-"""Types, as ONNX counts them."""
+"""ONNX's numbers for these types."""
 FAST = 4
 """MatMulNBits with inputs rounded to eight bits, too: several times faster than with inputs as they are."""
 

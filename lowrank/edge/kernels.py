@@ -13,7 +13,7 @@ from lowrank.backends.onnx.opset import IR_VERSION, OPSET
 from lowrank.core.selection.timings import Operator
 
 PLACE = "WORK = None\n"
-"""In the script: where the graphs go."""
+"""The line of the script that the graphs are put into."""
 WIDEST, MOST = 64 << 20, 128
 """Bytes of weights in a graph at most, and how many weights."""
 

@@ -1,4 +1,4 @@
-"""A graph's weights in fewer bits: pairs of factors made even first, and rounded to what the data ask for."""
+"""Rounding a graph's weights to fewer bits: factors are balanced first, and errors are weighted by the data."""
 
 from __future__ import annotations
 
@@ -202,8 +202,8 @@ class _Quantizer:
     def _chain(
         self, first: Weight, readers: Sequence[Weight], matrices: Mapping[str, Matrix], moments: Mapping[str, Matrix]
     ) -> None:
-        """Two factors, the second one perhaps of several weights: what lies between is made even, the first is rounded,
-        and the second fitted to it before it is rounded too."""
+        """Two factors, the second one perhaps of several weights: the channels between them are balanced, the first is
+        rounded, and the second is fitted to it before it is rounded too."""
         table = self.backend.uses(first.name)[0].site.kind == "lookup"
         moment = moments.get(first.name)
         pair = even_latents(Factors(np.concatenate([matrices[r.name] for r in readers]), matrices[first.name]), moment)

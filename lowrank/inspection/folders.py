@@ -19,7 +19,7 @@ MOST = 50
 
 
 def look_at_folder(folder: Path) -> Description:
-    """A folder, told by the files in it."""
+    """Describe a folder by the files in it."""
     if is_file(folder / "analysis.json") or (is_file(folder / "plan.json") and is_file(folder / "report.json")):
         return _run(folder)
     if is_file(folder / RECORD_FILE):
@@ -56,7 +56,7 @@ def look_at_folder(folder: Path) -> Description:
 
 
 def _files(folder: Path) -> dict[str, Any]:
-    """What lies in a folder, with sizes."""
+    """The files of a folder, with sizes."""
     entries = sorted(folder.iterdir())
     sizes = {str(tidy(e.name)): e.stat().st_size for e in entries[:MOST] if is_file(e)}
     inside = [str(tidy(e.name)) for e in entries[:MOST] if e.is_dir()]

@@ -119,7 +119,7 @@ def _value(value: Any) -> dict[str, Any]:
 
 
 def _outside(path: Path, graph: Any) -> tuple[dict[str, int], list[str]]:
-    """Files that hold numbers, with their bytes, and those that are not there or not to be read."""
+    """External files with numbers of the graph and their bytes, and those that are missing or must not be read."""
     names: set[str] = set()
     for tensor in graph.initializer:
         names |= {entry.value for entry in tensor.external_data if entry.key == "location"}

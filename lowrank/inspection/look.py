@@ -1,4 +1,4 @@
-"""Which look a path gets: by suffix, and by its first bytes where that tells more."""
+"""Choosing how a path is inspected: by its suffix, and by its first bytes."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ OF_CONFIGS = (
 
 
 def look_at_json(path: Path) -> Description:
-    """A JSON file, told by its schema or by its keys."""
+    """Describe a JSON file by its schema or by its keys."""
     content = read_any_json(path)
     if not isinstance(content, dict):
         size = f" of {len(content)} entries" if isinstance(content, list) else ""

@@ -1,1 +1,1 @@
-"""Where people already work: what other packages need to know of lowrank."""
+"""Connections to other packages: transformers and Olive."""

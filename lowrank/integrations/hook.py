@@ -29,7 +29,7 @@ def _register() -> None:
 
 
 class _Finder:
-    """Finds one module as it is found anyway, and lets something be done after it."""
+    """Finds the one module as Python would, and registers lowrank after it is imported."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

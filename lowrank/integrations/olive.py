@@ -94,7 +94,7 @@ class LowRank(Pass):
 
 
 def _results(run: Path, stays: bool) -> list[Path]:
-    """What of a run goes on through the workflow."""
+    """The files of a run that the next pass of the workflow gets."""
     if stays:
         return [*(run / "model").iterdir(), run / REPORT_FILE]
     return [path for path in (run / ONNX_FILE, run / f"{ONNX_FILE}.data", run / REPORT_FILE) if path.exists()]
@@ -131,7 +131,7 @@ def _place(model: HfModelHandler | ONNXModelHandler) -> str:
 
 
 def _figures(report: Report) -> dict[str, Any]:
-    """What a later pass, or a person, may want to know."""
+    """Figures of the report for later passes of the workflow."""
     return {"targets": report.targets.to_json(), "model": report.model.to_json(), "error": report.error.relative}
 
 

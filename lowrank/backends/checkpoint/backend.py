@@ -44,16 +44,16 @@ class CheckpointBackend(Unrun):
     signature: Signature | str = STREAMED
     """How its blocks are fed, where they are run; see `fed`."""
     feeding: Signature | str = STREAMED
-    """How they would be."""
+    """How its blocks would be fed if they were run."""
 
     @property
     def refusal(self) -> str:
-        """With what to try."""
+        """Why the model cannot be run as a whole, and what to try."""
         return f"{STREAMED}; {REMEDY}"
 
     @cached_property
     def by_name(self) -> dict[str, Weight]:
-        """The weights."""
+        """The weights by name."""
         return {weight.name: weight for weight in self.weights}
 
     @property
@@ -67,7 +67,7 @@ class CheckpointBackend(Unrun):
         return self.shards.nbytes
 
     def dtype(self, name: str) -> torch.dtype:
-        """What a weight is stored in."""
+        """The type that a weight is stored in."""
         return DTYPES[self.shards.tensors[self.stored[name]].dtype]
 
     def read(self, name: str) -> Matrix:
@@ -87,11 +87,11 @@ class CheckpointBackend(Unrun):
         return replace(self, signature=self.feeding)
 
     def fed_with(self, signature: Signature) -> CheckpointBackend:
-        """The same with other inputs."""
+        """The same checkpoint with another description of its inputs."""
         return replace(self, signature=signature)
 
     def with_tokenizer(self, tokenizer: Path) -> CheckpointBackend:
-        """The same with another tokenizer."""
+        """The same checkpoint with another tokenizer."""
         return replace(self, tokenizer=tokenizer)
 
     rewrite = save = reloaded = saved_in = Unrun.refuse

@@ -53,7 +53,7 @@ class Blocks:
         self._calls: list[list[Called]] = []
 
     def weights_of(self, index: int, weights: Sequence[Weight]) -> list[Weight]:
-        """Those of some weights that are in a block."""
+        """The weights among some that are in a block."""
         return [w for w in weights if w.layers[0].name.startswith(f"{self.paths[index]}.")]
 
     def prepare(self, afresh: bool) -> None:
@@ -102,11 +102,11 @@ class Blocks:
         self._empty(names)
 
     def forget(self, index: int) -> None:
-        """Remove what a block was run on."""
+        """Remove the hidden states that a block was run on."""
         shutil.rmtree(self.folder / str(index), ignore_errors=True)
 
     def has(self, index: int) -> bool:
-        """Whether what a block is run on is there."""
+        """Whether the hidden states that a block is run on are there."""
         return (self.folder / str(index)).is_dir()
 
     def _through(self, block: nn.Module, index: int, number: int, result: Path, _: Feed) -> None:

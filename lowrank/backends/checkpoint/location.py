@@ -29,7 +29,7 @@ class Location:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a folder that this machine sees."""
+        """Whether it is a folder of this machine's file system."""
         return not is_url(self.url)
 
     @cached_property

@@ -37,7 +37,7 @@ DTYPES: dict[str, torch.dtype] = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LARGEST_HEADER = 100_000_000
-"""Bytes; the format's own limit."""
+"""Bytes of a header at most, by the format's own definition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +65,12 @@ class Shards:
 
     @property
     def files(self) -> list[str]:
-        """The files that they are in."""
+        """The names of the files that hold the tensors."""
         return sorted({stored.file for stored in self.tensors.values()})
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all of them."""
+        """Bytes of all tensors."""
         return sum(stored.stop - stored.start for stored in self.tensors.values())
 
     def raw(self, name: str) -> bytearray:

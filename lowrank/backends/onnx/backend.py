@@ -39,7 +39,7 @@ WAVES = (512, 2048, 16384)
 
 @dataclass(frozen=True, eq=False)
 class OnnxBackend:
-    """A graph with what is needed to feed it."""
+    """An ONNX graph, and how it is fed."""
 
     model: Any
     """An `onnx_ir.Model`."""
@@ -47,9 +47,9 @@ class OnnxBackend:
     declared: Signature | str
     """What the graph says of its inputs, or what calibration data showed."""
     folder: Path
-    """Where its external tensors are."""
+    """The folder of its external tensors."""
     path: Path | None = None
-    """The file that holds just this graph."""
+    """The file that holds this graph unchanged; None if there is none."""
     tokenizer: Path | None = None
     external: bool = False
     """Whether its numbers are to be kept beside the graph."""
@@ -75,12 +75,12 @@ class OnnxBackend:
 
     @property
     def output_kind(self) -> OutputKind:
-        """By the output's name."""
+        """What the output is for, by its name."""
         return self.signature.output_kind if isinstance(self.signature, Signature) else "hidden"
 
     @property
     def couplings(self) -> tuple[()]:
-        """None are known."""
+        """Empty: in a graph no couplings are looked for."""
         return ()
 
     @property
@@ -272,7 +272,7 @@ class OnnxBackend:
     def trials(
         self, feeds: Sequence[Feed], base: Mapping[str, Change] | None = None
     ) -> Iterator[Callable[[Mapping[str, Change]], list[NDArray[Any]]]]:
-        """The whole graph is run for each trial."""
+        """A function from changes to outputs; it runs the whole graph for each trial."""
 
         def run(changes: Mapping[str, Change]) -> list[NDArray[Any]]:
             with self.swapped({**(base or {}), **changes}):
@@ -281,11 +281,11 @@ class OnnxBackend:
         yield run
 
     def curvature(self, feeds: Sequence[Feed], names: Sequence[str]) -> dict[str, Matrix]:
-        """There are no gradients in this format."""
+        """Empty: ONNX Runtime computes no gradients."""
         return {}
 
     def uses(self, name: str) -> tuple[Use, ...]:
-        """Where a weight is applied."""
+        """The sites that apply a weight."""
         return self._described.uses[name]
 
     def paired(self, small: OnnxBackend, fit: Sequence[Feed], judge: Sequence[Feed]) -> OnnxPair | None:

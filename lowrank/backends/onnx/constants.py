@@ -22,7 +22,7 @@ class Constant:
     root: Any
     """The `onnx_ir.Value` that holds it: an initializer, or the output of a Constant node."""
     chain: tuple[Any, ...] = ()
-    """Nodes from the root to the reader."""
+    """The nodes between the stored tensor and the node that reads it, in order."""
 
     @property
     def tensor(self) -> Any:
@@ -94,7 +94,7 @@ def constants_of(model: Any) -> list[Any]:
 
 
 def tensor_of(value: Any) -> Any:
-    """The tensor that a value always has, or None."""
+    """The stored tensor of a value; None if the value is computed, or an input."""
     if value is None:
         return None
     node = value.producer()

@@ -28,7 +28,7 @@ class Use:
 
 @dataclass(frozen=True, eq=False)
 class Described:
-    """What is known of a graph's constants."""
+    """The weights of a graph, where each is applied, and why other constants are skipped."""
 
     weights: tuple[Weight, ...]
     uses: dict[str, tuple[Use, ...]]
@@ -74,7 +74,7 @@ def _is_public(root: Any, model: Any) -> bool:
 
 
 def _together(sites: list[Site]) -> tuple[Use, ...] | str:
-    """The sites of one constant as uses of one matrix, or why they are not."""
+    """The sites of one constant as uses of one matrix, or the reason why they cannot be."""
     first = next((s for s in sites if s.kind == "lookup"), sites[0])
     others = [s for s in sites if s is not first]
     uses = [Use(first)]

@@ -1,4 +1,4 @@
-"""New nodes and constants in the places of old ones."""
+"""Graph surgery: new nodes and constants, put in the places of old ones."""
 
 from __future__ import annotations
 

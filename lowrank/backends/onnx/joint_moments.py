@@ -74,10 +74,10 @@ class OnnxPair:
         return folds.both()
 
     def put(self, weight: Weight, replacement: Replacement) -> None:
-        """Nothing: the next stage is made with what has been found."""
+        """Do nothing: the next stage rewrites the graph with all numbers found until then."""
 
     def bias(self, weight: Weight) -> Vector | None:
-        """None that belongs to the product."""
+        """None: in a graph a bias is an operand of another node than the product."""
         return None
 
     def _use(self, weight: Weight) -> Use | None:

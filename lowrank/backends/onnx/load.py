@@ -1,4 +1,4 @@
-"""An ONNX file as an `onnx_ir.Model`, after everything about it that could go wrong has been looked at."""
+"""Reading an ONNX file as an `onnx_ir.Model`, with all checks that an unknown file needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Moments of what a graph's weights see, from ONNX Runtime itself."""
+"""Moments of the inputs or outputs of a graph's weights, from runs in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Watch:
         self._bytes = 0.0
 
     def __call__(self, feed: Feed) -> None:
-        """One feed, in as many parts as memory asks for."""
+        """Run one feed, in as many parts as memory asks for."""
         for part in self._parts(feed):
             outputs = dict(zip(self.names, self.runner(part, self.names), strict=True)) if self.names else {}
             size = sum(array.nbytes for array in outputs.values())

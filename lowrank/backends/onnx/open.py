@@ -1,4 +1,4 @@
-"""From a path to an OnnxBackend."""
+"""Opening an ONNX file as an OnnxBackend."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class FinishedGraph:
     backend: OnnxBackend
     """The graph with one product in the place of each pair of factors that could be read."""
     replacements: Mapping[str, Replacement]
-    """Those pairs, by weight name."""
+    """The factors that could be read, by weight name."""
     fixed: Mapping[str, str]
     """Groups that stay as they are, each with the reason."""
 
@@ -131,7 +131,7 @@ class _Pair:
     outer: Any
     last: Any
     at: int
-    """Which operand of the products the factors are."""
+    """The position of the factors among the operands of their products: 0 or 1."""
     order: NDArray[np.int64] | None = None
 
 

@@ -126,7 +126,7 @@ def _gemm(use: Use, values: FactorValues) -> None:
 
 
 def _zero(values: FactorValues, node: Any, like: Any) -> list[Any]:
-    """Until operator set 10 a Gemm must have a bias."""
+    """A bias of zero, which a Gemm must have until operator set 10; nothing in later ones."""
     opset = values.model.opset_imports.get("", 0) or 0
     if opset >= 11:
         return []

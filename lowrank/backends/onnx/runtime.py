@@ -1,4 +1,4 @@
-"""A graph in ONNX Runtime: as it is, with other numbers in its weights, and with what its weights see as outputs."""
+"""A graph in ONNX Runtime: as it is, with other numbers in its weights, or with inner values as outputs."""
 
 from __future__ import annotations
 

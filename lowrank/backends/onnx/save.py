@@ -12,7 +12,7 @@ INLINE_BYTES = 4 << 20
 """Above this the weights go to a file of their own beside the graph, page-aligned, which a runtime maps: what it does
 not read takes no memory."""
 MESSAGE_BYTES = 1 << 30
-"""Well below what one protobuf message can hold."""
+"""Bytes: half of what one protobuf message can hold."""
 PAGE = 4096
 
 
@@ -71,5 +71,5 @@ def in_file(tensor: Any, file: Path, offset: int, name: str) -> Any:
 
 
 def file_size(path: Path) -> int:
-    """Bytes of a graph with the numbers beside it."""
+    """Bytes of a graph's file and of the file of numbers beside it."""
     return sum(part.stat().st_size for part in (path, path.with_name(f"{path.name}.data")) if part.exists())

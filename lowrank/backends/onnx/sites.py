@@ -29,7 +29,7 @@ class Site:
 
     node: Any
     at: int
-    """Which input of the node the constant is."""
+    """The position of the constant among the inputs of the node."""
     constant: Constant
     kind: LayerKind
     view: View
@@ -40,7 +40,7 @@ class Site:
 
     @property
     def vectors(self) -> Any:
-        """The value that meets the weight."""
+        """The value that the weight is multiplied with, or the indices that pick from it."""
         return self.node.inputs[1 - self.at] if self.node.op_type != "Conv" else self.node.inputs[0]
 
     def matrix(self) -> NDArray[Any]:
@@ -95,7 +95,7 @@ def _blame(value: Any, reason: str, reasons: dict[int, str]) -> None:
 
 
 def attribute(node: Any, name: str, default: Any) -> Any:
-    """The value of a node's attribute."""
+    """The value of a node's attribute; the default if the node does not have it."""
     entry = node.attributes.get(name)
     return default if entry is None else entry.value
 

@@ -1,4 +1,4 @@
-"""What a config.json claims, looked at before anything is made of it."""
+"""Limits on what a config.json may claim, checked before a model is built from it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _texts(value: Any) -> list[str]:
 
 @contextmanager
 def few_parts(origin: Path, stored: int) -> Iterator[None]:
-    """While it lasts, a module of many more parts than there are stored tensors is refused as it grows.
+    """Refuse, as it is built inside the block, a module of many more parts than there are stored tensors.
 
     Raises:
         UnsupportedModel: from where the module is built.

@@ -254,7 +254,7 @@ class _Trial:
         return bias if isinstance(bias, nn.Parameter) else None
 
     def _matrix(self, name: str) -> Tensor:
-        """As outputs x inputs."""
+        """The numbers of a weight as outputs x inputs."""
         stored = self._originals.get(name, self.module.get_parameter(name).data)
         return stored if self.weights[name].view.stored == "rows cols" else stored.T
 
@@ -305,6 +305,6 @@ class _Trial:
 
 
 def _per_head(maps: Tensor, numbers: Tensor) -> Tensor:
-    """Each head's rows through its own map."""
+    """The rows of each head, multiplied by the head's own map."""
     parts = numbers.reshape(len(maps), maps.shape[2], -1)
     return (maps @ parts).reshape(-1, *numbers.shape[1:])

@@ -1,4 +1,4 @@
-"""How the output of a module bends with what its layers give: second moments of gradients, without labels."""
+"""Curvature of a module's output with respect to what its layers give: second moments of gradients, without labels."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class _Gradients:
         """Outputs of layers that nothing before them makes differentiable."""
 
     def hook(self, name: str) -> Callable[..., Tensor]:
-        """What to register on a layer, for its moments to be counted under a name."""
+        """The hook for a layer whose moments are counted under a name."""
 
         def add(gradient: Tensor) -> None:
             rows = _finite_rows(gradient, self.mask)

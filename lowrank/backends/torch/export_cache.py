@@ -65,7 +65,7 @@ def cache_shapes(module: nn.Module) -> list[tuple[int, int]]:
 
 
 class _WithCache(nn.Module):
-    """Tensors in, tensors out."""
+    """A language model as a function of tensors alone: the cache is a list of them."""
 
     def __init__(self, module: nn.Module, layers: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What somebody's own script feeds a module with, as arrays by name."""
+"""Calibration data of a user's own script, as arrays by input name."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _calls(module: nn.Module, given: object) -> Iterator[_Call]:
 
 
 def _recorded(module: nn.Module, run: Callable[[nn.Module], object]) -> list[_Recorded]:
-    """What a function calls the module with."""
+    """The arguments of every call of the module that a function makes."""
     calls: list[_Recorded] = []
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -100,7 +100,7 @@ def of_transformers(model: Any) -> Signature | str:
 
 
 def _positions(config: Any) -> int:
-    """How long a sequence may be."""
+    """The longest sequence that a config allows, in tokens."""
     text = config.get_text_config()
     positions = getattr(text, "max_target_positions", None) or getattr(text, "max_position_embeddings", None) or 512
     # RoBERTa and its kin count positions from the padding index on.

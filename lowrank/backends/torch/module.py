@@ -76,7 +76,7 @@ class ModuleBackend:
 
     @property
     def output_kind(self) -> OutputKind:
-        """By the output's name, and by a pooling layer beside the model in the layout of sentence-transformers."""
+        """What the output is for, by its name, and by a pooling layer beside the model (sentence-transformers)."""
         named: OutputKind = self.signature.output_kind if isinstance(self.signature, Signature) else "hidden"
         pooled = any(extra.name == "1_Pooling" for extra in self.extras)
         return "embedding" if pooled and named == "hidden" else named
@@ -204,7 +204,7 @@ class ModuleBackend:
         return output_curvature(self.module, self.signature, self.output_kind, weights, feeds)
 
     def paired(self, small: ModuleBackend, fit: Sequence[Feed], judge: Sequence[Feed]) -> Pair | None:
-        """Both modules side by side."""
+        """This module beside a compressed one; None if they cannot be run."""
         if not isinstance(self.signature, Signature) or not fit:
             return None
         return Pair(self.module, small.module, self.signature, fit, judge)
@@ -236,13 +236,13 @@ class ModuleBackend:
         return replace(self, module=loaded, fresh=None, replaced=record["replaced"])
 
     def write_onnx(self, path: Path, opset: int | None = None) -> None:
-        """The traced module in float32."""
+        """Trace the module in float32, and write the graph."""
         if isinstance(self.signature, str):
             raise not_exported(self.source, self.signature)
         export_onnx(self.module, self.signature, path, opset or OPSET)
 
     def write_with_past(self, path: Path, opset: int | None = None) -> None:
-        """The traced module in float32, with the cache of a causal language model of transformers."""
+        """Trace a causal language model of transformers with its cache, in float32, and write the graph."""
         export_with_past(self.module, path, opset or OPSET)
 
     def save(self, folder: Path) -> None:

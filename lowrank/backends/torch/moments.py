@@ -1,4 +1,4 @@
-"""What the layers of a running module see: hooks that leave nothing but moments."""
+"""Moments of the inputs or outputs of the layers of a running module, taken by hooks."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class _Watch:
         self._last = None
 
     def hook(self, weight: Weight) -> Callable[..., None]:
-        """What to register on one of its layers."""
+        """The hook that is registered on a layer of a weight."""
         side = self.sides[weight.name]
 
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Exact rewrites that come before anything is described: into the few shapes that can be factored."""
+"""Exact rewrites of a module before its weights are listed: fused layers are split into linear ones."""
 
 from __future__ import annotations
 

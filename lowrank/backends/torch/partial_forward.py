@@ -19,7 +19,7 @@ Fed = Feed | Mapping[str, Tensor]
 
 
 class Prefix:
-    """What the first blocks of a module give for some feeds, so that only what follows has to run.
+    """The outputs of the first blocks of a module for some feeds, so that only later blocks have to run.
 
     A block is a child of an outermost `nn.ModuleList`; all that is remembered is the last output of each list. What
     is outside the lists (embeddings, heads) is run every time.

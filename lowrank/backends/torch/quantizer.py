@@ -96,22 +96,22 @@ class LowRankQuantizer(HfQuantizer):
         return None, {}
 
     def is_serializable(self) -> Any:
-        """It is saved as any model is."""
+        """Whether it can be saved: as any other model."""
         return True
 
     @property
     def is_trainable(self) -> Any:
-        """With adapters."""
+        """Whether it can be trained with adapters."""
         return True
 
     @property
     def is_qat_trainable(self) -> bool:
-        """Without them, too."""
+        """Whether it can be trained without adapters."""
         return True
 
     @property
     def is_compileable(self) -> bool:
-        """By `torch.compile`."""
+        """Whether `torch.compile` takes it."""
         return True
 
 

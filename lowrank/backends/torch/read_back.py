@@ -156,7 +156,7 @@ def _of_transformers(
 
 
 def _build(folder: Path, rebuild: Mapping[str, Any], opening: Opening) -> nn.Module:
-    """The dense module of a model that takes code."""
+    """The dense module of a model that is built by code."""
     if opening.arch is None:
         raise UnsupportedModel(
             f"{folder}: the original is not there, and building its module takes code; say with --arch "
@@ -179,12 +179,12 @@ class _Reader:
         return self._arrays.setdefault(key, tensor.detach().cpu().double().numpy())
 
     def like(self, layer: str) -> torch.dtype:
-        """The type of a layer's factors."""
+        """The type in which a layer's factors are stored."""
         own = f"{layer}."
         return next(t.dtype for name, t in self.state.items() if name.startswith(own) and t.is_floating_point())
 
     def replacement(self, weight: Weight, entry: Mapping[str, Any]) -> Replacement:
-        """What stands in a weight's place."""
+        """The replacement in a weight's place."""
         layer = entry["layers"][0]
         structure, rank = str(entry["structure"]), int(entry["rank"])
         structure_named(structure)  # Refuses what there is not.

@@ -36,7 +36,7 @@ class StateDictBackend(Unrun):
 
     @property
     def refusal(self) -> str:
-        """With what to try."""
+        """Why it cannot be run, and what to try."""
         return (
             f"{self.signature}; say with --arch package.module:factory or --config config.json how the model is built"
         )
@@ -93,7 +93,7 @@ class StateDictBackend(Unrun):
 
     @property
     def tokenizer(self) -> None:
-        """There is none."""
+        """None: a state dict comes without a tokenizer."""
         return None
 
     def read(self, name: str) -> Matrix:
@@ -127,7 +127,7 @@ class StateDictBackend(Unrun):
         return f"{weight.layers[0].name}.bias" in self.tensors
 
     def reloaded(self, folder: Path) -> StateDictBackend:
-        """Itself: what was written is what it holds."""
+        """Itself: the file holds the tensors that are in memory."""
         return self
 
     def saved_in(self, run: Path, replacements: Callable[[], Mapping[str, Replacement]]) -> StateDictBackend:

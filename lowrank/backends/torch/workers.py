@@ -1,4 +1,4 @@
-"""The processes that work together: those that `accelerate launch` has started, or this one alone."""
+"""Processes that share the data: those that `accelerate launch` has started, or this one alone."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ class Workers:
         return self._accelerator.reduce(tensor, reduction="sum").cpu().numpy()
 
     def total(self, value: float) -> float:
-        """The sum of what all processes say."""
+        """The sum of one number over all processes."""
         if self._accelerator is None:
             return value
         return float(self._accelerator.reduce(torch.tensor(value, device=self.device), reduction="sum"))
 
     def agreed(self, value: float) -> float:
-        """What the first process says."""
+        """The number of the first process, for all."""
         if self._accelerator is None:
             return value
         from accelerate.utils import broadcast

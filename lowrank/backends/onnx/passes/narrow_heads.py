@@ -79,7 +79,7 @@ class _Walk:
 
     start: Any
     narrow: Any
-    """The value before the zeros."""
+    """The value that the zeros are added to."""
     width: int
     full: int
     meetings: list[tuple[Any, int]] = field(default_factory=list[tuple[Any, int]])
@@ -186,7 +186,7 @@ class _Walk:
         return place
 
     def apply(self, graph: Any) -> None:
-        """Change the graph."""
+        """Drop the zeros, and give shapes on the way the narrower width."""
         import onnx_ir as ir
 
         for node, index, number in self._shapes:

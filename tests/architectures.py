@@ -11,7 +11,8 @@ from torch import nn
 
 from lowrank.backends.inputs import Feed
 from lowrank.backends.torch.module import ModuleBackend
-from lowrank.calibrate import Calibration, collect_grams
+from lowrank.calibrate.collect import collect_grams
+from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
 from lowrank.core.weight import Coupling
 from lowrank.core.weight_analysis import analyze_weight

@@ -33,13 +33,13 @@ import lowrank
 from lowrank.backends import open_model
 from lowrank.backends.inputs import spread
 from lowrank.backends.onnx.save import file_size
-from lowrank.calibrate import load_calibration
+from lowrank.calibrate.data import load_calibration
 from lowrank.core.budget import Budget
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.edge import standalone
 from lowrank.edge.graph_file import fit_file
 from lowrank.edge.target import Dtype, Target
-from lowrank.evaluate import measure_latency
+from lowrank.evaluate.latency import measure_latency
 
 SHAPES = ((1, 1), (1, 16), (1, 128), (8, 64))
 DTYPES: tuple[Dtype, ...] = ("float32", "float16", "int8", "int4", "nbits4")

@@ -29,7 +29,10 @@ from measured import Cell, Table, publish
 from published import PUBLISHED, Compressor, seen
 
 import lowrank
-from lowrank.calibrate import load_calibration, measure_contexts, measure_sensitivity, sequential_refit
+from lowrank.calibrate.data import load_calibration
+from lowrank.calibrate.in_context import measure_contexts
+from lowrank.calibrate.refit import sequential_refit
+from lowrank.calibrate.sensitivity import measure_sensitivity
 from lowrank.core.analysis import Analysis
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.pipeline.plans import factorize

@@ -134,7 +134,7 @@ def bench(args: argparse.Namespace) -> str:
     import lowrank
     from lowrank.backends.torch.inputs import of_transformers
     from lowrank.calibrate.text import builtin_samples
-    from lowrank.evaluate import measure_latency
+    from lowrank.evaluate.latency import measure_latency
 
     folder = Path(args.output)
     # A kept analysis would hide the seconds that it took.

@@ -23,7 +23,7 @@ from measured import Cell, Table, publish
 from published import svd_llm
 
 import lowrank
-from lowrank.calibrate import load_calibration
+from lowrank.calibrate.data import load_calibration
 
 KEEPS = (0.5, 0.3)
 SAMPLES = (256, 1024, 4096, 11498)

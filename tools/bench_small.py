@@ -22,7 +22,8 @@ from measured import Cell, Table, publish
 
 import lowrank
 from lowrank.backends import open_model
-from lowrank.calibrate import load_calibration, sequential_refit
+from lowrank.calibrate.data import load_calibration
+from lowrank.calibrate.refit import sequential_refit
 from lowrank.pipeline.plans import factorize
 from lowrank.progress import silent
 

@@ -22,7 +22,8 @@ import subjects
 from measured import Cell, Table, publish
 
 import lowrank
-from lowrank.calibrate import collect_grams, load_calibration
+from lowrank.calibrate.collect import collect_grams
+from lowrank.calibrate.data import load_calibration
 from lowrank.calibrate.sensitivity import CURVATURE_TOKENS, some_batches
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget

@@ -20,7 +20,8 @@ from torch import nn
 from lowrank.backends.torch.curvature import probe
 from lowrank.backends.torch.hooks import first_input
 from lowrank.backends.torch.inputs import call, mask_of, token_rows
-from lowrank.calibrate import Calibration, collect_grams
+from lowrank.calibrate.collect import collect_grams
+from lowrank.calibrate.data import Calibration
 from lowrank.calibrate.sensitivity import changes_of, some_batches
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget

@@ -40,15 +40,15 @@ def half_of(dense: Backend) -> ModuleBackend:
         raise UnsupportedModel("no student: only a Hugging Face config says how a model with fewer layers is built")
     paths = _blocks(dense)
     front = paths[0].rpartition(".")[0]
-    kept = list(range(0, len(paths), 2))
+    stay = list(range(0, len(paths), 2))
     module: Any = dense.module
-    config = _shorter(module.config, len(paths), kept)
+    config = _shorter(module.config, len(paths), stay)
     try:
         student = normalize_(build_dense(config, module.dtype))
-        student.load_state_dict(_renamed(dense.module, front, kept))
+        student.load_state_dict(_renamed(dense.module, front, stay))
     except Exception as error:
         raise UnsupportedModel(
-            f"no student: {type(module).__name__} with {len(kept)} layers does not take the tensors of the one with "
+            f"no student: {type(module).__name__} with {len(stay)} layers does not take the tensors of the one with "
             f"{len(paths)} ({first_line(error)})"
         ) from None
     return replace(dense, module=student.eval(), fresh=None)
@@ -97,35 +97,35 @@ def _blocks(dense: ModuleBackend) -> list[str]:
     paths = block_paths(dense.module, dense.signature, dense.signature.example(1, 4))
     fronts = {path.rpartition(".")[0] for path in paths}
     if len(paths) < 2 or len(fronts) > 1:
-        found = f"{len(paths)} blocks" if len(fronts) < 2 else f"blocks in {len(fronts)} lists"
-        raise UnsupportedModel(f"no student: the model has {found}, and every second one of a single list is left out")
+        blocks = f"{len(paths)} blocks" if len(fronts) < 2 else f"blocks in {len(fronts)} lists"
+        raise UnsupportedModel(f"no student: the model has {blocks}, and every second one of a single list is left out")
     return paths
 
 
-def _shorter(config: Any, count: int, kept: Sequence[int]) -> Any:
+def _shorter(config: Any, count: int, stay: Sequence[int]) -> Any:
     """The config of a model with some of the layers; what it says of each layer is cut alike."""
     if getattr(config, "num_hidden_layers", None) != count:
         raise UnsupportedModel(f"no student: config.json does not say in num_hidden_layers that there are {count}")
-    found = copy.deepcopy(config)
+    shorter = copy.deepcopy(config)
     for name, value in vars(config).items():
         if isinstance(value, list | tuple) and len(value) == count:
-            setattr(found, name, [value[i] for i in kept])
-    found.num_hidden_layers = len(kept)
-    return found
+            setattr(shorter, name, [value[i] for i in stay])
+    shorter.num_hidden_layers = len(stay)
+    return shorter
 
 
-def _renamed(module: nn.Module, front: str, kept: Sequence[int]) -> dict[str, torch.Tensor]:
+def _renamed(module: nn.Module, front: str, stay: Sequence[int]) -> dict[str, torch.Tensor]:
     """The state of the dense model without the blocks that are left out, those that stay counted anew."""
-    places = {str(old): str(new) for new, old in enumerate(kept)}
-    found: dict[str, torch.Tensor] = {}
+    places = {str(old): str(new) for new, old in enumerate(stay)}
+    state: dict[str, torch.Tensor] = {}
     for name, tensor in module.state_dict().items():
         if not name.startswith(f"{front}."):
-            found[name] = tensor
+            state[name] = tensor
             continue
         number, _, rest = name.removeprefix(f"{front}.").partition(".")
         if number in places:
-            found[f"{front}.{places[number]}.{rest}"] = tensor
-    return found
+            state[f"{front}.{places[number]}.{rest}"] = tensor
+    return state
 
 
 def _trained(module: nn.Module) -> dict[str, nn.Parameter]:

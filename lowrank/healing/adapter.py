@@ -1,4 +1,4 @@
-"""The trainable residual `s B A` beside each factored layer: put on, saved as PEFT does, or folded in."""
+"""The trainable residual `s B A` beside each factored layer: put on a module, or folded into its factors."""
 
 from __future__ import annotations
 

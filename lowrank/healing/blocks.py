@@ -1,4 +1,4 @@
-"""Block by block: parameters fitted to what the dense block gives, on what the compressed model lets each see."""
+"""Block by block: parameters fitted to the dense block's outputs, on the inputs that the compressed model gives it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from lowrank.healing.clock import Part, Work
 from lowrank.healing.distill import Distillation, steps_in_turn
 from lowrank.healing.loss import hidden_loss
 from lowrank.healing.module_runner import ModuleRunner
-from lowrank.healing.optimizer import Diverged, Optimizer, descend
-from lowrank.healing.parameters import restore_, snapshot
+from lowrank.healing.optimizer import Diverged, Optimizer, descend, restore_, snapshot
 
 REMEMBERED = 1 << 29
-"""Bytes of hidden states of one block that is learnt from at most, held twice; held-out ones come with it."""
+"""Bytes of the hidden states of one block, at most; they are in memory twice, and those of held-out batches besides."""
 
 
 class BlockFit:
     """Fits one block after the other; one that gets no better on held-out batches stays as it was (AA-SVD, 2026).
 
     Args:
-        task: the models, and the data of which as many batches are taken as memory is meant for.
+        task: the models and the data, of which as many batches are taken as `REMEMBERED` allows.
         rate: see `Optimizer`.
         work: the whole work, of which each block takes an equal part.
         length: of all parts together.
@@ -88,7 +87,7 @@ class BlockFit:
 
 
 def _some(feeds: Sequence[Feed], student: ModuleRunner) -> list[Feed]:
-    """Batches spread over those that there are, as many as memory is meant for."""
+    """Batches spread over those that there are, as many as `REMEMBERED` allows."""
     with torch.no_grad():
         hidden = student(feeds[0]).hidden
     if not hidden:

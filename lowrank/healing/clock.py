@@ -1,4 +1,4 @@
-"""How much has been done of what is allowed: by the clock, or by steps."""
+"""How much of the allowed work is done: by the clock, or by steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an adapter begins as: the best of what truncation left out."""
+"""The values that an adapter begins with: the best part of what truncation left out."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from lowrank.healing.adapter import NAME
 from lowrank.nn import LowRankLinear, PivotedLinear
 
 RIDGE = 1e-2
-"""Toward the difference of the weights, in units of the mean variance of an input."""
+"""Of the ridge toward the difference of the weights, in units of the mean variance of an input."""
 TOKENS = 1 << 15
-"""That it is learnt from, at most; the hidden states of one block for all of them are held, twice."""
+"""Of the data that are used, at most; the hidden states of one block for all of them are in memory twice."""
 
 _lapack: Any = scipy.linalg
 
@@ -56,11 +56,11 @@ def begin_with_the_discarded(
     original, signature = module_in_float32(dense.module).eval(), in_float32(dense.signature)
     records = {name: record for name, record in small.replaced.items() if record["kind"] == "linear"}
     weights = {w.name: w for w in dense.weights if w.name in records and _is_factored(module, w.layers[0].name)}
-    kept = {n: np.array(records[n].get("rows", range(w.rows)), np.int64) for n, w in weights.items()}
+    rows = {n: np.array(records[n].get("rows", range(w.rows)), np.int64) for n, w in weights.items()}
     pair = Pair(original, module, signature, spread(feeds, TOKENS), ())
     for stage in pair.stages(list(weights.values())):
-        for name, (joint, _) in pair.joint(stage, kept).items():
-            wanted = dense.read(name)[kept[name]]
+        for name, (joint, _) in pair.joint(stage, rows).items():
+            wanted = dense.read(name)[rows[name]]
             wanted = wanted if "cols" not in records[name] else wanted[:, records[name]["cols"]]
             _begin(module.get_submodule(weights[name].layers[0].name), wanted, joint, name)
     return len(weights)
@@ -79,12 +79,12 @@ def _begin(layer: Any, wanted: Matrix, joint: Joint, name: str) -> None:
     rest = _lapack.solve(damped, target.T, assume_a="pos", check_finite=False).T
     a, b = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
     gram = Gram("input", joint.inputs, joint.tokens, float(np.trace(joint.inputs)))
-    made = directions(rest, gram, name=name).truncate(rest, min(len(a), *rest.shape))
+    factors = directions(rest, gram, name=name).truncate(rest, min(len(a), *rest.shape))
     with torch.no_grad():
         a.zero_()
         b.zero_()
-        a[: made.rank].copy_(torch.from_numpy(np.asarray(made.right)))
-        b[:, : made.rank].copy_(torch.from_numpy(np.asarray(made.left)))
+        a[: factors.rank].copy_(torch.from_numpy(np.asarray(factors.right)))
+        b[:, : factors.rank].copy_(torch.from_numpy(np.asarray(factors.left)))
 
 
 def _is_factored(module: nn.Module, path: str) -> bool:

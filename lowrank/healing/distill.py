@@ -1,4 +1,4 @@
-"""The compressed model against the dense one: a loss to go down, and a held-out figure to judge by."""
+"""Distillation of the dense model into the compressed one: the loss of a step, and the held-out loss to judge by."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Samples:
 
 
 class Distillation:
-    """What the student still lacks, on batches to learn from and on batches to be judged by.
+    """The loss of the student against the teacher, on batches to learn from and on batches to be judged by.
 
     The loss is the mean error of the hidden states plus the output's own measure, which is weighted so that at the
     start both are equally large; what it is judged by is the output's measure alone.
@@ -211,7 +211,7 @@ def steps_in_turn(count: int, seed: int, skip: int = 0, together: int = 1) -> It
 
 
 REMEMBERED = 1 << 30
-"""Bytes of outputs at most; the batches beyond are run again every time."""
+"""Bytes of outputs in memory, at most; batches beyond that are run again every time."""
 
 
 class Teacher:

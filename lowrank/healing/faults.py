@@ -19,18 +19,18 @@ def first_nonfinite(student: ModuleRunner, feeds: Sequence[Feed], otherwise: str
     Args:
         student: as it diverged.
         feeds: the batches that it learned from.
-        otherwise: what is known where all of these are finite.
+        otherwise: what is said where all of these are finite.
     """
     for name, parameter in student.module.named_parameters():
         if not torch.isfinite(parameter).all():
             return f"{name} ({' x '.join(map(str, parameter.shape))}) is not finite any more"
-    found: list[str] = []
+    broken: list[str] = []
 
     def listen(name: str) -> Any:
         def hook(layer: nn.Module, args: Any, output: Any) -> None:
             tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
             if any(not torch.isfinite(tensor).all() for tensor in tensors):
-                found.append(name)
+                broken.append(name)
 
         return hook
 
@@ -39,8 +39,8 @@ def first_nonfinite(student: ModuleRunner, feeds: Sequence[Feed], otherwise: str
         with torch.no_grad():
             for feed in feeds:
                 student(feed)
-                if found:
-                    return f"{found[0]} gives numbers that are not finite"
+                if broken:
+                    return f"{broken[0]} gives numbers that are not finite"
     finally:
         for handle in handles:
             handle.remove()

@@ -1,4 +1,4 @@
-"""A module fed batch by batch, whose blocks are seen beside its output."""
+"""A module run batch by batch, with the outputs of its blocks beside its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lowrank.backends.torch.tensors import module_in_float32
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """What a batch came to."""
+    """The outputs of a module for one batch."""
 
     hidden: list[Tensor]
     """The output of every block."""
@@ -31,7 +31,7 @@ class ModuleRunner:
     Args:
         module: on the device.
         signature: how it is fed.
-        paths: the blocks that are seen; see `block_paths`.
+        paths: the blocks whose outputs are wanted; see `block_paths`.
         device: where it runs.
     """
 
@@ -55,7 +55,7 @@ class ModuleRunner:
         return Outputs(hidden, output)
 
     def precision(self) -> torch.autocast:
-        """In which it is run: on a GPU matrices are multiplied in bfloat16."""
+        """The precision of a run: on a GPU matrices are multiplied in bfloat16."""
         return torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.device != "cpu")
 
     def with_module(self, module: nn.Module) -> ModuleRunner:
@@ -74,7 +74,7 @@ class ModuleRunner:
 
 
 def on_device(module: nn.Module, device: str) -> nn.Module:
-    """The module, or a copy of it where it is to be elsewhere: whoever gave it has it where it was."""
+    """The module itself on the CPU; for another device a copy, so that the module given stays where it is."""
     return module if device == "cpu" else copy.deepcopy(module).to(device)
 
 

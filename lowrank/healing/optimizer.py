@@ -1,4 +1,4 @@
-"""AdamW whose steps are relative to the size of what they change, and the curve of its rate."""
+"""AdamW whose steps are relative to the size of what they change, the curve of its rate, and the rates to try."""
 
 from __future__ import annotations
 
@@ -162,3 +162,15 @@ def rates() -> Generator[float, float, None]:
     low = yield START
     high = yield 2 * START
     yield 4 * START if high < low else START / 2
+
+
+def snapshot(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """A copy of their numbers."""
+    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+
+def restore_(parameters: Mapping[str, nn.Parameter], known: Mapping[str, Tensor]) -> None:
+    """Give them the numbers of a snapshot."""
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(known[name])

@@ -16,21 +16,20 @@ from lowrank.healing.checkpoint import Checkpoint, Phase, Progress
 from lowrank.healing.clock import Part, Work
 from lowrank.healing.distill import Distillation
 from lowrank.healing.faults import first_nonfinite, is_memory
-from lowrank.healing.optimizer import START, Diverged, Optimizer, descend, rates
-from lowrank.healing.parameters import restore_, snapshot
+from lowrank.healing.optimizer import START, Diverged, Optimizer, descend, rates, restore_, snapshot
 
 BLOCKS, TRIAL = 0.1, 0.08
 """Shares of the work: of all blocks together, and of one trial of a learning rate. Short trials find too low a rate:
 what a high one gains shows only once it has come down again."""
 JUDGED = 12
-"""How often the main phase is judged."""
+"""How often the held-out loss is measured in the main phase."""
 PATIENCE = 6
-"""It ends when so many judgements in a row have found nothing better than one of its own before."""
+"""The main phase ends when so many measurements in a row are no better than an earlier one of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Healed:
-    """What a healing came to, for the report."""
+    """The result of a healing, for the report."""
 
     before: float
     after: float
@@ -97,7 +96,7 @@ class Healing:
         self.work = Work(work.total, int(work.total) if work.by_steps else None, done, task.workers)
 
     def run(self) -> Iterator[float]:
-        """Do it all: after every step, how much is done."""
+        """Do all phases; after every step, gives the share of the work that is done."""
         progress = self.progress
         try:
             if progress.phase == "blocks":
@@ -120,7 +119,7 @@ class Healing:
         return f"healing: held-out loss {best:.4g}, {best / before:.3f} of what it was" if before else "healing"
 
     def healed(self) -> Healed:
-        """What it came to."""
+        """The result."""
         unit = 1.0 if self.work.by_steps else 60.0
         return Healed(
             before=self.progress.before,

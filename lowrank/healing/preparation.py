@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from lowrank.healing.clock import Work
 from lowrank.healing.discarded import begin_with_the_discarded
 from lowrank.healing.distill import Distillation, Samples
 from lowrank.healing.module_runner import ModuleRunner, block_paths, on_device
-from lowrank.healing.parameters import restore_, snapshot, trainable
+from lowrank.healing.optimizer import restore_, snapshot
 from lowrank.healing.phases import Healing
 from lowrank.healing.training import Training
 
@@ -75,6 +75,28 @@ def prepare(
     if adapter is not None and training.initial == "discarded" and training.fold != "rank" and not checkpoint.resume:
         loss = _begin(task, adapter.module, dense, small, samples.fit)
     return Healing(task, target, work, loss=loss, seed=training.seed, checkpoint=checkpoint, adapter=adapter)
+
+
+def trainable(module: nn.Module, layers: Iterable[str]) -> dict[str, nn.Parameter]:
+    """The factors, and every bias and norm of the model; ties once.
+
+    Dense matrices stay, so that what an optimiser holds is bounded by the size of the factors.
+
+    Args:
+        module: the compressed model.
+        layers: the names of the replaced layers.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        >>> sorted(trainable(model, ["1"]))
+        ['0.bias', '1.bias', '1.weight']
+    """
+    fronts = tuple(f"{layer}." for layer in layers)
+    return {
+        name: parameter
+        for name, parameter in module.named_parameters()
+        if parameter.is_floating_point() and (parameter.dim() <= 1 or name.startswith(fronts))
+    }
 
 
 def _layers(small: ModuleBackend) -> list[str]:

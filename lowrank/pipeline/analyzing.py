@@ -15,7 +15,9 @@ from lowrank.artifacts.grams import StoredGrams
 from lowrank.artifacts.journal import NOWHERE, Journal, Journaled, close_journal, open_journal
 from lowrank.artifacts.lock import holding
 from lowrank.backends import Backend, is_streamed
-from lowrank.calibrate import collect_grams, measure_contexts, measure_sensitivity
+from lowrank.calibrate.collect import collect_grams
+from lowrank.calibrate.in_context import measure_contexts
+from lowrank.calibrate.sensitivity import measure_sensitivity
 from lowrank.core.analysis import Analysis, CouplingAnalysis, Folds, Numbers, WeightAnalysis
 from lowrank.core.linalg.drivers import Fallback, watched_solvers
 from lowrank.core.structures import structures

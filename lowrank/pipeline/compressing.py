@@ -16,7 +16,7 @@ from lowrank.core.linalg.drivers import watched_solvers
 from lowrank.core.plan import Plan
 from lowrank.core.structures import structure_named
 from lowrank.errors import PlanMismatch
-from lowrank.evaluate.tasks import Benchmark
+from lowrank.evaluate.tasks.benchmark import Benchmark
 from lowrank.pipeline.analyzing import STAGE as ANALYZE
 from lowrank.pipeline.analyzing import analyzed, saved, solver_notes
 from lowrank.pipeline.budgets.quality_drop import read_benchmark

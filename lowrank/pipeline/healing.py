@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Unpack
 from lowrank.artifacts import hash_json, staged, write_json
 from lowrank.artifacts.lock import holding
 from lowrank.backends.base import Backend
-from lowrank.calibrate import Calibration, training_batches
+from lowrank.calibrate.data import Calibration, training_batches
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan
 from lowrank.errors import ArtifactError, ExportError, HealingError

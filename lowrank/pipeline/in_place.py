@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from lowrank.backends import Backend
-from lowrank.calibrate import Calibration, load_calibration
+from lowrank.calibrate.data import Calibration, load_calibration
 from lowrank.calibrate.user_batches import calibration_of
 from lowrank.core.budget import Budget
 from lowrank.core.cost import UNITS

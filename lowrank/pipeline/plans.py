@@ -9,7 +9,7 @@ from lowrank.artifacts import read_json
 from lowrank.artifacts.journal import NOWHERE, Journal, Journaled
 from lowrank.artifacts.replacements import REPLACEMENTS
 from lowrank.backends import Backend
-from lowrank.calibrate import sequential_refit
+from lowrank.calibrate.refit import sequential_refit
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan, check_budget

@@ -15,7 +15,8 @@ from lowrank.artifacts.lock import locked
 from lowrank.backends import Backend, Opening
 from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx.save import file_size
-from lowrank.calibrate import Calibration, sequential_refit
+from lowrank.calibrate.data import Calibration
+from lowrank.calibrate.refit import sequential_refit
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import NAMES, Budget
 from lowrank.core.plan import Plan, check_budget, share_of

@@ -16,7 +16,7 @@ from lowrank.backends.inputs import Signature
 from lowrank.backends.torch import ModuleBackend
 from lowrank.backends.torch.export import export_onnx
 from lowrank.errors import ExportError
-from lowrank.evaluate import check_parity
+from lowrank.evaluate.parity import check_parity
 
 pytestmark = pytest.mark.usefixtures("exporter")
 

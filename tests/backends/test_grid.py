@@ -21,7 +21,8 @@ from lowrank.artifacts.replacements import REPLACEMENTS
 from lowrank.backends.inputs import Signature, of_arrays
 from lowrank.backends.torch import ModuleBackend, open_module
 from lowrank.backends.torch.layers import Form, empty_linear, form_of, register_optional_layers
-from lowrank.calibrate import Calibration, collect_grams
+from lowrank.calibrate.collect import collect_grams
+from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
 from lowrank.core.selection.remaining import dense_of
 from lowrank.core.structures import STRUCTURES, factorized, structure_named

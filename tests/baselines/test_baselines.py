@@ -11,8 +11,8 @@ from builders import tiny_bert_folder, tiny_transformer, trained_blocks
 from onnx_builders import matmul_right
 
 import lowrank
-from lowrank.baselines import half_of, pruned, save_student, zeros_in
-from lowrank.baselines.pruning import without_smallest
+from lowrank.baselines.pruning import pruned, without_smallest, zeros_in
+from lowrank.baselines.student import half_of, save_student
 from lowrank.errors import UnsupportedModel
 
 

@@ -35,7 +35,8 @@ def test_the_moments_are_those_of_the_whole_model(kind: str, tmp_path: Path, tex
     settings = Settings(calib=str(text))
     streamed = lowrank.analyze(folder, output=tmp_path / "run", settings=settings, execution=STREAMED)
     backend: Any = lowrank.open_model(folder, streamed=False)
-    from lowrank.calibrate import collect_grams, load_calibration
+    from lowrank.calibrate.collect import collect_grams
+    from lowrank.calibrate.data import load_calibration
     from lowrank.progress import silent
 
     calibration = load_calibration(backend, text)

@@ -17,8 +17,9 @@ from lowrank.artifacts import load_analysis
 from lowrank.backends import open_model
 from lowrank.backends.inputs import Input, Signature
 from lowrank.backends.torch import ModuleBackend
-from lowrank.calibrate import Calibration, collect_grams, load_calibration, measure_sensitivity
-from lowrank.calibrate.data import split_folds
+from lowrank.calibrate.collect import collect_grams
+from lowrank.calibrate.data import Calibration, load_calibration, split_folds
+from lowrank.calibrate.sensitivity import measure_sensitivity
 from lowrank.core.analysis import Analysis, Folds, loss_of
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.directions import directions
@@ -26,7 +27,7 @@ from lowrank.core.truncation.gram import Gram
 from lowrank.core.weight import Weight
 from lowrank.core.weight_analysis import analyze_weight
 from lowrank.errors import CalibrationError
-from lowrank.evaluate import measure_fidelity
+from lowrank.evaluate.fidelity import measure_fidelity
 from lowrank.progress import silent
 
 

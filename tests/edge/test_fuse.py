@@ -23,7 +23,7 @@ from lowrank.edge.counts import fused_counts
 from lowrank.edge.graph_file import fit_file
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError
-from lowrank.evaluate import check_parity
+from lowrank.evaluate.parity import check_parity
 
 
 def factored(name: str) -> tuple[ModuleBackend, ModuleBackend]:

@@ -14,8 +14,8 @@ from builders import sentences, shape_spectra_, tiny_config, write_tokenizer
 
 import lowrank
 from lowrank.errors import LowRankError
-from lowrank.evaluate.tasks import read_tasks
 from lowrank.evaluate.tasks.inputs import Texts
+from lowrank.evaluate.tasks.specs import read_tasks
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import lowrank
-from lowrank.evaluate.tasks import read_tasks
+from lowrank.evaluate.tasks.specs import read_tasks
 
 DATA = os.environ.get("LOWRANK_DATA")
 

@@ -27,12 +27,14 @@ from conftest import Outcome
 import lowrank
 from lowrank.backends import Backend
 from lowrank.errors import LowRankError
-from lowrank.evaluate.tasks import Benchmark, Score, Task, compare, read_tasks
-from lowrank.evaluate.tasks.base import mean, share
+from lowrank.evaluate.tasks.base import Score, Task, mean, share
+from lowrank.evaluate.tasks.benchmark import Benchmark
+from lowrank.evaluate.tasks.compare import compare
 from lowrank.evaluate.tasks.language import windows_of
 from lowrank.evaluate.tasks.probe import folds_of, probe_hits
 from lowrank.evaluate.tasks.retrieval import ndcg
 from lowrank.evaluate.tasks.sentences import spearman
+from lowrank.evaluate.tasks.specs import read_tasks
 
 Cli = Callable[..., Outcome]
 

@@ -18,7 +18,8 @@ from lowrank.backends.torch.inputs import call
 from lowrank.backends.torch.layers import put
 from lowrank.backends.torch.lora import residuals, with_adapter
 from lowrank.backends.torch.module import ModuleBackend
-from lowrank.calibrate import Calibration, sequential_refit
+from lowrank.calibrate.data import Calibration
+from lowrank.calibrate.refit import sequential_refit
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.directions import directions
 from lowrank.core.truncation.pivoted import pivot

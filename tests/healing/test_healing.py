@@ -22,8 +22,7 @@ from lowrank.healing.blocks import BlockFit
 from lowrank.healing.checkpoint import Checkpoint
 from lowrank.healing.clock import Part, Work
 from lowrank.healing.distill import Samples, mixed, steps_in_turn
-from lowrank.healing.optimizer import Optimizer
-from lowrank.healing.parameters import snapshot
+from lowrank.healing.optimizer import Optimizer, snapshot
 from lowrank.healing.phases import Healing
 from lowrank.healing.preparation import prepare
 from lowrank.healing.training import Training

@@ -17,7 +17,7 @@ from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx import OnnxBackend
 from lowrank.core.plan import Plan
-from lowrank.evaluate import check_parity
+from lowrank.evaluate.parity import check_parity
 from lowrank.pipeline.plans import factorize
 
 pytestmark = pytest.mark.usefixtures("exporter")

@@ -28,7 +28,7 @@ from lowrank.pipeline import Execution, Settings
 KILLS = 50
 PRELOADED = [
     "lowrank.pipeline",
-    "lowrank.calibrate",
+    "lowrank.calibrate.blockwise",
     "lowrank.evaluate.measure",
     "lowrank.backends.checkpoint.open",
     "lowrank.backends.torch",

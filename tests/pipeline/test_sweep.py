@@ -72,8 +72,8 @@ def test_sizes_are_those_of_the_files(swept: Swept) -> None:
 
 def test_a_written_point_has_the_quality_of_the_table(swept: Swept) -> None:
     """Measured by other means: the mean of cosines over the samples of the report fold."""
-    from lowrank.calibrate import load_calibration
-    from lowrank.evaluate import measure_fidelity
+    from lowrank.calibrate.data import load_calibration
+    from lowrank.evaluate.fidelity import measure_fidelity
     from lowrank.evaluate.graph import FileModel
 
     calibration = load_calibration(lowrank.open_model(str(swept.model)), Path(swept.options["settings"].calib))

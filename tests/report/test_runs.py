@@ -19,7 +19,8 @@ from test_page import Elements
 import lowrank
 from lowrank.artifacts import load_analysis, save_analysis
 from lowrank.backends import open_model
-from lowrank.calibrate import collect_grams, load_calibration
+from lowrank.calibrate.collect import collect_grams
+from lowrank.calibrate.data import load_calibration
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.selection.knapsack import Knapsack

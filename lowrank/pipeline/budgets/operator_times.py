@@ -58,7 +58,7 @@ def time_here(backend: Backend, work: dict[str, Any], target: Target, track: Tra
         TimingError: if the model cannot be run.
     """
     from lowrank.edge.timing_script import measure
-    from lowrank.evaluate import measure_latency
+    from lowrank.evaluate.latency import measure_latency
 
     signature = backend.signature
     if not isinstance(signature, Signature):

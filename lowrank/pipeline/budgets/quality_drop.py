@@ -17,7 +17,8 @@ from lowrank.edge.graph_file import make_graph
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError, InfeasibleBudget
 from lowrank.evaluate.graph import FileModel
-from lowrank.evaluate.tasks import Benchmark, read_tasks
+from lowrank.evaluate.tasks.benchmark import Benchmark
+from lowrank.evaluate.tasks.specs import read_tasks
 from lowrank.pipeline.plans import compressed, select
 from lowrank.pipeline.run.write import rounding_feeds
 from lowrank.pipeline.session import Session

@@ -10,7 +10,7 @@ from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan, check_budget
 from lowrank.core.selection.knapsack import Knapsack, share_in_time
 from lowrank.errors import InfeasibleBudget
-from lowrank.evaluate.tasks import Benchmark
+from lowrank.evaluate.tasks.benchmark import Benchmark
 from lowrank.pipeline.budgets.file_size import sized_plan
 from lowrank.pipeline.budgets.operator_times import time_here, work_here
 from lowrank.pipeline.budgets.quality_drop import Search

@@ -12,7 +12,9 @@ from lowrank.backends import Backend
 from lowrank.backends.inputs import Signature
 from lowrank.errors import ExportError, UnsupportedModel
 from lowrank.evaluate.graph import FileModel
-from lowrank.evaluate.tasks import Score, Task, compare, read_tasks
+from lowrank.evaluate.tasks.base import Score, Task
+from lowrank.evaluate.tasks.compare import compare
+from lowrank.evaluate.tasks.specs import read_tasks
 from lowrank.pipeline.analyzing import analyzed, saved
 from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.healing import check_trainable

@@ -15,7 +15,7 @@ from lowrank.artifacts.files import linked
 from lowrank.backends import Backend
 from lowrank.backends.inputs import Feed
 from lowrank.backends.onnx.save import file_size
-from lowrank.calibrate import training_batches
+from lowrank.calibrate.data import training_batches
 from lowrank.edge.graph_file import fit_file
 from lowrank.errors import UnsupportedModel
 from lowrank.evaluate.parity import check_parity
@@ -30,7 +30,7 @@ from lowrank.pipeline.session import Session
 from lowrank.results.report import ONNX_FILE
 
 if TYPE_CHECKING:
-    from lowrank.evaluate.tasks import Score
+    from lowrank.evaluate.tasks.base import Score
     from lowrank.healing.checkpoint import Checkpoint
     from lowrank.healing.distill import Samples
     from lowrank.healing.phases import Healing
@@ -145,7 +145,7 @@ class CandidateBuilder:
             return self._student()
         assert kind.keep is not None
         if kind.method == "pruned":
-            from lowrank.baselines import pruned
+            from lowrank.baselines.pruning import pruned
 
             names = [record.weight.name for record in self.session.analysis.weights]
             model, zeros = pruned(self.session.dense, names, kind.keep)
@@ -175,7 +175,7 @@ class CandidateBuilder:
         return Candidate(small, small.save, self._trained(healing, training))
 
     def _student(self) -> Candidate:
-        from lowrank.baselines import distillation, half_of, save_student
+        from lowrank.baselines.student import distillation, half_of, save_student
 
         student, training = half_of(self.session.dense), self.distil
         dense, samples = self._data()

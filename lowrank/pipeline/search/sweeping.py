@@ -17,7 +17,7 @@ from lowrank.backends.memory import available_memory
 from lowrank.backends.onnx.save import file_size
 from lowrank.core.selection.pareto import on_front
 from lowrank.errors import ArtifactError, HealingError, LowRankError
-from lowrank.evaluate import measure_latency
+from lowrank.evaluate.latency import measure_latency
 from lowrank.healing.training import Training
 from lowrank.pipeline.run.layout import PAGE_FILE, RUN
 from lowrank.pipeline.run.page import draw_page

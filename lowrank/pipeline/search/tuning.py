@@ -21,8 +21,8 @@ from lowrank.core.budget import Budget
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.edge.target import Target
 from lowrank.errors import ArtifactError, ExportError, LowRankError
-from lowrank.evaluate import measure_latency
-from lowrank.evaluate.tasks import Score
+from lowrank.evaluate.latency import measure_latency
+from lowrank.evaluate.tasks.base import Score
 from lowrank.healing.training import Training
 from lowrank.pipeline.compressing import compress
 from lowrank.pipeline.evaluating import evaluate

@@ -206,12 +206,9 @@ class Analysis:
         heads: dict[str, int] = {}
         for coupling in (b.group.coupling for b in self.couplings):
             if coupling is not None and coupling.kind in ("query_key", "value_output"):
-                first, second = coupling.weights
-                of_second = coupling.kv_heads if coupling.kind == "query_key" else coupling.heads
-                heads |= {
-                    first: coupling.heads if coupling.kind == "query_key" else coupling.kv_heads,
-                    second: of_second,
-                }
+                by_key = coupling.kind == "query_key"
+                sides = (coupling.heads, coupling.kv_heads) if by_key else (coupling.kv_heads, coupling.heads)
+                heads |= dict(zip(coupling.weights, sides, strict=True))
         return heads
 
     def measured(self, group: Group, structure: str) -> Measured:

@@ -88,13 +88,8 @@ def cutting_of(plan: Plan) -> Cutting:
     selector = plan.selector
     known = selector.get("type") == "knapsack"
     structures = selector.get("structures") if known else sorted({o.structure for o in plan.options} - {Dense().name})
-    multiple = selector.get("multiple", 1)
+    multiple, listed = selector.get("multiple", 1), isinstance(structures, list | tuple)
     return Cutting(
         multiple=multiple if isinstance(multiple, int) and multiple > 0 else 1,
-        structures=_names(structures),
+        structures=tuple(map(str, cast("Sequence[object]", structures))) if listed else None,
     )
-
-
-def _names(structures: object) -> tuple[str, ...] | None:
-    listed = isinstance(structures, list | tuple)
-    return tuple(str(name) for name in cast("Sequence[object]", structures)) if listed else None

@@ -1,4 +1,4 @@
-"""Work on many items at once: on threads, or on the workers of a Dask cluster."""
+"""Parallel work on many items: on threads, or on the workers of a Dask cluster."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Pool:
 
     executor: Executor
     jobs: int
-    """How many run at once."""
+    """How many jobs run in parallel."""
     remote: bool = False
     """Whether in other processes: what is sent there must open its files itself."""
 
@@ -64,7 +64,7 @@ def threads(jobs: int | None = None) -> Generator[Pool]:
     last bits then do not depend on how many jobs run.
 
     Args:
-        jobs: at once; by default one for each core, as LAPACK releases the GIL.
+        jobs: how many run in parallel; by default one for each core, as LAPACK releases the GIL.
     """
     from threadpoolctl import threadpool_limits
 

@@ -10,7 +10,7 @@ from lowrank.artifacts.files import make_folder
 from lowrank.artifacts.grams import GRAMS_FOLDER, StoredGrams, store_grams
 from lowrank.artifacts.journal import FACTS, Journal
 from lowrank.backends.checkpoint.backend import CheckpointBackend
-from lowrank.backends.checkpoint.block_runner import Blocks
+from lowrank.backends.checkpoint.block_runner import BlockRunner
 from lowrank.calibrate.collect import hash_of
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Folds
@@ -39,7 +39,7 @@ def blockwise_grams(calibration: Calibration, weights: Sequence[Weight], track: 
     if journal.folder is None:
         raise CalibrationError("moments of a streamed model are kept on disk: give a run folder with -o")
     folder = make_folder(journal.folder / GRAMS_FOLDER)
-    blocks = Blocks(backend, [*calibration.fit, *calibration.heldout], journal.folder / HIDDEN_FOLDER)
+    blocks = BlockRunner(backend, [*calibration.fit, *calibration.heldout], journal.folder / HIDDEN_FOLDER)
     count = len(blocks.paths)
     # The last block whose input is on disk; all before it are done.
     start = max((i for i in range(count + 1) if blocks.has(i)), default=0)
@@ -52,7 +52,7 @@ def blockwise_grams(calibration: Calibration, weights: Sequence[Weight], track: 
     return StoredGrams(folder, files)
 
 
-def _of_block(blocks: Blocks, index: int, weights: Sequence[Weight], fits: int, folder: Path) -> dict[str, str]:
+def _of_block(blocks: BlockRunner, index: int, weights: Sequence[Weight], fits: int, folder: Path) -> dict[str, str]:
     """The file of each weight's Grams; none for a weight that nothing reached."""
     own = blocks.weights_of(index, weights)
     folds = [{weight.name: Gram.zeros(weight) for weight in own} for _ in range(2)]

@@ -53,7 +53,7 @@ def write_ort(graph: Path, folder: Path) -> list[Path]:
             raise ExportError(f"{graph} cannot be written as .ort: {why}") from None
         files = [Path(place) / f"{graph.stem}{suffix}" for suffix in SUFFIXES]
         _check(graph, files[0])
-        # Where it was made is nobody's concern.
+        # The temporary folder's path is left out.
         files[1].write_text(files[1].read_text(encoding="utf-8").replace(f"{Path(place).resolve()}/", ""), "utf-8")
         return [Path(shutil.copyfile(path, folder / path.name)) for path in files]
 

@@ -84,7 +84,7 @@ def quantize_file(
     if any(node.domain == CONTRIB for node in model.graph):
         model.opset_imports.setdefault(CONTRIB, 1)
     for node in model.graph.all_nodes():
-        # Where an exporter found each node is more than a small model's numbers; nobody compresses this file again.
+        # Where each node came from takes more bytes than a small model's numbers, and is only needed to compress again.
         node.metadata_props.clear()
     save_model(model, path)
     return notes

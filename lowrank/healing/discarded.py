@@ -12,7 +12,7 @@ from torch import nn
 
 from lowrank.backends.inputs import Feed, Signature, spread
 from lowrank.backends.torch.inputs import in_float32
-from lowrank.backends.torch.joint_moments import Pair
+from lowrank.backends.torch.joint_moments import ModulePair
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.backends.torch.tensors import module_in_float32
 from lowrank.core.linalg.eigen import Matrix
@@ -57,7 +57,7 @@ def begin_with_the_discarded(
     records = {name: record for name, record in small.replaced.items() if record["kind"] == "linear"}
     weights = {w.name: w for w in dense.weights if w.name in records and _is_factored(module, w.layers[0].name)}
     rows = {n: np.array(records[n].get("rows", range(w.rows)), np.int64) for n, w in weights.items()}
-    pair = Pair(original, module, signature, spread(feeds, TOKENS), ())
+    pair = ModulePair(original, module, signature, spread(feeds, TOKENS), ())
     for stage in pair.stages(list(weights.values())):
         for name, (joint, _) in pair.joint(stage, rows).items():
             wanted = dense.read(name)[rows[name]]

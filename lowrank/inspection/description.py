@@ -17,7 +17,7 @@ LARGEST_JSON = 256 << 20
 ALL = 1_000_000
 """Entries: more than any file here has of one thing."""
 TEXT = 400
-"""Characters of a text that somebody else wrote."""
+"""Characters that are shown of a text from a file."""
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def factored_in(shapes: Mapping[str, tuple[int, ...]]) -> list[dict[str, Any]]:
 
 
 def rank_of(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many channels two factors have between them, whichever way round they are stored."""
+    """The rank of two factors, in whichever order and orientation they are stored."""
     if len(left) == 2 == len(right):
         return left[1] if left[1] == right[0] else left[0] if left[0] == right[1] else min(*left, *right)
     return min([*left, *right], default=0)

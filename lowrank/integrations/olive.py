@@ -121,7 +121,7 @@ def _compress(model: HfModelHandler | ONNXModelHandler, wanted: dict[str, Any], 
 
 
 def _place(model: HfModelHandler | ONNXModelHandler) -> str:
-    """Where a model lies on this machine; one that is named as on the Hugging Face hub is taken from there."""
+    """The path of a model on this machine; a model named as on the Hugging Face hub is downloaded."""
     path = model.model_name_or_path if isinstance(model, HfModelHandler) else model.model_path
     if isinstance(model, HfModelHandler) and not Path(path).exists():
         from huggingface_hub import snapshot_download

@@ -80,31 +80,31 @@ def test_data_makes_a_better_model(tmp_path: Path, text: Path) -> None:
 def test_a_run_that_was_stopped_goes_on_at_its_block(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lowrank.backends.checkpoint.block_runner import Blocks
+    from lowrank.backends.checkpoint.block_runner import BlockRunner
 
     folder = folder_of("LlamaForCausalLM", tmp_path / "model", num_hidden_layers=4)
     settings = Settings(calib=str(text))
     lowrank.analyze(folder, output=tmp_path / "undisturbed", settings=settings, execution=STREAMED)
-    run = Blocks.run
+    run = BlockRunner.run
     done: list[int] = []
 
-    def counted(self: Blocks, index: int, *args: Any) -> None:
+    def counted(self: BlockRunner, index: int, *args: Any) -> None:
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(index)
         run(self, index, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Blocks, "run", counted)
+        patch.setattr(BlockRunner, "run", counted)
         with pytest.raises(KeyboardInterrupt):
             lowrank.analyze(folder, output=tmp_path / "run", settings=settings, execution=STREAMED)
     again: list[int] = []
 
-    def noted(self: Blocks, index: int, *args: Any) -> None:
+    def noted(self: BlockRunner, index: int, *args: Any) -> None:
         again.append(index)
         run(self, index, *args)
 
-    monkeypatch.setattr(Blocks, "run", noted)
+    monkeypatch.setattr(BlockRunner, "run", noted)
     resumed = Execution(stream=True, resume=True)
     lowrank.analyze(folder, output=tmp_path / "run", settings=settings, execution=resumed)
     assert (done, again) == ([0, 1], [2, 3])

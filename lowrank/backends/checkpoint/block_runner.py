@@ -31,7 +31,7 @@ Called = tuple[tuple[Any, ...], dict[str, Any]]
 """What a block is called with beside its hidden state."""
 
 
-class Blocks:
+class BlockRunner:
     """The blocks of a checkpoint, each run on what the one before it gave, in float32.
 
     Args:

@@ -20,7 +20,7 @@ from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.onnx.constants import constants_of, tensor_of
 from lowrank.backends.onnx.describe import Described, Use, describe
 from lowrank.backends.onnx.joint_moments import OnnxPair
-from lowrank.backends.onnx.moments import Watch, values_for, watched
+from lowrank.backends.onnx.moments import MomentRunner, values_for, watched
 from lowrank.backends.onnx.rewrite import replace_weight
 from lowrank.backends.onnx.runtime import Runner
 from lowrank.backends.onnx.save import save_model
@@ -204,7 +204,7 @@ class OnnxBackend:
         return _floating(self._runner(feed, [self.signature.output])[0])
 
     def reference(self) -> Callable[[Feed], NDArray[Any]]:
-        """The dense graph with the factors' products as its weights: the same function by a graph nobody rewrote."""
+        """The dense graph with the factors' products as its weights: the same function by another graph."""
         if self.dense is None:
             return self.run
         dense, output = self.dense, self.signature
@@ -238,7 +238,7 @@ class OnnxBackend:
         extra = {value for weight, use in uses for value in values_for(use, sides[weight.name])}
         runner = Runner(self.model, self.folder, self.path, extra=sorted(extra))
         inputs = self.declared.inputs if isinstance(self.declared, Signature) else ()
-        yield Watch(runner, uses, all(i.dims[:1] == ("batch",) for i in inputs), sides, observe)
+        yield MomentRunner(runner, uses, all(i.dims[:1] == ("batch",) for i in inputs), sides, observe)
 
     @cached_property
     def _open(self) -> Runner:

@@ -47,7 +47,7 @@ def values_for(use: Use, side: Side) -> list[str]:
     return [site.vectors.name]
 
 
-class Watch:
+class MomentRunner:
     """Runs feeds through a session with extra outputs, and turns those into Grams."""
 
     def __init__(

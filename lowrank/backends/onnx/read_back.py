@@ -124,7 +124,7 @@ def _operators(*values: Any) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class _Pair:
+class _Pairing:
     """The operators of one layer: `last` gives what it gave."""
 
     inner: Any
@@ -135,7 +135,7 @@ class _Pair:
     order: NDArray[np.int64] | None = None
 
 
-def _pair(inner: Any, right: Any, left: Any) -> _Pair | None:
+def _pair(inner: Any, right: Any, left: Any) -> _Pairing | None:
     """The layer whose first operator this is; None if it is none."""
     if inner.domain not in ("", "ai.onnx") or inner.op_type not in ("MatMul", "Gather"):
         return None
@@ -149,11 +149,11 @@ def _pair(inner: Any, right: Any, left: Any) -> _Pair | None:
     if outer is None or latent.is_graph_output() or _place(outer, left) != at:
         return None
     if len(readers) == 1:
-        return _Pair(inner, outer, outer, at)
+        return _Pairing(inner, outer, outer, at)
     return None if table else _pivoted(inner, outer, readers, at)
 
 
-def _pivoted(inner: Any, outer: Any, readers: Sequence[Any], at: int) -> _Pair | None:
+def _pivoted(inner: Any, outer: Any, readers: Sequence[Any], at: int) -> _Pairing | None:
     """A layer whose other outputs follow from those that are computed, put in order by one Gather."""
     joint = next((node for node in readers if node.op_type == "Concat"), None)
     if joint is None or len(readers) != 2 or list(joint.inputs) != [inner.outputs[0], outer.outputs[0]]:
@@ -163,14 +163,14 @@ def _pivoted(inner: Any, outer: Any, readers: Sequence[Any], at: int) -> _Pair |
     if last is None or last.op_type != "Gather" or list(outer.outputs[0].consumers()) != [joint]:
         return None
     order = last.inputs[1].const_value
-    return None if order is None else _Pair(inner, outer, last, at, np.asarray(order.numpy(), np.int64))
+    return None if order is None else _Pairing(inner, outer, last, at, np.asarray(order.numpy(), np.int64))
 
 
 def _place(node: Any, value: Any) -> int:
     return next(i for i, operand in enumerate(node.inputs) if operand is value)
 
 
-def _put_product(model: Any, weight: Weight, pairs: Sequence[_Pair], matrix: NDArray[np.float64], like: Any) -> None:
+def _put_product(model: Any, weight: Weight, pairs: Sequence[_Pairing], matrix: NDArray[np.float64], like: Any) -> None:
     """One product, or one lookup, in the place of each pair."""
     turned = pairs[0].at == 1
     numbers = np.ascontiguousarray(matrix.T if turned else matrix).astype(like.numpy().dtype)

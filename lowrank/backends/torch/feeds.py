@@ -18,12 +18,12 @@ from lowrank.backends.torch.inputs import name_of
 from lowrank.errors import CalibrationError, first_line
 
 TARGETS = ("labels", "label")
-"""What a batch holds for a loss, which nobody asks for here."""
+"""Entries of a batch that only a loss needs; they are left out."""
 FORMS = "a tensor, a dict of the model's inputs, an iterable of them, or a function that runs the model"
 
 
 @dataclass(frozen=True)
-class _Call:
+class _ForwardCall:
     """The inputs of one forward pass."""
 
     tensors: Mapping[str, Tensor]
@@ -44,7 +44,7 @@ def read_feeds(module: nn.Module, given: object, known: Signature | str, most: i
     Raises:
         CalibrationError: if it is none of these.
     """
-    calls: list[_Call] = []
+    calls: list[_ForwardCall] = []
     samples = 0
     for each in _calls(module, given):
         calls.append(each)
@@ -65,7 +65,7 @@ def read_feeds(module: nn.Module, given: object, known: Signature | str, most: i
     return feeds, _signature(calls, feeds, known)
 
 
-def _calls(module: nn.Module, given: object) -> Iterator[_Call]:
+def _calls(module: nn.Module, given: object) -> Iterator[_ForwardCall]:
     forward = inspect.signature(module.forward)
     if isinstance(given, Tensor | np.ndarray | Mapping):
         given = [given]
@@ -104,7 +104,7 @@ class _Recorded(tuple[Any, ...]):
 
 
 def _arguments(forward: inspect.Signature, item: object) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of a forward pass from an item of somebody's data."""
+    """Arguments of a forward pass from an item of the user's data."""
     if isinstance(item, _Recorded):
         return item[0], item[1]
     if isinstance(item, Tensor | np.ndarray):
@@ -125,7 +125,7 @@ def _arguments(forward: inspect.Signature, item: object) -> tuple[tuple[Any, ...
     raise CalibrationError(f"a calibration batch of the type {type(item).__name__} cannot be read; give {FORMS}")
 
 
-def _call(forward: inspect.Signature, bound: inspect.BoundArguments, given: int) -> _Call:
+def _call(forward: inspect.Signature, bound: inspect.BoundArguments, given: int) -> _ForwardCall:
     tensors: dict[str, Tensor] = {}
     fixed: list[tuple[str, Any]] = []
     positional = 0
@@ -144,7 +144,7 @@ def _call(forward: inspect.Signature, bound: inspect.BoundArguments, given: int)
             )
     if not tensors:
         raise CalibrationError(f"a calibration batch holds no tensor; give {FORMS}")
-    return _Call(tensors, positional, tuple(fixed))
+    return _ForwardCall(tensors, positional, tuple(fixed))
 
 
 def _flat(forward: inspect.Signature, bound: inspect.BoundArguments) -> Iterator[tuple[str, Any]]:
@@ -166,7 +166,7 @@ def _array(name: str, tensor: Tensor) -> NDArray[Any]:
     return tensor.numpy()
 
 
-def _signature(calls: list[_Call], feeds: list[Feed], known: Signature | str) -> Signature:
+def _signature(calls: list[_ForwardCall], feeds: list[Feed], known: Signature | str) -> Signature:
     """Of the axes the first is the batch if all inputs have it in common; others are fixed unless they vary."""
     inputs: list[Input] = []
     longest = 1

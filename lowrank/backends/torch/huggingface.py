@@ -277,7 +277,7 @@ def open_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def belongings(folder: Path) -> tuple[Path, ...]:
-    """What lies in a model folder besides weights: configs, tokenizer, licence, pooling."""
+    """Files and folders of a model folder besides weights: configs, tokenizer, licence, pooling."""
     return tuple(
         entry
         for entry in sorted(folder.iterdir())

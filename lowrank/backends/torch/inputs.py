@@ -103,7 +103,7 @@ def _positions(config: Any) -> int:
     """The longest sequence that a config allows, in tokens."""
     text = config.get_text_config()
     positions = getattr(text, "max_target_positions", None) or getattr(text, "max_position_embeddings", None) or 512
-    # RoBERTa and its kin count positions from the padding index on.
+    # RoBERTa and models like it count positions from the padding index on.
     return positions - (2 if getattr(config, "pad_token_id", None) == 1 else 0)
 
 

@@ -24,7 +24,7 @@ from lowrank.nn import NarrowLinear
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
-class Pair:
+class ModulePair:
     """Joint moments of layers that read one input, and new numbers for them, in the order of the model.
 
     Args:

@@ -34,7 +34,7 @@ OTHERS = ("lora_magnitude", "lora_embedding", "modules_to_save")
 
 
 def merge(module: nn.Module, folder: Path) -> nn.Module:
-    """A model with an adapter in its own weights, for good.
+    """A model whose weights have an adapter added to them.
 
     Raises:
         UnsupportedModel: if the folder holds no adapter that fits.

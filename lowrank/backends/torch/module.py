@@ -24,7 +24,7 @@ from lowrank.backends.torch.describe import describe
 from lowrank.backends.torch.export import export_onnx
 from lowrank.backends.torch.export_cache import export_with_past
 from lowrank.backends.torch.inputs import as_tensors, call, in_float32
-from lowrank.backends.torch.joint_moments import Pair
+from lowrank.backends.torch.joint_moments import ModulePair
 from lowrank.backends.torch.load import load
 from lowrank.backends.torch.model_folder import check_same, copy_extras, write_module
 from lowrank.backends.torch.moments import watching
@@ -203,11 +203,11 @@ class ModuleBackend:
             return {}
         return output_curvature(self.module, self.signature, self.output_kind, weights, feeds)
 
-    def paired(self, small: ModuleBackend, fit: Sequence[Feed], judge: Sequence[Feed]) -> Pair | None:
+    def paired(self, small: ModuleBackend, fit: Sequence[Feed], judge: Sequence[Feed]) -> ModulePair | None:
         """This module beside a compressed one; None if they cannot be run."""
         if not isinstance(self.signature, Signature) or not fit:
             return None
-        return Pair(self.module, small.module, self.signature, fit, judge)
+        return ModulePair(self.module, small.module, self.signature, fit, judge)
 
     def reloaded(self, folder: Path) -> ModuleBackend:
         """The saved module as a user will load it, checked tensor for tensor; itself, if it takes code to build."""

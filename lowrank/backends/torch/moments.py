@@ -40,7 +40,7 @@ def watching(
         observe: called with a weight's name and a Gram.
         forward: runs a part of the module on a feed; the whole, if not given.
     """
-    watch = _Watch(sides, observe)
+    watch = _MomentHooks(sides, observe)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
 
@@ -69,7 +69,7 @@ def watching(
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-class _Watch:
+class _MomentHooks:
     def __init__(self, sides: Mapping[str, Side], observe: Observe) -> None:
         self.sides, self.observe = sides, observe
         self.mask: Tensor | None = None
@@ -163,7 +163,7 @@ def _patch_energy(layer: nn.Conv1d | nn.Conv2d, images: Tensor) -> Tensor:
     return function(squares, ones, None, layer.stride, padding, layer.dilation).sum()
 
 
-def _observer(parameter: Tensor, weight: Weight, watch: _Watch) -> Callable[[int | None, Tensor, str], None]:
+def _observer(parameter: Tensor, weight: Weight, watch: _MomentHooks) -> Callable[[int | None, Tensor, str], None]:
     """What to call with the rows that an expert of a stack is multiplied with."""
     side = watch.sides[weight.name]
 

@@ -1,4 +1,4 @@
-"""Other numbers in the parameters of a module, for good or for as long as a block lasts."""
+"""Other numbers in the parameters of a module, for ever or for as long as a block lasts."""
 
 from __future__ import annotations
 

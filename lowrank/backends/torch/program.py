@@ -68,14 +68,14 @@ def export_program(module: nn.Module, signature: Signature) -> torch.export.Expo
     args, kwargs = tuple(values[name] for name in positional), {name: values[name] for name in named}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        return torch.export.export(_Call(module), args, kwargs, dynamic_shapes=shapes)
+        return torch.export.export(_AnyCall(module), args, kwargs, dynamic_shapes=shapes)
 
 
 PREFIX = "module."
-"""Before the names of what `_Call` holds, in a saved program."""
+"""Before the names of what `_AnyCall` holds, in a saved program."""
 
 
-class _Call(nn.Module):
+class _AnyCall(nn.Module):
     """Gives the exporter one signature whatever the module's own looks like."""
 
     def __init__(self, module: nn.Module) -> None:

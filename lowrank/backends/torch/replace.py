@@ -87,7 +87,7 @@ def _freeze_(new: nn.Module, trains: bool) -> None:
 def replace_in_place_(
     module: nn.Module, weights: Mapping[str, Weight], replacements: Mapping[str, Replacement]
 ) -> Records:
-    """The same in a module that somebody uses, as it is: nothing else of it is touched, and on an error nothing at all.
+    """Put low-rank layers in a live module: nothing else of it is changed, and on an error nothing at all.
 
     Fused layers are split only where one of their parts is replaced.
     """

@@ -72,7 +72,7 @@ def factor_tensors(name: str, factors: Factors | Pivoted, dtype: torch.dtype, ta
 def copied(module: nn.Module) -> nn.Module:
     """A copy of a module on the CPU, wherever its parts are; ties stay ties.
 
-    It calls nobody's hooks, and can be differentiated by all its numbers.
+    It has no hooks, and can be differentiated by all its floating parameters.
 
     Raises:
         UnsupportedModel: if it cannot be copied.

@@ -3,9 +3,9 @@
 In torch a narrower head keeps its width, so that the code around it need not change (`NarrowLinear`): zeros are put in
 after query, key and value, and picked out again before the output. A graph has no such code. From each place where
 zeros come in, this follows the channels to where they end: in the product of query and key, or where the output layer
-picks its inputs. If all that lies between is known, and both sides of a product get narrower by the same, the zeros go
-and the shapes on the way get the narrower width. The scale of the scores is a constant and stays. What is not known
-stays as it is, which is right as well, only slower.
+picks its inputs. If all operators on the way are known, and both sides of a product get narrower by the same, the
+zeros go and the shapes on the way get the narrower width. The scale of the scores is a constant and stays. What is not
+known stays as it is, which is right as well, only slower.
 """
 
 from __future__ import annotations

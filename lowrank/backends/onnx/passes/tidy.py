@@ -131,7 +131,7 @@ def drop_joints(model: Any) -> None:
 
 
 def _transpose(graph: Any, value: Any) -> Any:
-    """A new initializer with the transposed numbers; the old one stays for whoever else reads it."""
+    """A new initializer with the transposed numbers; the old one stays if other nodes read it."""
     alone = len(value.uses()) == len([use for use in value.uses() if use.node.op_type == "Gemm"])
     name = value.name
     if alone:

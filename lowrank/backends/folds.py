@@ -5,7 +5,7 @@ from __future__ import annotations
 from lowrank.core.truncation.refit import Joint
 
 
-class Folds:
+class JointFolds:
     """Sums of the moments of batches, by weight name and fold.
 
     Args:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneOptions:
+class SearchOptions:
     """What is searched for, and for how long."""
 
     task: Annotated[str, TASK] = "fidelity"
@@ -36,7 +36,7 @@ class TuneOptions:
 def tune(
     model: Model,
     result: Annotated[OutputOptions, "output", "as_json"],
-    tuning: TuneOptions,
+    tuning: SearchOptions,
     data: DataOptions,
     opening: Annotated[OpeningOptions, "arch", "config", "tokenizer", "unsafe_pickle"],
     work: Annotated[ExecutionOptions, "resume"],

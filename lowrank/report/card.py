@@ -29,7 +29,7 @@ LONGEST = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Original:
+class OldCard:
     """What is known of the card that was there."""
 
     entries: Mapping[str, Any] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Original:
         return heading.group(1)[:120] if heading else None
 
 
-def read_card(text: str) -> Original:
+def read_card(text: str) -> OldCard:
     """What a card says of the original model, be it the original's own or one that was written here."""
     import yaml
 
@@ -63,7 +63,7 @@ def read_card(text: str) -> Original:
     base = header.get("base_model")
     base = base[0] if isinstance(base, list) and len(base) == 1 else base
     tags = tuple(tag for tag in _texts(header.get("tags")) if tag not in (*OWN_TAGS, *FORMATS))
-    return Original(entries, tags, base if isinstance(base, str) and HUB_NAME.fullmatch(base) else None, body.strip())
+    return OldCard(entries, tags, base if isinstance(base, str) and HUB_NAME.fullmatch(base) else None, body.strip())
 
 
 def _texts(value: Any) -> list[str]:
@@ -74,7 +74,7 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, list) and bool(value) and len(_texts(value)) == len(value))
 
 
-def base_of(original: Original, source: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
+def base_of(original: OldCard, source: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
     """The Hub's name of the original, or of what that was made from; never a path on somebody's machine.
 
     Args:
@@ -92,7 +92,13 @@ def base_of(original: Original, source: Mapping[str, Any], config: Mapping[str, 
 
 
 def card_of(
-    report: Report, original: Original, base: str | None, name: str, kind: str, pooled: bool, graphs: Sequence[str] = ()
+    report: Report,
+    original: OldCard,
+    base: str | None,
+    name: str,
+    kind: str,
+    pooled: bool,
+    graphs: Sequence[str] = (),
 ) -> str:
     """The whole text of a README.md.
 

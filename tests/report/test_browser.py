@@ -79,12 +79,19 @@ def browser() -> Iterator[Any]:
     found.quit()
 
 
+TASK = {"task": "sts:a", "metric": "spearman", "higher_is_better": True, "dense": 0.9, "compressed": 0.8, "drop": 0.1}
+QUALITY = {
+    "cosine": 0.99,
+    "tasks": [{**TASK, "samples": 9}, {**TASK, "task": "sts:b"}, {**TASK, "task": "sts:c", "samples": 5}],
+}
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Of a usual run, of one whose names mean harm, and of an analysis."""
     folder = tmp_path_factory.mktemp("pages")
     made = {
-        "run": page_with(block_names(24), problems=["something was not as it should be"]),
+        "run": page_with(block_names(24), problems=["something was not as it should be"], quality=QUALITY),
         "hostile": page_with(HOSTILE, notes=list(HOSTILE), problems=list(HOSTILE)),
         "analysis": page_data_of(analysis_of(block_names(12)), provenance=Provenance(command=["lowrank", "analyze"])),
     }
@@ -223,10 +230,12 @@ def test_tables_can_be_sorted(browser: Any, pages: dict[str, Path]) -> None:
     assert head.get_attribute("aria-sort") == "descending"
     assert column(sweep, 2) == ["4,000,000", "4,000,000", "1,000,000", "600,000"]
     # One column at a time; what was not measured stays at the end, whichever way.
+    element(browser, "#tab-overview").click()
+    tasks = "#overview [aria-label='Tasks'] table"
     for way in ("ascending", "descending"):
-        element(browser, f"{sweep} th:nth-child(3) button").click()
-        assert [head.get_attribute("aria-sort") for head in elements(browser, f"{sweep} [aria-sort]")] == [way]
-        assert column(sweep, 3)[-1] == ""
+        element(browser, f"{tasks} th:nth-child(7) button").click()
+        assert [head.get_attribute("aria-sort") for head in elements(browser, f"{tasks} [aria-sort]")] == [way]
+        assert column(tasks, 7)[-1] == ""
     element(browser, "#tab-layers").click()
     names = column("#layers table", 1)
     element(browser, "#layers th:first-child button").click()

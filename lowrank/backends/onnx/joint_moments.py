@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.backends.folds import Folds
+from lowrank.backends.folds import JointFolds
 from lowrank.backends.inputs import MASK, Feed
 from lowrank.backends.onnx.describe import Use
 from lowrank.backends.onnx.moments import token_rows, watched
@@ -63,7 +63,7 @@ class OnnxPair:
         given = {name: use.site.node.outputs[0].name for name, use in uses.items()}
         before = Runner(self.dense, self.folder, only=list(given.values()))
         after = Runner(self.rewritten(factored), self.folder, only=[source])
-        folds = Folds(self.fit_count)
+        folds = JointFolds(self.fit_count)
         for i, feed in enumerate(self.feeds):
             mask = feed.get(MASK)
             (x,) = after(feed, [source]) if source not in feed else (feed[source],)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lowrank.backends.folds import Folds
+from lowrank.backends.folds import JointFolds
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.torch.hooks import first_input, removed_after
 from lowrank.backends.torch.inputs import mask_of, token_rows
@@ -82,7 +82,7 @@ class ModulePair:
         at = min(map(self._before.block_of, names))
         self._before.advance(at)
         self._after.advance(at)
-        folds = Folds(self.fit_count)
+        folds = JointFolds(self.fit_count)
         for i, feed in enumerate(self.feeds):
             mask = mask_of(feed)
             dense, small = (model.watch(i, list(names)) for model in (self._before, self._after))

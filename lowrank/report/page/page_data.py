@@ -11,7 +11,7 @@ from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan
 from lowrank.core.verdict import verdict
 from lowrank.report.page.heatmap import Grid, grid_of
-from lowrank.report.page.param_shares import Part, parts_of
+from lowrank.report.page.param_shares import ParamShare, parts_of
 from lowrank.report.page.positions import couplings_of, places_of
 from lowrank.report.page.spectra import ShownWeight, shown_weights
 from lowrank.results.forecast import Prediction, TradeOff
@@ -34,7 +34,7 @@ class PageData:
     verdict: str
     weights: tuple[ShownWeight, ...]
     grid: Grid
-    parts: tuple[Part, ...]
+    parts: tuple[ParamShare, ...]
     chosen: Prediction | None
     """What the plan is predicted to lose."""
     trade_off: TradeOff | None

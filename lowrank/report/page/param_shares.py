@@ -14,7 +14,7 @@ from lowrank.results.report import Report
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ParamShare:
     """One part of a model."""
 
     name: str
@@ -30,7 +30,7 @@ class Part:
 
 def parts_of(
     analysis: Analysis, plan: Plan | None, report: Report | None, couplings: Mapping[str, str]
-) -> tuple[Part, ...]:
+) -> tuple[ParamShare, ...]:
     """Parameters by part, those that hold any.
 
     What neither is targeted nor stands among what was left out, vectors above all, is known only by the model's own
@@ -57,7 +57,7 @@ def parts_of(
             counts["rest"] += max(total - sum(counts.values()), 0)
     known = plan is not None
     return tuple(
-        Part(name, round(before[name]), round(after[name]) if known else None)
+        ParamShare(name, round(before[name]), round(after[name]) if known else None)
         for name in PARTS
         if round(before[name]) or round(after[name])
     )

@@ -38,7 +38,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Chosen:
     """What a plan makes of a weight."""
 
     structure: str
@@ -74,7 +74,7 @@ class ShownWeight:
     ranks: tuple[int, ...]
     plain: Line
     activation: Line | None
-    choice: Choice | None
+    choice: Chosen | None
 
     @property
     def full_rank(self) -> int:
@@ -97,7 +97,11 @@ def shown_weights(
 
 
 def _shown(
-    record: WeightAnalysis, count: int, places: dict[str, Place], couplings: dict[str, str], chosen: dict[str, Choice]
+    record: WeightAnalysis,
+    count: int,
+    places: dict[str, Place],
+    couplings: dict[str, str],
+    chosen: dict[str, Chosen],
 ) -> ShownWeight:
     weight = record.weight
     ranks = picked(weight.full_rank, count)
@@ -148,15 +152,15 @@ def _line(spectrum: Spectrum, ranks: Sequence[int] | NDArray[np.int64]) -> Line:
     )
 
 
-def choices(analysis: Analysis, plan: Plan) -> dict[str, Choice]:
+def choices(analysis: Analysis, plan: Plan) -> dict[str, Chosen]:
     """What a plan makes of each weight, by its name."""
-    choices: dict[str, Choice] = {}
+    choices: dict[str, Chosen] = {}
     for option in plan.options:
         group = analysis.groups[option.group]
         share = option.cost / max(analysis.params(group), 1)
         for name in group.weights:
             rank, words = structure_named(option.structure).described(option, name, analysis)
-            choices[name] = Choice(
+            choices[name] = Chosen(
                 option.structure, words, rank, option.rank, share, float(option.error**0.5), option.dtype
             )
     return choices

@@ -95,8 +95,8 @@ def load_calibration(
         "tokens": sum(map(len, lines)),
         "hash": hash_json(lines),
     }
-    fit, heldout, report = (token_batches([lines[i] for i in fold], signature) for fold in split_folds(len(lines)))
-    return Calibration(fit, heldout, report, backend, provenance)
+    folds = (token_batches([lines[i] for i in fold], signature) for fold in split_folds(len(lines)))
+    return Calibration(*folds, backend=backend, provenance=provenance)
 
 
 def training_batches(calibration: Calibration, path: Path | None, column: str | None = None) -> tuple[Feed, ...]:
@@ -193,15 +193,10 @@ def _from_arrays(backend: Backend, path: Path, samples: int) -> Calibration:
         parts = [rows[i : i + BATCH_ROWS] for i in range(0, len(rows), BATCH_ROWS)]
         return tuple({name: a[part] for name, a in numbers.items()} for part in parts)
 
-    fit, heldout, report = (batches(fold) for fold in split_folds(len(chosen)))
     digest = hash_json({name: hash_array(a) for name, a in numbers.items()})
-    return Calibration(
-        fit,
-        heldout,
-        report,
-        backend.fed_with(signature),
-        {"arrays": str(path.resolve()), "samples": len(chosen), "hash": digest},
-    )
+    provenance = {"arrays": str(path.resolve()), "samples": len(chosen), "hash": digest}
+    folds = map(batches, split_folds(len(chosen)))
+    return Calibration(*folds, backend=backend.fed_with(signature), provenance=provenance)
 
 
 def _signature_for(backend: Backend, path: Path, arrays: Feed) -> Signature:

@@ -8,6 +8,7 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from lowrank.artifacts import parse_json
 from lowrank.artifacts.outside import most_bytes
@@ -15,6 +16,9 @@ from lowrank.errors import CalibrationError
 
 # A cell of a table may hold a whole document; csv's own bound is for malformed files.
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+
+
+TABLES = (".tsv", ".csv")
 
 
 def read_samples(path: Path, column: str | None = None) -> list[str]:
@@ -26,12 +30,12 @@ def read_samples(path: Path, column: str | None = None) -> list[str]:
     Raises:
         CalibrationError: if the file is missing, empty, binary, not UTF-8 or lacks the column.
     """
-    text = read_text(path)
-    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
-    if suffix in {".tsv", ".csv"}:
+    text, suffix = read_text(path), suffix_of(path)
+    if suffix in TABLES:
         samples = _table(path, text, column, suffix)
     elif suffix in {".jsonl", ".json"}:
-        samples = _json_lines(path, text, column)
+        names = [name.strip() for name in column.split(",")] if column else ["text"]
+        samples = (value for number, entry in json_lines(path, text) for value in _values(path, number, entry, names))
     else:
         samples = iter(text.splitlines())
     try:
@@ -49,20 +53,19 @@ def columns_of(path: Path) -> list[str]:
     Raises:
         CalibrationError: if it cannot be read.
     """
-    text = read_text(path)
-    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
-    if suffix in {".tsv", ".csv"}:
+    text, suffix = read_text(path), suffix_of(path)
+    if suffix in TABLES:
         try:
             return next(table_rows(text, suffix), [])
         except csv.Error as error:
             raise CalibrationError(f"{path} is not a table that can be read: {error}; save it again") from None
-    if suffix not in {".jsonl", ".json"}:
-        return []
-    try:
-        entry = parse_json(next((line for line in text.split("\n") if line.strip()), "null"))
-    except ValueError as error:
-        raise CalibrationError(f"{path}: its first line is not JSON: {error}; give one object a line") from None
+    _, entry = next(json_lines(path, text), (0, None)) if suffix in {".jsonl", ".json"} else (0, None)
     return [str(key) for key in entry] if isinstance(entry, dict) else []
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix of a file in lower case, without that of gzip."""
+    return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
 def builtin_samples() -> list[str]:
@@ -135,16 +138,18 @@ def _index(path: Path, name: str, header: Sequence[str]) -> int:
     return header.index(name)
 
 
-def _json_lines(path: Path, text: str, column: str | None) -> Iterator[str]:
-    names = [name.strip() for name in column.split(",")] if column else ["text"]
+def json_lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    """The number and the content of each line of JSON that is not blank.
+
+    Raises:
+        CalibrationError: if a line is not JSON.
+    """
     for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = parse_json(line)
-        except ValueError as error:
-            raise CalibrationError(f"{path}, line {number}, is not JSON: {error}; give one object a line") from None
-        yield from _values(path, number, entry, names)
+        if line.strip():
+            try:
+                yield number, parse_json(line)
+            except ValueError as error:
+                raise CalibrationError(f"{path}, line {number}, is not JSON: {error}; give one object a line") from None
 
 
 def _values(path: Path, number: int, entry: object, names: Iterable[str]) -> Iterator[str]:

@@ -40,10 +40,10 @@ def calibration_of(backend: Backend, feeds: Sequence[Feed], signature: Signature
                 parts += _unpadded({name: array[part] for name, array in feed.items()})
         return tuple(parts)
 
-    fit, heldout, report = (batches(fold) for fold in split_folds(len(units)))
     digest = hash_json([{name: hash_array(array) for name, array in feed.items()} for feed in feeds])
     provenance = {"batches": len(feeds), "samples": len(units), "hash": digest}
-    return Calibration(fit, heldout, report, backend.fed_with(signature), provenance)
+    folds = map(batches, split_folds(len(units)))
+    return Calibration(*folds, backend=backend.fed_with(signature), provenance=provenance)
 
 
 def _rows(feed: Feed) -> int | None:

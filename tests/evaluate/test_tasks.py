@@ -28,8 +28,7 @@ import lowrank
 from lowrank.backends import Backend
 from lowrank.errors import LowRankError
 from lowrank.evaluate.tasks.base import Score, Task, mean, share
-from lowrank.evaluate.tasks.benchmark import Benchmark
-from lowrank.evaluate.tasks.compare import compare
+from lowrank.evaluate.tasks.benchmark import Benchmark, compare
 from lowrank.evaluate.tasks.language import windows_of
 from lowrank.evaluate.tasks.probe import folds_of, probe_hits
 from lowrank.evaluate.tasks.retrieval import ndcg

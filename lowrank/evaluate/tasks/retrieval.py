@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from lowrank.artifacts import parse_json
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Feed
-from lowrank.calibrate.text import read_text
+from lowrank.calibrate.text import json_lines, read_text
 from lowrank.core.distance import unit
 from lowrank.errors import TaskError
 from lowrank.evaluate.fidelity import Runs
@@ -120,13 +119,7 @@ def _records(spec: str, folder: Path, name: str) -> dict[str, str]:
     """Texts by id; a title comes before its text."""
     path = _file(spec, folder, name)
     texts: dict[str, str] = {}
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            entry = parse_json(line)
-        except ValueError as error:
-            raise TaskError(f"--task {spec}: {path}, line {number}, is not JSON: {error}") from None
+    for number, entry in json_lines(path, read_text(path)):
         parts: list[Any] = [entry.get(key, "") if isinstance(entry, dict) else None for key in ("_id", "title", "text")]
         if not all(isinstance(part, str) for part in parts) or not parts[0] or not "".join(parts[1:]).strip():
             raise TaskError(f"--task {spec}: {path}, line {number}, must be an object with the texts _id and text")

@@ -52,22 +52,15 @@ def _read(spec: str, dense: Backend, feeds: Sequence[Feed] | None) -> Task:
     kind, colon, rest = spec.partition(":")
     if kind in READERS:
         if kind != "fidelity" and not rest:
-            raise TaskError(f"--task {spec}: say what it is measured on: {_form(kind)}")
+            form = next(form for form in re.split(r", | or ", FORMS) if form.startswith(f"{kind}:"))
+            raise TaskError(f"--task {spec}: say what it is measured on: {form}")
         module, function = READERS[kind].split(":")
         reader: Reader = getattr(import_module(f"lowrank.evaluate.tasks.{module}"), function)
         return reader(spec, rest, dense, feeds)
-    hint = _nearest(kind)
+    near = difflib.get_close_matches(kind, READERS, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
     if colon and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", kind) and rest.isidentifier():
         from lowrank.evaluate.tasks.callables import read_callable
 
         return read_callable(spec, kind, rest, dense, hint)
     raise TaskError(f"--task {spec}: there is no such task{hint}; give {FORMS}")
-
-
-def _form(kind: str) -> str:
-    return next(form for form in re.split(r", | or ", FORMS) if form.startswith(f"{kind}:"))
-
-
-def _nearest(kind: str) -> str:
-    near = difflib.get_close_matches(kind, READERS, 1)
-    return f"; did you mean {near[0]!r}?" if near else ""

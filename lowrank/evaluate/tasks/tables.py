@@ -6,7 +6,7 @@ import csv
 import difflib
 from pathlib import Path
 
-from lowrank.calibrate.text import read_text, table_rows
+from lowrank.calibrate.text import TABLES, read_text, suffix_of, table_rows
 from lowrank.errors import TaskError
 
 
@@ -22,8 +22,8 @@ def read_columns(spec: str, path: Path, wanted: list[tuple[str, ...]]) -> list[l
         CalibrationError: if it cannot be read.
         TaskError: if it is no table, lacks a column, or a row lacks a cell.
     """
-    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
-    if suffix not in (".tsv", ".csv"):
+    suffix = suffix_of(path)
+    if suffix not in TABLES:
         raise TaskError(f"--task {spec}: {path} must be .tsv or .csv, with a line of column names first")
     rows = table_rows(read_text(path), suffix)
     try:

@@ -13,7 +13,7 @@ from lowrank.backends.inputs import Signature
 from lowrank.errors import ExportError, UnsupportedModel
 from lowrank.evaluate.graph import FileModel
 from lowrank.evaluate.tasks.base import Score, Task
-from lowrank.evaluate.tasks.compare import compare
+from lowrank.evaluate.tasks.benchmark import compare
 from lowrank.evaluate.tasks.specs import read_tasks
 from lowrank.pipeline.analyzing import analyzed, saved
 from lowrank.pipeline.execution import Execution

@@ -64,7 +64,7 @@ def tune(
         print_table(trials_table(study))
         if study.exhausted:
             say("Nothing else is left to try.")
-        say(f"Looked for {study.goal} within {study.limits.told()}; all trials are in {result.output / 'tune.json'}.")
+        say(f"Looked for {study.goal} within {study.limits.words}; all trials are in {result.output / 'tune.json'}.")
     if study.best is None:
         complain(_missed(study))
         raise typer.Exit(1)
@@ -81,7 +81,7 @@ def _missed(study: Tuning) -> str:
     if near is None:
         return "no trial could be measured; the table says why"
     return (
-        f"no trial of {len(study.trials)} is within {study.limits.told()}; the nearest is trial {near.number} "
+        f"no trial of {len(study.trials)} is within {study.limits.words}; the nearest is trial {near.number} "
         f"({near.flags()}): {near.bytes:,} bytes, {near.ms:.2f} ms, drop {near.drop:.4f} "
         f"({near.verdict(study.limits)}). Allow more, or go on with --resume and more --trials"
     )

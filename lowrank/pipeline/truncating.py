@@ -165,7 +165,7 @@ def _cut(session: Session, finished: Finished, budget: Budget, refit: bool) -> S
     analysis, plan, full, clock = finished.analysis, finished.plan, session.dense, session.clock
     target = finished.report.target if finished.report else Target()
     weights = {record.weight.name: record.weight for record in analysis.weights}
-    before = CompressedWeights(finished.held, weights, full)
+    before = CompressedWeights(finished.layers, weights, full)
     with clock.stage("analyze"):
         left = remaining(analysis, plan.options, before, finished.fixed, finished.is_healed)
     with clock.stage("select"):
@@ -174,7 +174,7 @@ def _cut(session: Session, finished: Finished, budget: Budget, refit: bool) -> S
         chosen = _chosen(replace(session, current=left), finished, budget, target)
     same = _key(chosen.options) == _key(plan.options)
     with clock.stage("factorize"):
-        layers = dict(finished.held) if same else _recut(chosen, left, before, session.track)
+        layers = dict(finished.layers) if same else _recut(chosen, left, before, session.track)
     final, calibration = _against_dense(chosen, analysis), session.calibration
     refit = refit and calibration is not None and not same
     if refit and calibration is not None:
@@ -198,7 +198,7 @@ def _cut(session: Session, finished: Finished, budget: Budget, refit: bool) -> S
     )
     if isinstance(full.signature, Signature):
         with clock.stage("fidelity"):
-            entry = replace(entry, quality=quality_of(full.rewrite(finished.held), small, calibration, silent))
+            entry = replace(entry, quality=quality_of(full.rewrite(finished.layers), small, calibration, silent))
     return Smaller(small, final, target, refit, entry)
 
 

@@ -36,7 +36,8 @@ class Limits(Part):
         shares += [] if self.bytes is None else [nbytes / self.bytes - 1]
         return shares + ([] if self.ms is None else [ms / self.ms - 1])
 
-    def told(self) -> str:
+    @property
+    def words(self) -> str:
         """In words."""
         parts = [f"a drop of at most {self.drop:g}"]
         parts += [] if self.bytes is None else [f"at most {int(self.bytes):,} bytes"]

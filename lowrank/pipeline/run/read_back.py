@@ -30,7 +30,8 @@ class Finished:
     report: Report | None
     full: Backend
     """The dense model that has the products of its factors as weights."""
-    held: Mapping[str, Replacement]
+    layers: Mapping[str, Replacement]
+    """What stands for each replaced weight, by its name."""
     fixed: Mapping[str, str] = field(default_factory=dict[str, str])
     """Groups that stay as they are, each with the reason."""
     replaced: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
@@ -114,7 +115,7 @@ def take_apart(
 
 def held_in_graph(folder: Path, analysis: Analysis, plan: Plan) -> Mapping[str, Replacement]:
     """The factors in a run's graph, by weight name, as far as they can be read."""
-    return take_apart(folder, analysis, plan, None, None, Opening()).held
+    return take_apart(folder, analysis, plan, None, None, Opening()).layers
 
 
 def hash_of(finished: Finished) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,11 @@ def look_at_json(path: Path) -> Description:
         if keys <= set(content):
             return look(path, content)
     return Description("json", "JSON that is of no kind that is known here", facts={"keys": tidy(sorted(content), 40)})
+
+
+def _entries(content: Content, names: Sequence[str]) -> dict[str, Any]:
+    """Some entries of a mapping, as they can be shown; None for those that it lacks."""
+    return {name: tidy(content.get(name)) for name in names}
 
 
 def _analysis(path: Path, content: Content) -> Description:
@@ -105,7 +110,7 @@ def _plan(path: Path, content: Content) -> Description:
 
 def _report(path: Path, content: Content) -> Description:
     named = ("targets", "model", "budget", "error", "onnx", "parity", "latency", "quality")
-    facts: dict[str, Any] = {name: tidy(content.get(name)) for name in named if content.get(name) is not None}
+    facts = {name: fact for name, fact in _entries(content, named).items() if fact is not None}
     facts["error"] = tidy({"relative": content["error"].get("relative")})
     facts |= {name: tidy(content.get(name)) for name in ("notes", "problems") if content.get(name)}
     facts["healed"] = len(content.get("healing") or ())
@@ -144,7 +149,7 @@ def _sweep(path: Path, content: Content) -> Description:
         "metric": tidy(task.get("metric")),
         "advice": tidy(content["advice"]),
         "left_out": tidy(content.get("left_out")),
-        "contents": [{name: tidy(point.get(name)) for name in names} for point in points],
+        "contents": [_entries(point, names) for point in points],
     }
     return Description("sweep", f"{len(points)} ways to make one model smaller, measured", facts=facts)
 
@@ -171,7 +176,7 @@ def _timings(path: Path, content: Content) -> Description:
         {str(tidy(k)): len(v) for k, v in points.items() if isinstance(v, list)} if isinstance(points, dict) else {}
     )
     names = ("tokens", "threads", "dtype", "step", "machine", "runtime", "whole")
-    facts = {"operators": counts, **{name: tidy(content.get(name)) for name in names}}
+    facts = {"operators": counts, **_entries(content, names)}
     return Description(
         "timings",
         f"what {sum(counts.values())} operators take on a machine",
@@ -192,7 +197,7 @@ def _config(path: Path, content: Content) -> Description:
 
 def _adapter(path: Path, content: Content) -> Description:
     names = ("peft_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules", "task_type")
-    facts = {name: tidy(content.get(name)) for name in names}
+    facts = _entries(content, names)
     return Description(
         "adapter",
         f"an adapter of PEFT ({tidy(content.get('peft_type'))}, rank {tidy(content.get('r'))})",

@@ -44,12 +44,8 @@ def look_at_arrays(path: Path) -> Description:
             for member in archive.infolist():
                 with archive.open(member) as stream:
                     version = np.lib.format.read_magic(stream)  # pyright: ignore[reportArgumentType]
-                    read = (
-                        np.lib.format.read_array_header_1_0
-                        if version == (1, 0)
-                        else np.lib.format.read_array_header_2_0
-                    )
-                    shape, _, dtype = read(stream)  # pyright: ignore[reportArgumentType]
+                    old, new = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
+                    shape, _, dtype = (old if version == (1, 0) else new)(stream)  # pyright: ignore[reportArgumentType]
                 name = member.filename.removesuffix(".npy")
                 arrays.append({"name": tidy(name), "dtype": str(dtype)[:40], "shape": list(shape)})
     except Exception as error:

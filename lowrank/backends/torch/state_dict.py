@@ -47,7 +47,7 @@ class StateDictBackend(Unrun):
         for name, tensor in self.tensors.items():
             if tensor.dim() >= 2:
                 names.setdefault(storage_key(tensor) if tensor.numel() else (name,), []).append(name)
-        matrices: dict[str, list[str]] = {}
+        weights: list[Weight] = []
         skips: list[Skip] = []
         for tied in names.values():
             name, tensor = tied[0], self.tensors[tied[0]]
@@ -55,18 +55,9 @@ class StateDictBackend(Unrun):
             if reason:
                 skips.append(Skip(name, tuple(tensor.shape), reason))
             else:
-                matrices[name] = tied
-        shapes = {n: (self.tensors[n].shape[0], self.tensors[n].shape[1]) for n in matrices}
-        weights = tuple(
-            Weight(
-                name,
-                *shapes[name],
-                name_of(self.tensors[name].dtype),
-                "projection",
-                tuple(Layer(stem(n), "linear") for n in tied),
-            )
-            for name, tied in matrices.items()
-        )
+                layers = tuple(Layer(stem(n), "linear") for n in tied)
+                rows, cols = tensor.shape
+                weights.append(Weight(name, rows, cols, name_of(tensor.dtype), "projection", layers))
         named = role_of(weights)
         return tuple(replace(w, role=named[w.name]) for w in weights), tuple(skips)
 

@@ -74,7 +74,7 @@ def _scalar(loader: Any, node: Any) -> Any:
 
 
 def _check_flat(path: Path, text: str) -> None:
-    """Nothing, if there are no more than keys with words and lists of them; seen before anything is built."""
+    """Check, before anything is built, that there are only keys with words and lists of them."""
     import yaml
 
     depth = 0

@@ -135,7 +135,7 @@ class Backend(Protocol):
         ...
 
     def check_finite(self) -> None:
-        """Nothing, if the numbers that running the model needs beside its weights are finite.
+        """Check that the numbers that running the model needs beside its weights are finite.
 
         Raises:
             NonFiniteWeight: with the first tensor's name.

@@ -42,7 +42,7 @@ def running(run: Path, plots: Path | None = None) -> Generator[Track]:
         from lowrank.pipeline import page_data_in
         from lowrank.report.plots import write_plots
 
-        written = write_plots(page_data_in(run), plots.expanduser())
+        written = write_plots(page_data_in(run), plots)
         # Results are for stdout, and these are none of the run.
         console(stderr=True).print(f"{len(written)} plots in {plots}", soft_wrap=True)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass, fields, is_dataclass
 from enum import Enum, StrEnum
 from functools import update_wrapper
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
@@ -133,8 +134,17 @@ class Flag:
             raise typer.BadParameter(f"Input should be {limit}", param_hint=f"'{self.on[0]}'")
         if isinstance(value, str) and option.parse is not None:
             return option.parse(value)
+        if isinstance(value, Path):
+            return self._expanded(value)
         # Some versions of typer give an empty list for what is not on the command line.
         return self.default if value == [] else value
+
+    def _expanded(self, path: Path) -> Path:
+        """The path with the home folder in place of `~`."""
+        try:
+            return path.expanduser()
+        except RuntimeError:
+            raise typer.BadParameter(f"{path}: there is no such user", param_hint=f"'{self.on[0]}'") from None
 
 
 CONFIG = Flag(

@@ -85,7 +85,7 @@ def export_adaptable(
 
 
 def check_adapter(module: nn.Module, signature: Signature, residuals: Residuals, graph: Path, adapter: Path) -> None:
-    """Nothing, if a graph with an adapter gives what the module does with it, and without it what the module does.
+    """Check that a graph gives what the module does, with an adapter and without it.
 
     Raises:
         ExportError: if it does not.

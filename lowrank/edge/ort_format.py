@@ -59,7 +59,7 @@ def write_ort(graph: Path, folder: Path) -> list[Path]:
 
 
 def _check(graph: Path, converted: Path) -> None:
-    """Nothing, if both files give the same outputs for the same inputs."""
+    """Check that both files give the same outputs for the same inputs."""
     before, after = start_session(graph), start_session(converted)
     feed = {spec.name: _example(spec) for spec in before.get_inputs()}
     names = [spec.name for spec in before.get_outputs()]

@@ -40,7 +40,7 @@ class Target:
         return self.dtype != "float32"
 
     def check(self) -> None:
-        """Nothing, if the runtime here can check what is written.
+        """Check that the runtime here can run what is written.
 
         Raises:
             ExportError: with what to ask for instead.

@@ -16,10 +16,9 @@ from lowrank.core.linalg.drivers import watched_solvers
 from lowrank.core.plan import Plan
 from lowrank.core.structures import structure_named
 from lowrank.errors import PlanMismatch
-from lowrank.evaluate.tasks.benchmark import Benchmark
+from lowrank.evaluate.tasks.benchmark import Benchmark, read_benchmark
 from lowrank.pipeline.analyzing import STAGE as ANALYZE
 from lowrank.pipeline.analyzing import analyzed, saved, solver_notes
-from lowrank.pipeline.budgets.quality_drop import read_benchmark
 from lowrank.pipeline.budgets.strategies import find_plan
 from lowrank.pipeline.estimate import check_room, estimate
 from lowrank.pipeline.execution import Execution
@@ -83,7 +82,7 @@ def compress(
     request, run = read_request(budget, **options), Path(output).expanduser()
     session = _opened(model, run, request)
     with session.clock.stage("read tasks"):
-        benchmark = read_benchmark(request.tasks, session)
+        benchmark = read_benchmark(request.tasks, session.dense, session.samples)
     session = analyzed(session)
     if not (run / JSON_FILE).exists():
         # The expensive part is worth keeping even if what follows fails; it must not displace that of an earlier run.

@@ -11,7 +11,7 @@ from lowrank.backends import Opening
 from lowrank.core.structures.base import Replacement
 from lowrank.edge.target import Target
 from lowrank.evaluate.measure import Measures, measure
-from lowrank.pipeline.budgets.quality_drop import read_benchmark
+from lowrank.evaluate.tasks.benchmark import read_benchmark
 from lowrank.pipeline.plans import replacements
 from lowrank.pipeline.run.layout import RUN
 from lowrank.pipeline.run.provenance import provenance
@@ -56,7 +56,7 @@ def evaluate(
 
     measures = Measures(
         target=known.target if known else Target(),
-        benchmark=read_benchmark(tasks, session),
+        benchmark=read_benchmark(tasks, session.dense, session.samples),
         exact=known.parity if known else None,
     )
     report = measure(session.original, session.dense.saved_in(folder, layers), plan, folder, measures)

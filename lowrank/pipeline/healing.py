@@ -16,8 +16,8 @@ from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan
 from lowrank.errors import ArtifactError, ExportError, HealingError
 from lowrank.evaluate.measure import timed
+from lowrank.evaluate.tasks.benchmark import read_benchmark
 from lowrank.healing.training import Training
-from lowrank.pipeline.budgets.quality_drop import read_benchmark
 from lowrank.pipeline.publish.adapters import folded, keep_adapter, write_adapters
 from lowrank.pipeline.publish.model_card import write_card
 from lowrank.pipeline.run.layout import (
@@ -92,7 +92,7 @@ def heal(
     if report is None:
         raise ArtifactError(f"{folder / REPORT_FILE} is missing; `lowrank evaluate -o {folder}` writes it anew")
     opened = _opened(model, folder, analysis, report, training, **options)
-    benchmark = read_benchmark(tasks, opened)
+    benchmark = read_benchmark(tasks, opened.dense, opened.samples)
     dense, small = opened.dense, opened.dense.saved_in(folder, dict)
     asked = {**asdict(training), "data": dict(_data_of(opened).provenance)}
     path = folder / CHECKPOINT_FILE
@@ -192,7 +192,7 @@ def _timed(report: Report, opened: Session, folder: Path, problems: list[str]) -
 
 
 def check_trainable(dense: Backend) -> None:
-    """Nothing, if a model is one that can be trained.
+    """Check that a model can be trained.
 
     Raises:
         HealingError: if it is no module, or cannot be run.
@@ -213,7 +213,7 @@ def own_adapter(report: Report | None) -> bool:
 
 
 def _check_adapter(folder: Path, report: Report, training: Training) -> None:
-    """Nothing, if no adapter would be lost.
+    """Check that healing loses no adapter.
 
     Raises:
         HealingError: if one would be, or would no longer be for this model.
@@ -276,7 +276,7 @@ def _data(dense: Backend, settings: Settings) -> Calibration:
 
 
 def check_samples(calibration: Calibration) -> None:
-    """Nothing, if there are enough samples to learn from.
+    """Check that there are enough samples to train on.
 
     Raises:
         HealingError: if there are not.

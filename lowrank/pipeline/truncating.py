@@ -124,7 +124,7 @@ def truncate(
 
 
 def _check_possible(folder: Path, analysis: Analysis, plan: Plan, report: Report | None, budget: Budget) -> None:
-    """Nothing, if a result can get smaller in this way."""
+    """Check that a result can be truncated to a budget."""
     if analysis.source.get("kind") == "checkpoint":
         raise UnsupportedModel(
             f"{folder} is of a model that was streamed, weight by weight, and has no factors in memory to cut; "

@@ -28,7 +28,7 @@ ACROSS = 6
 
 
 def check_plots() -> None:
-    """Nothing, if plots can be drawn; asked before hours of work end in one.
+    """Check that plots can be drawn, before hours of work end in one.
 
     Raises:
         MissingExtra: if matplotlib is not installed.

@@ -18,7 +18,7 @@ LIMITS = {"layer": 1 << 12, "depth": 1 << 12, "label": 1 << 20, "num_": 1 << 24,
 
 
 def check_config(path: Path, content: dict[str, Any]) -> None:
-    """Nothing, if a config has no counts that no model has, and names no code.
+    """Check that a config has only counts that a model can have, and names no code.
 
     Raises:
         UnsupportedModel: if it does.

@@ -100,7 +100,7 @@ def residuals(model: nn.Module) -> dict[str, tuple[NDArray[np.float32], NDArray[
 
 
 def check_adapter_config(folder: Path) -> None:
-    """Nothing, if PEFT can be given a folder.
+    """Check that a folder can be given to PEFT.
 
     Raises:
         UnsupportedModel: if it holds no adapter, or one that asks for more than residuals of layers.

@@ -59,7 +59,7 @@ def write_module(
 
 
 def check_same(folder: Path, module: nn.Module, loaded: nn.Module) -> None:
-    """Nothing, if the module that a folder gives has the tensors of the one that was written to it.
+    """Check that the module that a folder gives has the tensors of the one that was written to it.
 
     Raises:
         ArtifactError: if it has others.

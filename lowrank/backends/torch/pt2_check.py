@@ -43,7 +43,7 @@ OPERATOR = re.compile(
 
 
 def check_archive(path: Path) -> None:
-    """Nothing, if the archive holds only arithmetic and tensor operators.
+    """Check that the archive holds only arithmetic and tensor operators.
 
     Raises:
         UnsupportedModel: if it is no whole archive, or holds anything else.
@@ -80,7 +80,7 @@ def check_archive(path: Path) -> None:
 
 
 def check_records(archive: Any, most: int) -> None:
-    """Nothing, if the records of an open torch archive are not too large together.
+    """Check that the records of an open torch archive are not too large together.
 
     Raises:
         ValueError: if they are.

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from lowrank.backends.base import Backend
+from lowrank.backends.inputs import Feed
 from lowrank.errors import TaskError
 from lowrank.evaluate.fidelity import Runs
 from lowrank.evaluate.tasks.base import Score, Task, drop_of
+from lowrank.evaluate.tasks.specs import read_tasks
 from lowrank.progress import Track, silent
 from lowrank.results.parts import Comparison
 
@@ -52,6 +54,20 @@ class Benchmark:
             value = task.score(small).value
             drops.append(drop_of(task, dense.value, value) if math.isfinite(value) else math.inf)
         return max(drops)
+
+
+def read_benchmark(specs: Sequence[str], dense: Backend, samples: Sequence[Feed] | None) -> Benchmark | None:
+    """The tasks that some specs name; None if there are none.
+
+    Args:
+        specs: see `read_tasks`.
+        dense: the model that others are compared with.
+        samples: calibration data for the task `fidelity`.
+
+    Raises:
+        TaskError: if a task cannot be read.
+    """
+    return Benchmark(read_tasks(specs, dense, samples), dense) if specs else None
 
 
 def _finite(task: Task, score: Score, which: str) -> Score:

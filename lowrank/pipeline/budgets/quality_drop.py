@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from lowrank.edge.target import Target
 from lowrank.errors import ExportError, InfeasibleBudget
 from lowrank.evaluate.graph import FileModel
 from lowrank.evaluate.tasks.benchmark import Benchmark
-from lowrank.evaluate.tasks.specs import read_tasks
 from lowrank.pipeline.plans import compressed, select
 from lowrank.pipeline.run.write import rounding_feeds
 from lowrank.pipeline.session import Session
@@ -28,19 +26,8 @@ STEPS = 100
 """Keep ratios are hundredths."""
 
 
-def read_benchmark(specs: Sequence[str], session: Session) -> Benchmark | None:
-    """The tasks that some specs name; None if there are none.
-
-    Raises:
-        TaskError: if one cannot be read.
-    """
-    if not specs:
-        return None
-    return Benchmark(read_tasks(specs, session.dense, session.samples), session.dense)
-
-
 def check_drop(max_drop: float | None) -> None:
-    """Nothing, if a drop is one.
+    """Check that a largest drop is finite and not negative.
 
     Raises:
         InfeasibleBudget: if it is not.

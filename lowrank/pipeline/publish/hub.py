@@ -16,14 +16,13 @@ from lowrank.artifacts import parse_json, read_json, staged
 from lowrank.artifacts.files import RECORD_FILE, atomic, linked
 from lowrank.artifacts.lock import holding
 from lowrank.backends import Backend
-from lowrank.backends.inputs import spread
 from lowrank.core.analysis import Analysis
 from lowrank.edge.target import Dtype, Target
 from lowrank.errors import ArtifactError, CalibrationError, ExportError
 from lowrank.pipeline.publish.model_card import CONFIG_FILE, write_card
 from lowrank.pipeline.run.layout import MODEL_FOLDER, REPORT_FILE, WITH_PAST_FILE
 from lowrank.pipeline.run.read import read_run
-from lowrank.pipeline.run.write import TOKENS
+from lowrank.pipeline.run.write import rounding_feeds
 from lowrank.pipeline.session import read_calibration
 from lowrank.pipeline.settings import Settings
 from lowrank.results.report import ONNX_FILE, Report
@@ -135,8 +134,7 @@ def _graphs(
     feeds: Sequence[Any] = ()
     if wanted:
         try:
-            calibration = read_calibration(backend, Settings.from_json(analysis.settings))
-            feeds = spread(calibration.fit, TOKENS) if calibration is not None else ()
+            feeds = rounding_feeds(read_calibration(backend, Settings.from_json(analysis.settings)))
         except CalibrationError as error:
             remark(f"rounded to the nearest, as the run's data cannot be read: {error}")
     for dtype in wanted:

@@ -230,7 +230,7 @@ def _try_core() -> dict[str, Any]:
         from torch import nn
 
         from lowrank.backends.inputs import Signature
-        from lowrank.backends.session import start_session
+        from lowrank.backends.ort_session import start_session
         from lowrank.backends.torch.open import open_module
         from lowrank.core.structures.base import Replacement
         from lowrank.core.structures.two_factor import TwoFactor

@@ -24,7 +24,7 @@ from lowrank.core.weight_analysis import analyze_weight
 from lowrank.core.budget import Budget
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.selection.knapsack import Knapsack
-from lowrank.core.structures import factorized
+from lowrank.core.structures import factorize_option
 from lowrank.core.weight import Layer, Weight
 from lowrank.parallel import windowed_map
 
@@ -62,7 +62,7 @@ with threadpool_limits(blas), ThreadPoolExecutor(workers) as pool:
     records = windowed_map(lambda w: analyze_weight(w, matrices[w.name], grams[w.name]), weights, pool)
     analysis = Analysis(tuple(records), grams=grams)
     plan = Knapsack().select(analysis, Budget.params(0.5))
-    made = windowed_map(lambda o: factorized(o, analysis, Numbers()), plan.options, pool)
+    made = windowed_map(lambda o: factorize_option(o, analysis, Numbers()), plan.options, pool)
     found = {}
     for part in made:
         for name, replacement in part.items():

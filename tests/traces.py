@@ -22,7 +22,7 @@ from lowrank.artifacts import hash_json
 from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx.opset import OPSET
 from lowrank.backends.onnx.save import load_whole, save_model
-from lowrank.backends.session import typed
+from lowrank.backends.ort_session import typed
 from lowrank.backends.torch.inputs import call, in_float32
 from lowrank.backends.torch.tensors import hash_state, module_in_float32
 

@@ -30,7 +30,7 @@ from published import PUBLISHED, Compressor, seen
 
 import lowrank
 from lowrank.calibrate.data import load_calibration
-from lowrank.calibrate.in_context import measure_contexts
+from lowrank.calibrate.interactions import measure_contexts
 from lowrank.calibrate.refit import sequential_refit
 from lowrank.calibrate.sensitivity import measure_sensitivity
 from lowrank.core.analysis import Analysis

@@ -28,7 +28,7 @@ from lowrank.core.budget import Budget
 from lowrank.core.distance import Reference
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.selection.simple import Uniform
-from lowrank.core.structures import factorized, structure_named
+from lowrank.core.structures import factorize_option, structure_named
 from lowrank.core.structures.base import Replacement
 from lowrank.core.structures.two_factor import TwoFactor
 from lowrank.core.truncation.factors import Factors
@@ -228,7 +228,7 @@ def modegpt(calibration: Calibration) -> Compressor:
             if coupling.structure in ("product", "neurons"):
                 structure = structure_named(coupling.structure)
                 rank = max(1, int(at * int(coupling.ranks[-1])))
-                made |= factorized(structure.at(coupling.group, analysis, rank), analysis, backend)
+                made |= factorize_option(structure.at(coupling.group, analysis, rank), analysis, backend)
         for weight in targeted(backend):
             if weight.name not in made:
                 rank = rank_of(weight, keeps[block_of(weight.name)])

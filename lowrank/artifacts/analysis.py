@@ -58,6 +58,7 @@ def save_analysis(analysis: Analysis, folder: Path) -> None:
         write_json(
             stage / JSON_FILE,
             "analysis",
+            # "bonds" is what files call couplings since version 0.1.0.
             {**figures(analysis), "bonds": couplings, "contexts": contexts, "grams": grams},
         )
 

@@ -20,7 +20,7 @@ from lowrank.backends.torch.normalize import normalize_
 from lowrank.backends.torch.tensors import module_in_float32
 from lowrank.errors import UnsupportedModel, first_line
 from lowrank.healing.checkpoint import Checkpoint
-from lowrank.healing.clock import Work
+from lowrank.healing.clock import WorkLimit
 from lowrank.healing.distill import Distillation, Samples
 from lowrank.healing.module_runner import ModuleRunner, block_paths
 from lowrank.healing.phases import Healing
@@ -73,7 +73,7 @@ def distillation(
         training: how long, and the seed.
         checkpoint: where an interrupted training is kept.
     """
-    work = Work(60 * training.minutes, training.steps)
+    work = WorkLimit(60 * training.minutes, training.steps)
     assert isinstance(dense, ModuleBackend) and isinstance(dense.signature, Signature)
     signature = in_float32(dense.signature)
     teacher, taught = (module_in_float32(each.module).eval() for each in (dense, student))

@@ -35,6 +35,7 @@ def collect_grams(
 
     Raises:
         CalibrationError: if the model cannot be run on the data.
+        SystemExit: in every process of several but the first, which goes on with the sums of all.
     """
     rank, count = processes()
     workers = _workers() if count > 1 else None

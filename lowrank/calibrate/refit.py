@@ -29,11 +29,11 @@ def sequential_refit(
     track: Track,
     journal: Journal = NOWHERE,
 ) -> dict[str, Replacement]:
-    """The replacements with their numbers refitted, in place in `small` and as they are to be put in again.
+    """Refit the numbers of replacements, layer by layer, to what each layer reads in the compressed model.
 
     Args:
         calibration: data, with the dense model.
-        small: the compressed model; it is changed.
+        small: the compressed model. Its layers are overwritten on the way, so nothing else must use it.
         replacements: what `small` was made with.
         analysis: what they were chosen from, for the metric of each weight.
         track: shows progress.

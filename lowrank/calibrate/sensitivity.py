@@ -70,7 +70,7 @@ def measure_sensitivity(
             pairs = measured(group, structure, analysis)
             if structure.name == TwoFactor().name and group.name in curvatures:
                 # That metric is a guess at what matters: it is used where the measurements are no worse with it.
-                curved = analysis.curved(group.name, backend.read(group.name), curvatures[group.name])
+                curved = analysis.with_curvature(group.name, backend.read(group.name), curvatures[group.name])
                 others = measured(group, structure, curved)
                 if all(ours[1] <= theirs[1] for ours, theirs in zip(others, pairs, strict=True)):
                     return others, True
@@ -81,7 +81,7 @@ def measure_sensitivity(
             make = partial(decided, group, structure)
             pairs, curved = journal.kept(key, FACTS, make)
             if curved:
-                analysis = analysis.curved(group.name, backend.read(group.name), curvatures[group.name])
+                analysis = analysis.with_curvature(group.name, backend.read(group.name), curvatures[group.name])
             results[group.name, structure.name] = tuple(sorted((own, lost) for own, lost in pairs))
     results = _floored(results)
     return replace(

@@ -47,7 +47,7 @@ def compress(
     if goal.max_drop is not None and (budget is not None or goal.plan is not None):
         raise typer.BadParameter("--max-drop chooses the keep ratio itself: leave other budgets and --plan out")
     how, changes, execution = opening.opening(), data.changes(), work.execution()
-    stored = pipeline.kept_analysis(output)
+    stored = pipeline.stored_analysis(output)
     settings = replace(pipeline.settings_of(stored, model, goal.size is not None), **changes) if changes else None
     if work.dry_run:
         show_estimate(pipeline.foresee(model, goal.budget or 1.0, output, settings, how, execution), result.as_json)

@@ -190,11 +190,11 @@ class Analysis:
     @cached_property
     def groups(self) -> Mapping[str, Group]:
         """All that can be decided on, by name: each weight by itself, and each coupling. They overlap."""
-        return {group.name: group for group in (*self.singles, *(b.group for b in self.couplings))}
+        return {group.name: group for group in (*self.singles, *(each.group for each in self.couplings))}
 
     @cached_property
     def _couplings(self) -> dict[tuple[str, str], CouplingAnalysis]:
-        return {(b.group.name, b.structure): b for b in self.couplings}
+        return {(each.group.name, each.structure): each for each in self.couplings}
 
     def coupling(self, group: Group, structure: str) -> CouplingAnalysis | None:
         """What a structure can make of a group's coupling; None if nothing."""
@@ -204,7 +204,7 @@ class Analysis:
     def heads(self) -> Mapping[str, int]:
         """How many heads a weight's channels are in, where their order in each is free: by weight name."""
         heads: dict[str, int] = {}
-        for coupling in (b.group.coupling for b in self.couplings):
+        for coupling in (each.group.coupling for each in self.couplings):
             if coupling is not None and coupling.kind in ("query_key", "value_output"):
                 by_key = coupling.kind == "query_key"
                 sides = (coupling.heads, coupling.kv_heads) if by_key else (coupling.kv_heads, coupling.heads)
@@ -249,7 +249,7 @@ class Analysis:
         """The truncation order of one weight, from its fit Gram where there is one."""
         folds = self.grams.get(name)
         if folds and name in self.curvatures:
-            return self._curved(name, matrix, self.curvatures[name])
+            return self._directions_with_curvature(name, matrix, self.curvatures[name])
         ridge = ridge_of(self[name].weight)
         return directions(matrix, folds.fit if folds else None, ridge=ridge, name=name)
 
@@ -259,14 +259,14 @@ class Analysis:
             return self.directions(name, matrix).truncate(matrix, rank)
         return plain_truncation(matrix, rank, name)
 
-    def _curved(self, name: str, matrix: Matrix, curvature: Matrix) -> Directions:
+    def _directions_with_curvature(self, name: str, matrix: Matrix, curvature: Matrix) -> Directions:
         ridge = ridge_of(self[name].weight)
         return curved_directions(matrix, self.grams[name].fit, curvature, ridge=ridge, name=name)
 
-    def curved(self, name: str, matrix: Matrix, curvature: Matrix) -> Analysis:
+    def with_curvature(self, name: str, matrix: Matrix, curvature: Matrix) -> Analysis:
         """The same analysis with one weight's truncation in the two-sided metric, and its errors measured anew."""
         folds = self.grams[name]
-        curve = curved_curve(self._curved(name, matrix, curvature), matrix, folds.judge)
+        curve = curved_curve(self._directions_with_curvature(name, matrix, curvature), matrix, folds.judge)
         weights = tuple(replace(r, heldout=curve) if r.weight.name == name else r for r in self.weights)
         return replace(self, weights=weights, curvatures={**self.curvatures, name: curvature})
 

@@ -49,7 +49,7 @@ def matches(pattern: str, name: str) -> bool:
     return f".{pattern}." in f".{name}."
 
 
-def selector_of(include: Sequence[str], exclude: Sequence[str], names: Iterable[str]) -> Callable[[str], bool]:
+def name_filter(include: Sequence[str], exclude: Sequence[str], names: Iterable[str]) -> Callable[[str], bool]:
     """Whether a name is wanted: in `include` (everything, if that is empty) and not in `exclude`.
 
     Raises:

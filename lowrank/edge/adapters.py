@@ -19,7 +19,7 @@ from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx.edit import rename
 from lowrank.backends.onnx.opset import OPSET
 from lowrank.backends.onnx.save import save_model
-from lowrank.backends.session import start_session, typed
+from lowrank.backends.ort_session import start_session, typed
 from lowrank.backends.torch.export import export_graph
 from lowrank.backends.torch.inputs import call, in_float32
 from lowrank.backends.torch.layers import put

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from lowrank.backends.onnx.save import file_size
+from lowrank.backends.ort_session import start_session
 from lowrank.backends.quiet import hushed
-from lowrank.backends.session import start_session
 from lowrank.errors import ExportError, first_line
 
 SUFFIXES = (".ort", ".required_operators_and_types.config")

@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from lowrank.backends.inputs import Feed
-from lowrank.backends.session import start_session, typed
+from lowrank.backends.ort_session import start_session, typed
 from lowrank.errors import ExportError, first_line
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from lowrank.backends.inputs import Signature
-from lowrank.backends.session import typed
+from lowrank.backends.ort_session import typed
 from lowrank.evaluate.graph import open_graph
 
 WARMUP = 3

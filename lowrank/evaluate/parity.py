@@ -8,7 +8,7 @@ import numpy as np
 
 from lowrank.backends.base import Backend, signature_of
 from lowrank.backends.inputs import HALF, MASK
-from lowrank.backends.session import typed
+from lowrank.backends.ort_session import typed
 from lowrank.errors import ExportError, first_line
 from lowrank.evaluate.graph import open_graph
 from lowrank.results.parts import Parity

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowrank.backends.inputs import Feed, batch_size
 from lowrank.backends.torch.partial_forward import Prefix
-from lowrank.healing.clock import Part, Work
+from lowrank.healing.clock import Span, WorkLimit
 from lowrank.healing.distill import Distillation, steps_in_turn
 from lowrank.healing.loss import hidden_loss
 from lowrank.healing.module_runner import ModuleRunner
@@ -31,7 +31,7 @@ class BlockFit:
         seed: of the order of the batches.
     """
 
-    def __init__(self, task: Distillation, rate: float, work: Work, length: float, seed: int) -> None:
+    def __init__(self, task: Distillation, rate: float, work: WorkLimit, length: float, seed: int) -> None:
         self.task, self.rate, self.work, self.length, self.seed = task, rate, work, length, seed
         student, dense = task.student, task.fit.dense
         aside = task.heldout.feeds[: max(1, len(task.heldout.feeds) // 2)]
@@ -52,7 +52,7 @@ class BlockFit:
         own = {name: p for name, p in parameters.items() if name.startswith(f"{self.paths[block]}.")}
         if not own:
             return
-        part, cost = Part(self.work, self.length / len(self.paths)), 1 / len(self.paths)
+        part, cost = Span(self.work, self.length / len(self.paths)), 1 / len(self.paths)
         steps, better, known = steps_in_turn(self.count, self.seed, together=self.task.together), False, snapshot(own)
         try:
             with self.task.student.precision():

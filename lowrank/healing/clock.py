@@ -7,7 +7,7 @@ import time
 from lowrank.backends.torch.workers import Workers
 
 
-class Work:
+class WorkLimit:
     """Counts seconds, or steps where their number is given; a run by steps repeats exactly.
 
     Args:
@@ -39,7 +39,7 @@ class Work:
             self._done += steps
 
 
-class Part:
+class Span:
     """A part of the work, with a beginning and an end.
 
     Args:
@@ -48,7 +48,7 @@ class Part:
         begun: where it began, if not now.
     """
 
-    def __init__(self, work: Work, length: float, begun: float | None = None) -> None:
+    def __init__(self, work: WorkLimit, length: float, begun: float | None = None) -> None:
         self.work, self.length = work, length
         self.begun = work.done if begun is None else begun
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lowrank.healing.clock import Part
+from lowrank.healing.clock import Span
 
 SMALLEST = 2.0**-10
 """A parameter is taken to be at least this large: those that start at zero must be able to leave it."""
@@ -114,7 +114,7 @@ def descend(
     backward: Callable[[Sequence[int]], float],
     steps: Iterator[Sequence[int]],
     optimizer: Optimizer,
-    part: Part,
+    part: Span,
     cost: float = 1.0,
 ) -> Iterator[float]:
     """Make steps; after each, how much of the part is over.

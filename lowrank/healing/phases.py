@@ -13,7 +13,7 @@ from lowrank.errors import HealingError
 from lowrank.healing.adapter import Adapter
 from lowrank.healing.blocks import BlockFit
 from lowrank.healing.checkpoint import Checkpoint, Phase, Progress
-from lowrank.healing.clock import Part, Work
+from lowrank.healing.clock import Span, WorkLimit
 from lowrank.healing.distill import Distillation
 from lowrank.healing.faults import first_nonfinite, is_memory
 from lowrank.healing.optimizer import START, Diverged, Optimizer, descend, rates, restore_, snapshot
@@ -66,7 +66,7 @@ class Healing:
         self,
         task: Distillation,
         target: nn.Module,
-        work: Work,
+        work: WorkLimit,
         *,
         loss: float,
         seed: int,
@@ -93,7 +93,7 @@ class Healing:
             self.best = snapshot(task.parameters)
         # Getting ready has taken some of the time.
         done = self.progress.done + (0.0 if work.by_steps else work.done)
-        self.work = Work(work.total, int(work.total) if work.by_steps else None, done, task.workers)
+        self.work = WorkLimit(work.total, int(work.total) if work.by_steps else None, done, task.workers)
 
     def run(self) -> Iterator[float]:
         """Do all phases; after every step, gives the share of the work that is done."""
@@ -161,7 +161,7 @@ class Healing:
             while True:
                 restore_(task.parameters, start)
                 optimizer = Optimizer(task.parameters, rate, task.smallest)
-                part = Part(self.work, min(TRIAL * self.work.total, self.work.total - self.work.done))
+                part = Span(self.work, min(TRIAL * self.work.total, self.work.total - self.work.done))
                 if tried and part.length <= 0:
                     break
                 try:
@@ -182,7 +182,7 @@ class Healing:
 
     def _main(self) -> Iterator[float]:
         task, progress = self.task, self.progress
-        part = Part(self.work, self.work.total - progress.begun, progress.begun)
+        part = Span(self.work, self.work.total - progress.begun, progress.begun)
         optimizer = Optimizer(task.parameters, self._rate, task.smallest)
         if "mean" in self.resumed:
             optimizer.restore(self.resumed, progress.steps, progress.usual)
@@ -201,7 +201,7 @@ class Healing:
             self._save(optimizer)
             raise
 
-    def _judge_main(self, part: Part, optimizer: Optimizer) -> None:
+    def _judge_main(self, part: Span, optimizer: Optimizer) -> None:
         share = part.share
         self._judge()
         self.progress.judged = int(share * JUDGED)

@@ -19,7 +19,7 @@ from lowrank.core.truncation.pivoted import Pivoted
 from lowrank.errors import HealingError
 from lowrank.healing.adapter import Adapter, adaptable, attach, parameters_of, smallest_sizes
 from lowrank.healing.checkpoint import Checkpoint
-from lowrank.healing.clock import Work
+from lowrank.healing.clock import WorkLimit
 from lowrank.healing.discarded import begin_with_the_discarded
 from lowrank.healing.distill import Distillation, Samples
 from lowrank.healing.module_runner import ModuleRunner, block_paths, on_device
@@ -43,7 +43,7 @@ def prepare(
     Raises:
         HealingError: if there is nothing to train, no such device, or no such checkpoint.
     """
-    work, checkpoint = Work(60 * training.minutes, training.steps), checkpoint or Checkpoint()
+    work, checkpoint = WorkLimit(60 * training.minutes, training.steps), checkpoint or Checkpoint()
     if not isinstance(dense, ModuleBackend) or not isinstance(small, ModuleBackend):
         raise HealingError("only a torch module can be trained; give the model that the file was made from")
     if not isinstance(dense.signature, Signature):

@@ -20,7 +20,7 @@ from lowrank.pipeline.run.layout import CHECKPOINT_FILE, ONNX_FILE, PAGE_FILE, P
 from lowrank.pipeline.run.page import page_data_in, renew_page
 from lowrank.pipeline.search.sweeping import PICTURE_FILE, POINTS_FOLDER, sweep
 from lowrank.pipeline.search.tuning import tune
-from lowrank.pipeline.session import kept_analysis, settings_of
+from lowrank.pipeline.session import settings_of, stored_analysis
 from lowrank.pipeline.settings import Settings
 from lowrank.pipeline.truncating import cut_name, truncate
 
@@ -55,13 +55,13 @@ __all__ = [
     "foresee",
     "graph_of",
     "heal",
-    "kept_analysis",
     "page_data_in",
     "prepare_",
     "read_plan",
     "renew_page",
     "select",
     "settings_of",
+    "stored_analysis",
     "sweep",
     "trade_off",
     "truncate",

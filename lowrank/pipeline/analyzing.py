@@ -16,7 +16,7 @@ from lowrank.artifacts.journal import NOWHERE, Journal, Journaled, close_journal
 from lowrank.artifacts.lock import holding
 from lowrank.backends import Backend, is_streamed
 from lowrank.calibrate.collect import collect_grams
-from lowrank.calibrate.in_context import measure_contexts
+from lowrank.calibrate.interactions import measure_contexts
 from lowrank.calibrate.sensitivity import measure_sensitivity
 from lowrank.core.analysis import Analysis, CouplingAnalysis, Folds, Numbers, WeightAnalysis
 from lowrank.core.linalg.drivers import Fallback, watched_solvers
@@ -56,20 +56,20 @@ def analyze(model: object, *, output: str | Path | None = None, **options: Unpac
         analysis = lowrank.analyze("my-model", settings=lowrank.Settings(calib="sentences.txt"))
     """
     run = Path(output).expanduser() if output is not None else None
-    session = analyzed(open_session(model, run, **options))
+    session = with_analysis(open_session(model, run, **options))
     if run is None:
         return session.analysis
-    known, session = session.analysis is session.stored, saved(session)
+    known, session = session.is_saved, with_saved_analysis(session)
     if known and (run / PAGE_FILE).exists():
         return session.analysis
     return with_analysis_page(run, session.analysis)
 
 
-def saved(session: Session) -> Session:
+def with_saved_analysis(session: Session) -> Session:
     """The session with its analysis in the run folder, where it is written unless it was taken from there."""
     run = session.run
     assert run is not None
-    if session.analysis is not session.stored:
+    if not session.is_saved:
         save_analysis(session.analysis, run)
         analysis = read_in(run, session.analysis)
         session = replace(session, current=analysis, stored=analysis)
@@ -77,10 +77,14 @@ def saved(session: Session) -> Session:
     return session
 
 
-def analyzed(session: Session) -> Session:
+def with_analysis(session: Session) -> Session:
     """The session with an analysis: the run's, if it is of the same model with the same settings, or a new one.
 
-    Pieces of a new one stay in the journal of the run until `saved`, so that nothing is lost before that.
+    Pieces of a new one stay in the journal of the run until `with_saved_analysis`, so that nothing is lost before that.
+
+    Raises:
+        LowRankError: if the model cannot be analyzed.
+        SystemExit: in every process of several but the first.
     """
     backend, calibration, run = session.dense, session.calibration, session.run
     weights, skips = targeted(backend, session.settings)
@@ -143,6 +147,7 @@ def _computed(session: Session, weights: Sequence[Weight]) -> tuple[Analysis, Ma
     if calibration is not None and not is_streamed(backend):
         with clock.stage("sensitivity"):
             analysis = measure_sensitivity(calibration, analysis, track, journal)
+        # Runs trial models, whose plans are the knapsack's whatever selector is used later.
         with clock.stage("contexts"):
             analysis = measure_contexts(calibration, analysis, track, journal)
     return analysis, grams

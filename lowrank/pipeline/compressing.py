@@ -18,7 +18,7 @@ from lowrank.core.structures import structure_named
 from lowrank.errors import PlanMismatch
 from lowrank.evaluate.tasks.benchmark import Benchmark, read_benchmark
 from lowrank.pipeline.analyzing import STAGE as ANALYZE
-from lowrank.pipeline.analyzing import analyzed, saved, solver_notes
+from lowrank.pipeline.analyzing import solver_notes, with_analysis, with_saved_analysis
 from lowrank.pipeline.budgets.strategies import find_plan
 from lowrank.pipeline.estimate import check_room, estimate
 from lowrank.pipeline.execution import Execution
@@ -27,8 +27,8 @@ from lowrank.pipeline.plans import replacements
 from lowrank.pipeline.publish.adapters import keep_adapter
 from lowrank.pipeline.request import SAME_CHANNELS, CompressOptions, Request, read_request
 from lowrank.pipeline.run.layout import RESULTS, RUN
-from lowrank.pipeline.run.write import History, Output, write_and_measure
-from lowrank.pipeline.session import Session, kept_analysis, open_session, settings_of
+from lowrank.pipeline.run.write import History, WriteOptions, write_and_measure
+from lowrank.pipeline.session import Session, open_session, settings_of, stored_analysis
 from lowrank.results.report import Report
 from lowrank.version import __version__
 
@@ -83,10 +83,10 @@ def compress(
     session = _opened(model, run, request)
     with session.clock.stage("read tasks"):
         benchmark = read_benchmark(request.tasks, session.dense, session.samples)
-    session = analyzed(session)
+    session = with_analysis(session)
     if not (run / JSON_FILE).exists():
         # The expensive part is worth keeping even if what follows fails; it must not displace that of an earlier run.
-        session = saved(session)
+        session = with_saved_analysis(session)
     plan = find_plan(session, request, benchmark)
     if request.beside is not None:
         _check_channels(plan)
@@ -116,7 +116,7 @@ def compress(
 
 def _opened(model: object, run: Path, request: Request) -> Session:
     """The model, and the settings of the run if it is the run's model."""
-    stored = load_analysis(run) if model is None else kept_analysis(run)
+    stored = load_analysis(run) if model is None else stored_analysis(run)
     execution = request.execution or Execution()
     if model is None and stored is not None and stored.source.get("kind") == "checkpoint":
         execution = replace(execution, stream=True)
@@ -157,7 +157,7 @@ def _written(session: Session, plan: Plan, run: Path, request: Request, benchmar
         small = session.dense.rewrite(layers)
     plan = replace(plan, notes=(*plan.notes, *solver_notes(used)))
     mixed = request.kind == "size" or any(option.dtype != "float32" for option in plan.options)
-    output = Output(
+    output = WriteOptions(
         target=replace(request.target, dtype="mixed") if mixed else request.target,
         with_past=request.with_past,
         # A model that is healed is timed after that.
@@ -167,7 +167,7 @@ def _written(session: Session, plan: Plan, run: Path, request: Request, benchmar
     )
     refit = request.refit and session.calibration is not None and bool(layers)
     with staged(run, owned=RESULTS) as stage:
-        if session.analysis is not session.stored:
+        if not session.is_saved:
             save_analysis(session.analysis, stage)
         beside = request.beside
         problems = keep_adapter(small, Path(beside).expanduser(), stage) if beside is not None else ()

@@ -34,7 +34,7 @@ from lowrank.pipeline.run.layout import (
 )
 from lowrank.pipeline.run.page import with_page
 from lowrank.pipeline.run.read import check_source, read_run
-from lowrank.pipeline.run.write import History, Output, write_and_measure
+from lowrank.pipeline.run.write import History, WriteOptions, write_and_measure
 from lowrank.pipeline.session import Session, WorkOptions, open_session, read_calibration
 from lowrank.pipeline.settings import NO_DATA, Settings
 from lowrank.progress import Clock
@@ -104,7 +104,7 @@ def heal(
     if not healing.task.workers.is_first:
         # Of several processes one writes.
         return report
-    output = Output(
+    output = WriteOptions(
         target=report.target,
         with_past=(folder / WITH_PAST_FILE).exists(),
         latency=latency,
@@ -146,7 +146,7 @@ def _opened(
     return replace(session, current=analysis)
 
 
-def _in_place_of(opened: Session, small: Backend, plan: Plan, history: History, output: Output) -> Report:
+def _in_place_of(opened: Session, small: Backend, plan: Plan, history: History, output: WriteOptions) -> Report:
     """Write a healed model to its run, in the place of what it was."""
     assert opened.run is not None and history.before is not None
     folder = opened.run
@@ -157,7 +157,7 @@ def _in_place_of(opened: Session, small: Backend, plan: Plan, history: History, 
 
 
 def _beside(
-    opened: Session, small: Backend, plan: Plan, history: History, output: Output, adapter: Adapter | None
+    opened: Session, small: Backend, plan: Plan, history: History, output: WriteOptions, adapter: Adapter | None
 ) -> Report:
     """Leave the model of a run as it is, and write what was trained beside it, if anything was."""
     assert opened.run is not None and history.before is not None

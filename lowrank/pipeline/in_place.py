@@ -18,7 +18,7 @@ from lowrank.core.selection.selector import Selector
 from lowrank.core.structures import structure_named
 from lowrank.core.weight import Skip
 from lowrank.errors import InfeasibleBudget, UnsupportedModel
-from lowrank.pipeline.analyzing import analyzed
+from lowrank.pipeline.analyzing import with_analysis
 from lowrank.pipeline.plans import replacements, select
 from lowrank.pipeline.session import open_session
 from lowrank.pipeline.settings import NO_DATA, Settings
@@ -132,7 +132,7 @@ def compress_(
     settings = Settings(calib=str(calib) if isinstance(calib, str | Path) else NO_DATA, **options)
     with torch.random.fork_rng(devices=_gpus(model) if isinstance(model, nn.Module) else []):
         read = partial(_calibration, calib=calib, tokenizer=tokenizer)
-        session = analyzed(open_session(model, read=read, settings=settings, track=track))
+        session = with_analysis(open_session(model, read=read, settings=settings, track=track))
         plan = select(session.analysis, budget, selector)
         layers = replacements(session, plan, refit=refit)
         before = sum(p.numel() for p in model.parameters())

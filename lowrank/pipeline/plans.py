@@ -1,4 +1,4 @@
-"""The second and third stage: from an Analysis to a Plan, and from a Plan to factors."""
+"""From an analysis to a plan, from a plan to the layers that replace others, and from these to a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan, check_budget
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.selection.selector import Selector
-from lowrank.core.structures import factorized
+from lowrank.core.structures import factorize_option
 from lowrank.core.structures.base import Option, Replacement
 from lowrank.core.structures.permute import agree_channel_order
 from lowrank.pipeline.execution import Execution
@@ -63,7 +63,7 @@ def factorize(
     execution = execution or Execution()
 
     def job(option: Option) -> Mapping[str, Replacement]:
-        return factorized(option, analysis, backend)
+        return factorize_option(option, analysis, backend)
 
     journaled = Journaled(job, journal, lambda option: option.group, REPLACEMENTS)
     with execution.pool([record.weight for record in analysis.weights]) as pool:
@@ -94,7 +94,7 @@ def replacements(session: Session, plan: Plan, *, refit: bool = True, permute: b
         return agree_channel_order(factored, dense.weights, dense.couplings if permute else (), dense)
 
 
-def compressed(session: Session, plan: Plan, *, refit: bool = True, permute: bool = True) -> Backend:
+def compressed_model(session: Session, plan: Plan, *, refit: bool = True, permute: bool = True) -> Backend:
     """The model of a plan; see `replacements`."""
     layers = replacements(session, plan, refit=refit, permute=permute)
     with session.clock.stage("rewrite"):

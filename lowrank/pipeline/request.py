@@ -22,9 +22,9 @@ from lowrank.pipeline.budgets.quality_drop import check_drop
 from lowrank.pipeline.healing import check_trainable
 from lowrank.pipeline.session import Work, WorkOptions
 
-Kind = Literal["share", "time", "size", "drop"]
+PlanSource = Literal["share", "time", "size", "drop"]
 """How a plan is found: by what is predicted, by a table of times, by writing files, by measuring."""
-KINDS: dict[str, Kind] = {"latency": "time", "milliseconds": "time", "size": "size"}
+SOURCES: dict[str, PlanSource] = {"latency": "time", "milliseconds": "time", "size": "size"}
 """Of budgets whose plan is not found by what is predicted."""
 SAME_CHANNELS = tuple(s.name for s in structures() if s.keeps_channels and not s.is_dense)
 """Structures after which a layer reads and gives what it did before."""
@@ -64,11 +64,11 @@ class Request(Work):
     timings: Timings | None = None
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> PlanSource:
         """How the plan is found."""
         if self.max_drop is not None:
             return "drop"
-        return "share" if self.budget is None else KINDS.get(self.budget.kind, "share")
+        return "share" if self.budget is None else SOURCES.get(self.budget.kind, "share")
 
     def check_model(self, dense: Backend) -> None:
         """Refuse a model that this cannot be done with.

@@ -71,6 +71,11 @@ class Session:
         return self.current
 
     @property
+    def is_saved(self) -> bool:
+        """Whether the analysis of this model is the one in the run folder."""
+        return self.analysis is self.stored
+
+    @property
     def samples(self) -> Sequence[Feed] | None:
         """What results are measured on; None without data."""
         return self.calibration.report if self.calibration is not None else None
@@ -127,7 +132,7 @@ def open_session(
     work, clock = Work(**options), clock or Clock()
     settings, opening, execution = work.settings, work.opening, work.execution or Execution()
     if stored is None and run is not None:
-        stored = load_analysis(run) if model is None else kept_analysis(run)
+        stored = load_analysis(run) if model is None else stored_analysis(run)
     path, own = model, stored if model is None else None
     if own is not None and run is not None:
         path, opening = source_of(own, run, opening)
@@ -170,7 +175,7 @@ def settings_of(stored: Analysis | None, model: object, sized: bool = False) -> 
     return Settings.from_json(stored.settings) if same else default
 
 
-def kept_analysis(run: Path) -> Analysis | None:
+def stored_analysis(run: Path) -> Analysis | None:
     """The analysis in a run folder, if there is a whole one."""
     try:
         return load_analysis(run) if (run / JSON_FILE).exists() else None

@@ -24,7 +24,7 @@ from lowrank.backends.checkpoint.write import (
 )
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan
-from lowrank.core.structures import factorized, structure_named
+from lowrank.core.structures import factorize_option, structure_named
 from lowrank.core.structures.base import Option
 from lowrank.errors import UnsupportedModel
 from lowrank.evaluate.planned import planned_report
@@ -55,7 +55,7 @@ class _FactorJob:
         known = written(path)
         if known is not None:
             return known
-        ((name, replacement),) = factorized(task.option, task.analysis, self.backend).items()
+        ((name, replacement),) = factorize_option(task.option, task.analysis, self.backend).items()
         return write_factors(self.backend, name, replacement, path)
 
 

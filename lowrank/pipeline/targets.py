@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lowrank.backends import Backend
-from lowrank.core.match import selector_of
+from lowrank.core.match import name_filter
 from lowrank.core.weight import TARGETS, Coupling, Group, Skip, Weight
 from lowrank.errors import PatternError, UnsupportedModel
 from lowrank.pipeline.settings import Settings
@@ -32,7 +32,7 @@ def targeted(backend: Backend, settings: Settings) -> tuple[tuple[Weight, ...], 
     if unknown:
         raise PatternError(f"--targets {unknown[0]}: it can be {', '.join(TARGETS)}, several with commas")
     names = [weight.name for weight in backend.weights] + [skip.name for skip in backend.skips]
-    wanted = selector_of(settings.include, settings.exclude, names)
+    wanted = name_filter(settings.include, settings.exclude, names)
     roles = {role for target in settings.targets for role in TARGETS[target]}
     # A name that is given is asked for, whatever its role.
     asked = bool(settings.include)

@@ -34,7 +34,7 @@ from lowrank.pipeline.healing import own_adapter
 from lowrank.pipeline.publish.adapters import keep_adapter
 from lowrank.pipeline.run.layout import ADAPTER_FOLDER, RESULTS, RUN, WITH_PAST_FILE
 from lowrank.pipeline.run.read_back import Finished, find_original, hash_of, read_finished_run, take_apart
-from lowrank.pipeline.run.write import History, Output, write_and_measure
+from lowrank.pipeline.run.write import History, WriteOptions, write_and_measure
 from lowrank.pipeline.session import Session, Work, WorkOptions, read_calibration
 from lowrank.pipeline.settings import Settings
 from lowrank.progress import Clock, Track, silent
@@ -238,7 +238,7 @@ def _write(session: Session, result: Smaller, finished: Finished, remarks: Seque
             remarks=remarks,
             before=report,
         )
-        output = Output(target=result.target, with_past=with_past, latency=latency)
+        output = WriteOptions(target=result.target, with_past=with_past, latency=latency)
         return write_and_measure(session, result.small, result.plan, stage, output, history)
 
 

@@ -1,1 +1,1 @@
-"""What a person looks at."""
+"""How results are shown to people: tables, the page, plots, and model cards."""

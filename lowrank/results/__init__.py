@@ -1,1 +1,1 @@
-"""What was measured, typed."""
+"""The JSON files of a run as dataclasses: `report.json`, `sweep.json`, `tune.json`, `tradeoff.json`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lowrank.results.part import Document, Part, rows_of
+from lowrank.results.json_part import Document, Part, rows_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lowrank.edge.target import Dtype, Profile
-from lowrank.results.part import LEFT_OUT, Part, rows_of
+from lowrank.results.json_part import LEFT_OUT, Part, rows_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

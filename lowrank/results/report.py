@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from lowrank.edge.target import Target
-from lowrank.results.part import Document, rows_of
+from lowrank.results.json_part import Document, rows_of
 from lowrank.results.parts import (
     BudgetResult,
     Comparison,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from lowrank.core.selection.pareto import Result
 from lowrank.edge.target import Dtype
-from lowrank.results.part import Document, Part, rows_of
+from lowrank.results.json_part import Document, Part, rows_of
 
 MethodName = Literal["dense", "pruned", "student", "lowrank", "healed"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lowrank.results.part import Document, Part, rows_of
+from lowrank.results.json_part import Document, Part, rows_of
 
 Goal = Literal["bytes", "ms", "drop"]
 LEAST_DROP = 1e-3

@@ -25,7 +25,7 @@ from lowrank.calibrate.collect import collect_grams
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
 from lowrank.core.selection.remaining import dense_of
-from lowrank.core.structures import STRUCTURES, factorized, structure_named
+from lowrank.core.structures import STRUCTURES, factorize_option, structure_named
 from lowrank.core.structures.base import Option
 from lowrank.core.truncation.spectrum import Spectrum
 from lowrank.core.weight import CouplingKind, LayerKind, View
@@ -104,7 +104,7 @@ CASES = [(layer, structure) for layer in LAYERS for structure in STRUCTURES]
 
 
 @cache
-def analyzed(layer: str) -> tuple[ModuleBackend, Analysis, dict[str, np.ndarray]]:
+def with_analysis(layer: str) -> tuple[ModuleBackend, Analysis, dict[str, np.ndarray]]:
     """The model of a layer type, its analysis on one batch that serves as every fold, and that batch."""
     torch.manual_seed(0)
     make, feed = LAYERS[layer]
@@ -123,7 +123,7 @@ def analyzed(layer: str) -> tuple[ModuleBackend, Analysis, dict[str, np.ndarray]
 
 def offered(layer: str, structure: str) -> tuple[list[Option], list[str]]:
     """An option of a structure for every kind of group that it fits, and for each other group why it does not."""
-    _, analysis, _ = analyzed(layer)
+    _, analysis, _ = with_analysis(layer)
     options: dict[object, Option] = {}
     reasons: list[str] = []
     for group in analysis.groups.values():
@@ -144,12 +144,12 @@ def test_layer_and_structure(layer: str, structure: str) -> None:
     options, reasons = offered(layer, structure)
     assert all(reasons) and (options or reasons)
     for option in options:
-        check(option, *analyzed(layer))
+        check(option, *with_analysis(layer))
 
 
 def check(option: Option, dense: ModuleBackend, analysis: Analysis, batch: Mapping[str, np.ndarray]) -> None:
     structure = structure_named(option.structure)
-    replacements = factorized(option, analysis, dense)
+    replacements = factorize_option(option, analysis, dense)
     if not structure.replaces:
         assert not replacements
         return
@@ -170,12 +170,12 @@ def check(option: Option, dense: ModuleBackend, analysis: Analysis, batch: Mappi
 def test_nothing_is_left_out() -> None:
     """Every registered layer type, every kind of layer and coupling, and every structure is in the grid."""
     register_optional_layers()
-    modules = [module for layer in LAYERS for module in analyzed(layer)[0].module.modules()]
+    modules = [module for layer in LAYERS for module in with_analysis(layer)[0].module.modules()]
     ours = {kind for kind in form_of.registry if kind.__module__.split(".")[0] in ("torch", "transformers")}
     assert ours <= {type(module) for module in modules}
-    weights = [record.weight for layer in LAYERS for record in analyzed(layer)[1].weights]
+    weights = [record.weight for layer in LAYERS for record in with_analysis(layer)[1].weights]
     assert {layer.kind for weight in weights for layer in weight.layers} == set(get_args(LayerKind))
-    couplings = [each.group.coupling for layer in LAYERS for each in analyzed(layer)[1].couplings]
+    couplings = [each.group.coupling for layer in LAYERS for each in with_analysis(layer)[1].couplings]
     # Neighbours that turn together are another order of the same pairs: see `test_structures`.
     assert {each.kind for each in couplings if each is not None} == set(get_args(CouplingKind)) - {"rotary_neighbours"}
     fitting = {structure for layer, structure in CASES if offered(layer, structure)[0]}

@@ -20,7 +20,7 @@ from lowrank.backends.torch.module import ModuleBackend
 from lowrank.backends.torch.partial_forward import Prefix
 from lowrank.calibrate.collect import collect_grams
 from lowrank.calibrate.data import Calibration
-from lowrank.calibrate.in_context import measure_contexts
+from lowrank.calibrate.interactions import measure_contexts
 from lowrank.calibrate.sensitivity import measure_sensitivity
 from lowrank.core.analysis import Analysis, loss_of
 from lowrank.core.budget import Budget

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -99,3 +100,17 @@ def test_no_verb_takes_more_than_eight_things_and_help_is_short(
     nameless = [line.startswith("\u2502") and not line[2:8].strip(" *") for line in lines]
     assert not any(first and second for first, second in pairwise(nameless)), "an entry takes more than two lines"
     assert sum(nameless) <= 6
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paths: list[Path] = []
+
+    def draw(*, paper: Annotated[Path, Option("FILE", "Where.")] = Path("paper")) -> None:
+        """Draw."""
+        paths.append(paper)
+
+    Verb(draw)(paper=Path("~/run"))
+    assert paths == [tmp_path / "run"]
+    with pytest.raises(typer.BadParameter, match="no such user"):
+        Verb(draw)(paper=Path("~nobody-of-this-name/run"))

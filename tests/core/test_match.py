@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lowrank.core.match import looks_like_embedding, matches, role_of, selector_of
+from lowrank.core.match import looks_like_embedding, matches, name_filter, role_of
 from lowrank.core.verdict import kind_of
 from lowrank.core.weight import Layer, Weight
 from lowrank.errors import PatternError
@@ -34,15 +34,15 @@ def test_patterns(pattern: str, count: int) -> None:
 
 
 def test_exclude_beats_include() -> None:
-    wanted = selector_of(["attention"], ["layer.1"], NAMES)
+    wanted = name_filter(["attention"], ["layer.1"], NAMES)
     assert [name for name in NAMES if wanted(name)] == NAMES[:1]
 
 
 def test_a_pattern_that_selects_nothing_suggests_names() -> None:
     with pytest.raises(PatternError, match=r"'querry' selects no weight; did you mean"):
-        selector_of(["querry"], [], NAMES)
+        name_filter(["querry"], [], NAMES)
     with pytest.raises(PatternError, match="not a regular expression"):
-        selector_of(["re:["], [], NAMES)
+        name_filter(["re:["], [], NAMES)
 
 
 def roles(shapes: dict[str, tuple[int, int]]) -> dict[str, str]:

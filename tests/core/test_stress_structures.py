@@ -20,7 +20,7 @@ from lowrank.core.rounding.cost import rounding_errors
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.selection.registry import SELECTORS, selector_type
 from lowrank.core.selection.selector import Selector
-from lowrank.core.structures import factorized, structure_named, structures
+from lowrank.core.structures import factorize_option, structure_named, structures
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.gram import Gram
@@ -138,7 +138,7 @@ def test_every_structure_offers_sanely_or_not_at_all(kind: str, data: str) -> No
             for at in {0, len(curve.ranks) // 2, len(curve.ranks) - 1}:
                 option = curve.option(group.name, at)
                 assert structure.at(group, analysis, option.rank) == option
-                for name, made in factorized(option, analysis, numbers).items():
+                for name, made in factorize_option(option, analysis, numbers).items():
                     seen = made.dense(analysis[name].weight)
                     assert seen.shape == analysis[name].weight.shape
                     # Where the outputs leave float32 by themselves, float64 at least holds what takes them over.
@@ -164,7 +164,7 @@ def test_what_16_bits_hold_as_a_matrix_they_hold_as_any_structure(kind: str, dat
                 continue
             curve = structure.curve(group, analysis, 1)
             for at in {0, len(curve.ranks) - 1} if len(curve.ranks) else ():
-                for made in factorized(curve.option(group.name, at), analysis, numbers).values():
+                for made in factorize_option(curve.option(group.name, at), analysis, numbers).values():
                     for each in numbers_of(made):
                         assert torch.isfinite(torch.from_numpy(np.ascontiguousarray(each)).to(dtype)).all()
 
@@ -216,7 +216,7 @@ def test_a_plan_never_exceeds_its_budget(kind: str, data: str, keep: float, name
         return
     assert plan.cost <= keep * analysis.dense_params
     for option in plan.options:
-        for made in factorized(option, analysis, numbers).values():
+        for made in factorize_option(option, analysis, numbers).values():
             assert all(np.isfinite(each).all() for each in numbers_of(made))
 
 

@@ -18,7 +18,7 @@ from kept import made_once
 from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx.save import load_whole, save_model
-from lowrank.backends.session import typed
+from lowrank.backends.ort_session import typed
 from lowrank.edge import standalone
 from lowrank.edge.graph_file import fit_file
 from lowrank.edge.ort_format import write_ort

@@ -12,7 +12,7 @@ from builders import write_text
 
 import lowrank
 from lowrank.backends import open_model
-from lowrank.backends.session import typed
+from lowrank.backends.ort_session import typed
 from lowrank.backends.torch import ModuleBackend
 from lowrank.evaluate.graph import open_graph
 from lowrank.pipeline.publish import elastic

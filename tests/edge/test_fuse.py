@@ -17,7 +17,7 @@ from builders import two_factors, write_text
 
 from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
-from lowrank.backends.session import typed
+from lowrank.backends.ort_session import typed
 from lowrank.backends.torch import ModuleBackend
 from lowrank.edge.counts import fused_counts
 from lowrank.edge.graph_file import fit_file

@@ -17,7 +17,7 @@ from builders import two_factors, write_text
 import lowrank
 from lowrank.backends import open_model
 from lowrank.backends.inputs import Feed, Signature
-from lowrank.backends.session import typed
+from lowrank.backends.ort_session import typed
 from lowrank.backends.torch import ModuleBackend
 from lowrank.edge import quantize
 from lowrank.edge.graph_file import fit_file

@@ -20,7 +20,7 @@ from lowrank.core.distance import Reference
 from lowrank.errors import HealingError
 from lowrank.healing.blocks import BlockFit
 from lowrank.healing.checkpoint import Checkpoint
-from lowrank.healing.clock import Part, Work
+from lowrank.healing.clock import Span, WorkLimit
 from lowrank.healing.distill import Samples, mixed, steps_in_turn
 from lowrank.healing.optimizer import Optimizer, snapshot
 from lowrank.healing.phases import Healing
@@ -314,14 +314,14 @@ def test_steps_are_relative_to_what_they_change() -> None:
 def test_work_by_the_clock_and_by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    clock, steps = Work(100), Work(0, 10)
-    parts = Part(clock, 50), Part(steps, 5)
+    clock, steps = WorkLimit(100), WorkLimit(0, 10)
+    parts = Span(clock, 50), Span(steps, 5)
     now[0] = 25.0
     clock.count(1)
     steps.count(1)
     assert [p.share for p in parts] == [0.5, 0.2]
     now[0] = 80.0
-    assert parts[0].share == 1.0 and Work(100, done=30).done == 30
+    assert parts[0].share == 1.0 and WorkLimit(100, done=30).done == 30
 
 
 def test_models_of_another_precision(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lowrank.backends.inputs import Feed
 from lowrank.backends.onnx.constants import constants_of, tensor_of
 from lowrank.backends.onnx.save import MESSAGE_BYTES, save_model
-from lowrank.backends.session import start_session, typed
+from lowrank.backends.ort_session import start_session, typed
 from lowrank.errors import ExportError, first_line
 
 

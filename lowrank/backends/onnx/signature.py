@@ -6,7 +6,7 @@ from typing import Any
 
 from lowrank.backends.inputs import Dim, Input, Signature
 from lowrank.backends.onnx.constants import Constant, resolve
-from lowrank.backends.session import DTYPES
+from lowrank.backends.ort_session import DTYPES
 
 PASSING = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Add", "Where", "Mod")
 """Operators that an index may go through on its way to a table: some exporters wrap negative ones first."""

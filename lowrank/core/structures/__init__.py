@@ -50,7 +50,7 @@ def structures() -> tuple[Structure, ...]:
     return tuple(structure_named(name) for name in STRUCTURES)
 
 
-def factorized(option: Option, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
+def factorize_option(option: Option, analysis: Analysis, numbers: Numbers) -> Mapping[str, Replacement]:
     """What replaces each weight of an option's group, by weight name."""
     group = analysis.groups[option.group]
     return structure_named(option.structure).factorize(group, option.rank, analysis, numbers)

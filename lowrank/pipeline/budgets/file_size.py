@@ -16,7 +16,7 @@ from lowrank.core.selection.knapsack import Knapsack
 from lowrank.edge.graph_file import make_graph
 from lowrank.edge.target import Target
 from lowrank.errors import InfeasibleBudget, UnsupportedModel
-from lowrank.pipeline.plans import compressed, select
+from lowrank.pipeline.plans import compressed_model, select
 from lowrank.pipeline.session import Session
 from lowrank.results.report import ONNX_FILE
 
@@ -66,7 +66,7 @@ def _guess(backend: Backend, analysis: Analysis) -> int:
 
 def _bytes_of(session: Session, plan: Plan, target: Target) -> int:
     """Of a plan's file: how numbers are fitted and rounded makes no difference to it."""
-    small = compressed(session, plan, refit=False)
+    small = compressed_model(session, plan, refit=False)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ONNX_FILE
         make_graph(small, path, target, stored=stored_weights(plan, session.analysis), plain=True)

@@ -17,7 +17,7 @@ from lowrank.edge.target import Target
 from lowrank.errors import ExportError, InfeasibleBudget
 from lowrank.evaluate.graph import FileModel
 from lowrank.evaluate.tasks.benchmark import Benchmark
-from lowrank.pipeline.plans import compressed, select
+from lowrank.pipeline.plans import compressed_model, select
 from lowrank.pipeline.run.write import rounding_feeds
 from lowrank.pipeline.session import Session
 from lowrank.results.report import ONNX_FILE
@@ -100,7 +100,7 @@ class Search:
         except InfeasibleBudget:
             self.tried[keep] = "too few parameters"
             return None
-        small = compressed(self.session.on_trial, plan, refit=self.refit, permute=self.permute)
+        small = compressed_model(self.session.on_trial, plan, refit=self.refit, permute=self.permute)
         drop = self._drop_of_file(small, plan) if written else self.benchmark.drop(small)
         self.tried[keep] = f"{drop:.4f}"
         return plan if drop <= max_drop else None

@@ -15,7 +15,7 @@ from lowrank.pipeline.budgets.file_size import sized_plan
 from lowrank.pipeline.budgets.operator_times import time_here, work_here
 from lowrank.pipeline.budgets.quality_drop import Search
 from lowrank.pipeline.plans import read_plan, select
-from lowrank.pipeline.request import Kind, Request
+from lowrank.pipeline.request import PlanSource, Request
 from lowrank.pipeline.session import Session
 
 Strategy = Callable[[Session, Request, Benchmark | None], Plan]
@@ -80,7 +80,7 @@ def _by_drop(session: Session, request: Request, benchmark: Benchmark | None) ->
         return search.plan(request.max_drop)
 
 
-STRATEGIES: Mapping[Kind, Strategy] = {"share": _by_share, "time": _by_time, "size": _by_size, "drop": _by_drop}
+STRATEGIES: Mapping[PlanSource, Strategy] = {"share": _by_share, "time": _by_time, "size": _by_size, "drop": _by_drop}
 
 
 def _budget(request: Request) -> Budget:

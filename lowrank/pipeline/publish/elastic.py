@@ -19,7 +19,7 @@ from lowrank.core.truncation.factors import Factors
 from lowrank.edge.graph_file import make_graph
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError, LowRankError
-from lowrank.pipeline.analyzing import analyzed
+from lowrank.pipeline.analyzing import with_analysis
 from lowrank.pipeline.plans import factorize, select
 from lowrank.pipeline.session import WorkOptions, open_session
 
@@ -83,7 +83,7 @@ def export_elastic(
 
     session = open_session(model, folder, check=check, **options)
     # Without a folder the analysis is neither written nor journaled.
-    session = analyzed(replace(session, run=None))
+    session = with_analysis(replace(session, run=None))
     backend, track = session.dense, session.track
     plans = {keep: select(session.analysis, keep, Knapsack(structures=NESTED)) for keep in keeps}
     largest = factorize(backend, session.analysis, _largest(list(plans.values())), track)

@@ -17,7 +17,7 @@ from lowrank.errors import ArtifactError, PlanMismatch, first_line
 from lowrank.pipeline.run.layout import PAGE_FILE, PLAN_FILE, REPORT_FILE
 from lowrank.pipeline.run.provenance import made_with
 from lowrank.results.forecast import Prediction, TradeOff
-from lowrank.results.part import Document
+from lowrank.results.json_part import Document
 from lowrank.results.parts import Provenance
 from lowrank.results.report import Report
 from lowrank.results.sweep import Sweep

@@ -35,7 +35,7 @@ TOKENS = 16384
 
 
 @dataclass(frozen=True, kw_only=True)
-class Output(Measures):
+class WriteOptions(Measures):
     """What of a result is written and measured."""
 
     with_past: bool = False
@@ -59,9 +59,11 @@ class History:
 
 
 def write_and_measure(
-    session: Session, small: Backend, plan: Plan, stage: Path, output: Output, history: History
+    session: Session, small: Backend, plan: Plan, stage: Path, output: WriteOptions, history: History
 ) -> Report:
-    """Everything of a run but its analysis, in `stage`."""
+    """Write everything of a result but its analysis to `stage`, a folder for the session's run, and measure it."""
+    run = session.run
+    assert run is not None
     calibration, clock, target = session.calibration, session.clock, output.target
     problems, notes, stored = list(history.problems), list[str](), stored_weights(plan, session.analysis)
     folder, onnx = stage / MODEL_FOLDER, stage / ONNX_FILE
@@ -80,14 +82,14 @@ def write_and_measure(
                     notes += fit_file(path, target, small.signature, rounding_feeds(calibration), stored)
         except ExportError as error:
             problems.append(str(error))
-            _drop(stage, ONNX_FILE)
+            _delete_graph(stage, ONNX_FILE)
     if output.with_past:
         try:
             with clock.stage("export with past"):
                 notes += write_past(small, stage, target, stored)
         except ExportError as error:
             problems.append(str(error))
-            _drop(stage, WITH_PAST_FILE)
+            _delete_graph(stage, WITH_PAST_FILE)
     budget = plan.budget
     if budget is not None and budget.kind == "size" and onnx.exists():
         plan = replace(plan, share=float(file_size(onnx)))
@@ -102,8 +104,8 @@ def write_and_measure(
     problems += report.problems
     if report.parity is None:
         # A graph that failed its check is not left for anyone to ship.
-        _drop(stage, ONNX_FILE)
-    elif not (stage.parent / SCRIPT_FILE).exists():
+        _delete_graph(stage, ONNX_FILE)
+    elif not (run / SCRIPT_FILE).exists():
         # One that is there may be the user's own, or changed.
         shutil.copyfile(Path(edge.__file__).with_name("standalone.py"), stage / SCRIPT_FILE)
     write_json(stage / PLAN_FILE, "plan", plan.to_json())
@@ -116,7 +118,7 @@ def write_and_measure(
         seconds=clock.seconds,
         provenance=provenance(session.analysis, plan, history.refit, history.cut, history.before),
     )
-    return write_report(stage, stage.parent, session.analysis, plan, report)
+    return write_report(stage, run, session.analysis, plan, report)
 
 
 def write_report(stage: Path, run: Path, analysis: Analysis, plan: Plan, report: Report) -> Report:
@@ -158,6 +160,6 @@ def write_past(backend: Backend, stage: Path, target: Target, stored: Mapping[st
     return [f"{path.name}: {note}" for note in notes]
 
 
-def _drop(folder: Path, name: str) -> None:
+def _delete_graph(folder: Path, name: str) -> None:
     for each in (name, f"{name}.data"):
         (folder / each).unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from lowrank.evaluate.graph import FileModel
 from lowrank.evaluate.tasks.base import Score, Task
 from lowrank.evaluate.tasks.benchmark import compare
 from lowrank.evaluate.tasks.specs import read_tasks
-from lowrank.pipeline.analyzing import analyzed, saved
+from lowrank.pipeline.analyzing import with_analysis, with_saved_analysis
 from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.healing import check_trainable
 from lowrank.pipeline.session import Session, WorkOptions, open_session
@@ -91,4 +91,4 @@ def open_bench(model: object, run: Path, task: str, trained: bool, **options: Un
         )
     # A task that cannot be read must not cost an analysis.
     (measure,) = read_tasks([task], session.dense, session.samples)
-    return Bench(saved(analyzed(session)), measure)
+    return Bench(with_saved_analysis(with_analysis(session)), measure)

@@ -21,7 +21,7 @@ from lowrank.errors import UnsupportedModel
 from lowrank.evaluate.parity import check_parity
 from lowrank.healing.training import Training
 from lowrank.pipeline.healing import check_samples
-from lowrank.pipeline.plans import compressed, select
+from lowrank.pipeline.plans import compressed_model, select
 from lowrank.pipeline.run.layout import CHECKPOINT_FILE, MODEL_FOLDER
 from lowrank.pipeline.run.write import rounding_feeds
 from lowrank.pipeline.search.bench import Bench
@@ -160,7 +160,7 @@ class CandidateBuilder:
         if self._factored is not None and self._factored[0] == keep:
             return self._factored[1]
         self._factored = None
-        small = compressed(self.session, select(self.session.analysis, keep))
+        small = compressed_model(self.session, select(self.session.analysis, keep))
         self._factored = (keep, small)
         return small
 

@@ -21,7 +21,7 @@ from lowrank.backends.torch.read_back import read_finished
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.selection.timings import Timings, sizes_for
-from lowrank.core.structures import STRUCTURES, factorized, structure_named
+from lowrank.core.structures import STRUCTURES, factorize_option, structure_named
 from lowrank.core.structures.base import Option
 from lowrank.core.weight import Group
 from lowrank.pipeline import analyze_weights
@@ -68,7 +68,7 @@ def test_factors_are_columns_and_errors_are_true(blocks: tuple[Any, Analysis]) -
         name, matrix = record.weight.name, dense.read(record.weight.name)
         for rank in (1, record.break_even):
             option = structure_named(NAME).at(Group(name, (name,)), analysis, rank)
-            replacement = factorized(option, analysis, dense)[name]
+            replacement = factorize_option(option, analysis, dense)[name]
             assert isinstance(replacement.factors, ColumnFactors)
             assert all((column == matrix.T).all(1).any() for column in replacement.factors.left.T)
             lost = np.linalg.norm(matrix - replacement.dense(record.weight)) / np.linalg.norm(matrix)

@@ -18,7 +18,7 @@ from lowrank.core.analysis import Analysis, Context
 from lowrank.core.budget import Budget
 from lowrank.core.distance import Reference
 from lowrank.core.selection.knapsack import Knapsack
-from lowrank.core.structures import factorized, structure_named
+from lowrank.core.structures import factorize_option, structure_named
 from lowrank.core.truncation.spatial import SpatialFactors
 from lowrank.errors import InfeasibleBudget
 from lowrank.progress import Track
@@ -65,7 +65,7 @@ def _measured(
     for option in plan.options:
         # Spatial factors are compared with the others' elsewhere: what they add in context is not measured.
         if structure_named(option.structure).factors is not SpatialFactors:
-            base |= changes_of(factorized(option, analysis, backend), analysis)
+            base |= changes_of(factorize_option(option, analysis, backend), analysis)
     dense: dict[str, Change] = {name: (backend.read(name), backend.bias(name)) for name in base}
     ratios: dict[str, float] = {}
     with backend.trials(feeds, base) as run:

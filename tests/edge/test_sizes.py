@@ -111,7 +111,7 @@ def test_a_plan_with_types_is_followed(run: Path, cli: Any, tmp_path: Path) -> N
     [
         (("--size", "eight"), 2, "8MB"),
         (("--size", "8XB"), 2, "8MB"),
-        (("--size", "0"), 1, "no file"),
+        (("--size", "0"), 1, "is not a size of a file"),
         (("--size", "8MB", "--budget", 0.5), 2, "give one of"),
         (("--size", "8MB", "--quantize", "int8"), 1, "leave --quantize out"),
         (("--size", "70KB", "--selector", "uniform", "--calib", "none"), 1, "leave --selector out"),

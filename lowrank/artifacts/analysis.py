@@ -22,9 +22,9 @@ from lowrank.core.verdict import verdict
 from lowrank.core.weight import Coupling, Group, Layer, Skip, View, Weight
 from lowrank.errors import ArtifactError
 
-JSON_FILE = "analysis.json"
+ANALYSIS_FILE = "analysis.json"
 TENSOR_FILE = "analysis.safetensors"
-ANALYSIS_FILES = (JSON_FILE, TENSOR_FILE, GRAMS_FOLDER)
+ANALYSIS_FILES = (ANALYSIS_FILE, TENSOR_FILE, GRAMS_FOLDER)
 STORED = "files"
 """What `grams` holds in analysis.json where they are files of their own; no weight is called so without a dot."""
 ENERGIES = (0.90, 0.95, 0.99)
@@ -56,7 +56,7 @@ def save_analysis(analysis: Analysis, folder: Path) -> None:
             shutil.copytree(analysis.grams.folder, stage / GRAMS_FOLDER, copy_function=linked)
         write_tensors(stage / TENSOR_FILE, tensors, {"analysis": analysis.fingerprint})
         write_json(
-            stage / JSON_FILE,
+            stage / ANALYSIS_FILE,
             "analysis",
             # "bonds" is what files call couplings since version 0.1.0.
             {**figures(analysis), "bonds": couplings, "contexts": contexts, "grams": grams},
@@ -186,11 +186,11 @@ def load_analysis(folder: Path) -> Analysis:
     Raises:
         ArtifactError: if a file is missing or damaged, or the two do not belong together.
     """
-    content = read_json(folder / JSON_FILE, "analysis")
+    content = read_json(folder / ANALYSIS_FILE, "analysis")
     tensors, metadata = read_tensors(folder / TENSOR_FILE)
     if metadata.get("analysis") != content.get("fingerprint"):
         raise ArtifactError(
-            f"{folder / JSON_FILE} is of the analysis {content.get('fingerprint')}, {TENSOR_FILE} beside it of "
+            f"{folder / ANALYSIS_FILE} is of the analysis {content.get('fingerprint')}, {TENSOR_FILE} beside it of "
             f"{metadata.get('analysis')}; run `lowrank analyze MODEL` again"
         )
     try:
@@ -221,7 +221,7 @@ def load_analysis(folder: Path) -> Analysis:
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise ArtifactError(
-            f"{folder / JSON_FILE} and {TENSOR_FILE} beside it do not hold a whole analysis "
+            f"{folder / ANALYSIS_FILE} and {TENSOR_FILE} beside it do not hold a whole analysis "
             f"({type(error).__name__}: {error}); "
             "run `lowrank analyze MODEL` again"
         ) from None

@@ -35,7 +35,8 @@ class Plan:
     options: tuple[Option, ...]
     dense_cost: int
     share: float | None = None
-    """What is kept in the unit of the budget, as a share; bytes of the file for a size, None for errors."""
+    """What the plan comes to in the budget's own unit: a share of the dense cost, or bytes for a size. None for errors,
+    which the options tell."""
     gap: float | None = None
     """How far the summed error can be from the best possible, as a share of that sum: 0 is optimal, None unknown."""
     notes: tuple[str, ...] = field(default=())

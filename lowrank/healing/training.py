@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lowrank.errors import HealingError
+
+if TYPE_CHECKING:
+    from lowrank.backends.base import Backend
 
 Initial = Literal["discarded", "zero"]
 """What an adapter begins as: the best of what truncation left out, if held-out samples find that better, or nothing."""
@@ -46,3 +49,18 @@ class Training:
     def keeps_adapter(self) -> bool:
         """Whether an adapter is trained and stays by itself, so that the model stays as it is."""
         return self.adapter is not None and self.fold == "no"
+
+
+def check_trainable(dense: Backend) -> None:
+    """Check that a model can be trained.
+
+    Raises:
+        HealingError: if it is no module, or cannot be run.
+    """
+    if dense.source["kind"] == "onnx":
+        raise HealingError(
+            "an ONNX graph cannot be trained; `lowrank compress` refits it in closed form, if there is calibration "
+            "data. Heal the torch model that it was exported from"
+        )
+    if isinstance(dense.signature, str):
+        raise HealingError(f"the model cannot be run, so it cannot be trained: {dense.signature}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Unpack
 
 from lowrank.artifacts import hash_json, load_analysis, save_analysis, staged
-from lowrank.artifacts.analysis import JSON_FILE
+from lowrank.artifacts.analysis import ANALYSIS_FILE
 from lowrank.artifacts.journal import close_journal, open_journal
 from lowrank.artifacts.lock import holding
 from lowrank.backends import is_streamed
@@ -84,7 +84,7 @@ def compress(
     with session.clock.stage("read tasks"):
         benchmark = read_benchmark(request.tasks, session.dense, session.samples)
     session = with_analysis(session)
-    if not (run / JSON_FILE).exists():
+    if not (run / ANALYSIS_FILE).exists():
         # The expensive part is worth keeping even if what follows fails; it must not displace that of an earlier run.
         session = with_saved_analysis(session)
     plan = find_plan(session, request, benchmark)

@@ -17,7 +17,7 @@ from lowrank.core.plan import Plan
 from lowrank.errors import ArtifactError, ExportError, HealingError
 from lowrank.evaluate.measure import timed
 from lowrank.evaluate.tasks.benchmark import read_benchmark
-from lowrank.healing.training import Training
+from lowrank.healing.training import Training, check_trainable
 from lowrank.pipeline.publish.adapters import folded, keep_adapter, write_adapters
 from lowrank.pipeline.publish.model_card import write_card
 from lowrank.pipeline.run.layout import (
@@ -189,21 +189,6 @@ def _timed(report: Report, opened: Session, folder: Path, problems: list[str]) -
     except ExportError as error:
         problems.append(str(error))
         return report
-
-
-def check_trainable(dense: Backend) -> None:
-    """Check that a model can be trained.
-
-    Raises:
-        HealingError: if it is no module, or cannot be run.
-    """
-    if dense.source["kind"] == "onnx":
-        raise HealingError(
-            "an ONNX graph cannot be trained; `lowrank compress` refits it in closed form, if there is calibration "
-            "data. Heal the torch model that it was exported from"
-        )
-    if isinstance(dense.signature, str):
-        raise HealingError(f"the model cannot be run, so it cannot be trained: {dense.signature}")
 
 
 def own_adapter(report: Report | None) -> bool:

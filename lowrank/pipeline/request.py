@@ -15,11 +15,10 @@ from lowrank.core.selection.timings import Timings
 from lowrank.core.structures import structures
 from lowrank.edge.target import Target
 from lowrank.errors import HealingError, LowRankError
-from lowrank.healing.training import Training
+from lowrank.healing.training import Training, check_trainable
 from lowrank.parallel import processes
 from lowrank.pipeline.budgets.operator_times import check_table, read_table
 from lowrank.pipeline.budgets.quality_drop import check_drop
-from lowrank.pipeline.healing import check_trainable
 from lowrank.pipeline.session import Work, WorkOptions
 
 PlanSource = Literal["share", "time", "size", "drop"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from lowrank.artifacts import load_analysis
-from lowrank.artifacts.analysis import JSON_FILE
+from lowrank.artifacts.analysis import ANALYSIS_FILE
 from lowrank.artifacts.journal import NOWHERE, Journal
 from lowrank.backends import Backend, Opening, is_streamed, open_model
 from lowrank.backends.inputs import Feed
@@ -178,6 +178,6 @@ def settings_of(stored: Analysis | None, model: object, sized: bool = False) -> 
 def stored_analysis(run: Path) -> Analysis | None:
     """The analysis in a run folder, if there is a whole one."""
     try:
-        return load_analysis(run) if (run / JSON_FILE).exists() else None
+        return load_analysis(run) if (run / ANALYSIS_FILE).exists() else None
     except ArtifactError:
         return None

@@ -15,9 +15,9 @@ from lowrank.evaluate.graph import FileModel
 from lowrank.evaluate.tasks.base import Score, Task
 from lowrank.evaluate.tasks.benchmark import compare
 from lowrank.evaluate.tasks.specs import read_tasks
+from lowrank.healing.training import check_trainable
 from lowrank.pipeline.analyzing import with_analysis, with_saved_analysis
 from lowrank.pipeline.execution import Execution
-from lowrank.pipeline.healing import check_trainable
 from lowrank.pipeline.session import Session, WorkOptions, open_session
 from lowrank.results.parts import Comparison
 

@@ -183,7 +183,7 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise ArtifactError(f"there is no {path}; {MAKERS.get(kind, 'give the folder of a finished run')}") from None
     except (OSError, ValueError) as error:
-        raise ArtifactError(f"cannot read {path}: {error}; delete it and make it again") from None
+        raise ArtifactError(f"cannot read {path}: {error}; give the right file, or make it again") from None
     name, _, version = str(content.get("schema") if isinstance(content, dict) else None).partition("/")
     if name != f"lowrank.{kind}":
         raise ArtifactError(f"{path} is not a lowrank {kind} (its schema is {name!r}); give the right file")

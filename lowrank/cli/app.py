@@ -84,6 +84,8 @@ def main() -> None:
             complain(
                 f"{ending.filename or 'a file'}: {ending.strerror or ending}; choose another path, or make it readable"
             )
+        elif isinstance(ending, RuntimeError) and "home directory" in str(ending):
+            complain("a path begins with ~ and a user that there is not; write the folder out")
         elif not isinstance(ending, SystemExit):
             raise
         sys.exit(code)

@@ -36,10 +36,11 @@ def select(
         with progress_bars() as track:
             predicted = pipeline.trade_off(output, selector, track)
         problem = pipeline.renew_page(output)
-        if problem is not None:
-            complain(problem)
         if budget is None:
             show_trade_off(predicted, output, result.as_json)
+        if problem is not None:
+            complain(problem)
+            raise typer.Exit(1)
     if budget is None:
         return
     with locked(output):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Self, TypeVar
+from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import cache
+from types import UnionType
+from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lowrank.errors import ArtifactError
 
@@ -27,15 +29,20 @@ class Part:
         """Read what `to_json` gave; keys that are missing get the defaults of their fields.
 
         Raises:
-            TypeError: if a key without a default is missing, or the content is no object.
+            TypeError: if a key without a default is missing, a value is of another type, or the content is no object.
         """
         if not isinstance(content, Mapping):
             raise TypeError(f"{cls.__name__} is not an object")
-        rest, known = dict[str, Any](content), dict[str, Any]()
+        rest, known, hints = dict[str, Any](content), dict[str, Any](), _hints(cls)
         for each in fields(cls)[1:]:
-            if each.name.rstrip("_") in rest:
-                value, read = rest.pop(each.name.rstrip("_")), each.metadata.get("read")
+            key = each.name.rstrip("_")
+            if key in rest:
+                value, read = rest.pop(key), each.metadata.get("read")
                 known[each.name] = read(value) if read is not None and value is not None else value
+                if not fits(known[each.name], hints[each.name]):
+                    raise TypeError(f"{key} is {str(value)[:40]!r}")
+            elif each.default is MISSING and each.default_factory is MISSING:
+                raise TypeError(f"it has no {key}")
         return cls(**known, extra=rest)
 
     def to_json(self) -> dict[str, Any]:
@@ -79,6 +86,32 @@ class Document(Part):
 
 
 P = TypeVar("P", bound=Part)
+
+
+@cache
+def _hints(kind: type[Part]) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value from JSON, whose parts are read, is of a type.
+
+    Example:
+        >>> fits(1, float), fits(True, int), fits([1.0, None], list[float | None]), fits("a", Literal["b"])
+        (True, False, True, False)
+    """
+    kind, of = get_origin(hint), get_args(hint)
+    if kind in (Union, UnionType):
+        return any(fits(value, each) for each in of)
+    if kind is Literal:
+        return value in of
+    if kind in (list, tuple):
+        return isinstance(value, list | tuple) and all(fits(each, of[0]) for each in value)
+    if kind is not None:
+        return isinstance(value, Mapping) and all(fits(each, of[1]) for each in value.values())
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+    return hint is Any or isinstance(value, hint)
 
 
 def rows_of(kind: type[P]) -> Callable[[Iterable[Any]], list[P]]:

@@ -111,13 +111,13 @@ def test_a_run_has_a_page_from_the_analysis_on(cli: Cli, tmp_path: Path, monkeyp
     assert "parameters are left" in page_of(run).text
     check_files(run)
     # A sweep that somebody has made since; what is none is not shown.
-    for content, shown in (
-        (json.dumps({"schema": "lowrank.sweep/1.0", **SWEEP.to_json()}), True),
-        ("[1, null]", False),
-    ):
+    whole = {"schema": "lowrank.sweep/1.0", **SWEEP.to_json()}
+    broken = {**whole, "points": None}
+    for content, shown in ((json.dumps(whole), True), ("[1, null]", False), (json.dumps(broken), False)):
         (run / "sweep.json").write_text(content, encoding="utf-8")
         assert renew_page(run) is None
         assert ("Measured by a sweep" in page_of(run).text) is shown
+        assert ("sweep.json is not shown" in page_of(run).text) is not shown
     check_files(run)
     # Measured again, with a page that cannot be drawn: that is said, and the old page does not stay.
     with monkeypatch.context() as broken:
@@ -149,6 +149,12 @@ def test_budgets_are_solved_on_request(cli: Cli, tmp_path: Path) -> None:
     # With a budget, the plan is written too; of another analysis, nothing is shown.
     assert cli("select", "-o", run, "--curve", "--budget", "0.4").code == 0
     assert read(run / "plan.json")["keep_ratio"] <= 0.4
+    # Which is not the plan of the model that is there.
+    assert renew_page(run) is None
+    assert "are of an earlier analysis or plan" in page_of(run).text
+    before = (run / "tradeoff.json").read_bytes()
+    none = cli("select", "-o", run, "--curve", "--multiple", "1000000")
+    assert none.code == 1 and "no plan meets any" in none.err and (run / "tradeoff.json").read_bytes() == before
     assert cli("analyze", model, "-o", run, "--include", "layers.0").code == 0
     assert "--curve" in page_of(run).text
 

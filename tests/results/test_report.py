@@ -71,3 +71,18 @@ def test_unknown_keys_stay_and_parts_may_be_missing() -> None:
         Report.from_json({**few, "error": []})
     with pytest.raises(ArtifactError, match="report.json is not whole"):
         Report.from_json(few)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"files": None}, "files is 'None'"),
+        ({"targets": {"params_before": "many", "params_after": 5, "keep_ratio": 0.5}}, "params_before is 'many'"),
+        ({"healing": [{"curve": [[1.0, "low"]]}]}, "curve is"),
+        ({"onnx": {"profile": "foo"}}, "profile is 'foo'"),
+        ({"notes": [3]}, "notes is"),
+    ],
+)
+def test_values_of_another_type_are_refused(change: dict[str, Any], told: str) -> None:
+    with pytest.raises(ArtifactError, match=told):
+        Report.from_json({**WHOLE, **change})

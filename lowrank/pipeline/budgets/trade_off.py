@@ -30,6 +30,7 @@ def trade_off(run: str | Path, selector: Selector | None = None, track: Track = 
 
     Raises:
         ArtifactError: if there is no analysis in the folder.
+        InfeasibleBudget: if no budget can be met.
 
     Example:
         lowrank.pipeline.trade_off("lowrank-run").points[0].error
@@ -42,6 +43,8 @@ def trade_off(run: str | Path, selector: Selector | None = None, track: Track = 
         except InfeasibleBudget:
             continue
         errors[plan.keep_ratio] = predicted_error(analysis, plan)
+    if not errors:
+        raise InfeasibleBudget("no plan meets any of the budgets; give a smaller --multiple, or more --structures")
     points = [Prediction(keep=keep, error=error) for keep, error in sorted(errors.items())]
     result = TradeOff(analysis=analysis.fingerprint, of_output=is_measured(analysis), points=points)
     write_json(folder / TradeOff.file, "tradeoff", result.to_json())

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from lowrank.artifacts import load_analysis, read_json, write_json
+from lowrank.artifacts.files import RECORD_FILE
 from lowrank.artifacts.lock import holding
 from lowrank.core.analysis import Analysis
-from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan
 from lowrank.core.prediction import predicted_error
 from lowrank.errors import ArtifactError, PlanMismatch, first_line
-from lowrank.pipeline.run.layout import PAGE_FILE, PLAN_FILE, REPORT_FILE
+from lowrank.pipeline.run.layout import MODEL_FOLDER, PAGE_FILE, REPORT_FILE
 from lowrank.pipeline.run.provenance import made_with
+from lowrank.pipeline.run.read import check_plan, read_results
 from lowrank.results.forecast import Prediction, TradeOff
 from lowrank.results.json_part import Document
 from lowrank.results.parts import Provenance
@@ -96,7 +97,8 @@ def _data(
     from lowrank.report.page.page_data import page_data_of
 
     chosen = plan and Prediction(keep=plan.keep_ratio, error=predicted_error(analysis, plan))
-    trade_off, sweep = _document(run, TradeOff), _document(run, Sweep)
+    trade_off, unread = _document(run, TradeOff)
+    sweep, more = _document(run, Sweep)
     if trade_off is not None and trade_off.analysis != analysis.fingerprint:
         trade_off = None
     return page_data_of(
@@ -106,17 +108,19 @@ def _data(
         provenance=provenance,
         chosen=chosen,
         trade_off=trade_off,
-        sweep=sweep,
-        remarks=remarks,
+        sweep=sweep if sweep is not None and sweep.points else None,
+        remarks=(*remarks, *unread, *more),
     )
 
 
-def _document(run: Path, kind: type[D]) -> D | None:
-    """A document of a run; None if there is none, or if it is not one."""
+def _document(run: Path, kind: type[D]) -> tuple[D | None, tuple[str, ...]]:
+    """A document of a run, if there is one, and what to say if it cannot be read."""
+    if not (run / kind.file).is_file():
+        return None, ()
     try:
-        return kind.from_json(read_json(run / kind.file, kind.file.removesuffix(".json")))
-    except ArtifactError:
-        return None
+        return kind.from_json(read_json(run / kind.file, kind.file.removesuffix(".json"))), ()
+    except ArtifactError as error:
+        return None, (f"{kind.file} is not shown: {error}",)
 
 
 def _write(path: Path, data: Callable[[], PageData]) -> str | None:
@@ -139,9 +143,13 @@ def _results(run: Path, analysis: Analysis) -> tuple[Plan | None, Report | None,
     """The plan and the report of a run, if they belong to its analysis, and what to say if they do not."""
     if not (run / REPORT_FILE).is_file():
         return None, None, ()
-    report = Report.from_json(read_json(run / REPORT_FILE, "report"))
-    content = read_json(run / PLAN_FILE, "plan")
     try:
-        return Plan.from_json(content, analysis, Budget.from_json(content.get("budget"))), report, ()
-    except PlanMismatch:
-        return None, None, ("the results in this folder are of an earlier analysis, and are not shown here",)
+        plan, report = read_results(run, analysis)
+        if (run / MODEL_FOLDER / RECORD_FILE).is_file():
+            check_plan(run, plan, analysis)
+        return plan, report, ()
+    except PlanMismatch as error:
+        why = "are of an earlier analysis or plan, and are not shown here"
+        return None, None, (f"the results in this folder {why}: {error}",)
+    except ArtifactError as error:
+        return None, None, (f"the results in this folder are not shown: {error}",)

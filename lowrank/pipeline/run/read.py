@@ -57,7 +57,7 @@ def read_run(folder: Path) -> tuple[Analysis, Plan, Report | None]:
         ArtifactError: if the run is not complete.
     """
     analysis, plan, report = read_files(folder)
-    _check_plan(folder, plan, analysis)
+    check_plan(folder, plan, analysis)
     return analysis, plan, report
 
 
@@ -68,13 +68,23 @@ def read_files(folder: Path) -> tuple[Analysis, Plan, Report | None]:
         ArtifactError: if the analysis or the plan is missing or not whole.
     """
     analysis = load_analysis(folder)
+    return analysis, *read_results(folder, analysis)
+
+
+def read_results(folder: Path, analysis: Analysis) -> tuple[Plan, Report | None]:
+    """The plan and the report of a run with some analysis; None if there is no report.
+
+    Raises:
+        ArtifactError: if one of them is missing or not whole.
+        PlanMismatch: if the plan is of another analysis.
+    """
     content = read_json(folder / PLAN_FILE, "plan")
     plan = Plan.from_json(content, analysis, Budget.from_json(content.get("budget")))
     path = folder / REPORT_FILE
-    return analysis, plan, Report.from_json(read_json(path, "report")) if path.is_file() else None
+    return plan, Report.from_json(read_json(path, "report")) if path.is_file() else None
 
 
-def _check_plan(folder: Path, plan: Plan, analysis: Analysis) -> None:
+def check_plan(folder: Path, plan: Plan, analysis: Analysis) -> None:
     """Refuse a plan that the saved model does not follow: `select` writes a new one beside it."""
     record = read_json(folder / MODEL_FOLDER / RECORD_FILE, "model")
     replaced = record.get("replaced")

@@ -108,6 +108,7 @@ def _panel(points: Sequence[Point], measure: Callable[[Point], float], title: st
 
 def _scale(values: Sequence[float], start: float, end: float) -> Scale:
     """A logarithmic axis with some room around the values."""
+    values = [min(max(value, 1e-12), 1e12) for value in values]
     low, high = min(values), max(values)
     room = (high / low) ** 0.06 if high > low else 1.5
     return Scale(low / room, high * room, start, end, logarithmic=True)

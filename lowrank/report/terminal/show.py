@@ -67,7 +67,7 @@ def show_trade_off(predicted: TradeOff, run: Path, as_json: bool) -> None:
         print_json(predicted.to_json())
         return
     print_table(trade_off_table(predicted))
-    say(f"Written to {run / predicted.file}, drawn in {run / 'report.html'}.")
+    say(f"Written to {run / predicted.file}, for the page of the run.")
 
 
 def show_files(run: Path) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 from lowrank.core.prediction import is_measured
 from lowrank.report.page.page_data import PageData
@@ -141,7 +140,7 @@ def _times(before: tuple[str, float], after: tuple[str, float]) -> str:
     return f"{percent(after[1] / before[1], 1)} of {before[0]}" if before[1] else ""
 
 
-def _bars(label: str, value: str, words: str, known: Any, said: Any) -> Card:
+def _bars(label: str, value: str, words: str, known: Sequence[tuple[str, float]], said: Callable[[float], str]) -> Card:
     longest = max((number for _, number in known), default=0)
     bars = tuple(
         Bar(name, said(number), max(number / longest, 0) if longest > 0 else 0, name == "compressed")

@@ -24,7 +24,7 @@ from lowrank.core.weight import Group
 from lowrank.pipeline.plans import factorize
 
 
-def compressed_model(model: Any, run: Path, targets: Sequence[str] = ("projections",)) -> tuple[ModuleBackend, Path]:
+def compressed(model: Any, run: Path, targets: Sequence[str] = ("projections",)) -> tuple[ModuleBackend, Path]:
     """A model of transformers at half its size, saved as `compress` saves it: the backend, and the folder."""
     dense = _dense(model, run)
     analysis = lowrank.analyze(run / "dense", settings=lowrank.Settings(calib="none", targets=tuple(targets)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from lowrank.errors import ArtifactError, ExportError, LowRankError
 from lowrank.evaluate.latency import measure_latency
 from lowrank.evaluate.tasks.base import Score
 from lowrank.healing.training import Training
+from lowrank.pipeline.budgets.quality_drop import check_drop
 from lowrank.pipeline.compressing import compress
 from lowrank.pipeline.evaluating import evaluate
 from lowrank.pipeline.run.layout import RESULTS, RUN, SCRIPT_FILE
@@ -100,8 +100,7 @@ def tune(
     """
     begun, run, effort = time.monotonic(), Path(output).expanduser(), Effort(**options)
     import_optuna()
-    if not (math.isfinite(max_drop) and max_drop >= 0):
-        raise LowRankError(f"a drop of {max_drop:g} is no limit; give a number such as 0.01")
+    check_drop(max_drop)
     bench = open_bench(
         model,
         run,
@@ -112,8 +111,7 @@ def tune(
         execution=effort.execution,
         track=effort.track,
     )
-    session = bench.session
-    place = run / PROGRESS_FOLDER / STAGE
+    session, place = bench.session, run / PROGRESS_FOLDER / STAGE
     if not session.execution.resume:
         shutil.rmtree(place, ignore_errors=True)
     workbench = Workbench(model, bench, run, place, effort.seed)
@@ -133,17 +131,12 @@ def tune(
         "seed": effort.seed,
     }
     study = Study(run, identity, limits, effort.heal, effort.seed, session.execution.resume)
-    exhausted = _search(study, workbench, limits, effort, begun)
-    best = best_of(study.trials, limits)
+    exhausted, best = _search(study, workbench, limits, effort, begun), best_of(study.trials, limits)
     tuning = Tuning(
         task=bench.figures,
         limits=limits,
         goal=GOALS[limits.goal],
-        dense={
-            "bytes": float(file_size(workbench.dense_path)),
-            "ms": workbench.dense_ms,
-            "quality": workbench.dense_score.value,
-        },
+        dense=workbench.dense_figures,
         trials=study.trials,
         best=best,
         nearest=nearest_of(study.trials, limits) if best is None else None,
@@ -200,6 +193,12 @@ class Workbench:
     def dense_ms(self) -> float:
         """Of the dense model alone."""
         return self._times({"dense": self.dense_path})["dense"]
+
+    @property
+    def dense_figures(self) -> dict[str, float]:
+        """What a result says of the dense model."""
+        size = float(file_size(self.dense_path))
+        return {"bytes": size, "ms": self.dense_ms, "quality": self.dense_score.value}
 
     def milliseconds(self, latency: Budget) -> float:
         """What a budget of time comes to."""

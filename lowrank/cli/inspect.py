@@ -25,7 +25,7 @@ def inspect(
     """
     from lowrank.inspection import inspect as look
 
-    contents = look(path.expanduser())
+    contents = look(path)
     if result.as_json:
         print_json({"path": str(path), **contents.to_json()})
         return

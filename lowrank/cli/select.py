@@ -32,19 +32,20 @@ def select(
     if budget is None and not curve:
         raise typer.BadParameter("give --budget, --error or --curve")
     selector = ranks.policy()
-    if curve:
-        with progress_bars() as track:
-            predicted = pipeline.trade_off(output, selector, track)
-        problem = pipeline.renew_page(output)
-        if budget is None:
-            show_trade_off(predicted, output, result.as_json)
-        if problem is not None:
-            complain(problem)
-            raise typer.Exit(1)
-    if budget is None:
-        return
     with locked(output):
         analysis = load_analysis(output)
+        if curve:
+            with progress_bars() as track:
+                predicted = pipeline.trade_off(analysis, selector, track)
+            write_json(output / predicted.file, "tradeoff", predicted.to_json())
+            problem = pipeline.draw_page(output, analysis)
+            if budget is None:
+                show_trade_off(predicted, output, result.as_json)
+            if problem is not None:
+                complain(problem)
+                raise typer.Exit(1)
+        if budget is None:
+            return
         plan = pipeline.select(analysis, budget, selector)
         write_json(output / pipeline.PLAN_FILE, "plan", plan.to_json())
     if result.as_json:

@@ -17,7 +17,7 @@ from lowrank.pipeline.publish.exporting import export, export_adapter_inputs, ex
 from lowrank.pipeline.publish.hub import export_hub
 from lowrank.pipeline.request import SAME_CHANNELS
 from lowrank.pipeline.run.layout import CHECKPOINT_FILE, ONNX_FILE, PAGE_FILE, PLAN_FILE, REPORT_FILE, RUN
-from lowrank.pipeline.run.page import page_data_in, renew_page
+from lowrank.pipeline.run.page import draw_page, page_data_in, renew_page
 from lowrank.pipeline.search.sweeping import PICTURE_FILE, POINTS_FOLDER, sweep
 from lowrank.pipeline.search.tuning import tune
 from lowrank.pipeline.session import settings_of, stored_analysis
@@ -45,6 +45,7 @@ __all__ = [
     "compress",
     "compress_",
     "cut_name",
+    "draw_page",
     "evaluate",
     "export",
     "export_adapter_inputs",

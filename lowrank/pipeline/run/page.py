@@ -61,11 +61,17 @@ def renew_page(run: str | Path) -> str | None:
         ArtifactError: if there is no analysis in the folder.
     """
     folder = Path(run).expanduser()
-    return draw_page(folder, load_analysis(folder), Provenance())
+    return draw_page(folder, load_analysis(folder))
 
 
-def draw_page(run: Path, analysis: Analysis, provenance: Provenance) -> str | None:
-    """Write the page of an analysis and of what else lies in its run; what to say if that fails."""
+def draw_page(run: Path, analysis: Analysis, provenance: Provenance | None = None) -> str | None:
+    """Write the page of an analysis and of what else lies in its run; what to say if that fails.
+
+    Args:
+        run: the run folder, locked.
+        analysis: that lies in it.
+        provenance: of the analysis, where there is no report.
+    """
     plan, report, remarks = _results(run, analysis)
     failed = _write(run / PAGE_FILE, lambda: _data(run, analysis, plan, report, provenance, remarks))
     if report is not None and PAGE_FILE in report.files and failed is None:

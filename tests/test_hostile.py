@@ -25,7 +25,7 @@ from lowrank.backends.torch.huggingface import belongings
 from lowrank.backends.torch.lora import is_tame
 from lowrank.calibrate.data import load_calibration
 from lowrank.calibrate.text import read_samples
-from lowrank.calibrate.tokenize import tokenize
+from lowrank.calibrate.tokenize import open_tokenizer
 from lowrank.errors import ArtifactError, CalibrationError, LowRankError, UnsupportedModel
 from lowrank.report.terminal.terminal import harmless
 from tools.fuzz import seeds
@@ -271,7 +271,7 @@ def test_code_of_a_folder_does_not_run(bert_folder: Path, tmp_path: Path, monkey
         (folder / file).write_text(json.dumps(content | {"auto_map": names, "tokenizer_class": "Evil"}))
     assert open_model(folder).weights
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
-    assert tokenize(folder, sentences(3), 8)
+    assert open_tokenizer(folder).encode(sentences(3), 8, True)
     assert not mark.exists()
 
 

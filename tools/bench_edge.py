@@ -167,7 +167,8 @@ def run_rows(name: str, run: Path, subject: subjects.Subject, work: Path) -> lis
     if report["budget"]["kind"] != "params":
         return [Row(name, run / "model.onnx", macs)]
     dense: Any = open_model(subject.source)
-    calibration = load_calibration(dense, Path(str(subject.calib.calib)), subject.calib.column, subject.calib.samples)
+    data = subject.calib
+    calibration = load_calibration(dense, Path(str(data.calib)), data.column, data.samples, data.mixed)
     assert calibration is not None
     small: Any = calibration.backend.saved_in(run, dict)
     feeds = spread(calibration.fit, TOKENS)

@@ -125,7 +125,9 @@ def run(subject: subjects.Subject, method: str, settings: lowrank.Settings) -> l
     """The rows of one method, or of all ingredients."""
     backend: Any = lowrank.open_model(subject.source)
     start = time.perf_counter()
-    calibration: Any = load_calibration(backend, Path(str(settings.calib)), settings.column, settings.samples)
+    calibration: Any = load_calibration(
+        backend, Path(str(settings.calib)), settings.column, settings.samples, settings.mixed
+    )
     if method == "ingredients":
         return [row for label, made in ingredients(calibration) for row in rows_of(subject, calibration, label, made)]
     compress = (PUBLISHED | {OURS: ours})[method](calibration)

@@ -133,7 +133,7 @@ def bench(args: argparse.Namespace) -> str:
 
     import lowrank
     from lowrank.backends.torch.inputs import of_transformers
-    from lowrank.calibrate.text import builtin_samples
+    from lowrank.calibrate.builtin import judging_text
     from lowrank.evaluate.latency import measure_latency
 
     folder = Path(args.output)
@@ -154,7 +154,7 @@ def bench(args: argparse.Namespace) -> str:
     latency = measure_latency(files, of_transformers(model.module), rounds=args.rounds)  # pyright: ignore[reportArgumentType]
     tokenizer = AutoTokenizer.from_pretrained(str(minilm_folder()))
     pairs, scores = read_pairs(Path(args.sts)) if args.sts else ([], [])
-    sentences = [a for a, _ in pairs] + [b for _, b in pairs] or builtin_samples()[5::10]
+    sentences = [a for a, _ in pairs] + [b for _, b in pairs] or judging_text("lines")
     vectors = {name: embed(path, tokenizer, sentences) for name, path in files.items()}
 
     def row(file: str, name: str, share: float, stages: str | None, peak: float | None) -> list[Cell]:
@@ -182,7 +182,7 @@ def bench(args: argparse.Namespace) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sts", help="tab-separated file with score, sentence1, sentence2")
-    parser.add_argument("--calib", help="calibration text; by default the text that ships with Python")
+    parser.add_argument("--calib", help="calibration text; by default the built-in text")
     parser.add_argument("--column", help="its column")
     parser.add_argument("--rows", type=int, default=ROWS, help="of the calibration file, the first ones")
     parser.add_argument("--samples", type=int, default=4096)

@@ -58,7 +58,9 @@ def metrics(backend: Any, calibration: Any, weights: Any) -> Iterator[tuple[str,
 def rows(subject: subjects.Subject) -> Iterator[list[Cell]]:
     backend: Any = lowrank.open_model(subject.source)
     settings = subject.calib
-    calibration: Any = load_calibration(backend, Path(str(settings.calib)), settings.column, settings.samples)
+    calibration: Any = load_calibration(
+        backend, Path(str(settings.calib)), settings.column, settings.samples, settings.mixed
+    )
     backend = calibration.backend
     # Position tables are read at every place alike; what is looked up by content is the largest.
     weights = [max((w for w in backend.weights if w.role == "embedding"), key=lambda w: w.params)]

@@ -13,12 +13,11 @@ from lowrank.artifacts.files import hash_array, hash_json
 from lowrank.artifacts.outside import check_zip
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import MASK, Feed, Signature, of_arrays
-from lowrank.calibrate.text import builtin_samples, read_samples
-from lowrank.calibrate.tokenize import tokenize
+from lowrank.calibrate.folds import split_folds
+from lowrank.calibrate.samples import TextSource, read_text_samples
+from lowrank.calibrate.tokenize import open_tokenizer, usual_maximum
 from lowrank.errors import CalibrationError, first_line
 
-MAX_TOKENS = 128
-"""Longer samples are cut: the moments of a layer's inputs hardly change with longer context."""
 TRAINING = 1 << 16
 """Samples to learn from at most: more than minutes on a CPU can use."""
 BATCH_TOKENS = 4096
@@ -35,6 +34,8 @@ class Calibration:
     backend: Backend
     """The model that the batches feed, with the signature that they fit."""
     provenance: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    """What a user should know of the data."""
 
     @property
     def report_label(self) -> str:
@@ -43,37 +44,52 @@ class Calibration:
         return "samples that neither ranks nor factors saw" if apart else "the calibration samples themselves"
 
 
-def split_folds(count: int) -> tuple[list[int], list[int], list[int]]:
-    """Indices for fit, held-out and report: of every ten samples eight, one and one.
-
-    Example:
-        >>> [len(fold) for fold in split_folds(100)]
-        [80, 10, 10]
-    """
-    heldout = list(range(0, count, 10)) if count > 1 else []
-    report = list(range(5, count, 10)) or heldout or list(range(count))
-    aside = set(heldout) | (set(report) if count > 5 else set())
-    return [i for i in range(count) if i not in aside], heldout, report
-
-
 def load_calibration(
-    backend: Backend, path: Path | None, column: str | None = None, samples: int = 4096
+    backend: Backend, path: Path | None, column: str | None = None, samples: int = 4096, mixed: bool = False
 ) -> Calibration | None:
     """The calibration data for a model; None if there is none that fits it.
 
     Args:
         backend: the model, with its tokenizer.
         path: text (see `read_samples`), or an `.npz` of the model's inputs, one array an input and samples along the
-            first axis; None takes the text that every Python carries, for models that come with a tokenizer.
+            first axis; None takes the built-in text, for models that come with a tokenizer.
         column: column or key of the text.
         samples: at most this many, spread evenly over the file.
+        mixed: add built-in text to a text, so that it is `SHARE` of all tokens.
 
     Raises:
         CalibrationError: if the file cannot be read or does not fit the model.
     """
+    return _load(backend, TextSource(path=path, column=column, samples=samples, mixed=mixed))
+
+
+def training_batches(
+    calibration: Calibration, path: Path | None, column: str | None = None, mixed: bool = False
+) -> tuple[Feed, ...]:
+    """All samples of some data, but for those that the calibration judges by.
+
+    Args:
+        calibration: whose held-out and report samples are left out, wherever in the data they are.
+        path: as for `load_calibration`.
+        column: as for `load_calibration`.
+        mixed: as for `load_calibration`.
+    """
+    source = TextSource(path=path, column=column, mixed=mixed).to_learn_from(TRAINING)
+    whole = _load(calibration.backend, source)
+    assert whole is not None
+    aside = {row for feed in (*calibration.heldout, *calibration.report) for row in _rows(feed)}
+    batches: list[Feed] = []
+    for feed in (*whole.fit, *whole.heldout, *whole.report):
+        rows = [i for i, row in enumerate(_rows(feed)) if row not in aside]
+        if rows:
+            batches.append({name: values[rows] for name, values in feed.items()})
+    return tuple(batches)
+
+
+def _load(backend: Backend, source: TextSource) -> Calibration | None:
+    path, signature = source.path, backend.signature
     if path is not None and path.suffix == ".npz":
-        return _from_arrays(backend, path, samples)
-    signature = backend.signature
+        return _from_arrays(backend, path, source.samples)
     if isinstance(signature, str):
         if path is None:
             return None
@@ -85,49 +101,16 @@ def load_calibration(
             "comes without a tokenizer" if signature.reads_tokens else f"reads {', '.join(signature.names)}, not text"
         )
         raise CalibrationError(f"{path}: the model {lacking}; give --tokenizer tokenizer.json, or its inputs as .npz")
-    text = read_samples(path, column) if path else builtin_samples()
-    text = _spread(text, samples)
-    lines = tokenize(backend.tokenizer, text, min(MAX_TOKENS, signature.max_sequence))
-    provenance = {
-        "text": str(path.resolve()) if path else "pydoc_data.topics",
-        "column": column,
-        "samples": len(lines),
-        "tokens": sum(map(len, lines)),
-        "hash": hash_json(lines),
-    }
-    folds = (token_batches([lines[i] for i in fold], signature) for fold in split_folds(len(lines)))
-    return Calibration(*folds, backend=backend, provenance=provenance)
-
-
-def training_batches(calibration: Calibration, path: Path | None, column: str | None = None) -> tuple[Feed, ...]:
-    """All samples of some data, but for those that the calibration judges by.
-
-    Args:
-        calibration: whose held-out and report samples are left out, wherever in the data they are.
-        path: as for `load_calibration`.
-        column: as for `load_calibration`.
-    """
-    whole = load_calibration(calibration.backend, path, column, TRAINING)
-    assert whole is not None
-    aside = {row for feed in (*calibration.heldout, *calibration.report) for row in _rows(feed)}
-    batches: list[Feed] = []
-    for feed in (*whole.fit, *whole.heldout, *whole.report):
-        rows = [i for i, row in enumerate(_rows(feed)) if row not in aside]
-        if rows:
-            batches.append({name: values[rows] for name, values in feed.items()})
-    return tuple(batches)
+    found = read_text_samples(open_tokenizer(backend.tokenizer), usual_maximum(backend), source)
+    folds = (token_batches(lines, signature) for lines in found.folds())
+    provenance = {"column": source.column, **found.provenance()}
+    return Calibration(*folds, backend=backend, provenance=provenance, notes=found.notes)
 
 
 def _rows(feed: Feed) -> list[bytes]:
     """The bytes of each sample, by which it is known again."""
     arrays = [np.ascontiguousarray(values) for values in feed.values()]
     return [b"".join(a[i].tobytes() for a in arrays) for i in range(len(arrays[0]))]
-
-
-def _spread(items: list[str], most: int) -> list[str]:
-    if len(items) <= most:
-        return items
-    return [items[i * len(items) // most] for i in range(most)]
 
 
 def token_batches(lines: Sequence[Sequence[int]], signature: Signature) -> tuple[Feed, ...]:

@@ -1,4 +1,4 @@
-"""Samples of text: from a file, or from what every Python carries."""
+"""Samples of text from a file."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ def suffix_of(path: Path) -> str:
     return Path(path.name.removesuffix(".gz")).suffix.lower()
 
 
-def builtin_samples() -> list[str]:
-    """English prose that ships with CPython: the paragraphs of its language reference (`pydoc_data.topics`)."""
-    from pydoc_data import topics
-
-    paragraphs = (" ".join(p.split()) for text in topics.topics.values() for p in text.split("\n\n"))
-    return list(dict.fromkeys(p for p in paragraphs if len(p) > 40))
+def line_of(path: Path, sample: str) -> int | None:
+    """The number of the first line of a file that is a sample, or else holds it; None if none does, for it may be
+    escaped."""
+    lines = [" ".join(line.split()) for line in read_text(path).splitlines()]
+    holding = [number for number, line in enumerate(lines, 1) if sample in line]
+    return next((number for number in holding if lines[number - 1] == sample), holding[0] if holding else None)
 
 
 def read_text(path: Path) -> str:

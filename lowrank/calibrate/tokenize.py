@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+from lowrank.artifacts import parse_json
+from lowrank.backends.base import Backend, signature_of
+from lowrank.backends.beside import beside
 from lowrank.errors import CalibrationError, first_line
 
+MASKS = ("[MASK]", "<mask>", "<MASK>")
+LONGEST = 512
+"""Longer samples are cut, whatever the model's context: their scores and their attention take gigabytes."""
 
-def tokenize(source: Path, text: list[str], most: int) -> list[list[int]]:
-    """Token ids of every sample that has any, at most `most` each.
 
-    Raises:
-        CalibrationError: if the tokenizer cannot be used, or makes nothing of the text.
-    """
-    lines = [ids for ids in open_tokenizer(source)(text, most, True) if ids]
-    if not lines:
-        raise CalibrationError(f"the tokenizer in {source} makes no tokens of the calibration text; give other text")
-    return lines
+def usual_maximum(dense: Backend) -> int:
+    """How many tokens a text of a model usually has at most: what sentence-transformers notes for it, or else its
+    context, and in no case more than `LONGEST`."""
+    longest = min(signature_of(dense).max_sequence, LONGEST)
+    noted = beside(dense, "sentence_bert_config.json").get("max_seq_length")
+    return min(noted, longest) if isinstance(noted, int) and noted > 0 else longest
 
 
 class Encode(Protocol):
@@ -36,7 +41,24 @@ class Encode(Protocol):
         ...
 
 
-def open_tokenizer(source: Path) -> Encode:
+@dataclass(frozen=True)
+class Tokenizer:
+    """The tokenizer of a model."""
+
+    source: Path
+    encode: Encode
+    unknown: int | None = None
+    """The id of what stands for a piece that it does not know, if it has one."""
+    mask: int | None = None
+    """The id of what stands for a piece that a masked language model fills in, if it has one."""
+
+    @cached_property
+    def frame(self) -> list[int]:
+        """What it puts before and after a text, without the text."""
+        return self.encode([""], None, True)[0]
+
+
+def open_tokenizer(source: Path) -> Tokenizer:
     """The tokenizer of a model.
 
     Args:
@@ -46,13 +68,13 @@ def open_tokenizer(source: Path) -> Encode:
         CalibrationError: if it cannot be used, now or later.
     """
     with _tokenizer_errors(source):
-        inner = (_of_file if source.is_file() else _of_folder)(source)
+        tokenizer = (_of_file if source.is_file() else _of_folder)(source)
 
     def encoded(text: list[str], most: int | None, special: bool) -> list[list[int]]:
         with _tokenizer_errors(source):
-            return inner(text, most, special)
+            return tokenizer.encode(text, most, special)
 
-    return encoded
+    return replace(tokenizer, encode=encoded)
 
 
 @contextmanager
@@ -66,33 +88,37 @@ def _tokenizer_errors(source: Path) -> Iterator[None]:
         ) from None
 
 
-def _of_file(path: Path) -> Encode:
-    from tokenizers import Tokenizer
+def _of_file(path: Path) -> Tokenizer:
+    from tokenizers import Tokenizer as Inner
 
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_padding()
+    inner = Inner.from_file(str(path))
+    inner.no_padding()
 
     def encoded(text: list[str], most: int | None, special: bool) -> list[list[int]]:
         if most is None:
-            tokenizer.no_truncation()
+            inner.no_truncation()
         else:
-            tokenizer.enable_truncation(most)
-        return [list(encoding.ids) for encoding in tokenizer.encode_batch(text, add_special_tokens=special)]
+            inner.enable_truncation(most)
+        return [list(encoding.ids) for encoding in inner.encode_batch(text, add_special_tokens=special)]
 
-    return encoded
+    model = parse_json(path.read_bytes())["model"]
+    # Unigram models have its number, all others its text.
+    unknown = model.get("unk_id") if "unk_id" in model else inner.token_to_id(model.get("unk_token") or "")
+    masks = (inner.token_to_id(name) for name in MASKS)
+    return Tokenizer(path, encoded, unknown, next((mask for mask in masks if mask is not None), None))
 
 
-def _of_folder(folder: Path) -> Encode:
+def _of_folder(folder: Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     from lowrank.backends.torch.huggingface import quiet
 
     with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        inner = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
 
     def encoded(text: list[str], most: int | None, special: bool) -> list[list[int]]:
         options = {"truncation": most is not None, "max_length": most, "add_special_tokens": special}
         with quiet():
-            return [list(ids) for ids in tokenizer(text, padding=False, **options)["input_ids"]]
+            return [list(ids) for ids in inner(text, padding=False, **options)["input_ids"]]
 
-    return encoded
+    return Tokenizer(folder, encoded, inner.unk_token_id, inner.mask_token_id)

@@ -31,7 +31,7 @@ def export(
     opset: Annotated[int, Option("N", "ONNX operator set, 18 to 23.", least=18, most=23)] = 20,
     result: Annotated[OutputOptions, "quantize", "with_past", "profile"],
     forms: Forms,
-    data: Annotated[DataOptions, "calib", "column"],
+    data: Annotated[DataOptions, "calib", "calib_only", "column"],
     opening: Annotated[OpeningOptions, "arch", "config", "unsafe_pickle"],
 ) -> None:
     """Write a model to ONNX, or a result in another form.

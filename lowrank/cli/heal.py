@@ -18,7 +18,7 @@ def heal(
     run: Run = Path("lowrank-run"),
     minutes: Annotated[float, Option("MINUTES", "How long, all trials included.", least=0.01)] = 10.0,
     steps: Annotated[int | None, Option("N", "So many steps instead of minutes.", least=10)] = None,
-    data: Annotated[DataOptions, "calib", "column"],
+    data: Annotated[DataOptions, "calib", "calib_only", "column"],
     resume: Annotated[bool, Option("", "Go on with a healing that was interrupted.")] = False,
     healing: Annotated[HealingOptions, "seed", "device", "adapter", "initial", "fold"],
     opening: Annotated[OpeningOptions, "arch", "unsafe_pickle"],

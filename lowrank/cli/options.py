@@ -163,7 +163,8 @@ class RankOptions:
 class DataOptions:
     """Which weights are looked at, and on what data; None leaves a setting as it is."""
 
-    calib: Annotated[str | None, Option("FILE", "Data: .txt, .tsv, .csv, .jsonl, .npz, or none.")] = None
+    calib: Annotated[str | None, Option("FILE", "Data: .txt, .csv, .jsonl, .npz; or self, none.")] = None
+    calib_only: Annotated[bool | None, Option("", "No built-in text beside it.", DATA, names=("--calib-only",))] = None
     column: Annotated[str | None, Option("NAMES", "Columns of a table or keys of .jsonl, with commas.", DATA)] = None
     samples: Annotated[int | None, Option("N", "Calibration samples at most (4096).", DATA, least=1)] = None
     include: Annotated[list[str] | None, Option("NAME", "Only these: name, glob or re:regex. Repeatable.", WEIGHTS)] = (
@@ -179,7 +180,10 @@ class DataOptions:
 
     def changes(self) -> dict[str, Any]:
         """The settings that are named; the others stay what they are."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if "calib_only" in given:
+            given["mixed"] = not given.pop("calib_only")
+        return given
 
     def settings(self) -> Settings:
         """The settings that are named, and the defaults."""

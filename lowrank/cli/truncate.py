@@ -22,7 +22,7 @@ def truncate(
     output: Annotated[
         Path | None, Option("FOLDER", "Folder of the result (RUN-0.2, beside the run).", names=("--output", "-o"))
     ] = None,
-    data: Annotated[DataOptions, "calib", "column"],
+    data: Annotated[DataOptions, "calib", "calib_only", "column"],
     opening: Annotated[OpeningOptions, "arch", "unsafe_pickle"],
     ranks: Annotated[RankOptions, "refit"],
     result: Annotated[OutputOptions, "timing", "as_json"],

@@ -52,7 +52,8 @@ class LowRank(Pass):
             "budget": param(float, 0.5, "Share of the targeted weights' parameters to keep.", keeps),
             "error": param(float | None, None, "In its place: relative output error that each weight may have."),
             "size": param(float | None, None, "In its place: bytes of the ONNX file, or a share of the original's."),
-            "calib": param(str | None, None, "Text (.txt, .tsv, .csv, .jsonl), .npz of inputs, or the word none."),
+            "calib": param(str | None, None, "Text (.txt, .tsv, .csv, .jsonl), .npz of inputs, or self, or none."),
+            "mixed": param(bool, True, "Add built-in text to a text."),
             "column": param(str | None, None, "Column of a table, or key of .jsonl."),
             "samples": param(int, 4096, "Calibration samples at most."),
             "targets": param(list[str], ["projections"], ", ".join(TARGETS) + "."),
@@ -105,7 +106,7 @@ def _compress(model: HfModelHandler | ONNXModelHandler, wanted: dict[str, Any], 
     if len(limits) > 1:
         raise LowRankError(f"give one of {' and '.join(OTHERS)}")
     kind, limit = next(iter(limits.items()), ("params", wanted["budget"]))
-    names = ("include", "exclude", "targets", "calib", "column", "samples")
+    names = ("include", "exclude", "targets", "calib", "column", "samples", "mixed")
     adapter = getattr(model, "adapter_path", None)
     return compress(
         _place(model),

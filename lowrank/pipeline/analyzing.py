@@ -114,7 +114,11 @@ def with_analysis(session: Session) -> Session:
         source=dict(backend.source),
         settings=asked,
         fingerprint=fingerprint,
-        notes=(*_notes(backend, weights, grams if calibration is not None else None), *solver_notes(used)),
+        notes=(
+            *(calibration.notes if calibration is not None else ()),
+            *_notes(backend, weights, grams if calibration is not None else None),
+            *solver_notes(used),
+        ),
     )
     return replace(session, current=analysis, journal=NOWHERE)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Unpack
 from lowrank.artifacts import hash_json, staged, write_json
 from lowrank.artifacts.lock import holding
 from lowrank.backends.base import Backend
-from lowrank.calibrate.data import Calibration, training_batches
+from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan
 from lowrank.errors import ArtifactError, ExportError, HealingError
@@ -35,7 +35,7 @@ from lowrank.pipeline.run.layout import (
 from lowrank.pipeline.run.page import with_page
 from lowrank.pipeline.run.read import check_source, read_run
 from lowrank.pipeline.run.write import History, WriteOptions, write_and_measure
-from lowrank.pipeline.session import Session, WorkOptions, open_session, read_calibration
+from lowrank.pipeline.session import Session, WorkOptions, open_session, read_calibration, read_training
 from lowrank.pipeline.settings import NO_DATA, Settings
 from lowrank.progress import Clock
 from lowrank.results.parts import HealingResult
@@ -225,8 +225,7 @@ def _train(opened: Session, small: Backend, training: Training, path: Path, key:
     from lowrank.healing.preparation import prepare
 
     calibration, settings = _data_of(opened), opened.settings
-    text = Path(settings.calib).expanduser() if settings.calib else None
-    samples = Samples(training_batches(calibration, text, settings.column), calibration.heldout)
+    samples = Samples(read_training(calibration, settings), calibration.heldout)
     healing = prepare(calibration.backend, small, samples, training, Checkpoint(path, key, resume))
     for _ in opened.track(hundredths(healing.run()), healing.status, 100):
         pass

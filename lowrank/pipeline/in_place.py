@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from lowrank.backends import Backend
-from lowrank.calibrate.data import Calibration, load_calibration
+from lowrank.calibrate.data import Calibration
 from lowrank.calibrate.user_batches import calibration_of
 from lowrank.core.budget import Budget
 from lowrank.core.cost import UNITS
@@ -20,7 +20,7 @@ from lowrank.core.weight import Skip
 from lowrank.errors import InfeasibleBudget, UnsupportedModel
 from lowrank.pipeline.analyzing import with_analysis
 from lowrank.pipeline.plans import replacements, select
-from lowrank.pipeline.session import open_session
+from lowrank.pipeline.session import open_session, read_calibration
 from lowrank.pipeline.settings import NO_DATA, Settings
 from lowrank.progress import Track, silent
 
@@ -68,6 +68,7 @@ class WhichLayers(TypedDict, total=False):
     exclude: str | Sequence[str]
     targets: str | Sequence[str]
     samples: int
+    mixed: bool
 
 
 def compress_(
@@ -94,14 +95,14 @@ def compress_(
         calib: what layers see, without which all of their inputs count alike: a tensor, a dict of the model's inputs,
             an iterable of them such as a DataLoader (of tuples the first items are taken, as many as the model
             requires), a function that runs the model that it is given on data of its own, or the path of an `.npz` of
-            inputs or (with `tokenizer`) of text.
+            inputs or (with `tokenizer`) of text, or `self` (see `Settings`).
         tokenizer: a tokenizer.json, or a folder with a tokenizer, for text.
         selector: the policy; by default the exact knapsack.
         refit: fit every replacement to what it sees in the compressed model, if there is calibration data.
         track: shows progress.
         options: `include`, only weights of these names, globs or `re:` patterns; `exclude`, not weights of these;
             `targets`, which kinds of layers (projections, head, embeddings, conv, all), by default projections;
-            `samples`, calibration samples at most, by default 4096.
+            `samples`, calibration samples at most, by default 4096; `mixed`, whether built-in text is added to a text.
 
     Returns:
         What was done.
@@ -196,7 +197,7 @@ def _calibration(
     if tokenizer is not None:
         backend = backend.with_tokenizer(Path(tokenizer).expanduser())
     if isinstance(calib, str | Path):
-        return load_calibration(backend, Path(calib).expanduser(), None, settings.samples)
+        return read_calibration(backend, settings)
     from lowrank.backends.torch.feeds import read_feeds
 
     feeds, signature = read_feeds(backend.module, calib, backend.signature, settings.samples)

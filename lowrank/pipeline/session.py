@@ -12,13 +12,13 @@ from lowrank.artifacts.analysis import ANALYSIS_FILE
 from lowrank.artifacts.journal import NOWHERE, Journal
 from lowrank.backends import Backend, Opening, is_streamed, open_model
 from lowrank.backends.inputs import Feed
-from lowrank.calibrate.data import Calibration, load_calibration
+from lowrank.calibrate.data import Calibration, load_calibration, training_batches
 from lowrank.core.analysis import Analysis
 from lowrank.errors import ArtifactError
 from lowrank.evaluate.measure import Original
 from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.run.read import check_source, source_of
-from lowrank.pipeline.settings import NO_DATA, Settings
+from lowrank.pipeline.settings import NO_DATA, SELF, Settings
 from lowrank.progress import Clock, Track, silent
 
 
@@ -101,8 +101,22 @@ def read_calibration(backend: Backend, settings: Settings) -> Calibration | None
 
         assert isinstance(backend, CheckpointBackend)
         backend = backend.fed()
-    path = Path(settings.calib).expanduser() if settings.calib else None
-    return load_calibration(backend, path, settings.column, settings.samples)
+    if settings.calib == SELF:
+        from lowrank.calibrate.said import said_calibration
+
+        return said_calibration(backend, settings.samples)
+    return load_calibration(backend, _path(settings), settings.column, settings.samples, settings.mixed)
+
+
+def read_training(calibration: Calibration, settings: Settings) -> tuple[Feed, ...]:
+    """All samples of the data that the settings name, but for those that the calibration judges by."""
+    if settings.calib == SELF:
+        return calibration.fit
+    return training_batches(calibration, _path(settings), settings.column, settings.mixed)
+
+
+def _path(settings: Settings) -> Path | None:
+    return Path(settings.calib).expanduser() if settings.calib else None
 
 
 def open_session(

@@ -18,7 +18,8 @@ from lowrank.backends import open_model
 from lowrank.backends.inputs import Input, Signature
 from lowrank.backends.torch import ModuleBackend
 from lowrank.calibrate.collect import collect_grams
-from lowrank.calibrate.data import Calibration, load_calibration, split_folds
+from lowrank.calibrate.data import Calibration, load_calibration
+from lowrank.calibrate.folds import split_folds
 from lowrank.calibrate.sensitivity import measure_sensitivity
 from lowrank.core.analysis import Analysis, Folds, loss_of
 from lowrank.core.structures.base import Replacement

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lowrank.calibrate.text import builtin_samples, read_samples
+from lowrank.calibrate.text import read_samples
 from lowrank.errors import CalibrationError
 
 TABLE = 'id\tfirst\tsecond\n1\ta "quote\tb\n2\tc\td\n'
@@ -59,7 +59,3 @@ def test_files_that_cannot_be_used(tmp_path: Path, name: str, content: bytes, co
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="there is no"):
         read_samples(tmp_path / "a.txt")
-
-
-def test_every_python_carries_text() -> None:
-    assert len(builtin_samples()) > 500

@@ -126,12 +126,17 @@ def test_analyze_json_holds_every_figure(cli: Cli, here: Path, bert_folder: Path
     assert content["verdict"] and content["skipped"]
 
 
-def test_text_that_every_machine_has_is_the_default(cli: Cli, bert_folder: Path) -> None:
-    assert cli("analyze", bert_folder, "--samples", "40").code == 0
-    settings = read(Path("lowrank-run/analysis.json"))["settings"]
-    assert settings["calibration"]["text"] == "pydoc_data.topics"
+def test_english_is_for_models_that_read_it(cli: Cli, here: Path, bert_folder: Path) -> None:
+    refused = cli("analyze", bert_folder)
+    assert refused.code == 1 and "does not read English" in refused.err and "--calib FILE" in refused.err
+    assert cli("analyze", bert_folder, "--calib", write_text(here / "text.txt")).code == 0
+    notes = read(here / "lowrank-run/analysis.json")["notes"]
+    assert "no built-in text is mixed with yours" in notes[0]
+    assert cli("analyze", bert_folder, "--calib", "text.txt", "--calib-only").code == 0
+    content = read(here / "lowrank-run/analysis.json")
+    assert content["settings"]["mixed"] is False and not any("built-in" in note for note in content["notes"])
     assert cli("analyze", bert_folder, "--calib", "none").code == 0
-    assert "plain metric" in read(Path("lowrank-run/analysis.json"))["notes"][0]
+    assert "plain metric" in read(here / "lowrank-run/analysis.json")["notes"][0]
 
 
 def test_plan_can_be_edited_and_given_back(cli: Cli, here: Path) -> None:
@@ -487,5 +492,5 @@ def test_nan_beside_the_weights_is_named(cli: Cli, here: Path, bert_folder: Path
     state = load_file(here / "m/model.safetensors")
     state["embeddings.LayerNorm.weight"][3] = float("nan")
     save_file(state, here / "m/model.safetensors", {"format": "pt"})
-    refused = cli("compress", "m", "--budget", "0.5")
+    refused = cli("compress", "m", "--budget", "0.5", "--calib", write_text(here / "text.txt"))
     assert (refused.code, "embeddings.LayerNorm.weight (32) holds NaN" in refused.err) == (1, True)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import write_text
 from checkpoints import NO_DATA, STREAMED, checkpoint, contents
 
 import lowrank
@@ -117,7 +118,7 @@ def test_streamed_runs_survive_being_killed(llama: Path, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_runs_in_memory_survive_being_killed(bert_folder: Path, tmp_path: Path) -> None:
-    settings = Settings(samples=64)
+    settings = Settings(calib=str(write_text(tmp_path / "text.txt", 64)))
     ended, twice = killed_again_and_again(
         compress_again, bert_folder, tmp_path / "run", settings, Execution(resume=True), 12, seed=2
     )
@@ -148,7 +149,7 @@ def stopped_after(count: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_nothing_that_was_done_is_done_again(
     bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(samples=64)
+    settings = Settings(calib=str(write_text(tmp_path / "text.txt", 64)))
     lowrank.analyze(bert_folder, output=tmp_path / "undisturbed", settings=settings)
     keys: list[str] = []
     for count in (1, 3, 8, 13, 21, 1000):
@@ -172,7 +173,7 @@ def test_nothing_that_was_done_is_done_again(
 
 
 def test_factors_and_refits_are_kept(bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = Settings(samples=64)
+    settings = Settings(calib=str(write_text(tmp_path / "text.txt", 64)))
     lowrank.analyze(bert_folder, output=tmp_path / "whole", settings=settings)
     shutil.copytree(tmp_path / "whole", tmp_path / "run")
     lowrank.compress(None, 0.5, output=tmp_path / "whole", latency=False)

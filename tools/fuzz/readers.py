@@ -120,9 +120,9 @@ def _arrays(folder: Path) -> Any:
 
 
 def _tokens(folder: Path) -> Any:
-    from lowrank.calibrate.tokenize import tokenize
+    from lowrank.calibrate.tokenize import open_tokenizer
 
-    return tokenize(folder / "tokenizer.json", seeds.LINES[:2], 16)
+    return open_tokenizer(folder / "tokenizer.json").encode(seeds.LINES[:2], 16, True)
 
 
 def _adapter(folder: Path) -> Any:

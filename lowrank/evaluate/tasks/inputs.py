@@ -10,7 +10,8 @@ import numpy as np
 from lowrank.backends.base import Backend, signature_of
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.calibrate.data import token_batches
-from lowrank.calibrate.tokenize import Encode, open_tokenizer
+from lowrank.calibrate.readable import reading_of
+from lowrank.calibrate.tokenize import Tokenizer, open_tokenizer
 from lowrank.core.distance import Array
 from lowrank.errors import LowRankError, TaskError, first_line
 from lowrank.evaluate.fidelity import Runs
@@ -48,7 +49,7 @@ class Texts:
     """How texts become the inputs of a model, and its outputs vectors."""
 
     signature: Signature
-    encode: Encode
+    tokenizer: Tokenizer
     pooling: str
 
     @classmethod
@@ -85,13 +86,27 @@ class Texts:
             CalibrationError: if the tokenizer cannot be used.
             TaskError: if it makes nothing of a text.
         """
-        lines = [tuple(ids) for ids in self.encode(list(texts), self.signature.max_sequence, True)]
+        lines = [tuple(ids) for ids in self.tokenizer.encode(list(texts), self.signature.max_sequence, True)]
         if not all(lines):
             empty = texts[lines.index(())]
             raise TaskError(f"the model's tokenizer makes no tokens of {empty[:40]!r}; leave that out")
+        self.check_readable(lines)
         unique = sorted(dict.fromkeys(lines), key=len)
         place = {ids: i for i, ids in enumerate(unique)}
         return Batches(token_batches(unique, self.signature), np.array([place[ids] for ids in lines]))
+
+    def check_readable(self, samples: Sequence[Sequence[int]]) -> None:
+        """Refuse texts of which the tokenizer knows next to nothing.
+
+        Raises:
+            TaskError: if it does.
+        """
+        reading = reading_of(self.tokenizer, samples)
+        if reading.is_unreadable:
+            raise TaskError(
+                f"{reading.unknown:.0%} of the task's text is unknown to the model's tokenizer, so that its scores "
+                "would say nothing; give text of the model's language, or --tokenizer if it has another"
+            )
 
     def vectors(self, model: Runs, batches: Batches) -> Array:
         """The embedding of every text, or the scores of its classes: a row each, in order.

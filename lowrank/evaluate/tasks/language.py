@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lowrank.backends.base import Backend, signature_of
+from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Feed
+from lowrank.calibrate.causal import causal_vocabulary
 from lowrank.calibrate.data import token_feed
 from lowrank.calibrate.text import read_text
 from lowrank.core.distance import Array
@@ -97,28 +98,18 @@ def log_likelihoods(logits: Array, ids: Sequence[int], counted: int) -> tuple[Ar
 
 
 def check_causal(spec: str, dense: Backend) -> int:
-    """The size of the vocabulary, if a model's scores of a token do not depend on those after it.
+    """The size of the vocabulary of a causal language model.
 
     Raises:
-        TaskError: if they do, or the model gives no scores of tokens.
+        TaskError: if the model is none.
     """
-    signature = signature_of(dense)
-    feed = signature.example(1, min(8, signature.max_sequence))
-    before = run(dense, feed)
-    if dense.output_kind != "logits" or before.ndim != 3 or before.shape[1] != feed["input_ids"].shape[1]:
+    vocabulary = causal_vocabulary(dense)
+    if isinstance(vocabulary, str):
         raise TaskError(
-            f"--task {spec}: perplexity is for causal language models, and this one gives {signature.output} of shape "
-            f"{' x '.join(map(str, before.shape))}; try fidelity, sts:FILE or classify:FILE"
+            f"--task {spec}: perplexity is for causal language models, and this is none: {vocabulary}; try fidelity, "
+            "sts:FILE or classify:FILE"
         )
-    ids = feed["input_ids"].copy()
-    ids[:, -1] = (ids[:, -1] + 1) % before.shape[2]
-    after = run(dense, {**feed, "input_ids": ids})
-    if "decoder_input_ids" in feed or not np.allclose(before[:, :-1], after[:, :-1], rtol=1e-3, atol=1e-4):
-        raise TaskError(
-            f"--task {spec}: the model sees the tokens that it is to predict, as masked language models do, so it has "
-            "no perplexity; try fidelity"
-        )
-    return before.shape[2]
+    return vocabulary
 
 
 def read_lm(spec: str, rest: str, dense: Backend, feeds: Sequence[Feed] | None) -> Task:
@@ -131,7 +122,8 @@ def read_lm(spec: str, rest: str, dense: Backend, feeds: Sequence[Feed] | None) 
     path = Path(rest).expanduser()
     texts = Texts.of(spec, dense)
     vocabulary = check_causal(spec, dense)
-    (ids,) = texts.encode([read_text(path)], None, True)
+    (ids,) = texts.tokenizer.encode([read_text(path)], None, True)
+    texts.check_readable([ids])
     if len(ids) < FEWEST:
         raise TaskError(f"--task {spec}: {path} has {len(ids)} tokens; give some thousands")
     context = min(texts.signature.max_sequence, CONTEXT)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from lowrank.backends.base import Backend, signature_of
+from lowrank.backends.beside import beside
 from lowrank.core.distance import Array
 from lowrank.errors import TaskError
-from lowrank.evaluate.tasks.model_files import beside
 
 BILINEAR = 2
 """Pillow's number for it."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from lowrank.artifacts.outside import is_file
 from lowrank.backends.base import Backend
+from lowrank.backends.beside import beside
 from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import token_feed
 from lowrank.errors import TaskError
@@ -20,7 +21,6 @@ from lowrank.evaluate.fidelity import Runs
 from lowrank.evaluate.tasks.base import Score, Task, harness_errors
 from lowrank.evaluate.tasks.inputs import Texts, run
 from lowrank.evaluate.tasks.language import CONTEXT, check_causal, log_likelihoods
-from lowrank.evaluate.tasks.model_files import beside
 
 INSTALL = "pip install 'lowrank[tasks]'"
 PREFERRED = ("acc_norm", "acc", "word_perplexity", "perplexity", "byte_perplexity", "bits_per_byte")
@@ -82,7 +82,7 @@ def language_model(texts: Texts, prefix: int, model: Runs) -> Any:
             return prefix
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
-            (ids,) = texts.encode([string], None, bool(add_special_tokens))
+            (ids,) = texts.tokenizer.encode([string], None, bool(add_special_tokens))
             return ids
 
         def _loglikelihood_tokens(self, requests: Any, **options: Any) -> list[tuple[float, bool]]:

@@ -15,7 +15,6 @@ from lowrank.artifacts.files import linked
 from lowrank.backends import Backend
 from lowrank.backends.inputs import Feed
 from lowrank.backends.onnx.save import file_size
-from lowrank.calibrate.data import training_batches
 from lowrank.edge.graph_file import fit_file
 from lowrank.errors import UnsupportedModel
 from lowrank.evaluate.parity import check_parity
@@ -26,7 +25,7 @@ from lowrank.pipeline.run.layout import CHECKPOINT_FILE, MODEL_FOLDER
 from lowrank.pipeline.run.write import rounding_feeds
 from lowrank.pipeline.search.bench import Bench
 from lowrank.pipeline.search.methods import Method
-from lowrank.pipeline.session import Session
+from lowrank.pipeline.session import Session, read_training
 from lowrank.results.report import ONNX_FILE
 
 if TYPE_CHECKING:
@@ -205,9 +204,7 @@ class CandidateBuilder:
         if calibration is None:
             raise UnsupportedModel("there is no data to learn from; give --calib FILE")
         check_samples(calibration)
-        text = Path(settings.calib).expanduser() if settings.calib else None
-        fit = training_batches(calibration, text, settings.column)
-        return calibration.backend, Samples(fit, calibration.heldout)
+        return calibration.backend, Samples(read_training(calibration, settings), calibration.heldout)
 
     def _checkpoint(self, kind: Method, training: Training) -> Checkpoint:
         from lowrank.healing.checkpoint import Checkpoint

@@ -1,0 +1,120 @@
+"""The built-in text that a model which reads text is calibrated on: how much there is of each style, and how long.
+
+All numbers of it stand here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from math import ceil
+
+from lowrank.calibrate.builtin import builtin_text
+from lowrank.calibrate.tokenize import Tokenizer
+
+GOLDEN = 0.6180339887498949
+"""Multiples of it, without their whole part, fill the interval from 0 to 1 evenly, however many there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """How many samples of each style there are, if the text has so many."""
+
+    lines: int = 1500
+    """Sentences and definitions, one by one."""
+    joined: int = 0
+    """Pieces of other such lines, joined."""
+    prose: int = 300
+    """Pieces of documents."""
+    technical: int = 150
+    """Pieces of manuals of software."""
+    shortest: int = 16
+    """Tokens of the shortest piece; from there to the model's usual maximum all lengths are equally frequent."""
+
+    def times(self, factor: int) -> Mixture:
+        """The same mixture of more samples."""
+        return Mixture(
+            self.lines * factor, self.joined * factor, self.prose * factor, self.technical * factor, self.shortest
+        )
+
+
+CALIBRATION = Mixture()
+"""What a model is calibrated on without any data of the user's."""
+TRAINING = 6
+"""So many times as much there is to learn from."""
+SHARE = 0.3
+"""The share of the built-in text among all tokens, where it is mixed with a user's own."""
+MOST_TOKENS = 1 << 18
+"""Tokens of all samples of a calibration: of more, some samples are taken, evenly spread."""
+LINES_TOGETHER = 60
+"""Lines that are joined to one document."""
+
+
+def builtin_samples(tokenizer: Tokenizer, longest: int, mixture: Mixture) -> list[list[int]]:
+    """Token ids of the built-in text. More of a mixture has all samples that less of it has.
+
+    Args:
+        tokenizer: the model's.
+        longest: tokens of a sample at most.
+        mixture: how many samples of each style.
+    """
+    lines = builtin_text("lines")
+    rest = lines[mixture.lines :] or lines
+    groups = [" ".join(rest[i : i + LINES_TOGETHER]) for i in range(0, len(rest), LINES_TOGETHER)]
+    texts = [
+        *lines[: mixture.lines],
+        *(_pieces(tokenizer, groups, longest, mixture.joined, mixture.shortest) if mixture.joined else ()),
+        *_pieces(tokenizer, builtin_text("prose"), longest, mixture.prose, mixture.shortest),
+        *_pieces(tokenizer, builtin_text("technical"), longest, mixture.technical, mixture.shortest),
+    ]
+    return [ids for ids in tokenizer.encode(texts, longest, True) if ids]
+
+
+def _pieces(tokenizer: Tokenizer, documents: Sequence[str], longest: int, count: int, shortest: int) -> list[str]:
+    """So many pieces of documents, the first of each before the second of any.
+
+    Where a document is cut depends on nothing but its place, the tokenizer and the lengths.
+    """
+    documents = documents[:count]
+    framed = len(tokenizer.frame)
+    cut: list[list[str]] = []
+    for place, (text, ids) in enumerate(zip(documents, tokenizer.encode(list(documents), None, False), strict=True)):
+        words, start = text.split(), 0
+        each = len(words) / max(1, len(ids))
+        cut.append([])
+        while start < len(words):
+            at = (place + len(cut[-1]) * len(documents)) * GOLDEN % 1
+            end = start + max(1, ceil((min(shortest, longest) * (1 - at) + longest * at - framed) * each))
+            cut[-1].append(" ".join(words[start:end]))
+            start = end
+    return [piece for piece in chain.from_iterable(zip_longest(*cut)) if piece is not None][:count]
+
+
+def spread_over(count: int) -> list[int]:
+    """All numbers below `count` in an order whose beginnings are spread evenly over them.
+
+    Example:
+        >>> spread_over(6)
+        [0, 5, 2, 4, 1, 3]
+    """
+    return sorted(range(count), key=lambda i: i * GOLDEN % 1)
+
+
+def within(samples: Sequence[list[int]], tokens: int) -> list[list[int]]:
+    """Samples of so many tokens at most in all, evenly spread over those that there are, in their order."""
+    chosen: list[int] = []
+    for i in spread_over(len(samples)):
+        if len(samples[i]) <= tokens:
+            chosen.append(i)
+            tokens -= len(samples[i])
+    return [samples[i] for i in sorted(chosen)]
+
+
+def builtin_tokens(tokenizer: Tokenizer, longest: int, tokens: int) -> list[list[int]]:
+    """Samples of the built-in text of so many tokens in all, or of all that there are."""
+    samples = builtin_samples(tokenizer, longest, CALIBRATION)
+    there = sum(map(len, samples))
+    if tokens > there:
+        samples = builtin_samples(tokenizer, longest, CALIBRATION.times(ceil(tokens / max(1, there))))
+    return within(samples, tokens)

@@ -22,10 +22,9 @@ from lowrank.backends.torch.hooks import first_input
 from lowrank.backends.torch.inputs import call, mask_of, token_rows
 from lowrank.calibrate.collect import collect_grams
 from lowrank.calibrate.data import Calibration
-from lowrank.calibrate.sensitivity import changes_of, some_batches
+from lowrank.calibrate.sensitivity import changes_of, reference_of, some_batches
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
-from lowrank.core.distance import Reference
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.selection.simple import Uniform
 from lowrank.core.structures import factorize_option, structure_named
@@ -186,8 +185,9 @@ def lems(calibration: Calibration) -> Compressor:
     ranks (ICML 2026). In the metric of the inputs, with two factors."""
     backend, analysis = calibration.backend, seen(calibration)
     depth = depths(analysis)
-    with backend.trials(some_batches(calibration)) as run:
-        reference = Reference(run({}), backend.output_kind)
+    feeds = some_batches(calibration)
+    with backend.trials(feeds) as run:
+        reference = reference_of(backend, feeds, run({}))
         records = []
         for record in analysis.weights:
             group = single_of(analysis, record.weight.name)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,11 @@ Feed = Mapping[str, NDArray[Any]]
 MASK = "attention_mask"
 
 HALF = {"float16", "bfloat16"}
+
+Pooling = Literal["mean", "cls", "lasttoken", "max"]
+"""How the vectors of tokens become one, in the words of sentence-transformers."""
+EMBEDDINGS = re.compile(r"(^|_)(embeds?|embeddings?|pooler_output)(_\d+)?$")
+"""Names of outputs that are embeddings; `token_embeddings` are not."""
 
 
 def batch_size(feed: Feed) -> int:
@@ -73,11 +79,36 @@ class Signature:
     """How many of the first inputs are passed by position."""
     max_sequence: int = 512
     fixed_kwargs: tuple[tuple[str, Any], ...] = ()
+    pooling: Pooling | None = None
+    """How the hidden states that it gives are made into an embedding; None where nothing says that they are."""
+    mask_token: int | None = None
+    """The token that a masked language model fills in, where it is known to be one."""
 
     @property
     def output_kind(self) -> OutputKind:
-        """What the output is for, by its name."""
-        return "logits" if "logits" in self.output else "hidden"
+        """What the output is for, by its name, and by how it is pooled."""
+        if "logits" in self.output:
+            return "logits"
+        named = EMBEDDINGS.search(self.output) and not self.output.startswith("token")
+        return "embedding" if named or self.pooling is not None else "values"
+
+    def counted(self, feed: Feed) -> NDArray[Any] | None:
+        """Which positions of the output count, samples x positions; None if all do.
+
+        Padding does not. Of a masked language model only the masked tokens do, of an embedding that is pooled from
+        one token only that one.
+        """
+        ids = feed.get("input_ids")
+        if self.mask_token is not None and ids is not None:
+            return ids == self.mask_token
+        single = self.pooling in ("cls", "lasttoken")
+        padding = feed.get(MASK, np.ones_like(ids) if single and ids is not None else None)
+        if padding is None or padding.ndim != 2 or not single:
+            return None if padding is None else padding != 0
+        only = np.zeros(padding.shape, bool)
+        at = (padding != 0).argmax(1) if self.pooling == "cls" else _last(padding != 0)
+        only[np.arange(len(only)), at] = True
+        return only
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -111,6 +142,11 @@ class Signature:
             else:
                 values[spec.name] = rng.integers(0, max(spec.high, 1), shape).astype(dtype)
         return values
+
+
+def _last(flags: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Where the last one of each row is."""
+    return cast("NDArray[np.intp]", flags.shape[1] - 1 - flags[:, ::-1].argmax(1))
 
 
 FROM_TEXT = frozenset(["input_ids", MASK, "token_type_ids", "position_ids", "decoder_input_ids"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from lowrank.artifacts.outside import check_zip
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import MASK, Feed, Signature, of_arrays
 from lowrank.calibrate.folds import split_folds
-from lowrank.calibrate.samples import TextSource, read_text_samples
+from lowrank.calibrate.masking import masked_arrays, masked_lines, with_mask_token
+from lowrank.calibrate.samples import BUILT_IN, TextSource, read_text_samples
 from lowrank.calibrate.tokenize import open_tokenizer, usual_maximum
 from lowrank.errors import CalibrationError, first_line
 
@@ -36,6 +37,11 @@ class Calibration:
     provenance: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     """What a user should know of the data."""
+
+    @property
+    def own_name(self) -> str:
+        """What the report fold is called beside other sets."""
+        return {BUILT_IN: BUILT_IN, "self": "its own text"}.get(self.provenance.get("text", ""), "your data")
 
     @property
     def report_label(self) -> str:
@@ -87,6 +93,7 @@ def training_batches(
 
 
 def _load(backend: Backend, source: TextSource) -> Calibration | None:
+    backend = with_mask_token(backend)
     path, signature = source.path, backend.signature
     if path is not None and path.suffix == ".npz":
         return _from_arrays(backend, path, source.samples)
@@ -102,7 +109,7 @@ def _load(backend: Backend, source: TextSource) -> Calibration | None:
         )
         raise CalibrationError(f"{path}: the model {lacking}; give --tokenizer tokenizer.json, or its inputs as .npz")
     found = read_text_samples(open_tokenizer(backend.tokenizer), usual_maximum(backend), source)
-    folds = (token_batches(lines, signature) for lines in found.folds())
+    folds = (token_batches(masked_lines(lines, backend), signature) for lines in found.folds())
     provenance = {"column": source.column, **found.provenance()}
     return Calibration(*folds, backend=backend, provenance=provenance, notes=found.notes)
 
@@ -165,7 +172,8 @@ def _from_arrays(backend: Backend, path: Path, samples: int) -> Calibration:
         given = arrays[spec.name]
         if not spec.is_floating and not np.array_equal(given, np.trunc(given)):
             raise CalibrationError(f"{path}: {spec.name} must hold whole numbers, and holds fractions")
-    numbers = {i.name: arrays[i.name].astype(i.array_dtype) for i in signature.inputs}
+    backend = backend.fed_with(signature)
+    numbers = dict(masked_arrays({i.name: arrays[i.name].astype(i.array_dtype) for i in signature.inputs}, backend))
     if any(not np.isfinite(a).all() for a in numbers.values() if a.dtype.kind == "f"):
         raise CalibrationError(f"{path} holds NaN or infinite inputs; remove those samples")
     count = counts.pop()
@@ -179,7 +187,7 @@ def _from_arrays(backend: Backend, path: Path, samples: int) -> Calibration:
     digest = hash_json({name: hash_array(a) for name, a in numbers.items()})
     provenance = {"arrays": str(path.resolve()), "samples": len(chosen), "hash": digest}
     folds = map(batches, split_folds(len(chosen)))
-    return Calibration(*folds, backend=backend.fed_with(signature), provenance=provenance)
+    return Calibration(*folds, backend=backend, provenance=provenance)
 
 
 def _signature_for(backend: Backend, path: Path, arrays: Feed) -> Signature:
@@ -188,6 +196,8 @@ def _signature_for(backend: Backend, path: Path, arrays: Feed) -> Signature:
     if isinstance(known, Signature) and set(known.names) <= set(arrays):
         return known
     shown = of_arrays(arrays)
+    if isinstance(known, Signature):
+        shown = replace(shown, pooling=known.pooling, mask_token=known.mask_token)
     first = {i.name: arrays[i.name][:1].astype(i.array_dtype) for i in shown.inputs}
     try:
         backend.fed_with(shown).run(first)

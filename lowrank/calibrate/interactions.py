@@ -13,7 +13,7 @@ from lowrank.artifacts.journal import FACTS, NOWHERE, Journal
 from lowrank.backends.base import Backend, Change
 from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import Calibration
-from lowrank.calibrate.sensitivity import changes_of, some_batches
+from lowrank.calibrate.sensitivity import changes_of, reference_of, some_batches
 from lowrank.core.analysis import Analysis, Context
 from lowrank.core.budget import Budget
 from lowrank.core.distance import Reference
@@ -42,7 +42,7 @@ def measure_contexts(
     backend = calibration.backend
     feeds = some_batches(calibration)
     with backend.trials(feeds) as run:
-        reference = Reference(run({}), backend.output_kind)
+        reference = reference_of(backend, feeds, run({}))
     tasks = [(keep, turn) for keep in KEEPS for turn in range(ROUNDS)]
     contexts: dict[float, Context] = {}
     for keep, turn in track(tasks, "measuring in context", len(tasks)):

@@ -10,11 +10,11 @@ from statistics import median
 import numpy as np
 
 from lowrank.artifacts.journal import ARRAYS, FACTS, NOWHERE, Journal
-from lowrank.backends.base import Change
+from lowrank.backends.base import Backend, Change, signature_of
 from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis, Measured
-from lowrank.core.distance import Reference
+from lowrank.core.distance import Array, Reference
 from lowrank.core.structures import structure_named
 from lowrank.core.structures.base import Replacement, Structure
 from lowrank.core.structures.two_factor import TwoFactor
@@ -54,7 +54,7 @@ def measure_sensitivity(
     )
     results: dict[tuple[str, str], Measured] = {}
     with backend.trials(feeds) as run:
-        reference = Reference(run({}), backend.output_kind)
+        reference = reference_of(backend, feeds, run({}))
 
         def measured(group: Group, structure: Structure, known: Analysis) -> Measured:
             pairs: list[tuple[float, float]] = []
@@ -89,6 +89,12 @@ def measure_sensitivity(
         weights=tuple(replace(r, measured=results[r.weight.name, TwoFactor().name]) for r in analysis.weights),
         couplings=tuple(replace(b, measured=results[b.group.name, b.structure]) for b in analysis.couplings),
     )
+
+
+def reference_of(backend: Backend, feeds: Sequence[Feed], outputs: Sequence[Array]) -> Reference:
+    """The outputs of the dense model on some batches, by which others are judged."""
+    signature = signature_of(backend)
+    return Reference(outputs, backend.output_kind, [signature.counted(feed) for feed in feeds])
 
 
 def changes_of(replacements: Mapping[str, Replacement], analysis: Analysis) -> dict[str, Change]:

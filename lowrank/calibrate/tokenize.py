@@ -51,6 +51,8 @@ class Tokenizer:
     """The id of what stands for a piece that it does not know, if it has one."""
     mask: int | None = None
     """The id of what stands for a piece that a masked language model fills in, if it has one."""
+    special: frozenset[int] = frozenset()
+    """The ids of what stands for no text."""
 
     @cached_property
     def frame(self) -> list[int]:
@@ -105,7 +107,8 @@ def _of_file(path: Path) -> Tokenizer:
     # Unigram models have its number, all others its text.
     unknown = model.get("unk_id") if "unk_id" in model else inner.token_to_id(model.get("unk_token") or "")
     masks = (inner.token_to_id(name) for name in MASKS)
-    return Tokenizer(path, encoded, unknown, next((mask for mask in masks if mask is not None), None))
+    special = frozenset(i for i, token in inner.get_added_tokens_decoder().items() if token.special)
+    return Tokenizer(path, encoded, unknown, next((mask for mask in masks if mask is not None), None), special)
 
 
 def _of_folder(folder: Path) -> Tokenizer:
@@ -121,4 +124,4 @@ def _of_folder(folder: Path) -> Tokenizer:
         with quiet():
             return [list(ids) for ids in inner(text, padding=False, **options)["input_ids"]]
 
-    return Tokenizer(folder, encoded, inner.unk_token_id, inner.mask_token_id)
+    return Tokenizer(folder, encoded, inner.unk_token_id, inner.mask_token_id, frozenset(inner.all_special_ids))

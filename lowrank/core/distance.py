@@ -9,55 +9,137 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-OutputKind = Literal["logits", "embedding", "hidden"]
-"""`logits`: scores of classes or tokens. `embedding`: token vectors that are pooled, and compared by their angle.
-`hidden`: anything else."""
+OutputKind = Literal["logits", "embedding", "values"]
+"""`logits`: scores of classes or tokens, of which the first choice counts. `embedding`: vectors, of tokens that are
+pooled or of whole samples, that are compared by their angle. `values`: anything else, of which the numbers count:
+maps, scalars, boxes, hidden states."""
 
 
 class Reference:
     """The outputs of the dense model on some batches, and the loss of others against them.
 
-    Rows (samples, of embeddings; else tokens) in which the dense model itself gives NaN or infinity are left out:
-    there is nothing to compare with.
+    Positions that do not count, and rows in which the dense model itself gives NaN or infinity, are left out: there
+    is nothing to compare with.
 
     Args:
-        outputs: one array a batch.
-        kind: what they are.
+        outputs: one array a batch, samples along the first axis.
+        kind: what they are; scores of a single class are values.
+        counted: for each batch which positions count, samples x positions; None where all do, as they do where the
+            output has other positions.
     """
 
-    def __init__(self, outputs: Sequence[Array], kind: OutputKind) -> None:
-        self.kind: OutputKind = kind
-        forms = [_form(y, kind) for y in outputs]
+    def __init__(
+        self, outputs: Sequence[Array], kind: OutputKind, counted: Sequence[Array | None] | None = None
+    ) -> None:
+        self.kind: OutputKind = kind_of(outputs, kind)
+        self._counted = list(counted) if counted is not None else [None] * len(outputs)
+        rows = self._rows(outputs)
         # A logit of minus infinity is a probability of zero.
-        self.sound = [~np.isnan(y).any(-1) if kind == "logits" else np.isfinite(y).all(-1) for y in forms]
-        self.outputs = [y[sound] for y, sound in zip(forms, self.sound, strict=True)]
-        # Of hidden states the squared norm makes the error relative; the other two are relative already.
-        self.scale = sum(squared_norm(y) if kind == "hidden" else float(y[..., 0].size) for y in self.outputs)
+        self._sound = [~np.isnan(y).any(-1) if self.kind == "logits" else np.isfinite(y).all(-1) for y in rows]
+        rows = [y[sound] for y, sound in zip(rows, self._sound, strict=True)]
+        self.count = sum(map(len, rows))
+        """How many rows are compared: positions of logits, samples of embeddings, rows of numbers."""
+        centred = None if self.kind == "logits" else self._centred(outputs, rows)
+        self._forms = [_form(y, self.kind) for y in rows]
+        self.spread = centred / self.count if centred and self.count else 1.0
+        """What one row has of the dense output's variance, which makes a loss relative; 1 of logits, and where the
+        outputs do not vary."""
 
     def loss(self, outputs: Sequence[Array]) -> float:
-        """Mean divergence KL(dense | other), mean 1 - cosine, or relative squared error; infinite if not a number."""
-        total = 0.0
-        for dense, sound, other in zip(self.outputs, self.sound, outputs, strict=True):
-            with np.errstate(over="ignore", invalid="ignore"):
-                total += _distance(dense, _form(other, self.kind)[sound], self.kind)
-        loss = total / self.scale if self.scale > 0 else 0.0
+        """What is lost; infinite if it is not a number.
+
+        Of logits the mean divergence KL(dense | other) of a position, in nats. Of embeddings `sum |u - u'|^2` of the
+        unit vectors over `sum |u - mean u|^2`; of values the same of the numbers: the share of the variance that is
+        not explained. The mean of the dense output explains nothing: a loss of 1.
+        """
+        total = sum(float(self.distances(batch, output).sum()) for batch, output in enumerate(outputs))
+        loss = total / (self.count * self.spread) if self.count else 0.0
         return max(loss, 0.0) if np.isfinite(loss) else float("inf")
 
+    def distances(self, batch: int, output: Array) -> Array:
+        """What each row that is compared of one batch is apart: its divergence, or its squared distance."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            other = _form(rows_of(output, self.kind, self._counted[batch])[self._sound[batch]], self.kind)
+            if self.kind == "logits":
+                return divergence_terms(self._forms[batch], other).sum(-1)
+            return np.square(other - self._forms[batch]).sum(-1)
 
-def _form(output: Array, kind: OutputKind) -> Array:
-    """What is compared, in float64: log probabilities, unit vectors of the mean over tokens, or the numbers."""
-    values = np.asarray(output, np.float64)
+    def owners(self, batch: int, output: Array) -> Array:
+        """For each row that is compared of one batch, the number of its sample there."""
+        return owners_of(output, self.kind, self._counted[batch])[self._sound[batch]]
+
+    def _rows(self, outputs: Sequence[Array]) -> list[Array]:
+        return [rows_of(y, self.kind, counted) for y, counted in zip(outputs, self._counted, strict=True)]
+
+    def _centred(self, outputs: Sequence[Array], rows: Sequence[Array]) -> float:
+        """The sum of squares of the dense output after its constant part.
+
+        The constant part of embeddings is their mean; of values the mean of each number over the samples where all
+        samples have one shape, else the mean of each channel.
+        """
+        if self.kind == "values" and all(sound.all() for sound in self._sound):
+            shapes = {y.shape[1:] for y in outputs}
+            whole = all(_fitting(y, counted) is None for y, counted in zip(outputs, self._counted, strict=True))
+            samples = sum(map(len, outputs))
+            if len(shapes) == 1 and whole and samples > 1:
+                rows = [np.concatenate([np.asarray(y, np.float64).reshape(len(y), -1) for y in outputs])]
+        forms = np.concatenate([_form(y, self.kind) for y in rows]) if rows else np.zeros((0, 1))
+        if not len(forms):
+            return 0.0
+        centred, total = squared_norm(forms - forms.mean(0)), squared_norm(forms)
+        # What is left of a constant after rounding is no variance.
+        return centred if centred > 1e-12 * total else 0.0
+
+
+def kind_of(outputs: Sequence[Array], kind: OutputKind) -> OutputKind:
+    """What outputs are by their shape, too: the score of a single class is a value, since there is no choice."""
+    single = kind == "logits" and all(y.ndim < 2 or y.shape[-1] == 1 for y in outputs)
+    return "values" if single else kind
+
+
+def rows_of(output: Array, kind: OutputKind, counted: Array | None = None) -> Array:
+    """What is compared of an output, a row each: the scores of a position, the vector of a sample, or the numbers of
+    a position.
+
+    Args:
+        output: samples along the first axis, classes or channels along the last; of maps of scores, with four axes,
+            the classes are the second.
+        kind: what it is.
+        counted: which positions count, samples x positions; one of another shape is ignored.
+    """
+    if kind == "embedding":
+        return np.asarray(pooled(output.astype(np.float64, copy=False), counted))
+    if output.ndim < 2:
+        output = output.reshape(-1, 1)
+    if kind == "logits" and output.ndim > 3:
+        output = np.moveaxis(output, 1, -1)
+    fitting = _fitting(output, counted)
+    return output.reshape(-1, output.shape[-1]) if fitting is None else output[fitting]
+
+
+def owners_of(output: Array, kind: OutputKind, counted: Array | None = None) -> Array:
+    """For each of the rows of `rows_of` the number of its sample."""
+    numbers = np.arange(len(output))
+    fitting = None if kind == "embedding" else _fitting(output, counted)
+    if fitting is not None:
+        return np.nonzero(fitting)[0] if fitting.ndim == 2 else numbers[fitting]
+    return np.repeat(numbers, len(rows_of(output, kind)) // max(len(output), 1))
+
+
+def _fitting(output: Array, counted: Array | None) -> Array | None:
+    """Which positions of an output count; None if all do."""
+    if counted is None or output.ndim <= counted.ndim or output.shape[: counted.ndim] != counted.shape:
+        return None
+    return None if counted.all() else counted != 0
+
+
+def _form(rows: Array, kind: OutputKind) -> Array:
+    """Rows in float64 as they are compared: log probabilities, unit vectors, or the numbers."""
+    values = np.asarray(rows, np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         if kind == "logits":
             return log_probabilities(values)
-        return unit(pooled(values)) if kind == "embedding" else values
-
-
-def _distance(dense: Array, other: Array, kind: OutputKind) -> float:
-    """The sum over all rows of two outputs' forms."""
-    if kind == "logits":
-        return float(divergence_terms(dense, other).sum())
-    return float((1.0 - (dense * other).sum(-1)).sum()) if kind == "embedding" else squared_norm(other - dense)
+        return unit(values) if kind == "embedding" else values
 
 
 def log_probabilities(logits: Array) -> Array:
@@ -76,19 +158,20 @@ def squared_norm(values: Array) -> float:
     return float(np.square(values, dtype=np.float64).sum())
 
 
-def pooled(hidden: Array, mask: Array | None = None) -> Array:
-    """The mean over the tokens of each sample: samples x width.
+def pooled(hidden: Array, counted: Array | None = None) -> Array:
+    """The mean over the positions of each sample: samples x width.
 
     Args:
-        hidden: samples x tokens x width; more axes between count as tokens, and two axes are left as they are.
-        mask: samples x tokens; tokens where it is 0 are padding and do not count. One of another shape is ignored.
+        hidden: samples x positions x width; more axes between count as positions, and two axes are left as they are.
+        counted: samples x positions; where it is 0 they do not count. One of another shape is ignored.
     """
     if hidden.ndim < 3:
         return hidden
-    if mask is None or mask.shape != hidden.shape[:2]:
+    if counted is None or counted.shape != hidden.shape[:2]:
         return hidden.reshape(len(hidden), -1, hidden.shape[-1]).mean(1)
-    weight = mask.astype(hidden.dtype)[..., None]
-    return (hidden * weight).sum(1) / np.maximum(weight.sum(1), 1e-9)
+    weight = (counted != 0).astype(hidden.dtype)[..., None]
+    # What stands at padded positions may be anything, NaN among it.
+    return np.where(weight > 0, hidden, 0).sum(1) / np.maximum(weight.sum(1), 1)
 
 
 def unit(vectors: Array) -> Array:

@@ -1,16 +1,42 @@
-"""Fidelity: how far the compressed model's outputs are from the dense model's, on data that neither ranks nor
+"""Fidelity: how often a user of the compressed model gets the dense model's answer, on data that neither ranks nor
 factors were chosen by."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 
 from lowrank.backends.base import Backend, signature_of
-from lowrank.backends.inputs import MASK, Feed
-from lowrank.core.distance import Array, cosines, divergence_terms, log_probabilities, pooled, squared_norm
+from lowrank.backends.inputs import Feed
+from lowrank.calibrate.data import Calibration
+from lowrank.calibrate.sets import JudgingSet
+from lowrank.core.distance import (
+    Array,
+    OutputKind,
+    Reference,
+    cosines,
+    divergence_terms,
+    kind_of,
+    log_probabilities,
+    owners_of,
+    rows_of,
+    squared_norm,
+)
+from lowrank.core.ranking import rankings, similarity_spearman
+from lowrank.progress import Track, silent
+from lowrank.results.parts import Quality, SetQuality
+
+REMEMBERED = 1 << 30
+"""Bytes of scores that are kept of the dense model, at most, for each set; batches beyond that are run again."""
+FEWEST = 3
+"""Samples below which there is no ranking: of two, each is the other's nearest."""
+MEASURE = {"logits": "agreement", "embedding": "ranking", "values": "explained"}
+"""The figure that is called fidelity, by what the output is."""
 
 
 class Runs(Protocol):
@@ -21,53 +47,187 @@ class Runs(Protocol):
         ...
 
 
-def measure_fidelity(dense: Backend, small: Runs, batches: Iterable[Feed]) -> dict[str, float]:
-    """The measures that fit the model's output, averaged over the samples.
+@dataclass(frozen=True)
+class Likeness:
+    """How like the dense model's outputs another model's are."""
 
-    `relative_error`: `|y - y'| / |y|` over all outputs. For hidden states, `cosine`: of the mean-pooled sentence
-    embeddings. For logits, `kl` (of the dense distribution to the compressed one, in nats) and `agreement` of the most
-    likely class or token.
+    parts: Array
+    """For each sample what is alike, and the most that there could be."""
+    figures: Mapping[str, float]
+    """The measures that fit the kind of output, by name."""
 
-    Returns:
-        The measures by name, and `samples`.
+    @property
+    def fidelity(self) -> float:
+        """From 0 to 1; not a number where an output is not finite."""
+        return alike(self.parts)
+
+
+def alike(parts: Array) -> float:
+    """The sum of the first numbers of all rows over the sum of the second, and at least 0."""
+    same, most = parts.sum(0, dtype=np.float64)
+    share = float(same / most) if most else 1.0
+    return share if math.isnan(share) else max(share, 0.0)
+
+
+class Judge:
+    """The dense model's outputs on some batches, which are computed once, and the likeness of others to them.
+
+    The figures, by what the output is:
+
+    - logits: `agreement` of the first choice at the positions that count, and `kl`, the mean divergence of the dense
+      distribution to the other one, in nats;
+    - embeddings: `ranking`, the mean nDCG@10 of each sample's nearest others (see `core.ranking`), `spearman` of all
+      similarities, and the mean `cosine` of the two vectors of a sample;
+    - values: `explained`, the share of the dense output's variance after its constant part (see `Reference`);
+    - all: `relative_error`, `|y - y'| / |y|` of what is compared.
     """
-    sums: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    difference, total, samples = 0.0, 0.0, 0
-    for batch in batches:
-        a, b = dense.run(batch), small.run(batch)
-        samples += len(a)
-        mask = batch.get(MASK)
-        if mask is not None and a.shape[:2] == mask.shape:
-            # What a model gives at padded positions does not matter.
-            tokens = (mask != 0)[..., None]
-            a, b = a * tokens, b * tokens
-        difference += squared_norm(a - b)
-        total += squared_norm(a)
-        for name, values in (_of_logits(a, b) if dense.output_kind == "logits" else _of_hidden(a, b, mask)).items():
-            sums[name] = sums.get(name, 0.0) + float(values.sum(dtype=np.float64))
-            counts[name] = counts.get(name, 0) + values.size
-    if not samples:
-        return {}
-    return {
-        "relative_error": (difference / total) ** 0.5 if total else 0.0,
-        **{name: sums[name] / counts[name] for name in sums},
-        "samples": float(samples),
-    }
+
+    def __init__(self, dense: Backend, feeds: Sequence[Feed]) -> None:
+        self.dense, self.feeds = dense, list(feeds)
+        signature = signature_of(dense)
+        self.counted = [signature.counted(feed) for feed in self.feeds]
+        self._scores: dict[int, Array] = {}
+        self._first = dense.run(self.feeds[0])
+
+    @cached_property
+    def kind(self) -> OutputKind:
+        """What the output is, by its shape, too."""
+        return kind_of([self._first], self.dense.output_kind)
+
+    @cached_property
+    def _outputs(self) -> list[Array]:
+        """The vectors, or the numbers."""
+        return [self._reduced(i, self._run(i)) for i in range(len(self.feeds))]
+
+    @cached_property
+    def _reference(self) -> Reference:
+        counted = self.counted if self.kind == "values" else None
+        return Reference(self._outputs, self.kind, counted)
+
+    def against(self, model: Runs, track: Track = silent, doing: str = "measuring fidelity") -> Likeness:
+        """The likeness of another model, which is run once on every batch."""
+        numbers = track(range(len(self.feeds)), doing, len(self.feeds))
+        if self.kind == "logits":
+            return self._of_scores(model, numbers)
+        outputs = [self._reduced(i, model.run(self.feeds[i])) for i in numbers]
+        return self._of_vectors(outputs) if self.kind == "embedding" else self._of_values(outputs)
+
+    def _run(self, i: int) -> Array:
+        return self._first if i == 0 else self.dense.run(self.feeds[i])
+
+    def _reduced(self, i: int, output: Array) -> Array:
+        """What is kept of an output: of tokens that are pooled the vector of each sample."""
+        return rows_of(output, "embedding", self.counted[i]) if self.kind == "embedding" else output
+
+    def _rows(self, i: int) -> Array:
+        if i in self._scores:
+            return self._scores[i]
+        rows = rows_of(self._run(i), "logits", self.counted[i])
+        if sum(kept.nbytes for kept in self._scores.values()) + rows.nbytes <= REMEMBERED:
+            self._scores[i] = rows
+        return rows
+
+    def _of_scores(self, model: Runs, numbers: Any) -> Likeness:
+        parts: list[Array] = []
+        divergence = difference = total = 0.0
+        for i in numbers:
+            output = model.run(self.feeds[i])
+            a, b = self._rows(i), rows_of(output, "logits", self.counted[i])
+            # Where the dense model itself gives NaN there is nothing to compare with.
+            sound, owners = ~np.isnan(a).any(-1), owners_of(output, "logits", self.counted[i])
+            a, b, owners = a[sound], b[sound], owners[sound]
+            same = np.where(np.isnan(b).any(-1), np.nan, a.argmax(-1) == b.argmax(-1))
+            divergence += float(
+                divergence_terms(log_probabilities(a), log_probabilities(b)).sum(-1).sum(dtype=np.float64)
+            )
+            # Minus infinity is a probability of zero in both.
+            difference += squared_norm(np.where(a == b, 0, a - b))
+            total += squared_norm(np.where(np.isfinite(a), a, 0))
+            parts.append(_by_sample(owners, len(output), same, np.ones(len(same))))
+        found = np.concatenate(parts)
+        count = max(float(found[:, 1].sum()), 1.0)
+        return Likeness(found, {"agreement": alike(found), "kl": divergence / count, **_relative(difference, total)})
+
+    def _of_vectors(self, outputs: Sequence[Array]) -> Likeness:
+        a, b = np.concatenate(self._outputs), np.concatenate(outputs)
+        sound = np.isfinite(a).all(-1)
+        a, b = a[sound], b[sound]
+        cosine = cosines(a, b)
+        if not np.isfinite(b).all():
+            same = np.full(len(a), np.nan)
+        else:
+            same = rankings(a, b) if len(a) >= FEWEST else np.maximum(cosine, 0)
+        figures = {"cosine": float(cosine.mean()), **_relative(squared_norm(a - b), squared_norm(a))}
+        if len(a) >= FEWEST:
+            figures = {"ranking": float(same.mean()), "spearman": similarity_spearman(a, b), **figures}
+        return Likeness(np.stack([same, np.ones(len(a))], 1), figures)
+
+    def _of_values(self, outputs: Sequence[Array]) -> Likeness:
+        reference = self._reference
+        parts: list[Array] = []
+        difference = total = 0.0
+        for i, output in enumerate(outputs):
+            lost, owners = reference.distances(i, output), reference.owners(i, output)
+            spread = np.full(len(lost), reference.spread)
+            parts.append(_by_sample(owners, len(output), spread - lost, spread))
+            difference += float(lost.sum())
+            dense = rows_of(self._outputs[i], "values", self.counted[i])
+            total += squared_norm(np.where(np.isfinite(dense).all(-1, keepdims=True), dense, 0))
+        found = np.concatenate(parts)
+        return Likeness(found, {"explained": alike(found), **_relative(difference, total)})
+
+
+def _by_sample(owners: Array, samples: int, same: Array, most: Array) -> Array:
+    """The sums over the rows of each sample."""
+    return np.stack([np.bincount(owners, weights=each, minlength=samples) for each in (same, most)], 1)
+
+
+def _relative(difference: float, total: float) -> dict[str, float]:
+    return {"relative_error": (difference / total) ** 0.5 if total else 0.0}
+
+
+class Judges:
+    """One judge for each set that a dense model is compared on."""
+
+    def __init__(self, dense: Backend, sets: Sequence[JudgingSet]) -> None:
+        self.sets = list(sets)
+        self._judges = [Judge(dense, each.feeds) for each in sets]
+
+    def quality_of(self, model: Runs, track: Track = silent) -> Quality:
+        """What is measured of a model on all sets. The first set's figures stand for its data; the worst set's
+        fidelity is that of the model."""
+        rows: list[SetQuality] = []
+        for each, judge in zip(self.sets, self._judges, strict=True):
+            found = judge.against(model, track, f"measuring fidelity on {each.name}")
+            rows.append(
+                SetQuality.from_json(
+                    {"name": each.name, "fidelity": found.fidelity, "samples": len(found.parts), **found.figures}
+                )
+            )
+        worst = min(rows, key=lambda row: row.fidelity if math.isfinite(row.fidelity) else -1.0)
+        first = rows[0]
+        return Quality(
+            kind=self._judges[0].kind,
+            fidelity=worst.fidelity,
+            worst=worst.name,
+            relative_error=first.relative_error,
+            cosine=first.cosine,
+            kl=first.kl,
+            agreement=first.agreement,
+            samples=float(first.samples),
+            data=self.sets[0].about,
+            sets=rows,
+        )
+
+
+def own_set(dense: Backend, calibration: Calibration | None) -> JudgingSet:
+    """The report fold of the data; random inputs where there are none."""
+    if calibration is None:
+        return JudgingSet("random inputs", tuple(random_feeds(dense)), "random inputs")
+    return JudgingSet(calibration.own_name, calibration.report, calibration.report_label)
 
 
 def random_feeds(dense: Backend) -> list[Feed]:
     """Some random batches for a model that comes without data."""
     signature = signature_of(dense)
     return [signature.example(4, min(16, signature.max_sequence), seed) for seed in range(4)]
-
-
-def _of_logits(a: Array, b: Array) -> dict[str, Array]:
-    """The measures of each row of logits."""
-    divergences = divergence_terms(log_probabilities(a), log_probabilities(b)).sum(-1)
-    return {"kl": divergences, "agreement": a.argmax(-1) == b.argmax(-1)}
-
-
-def _of_hidden(a: Array, b: Array, mask: Array | None) -> dict[str, Array]:
-    """The measures of each sample's hidden states; none where the output is one number a sample."""
-    return {"cosine": cosines(pooled(a, mask), pooled(b, mask))} if a.ndim >= 2 else {}

@@ -7,23 +7,25 @@ import os
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from lowrank.backends.base import Backend, signature_of
 from lowrank.backends.onnx.save import file_size
 from lowrank.calibrate.data import Calibration
+from lowrank.calibrate.sets import judging_sets
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan
 from lowrank.edge.counts import fused_counts
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError, TaskError
-from lowrank.evaluate.fidelity import Runs, measure_fidelity, random_feeds
+from lowrank.evaluate.fidelity import Judges, own_set
 from lowrank.evaluate.graph import FileModel
 from lowrank.evaluate.latency import measure_latency
 from lowrank.evaluate.parity import check_parity
 from lowrank.evaluate.planned import planned_report
 from lowrank.evaluate.tasks.benchmark import Benchmark
-from lowrank.progress import Clock, Track, silent
+from lowrank.progress import Clock, Track
 from lowrank.results.parts import Graph, Latency, Parity, Quality
 from lowrank.results.report import ONNX_FILE, Report
 
@@ -42,6 +44,12 @@ class Original:
     """Shows progress."""
     clock: Clock
     """Counts seconds by stage."""
+
+    @cached_property
+    def judges(self) -> Judges:
+        """The outputs of the dense model on all sets that a compressed one is judged on."""
+        others = judging_sets(self.calibration) if self.calibration is not None else ()
+        return Judges(self.dense, [own_set(self.dense, self.calibration), *others])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +108,13 @@ def _run(report: Report, original: Original, small: Backend, onnx: Path, measure
         try:
             if target.is_rounded and onnx.exists():
                 rounded = FileModel(onnx, signature_of(small).output)
-            quality = quality_of(original.dense, rounded or small, original.calibration, original.track)
+            quality = original.judges.quality_of(rounded or small, original.track)
         except ExportError as error:
             report.problems.append(str(error))
             rounded = exact = None
-            quality = quality_of(original.dense, small, original.calibration, original.track)
-    lost = [name for name, value in quality.figures.items() if not math.isfinite(value)]
+            quality = original.judges.quality_of(small, original.track)
+    figures = [figure for row in quality.sets or () for figure in row.figures.items()]
+    lost = sorted({name for name, value in figures if not math.isfinite(value)})
     if lost:
         report.problems.append(
             f"the outputs are not finite, so {', '.join(lost)} cannot be measured; look at the weights"
@@ -117,7 +126,8 @@ def _run(report: Report, original: Original, small: Backend, onnx: Path, measure
     try:
         with clock.stage("parity"):
             report = replace(report, parity=exact if target.is_rounded else check_parity(small, onnx))
-            by_rounding = rounded and quality_of(small, rounded, original.calibration, silent).relative_error
+            own = original.judges.sets[:1]
+            by_rounding = rounded and Judges(small, own).quality_of(rounded).relative_error
             graph = Graph(**asdict(target), fused=fused_counts(onnx), rounding_error=by_rounding)
             report = replace(report, onnx=graph)
         if measures.latency:
@@ -128,13 +138,6 @@ def _run(report: Report, original: Original, small: Backend, onnx: Path, measure
     except ExportError as error:
         report.problems.append(str(error))
     return report
-
-
-def quality_of(dense: Backend, small: Runs, calibration: Calibration | None, track: Track) -> Quality:
-    """How near the outputs of a model are to those of another one."""
-    batches = random_feeds(dense) if calibration is None else list(calibration.report)
-    figures = measure_fidelity(dense, small, track(batches, "measuring fidelity", len(batches)))
-    return Quality.from_json({**figures, "data": "random inputs" if calibration is None else calibration.report_label})
 
 
 def _lost_fusions(graph: Graph | None) -> list[str]:
@@ -203,7 +206,7 @@ def timed(report: Report, original: Original, path: Path) -> Report:
         quality: Quality | None = None
         try:
             fit_file(plain, rounded, signature)
-            quality = quality_of(dense, FileModel(plain, signature.output), original.calibration, silent)
+            quality = original.judges.quality_of(FileModel(plain, signature.output))
             quality = replace(quality, dtype=rounded.dtype)
             files["dense_rounded"] = plain
         except ExportError:

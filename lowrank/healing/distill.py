@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lowrank.backends.inputs import Feed, batch_size
 from lowrank.backends.torch.workers import Workers
-from lowrank.core.distance import OutputKind
+from lowrank.core.distance import OutputKind, Reference, kind_of
 from lowrank.errors import HealingError
 from lowrank.healing.faults import is_memory
 from lowrank.healing.loss import hidden_loss, output_loss
@@ -56,12 +56,13 @@ class Distillation:
     ) -> None:
         self.workers = workers or Workers()
         self.student, self.parameters, self.smallest = student, dict(parameters), smallest
-        self.kind: OutputKind = kind
+        self.kind: OutputKind
         feeds, self.together = mixed(samples.fit)
         self.fit, self.heldout = Teacher(dense, feeds), Teacher(dense, samples.heldout)
         self.parts = 1
         """Into how many slices a batch is cut, since memory does not hold the whole of it."""
         try:
+            self.kind, self.spread = self._measure(kind)
             hidden, self.before = self._judged()
         except (RuntimeError, MemoryError) as error:
             if not is_memory(error):
@@ -125,30 +126,42 @@ class Distillation:
         total, rows = 0.0, self.rows(index)
         for part in _slices(self.workers.share(rows), self.parts):
             cut = {name: value[part] for name, value in feed.items()}
-            loss = self._loss(self.student(cut), _cut(taught, part, rows), self.student.mask(cut))
+            loss = self._loss(cut, _cut(taught, part, rows))
             loss = loss * ((part.stop - part.start) / samples)
             loss.backward()
             total += float(loss.detach())
         return total
 
-    def _loss(self, student: Outputs, taught: Outputs, mask: Tensor | None) -> Tensor:
-        loss = self.weight * output_loss(student.output, taught.output, self.kind, mask)
+    def _measure(self, kind: OutputKind) -> tuple[OutputKind, float]:
+        """What the outputs are by their shape, too, and how far those on the held-out batches are spread."""
+        kind = kind_of([self.heldout(0).output.cpu().numpy()], kind)
+        if kind == "logits":
+            return kind, 1.0
+        feeds, runner = self.heldout.feeds, self.heldout.dense
+        outputs = [self.heldout(i).output.float().cpu().numpy() for i in range(len(feeds))]
+        return kind, Reference(outputs, kind, [runner.signature.counted(feed) for feed in feeds]).spread
+
+    def _loss(self, feed: Feed, taught: Outputs) -> Tensor:
+        student = self.student(feed)
+        total, rows = output_loss(student.output, taught.output, self.kind, self.student.counted(feed), self.spread)
+        loss = self.weight * total / max(rows, 1)
         if taught.hidden:
-            loss = loss + _mean_hidden(student, taught, mask)
+            loss = loss + _mean_hidden(student, taught, self.student.mask(feed))
         return loss
 
     def _judged(self) -> tuple[float, float]:
         """The mean errors of hidden states and of the output on the held-out batches."""
-        hidden = output = total = 0.0
+        hidden = output = 0.0
+        samples = rows = 0
         with torch.no_grad():
             for i, feed in enumerate(self.heldout.feeds):
-                student, taught, mask = self.student(feed), self.heldout(i), self.student.mask(feed)
-                count = batch_size(feed)
-                output += count * float(output_loss(student.output, taught.output, self.kind, mask))
+                student, taught, counted = self.student(feed), self.heldout(i), self.student.counted(feed)
+                lost, count = output_loss(student.output, taught.output, self.kind, counted, self.spread)
+                output, rows = output + float(lost), rows + count
+                samples += batch_size(feed)
                 if taught.hidden:
-                    hidden += count * float(_mean_hidden(student, taught, mask))
-                total += count
-        return hidden / total, output / total
+                    hidden += batch_size(feed) * float(_mean_hidden(student, taught, self.student.mask(feed)))
+        return hidden / samples, output / max(rows, 1)
 
 
 def _mean_hidden(student: Outputs, taught: Outputs, mask: Tensor | None) -> Tensor:

@@ -5,51 +5,42 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+from lowrank.backends.torch.compared import compared_rows, counted_tokens
 from lowrank.core.distance import OutputKind
 
 
-def output_loss(small: Tensor, dense: Tensor, kind: OutputKind, mask: Tensor | None = None) -> Tensor:
-    """Mean divergence KL(dense | small) of a token, mean 1 - cosine of a pooled row, or relative squared error.
+def output_loss(
+    small: Tensor, dense: Tensor, kind: OutputKind, counted: Tensor | None = None, spread: float = 1.0
+) -> tuple[Tensor, int]:
+    """What is lost in all rows together, and how many rows there are.
 
-    These are the measures of `core.distance.Reference`, by which the ranks were chosen.
+    Over the rows of all batches this is the loss of `core.distance.Reference`, by which the ranks were chosen: the
+    divergence KL(dense | small) of a position, or the squared distance of unit vectors or of numbers.
 
     Args:
         small: the output to be judged.
         dense: what it should be.
-        kind: what they are.
-        mask: which tokens count, batch x sequence; None if all do.
+        kind: what they are, by `core.distance.kind_of`.
+        counted: which positions count, batch x sequence; None if all do.
+        spread: that of the dense outputs, see `Reference`.
 
     Example:
-        >>> output_loss(torch.eye(2), 3 * torch.eye(2), "embedding").item()
-        0.0
+        >>> total, rows = output_loss(torch.eye(2), 3 * torch.eye(2), "embedding")
+        >>> total.item(), rows
+        (0.0, 2)
     """
-    small, dense = small.float(), dense.float()
+    rows, wanted = (compared_rows(output.float(), kind, counted) for output in (small, dense))
     if kind == "logits":
-        divergence = functional.kl_div(small.log_softmax(-1), dense.log_softmax(-1), reduction="none", log_target=True)
-        return _tokens(divergence.sum(-1), mask).mean()
+        logs, others = (output.log_softmax(-1) for output in (rows, wanted))
+        return functional.kl_div(logs, others, reduction="sum", log_target=True), len(rows)
     if kind == "embedding":
-        return (1 - functional.cosine_similarity(_pooled(small, mask), _pooled(dense, mask), dim=-1)).mean()
-    rows, wanted = _tokens(small, mask), _tokens(dense, mask)
-    return (rows - wanted).square().sum() / wanted.square().sum().clamp_min(1e-12)
+        rows, wanted = functional.normalize(rows, dim=-1), functional.normalize(wanted, dim=-1)
+    return (rows - wanted).square().sum() / spread, len(rows)
 
 
 def hidden_loss(small: Tensor, dense: Tensor, mask: Tensor | None = None) -> Tensor:
     """Relative squared error of hidden states: of each token its own, so that no large token outweighs all others."""
     if dense.dim() < 2:
         return (small.float() - dense.float()).square().mean()
-    rows, wanted = _tokens(small.float(), mask), _tokens(dense.float(), mask)
+    rows, wanted = counted_tokens(small.float(), mask), counted_tokens(dense.float(), mask)
     return ((rows - wanted).square().sum(-1) / wanted.square().sum(-1).clamp_min(1e-12)).mean()
-
-
-def _tokens(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Without the tokens that a mask of the same batch and sequence leaves out."""
-    return values if mask is None or values.shape[: mask.dim()] != mask.shape else values[mask]
-
-
-def _pooled(output: Tensor, mask: Tensor | None) -> Tensor:
-    if output.dim() != 3:
-        return output
-    if mask is None or mask.shape != output.shape[:2]:
-        return output.mean(1)
-    weights = mask.to(output.dtype)[:, :, None]
-    return (output * weights).sum(1) / weights.sum(1).clamp_min(1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.backends.inputs import Feed, Signature
-from lowrank.backends.torch.inputs import as_tensors, call, mask_of
+from lowrank.backends.torch.inputs import as_tensors, call, counted_in, mask_of
 from lowrank.backends.torch.partial_forward import blocks_of, main_tensor
 from lowrank.backends.torch.tensors import module_in_float32
 
@@ -68,9 +68,14 @@ class ModuleRunner:
         return {name: tensor.to(self.device) for name, tensor in as_tensors(self.signature, feed).items()}
 
     def mask(self, feed: Feed) -> Tensor | None:
-        """Which tokens of a batch count; None if all do."""
+        """Which tokens of a batch are no padding; None if none is."""
         mask = mask_of(feed)
         return None if mask is None else mask.to(self.device)
+
+    def counted(self, feed: Feed) -> Tensor | None:
+        """Which positions of a batch's output count; None if all do."""
+        counted = counted_in(self.signature, feed)
+        return None if counted is None else counted.to(self.device)
 
 
 def on_device(module: nn.Module, device: str) -> nn.Module:

@@ -28,7 +28,7 @@ from lowrank.core.structures.permute import agree_channel_order
 from lowrank.core.weight import Coupling
 from lowrank.edge.target import Target
 from lowrank.errors import CalibrationError, InfeasibleBudget, LowRankError, UnsupportedModel
-from lowrank.evaluate.measure import quality_of
+from lowrank.evaluate.fidelity import Judges, own_set
 from lowrank.pipeline.budgets.file_size import sized_plan
 from lowrank.pipeline.healing import own_adapter
 from lowrank.pipeline.publish.adapters import keep_adapter
@@ -37,7 +37,7 @@ from lowrank.pipeline.run.read_back import Finished, find_original, hash_of, rea
 from lowrank.pipeline.run.write import History, WriteOptions, write_and_measure
 from lowrank.pipeline.session import Session, Work, WorkOptions, read_calibration
 from lowrank.pipeline.settings import Settings
-from lowrank.progress import Clock, Track, silent
+from lowrank.progress import Clock, Track
 from lowrank.results.parts import Cut
 from lowrank.results.report import ONNX_FILE, Report
 
@@ -198,7 +198,9 @@ def _cut(session: Session, finished: Finished, budget: Budget, refit: bool) -> S
     )
     if isinstance(full.signature, Signature):
         with clock.stage("fidelity"):
-            entry = replace(entry, quality=quality_of(full.rewrite(finished.layers), small, calibration, silent))
+            earlier = full.rewrite(finished.layers)
+            judges = Judges(earlier, [own_set(earlier, calibration)])
+            entry = replace(entry, quality=judges.quality_of(small))
     return Smaller(small, final, target, refit, entry)
 
 

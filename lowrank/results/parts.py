@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lowrank.core.distance import OutputKind
 from lowrank.edge.target import Dtype, Profile
 from lowrank.results.json_part import LEFT_OUT, Part, rows_of
 
@@ -118,21 +119,56 @@ class Comparison(Part):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SetQuality(Part):
+    """How near the outputs are to those of the dense model on one set of samples."""
+
+    name: str
+    fidelity: float
+    """From 0 to 1: `agreement` of logits, `ranking` of embeddings, `explained` of values."""
+    samples: int
+    agreement: float | None = field(default=None, metadata=LEFT_OUT)
+    """Share of positions that count with the same first choice of class or token."""
+    kl: float | None = field(default=None, metadata=LEFT_OUT)
+    """Mean divergence of the dense distribution to the compressed one, in nats."""
+    ranking: float | None = field(default=None, metadata=LEFT_OUT)
+    """Mean nDCG@10 of the dense model's own ten nearest among the other samples."""
+    spearman: float | None = field(default=None, metadata=LEFT_OUT)
+    """Rank correlation of the similarities of all pairs."""
+    cosine: float | None = field(default=None, metadata=LEFT_OUT)
+    """Mean cosine of the two embeddings of a sample."""
+    explained: float | None = field(default=None, metadata=LEFT_OUT)
+    """Share of the dense output's variance, after its constant part."""
+    relative_error: float | None = field(default=None, metadata=LEFT_OUT)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The measures that fit the kind of output, by name."""
+        content = {name: value for name, value in self.to_json().items() if isinstance(value, int | float)}
+        return {name: value for name, value in content.items() if name not in ("fidelity", "samples")}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Quality(Part):
     """How near the outputs are to those of the dense model, and what was measured on tasks."""
 
     dtype: str | None = field(default=None, metadata=LEFT_OUT)
     """The type that the model was rounded to, where it is the dense one in fewer bits."""
+    kind: OutputKind | None = field(default=None, metadata=LEFT_OUT)
+    """What the output is, and so how it is measured."""
+    fidelity: float | None = field(default=None, metadata=LEFT_OUT)
+    """How often a user gets the dense model's answer, from 0 to 1, on the worst of the sets."""
+    worst: str | None = field(default=None, metadata=LEFT_OUT)
+    """The name of that set."""
     relative_error: float | None = field(default=None, metadata=LEFT_OUT)
     cosine: float | None = field(default=None, metadata=LEFT_OUT)
-    """Mean cosine of pooled hidden states."""
+    """Of the data, the first of the sets; see `SetQuality`."""
     kl: float | None = field(default=None, metadata=LEFT_OUT)
-    """Divergence of the dense distribution to the compressed one, in nats."""
     agreement: float | None = field(default=None, metadata=LEFT_OUT)
-    """Share of samples with the same most likely class or token."""
     samples: float | None = field(default=None, metadata=LEFT_OUT)
     data: str | None = field(default=None, metadata=LEFT_OUT)
-    """What the samples are."""
+    """What its samples are."""
+    sets: list[SetQuality] | None = field(default=None, metadata={**LEFT_OUT, "read": rows_of(SetQuality)})
+    """Every set that was measured on, the data first."""
     dense_rounded: Quality | None = field(
         default=None, metadata={**LEFT_OUT, "read": lambda content: Quality.from_json(content)}
     )
@@ -141,8 +177,13 @@ class Quality(Part):
 
     @property
     def figures(self) -> dict[str, float]:
-        """All numbers, by name."""
-        return {name: value for name, value in self.to_json().items() if isinstance(value, int | float)}
+        """All numbers of the data, by name."""
+        numbers = {name: value for name, value in self.to_json().items() if isinstance(value, int | float)}
+        return {name: value for name, value in numbers.items() if name != "fidelity"}
+
+    def on(self, name: str | None) -> SetQuality | None:
+        """What was measured on a set."""
+        return next((row for row in self.sets or () if row.name == name), None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,7 +28,7 @@ from lowrank.core.truncation.gram import Gram
 from lowrank.core.weight import Weight
 from lowrank.core.weight_analysis import analyze_weight
 from lowrank.errors import CalibrationError
-from lowrank.evaluate.fidelity import measure_fidelity
+from lowrank.evaluate.fidelity import Judge
 from lowrank.progress import silent
 
 
@@ -132,9 +132,9 @@ def test_sensitivity_predicts_what_truncating_one_weight_does(
     matrix = backend.read(record.weight.name)
     factors = directions(matrix, grams[record.weight.name].fit).truncate(matrix, rank)
     small = backend.rewrite({record.weight.name: Replacement("two_factor", factors)})
-    fidelity = measure_fidelity(backend, small, calibration.heldout)
+    fidelity = Judge(backend, calibration.heldout).against(small).fidelity
     predicted = loss_of(record.error_curve[rank : rank + 1], record.measured)[0]
-    assert fidelity["relative_error"] ** 2 == pytest.approx(predicted, rel=0.5)
+    assert 1 - fidelity == pytest.approx(predicted, rel=0.5)
 
 
 def test_npz_inputs(backend: ModuleBackend, tmp_path: Path) -> None:

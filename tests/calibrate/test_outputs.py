@@ -98,13 +98,13 @@ def test_curvature_is_a_second_moment_and_leaves_no_gradients(calibrated: tuple[
     dense = calibration.backend
     assert isinstance(dense, ModuleBackend) and isinstance(dense.signature, Signature)
     weights = [w for w in dense.weights if w.role == "projection"]
-    found = output_curvature(dense.module, dense.signature, "hidden", weights, calibration.fit)
+    found = output_curvature(dense.module, dense.signature, "values", weights, calibration.fit)
     for weight in weights:
         matrix = found[weight.name]
         assert matrix.shape == (weight.rows, weight.rows)
         assert np.allclose(matrix, matrix.T) and np.linalg.eigvalsh(matrix).min() >= -1e-6 * np.trace(matrix)
     assert all(parameter.grad is None for parameter in dense.module.parameters())
-    again = output_curvature(dense.module, dense.signature, "hidden", weights, calibration.fit)
+    again = output_curvature(dense.module, dense.signature, "values", weights, calibration.fit)
     assert all((again[name] == matrix).all() for name, matrix in found.items())
 
 
@@ -126,7 +126,7 @@ def test_a_table_is_bent_by_its_head_too() -> None:
     rows = torch.cat([x.reshape(-1, x.shape[-1]) for x in seen]).double().numpy()
     np.testing.assert_allclose(tied[table.name] - alone[table.name], rows.T @ rows / len(rows), rtol=1e-3, atol=1e-5)
     # Where no logits come out, the head is not what is measured.
-    hidden = [output_curvature(dense.module, dense.signature, "hidden", [w], feeds) for w in (table, lookups)]
+    hidden = [output_curvature(dense.module, dense.signature, "values", [w], feeds) for w in (table, lookups)]
     np.testing.assert_array_equal(hidden[0][table.name], hidden[1][table.name])
     # Frozen tables bend the output no less.
     dense.module.get_parameter(table.name).requires_grad_(False)

@@ -8,16 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
-from lowrank.core.distance import (
-    OutputKind,
-    Reference,
-    cosines,
-    log_probabilities,
-    pooled,
-    unit,
-)
+from lowrank.core.distance import OutputKind, Reference, cosines, log_probabilities, pooled, unit
 
-KINDS: list[OutputKind] = ["logits", "embedding", "hidden"]
+KINDS: list[OutputKind] = ["logits", "embedding", "values"]
+RELATIVE: list[OutputKind] = ["embedding", "values"]
+
+
+def outputs(seed: int, shape: tuple[int, ...] = (3, 5)) -> list[np.ndarray]:
+    """Two batches; of their samples each has a pattern of its own."""
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal((samples, *shape)) for samples in (2, 3)]
 
 
 @given(st.integers(0, 1000), st.sampled_from(KINDS))
@@ -32,10 +32,71 @@ def test_only_other_outputs_lose(seed: int, kind: OutputKind) -> None:
 
 
 def test_measures_do_not_see_what_does_not_matter() -> None:
-    y = [np.random.default_rng(0).standard_normal((2, 3, 5))]
-    assert Reference(y, "logits").loss([y[0] + 7.0]) == pytest.approx(0, abs=1e-12)
-    assert Reference(y, "embedding").loss([y[0] * 7.0]) == pytest.approx(0, abs=1e-12)
-    assert Reference(y, "hidden").loss([y[0] * 0.0]) == pytest.approx(1)
+    y = outputs(0)
+    assert Reference(y, "logits").loss([part + 7.0 for part in y]) == pytest.approx(0, abs=1e-12)
+    assert Reference(y, "embedding").loss([part * 7.0 for part in y]) == pytest.approx(0, abs=1e-12)
+
+
+@given(st.integers(0, 1000), st.floats(0.1, 100), st.floats(-1e3, 1e3))
+def test_a_constant_part_of_values_is_no_merit(seed: int, scale: float, offset: float) -> None:
+    """A map that is nearly the same for every input is not near to it because of that."""
+    rng = np.random.default_rng(seed)
+    dense, noise = outputs(seed), [rng.standard_normal((len(y), *y.shape[1:])) for y in outputs(seed)]
+    other = [y + 0.1 * n for y, n in zip(dense, noise, strict=True)]
+    constant = offset * rng.standard_normal((3, 5))
+    before = Reference(dense, "values").loss(other)
+    moved = Reference([scale * y + constant for y in dense], "values").loss([scale * y + constant for y in other])
+    assert moved == pytest.approx(before, rel=1e-4)
+
+
+@given(st.integers(0, 1000), st.sampled_from([(5,), (3, 5), (2, 3, 4)]))
+def test_the_mean_explains_nothing(seed: int, shape: tuple[int, ...]) -> None:
+    dense = outputs(seed, shape)
+    mean = np.concatenate(dense).mean(0)
+    loss = Reference(dense, "values").loss([np.broadcast_to(mean, y.shape) for y in dense])
+    assert loss == pytest.approx(1)
+    rng = np.random.default_rng(seed)
+    several = [rng.standard_normal((2, length, 4)) + np.array([0, 5, -3, 100]) for length in (3, 7)]
+    channels = np.concatenate([y.reshape(-1, 4) for y in several]).mean(0)
+    assert Reference(several, "values").loss([np.broadcast_to(channels, y.shape) for y in several]) == pytest.approx(1)
+    # Of unit vectors, too: the mean has another length than they, so it is not one of them.
+    vectors = outputs(seed, (6,))
+    center = np.concatenate([unit(y) for y in vectors]).mean(0)
+    reference = Reference(vectors, "embedding")
+    assert reference.spread == pytest.approx(1 - float(center @ center))
+
+
+@given(st.integers(0, 1000), st.floats(0.01, 3))
+def test_the_loss_of_embeddings_is_their_unexplained_variance(seed: int, apart: float) -> None:
+    rng = np.random.default_rng(seed)
+    dense = [rng.standard_normal((4, 6)) + 1, rng.standard_normal((3, 6)) + 1]
+    other = [y + apart * rng.standard_normal(y.shape) for y in dense]
+    as_values = Reference([unit(y) for y in dense], "values").loss([unit(y) for y in other])
+    assert Reference(dense, "embedding").loss(other) == pytest.approx(as_values)
+    mean = float(np.mean(cosines(np.concatenate(dense), np.concatenate(other))))
+    expected = 2 * (1 - mean) / Reference(dense, "embedding").spread
+    assert Reference(dense, "embedding").loss(other) == pytest.approx(expected)
+
+
+@given(st.integers(0, 1000), st.sampled_from(KINDS))
+def test_positions_that_do_not_count_do_not_matter(seed: int, kind: OutputKind) -> None:
+    rng = np.random.default_rng(seed)
+    dense, other = outputs(seed), outputs(seed + 1)
+    counted = [rng.random(y.shape[:2]) < 0.5 for y in dense]
+    for mask in counted:
+        mask[:, 0] = True
+    reference = Reference(dense, kind, counted)
+    loss = reference.loss(other)
+    spoiled = [np.where(mask[..., None], y, 1e6) for y, mask in zip(other, counted, strict=True)]
+    assert reference.loss(spoiled) == pytest.approx(loss)
+    broken = [np.where(mask[..., None], y, np.nan) for y, mask in zip(dense, counted, strict=True)]
+    assert Reference(broken, kind, counted).loss(other) == pytest.approx(loss)
+    one = [np.array([[0, 1, 0]] * len(y)) for y in dense]
+    alone = Reference([y[:, 1] for y in dense], kind).loss([y[:, 1] for y in other])
+    assert Reference(dense, kind, one).loss(other) == pytest.approx(alone)
+    # Of another shape than the output's positions it says nothing of them.
+    odd = [np.zeros((len(y), 9)) for y in dense]
+    assert Reference(dense, kind, odd).loss(other) == Reference(dense, kind).loss(other)
 
 
 def test_divergence_is_that_of_the_distributions() -> None:
@@ -44,10 +105,26 @@ def test_divergence_is_that_of_the_distributions() -> None:
     assert divergence == pytest.approx(float((p * np.log(p / q)).sum()))
 
 
+def test_classes_of_maps_are_their_second_axis_and_a_single_class_is_a_value() -> None:
+    dense, other = np.random.default_rng(0).standard_normal((2, 3, 5, 4, 4))
+    flat = [np.moveaxis(y, 1, -1).reshape(-1, 5) for y in (dense, other)]
+    assert Reference([dense], "logits").loss([other]) == Reference([flat[0]], "logits").loss([flat[1]])
+    scores = np.random.default_rng(1).standard_normal((2, 6, 1))
+    assert Reference([scores[0]], "logits").kind == "values"
+    assert Reference([scores[0]], "logits").loss([scores[1]]) == Reference([scores[0]], "values").loss([scores[1]]) > 0
+
+
+@pytest.mark.parametrize("kind", RELATIVE)
+def test_what_never_varies_is_compared_as_it_is(kind: OutputKind) -> None:
+    dense = [np.ones((4, 3))]
+    assert Reference(dense, kind).loss(dense) == 0
+    assert Reference(dense, kind).loss([-dense[0]]) > 1
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_that_the_dense_model_gives_as_nan_are_compared_with_nothing(kind: OutputKind) -> None:
     rng = np.random.default_rng(0)
-    dense, other = rng.standard_normal((2, 8, 3, 5))
+    dense, other = rng.standard_normal((2, 8, 5))
     sound = np.ones(8, bool)
     sound[[1, 4]] = False
     alone = Reference([dense[sound]], kind).loss([other[sound]])

@@ -8,10 +8,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowrank.core.distance import OutputKind, Reference, cosines, pooled
+from lowrank.core.distance import OutputKind, Reference
 from lowrank.healing.loss import hidden_loss, output_loss
 
-KINDS: list[OutputKind] = ["logits", "embedding", "hidden"]
+KINDS: list[OutputKind] = ["logits", "embedding", "values"]
+
+
+def mean_loss(small: list, dense: list, kind: OutputKind, counted: list | None = None, spread: float = 1.0) -> float:
+    """Over the rows of all batches."""
+    masks = [None if mask is None else torch.from_numpy(mask) for mask in counted or [None] * len(dense)]
+    parts = [
+        output_loss(torch.from_numpy(a), torch.from_numpy(b), kind, mask, spread)
+        for a, b, mask in zip(small, dense, masks, strict=True)
+    ]
+    return float(sum(total for total, _ in parts)) / max(sum(rows for _, rows in parts), 1)
 
 
 @given(
@@ -20,6 +30,7 @@ KINDS: list[OutputKind] = ["logits", "embedding", "hidden"]
     shape=st.one_of(
         st.tuples(st.integers(1, 5), st.integers(2, 9)),
         st.tuples(st.integers(1, 4), st.integers(1, 6), st.integers(2, 9)),
+        st.tuples(st.integers(1, 4), st.integers(2, 5), st.integers(1, 3), st.integers(2, 3)),
     ),
     scale=st.floats(0.05, 30.0),
     apart=st.floats(0.01, 2.0),
@@ -28,23 +39,21 @@ def test_torch_and_numpy_measure_the_same(
     seed: int, kind: OutputKind, shape: tuple[int, ...], scale: float, apart: float
 ) -> None:
     rng = np.random.default_rng(seed)
-    dense = (scale * rng.standard_normal(shape)).astype(np.float32)
-    small = (dense + scale * apart * rng.standard_normal(shape)).astype(np.float32)
-    loss = float(output_loss(torch.from_numpy(small), torch.from_numpy(dense), kind))
-    assert loss == pytest.approx(Reference([dense], kind).loss([small]), rel=1e-3, abs=1e-6)
+    dense = [(scale * rng.standard_normal((rows, *shape[1:]))).astype(np.float32) for rows in (shape[0], 2)]
+    small = [(y + scale * apart * rng.standard_normal(y.shape)).astype(np.float32) for y in dense]
+    reference = Reference(dense, kind)
+    loss = mean_loss(small, dense, kind, spread=reference.spread)
+    assert loss == pytest.approx(reference.loss(small), rel=1e-3, abs=1e-6)
 
 
 @given(st.integers(0, 2**31), st.sampled_from(KINDS))
-def test_torch_and_numpy_mask_the_same(seed: int, kind: OutputKind) -> None:
+def test_torch_and_numpy_count_the_same_positions(seed: int, kind: OutputKind) -> None:
     rng = np.random.default_rng(seed)
     dense, small = rng.standard_normal((2, 4, 6, 5)).astype(np.float32)
     mask = np.arange(6) < rng.integers(1, 7, 4)[:, None]
-    loss = float(output_loss(torch.from_numpy(small), torch.from_numpy(dense), kind, torch.from_numpy(mask)))
-    if kind == "embedding":
-        expected = float(np.mean(1 - cosines(pooled(dense, mask), pooled(small, mask))))
-    else:
-        expected = Reference([dense[mask]], kind).loss([small[mask]])
-    assert loss == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    reference = Reference([dense], kind, [mask])
+    loss = mean_loss([small], [dense], kind, [mask], reference.spread)
+    assert loss == pytest.approx(reference.loss([small]), rel=1e-3, abs=1e-6)
 
 
 def test_masked_tokens_do_not_count() -> None:
@@ -52,5 +61,7 @@ def test_masked_tokens_do_not_count() -> None:
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]]) == 1
     spoiled = torch.where(mask[:, :, None], small, 1e6)
     for kind in KINDS:
-        assert output_loss(spoiled, dense, kind, mask) == pytest.approx(float(output_loss(small, dense, kind, mask)))
+        ours, rows = output_loss(spoiled, dense, kind, mask)
+        assert rows == (2 if kind == "embedding" else 3)
+        assert ours == pytest.approx(float(output_loss(small, dense, kind, mask)[0]))
     assert hidden_loss(spoiled, dense, mask) == pytest.approx(float(hidden_loss(small, dense, mask)))

@@ -71,17 +71,17 @@ def test_sizes_are_those_of_the_files(swept: Swept) -> None:
 
 
 def test_a_written_point_has_the_quality_of_the_table(swept: Swept) -> None:
-    """Measured by other means: the mean of cosines over the samples of the report fold."""
+    """Measured by other means: on the report fold, opened anew."""
     from lowrank.calibrate.data import load_calibration
-    from lowrank.evaluate.fidelity import measure_fidelity
+    from lowrank.evaluate.fidelity import Judge
     from lowrank.evaluate.graph import FileModel
 
     calibration = load_calibration(lowrank.open_model(str(swept.model)), Path(swept.options["settings"].calib))
     assert calibration is not None
     for point in swept.found.points:
         file = FileModel(swept.run / "points" / point.name / "model.onnx", "last_hidden_state")
-        found = measure_fidelity(calibration.backend, file, calibration.report)
-        assert found["cosine"] == pytest.approx(point.quality, abs=1e-5), point.name
+        found = Judge(calibration.backend, calibration.report).against(file)
+        assert found.fidelity == pytest.approx(point.quality, abs=1e-5), point.name
 
 
 def test_pruned_weights_are_zeros_in_both_files(swept: Swept) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from lowrank.artifacts.files import RECORD_FILE
 from lowrank.backends.base import Opening, already_compressed
+from lowrank.backends.beside import with_pooling
 from lowrank.backends.checkpoint.backend import CheckpointBackend
 from lowrank.backends.checkpoint.location import Location
 from lowrank.backends.checkpoint.shards import DTYPES, Shards, open_shards
@@ -70,7 +71,7 @@ def open_checkpoint(url: str, opening: Opening | None = None) -> CheckpointBacke
         rebuild={"kind": "checkpoint", "class": type(module).__name__, "dtype": name_of(dtype)},
         extras=huggingface.belongings(folder),
         tokenizer=folder if huggingface.tokenizer_files(folder) else None,
-        feeding=of_transformers(module),
+        feeding=with_pooling(of_transformers(module), folder),
     )
     if owner is not None:
         # What was fetched lives as long as the backend does.

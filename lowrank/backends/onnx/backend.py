@@ -76,7 +76,7 @@ class OnnxBackend:
     @property
     def output_kind(self) -> OutputKind:
         """What the output is for, by its name."""
-        return self.signature.output_kind if isinstance(self.signature, Signature) else "hidden"
+        return self.signature.output_kind if isinstance(self.signature, Signature) else "values"
 
     @property
     def couplings(self) -> tuple[()]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lowrank.artifacts.files import RECORD_FILE, hash_files
 from lowrank.backends.base import Opening, already_compressed
+from lowrank.backends.beside import with_pooling
 from lowrank.backends.onnx.backend import OnnxBackend
 from lowrank.backends.onnx.constants import nodes_of, resolve
 from lowrank.backends.onnx.load import load_model
@@ -48,7 +49,7 @@ def backend_of(path: Path, model: Any, outside: Sequence[Path], tokenizer: Path)
     return OnnxBackend(
         model=model,
         source={"path": str(path), "kind": "onnx", "fingerprint": hash_files([path, *outside])},
-        declared=signature_of(model),
+        declared=with_pooling(signature_of(model), path, tokenizer if tokenizer.exists() else None),
         folder=path.parent,
         tokenizer=tokenizer if tokenizer.exists() else None,
         external=bool(outside),

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.torch.compared import compared_rows
 from lowrank.backends.torch.hooks import first_input, removed_after
-from lowrank.backends.torch.inputs import call, mask_of, token_rows
+from lowrank.backends.torch.inputs import call, counted_in, mask_of, token_rows
 from lowrank.core.distance import OutputKind
 from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.weight import Weight
@@ -26,8 +27,8 @@ def output_curvature(
     """`E[g g']` of the gradient of the output's own measure with respect to what each layer gives, rows x rows.
 
     The Gauss-Newton matrix of the measure by sampling: for logits the gradient of the log probability of a label drawn
-    from the model itself (its Fisher information); for an embedding and for hidden states that of a random projection
-    of the unit vector, or of the numbers (Martens 2020, section 9; K-FAC uses the same moments). Token by token: never
+    from the model itself (its Fisher information); for an embedding and for values that of a random projection of
+    the unit vector, or of the numbers (Martens 2020, section 9; K-FAC uses the same moments). Token by token: never
     of gradients summed over a batch, whose rank collapses.
 
     Of a table whose head gives the logits, what the head reads is added, `E[h h']`. To second order a change D of the
@@ -55,7 +56,7 @@ def output_curvature(
     with removed_after(handles), torch.enable_grad():
         for feed in feeds:
             gradients.mask = mask_of(feed)
-            value = probe(call(signature, module, feed), kind, generator)
+            value = probe(call(signature, module, feed), kind, generator, counted_in(signature, feed))
             # Into the activations alone: the module's parameters keep the gradients that they have.
             parameters = [p for p in module.parameters() if p.requires_grad]
             torch.autograd.grad(value, [*parameters, *gradients.leaves], allow_unused=True)
@@ -113,15 +114,22 @@ def _finite_rows(tensor: Tensor, mask: Tensor | None) -> Tensor:
     return rows[torch.isfinite(rows).all(1)]
 
 
-def probe(output: Tensor, kind: OutputKind, generator: torch.Generator) -> Tensor:
-    """A number whose gradients, over draws of the generator, have the curvature of the output's measure."""
-    output = output.float()
-    if kind == "logits":
-        logs = output.log_softmax(-1)
-        flat = logs.detach().exp().reshape(-1, logs.shape[-1])
-        labels = torch.multinomial(flat, 1, generator=generator)
-        return logs.reshape(flat.shape).gather(1, labels).sum()
+def probe(output: Tensor, kind: OutputKind, generator: torch.Generator, counted: Tensor | None = None) -> Tensor:
+    """A number whose gradients, over draws of the generator, have the curvature of the output's measure.
+
+    Args:
+        output: of the module.
+        kind: what it is.
+        generator: of the draws.
+        counted: which positions count, batch x sequence; None if all do.
+    """
+    rows = compared_rows(output.float(), kind, counted)
+    if not len(rows):
+        return rows.sum()
+    if kind == "logits" and rows.shape[-1] > 1:
+        logs = rows.log_softmax(-1)
+        labels = torch.multinomial(logs.detach().exp(), 1, generator=generator)
+        return logs.gather(1, labels).sum()
     if kind == "embedding":
-        pooled = output.mean(1) if output.dim() == 3 else output
-        output = nn.functional.normalize(pooled, dim=-1)
-    return (output * torch.randn(output.shape, generator=generator)).sum()
+        rows = nn.functional.normalize(rows, dim=-1)
+    return (rows * torch.randn(rows.shape, generator=generator)).sum()

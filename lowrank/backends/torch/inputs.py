@@ -33,6 +33,12 @@ def as_tensors(signature: Signature, values: Feed | Mapping[str, Tensor]) -> dic
     return tensors
 
 
+def counted_in(signature: Signature, feed: Feed) -> Tensor | None:
+    """Which positions of a feed's output count; None if all do."""
+    counted = signature.counted(feed)
+    return None if counted is None else torch.from_numpy(counted)
+
+
 def mask_of(feed: Feed) -> Tensor | None:
     """Which tokens of a feed count; None if all do."""
     mask = feed.get(MASK)

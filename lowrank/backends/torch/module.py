@@ -77,9 +77,7 @@ class ModuleBackend:
     @property
     def output_kind(self) -> OutputKind:
         """What the output is for, by its name, and by a pooling layer beside the model (sentence-transformers)."""
-        named: OutputKind = self.signature.output_kind if isinstance(self.signature, Signature) else "hidden"
-        pooled = any(extra.name == "1_Pooling" for extra in self.extras)
-        return "embedding" if pooled and named == "hidden" else named
+        return self.signature.output_kind if isinstance(self.signature, Signature) else "values"
 
     @property
     def couplings(self) -> tuple[Coupling, ...]:

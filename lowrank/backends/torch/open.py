@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lowrank.artifacts.files import RECORD_FILE, hash_files, hash_json
 from lowrank.backends.base import Opening, already_compressed
+from lowrank.backends.beside import with_pooling
 from lowrank.backends.torch import huggingface, inputs, lora
 from lowrank.backends.torch.arch import build_arch
 from lowrank.backends.torch.module import ModuleBackend
@@ -111,7 +112,7 @@ def _of_transformers(
     return ModuleBackend(
         module=module,
         source=source,
-        signature=inputs.of_transformers(module),
+        signature=with_pooling(inputs.of_transformers(module), folder),
         rebuild={"kind": "huggingface", "class": type(module).__name__, "dtype": inputs.name_of(module.dtype)},
         tokenizer=folder if huggingface.tokenizer_files(folder) else None,
         extras=extras,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lowrank.artifacts.files import RECORD_FILE, read_json
 from lowrank.backends.base import Opening
+from lowrank.backends.beside import with_pooling
 from lowrank.backends.torch import huggingface, inputs
 from lowrank.backends.torch.arch import build_arch
 from lowrank.backends.torch.layers import register_optional_layers
@@ -148,7 +149,7 @@ def _of_transformers(
     return ModuleBackend(
         module=module.eval(),
         source=source,
-        signature=inputs.of_transformers(module),
+        signature=with_pooling(inputs.of_transformers(module), folder),
         rebuild=dict(rebuild),
         tokenizer=folder if huggingface.tokenizer_files(folder) else None,
         extras=tuple(path for path in huggingface.belongings(folder) if path.name != RECORD_FILE),

@@ -12,15 +12,15 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from lowrank.artifacts.outside import check_zip
-from lowrank.backends.base import Backend
-from lowrank.backends.inputs import Feed
+from lowrank.backends.base import Backend, signature_of
+from lowrank.backends.inputs import Feed, Pooling
 from lowrank.core.distance import Array
 from lowrank.errors import TaskError, first_line
 from lowrank.evaluate.fidelity import Runs
 from lowrank.evaluate.tasks.base import Score, Task
 from lowrank.evaluate.tasks.classify import Classes, classes_of
 from lowrank.evaluate.tasks.inputs import run
-from lowrank.evaluate.tasks.model_files import pool, pooling_of
+from lowrank.evaluate.tasks.model_files import pool
 from lowrank.evaluate.tasks.pictures import Preprocessing
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
@@ -38,7 +38,7 @@ class Images:
     files: tuple[str, ...]
     preprocess: Preprocessing
     classes: Classes
-    pooling: str
+    pooling: Pooling | None
     higher_is_better: bool = True
 
     @property
@@ -111,4 +111,4 @@ def read_images(spec: str, rest: str, dense: Backend, feeds: Sequence[Feed] | No
         raise TaskError(f"--task {spec}: {place} holds no picture in a folder named by its label: label/picture.jpg")
     preprocess = Preprocessing.of(spec, dense)
     labels = [PurePosixPath(name).parent.name for name in files]
-    return Images(spec, place, tuple(files), preprocess, classes_of(spec, dense, labels), pooling_of(dense))
+    return Images(spec, place, tuple(files), preprocess, classes_of(spec, dense, labels), signature_of(dense).pooling)

@@ -15,7 +15,7 @@ from lowrank.calibrate.tokenize import Tokenizer, open_tokenizer
 from lowrank.core.distance import Array
 from lowrank.errors import LowRankError, TaskError, first_line
 from lowrank.evaluate.fidelity import Runs
-from lowrank.evaluate.tasks.model_files import pool, pooling_of
+from lowrank.evaluate.tasks.model_files import pool
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,6 @@ class Texts:
 
     signature: Signature
     tokenizer: Tokenizer
-    pooling: str
 
     @classmethod
     def of(cls, spec: str, dense: Backend, embeds: bool = False) -> Texts:
@@ -70,7 +69,7 @@ class Texts:
             raise TaskError(f"--task {spec}: the model reads {', '.join(signature.names)}, not text")
         if dense.tokenizer is None:
             raise TaskError(f"--task {spec}: the model comes without a tokenizer; give --tokenizer tokenizer.json")
-        texts = cls(signature, open_tokenizer(dense.tokenizer), pooling_of(dense))
+        texts = cls(signature, open_tokenizer(dense.tokenizer))
         if embeds and dense.output_kind == "logits":
             what, other = ("tokens", "lm:FILE") if output_of_example(dense).ndim > 2 else ("classes", "classify:FILE")
             raise TaskError(
@@ -114,7 +113,8 @@ class Texts:
         Raises:
             TaskError: if the model does not run.
         """
-        return np.concatenate([pool(run(model, feed), self.pooling) for feed in batches.feeds])[batches.places]
+        pooling = self.signature.pooling
+        return np.concatenate([pool(run(model, feed), pooling) for feed in batches.feeds])[batches.places]
 
 
 def output_of_example(dense: Backend) -> Array:

@@ -12,6 +12,7 @@ import numpy as np
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Feed
 from lowrank.core.distance import Array, unit
+from lowrank.core.ranking import spearman
 from lowrank.errors import TaskError
 from lowrank.evaluate.fidelity import Runs
 from lowrank.evaluate.tasks.base import Score, Task
@@ -20,15 +21,6 @@ from lowrank.evaluate.tasks.tables import read_columns
 
 FEWEST = 3
 """Pairs that a correlation needs: two ranks always correlate."""
-
-
-def spearman(pairs: Array) -> float:
-    """Spearman's rank correlation of two columns, ties having their mean rank; NaN where one is constant."""
-    from scipy.stats import rankdata  # pyright: ignore[reportMissingTypeStubs]
-
-    a, b = (rank - rank.mean() for rank in rankdata(pairs, axis=0).T)
-    scale = math.sqrt(float(a @ a) * float(b @ b))
-    return float(a @ b) / scale if scale else math.nan
 
 
 @dataclass(frozen=True)

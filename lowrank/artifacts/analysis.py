@@ -16,6 +16,7 @@ from lowrank.artifacts.grams import GRAMS_FOLDER, StoredGrams, facts_of, gram_of
 from lowrank.artifacts.journal import Codec, Piece
 from lowrank.artifacts.outside import is_plain, named_in
 from lowrank.core.analysis import Analysis, Context, CouplingAnalysis, Folds, Measured, WeightAnalysis
+from lowrank.core.forecast import Foretold
 from lowrank.core.structures import structures
 from lowrank.core.truncation.spectrum import Spectrum
 from lowrank.core.verdict import verdict
@@ -133,6 +134,7 @@ def figures(analysis: Analysis, spectra: bool = False) -> dict[str, Any]:
     return {
         "fingerprint": analysis.fingerprint,
         "verdict": verdict(analysis),
+        "forecast": [asdict(point) for point in analysis.forecast],
         "notes": list(analysis.notes),
         "source": dict(analysis.source),
         "settings": dict(analysis.settings),
@@ -212,6 +214,7 @@ def load_analysis(folder: Path) -> Analysis:
             skips=tuple(Skip(s["name"], tuple(s["shape"]), s["reason"]) for s in content["skipped"]),
             couplings=tuple(_unpack_couplings((tensors, content["bonds"]))),
             contexts=tuple(_read_context(entry, weights) for entry in content["contexts"]),
+            forecast=tuple(_read_forecast(entry) for entry in content.get("forecast", ())),
             grams=grams,
             curvatures={n.removesuffix(":curvature"): t for n, t in tensors.items() if n.endswith(":curvature")},
             source=content["source"],
@@ -281,6 +284,13 @@ def _read_context(entry: Mapping[str, Any], weights: Sequence[WeightAnalysis]) -
     if not all(0 < factor < np.inf for factor in factors.values()) or not 0 < entry["keep"] <= 1:
         raise ValueError("the factors of a context are not positive")
     return Context(float(entry["keep"]), factors)
+
+
+def _read_forecast(entry: Mapping[str, Any]) -> Foretold:
+    fidelity = {str(name): float(value) for name, value in dict(entry["fidelity"]).items()}
+    if not fidelity or not all(0 <= value <= 1 for value in fidelity.values()) or not 0 < entry["keep"] <= 1:
+        raise ValueError("what is foretold is not between 0 and 1")
+    return Foretold(float(entry["keep"]), fidelity)
 
 
 def _read_rounding(errors: Any) -> dict[str, float]:

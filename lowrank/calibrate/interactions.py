@@ -17,6 +17,7 @@ from lowrank.calibrate.sensitivity import changes_of, reference_of, some_batches
 from lowrank.core.analysis import Analysis, Context
 from lowrank.core.budget import Budget
 from lowrank.core.distance import Reference
+from lowrank.core.plan import Plan
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.structures import factorize_option, structure_named
 from lowrank.core.truncation.spatial import SpatialFactors
@@ -57,15 +58,10 @@ def measure_contexts(
 def _measured(
     backend: Backend, feeds: Sequence[Feed], analysis: Analysis, keep: float, reference: Reference
 ) -> dict[str, float] | None:
-    try:
-        plan = Knapsack().select(analysis, Budget.params(keep))
-    except InfeasibleBudget:
+    plan = _plan(analysis, keep)
+    if plan is None:
         return None
-    base: dict[str, Change] = {}
-    for option in plan.options:
-        # Spatial factors are compared with the others' elsewhere: what they add in context is not measured.
-        if structure_named(option.structure).factors is not SpatialFactors:
-            base |= changes_of(factorize_option(option, analysis, backend), analysis)
+    base = _changes_of_plan(backend, analysis, plan)
     dense: dict[str, Change] = {name: (backend.read(name), backend.bias(name)) for name in base}
     ratios: dict[str, float] = {}
     with backend.trials(feeds, base) as run:
@@ -85,3 +81,26 @@ def _measured(
         * float(np.clip(ratios.get(record.weight.name, middle) / middle, 1 / MOST, MOST))
         for record in analysis.weights
     }
+
+
+def changes_at(backend: Backend, analysis: Analysis, keep: float) -> dict[str, Change] | None:
+    """The numbers that the dense weights have in a model of a keep ratio, as the selector would compress it; None if it
+    cannot."""
+    plan = _plan(analysis, keep)
+    return None if plan is None else _changes_of_plan(backend, analysis, plan)
+
+
+def _plan(analysis: Analysis, keep: float) -> Plan | None:
+    try:
+        return Knapsack().select(analysis, Budget.params(keep))
+    except InfeasibleBudget:
+        return None
+
+
+def _changes_of_plan(backend: Backend, analysis: Analysis, plan: Plan) -> dict[str, Change]:
+    changes: dict[str, Change] = {}
+    for option in plan.options:
+        # Spatial factors are compared with the others' elsewhere: what they add in context is not measured.
+        if structure_named(option.structure).factors is not SpatialFactors:
+            changes |= changes_of(factorize_option(option, analysis, backend), analysis)
+    return changes

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.core.cost import break_even_rank
+from lowrank.core.forecast import Foretold
 from lowrank.core.linalg.eigen import Matrix, Vector
 from lowrank.core.truncation.directions import (
     RIDGE,
@@ -159,6 +160,8 @@ class Analysis:
     """Weights that can be narrowed together, each with what that loses."""
     contexts: tuple[Context, ...] = ()
     """By falling keep ratio; none where nothing was measured."""
+    forecast: tuple[Foretold, ...] = ()
+    """By falling keep ratio; none where nothing was tried."""
     grams: Mapping[str, Folds] = field(default_factory=dict[str, Folds])
     """By weight name; weights that share an input share the object."""
     curvatures: Mapping[str, Matrix] = field(default_factory=dict[str, Matrix])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from statistics import median
 
 import numpy as np
 
 from lowrank.core.analysis import Analysis, WeightAnalysis
 from lowrank.core.cost import two_factor_cost
+from lowrank.core.forecast import FLOOR, Foretold, least_keep
 from lowrank.core.match import stem
 
 OUTPUT_TOLERANCE = 0.05
@@ -57,3 +59,22 @@ def verdict(analysis: Analysis) -> str:
 def _listed(items: list[str], most: int = 6) -> str:
     shown = items[:most] + ([f"{len(items) - most} more"] if len(items) > most else [])
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def forecast_sentences(forecast: Sequence[Foretold]) -> list[str]:
+    """What budgets are expected to give the dense model's answers, and which this model cannot bear; empty if nothing
+    was tried."""
+    if not forecast:
+        return []
+    tried = ", ".join(f"{point.fidelity[point.worst]:.0%} at a budget of {point.keep:g}" for point in forecast)
+    sets = list(dict.fromkeys(point.worst for point in forecast))
+    sentences = [
+        f"Expected to give the dense model's answers: {tried} (on {' and '.join(sets)}, before any refit or healing)."
+    ]
+    enough = least_keep(forecast)
+    sentences.append(
+        f"Budgets below {enough:g} are expected to fall short of {FLOOR:.0%} without healing."
+        if enough is not None
+        else f"No budget is expected to reach {FLOOR:.0%} without healing: this model bears no factoring by itself."
+    )
+    return sentences

@@ -25,6 +25,7 @@ from lowrank.core.weight import Coupling, Weight
 from lowrank.core.weight_analysis import analyze_weight
 from lowrank.parallel import Pool, processes, threads
 from lowrank.pipeline.estimate import check_room, estimate
+from lowrank.pipeline.forecasting import with_forecast
 from lowrank.pipeline.run.layout import PAGE_FILE
 from lowrank.pipeline.run.page import with_analysis_page
 from lowrank.pipeline.session import Session, WorkOptions, open_session
@@ -154,6 +155,8 @@ def _computed(session: Session, weights: Sequence[Weight]) -> tuple[Analysis, Ma
         # Runs trial models, whose plans are the knapsack's whatever selector is used later.
         with clock.stage("contexts"):
             analysis = measure_contexts(calibration, analysis, track, journal)
+        with clock.stage("forecast"):
+            analysis = with_forecast(session, analysis)
     return analysis, grams
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
@@ -16,6 +17,7 @@ from lowrank.core.linalg.drivers import watched_solvers
 from lowrank.core.plan import Plan
 from lowrank.core.structures import structure_named
 from lowrank.errors import PlanMismatch
+from lowrank.evaluate.fitness import warning
 from lowrank.evaluate.tasks.benchmark import Benchmark, read_benchmark
 from lowrank.pipeline.analyzing import STAGE as ANALYZE
 from lowrank.pipeline.analyzing import solver_notes, with_analysis, with_saved_analysis
@@ -32,6 +34,7 @@ from lowrank.pipeline.session import Session, open_session, settings_of, stored_
 from lowrank.results.report import Report
 from lowrank.version import __version__
 
+LOG = logging.getLogger("lowrank")
 STAGE = "compress"
 """Of a run's journal."""
 
@@ -88,6 +91,9 @@ def compress(
         # The expensive part is worth keeping even if what follows fails; it must not displace that of an earlier run.
         session = with_saved_analysis(session)
     plan = find_plan(session, request, benchmark)
+    foretold = warning(session.analysis, plan.keep_ratio, session.dense.output_kind)
+    if foretold is not None and request.heal is None:
+        LOG.warning("lowrank: %s", foretold)
     if request.beside is not None:
         _check_channels(plan)
     session = _with_journal(session, plan, run)

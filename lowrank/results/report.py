@@ -47,6 +47,8 @@ class Report(Document):
     """One entry for each time that a finished result was cut again."""
     skipped: list[Skipped] = field(default_factory=list[Skipped], metadata={"read": rows_of(Skipped)})
     notes: list[str] = field(default_factory=list[str])
+    unfit: list[str] = field(default_factory=list[str])
+    """What makes the result unfit for use, and what would help; see `evaluate.fitness`."""
     problems: list[str] = field(default_factory=list[str])
     """What was asked for and could not be done; the command line exits with 1 if there is any."""
     files: dict[str, int] = field(default_factory=dict[str, int])

@@ -18,6 +18,7 @@ from markupsafe import Markup, escape
 from lowrank.artifacts.files import atomic
 from lowrank.core.match import stem
 from lowrank.core.prediction import is_measured
+from lowrank.core.verdict import forecast_sentences
 from lowrank.core.weight import Skip
 from lowrank.report.page import drawings, sweep_plot
 from lowrank.report.page.headline import cards_of, comparison_of, quality_of, rounded_name, short, summary_of, tasks_of
@@ -82,6 +83,7 @@ def rendered(facts: PageData) -> str:
         facts=facts,
         report=report,
         summary=summary_of(facts),
+        unfit=facts.report.unfit if facts.report else forecast_sentences(facts.analysis.forecast),
         problems=_problems(facts),
         cards=cards_of(facts),
         sections=SECTIONS,

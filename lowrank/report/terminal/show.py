@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def show_analysis(analysis: Analysis) -> None:
     """The spectra, what is skipped, and whether factoring pays."""
-    from lowrank.core.verdict import verdict
+    from lowrank.core.verdict import forecast_sentences, verdict
     from lowrank.report.terminal.tables import skipped_table, spectra_table
 
     print_table(spectra_table(analysis))
@@ -23,6 +23,8 @@ def show_analysis(analysis: Analysis) -> None:
         print_table(skipped_table(analysis))
     notes(analysis.notes)
     say(verdict(analysis))
+    for sentence in forecast_sentences(analysis.forecast):
+        say(sentence)
 
 
 def show_estimate(estimate: Estimate, as_json: bool) -> None:
@@ -50,6 +52,8 @@ def show_report(report: Report, as_json: bool) -> None:
         if report.tasks:
             print_table(tasks_table(report))
         notes(report.notes)
+        for sentence in report.unfit:
+            say(sentence)
 
 
 def complain_of(report: Report) -> bool:

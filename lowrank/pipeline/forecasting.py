@@ -1,0 +1,58 @@
+"""What `analyze` foretells: models of some keep ratios, tried on a few samples of every set."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from lowrank.artifacts.journal import FACTS
+from lowrank.backends.inputs import batch_size
+from lowrank.calibrate.interactions import changes_at
+from lowrank.calibrate.sets import JudgingSet, judging_sets
+from lowrank.core.analysis import Analysis
+from lowrank.core.forecast import Foretold
+from lowrank.evaluate.fidelity import Judges, own_set
+from lowrank.pipeline.session import Session
+
+KEEPS = (0.8, 0.5, 0.3)
+SAMPLES = 40
+"""Of each set."""
+
+
+def with_forecast(session: Session, analysis: Analysis) -> Analysis:
+    """The analysis with the fidelity that models of some keep ratios have, as the knapsack chooses them.
+
+    Their factors are those of the analysis alone, without the refit, which takes longer than all of this.
+    """
+    dense, calibration, journal = session.dense, session.calibration, session.journal
+    assert calibration is not None
+    sets = [own_set(dense, calibration), *judging_sets(calibration)]
+    judges = Judges(dense, [_some(each) for each in sets])
+    points: list[Foretold] = []
+    for keep in session.track(KEEPS, "foretelling quality", len(KEEPS)):
+        fidelity = journal.kept(f"forecast: {keep}", FACTS, partial(_tried, session, judges, analysis, keep))
+        if fidelity is not None:
+            points.append(Foretold(keep, fidelity))
+    return replace(analysis, forecast=tuple(points))
+
+
+def _tried(session: Session, judges: Judges, analysis: Analysis, keep: float) -> dict[str, float] | None:
+    changes = changes_at(session.dense, analysis, keep)
+    if changes is None:
+        return None
+    quality = judges.quality_of(session.dense.changed(changes))
+    return {row.name: row.fidelity for row in quality.sets or ()}
+
+
+def _some(whole: JudgingSet) -> JudgingSet:
+    """Some samples of a set, spread over its batches."""
+    total = sum(map(batch_size, whole.feeds))
+    step = max(1, total // SAMPLES)
+    feeds: list = []
+    seen = 0
+    for feed in whole.feeds:
+        rows = [i for i in range(batch_size(feed)) if (seen + i) % step == 0]
+        seen += batch_size(feed)
+        if rows:
+            feeds.append({name: values[rows] for name, values in feed.items()})
+    return replace(whole, feeds=tuple(feeds))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lowrank.core.analysis import Analysis
 from lowrank.core.distance import OutputKind
-from lowrank.core.forecast import FLOOR, foretold_at, least_keep
+from lowrank.core.forecast import FLOOR, Foretold, foretold_at, least_keep
 from lowrank.results.parts import Latency, Quality, SetQuality
 from lowrank.results.report import Report
 
@@ -102,12 +102,12 @@ def _slow(times: Latency) -> str:
     return f"{sentence} A smaller --budget, or --latency, which counts milliseconds of this machine, would help."
 
 
-def warning(analysis: Analysis, keep: float, kind: OutputKind) -> str | None:
+def warning(forecast: Sequence[Foretold], keep: float, kind: OutputKind) -> str | None:
     """What to know before a model of a keep ratio is made; None where nothing is foretold, or nothing bad."""
-    point = foretold_at(analysis.forecast, keep)
+    point = foretold_at(forecast, keep)
     if point is None or point.fidelity[point.worst] >= FLOOR:
         return None
-    enough = least_keep(analysis.forecast)
+    enough = least_keep(forecast)
     lowest = ANSWER[kind].format(point.fidelity[point.worst])
     return (
         f"as the analysis foretold, at a keep ratio of {keep:.2g} {lowest} on {point.worst}, before refit and healing; "

@@ -20,6 +20,7 @@ from lowrank.edge.counts import fused_counts
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError, TaskError
 from lowrank.evaluate.fidelity import Judges, own_set
+from lowrank.evaluate.fitness import unfit
 from lowrank.evaluate.graph import FileModel
 from lowrank.evaluate.latency import measure_latency
 from lowrank.evaluate.parity import check_parity
@@ -98,7 +99,7 @@ def measure(original: Original, small: Backend, plan: Plan, folder: Path, measur
                 report = replace(report, quality=replace(report.quality or Quality(), tasks=tasks))
             except (ExportError, TaskError) as error:
                 report.problems.append(str(error))
-    return report
+    return replace(report, unfit=unfit(report, original.analysis))
 
 
 def _run(report: Report, original: Original, small: Backend, onnx: Path, measures: Measures) -> Report:

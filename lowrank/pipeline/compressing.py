@@ -91,9 +91,8 @@ def compress(
         # The expensive part is worth keeping even if what follows fails; it must not displace that of an earlier run.
         session = with_saved_analysis(session)
     plan = find_plan(session, request, benchmark)
-    foretold = warning(session.analysis, plan.keep_ratio, session.dense.output_kind)
-    if foretold is not None and request.heal is None:
-        LOG.warning("lowrank: %s", foretold)
+    if request.heal is None:
+        _warn(session, plan)
     if request.beside is not None:
         _check_channels(plan)
     session = _with_journal(session, plan, run)
@@ -118,6 +117,14 @@ def compress(
         opening=session.opening,
         track=request.track,
     )
+
+
+def _warn(session: Session, plan: Plan) -> None:
+    """Say on stderr what the analysis foretells of a budget that the model cannot bear, before anybody waits for it."""
+    forecast = session.analysis.forecast
+    text = warning(forecast, plan.keep_ratio, session.dense.output_kind) if forecast else None
+    if text is not None:
+        LOG.warning("lowrank: %s", text)
 
 
 def _opened(model: object, run: Path, request: Request) -> Session:

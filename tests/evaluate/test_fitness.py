@@ -84,8 +84,7 @@ def test_a_slower_result_says_so_and_names_what_is_faster() -> None:
 
 
 def test_a_budget_that_is_too_small_is_foretold() -> None:
-    analysis = Analysis((), forecast=FORECAST)
-    assert warning(analysis, 0.85, "embedding") is None
-    told = warning(analysis, 0.3, "embedding")
+    assert warning(FORECAST, 0.85, "embedding") is None
+    told = warning(FORECAST, 0.3, "embedding")
     assert told is not None and "40%" in told and "a budget of 0.7" in told
-    assert warning(Analysis(()), 0.3, "embedding") is None
+    assert warning((), 0.3, "embedding") is None

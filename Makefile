@@ -53,7 +53,7 @@ numbers: $(VENV)/.dev
 	$(BIN)/python tools/render_numbers.py $(if $(FROM),--take $(FROM))
 
 # DATA=folder with stsb_train.tsv and the others that tools/bench_methods.py names; without it only the first table, on
-# text that ships with Python. STORIES=models/stories260K, and VIT=bench/vit GPT=bench/gpt of bench-models, add models.
+# built-in text. STORIES=models/stories260K, and VIT=bench/vit GPT=bench/gpt of bench-models, add models.
 bench: $(VENV)/.demo
 	$(BIN)/python tools/bench_minilm.py $(if $(DATA),--sts $(DATA)/stsb_dev.tsv --calib $(DATA)/stsb_train.tsv --column $(COLUMNS)) --output $(BENCH)/minilm
 	$(if $(DATA),$(BIN)/python tools/bench_methods.py --data $(DATA) $(if $(STORIES),--stories $(STORIES)) $(if $(VIT),--vit $(VIT)) $(if $(GPT),--gpt $(GPT)) --output $(BENCH))

@@ -182,6 +182,22 @@ def write_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def write_letters(folder: Path, framed: bool = True) -> None:
+    """A WordPiece tokenizer whose pieces are single letters, so that it reads any English in 64 pieces."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    inner = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    inner.normalizer, inner.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    if framed:
+        ends = [("[CLS]", 2), ("[SEP]", 3)]
+        inner.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=inner, mask_token="[MASK]", **names).save_pretrained(folder)
+
+
 def tiny_bert_folder(folder: Path, kind: str = "bert", head: str = "") -> Path:
     tiny_transformer(kind, head).save_pretrained(folder)
     write_tokenizer(folder)

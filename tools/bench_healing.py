@@ -4,7 +4,7 @@
 
 DATA, `--vit` and `--gpt` are as for `bench_methods.py`. Each model is compressed without training, measured, healed in
 a copy of its run, and measured again: after all the minutes at every keep ratio; at the middle one also after fewer
-minutes, and after those on the text that ships with Python and on data of another domain, on which it is then
+minutes, and after those on the built-in text and on data of another domain, on which it is then
 calibrated as well. The table is written as it grows.
 """
 

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 import yaml
-from builders import sentences, shape_spectra_, tiny_bert_folder, tiny_config, write_text, write_tokenizer
+from builders import sentences, shape_spectra_, tiny_bert_folder, tiny_config, write_letters, write_text
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parent.parent.parent
@@ -110,14 +110,14 @@ def commands(block: Block) -> list[list[str]]:
 
 
 def a_model(folder: Path) -> None:
-    """A random BERT that is long enough for 128 tokens."""
+    """A random BERT that reads English, and is long enough for 128 tokens."""
     import torch
     from transformers import BertModel
 
     torch.manual_seed(0)
     model = shape_spectra_(BertModel(tiny_config("bert", num_hidden_layers=1, max_position_embeddings=160)))
     cast(Any, model).save_pretrained(folder / "my-model")
-    write_tokenizer(folder / "my-model")
+    write_letters(folder / "my-model")
 
 
 def a_run(folder: Path) -> None:

@@ -5,6 +5,7 @@ All numbers of it stand here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
@@ -21,34 +22,35 @@ GOLDEN = 0.6180339887498949
 class Mixture:
     """How many samples of each style there are, if the text has so many."""
 
-    lines: int = 1500
-    """Sentences and definitions, one by one."""
-    joined: int = 0
-    """Pieces of other such lines, joined."""
-    prose: int = 300
+    lines: int = 2500
+    """Short examples and definitions."""
+    sentences: int = 1450
+    """Sentences of documents."""
+    prose: int = 100
     """Pieces of documents."""
-    technical: int = 150
+    technical: int = 40
     """Pieces of manuals of software."""
     shortest: int = 16
     """Tokens of the shortest piece; from there to the model's usual maximum all lengths are equally frequent."""
 
     def times(self, factor: int) -> Mixture:
         """The same mixture of more samples."""
-        return Mixture(
-            self.lines * factor, self.joined * factor, self.prose * factor, self.technical * factor, self.shortest
-        )
+        counts = (self.lines, self.sentences, self.prose, self.technical)
+        return Mixture(*(count * factor for count in counts), shortest=self.shortest)
 
 
 CALIBRATION = Mixture()
 """What a model is calibrated on without any data of the user's."""
+BESIDE = Mixture(lines=800, sentences=0, prose=80, technical=40)
+"""What is mixed with a user's own text, in these proportions: more of what most users' text lacks, which is length."""
 TRAINING = 6
 """So many times as much there is to learn from."""
-SHARE = 0.3
+SHARE = 0.35
 """The share of the built-in text among all tokens, where it is mixed with a user's own."""
 MOST_TOKENS = 1 << 18
 """Tokens of all samples of a calibration: of more, some samples are taken, evenly spread."""
-LINES_TOGETHER = 60
-"""Lines that are joined to one document."""
+SENTENCE = (30, 200)
+"""Characters of a sentence that is taken: shorter ones are headings, longer ones lists."""
 
 
 def builtin_samples(tokenizer: Tokenizer, longest: int, mixture: Mixture) -> list[list[int]]:
@@ -59,16 +61,20 @@ def builtin_samples(tokenizer: Tokenizer, longest: int, mixture: Mixture) -> lis
         longest: tokens of a sample at most.
         mixture: how many samples of each style.
     """
-    lines = builtin_text("lines")
-    rest = lines[mixture.lines :] or lines
-    groups = [" ".join(rest[i : i + LINES_TOGETHER]) for i in range(0, len(rest), LINES_TOGETHER)]
     texts = [
-        *lines[: mixture.lines],
-        *(_pieces(tokenizer, groups, longest, mixture.joined, mixture.shortest) if mixture.joined else ()),
+        *builtin_text("lines")[: mixture.lines],
+        *_sentences(builtin_text("prose"))[: mixture.sentences],
         *_pieces(tokenizer, builtin_text("prose"), longest, mixture.prose, mixture.shortest),
         *_pieces(tokenizer, builtin_text("technical"), longest, mixture.technical, mixture.shortest),
     ]
     return [ids for ids in tokenizer.encode(texts, longest, True) if ids]
+
+
+def _sentences(documents: Sequence[str]) -> list[str]:
+    """The first sentence of each document before the second of any."""
+    split = [re.split(r"(?<=[.!?])\s+(?=[A-Z\"])", text) for text in documents]
+    whole = (text for text in chain.from_iterable(zip_longest(*split)) if text is not None)
+    return [text for text in dict.fromkeys(whole) if SENTENCE[0] < len(text) < SENTENCE[1]]
 
 
 def _pieces(tokenizer: Tokenizer, documents: Sequence[str], longest: int, count: int, shortest: int) -> list[str]:
@@ -113,8 +119,8 @@ def within(samples: Sequence[list[int]], tokens: int) -> list[list[int]]:
 
 def builtin_tokens(tokenizer: Tokenizer, longest: int, tokens: int) -> list[list[int]]:
     """Samples of the built-in text of so many tokens in all, or of all that there are."""
-    samples = builtin_samples(tokenizer, longest, CALIBRATION)
+    samples = builtin_samples(tokenizer, longest, BESIDE)
     there = sum(map(len, samples))
     if tokens > there:
-        samples = builtin_samples(tokenizer, longest, CALIBRATION.times(ceil(tokens / max(1, there))))
+        samples = builtin_samples(tokenizer, longest, BESIDE.times(ceil(tokens / max(1, there))))
     return within(samples, tokens)

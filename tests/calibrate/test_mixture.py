@@ -41,7 +41,7 @@ TOKENIZER = Tokenizer(Path("words"), encode)
 
 
 def test_what_judges_is_never_learnt_from() -> None:
-    mixture = Mixture(lines=50, joined=5, prose=40, technical=40)
+    mixture = Mixture(lines=50, sentences=5, prose=40, technical=40)
     samples = builtin_samples(TOKENIZER, LONGEST, mixture)
     assert len(samples) == 135
     lines, pieces = samples[:50], [decoded(ids) for ids in samples[55:]]
@@ -57,19 +57,18 @@ def test_what_judges_is_never_learnt_from() -> None:
 
 def test_pieces_have_all_lengths_and_lie_between_special_tokens() -> None:
     samples = builtin_samples(TOKENIZER, LONGEST, CALIBRATION)
-    assert len(samples) == CALIBRATION.lines + CALIBRATION.joined + CALIBRATION.prose + CALIBRATION.technical
+    assert len(samples) == CALIBRATION.lines + CALIBRATION.sentences + CALIBRATION.prose + CALIBRATION.technical
     assert all((ids[0], ids[-1]) == (0, 1) for ids in samples)
-    lengths = np.array([len(ids) for ids in samples[CALIBRATION.lines :]])
+    lengths = np.array([len(ids) for ids in samples[CALIBRATION.lines + CALIBRATION.sentences :]])
     assert lengths.max() in range(LONGEST - 1, LONGEST + 1)
-    counts, _ = np.histogram(lengths, 6, (CALIBRATION.shortest, LONGEST))
+    counts, _ = np.histogram(lengths, 4, (CALIBRATION.shortest, LONGEST))
     assert counts.min() > 0.8 * counts.mean()
 
 
 def test_more_of_a_mixture_holds_all_of_less() -> None:
-    small = Mixture(lines=30, joined=4, prose=700, technical=20)
+    small = Mixture(lines=30, sentences=4, prose=700, technical=20)
     less, more = ({hash_json(ids) for ids in builtin_samples(TOKENIZER, 64, each)} for each in (small, small.times(2)))
-    joined = 4
-    assert len(less - more) <= joined
+    assert less <= more
 
 
 @given(st.lists(st.integers(1, 30), max_size=40), st.integers(0, 300))
@@ -101,7 +100,7 @@ def test_built_in_text_has_its_share_of_what_chooses_and_none_of_what_is_reporte
     for both, own in zip(mixed.folds()[:2], alone.folds()[:2], strict=True):
         assert both[: len(own)] == own or own[0] in both
         share = 1 - sum(map(len, own)) / sum(map(len, both))
-        assert share == pytest.approx(SHARE, abs=0.04 if count > 100 else 0.15)
+        assert share == pytest.approx(SHARE, abs=0.06 if count > 100 else 0.15)
     assert f"on your {count:,} samples" in mixed.notes[0] and "--calib-only" in mixed.notes[0]
     assert mixed.provenance()["builtin"]["samples"] == len(mixed.added)
     # Nothing that judges is in what chooses.

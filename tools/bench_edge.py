@@ -2,11 +2,12 @@
 
     python tools/bench_edge.py --data DATA [--heal 15] --output bench
 
-DATA holds stsb_train.tsv and stsb_dev.tsv. Every file is run by plain ONNX Runtime with one thread: Spearman on STS-B
-dev, bytes, multiply-adds a token, medians of milliseconds at four shapes, all files in turn, and the memory that a
-fresh process needs beyond onnxruntime itself. The baseline is the dense model for ONNX Runtime (`--profile ort`), in
-int8 the fastest of two ways to round it: this tool's and ONNX Runtime's own. Runs are kept in bench/edge, and not made
-again.
+DATA holds stsb_train.tsv, stsb_dev.tsv, sst2_dev.tsv and cisi, a collection in the layout of BEIR. Every file is run by
+plain ONNX Runtime with one thread: Spearman on STS-B dev, nDCG@10 of retrieval as a share of the dense model's, bytes,
+multiply-adds a token, medians of milliseconds at four shapes, all files in turn, and the memory that a fresh process
+needs beyond onnxruntime itself. The baselines are the dense model for ONNX Runtime (`--profile ort`), in int8 as this
+tool and as ONNX Runtime itself round it, and a smaller model (`baselines.py`). Runs are kept in bench/edge, and not
+made again.
 """
 
 from __future__ import annotations
@@ -21,13 +22,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).parent))
 
 import subjects
-from bench_minilm import embed
+from baselines import Variant, baselines, rounded
 from measured import Cell, Table, publish
+from sentences import RETRIEVAL, SIMILARITY, Judge, of_file
 
 import lowrank
 from lowrank.backends import open_model
@@ -56,20 +56,6 @@ TIMED = {
 BY_TIME = {"--latency 0.37": "time-0.37", "--latency 0.5 --quantize int8": "time-0.5-of-int8"}
 
 
-def rounded_by_onnxruntime(source: Path, target: Path) -> None:
-    """The recipe that its documentation gives for transformers."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    quantize_dynamic(
-        source,
-        target,
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-        op_types_to_quantize=["MatMul", "Attention", "Gather"],
-        extra_options={"MatMulConstBOnly": True},
-    )
-
-
 def pruned(module: Any) -> Any:
     """Half of every projection's numbers set to zero, the smallest ones."""
     import torch
@@ -88,7 +74,9 @@ class Row:
 
     name: str
     path: Path
-    macs: int
+    macs: int | None = None
+    baseline: Variant | None = None
+    """Another model, whose multiply-adds are not counted."""
 
 
 def fitted(name: str, backend: Any, macs: int, work: Path, dtype: Dtype, feeds: Any = (), plain: bool = False) -> Row:
@@ -106,13 +94,11 @@ def dense_rows(source: str, work: Path) -> list[Row]:
     dense: Any = open_model(source)
     macs = sum(weight.params for weight in dense.weights if weight.role == "projection")
     rows = [fitted("dense", dense, macs, work, dtype) for dtype in DTYPES]
-    path = work / "dense-ort" / "model.onnx"
-    path.parent.mkdir()
-    rounded_by_onnxruntime(rows[0].path, path)
     zeros = open_model(pruned(open_model(source).module))  # pyright: ignore[reportAttributeAccessIssue]
     return [
         *rows,
-        Row("dense int8, by onnxruntime", path, macs),
+        Row("dense int8, by onnxruntime", rounded(rows[0].path, work / "dense-ort" / "model.onnx"), macs),
+        *(Row(b.name, b.file, baseline=b) for b in baselines(work / "instead") if b.file and b.other),
         fitted("half of the weights zero", zeros, macs, work, "float32"),
     ]
 
@@ -203,11 +189,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--output", type=Path, default=Path("bench"))
     given = parser.parse_args()
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(subjects.minilm_folder()))
-    pairs, scores = subjects.read_pairs(given.data / "stsb_dev.tsv")
-    texts = [a for a, _ in pairs] + [b for _, b in pairs]
     folder = given.output / "edge"
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
@@ -219,15 +200,16 @@ def main() -> None:
         signature: Any = open_model(subject.source).signature
         files = {row.name: row.path for row in rows}
         times = {shape: measure_latency(files, signature, *shape, rounds=given.rounds) for shape in SHAPES}
-        columns = {"all-MiniLM-L6-v2": "", "Spearman": ".4f", "MB": ".2f", "M multiply-adds": ".2f"}
+        judge = Judge(given.data, of_file(rows[0].path))
+        columns = {"all-MiniLM-L6-v2": "", "Spearman": ".4f", RETRIEVAL: ".1f", "MB": ".2f", "M multiply-adds": ".2f"}
         columns |= {f"{b} x {s}": ".2f" for b, s in SHAPES} | {"peak MB": ".0f"}
         lines: list[list[Cell]] = []
         for row in rows:
-            vectors = embed(row.path, tokenizer, texts)
-            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-            score = subjects.spearman(vectors.astype(np.float64), scores)
+            found = judge.by_name(row.baseline.embed if row.baseline else of_file(row.path))
             took = [times[shape][row.name] for shape in SHAPES]
-            lines.append([row.name, score, file_size(row.path) / 1e6, row.macs / 1e6, *took, memory(row.path)])
+            macs = row.macs / 1e6 if row.macs else None
+            score = (found[SIMILARITY], found[RETRIEVAL])
+            lines.append([row.name, *score, file_size(row.path) / 1e6, macs, *took, memory(row.path)])
             print(publish(Table(columns, lines), given.output, "edge").splitlines()[-1], flush=True)
         publish(Table(TIMED, [timed(name, folder / run) for name, run in BY_TIME.items()]), given.output, "edge-time")
 

@@ -4,8 +4,8 @@
 
 DATA, `--vit` and `--gpt` are as for `bench_methods.py`. Each model is compressed without training, measured, healed in
 a copy of its run, and measured again: after all the minutes at every keep ratio; at the middle one also after fewer
-minutes, and after those on the built-in text and on data of another domain, on which it is then
-calibrated as well. The table is written as it grows.
+minutes, and after those on the built-in text and on data of another domain, on which it is then calibrated as well. The
+table is written as it grows.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def rows_of(subject: subjects.Subject, keeps: list[float], minutes: float, work:
 
 
 def table(subject: subjects.Subject, rows: list[list[Cell]]) -> Table:
-    columns = {"model": "", "data": "", "keep": "g", "minutes": "g"} | dict.fromkeys(subject.columns, ".4f")
+    columns = {"model": "", "data": "", "keep": "g", "minutes": "g"} | dict(subject.columns)
     return Table(columns | {"held-out loss of before": ".3f", "rate": "g", "steps": ".0f"}, rows)
 
 

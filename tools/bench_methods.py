@@ -2,10 +2,11 @@
 
     python tools/bench_methods.py --data DATA [--stories models/stories260K] [--vit vit] [--gpt gpt] --output bench
 
-DATA holds stsb_train.tsv, stsb_dev.tsv, sst2_train.tsv, sst2_dev.tsv, tinyshakespeare.txt.gz and
-wikitext2_tok_valid.txt.gz. `--vit` and `--gpt` are what `train_vit.py --shifted` and `train_gpt.py` wrote. Every method
-runs in a process of its own; its seconds and its peak memory are those of everything up to the last of its
-models.
+DATA holds stsb_train.tsv, stsb_dev.tsv, sst2_train.tsv, sst2_dev.tsv, tinyshakespeare.txt.gz,
+wikitext2_tok_valid.txt.gz, and cisi, a collection in the layout of BEIR. `--vit` and `--gpt` are what
+`train_vit.py --shifted` and `train_gpt.py` wrote. Every method runs in a process of its own; its seconds and its peak
+memory are those of everything up to the last of its models. Above them stands what one would take instead of a
+compressed model (`baselines.py`).
 """
 
 from __future__ import annotations
@@ -139,9 +140,10 @@ def run(subject: subjects.Subject, method: str, settings: lowrank.Settings) -> l
     ]
 
 
-def table(subject: subjects.Subject, dense: tuple[float, ...], rows: list[dict[str, Any]]) -> Table:
-    columns = {subject.name: "", "keep": "g"} | dict.fromkeys(subject.columns, "figure")
-    lines: list[list[Cell]] = [["dense", 1, *dense, None, None]]
+def table(subject: subjects.Subject, whole: Mapping[str, tuple[Cell, ...]], rows: list[dict[str, Any]]) -> Table:
+    """`whole`: the models that are not compressed, the dense one first."""
+    columns = {subject.name: "", "keep": "g"} | dict(subject.columns)
+    lines: list[list[Cell]] = [[name, 1, *found, None, None] for name, found in whole.items()]
     lines += [[row["method"], row["keep"], *row["found"], row["seconds"], row.get("peak")] for row in rows]
     return Table(columns | {"seconds": ".0f", "peak MB": ".0f"}, lines)
 
@@ -172,7 +174,7 @@ def main() -> None:
                 print(json.dumps(run(subject, args.method, subject.elsewhere if args.elsewhere else subject.calib)))
                 return
             opened: Any = lowrank.open_model(subject.source)
-            dense = subject.measure(opened.module)
+            whole = {"dense": subject.measure(opened.module), **subject.instead()}
             rows: list[dict[str, Any]] = []
             text = ""
             tasks = [(m, False) for m in (*PUBLISHED, OURS)] + [(m, True) for m in ELSEWHERE] + [("ingredients", False)]
@@ -182,7 +184,7 @@ def main() -> None:
                 found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
                 new = json.loads(found.splitlines()[-1])
                 rows += [r | {"method": f"{r['method']}, calibrated elsewhere"} if elsewhere else r for r in new]
-                text = publish(table(subject, dense, rows), args.output, f"methods-{name}")
+                text = publish(table(subject, whole, rows), args.output, f"methods-{name}")
             print(text, end="\n\n", flush=True)
 
 

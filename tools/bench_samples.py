@@ -39,7 +39,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         subject = subjects.minilm(args.data, Path(work))
     train = args.data / "stsb_train.tsv"
-    columns = {"method": "", "sentences": ".0f", "keep": "g"} | dict.fromkeys(subject.columns, ".4f")
+    columns = {"method": "", "sentences": ".0f", "keep": "g"} | dict(subject.columns)
     rows: list[list[Cell]] = []
     text = ""
     for samples in SAMPLES:

@@ -87,7 +87,7 @@ def main() -> None:
         found = {"minilm": subjects.minilm(args.data, Path(work))}
         found |= {"gpt": subjects.gpt(args.gpt, args.data)} if args.gpt else {}
         for name, subject in found.items():
-            columns = {subject.name: "", "keep": "g"} | dict.fromkeys(subject.columns, ".4f")
+            columns = {subject.name: "", "keep": "g"} | dict(subject.columns)
             print(publish(Table(columns, list(rows(subject))), args.output, f"tables-{name}"), end="\n\n")
 
 

@@ -59,20 +59,22 @@ def pages(root: Path) -> list[Path]:
 
 
 def by_keep(table: Table, wanted: Callable[[list[Cell]], bool] = lambda _: True) -> Table:
-    """One row for each method: its first and last metric at every keep ratio; seconds and memory of the smallest."""
+    """One row for each method: its metrics at every keep ratio; seconds and memory of the smallest.
+
+    What is not compressed is alike at every keep ratio.
+    """
     name, _, *metrics, seconds, peak = table.columns
-    first, last = metrics[0], metrics[-1]
-    keeps = list(dict.fromkeys(row[1] for row in table.rows if row[0] != "dense"))
-    pairs = [(metric, keep) for metric in (first, last) for keep in keeps]
+    keeps = list(dict.fromkeys(row[1] for row in table.rows if row[1] != 1))
+    pairs = [(metric, keep) for metric in metrics for keep in keeps]
     columns = {name: ""} | {f"{metric} at {keep}": table.columns[metric] for metric, keep in pairs}
     rows: list[list[Cell]] = []
     for method in dict.fromkeys(row[0] for row in table.rows):
-        found = [list(row) for row in table.rows if row[0] == method]
-        if not wanted(found[-1]):
-            continue
-        at = {(metric, row[1]): table[method, row[1], metric] for row in found for metric in (first, last)}
-        dense = {metric: table[method, found[0][1], metric] for metric in (first, last)} if method == "dense" else {}
-        rows.append([method, *(at.get(pair, dense.get(pair[0])) for pair in pairs), *found[-1][-2:]])
+        found = {row[1]: list(row) for row in table.rows if row[0] == method}
+        last = list(found.values())[-1]
+        if wanted(last):
+            at = {keep: found.get(1, found.get(keep)) for keep in keeps}
+            cells = [row[2 + metrics.index(metric)] if (row := at[keep]) else None for metric, keep in pairs]
+            rows.append([method, *cells, *last[-2:]])
     return Table(columns | {seconds: table.columns[seconds], peak: table.columns[peak]}, rows)
 
 
@@ -97,11 +99,10 @@ def without(table: Table, *names: str) -> Table:
 
 def healed(table: Table) -> Table:
     """Before and after the longest healing on the model's own data."""
-    metrics = list(table.columns)[4:7]
-    short = ("STS Spearman", "cosine to dense", "on film reviews")
+    metrics = list(table.columns)[4 : list(table.columns).index("held-out loss of before")]
     columns = {"keep": "g"}
-    for name in short:
-        columns |= {f"{name} before": ".4f", f"{name} after": ".4f"}
+    for metric in metrics:
+        columns |= {f"{metric} {when}": table.columns[metric] for when in ("before", "after")}
     model = table.rows[0][0]
     own = [row for row in table.rows if row[1] == "own data"]
     rows: list[list[Cell]] = []
@@ -136,25 +137,33 @@ def rows_named(table: Table, wanted: Mapping[str, Sequence[float]]) -> Table:
 
 def measured_whole(row: list[Cell]) -> bool:
     """Whether a method ran in a process of its own, so that its memory is known; ingredients share one."""
-    return row[0] == "dense" or row[-1] is not None
+    return row[1] == 1 or row[-1] is not None
 
 
 def ingredient(row: list[Cell]) -> bool:
-    """The others."""
-    return row[0] == "dense" or row[-1] is None
+    """The others, and the dense model."""
+    return row[0] == "dense" or (row[1] != 1 and row[-1] is None)
 
 
-INT8_OR_LOW_RANK = {"dense": (1,), "dense, int8": (1,), "lowrank, default": (0.5, 0.3)}
+INT8_OR_LOW_RANK = {
+    "dense": (1,),
+    "dense, int8": (1,),
+    "paraphrase-MiniLM-L3-v2, int8": (1,),
+    "WordLlama, a table": (1,),
+    "lowrank, default": (0.5, 0.3),
+}
+NOT_SHOWN = ("retrieval nDCG@10", "cosine to dense", "cosine on passages")
+"""What tables by keep ratio have no room for."""
 VIEWS: Mapping[str, tuple[str, Callable[[Any], Table]]] = {
     "demo": ("demo", of_report),
     "int8-or-low-rank": ("minilm", lambda t: rows_named(without(t, "seconds", "peak MB"), INT8_OR_LOW_RANK)),
     "minilm": ("minilm", lambda t: without(t, "seconds", "peak MB")),
-    "healed": ("healing_minilm", healed),
-    "methods-minilm": ("methods_minilm", lambda t: by_keep(t, measured_whole)),
-    "ingredients-minilm": ("methods_minilm", lambda t: by_keep(t, ingredient)),
+    "healed": ("healing_minilm", lambda t: healed(without(t, "retrieval nDCG@10"))),
+    "methods-minilm": ("methods_minilm", lambda t: by_keep(without(t, *NOT_SHOWN), measured_whole)),
+    "ingredients-minilm": ("methods_minilm", lambda t: by_keep(without(t, *NOT_SHOWN), ingredient)),
     "methods-stories": ("methods_stories", by_keep),
     "methods-gpt": ("methods_gpt", lambda t: by_keep(t, measured_whole)),
-    "methods-vit": ("methods_vit", lambda t: by_keep(t, measured_whole)),
+    "methods-vit": ("methods_vit", lambda t: by_keep(without(t, "as dense"), measured_whole)),
     "edge": ("edge", against_dense),
 }
 """What a mark names: a file, and how it is shown. A name that is not here is a file as it is."""

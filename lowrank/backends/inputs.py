@@ -20,6 +20,9 @@ Feed = Mapping[str, NDArray[Any]]
 
 MASK = "attention_mask"
 
+MAIN_OUTPUTS = ("logits", "logits_per_image", "sentence_embedding", "text_embeds", "image_embeds", "last_hidden_state")
+"""Names of what a model is about, if it gives several; the first that it has is looked at."""
+
 HALF = {"float16", "bfloat16"}
 
 Pooling = Literal["mean", "cls", "lasttoken", "max"]

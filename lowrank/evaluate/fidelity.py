@@ -35,8 +35,6 @@ REMEMBERED = 1 << 30
 """Bytes of scores that are kept of the dense model, at most, for each set; batches beyond that are run again."""
 FEWEST = 3
 """Samples below which there is no ranking: of two, each is the other's nearest."""
-MEASURE = {"logits": "agreement", "embedding": "ranking", "values": "explained"}
-"""The figure that is called fidelity, by what the output is."""
 
 
 class Runs(Protocol):

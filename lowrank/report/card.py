@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from lowrank.report.fidelity import FIGURES, rows_of_sets
 from lowrank.results.report import Report
 
 MARK = "<!-- lowrank: below is the card of the original model -->"
@@ -168,7 +169,15 @@ def _quality(report: Report) -> str:
     figures = dict(report.quality.figures) if report.quality else {}
     samples = figures.pop("samples", None)
     parts: list[str] = []
-    if report.quality and figures:
+    rows = rows_of_sets(report.quality)
+    if report.quality and rows:
+        head = ["set", "same answers", *(FIGURES[name] for name in rows[0].figures), "samples"]
+        cells = [
+            [row.name, f"{100 * row.fidelity:.1f} %", *(f"{v:.4f}" for v in row.figures.values()), str(row.samples)]
+            for row in rows
+        ]
+        parts += [report.quality.headline, _table(head, cells)]
+    elif report.quality and figures:
         values = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items())
         where = f", on {samples:.0f} {report.quality.data}" if samples else ""
         parts.append(f"Outputs against those of the original{where}: {values}.")

@@ -118,6 +118,10 @@ class Comparison(Part):
     confidence: float = 0.95
 
 
+FIDELITY = {"logits": "agreement", "embedding": "ranking", "values": "explained"}
+"""The figure that is called fidelity, by what the output is."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SetQuality(Part):
     """How near the outputs are to those of the dense model on one set of samples."""
@@ -181,9 +185,23 @@ class Quality(Part):
         numbers = {name: value for name, value in self.to_json().items() if isinstance(value, int | float)}
         return {name: value for name, value in numbers.items() if name != "fidelity"}
 
-    def on(self, name: str | None) -> SetQuality | None:
-        """What was measured on a set."""
-        return next((row for row in self.sets or () if row.name == name), None)
+    @property
+    def where(self) -> str:
+        """The set that the fidelity is of, and of how many it is the worst."""
+        count = len(self.sets or ())
+        return f"on the worst of {count} sets ({self.worst})" if count > 1 else f"on {self.worst}"
+
+    @property
+    def headline(self) -> str:
+        """The one sentence that decides; empty where nothing of the kind was measured.
+
+        Example:
+            >>> Quality(kind="embedding", fidelity=0.874, worst="short texts").headline
+            'Same answers as the dense model: 87.4 % on short texts.'
+        """
+        if self.fidelity is None or self.worst is None:
+            return ""
+        return f"Same answers as the dense model: {100 * self.fidelity:.1f} % {self.where}."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

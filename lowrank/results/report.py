@@ -56,6 +56,13 @@ class Report(Document):
     seconds: dict[str, float] = field(default_factory=dict[str, float])
     provenance: Provenance = field(default_factory=Provenance, metadata={"read": Provenance.from_json})
 
+    def __str__(self) -> str:
+        """What is left, how often the answer is the dense model's, and what stands against its use."""
+        left = f"{self.targets.keep_ratio:.3f} of the targeted parameters are left"
+        told = [f"{self.model.params_before:,} parameters, now {self.model.params_after:,}: {left}"]
+        told += [self.quality.headline] if self.quality and self.quality.headline else []
+        return "\n".join([*told, *self.unfit, *(f"Problem: {problem}" for problem in self.last_problems)])
+
     @property
     def target(self) -> Target:
         """What the graph was written for."""

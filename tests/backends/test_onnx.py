@@ -276,7 +276,7 @@ def test_text_and_a_tokenizer_calibrate_a_graph(tmp_path: Path, cli, monkeypatch
     assert outcome.code == 0, outcome.err
     report = read(tmp_path / "lowrank-run/report.json")
     assert report["targets"]["keep_ratio"] <= 0.5 and report["parity"]["relative"] < 1e-4
-    assert report["quality"]["cosine"] > 0.5 and report["latency"]["speedup"] > 0
+    assert report["quality"]["fidelity"] > 0.1 and report["latency"]["speedup"] > 0
     assert (tmp_path / "lowrank-run/model/tokenizer.json").is_file()
     assert cli("evaluate").code == 0
     again = cli("compress", tmp_path / "lowrank-run/model.onnx", "--budget", "0.5", "-o", tmp_path / "x")

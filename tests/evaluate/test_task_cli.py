@@ -51,7 +51,7 @@ def test_several_tasks_make_the_generalisation_table(cli: Cli, here: Path) -> No
     report = json.loads(several.out)
     assert [r["task"] for r in report["quality"]["tasks"]] == specs
     assert report["quality"]["tasks"][1] == row
-    assert {"relative_error", "cosine", "samples", "data"} <= set(report["quality"])
+    assert {"relative_error", "fidelity", "worst", "sets", "samples", "data"} <= set(report["quality"])
     assert report["targets"]["keep_ratio"] <= 0.4 and report["latency"]["speedup"] > 0
     content = read(here / "lowrank-run/report.json")
     assert content.pop("schema") and content == report

@@ -57,7 +57,7 @@ def test_a_card_is_written_and_renewed(folder: Path, tmp_path: Path, cli: Callab
     for key in ("params_before", "params_after", "bytes_before", "bytes_after", "macs_after"):
         assert f"{report['model'][key]:,}" in first
     assert f"{report['targets']['keep_ratio']:.1%}" in first
-    assert f"{report['quality']['cosine']:.4f}" in first
+    assert f"{100 * report['quality']['fidelity']:.1f} %" in first
     assert f"{report['latency']['compressed_ms']:.2f} ms" in first and report["provenance"]["processor"] in first
     assert "import lowrank" in first and "AutoModel.from_pretrained" in first
     assert "lowrank compress bert --budget 0.5 -o run --calib text.txt" in first
@@ -73,7 +73,10 @@ def test_a_card_is_written_and_renewed(folder: Path, tmp_path: Path, cli: Callab
         assert cli("evaluate", "-o", run).code == 0
     again, report = card.read_text(), read(run / "report.json")
     assert header_of(card) == header
-    assert f"{report['latency']['compressed_ms']:.2f} ms" in again and f"{report['quality']['cosine']:.4f}" in again
+    assert (
+        f"{report['latency']['compressed_ms']:.2f} ms" in again
+        and f"{100 * report['quality']['fidelity']:.1f} %" in again
+    )
     assert again.count("you must say that someone made it") == 1 and again.count("## The original's card") == 1
     assert again.count("lowrank compress bert") == 1 and "lowrank evaluate" not in again
     assert again.count("lowrank heal") == sum(entry["kept"] for entry in report["healing"])

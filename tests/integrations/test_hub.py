@@ -67,7 +67,7 @@ def test_whoever_has_no_card_and_no_name_gets_one_all_the_same(run: Path) -> Non
     assert "library_name: sentence-transformers" in text and "SentenceTransformer" in text
     for key in ("params_before", "params_after", "bytes_after"):
         assert f"{report['model'][key]:,}" in text
-    assert f"{report['quality']['cosine']:.4f}" in text and str(run) not in text
+    assert f"{100 * report['quality']['fidelity']:.1f} %" in text and str(run) not in text
 
 
 def test_sentence_transformers_loads_the_folder(run: Path, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_the_best_trial_is_a_finished_run(tuned: tuple[Path, Path, Path]) -> Non
     assert best == min(found["trials"], key=lambda trial: trial["bytes"]) and found["nearest"] is None
     assert file_size(run / "model.onnx") == best["bytes"]
     assert report["onnx"]["dtype"] == best["dtype"] and report["latency"] is not None
-    assert report["quality"]["cosine"] == pytest.approx(best["quality"], abs=1e-5)
+    assert report["quality"]["sets"][0]["fidelity"] == pytest.approx(best["quality"], abs=1e-5)
     assert {"plan.json", "model", "run.py"} <= {path.name for path in run.iterdir()}
     assert not (run / ".lowrank-progress").exists()
     lowrank.load(run)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from lowrank.backends.inputs import Dim, Input, Signature
+from lowrank.backends.inputs import MAIN_OUTPUTS, Dim, Input, Signature
 from lowrank.backends.onnx.constants import Constant, resolve
 from lowrank.backends.ort_session import DTYPES
 
 PASSING = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Add", "Where", "Mod")
 """Operators that an index may go through on its way to a table: some exporters wrap negative ones first."""
-OUTPUTS = ("logits", "last_hidden_state")
 
 
 def signature_of(model: Any) -> Signature | str:
@@ -28,7 +27,7 @@ def signature_of(model: Any) -> Signature | str:
     names = [output.name for output in model.graph.outputs]
     if not names:
         return "it has no outputs"
-    output = next((name for name in OUTPUTS if name in names), names[0])
+    output = next((name for name in MAIN_OUTPUTS if name in names), names[0])
     return Signature(tuple(inputs), output, max_sequence=_longest(inputs))
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import re
+import sys
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lowrank.backends.inputs import MASK, Dim, Feed, Input, Signature
+from lowrank.backends.inputs import MAIN_OUTPUTS, MASK, Dim, Feed, Input, Signature
 from lowrank.core.match import in_block
 
 
@@ -64,10 +66,10 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def main_output(result: Any) -> Tensor:
-    """The tensor that a model's result is about: `logits`, else `last_hidden_state`, else the first one."""
+    """The tensor that a model's result is about: the first of `MAIN_OUTPUTS` that it has, else the first one."""
     if isinstance(result, Tensor):
         return result
-    for name in ("logits", "last_hidden_state"):
+    for name in MAIN_OUTPUTS:
         value = getattr(result, name, None)
         if isinstance(value, Tensor):
             return value
@@ -153,7 +155,21 @@ def _waves(config: Any, accepted: set[str]) -> list[Input] | str:
 
 
 def _output_name(model: Any) -> str:
-    return "last_hidden_state" if model.base_model is model else "logits"
+    """What the class says that it gives: the first of `MAIN_OUTPUTS`, or else the first that is no loss."""
+    names = _declared_outputs(model)
+    main = [name for name in MAIN_OUTPUTS if name in names] or [name for name in names if name != "loss"]
+    return main[0] if main else "last_hidden_state" if model.base_model is model else "logits"
+
+
+def _declared_outputs(model: Any) -> list[str]:
+    """The fields of the result that the class declares; none where it declares no such thing."""
+    declared = inspect.signature(model.forward).return_annotation
+    if isinstance(declared, str):
+        known = vars(sys.modules[type(model).__module__])
+        kinds = [known.get(name) for name in re.findall(r"\w+", declared)]
+    else:
+        kinds = [declared, *get_args(declared)]
+    return next(([f.name for f in fields(kind)] for kind in kinds if isinstance(kind, type) and is_dataclass(kind)), [])
 
 
 def of_module(module: nn.Module) -> Signature | str:

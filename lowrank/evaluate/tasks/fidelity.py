@@ -9,8 +9,9 @@ from pathlib import Path
 
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Feed
-from lowrank.evaluate.fidelity import MEASURE, Judge, Runs, alike, random_feeds
+from lowrank.evaluate.fidelity import Judge, Runs, alike, random_feeds
 from lowrank.evaluate.tasks.base import Score, Task
+from lowrank.results.parts import FIDELITY
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Fidelity:
     @property
     def metric(self) -> str:
         """`agreement` of logits, `ranking` of embeddings, `explained` of values."""
-        return MEASURE[self._judge.kind]
+        return FIDELITY[self._judge.kind]
 
     @cached_property
     def _judge(self) -> Judge:

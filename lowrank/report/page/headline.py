@@ -7,18 +7,13 @@ from dataclasses import dataclass
 from statistics import median
 
 from lowrank.core.prediction import is_measured
+from lowrank.report.fidelity import FIGURES, MEANING, SetRow, rows_of_sets
 from lowrank.report.page.page_data import PageData
 from lowrank.report.page.svg import percent
 from lowrank.results.parts import Comparison, Latency, Quality
 from lowrank.results.report import ONNX_FILE
 
-QUALITY = {
-    "cosine": "mean cosine to the dense embeddings",
-    "agreement": "agreement of the most likely output",
-    "kl": "KL divergence from the dense output",
-    "relative_error": "relative error of the output",
-}
-"""What is measured against the dense model, what tells most first."""
+NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +76,7 @@ def cards_of(facts: PageData) -> list[Card]:
     if facts.report is None:
         return _promises(facts)
     model, latency = facts.report.model, facts.report.latency
-    cards = [_quality(facts)]
+    cards = _quality(facts)
     if latency is not None:
         rounded = rounded_name(facts)
         cards.append(_compared(f"Size of {ONNX_FILE}", "onnx_bytes", size, latency, rounded))
@@ -98,24 +93,43 @@ def cards_of(facts: PageData) -> list[Card]:
     return [*cards, _bars("Parameters", short(model.params_after), words, counts, short)]
 
 
-def _quality(facts: PageData) -> Card:
+def _quality(facts: PageData) -> list[Card]:
+    """How often the answer is the dense model's, on every set; and what was asked for beside that."""
     report = facts.report
     assert report is not None
-    for task in report.tasks:
-        # What was asked for tells more than likeness to the dense model.
+    cards = [_likeness(facts)]
+    for task in report.tasks[:1]:
         scores = (("dense", task.dense), ("compressed", task.compressed))
-        return _bars("Quality", f"{task.compressed:.4f}", f"{task.metric} on {task.task}", scores, "{:.4f}".format)
+        words = f"{task.metric} on {task.task}"
+        cards.append(_bars("Task", f"{task.compressed:.4f}", words, scores, "{:.4f}".format))
+    if len(cards) > 1 and cards[0].value == NOT_MEASURED:
+        return cards[1:]
+    return cards
+
+
+def _likeness(facts: PageData) -> Card:
+    report = facts.report
+    assert report is not None
     quality = report.quality or Quality()
-    rounded = quality.dense_rounded.figures if quality.dense_rounded else {}
-    for key, words in QUALITY.items():
+    if quality.fidelity is not None and quality.kind is not None:
+        rows = rows_of_sets(quality)
+        rounded = next((row.dense_rounded for row in rows if row.name == quality.worst), None)
+        beside = f"; {rounded_name(facts)} there: {percent(rounded, 1)}" if rounded is not None else ""
+        words = f"same answers as the dense model {quality.where}: {MEANING[quality.kind]}{beside}"
+        bars = tuple(
+            Bar(row.name, percent(row.fidelity, 1), min(max(row.fidelity, 0), 1), row.is_worst) for row in rows
+        )
+        return Card("Same answers", percent(quality.fidelity, 1), words, bars)
+    rounded_figures = quality.dense_rounded.figures if quality.dense_rounded else {}
+    for key, words in FIGURES.items():
         if key in quality.figures:
             words += f", on {quality.data}" if quality.data else ""
-            words += f"; {rounded_name(facts)}: {rounded[key]:.4f}" if key in rounded else ""
+            words += f"; {rounded_name(facts)}: {rounded_figures[key]:.4f}" if key in rounded_figures else ""
             return Card("Quality", f"{quality.figures[key]:.4f}", words)
     lost = report.error.relative
     if lost is not None:
         return Card("Quality", f"{lost:.4f}", "relative error of the weights; the model could not be run")
-    return Card("Quality", "not measured", "the notes say why")
+    return Card("Quality", NOT_MEASURED, "the notes say why")
 
 
 def _compared(label: str, key: str, said: Callable[[float], str], latency: Latency, rounded: str) -> Card:
@@ -207,22 +221,24 @@ def quality_of(facts: PageData) -> list[tuple[str, str]]:
     if report is None:
         return []
     quality = report.quality
+    # What was measured on sets has a table of its own.
+    told = quality if quality and not quality.sets else None
     rows = [
-        (QUALITY.get(name, name.replace("_", " ")), _said(value))
-        for name, value in (quality.to_json() if quality else {}).items()
+        (FIGURES.get(name, name.replace("_", " ")), _said(value))
+        for name, value in (told.to_json() if told else {}).items()
         if isinstance(value, int | float | str)
     ]
-    for name, value in quality.dense_rounded.figures.items() if quality and quality.dense_rounded else ():
-        if name in QUALITY:
-            rows.append((f"{QUALITY[name]}, {rounded_name(facts)}", _said(value)))
+    for name, value in told.dense_rounded.figures.items() if told and told.dense_rounded else ():
+        if name in FIGURES:
+            rows.append((f"{FIGURES[name]}, {rounded_name(facts)}", _said(value)))
     if quality is None and report.error.relative is not None:
         rows.append(("relative error of the weights", _said(report.error.relative)))
     if report.error.cast_relative is not None:
         rows.append(("error of rounding the factors to their types", _said(report.error.cast_relative)))
     cut = report.cut[-1].quality if report.cut else None
     for name, value in cut.figures.items() if cut else ():
-        if name in QUALITY:
-            rows.append((f"{QUALITY[name]}, against the earlier result", _said(value)))
+        if name in FIGURES:
+            rows.append((f"{FIGURES[name]}, against the earlier result", _said(value)))
     if report.onnx and report.onnx.rounding_error is not None:
         rows.append((f"relative error by rounding to {report.onnx.dtype}", _said(report.onnx.rounding_error)))
     if report.parity:
@@ -246,6 +262,21 @@ def tasks_of(facts: PageData) -> list[tuple[str, ...]]:
     return [row(task) for task in (facts.report.tasks if facts.report else ())]
 
 
+def sets_of(facts: PageData) -> tuple[list[str], list[tuple[str, ...]]]:
+    """What was measured on each set, side by side: the heads of the columns, and the rows."""
+    rows = rows_of_sets(facts.report.quality if facts.report else None)
+    names = [name for name in FIGURES if any(name in row.figures for row in rows)]
+    rounded = [rounded_name(facts)] if any(row.dense_rounded is not None for row in rows) else []
+    heads = ["set", *rounded, "compressed", *(FIGURES[name] for name in names), "samples"]
+
+    def cells(row: SetRow) -> tuple[str, ...]:
+        beside = ["" if row.dense_rounded is None else percent(row.dense_rounded, 1)] if rounded else []
+        figures = (f"{row.figures[name]:.4f}" if name in row.figures else "" for name in names)
+        return (row.name, *beside, percent(row.fidelity, 1), *figures, f"{row.samples:,}")
+
+    return heads, [cells(row) for row in rows]
+
+
 def _said(value: float | str) -> str:
     if isinstance(value, str):
         return value
@@ -262,7 +293,9 @@ def summary_of(facts: PageData) -> str:
     if report.latency is not None:
         parts.append(f"a run takes {percent(1 / report.latency.speedup)} of the time")
     quality = report.quality or Quality()
-    if quality.cosine is not None:
+    if quality.fidelity is not None:
+        parts.append(f"the answer is the dense model's in {percent(quality.fidelity, 1)} of cases {quality.where}")
+    elif quality.cosine is not None:
         parts.append(f"outputs point the same way as before with a cosine of {quality.cosine:.3f}")
     elif quality.agreement is not None:
         parts.append(f"the most likely output is the same in {percent(quality.agreement, 1)} of cases")

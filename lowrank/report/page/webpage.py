@@ -20,8 +20,18 @@ from lowrank.core.match import stem
 from lowrank.core.prediction import is_measured
 from lowrank.core.verdict import forecast_sentences
 from lowrank.core.weight import Skip
+from lowrank.report.fidelity import MEANING
 from lowrank.report.page import drawings, sweep_plot
-from lowrank.report.page.headline import cards_of, comparison_of, quality_of, rounded_name, short, summary_of, tasks_of
+from lowrank.report.page.headline import (
+    cards_of,
+    comparison_of,
+    quality_of,
+    rounded_name,
+    sets_of,
+    short,
+    summary_of,
+    tasks_of,
+)
 from lowrank.report.page.heatmap import SHADES
 from lowrank.report.page.page_data import PageData
 from lowrank.report.page.positions import row_labels
@@ -91,6 +101,8 @@ def rendered(facts: PageData) -> str:
         rounded=rounded_name(facts),
         quality=quality_of(facts),
         tasks=tasks_of(facts),
+        sets=sets_of(facts),
+        meaning=MEANING.get((report and report.quality and report.quality.kind) or "", ""),
         largest=max((max(part.before, part.after or 0) for part in facts.parts), default=1) or 1,
         healings=_healings(facts),
         shades=SHADES,

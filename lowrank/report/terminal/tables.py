@@ -11,7 +11,8 @@ from lowrank.core.match import stem
 from lowrank.core.plan import Plan
 from lowrank.core.structures import structure_named
 from lowrank.core.truncation.spectrum import Spectrum
-from lowrank.results.parts import Cut
+from lowrank.report.fidelity import FIGURES, MEANING, rows_of_sets
+from lowrank.results.parts import Cut, Quality
 from lowrank.results.report import Report
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -136,9 +137,9 @@ def report_table(report: Report) -> Table:
             f"{times.compressed_ms:.2f}",
             f"{1 / times.speedup:.3f}",
         )
-    for name, value in report.quality.figures.items() if report.quality else ():
+    for name, value in report.quality.figures.items() if report.quality and not report.quality.sets else ():
         if name != "samples":
-            table.add_row(f"{QUALITY.get(name, name)}", "", f"{value:.4f}", "")
+            table.add_row(f"{FIGURES.get(name, name)}", "", f"{value:.4f}", "")
     if report.quality is None and report.error.relative is not None:
         table.add_row("relative error of the weights", "", f"{report.error.relative:.4f}", "")
     if report.error.cast_relative is not None:
@@ -164,6 +165,31 @@ def report_table(report: Report) -> Table:
     if report.parity:
         table.add_row("model against its ONNX file, largest difference", "", f"{report.parity.max_abs:.1e}", "")
     return table
+
+
+def sets_table(report: Report) -> Table:
+    """How often a user gets the dense model's answer: one row for each set."""
+    rows, quality = rows_of_sets(report.quality), report.quality or Quality()
+    table = Table(title="Same answers as the dense model", title_justify="left", caption_justify="left")
+    table.box, table.pad_edge = None, False
+    table.add_column("set")
+    rounded = f"dense {quality.dense_rounded.dtype}" if quality.dense_rounded else ""
+    names = [name for name in FIGURES if any(name in row.figures for row in rows)]
+    for name in (*([rounded] if rounded else ()), "compressed", *(SHORT.get(name, name) for name in names), "samples"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        beside = [_percent(row.dense_rounded)] if rounded else []
+        figures = (f"{row.figures[name]:.4f}" if name in row.figures else "" for name in names)
+        table.add_row(row.name, *beside, _percent(row.fidelity), *figures, f"{row.samples:,}")
+    table.caption = f"how often: {MEANING.get(quality.kind or '', '')}"
+    return table
+
+
+SHORT = {"relative_error": "relative error", "spearman": "Spearman", "kl": "KL"}
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
 
 
 def tasks_table(report: Report) -> Table:
@@ -207,28 +233,22 @@ def _rounded(table: Table, report: Report) -> None:
     _compared(table, f"bytes of model.onnx, {label}", dense_bytes, times.compressed_onnx_bytes)
     ratio = f"{times.compressed_ms / dense_ms:.3f}"
     table.add_row(f"ms, {label}", f"{dense_ms:.2f}", f"{times.compressed_ms:.2f}", ratio)
-    for name, value in quality.dense_rounded.figures.items() if quality and quality.dense_rounded else ():
-        if quality and name in QUALITY:
-            table.add_row(f"{QUALITY[name]}, {label}", f"{value:.4f}", f"{quality.figures[name]:.4f}", "")
+    if quality is None or quality.sets or quality.dense_rounded is None:
+        return
+    for name, value in quality.dense_rounded.figures.items():
+        if name in FIGURES:
+            table.add_row(f"{FIGURES[name]}, {label}", f"{value:.4f}", f"{quality.figures[name]:.4f}", "")
 
 
 def _cut(table: Table, entry: Cut) -> None:
     """What a finished result has lost by being cut again."""
     table.add_row("keep ratio of the result that was cut", f"{entry.keep_before:.4f}", f"{entry.keep_after:.4f}", "")
     figures = entry.quality.figures if entry.quality else {}
-    for name, label in (("relative_error", "relative error"), ("cosine", "mean cosine"), ("kl", "KL divergence")):
+    for name in ("relative_error", "cosine", "kl"):
         if name in figures:
-            table.add_row(f"{label}, against the earlier result", "", f"{figures[name]:.4f}", "")
+            table.add_row(f"{FIGURES[name]}, against the earlier result", "", f"{figures[name]:.4f}", "")
     if entry.quality is None and entry.weights is not None:
         table.add_row("relative error of the weights, against the earlier result", "", f"{entry.weights:.4f}", "")
-
-
-QUALITY = {
-    "cosine": "mean cosine to the dense embeddings",
-    "relative_error": "relative error of the output",
-    "kl": "KL divergence from the dense output",
-    "agreement": "agreement of the most likely output",
-}
 
 
 def _compared(table: Table, label: str, before: int, after: int) -> None:

@@ -1,0 +1,56 @@
+"""The sets that results are judged on beside the user's own data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import tiny_bert_folder, tiny_transformer
+
+import lowrank
+from lowrank.backends.inputs import Feed
+from lowrank.calibrate.data import load_calibration
+from lowrank.calibrate.sets import changed_sets, judging_sets
+
+
+def saved(path: Path, **arrays: np.ndarray) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def by_name(backend, feeds: tuple[Feed, ...]) -> dict[str, list[Feed]]:
+    return {each.name: list(each.feeds) for each in changed_sets(backend, feeds)}
+
+
+def test_pictures_are_darker_and_noisier(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).standard_normal((30, 3, 16, 16)).astype(np.float32)
+    path = saved(tmp_path / "a.npz", pixel_values=pixels)
+    calibration = load_calibration(lowrank.open_model(tiny_transformer("vit")), path)
+    assert calibration is not None
+    sets = {each.name: each.feeds for each in judging_sets(calibration)}
+    assert list(sets) == ["darker", "noisier"]
+    before = np.concatenate([feed["pixel_values"] for feed in calibration.report])
+    darker, noisier = (np.concatenate([feed["pixel_values"] for feed in sets[name]]) for name in sets)
+    low = before.min((0, 2, 3))[:, None, None]
+    np.testing.assert_allclose(darker - low, 0.5 * (before - low), atol=1e-5)
+    assert 0.2 < (noisier - before).std() / before.std() < 0.3
+    again = {each.name: each.feeds for each in judging_sets(calibration)}
+    np.testing.assert_array_equal(again["noisier"][0]["pixel_values"], sets["noisier"][0]["pixel_values"])
+
+
+@pytest.mark.parametrize("length", [8, 40])
+def test_ids_are_shorter_and_joined_as_far_as_the_model_reads(length: int, tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(4, 14, (40, length))
+    path = saved(tmp_path / "a.npz", input_ids=ids, attention_mask=np.ones_like(ids), token_type_ids=np.zeros_like(ids))
+    # Its tokenizer knows no word of English, so that no text fits.
+    calibration = load_calibration(lowrank.open_model(tiny_bert_folder(tmp_path / "model")), path)
+    assert calibration is not None
+    sets = by_name(calibration.backend, calibration.report)
+    assert set(sets) == {each.name for each in judging_sets(calibration)}
+    assert ("joined" in sets) == (2 * length <= 64)
+    assert all(feed["input_ids"].shape[1] == length // 2 for feed in sets["shorter"])
+    if "joined" in sets:
+        feed, own = sets["joined"][0], calibration.report[0]
+        assert feed["attention_mask"].shape == (len(own["input_ids"]) // 2, 2 * length)
+        np.testing.assert_array_equal(feed["input_ids"][0], own["input_ids"][:2].reshape(-1))

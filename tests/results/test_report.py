@@ -47,6 +47,7 @@ WHOLE: dict[str, Any] = {
     ],
     "skipped": [{"name": "b", "shape": [2, 3], "reason": "a bias"}],
     "notes": ["a note"],
+    "unfit": [],
     "problems": [],
     "files": {"model.onnx": 5},
     "seconds": {"analyze": 1.0},

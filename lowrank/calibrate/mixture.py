@@ -24,11 +24,11 @@ class Mixture:
 
     lines: int = 2500
     """Short examples and definitions."""
-    sentences: int = 1450
+    sentences: int = 1000
     """Sentences of documents."""
-    prose: int = 100
+    prose: int = 150
     """Pieces of documents."""
-    technical: int = 40
+    technical: int = 60
     """Pieces of manuals of software."""
     shortest: int = 16
     """Tokens of the shortest piece; from there to the model's usual maximum all lengths are equally frequent."""

@@ -175,8 +175,10 @@ def sets_table(report: Report) -> Table:
     table.add_column("set")
     rounded = f"dense {quality.dense_rounded.dtype}" if quality.dense_rounded else ""
     names = [name for name in FIGURES if any(name in row.figures for row in rows)]
-    for name in (*([rounded] if rounded else ()), "compressed", *(SHORT.get(name, name) for name in names), "samples"):
-        table.add_column(name, justify="right", no_wrap=True)
+    heads: list[str] = [rounded] if rounded else []
+    heads += ["compressed", *(SHORT.get(name, name) for name in names), "samples"]
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         beside = [_percent(row.dense_rounded)] if rounded else []
         figures = (f"{row.figures[name]:.4f}" if name in row.figures else "" for name in names)

@@ -66,15 +66,15 @@ def forecast_sentences(forecast: Sequence[Foretold]) -> list[str]:
     was tried."""
     if not forecast:
         return []
-    tried = ", ".join(f"{point.fidelity[point.worst]:.0%} at a budget of {point.keep:g}" for point in forecast)
+    tried = ", ".join(f"{100 * point.fidelity[point.worst]:.0f} % at a budget of {point.keep:g}" for point in forecast)
     sets = list(dict.fromkeys(point.worst for point in forecast))
     sentences = [
         f"Expected to give the dense model's answers: {tried} (on {' and '.join(sets)}, before any refit or healing)."
     ]
     enough = least_keep(forecast)
     sentences.append(
-        f"Budgets below {enough:g} are expected to fall short of {FLOOR:.0%} without healing."
+        f"Budgets below {enough:g} are expected to fall short of {100 * FLOOR:.0f} % without healing."
         if enough is not None
-        else f"No budget is expected to reach {FLOOR:.0%} without healing: this model bears no factoring by itself."
+        else f"No budget is expected to reach {100 * FLOOR:.0f} % without healing."
     )
     return sentences

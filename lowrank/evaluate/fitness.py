@@ -15,10 +15,21 @@ HEALED = 0.7
 """What fifteen minutes of healing leave of the fidelity that was lost: see docs/benchmarks.md, Healing."""
 MINUTES = 15
 ANSWER = {
-    "logits": "the first choice is the dense model's in {:.0%} of cases",
-    "embedding": "the nearest texts are ranked as by the dense model to {:.0%}",
-    "values": "{:.0%} of the dense output's variation is there",
+    "logits": "{} of the first choices are the dense model's",
+    "embedding": "{} of the ranking of nearest texts is the dense model's",
+    "values": "{} of the dense output's variance is explained",
 }
+
+
+def percent(share: float) -> str:
+    """A share as people say it.
+
+    Example:
+        >>> percent(0.897)
+        '89 %'
+    """
+    # Rounded down: what is below a floor must not look like it.
+    return f"{math.floor(100 * share + 1e-9)} %"
 
 
 def unfit(report: Report, analysis: Analysis) -> list[str]:
@@ -43,12 +54,14 @@ def _lacks(quality: Quality, failed: Sequence[SetQuality]) -> str:
     failed = sorted(failed, key=lambda row: row.fidelity if math.isfinite(row.fidelity) else -1)
     worst, others = failed[0], failed[1:]
     words = ANSWER[quality.kind or "values"]
-    said = words.format(worst.fidelity) if math.isfinite(worst.fidelity) else "the output is not finite"
-    more = ", ".join(f"{row.fidelity:.0%} on {row.name}" for row in others)
+    said = (
+        words.format(f"only {percent(worst.fidelity)}") if math.isfinite(worst.fidelity) else "the output is not finite"
+    )
+    more = ", ".join(f"{percent(row.fidelity)} on {row.name}" for row in others if math.isfinite(row.fidelity))
     return (
         f"Not fit for use as it is: on {worst.name} {said}"
         + (f" ({more})" if more else "")
-        + (f"; below {FLOOR:.0%} it is another model.")
+        + (f"; {percent(FLOOR)} is the least.")
     )
 
 
@@ -66,15 +79,15 @@ def _helps(report: Report, quality: Quality, analysis: Analysis, failed: Sequenc
         }
         enough = least_keep(analysis.forecast, scales)
         helps.append(
-            f"a budget of {enough:g}, which is predicted to reach {FLOOR:.0%} on every set"
+            f"--budget {enough:g}, which is predicted to reach {percent(FLOOR)} on every set"
             if enough is not None and enough > keep
-            else f"no budget of this kind is predicted to reach {FLOOR:.0%}"
+            else f"no budget of this kind is predicted to reach {percent(FLOOR)}"
         )
     lowest = min((row.fidelity for row in failed if math.isfinite(row.fidelity)), default=0.0)
     after = 1 - HEALED * (1 - lowest)
     if not report.healing:
         helps.append(
-            f"--heal {MINUTES}, which is predicted to bring {lowest:.0%} to about {after:.0%}"
+            f"--heal {MINUTES}, which is predicted to bring {percent(lowest)} to about {percent(after)}"
             + ("" if after >= FLOOR else ", not enough by itself")
         )
     names = [row.name for row in failed]
@@ -85,7 +98,7 @@ def _helps(report: Report, quality: Quality, analysis: Analysis, failed: Sequenc
     if plain is not None and plain.fidelity is not None:
         size = report.latency and report.latency.dense_rounded_onnx_bytes
         helps.append(
-            f"the dense model in {plain.dtype} alone, which was measured to reach {plain.fidelity:.0%}"
+            f"the dense model in {plain.dtype} alone, which was measured to reach {percent(plain.fidelity)}"
             + (f" in {size / 1e6:.1f} MB" if size else "")
         )
     return helps
@@ -108,12 +121,12 @@ def warning(forecast: Sequence[Foretold], keep: float, kind: OutputKind) -> str 
     if point is None or point.fidelity[point.worst] >= FLOOR:
         return None
     enough = least_keep(forecast)
-    lowest = ANSWER[kind].format(point.fidelity[point.worst])
+    lowest = ANSWER[kind].format(percent(point.fidelity[point.worst]))
     return (
         f"as the analysis foretold, at a keep ratio of {keep:.2g} {lowest} on {point.worst}, before refit and healing; "
         + (
-            f"a budget of {enough:g} is predicted to reach {FLOOR:.0%} without either"
+            f"--budget {enough:g} is predicted to reach {percent(FLOOR)} without either"
             if enough is not None
-            else f"no budget is predicted to reach {FLOOR:.0%} without either"
+            else f"no budget is predicted to reach {percent(FLOOR)} without either"
         )
     )

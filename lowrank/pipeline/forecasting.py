@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from lowrank.artifacts.journal import FACTS
-from lowrank.backends.inputs import batch_size
+from lowrank.backends.inputs import Feed, batch_size
 from lowrank.calibrate.interactions import changes_at
 from lowrank.calibrate.sets import JudgingSet, judging_sets
 from lowrank.core.analysis import Analysis
@@ -48,8 +48,7 @@ def _some(whole: JudgingSet) -> JudgingSet:
     """Some samples of a set, spread over its batches."""
     total = sum(map(batch_size, whole.feeds))
     step = max(1, total // SAMPLES)
-    feeds: list = []
-    seen = 0
+    feeds, seen = list[Feed](), 0
     for feed in whole.feeds:
         rows = [i for i in range(batch_size(feed)) if (seen + i) % step == 0]
         seen += batch_size(feed)

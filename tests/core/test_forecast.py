@@ -61,5 +61,5 @@ def test_without_trials_nothing_is_foretold() -> None:
 def test_the_worst_set_is_named() -> None:
     forecast = [Foretold(0.8, {"short texts": 0.99, "passages of 256 tokens": 0.85})]
     first, second = forecast_sentences(forecast)
-    assert "85%" in first and "passages of 256 tokens" in first
+    assert "85 %" in first and "passages of 256 tokens" in first
     assert "Budgets below 0.85" in second

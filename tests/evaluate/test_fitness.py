@@ -63,9 +63,9 @@ def test_a_good_result_says_nothing() -> None:
 
 def test_a_set_below_the_floor_is_named_with_what_would_help() -> None:
     lacks, helps = unfit(report_of(0.97, 0.72, latency=latency(1.5)), Analysis((), forecast=FORECAST))
-    assert "Not fit for use" in lacks and "passages of 256 tokens" in lacks and "72%" in lacks
-    assert "a budget of 0.7" in helps and "--heal" in helps and "--calib" in helps
-    assert "int8 alone, which was measured to reach 98% in 1.0 MB" in helps
+    assert "Not fit for use" in lacks and "passages of 256 tokens" in lacks and "72 %" in lacks
+    assert "--budget 0.7" in helps and "--heal" in helps and "--calib" in helps
+    assert "int8 alone, which was measured to reach 98 % in 1.0 MB" in helps
 
 
 def test_a_result_that_fails_on_its_own_data_is_not_told_to_take_other_text() -> None:
@@ -86,5 +86,5 @@ def test_a_slower_result_says_so_and_names_what_is_faster() -> None:
 def test_a_budget_that_is_too_small_is_foretold() -> None:
     assert warning(FORECAST, 0.85, "embedding") is None
     told = warning(FORECAST, 0.3, "embedding")
-    assert told is not None and "40%" in told and "a budget of 0.7" in told
+    assert told is not None and "40 %" in told and "--budget 0.7" in told
     assert warning((), 0.3, "embedding") is None

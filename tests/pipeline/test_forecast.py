@@ -1,0 +1,42 @@
+"""What `analyze` foretells is kept, and said before anybody waits for a result."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from builders import read
+
+import lowrank
+from lowrank.artifacts import load_analysis, save_analysis
+from lowrank.core.forecast import Foretold
+
+
+def test_an_analysis_foretells_each_set(shared_bert_run: Path) -> None:
+    analysis = load_analysis(shared_bert_run)
+    assert [point.keep for point in analysis.forecast] == [0.8, 0.5, 0.3]
+    report = read(shared_bert_run / "report.json")
+    measured = {row["name"]: row["fidelity"] for row in report["quality"]["sets"]}
+    assert all(set(point.fidelity) == set(measured) for point in analysis.forecast)
+    assert report["quality"]["fidelity"] == min(measured.values())
+    assert measured[report["quality"]["worst"]] == report["quality"]["fidelity"]
+    # What is below the floor is called unfit, and nothing else is.
+    assert bool([s for s in report["unfit"] if "Not fit" in s]) == (report["quality"]["fidelity"] < 0.9)
+
+
+@pytest.mark.parametrize("fidelity", [0.4, 0.99])
+def test_a_budget_that_is_too_small_is_warned_of(
+    shared_bert_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, fidelity: float
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(shared_bert_run, run)
+    analysis = replace(load_analysis(run), forecast=(Foretold(0.5, {"short texts": fidelity}),))
+    save_analysis(analysis, run)
+    with caplog.at_level(logging.WARNING, "lowrank"):
+        lowrank.compress(None, 0.5, output=run, latency=False)
+    told = [record.getMessage() for record in caplog.records if record.name == "lowrank"]
+    assert bool(told) == (fidelity < 0.9)
+    assert not told or "of the dense output's variance is explained on short texts" in told[0]

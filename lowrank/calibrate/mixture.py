@@ -63,8 +63,9 @@ def builtin_samples(tokenizer: Tokenizer, longest: int, mixture: Mixture) -> lis
     """
     texts = [
         *builtin_text("lines")[: mixture.lines],
-        *_sentences(builtin_text("prose"))[: mixture.sentences],
-        *_pieces(tokenizer, builtin_text("prose"), longest, mixture.prose, mixture.shortest),
+        # Of other documents than the pieces, so that none of them stands in one of those.
+        *_sentences(builtin_text("prose")[::2])[: mixture.sentences],
+        *_pieces(tokenizer, builtin_text("prose")[1::2], longest, mixture.prose, mixture.shortest),
         *_pieces(tokenizer, builtin_text("technical"), longest, mixture.technical, mixture.shortest),
     ]
     return [ids for ids in tokenizer.encode(texts, longest, True) if ids]

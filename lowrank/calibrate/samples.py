@@ -92,7 +92,13 @@ def read_text_samples(tokenizer: Tokenizer, longest: int, source: TextSource) ->
     texts = [texts[i] for i in _evenly(len(texts), source.samples)]
     samples = tokenizer.encode(texts, longest, True)
     notes = _remarks(source.path, texts, samples, reading_of(tokenizer, samples))
-    own = within([ids for ids in samples if len(ids) > len(tokenizer.frame)], source.tokens)
+    whole = [ids for ids in samples if len(ids) > len(tokenizer.frame)]
+    own = within(whole, source.tokens)
+    if len(own) < len(whole):
+        notes = (
+            *notes,
+            f"{len(own):,} of {len(whole):,} samples are used: together they have {source.tokens:,} tokens",
+        )
     if not source.mixed:
         return TextSamples(own, [], str(source.path.resolve()), notes)
     fit, heldout, _ = split_folds(len(own))
@@ -146,6 +152,8 @@ def _remarks(path: Path, texts: Sequence[str], samples: Sequence[Ids], reading: 
     Raises:
         CalibrationError: if it cannot be.
     """
+    if not (reading.is_foreign or reading.blank or reading.pieces < FEWEST or reading.distinct == 1 < len(samples)):
+        return ()
     text = texts[reading.worst]
     line = line_of(path, text)
     where = f"as in line {line}, {_cut(text)!r}" if line else f"as in {_cut(text)!r}"

@@ -19,8 +19,12 @@ from lowrank.calibrate.tokenize import open_tokenizer, usual_maximum
 from lowrank.core.distance import Array
 from lowrank.errors import CalibrationError
 
-SHORT, PASSAGES, TECHNICAL = 200, 100, 100
-"""Texts of each set."""
+SHORT, PASSAGES, TECHNICAL = 200, 110, 110
+"""Texts of each set: more than a hundred, of which ten are the nearest."""
+WHOLE = 0.85
+"""A passage has at least this share of the tokens that a model is used with."""
+PIECE = 40
+"""Words of a piece of technical prose."""
 SHORT_TOKENS = 64
 """Of a text that is no passage, at most."""
 POSITIONS = 2048
@@ -67,11 +71,13 @@ def _of_text(backend: Backend) -> Iterator[JudgingSet]:
     tokenizer, scores = open_tokenizer(backend.tokenizer), token_scores(backend)
     kinds: list[tuple[str, Style, int, int, int]] = [
         ("short texts", "lines", SHORT, 1, min(longest, SHORT_TOKENS)),
-        (f"passages of {longest} tokens", "prose", PASSAGES, longest, longest),
+        (f"passages of {longest} tokens", "prose", PASSAGES, int(WHOLE * longest), longest),
         ("technical prose", "technical", TECHNICAL, 1, min(longest, SHORT_TOKENS)),
     ]
     for name, style, count, least, most in kinds:
         texts = judging_text(style)
+        if style == "technical":
+            texts = list(_pieces(texts))
         lengths = [len(ids) for ids in tokenizer.encode(texts, most, True)]
         lines = [ids for ids in tokenizer.encode(list(_joined(texts, lengths, least)), most, True) if ids]
         if not lines or reading_of(tokenizer, lines).is_foreign:
@@ -80,6 +86,13 @@ def _of_text(backend: Backend) -> Iterator[JudgingSet]:
             count = _enough(count, sum(map(len, lines)) / len(lines), signature, scores)
         lines = masked_lines(lines[:count], backend)
         yield JudgingSet(name, token_batches(lines, signature), f"{len(lines)} texts")
+
+
+def _pieces(documents: Sequence[str]) -> Iterator[str]:
+    """The first piece of each document, then the second of each."""
+    split = [text.split() for text in documents]
+    for start in range(0, max(map(len, split)), PIECE):
+        yield from (" ".join(words[start : start + PIECE]) for words in split if len(words) >= start + PIECE)
 
 
 def _joined(texts: Sequence[str], lengths: Sequence[int], least: int) -> Iterator[str]:

@@ -71,10 +71,11 @@ def forecast_sentences(forecast: Sequence[Foretold]) -> list[str]:
     sentences = [
         f"Expected to give the dense model's answers: {tried} (on {' and '.join(sets)}, before any refit or healing)."
     ]
-    enough = least_keep(forecast)
-    sentences.append(
-        f"Budgets below {enough:g} are expected to fall short of {100 * FLOOR:.0f} % without healing."
-        if enough is not None
-        else f"No budget is expected to reach {100 * FLOOR:.0f} % without healing."
-    )
+    enough, floor = least_keep(forecast), f"{100 * FLOOR:.0f} %"
+    if all(point.fidelity[point.worst] >= FLOOR for point in forecast):
+        sentences.append(f"All of them reach {floor}.")
+    elif enough is None:
+        sentences.append(f"No budget is expected to reach {floor} without healing.")
+    else:
+        sentences.append(f"Budgets below {enough:g} are expected to fall short of {floor} without healing.")
     return sentences

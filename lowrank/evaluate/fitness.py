@@ -14,6 +14,13 @@ from lowrank.results.report import Report
 HEALED = 0.7
 """What fifteen minutes of healing leave of the fidelity that was lost: see docs/benchmarks.md, Healing."""
 MINUTES = 15
+FEWEST = 8
+"""Samples of a set that are enough to judge by."""
+LEAST_LOSS = 1e-2
+"""A loss that is foretold is known no better than this."""
+RANDOM = "random inputs"
+UNTRAINED = ("onnx", "checkpoint")
+"""Kinds of models that cannot be healed."""
 ANSWER = {
     "logits": "{} of the first choices are the dense model's",
     "embedding": "{} of the ranking of nearest texts is the dense model's",
@@ -35,16 +42,20 @@ def percent(share: float) -> str:
 def unfit(report: Report, analysis: Analysis) -> list[str]:
     """What makes a result unfit for use, a sentence or two for each; empty where nothing does.
 
+    Sets of a few samples, and random inputs, are shown and never judged: one sample would decide.
+
     Args:
         report: of the result, with what was measured.
         analysis: of the dense model, with what it foretold.
     """
     sentences: list[str] = []
     quality = report.quality
-    failed = [row for row in (quality.sets if quality else None) or () if not row.fidelity >= FLOOR]
+    sets = (quality.sets if quality and quality.data != RANDOM else None) or ()
+    failed = [row for row in sets if row.samples >= FEWEST and not row.fidelity >= FLOOR]
     if quality is not None and failed:
         sentences.append(_lacks(quality, failed))
-        sentences.append(f"What would help: {'; '.join(_helps(report, quality, analysis, failed))}.")
+        helps = _helps(report, quality, analysis, failed)
+        sentences += [f"What would help: {'; '.join(helps)}."] if helps else []
     if report.latency is not None and report.latency.speedup < 1:
         sentences.append(_slow(report.latency))
     return sentences
@@ -67,41 +78,56 @@ def _lacks(quality: Quality, failed: Sequence[SetQuality]) -> str:
 
 def _helps(report: Report, quality: Quality, analysis: Analysis, failed: Sequence[SetQuality]) -> list[str]:
     """What can be done, that with the surest effect first."""
-    helps: list[str] = []
-    keep = report.targets.keep_ratio
-    here = foretold_at(analysis.forecast, keep)
-    rows = {row.name: row for row in quality.sets or ()}
-    if here is not None:
-        scales = {
-            name: (1 - rows[name].fidelity) / max(1 - value, 1e-3)
-            for name, value in here.fidelity.items()
-            if name in rows and math.isfinite(rows[name].fidelity)
-        }
-        enough = least_keep(analysis.forecast, scales)
-        helps.append(
-            f"--budget {enough:g}, which is predicted to reach {percent(FLOOR)} on every set"
-            if enough is not None and enough > keep
-            else f"no budget of this kind is predicted to reach {percent(FLOOR)}"
-        )
     lowest = min((row.fidelity for row in failed if math.isfinite(row.fidelity)), default=0.0)
-    after = 1 - HEALED * (1 - lowest)
-    if not report.healing:
-        helps.append(
-            f"--heal {MINUTES}, which is predicted to bring {percent(lowest)} to about {percent(after)}"
-            + ("" if after >= FLOOR else ", not enough by itself")
-        )
-    names = [row.name for row in failed]
-    own = next(iter(rows), None)
-    if own is not None and own not in names:
-        helps.append(f"calibration text like {' and '.join(names)}, which {own} is not (see --calib)")
+    helps = [_more(report, quality, analysis), _healing(report, analysis, lowest), _text(quality, analysis, failed)]
     plain = quality.dense_rounded
-    if plain is not None and plain.fidelity is not None:
+    if plain is not None and plain.fidelity is not None and plain.fidelity >= FLOOR:
         size = report.latency and report.latency.dense_rounded_onnx_bytes
         helps.append(
             f"the dense model in {plain.dtype} alone, which was measured to reach {percent(plain.fidelity)}"
             + (f" in {size / 1e6:.1f} MB" if size else "")
         )
-    return helps
+    return [each for each in helps if each is not None]
+
+
+def _more(report: Report, quality: Quality, analysis: Analysis) -> str | None:
+    """The budget that is predicted to be enough, from what was foretold and what was measured of this one."""
+    keep = report.targets.keep_ratio
+    here = foretold_at(analysis.forecast, keep)
+    if here is None:
+        return None
+    rows = {row.name: row.fidelity for row in quality.sets or () if math.isfinite(row.fidelity)}
+    scales = {
+        name: (1 - rows[name]) / max(1 - value, LEAST_LOSS) for name, value in here.fidelity.items() if name in rows
+    }
+    enough = least_keep(analysis.forecast, scales)
+    if enough is not None and enough > keep:
+        return f"--budget {enough:g}, which is predicted to reach {percent(FLOOR)} on every set"
+    return f"no budget of this kind is predicted to reach {percent(FLOOR)}" if enough is None else None
+
+
+def _healing(report: Report, analysis: Analysis, lowest: float) -> str | None:
+    """What healing is predicted to reach, of a model that can be trained and was not."""
+    if report.healing or analysis.source.get("kind") in UNTRAINED or not analysis.settings.get("calibration"):
+        return None
+    after = 1 - HEALED * (1 - lowest)
+    return f"--heal {MINUTES}, which is predicted to bring {percent(lowest)} to about {percent(after)}" + (
+        "" if after >= FLOOR else ", not enough by itself"
+    )
+
+
+def _text(quality: Quality, analysis: Analysis, failed: Sequence[SetQuality]) -> str | None:
+    """Other text to calibrate on, where the user's own is good and another is not."""
+    names, own = [row.name for row in failed], (quality.sets or failed)[0].name
+    if own in names or not isinstance(analysis.settings.get("calib"), str) or not all(map(_is_text, names)):
+        return None
+    if not analysis.settings.get("mixed", True):
+        return "leaving --calib-only out, which adds built-in text of all lengths"
+    return f"more text like {' and '.join(names)} in --calib"
+
+
+def _is_text(name: str) -> bool:
+    return name.endswith(("texts", "tokens", "prose"))
 
 
 def _slow(times: Latency) -> str:

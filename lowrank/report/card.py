@@ -171,12 +171,18 @@ def _quality(report: Report) -> str:
     parts: list[str] = []
     rows = rows_of_sets(report.quality)
     if report.quality and rows:
-        head = ["set", "same answers", *(FIGURES[name] for name in rows[0].figures), "samples"]
+        names = [name for name in FIGURES if any(name in row.figures for row in rows)]
+        head = ["set", "same answers", *(FIGURES[name] for name in names), "samples"]
         cells = [
-            [row.name, f"{100 * row.fidelity:.1f} %", *(f"{v:.4f}" for v in row.figures.values()), str(row.samples)]
+            [
+                row.name,
+                f"{100 * row.fidelity:.1f} %",
+                *(f"{row.figures[name]:.4f}" if name in row.figures else "" for name in names),
+                str(row.samples),
+            ]
             for row in rows
         ]
-        parts += [report.quality.headline, _table(head, cells)]
+        parts += [report.quality.headline, _table(head, cells), *report.unfit]
     elif report.quality and figures:
         values = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items())
         where = f", on {samples:.0f} {report.quality.data}" if samples else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from lowrank.core.analysis import Analysis
@@ -61,16 +62,38 @@ def test_a_good_result_says_nothing() -> None:
     assert unfit(report_of(0.95, 0.91, latency=latency(1.5)), Analysis((), forecast=FORECAST)) == []
 
 
+OWN = {"calib": "own.txt", "mixed": True, "calibration": {"samples": 1000}}
+
+
 def test_a_set_below_the_floor_is_named_with_what_would_help() -> None:
-    lacks, helps = unfit(report_of(0.97, 0.72, latency=latency(1.5)), Analysis((), forecast=FORECAST))
+    analysis = Analysis((), forecast=FORECAST, settings=OWN)
+    lacks, helps = unfit(report_of(0.97, 0.72, latency=latency(1.5)), analysis)
     assert "Not fit for use" in lacks and "passages of 256 tokens" in lacks and "72 %" in lacks
-    assert "--budget 0.7" in helps and "--heal" in helps and "--calib" in helps
+    assert "--budget 0.7" in helps and "--heal" in helps and "more text like passages of 256 tokens in --calib" in helps
     assert "int8 alone, which was measured to reach 98 % in 1.0 MB" in helps
+    alone = Analysis((), forecast=FORECAST, settings={**OWN, "mixed": False})
+    assert "leaving --calib-only out" in unfit(report_of(0.97, 0.72), alone)[1]
 
 
-def test_a_result_that_fails_on_its_own_data_is_not_told_to_take_other_text() -> None:
-    _, helps = unfit(report_of(0.5, 0.4), Analysis((), forecast=FORECAST))
-    assert "calibration text like" not in helps
+def test_nothing_is_proposed_that_cannot_help() -> None:
+    # It fails on its own data, so other text is no help; a graph cannot be healed; int8 is no better.
+    analysis = Analysis((), forecast=FORECAST, settings=OWN, source={"kind": "onnx"})
+    report = report_of(0.5, 0.4)
+    assert report.quality is not None
+    report = replace(report, quality=replace(report.quality, dense_rounded=Quality(dtype="int8", fidelity=0.4)))
+    _, helps = unfit(report, analysis)
+    assert "text like" not in helps and "--heal" not in helps and "int8" not in helps
+    # Without data there is nothing to heal on.
+    assert "--heal" not in unfit(report_of(0.5, 0.4), Analysis((), forecast=FORECAST))[1]
+
+
+def test_a_few_samples_do_not_judge() -> None:
+    report = report_of(0.97, 0.95)
+    assert report.quality is not None
+    few = [SetQuality(name="your data", fidelity=0.5, samples=4), *(report.quality.sets or [])[1:]]
+    assert unfit(replace(report, quality=replace(report.quality, sets=few)), Analysis(())) == []
+    random = replace(report_of(0.5, 0.4).quality or Quality(), data="random inputs")
+    assert unfit(replace(report, quality=random), Analysis(())) == []
 
 
 def test_numbers_that_are_no_numbers_are_unfit() -> None:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from lowrank.artifacts.grams import GRAMS_FOLDER, StoredGrams, facts_of, gram_of
 from lowrank.artifacts.journal import Codec, Piece
 from lowrank.artifacts.outside import is_plain, named_in
 from lowrank.core.analysis import Analysis, Context, CouplingAnalysis, Folds, Measured, WeightAnalysis
+from lowrank.core.distance import OutputKind
 from lowrank.core.forecast import Foretold
 from lowrank.core.structures import structures
 from lowrank.core.truncation.spectrum import Spectrum
@@ -214,7 +215,7 @@ def load_analysis(folder: Path) -> Analysis:
             skips=tuple(Skip(s["name"], tuple(s["shape"]), s["reason"]) for s in content["skipped"]),
             couplings=tuple(_unpack_couplings((tensors, content["bonds"]))),
             contexts=tuple(_read_context(entry, weights) for entry in content["contexts"]),
-            forecast=tuple(_read_forecast(entry) for entry in content.get("forecast", ())),
+            forecast=_read_forecast(content.get("forecast", ())),
             grams=grams,
             curvatures={n.removesuffix(":curvature"): t for n, t in tensors.items() if n.endswith(":curvature")},
             source=content["source"],
@@ -286,11 +287,20 @@ def _read_context(entry: Mapping[str, Any], weights: Sequence[WeightAnalysis]) -
     return Context(float(entry["keep"]), factors)
 
 
-def _read_forecast(entry: Mapping[str, Any]) -> Foretold:
-    fidelity = {str(name): float(value) for name, value in dict(entry["fidelity"]).items()}
+def _read_forecast(entries: Sequence[Mapping[str, Any]]) -> tuple[Foretold, ...]:
+    points = tuple(map(_read_foretold, entries))
+    if any(point.fidelity.keys() != points[0].fidelity.keys() or point.kind != points[0].kind for point in points):
+        raise ValueError("what is foretold of one budget is not of the same sets as that of another")
+    return points
+
+
+def _read_foretold(entry: Mapping[str, Any]) -> Foretold:
+    fidelity, kind = {str(name): float(value) for name, value in dict(entry["fidelity"]).items()}, entry["kind"]
     if not fidelity or not all(0 <= value <= 1 for value in fidelity.values()) or not 0 < entry["keep"] <= 1:
         raise ValueError("what is foretold is not between 0 and 1")
-    return Foretold(float(entry["keep"]), fidelity)
+    if kind not in get_args(OutputKind):
+        raise ValueError(f"what is foretold is of no kind of output: {str(kind)[:40]!r}")
+    return Foretold(float(entry["keep"]), fidelity, kind)
 
 
 def _read_rounding(errors: Any) -> dict[str, float]:

@@ -14,7 +14,7 @@ from lowrank.artifacts.outside import check_zip
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import MASK, Feed, Signature, of_arrays
 from lowrank.calibrate.folds import split_folds
-from lowrank.calibrate.masking import masked_arrays, masked_lines, with_mask_token
+from lowrank.calibrate.masking import fills_in, masked_arrays, masked_lines, with_mask_token
 from lowrank.calibrate.samples import BUILT_IN, TextSource, read_text_samples
 from lowrank.calibrate.tokenize import open_tokenizer, usual_maximum
 from lowrank.errors import CalibrationError, first_line
@@ -187,7 +187,17 @@ def _from_arrays(backend: Backend, path: Path, samples: int) -> Calibration:
     digest = hash_json({name: hash_array(a) for name, a in numbers.items()})
     provenance = {"arrays": str(path.resolve()), "samples": len(chosen), "hash": digest}
     folds = map(batches, split_folds(len(chosen)))
-    return Calibration(*folds, backend=backend, provenance=provenance)
+    return Calibration(*folds, backend=backend, provenance=provenance, notes=_unmasked(backend))
+
+
+def _unmasked(backend: Backend) -> tuple[str, ...]:
+    """A note where a masked language model is fed with arrays, and nothing tells which token is its mask."""
+    if backend.tokenizer is not None or not fills_in(backend):
+        return ()
+    return (
+        "the model scores a vocabulary for every token, as masked language models do, but without its tokenizer its "
+        "mask is not known: nothing is masked, and every position counts; give --tokenizer tokenizer.json",
+    )
 
 
 def _signature_for(backend: Backend, path: Path, arrays: Feed) -> Signature:

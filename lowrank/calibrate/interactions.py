@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from statistics import median
@@ -20,6 +20,7 @@ from lowrank.core.distance import Reference
 from lowrank.core.plan import Plan
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.structures import factorize_option, structure_named
+from lowrank.core.structures.base import Option
 from lowrank.core.truncation.spatial import SpatialFactors
 from lowrank.errors import InfeasibleBudget
 from lowrank.progress import Track
@@ -61,12 +62,14 @@ def _measured(
     plan = _plan(analysis, keep)
     if plan is None:
         return None
-    base = _changes_of_plan(backend, analysis, plan)
+    # Spatial factors are compared with the others' elsewhere: what they add in context is not measured.
+    options = [o for o in plan.options if structure_named(o.structure).factors is not SpatialFactors]
+    base = _changes(backend, analysis, options)
     dense: dict[str, Change] = {name: (backend.read(name), backend.bias(name)) for name in base}
     ratios: dict[str, float] = {}
     with backend.trials(feeds, base) as run:
         whole = reference.loss(run({}))
-        for option in plan.options:
+        for option in options:
             group = analysis.groups[option.group]
             expected = analysis.loss(group, option.structure, np.array([option.error]), keep)[0]
             if group.weights[0] in base and expected > 0:
@@ -87,7 +90,7 @@ def changes_at(backend: Backend, analysis: Analysis, keep: float) -> dict[str, C
     """The numbers that the dense weights have in a model of a keep ratio, as the selector would compress it; None if it
     cannot."""
     plan = _plan(analysis, keep)
-    return None if plan is None else _changes_of_plan(backend, analysis, plan)
+    return None if plan is None else _changes(backend, analysis, plan.options)
 
 
 def _plan(analysis: Analysis, keep: float) -> Plan | None:
@@ -97,10 +100,8 @@ def _plan(analysis: Analysis, keep: float) -> Plan | None:
         return None
 
 
-def _changes_of_plan(backend: Backend, analysis: Analysis, plan: Plan) -> dict[str, Change]:
+def _changes(backend: Backend, analysis: Analysis, options: Iterable[Option]) -> dict[str, Change]:
     changes: dict[str, Change] = {}
-    for option in plan.options:
-        # Spatial factors are compared with the others' elsewhere: what they add in context is not measured.
-        if structure_named(option.structure).factors is not SpatialFactors:
-            changes |= changes_of(factorize_option(option, analysis, backend), analysis)
+    for option in options:
+        changes |= changes_of(factorize_option(option, analysis, backend), analysis)
     return changes

@@ -9,12 +9,13 @@ import numpy as np
 
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.unrun import Unrun
 from lowrank.calibrate.causal import token_scores
 from lowrank.calibrate.tokenize import open_tokenizer
 from lowrank.core.distance import Array
 from lowrank.errors import CalibrationError
 
-SHARE = 0.15
+MASKED = 0.15
 """Of the tokens of a sample, as such models are trained (Devlin et al. 2019, section 3.1)."""
 
 
@@ -24,21 +25,28 @@ def with_mask_token(backend: Backend) -> Backend:
     signature = backend.signature
     if isinstance(signature, str) or signature.mask_token is not None or backend.tokenizer is None:
         return backend
-    ids = next((i for i in signature.inputs if i.name == "input_ids"), None)
-    if ids is None or signature.output_kind != "logits" or "decoder_input_ids" in signature.names:
-        return backend
     try:
         mask = open_tokenizer(backend.tokenizer).mask
     except CalibrationError:
         # A model that is fed with arrays does not need it.
         return backend
-    if mask is None or mask >= ids.high:
-        return backend
-    scores = token_scores(backend)
-    # What classifies tokens has few classes.
-    if isinstance(scores, str) or not scores.looks_ahead or scores.classes <= max(mask, ids.high // 2):
+    if mask is None or not fills_in(backend, mask):
         return backend
     return backend.fed_with(replace(signature, mask_token=mask))
+
+
+def fills_in(backend: Backend, token: int = 0) -> bool:
+    """Whether a model scores a vocabulary, which has a token, for every token, and sees the later ones; of what cannot
+    be run it is not known."""
+    signature = backend.signature
+    if isinstance(signature, str) or isinstance(backend, Unrun):
+        return False
+    ids = next((i for i in signature.inputs if i.name == "input_ids"), None)
+    if ids is None or signature.output_kind != "logits" or "decoder_input_ids" in signature.names or token >= ids.high:
+        return False
+    scores = token_scores(backend)
+    # What classifies tokens has few classes.
+    return not isinstance(scores, str) and scores.looks_ahead and scores.classes > max(token, ids.high // 2)
 
 
 def masked_lines(lines: Sequence[Sequence[int]], backend: Backend) -> list[list[int]]:
@@ -69,7 +77,7 @@ def _masked(ids: Array, mask: int, special: Collection[int]) -> Array:
         return ids
     # The sample itself is the seed, so that it is masked alike wherever it is met.
     rng = np.random.default_rng(np.asarray(ids, np.uint64))
-    chosen = rng.choice(open_places, max(1, round(SHARE * len(open_places))), replace=False)
+    chosen = rng.choice(open_places, max(1, round(MASKED * len(open_places))), replace=False)
     filled = ids.copy()
     filled[chosen] = mask
     return filled

@@ -13,7 +13,7 @@ from lowrank.backends.inputs import Feed, Signature, batch_size
 from lowrank.calibrate.builtin import Style, judging_text
 from lowrank.calibrate.causal import TokenScores, token_scores
 from lowrank.calibrate.data import Calibration, token_batches
-from lowrank.calibrate.masking import SHARE, masked_lines
+from lowrank.calibrate.masking import MASKED, masked_lines
 from lowrank.calibrate.readable import reading_of
 from lowrank.calibrate.tokenize import open_tokenizer, usual_maximum
 from lowrank.core.distance import Array
@@ -107,7 +107,7 @@ def _joined(texts: Sequence[str], lengths: Sequence[int], least: int) -> Iterato
 
 def _enough(count: int, tokens: float, signature: Signature, scores: TokenScores) -> int:
     """How many texts are run of a model that scores each token: fewer, since each of its scores is a sample."""
-    counted = max(1.0, tokens * (SHARE if signature.mask_token is not None else 1))
+    counted = max(1.0, tokens * (MASKED if signature.mask_token is not None else 1))
     return int(max(FEWEST, min(count, POSITIONS / counted, NUMBERS / (counted * scores.classes))))
 
 

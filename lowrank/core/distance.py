@@ -34,16 +34,15 @@ class Reference:
         self.kind: OutputKind = kind_of(outputs, kind)
         self._counted = list(counted) if counted is not None else [None] * len(outputs)
         rows = self._rows(outputs)
-        # A logit of minus infinity is a probability of zero.
-        self._sound = [~np.isnan(y).any(-1) if self.kind == "logits" else np.isfinite(y).all(-1) for y in rows]
+        self._sound = [sound_rows(y, self.kind) for y in rows]
         rows = [y[sound] for y, sound in zip(rows, self._sound, strict=True)]
         self.count = sum(map(len, rows))
         """How many rows are compared: positions of logits, samples of embeddings, rows of numbers."""
         centred = None if self.kind == "logits" else self._centred(outputs, rows)
         self._forms = [_form(y, self.kind) for y in rows]
         self.spread = centred / self.count if centred and self.count else 1.0
-        """What one row has of the dense output's variance, which makes a loss relative; 1 of logits, and where the
-        outputs do not vary."""
+        """What one row has of the dense output's variance, which makes a loss relative; of its squared norm where the
+        outputs do not vary, and 1 of logits."""
 
     def loss(self, outputs: Sequence[Array]) -> float:
         """What is lost; infinite if it is not a number.
@@ -62,7 +61,7 @@ class Reference:
             other = _form(rows_of(output, self.kind, self._counted[batch])[self._sound[batch]], self.kind)
             if self.kind == "logits":
                 return divergence_terms(self._forms[batch], other).sum(-1)
-            return np.square(other - self._forms[batch]).sum(-1)
+            return np.square(np.subtract(other, self._forms[batch], dtype=np.float64)).sum(-1)
 
     def owners(self, batch: int, output: Array) -> Array:
         """For each row that is compared of one batch, the number of its sample there."""
@@ -72,7 +71,7 @@ class Reference:
         return [rows_of(y, self.kind, counted) for y, counted in zip(outputs, self._counted, strict=True)]
 
     def _centred(self, outputs: Sequence[Array], rows: Sequence[Array]) -> float:
-        """The sum of squares of the dense output after its constant part.
+        """The sum of squares of the dense output after its constant part; with it, where that is all there is.
 
         The constant part of embeddings is their mean; of values the mean of each number over the samples where all
         samples have one shape, else the mean of each channel.
@@ -82,19 +81,33 @@ class Reference:
             whole = all(_fitting(y, counted) is None for y, counted in zip(outputs, self._counted, strict=True))
             samples = sum(map(len, outputs))
             if len(shapes) == 1 and whole and samples > 1:
-                rows = [np.concatenate([np.asarray(y, np.float64).reshape(len(y), -1) for y in outputs])]
-        forms = np.concatenate([_form(y, self.kind) for y in rows]) if rows else np.zeros((0, 1))
-        if not len(forms):
+                rows = [y.reshape(len(y), -1) for y in outputs]
+        count = sum(map(len, rows))
+        if not count:
             return 0.0
-        centred, total = squared_norm(forms - forms.mean(0)), squared_norm(forms)
+        # In two passes over the batches, since all of them in float64 may be more than memory holds.
+        forms = [_form(y, self.kind) for y in rows]
+        mean = sum(form.sum(0, dtype=np.float64) for form in forms) / count
+        centred, total = sum(squared_norm(form - mean) for form in forms), sum(map(squared_norm, forms))
         # What is left of a constant after rounding is no variance.
-        return centred if centred > 1e-12 * total else 0.0
+        return centred if centred > 1e-12 * total else total
 
 
 def kind_of(outputs: Sequence[Array], kind: OutputKind) -> OutputKind:
     """What outputs are by their shape, too: the score of a single class is a value, since there is no choice."""
-    single = kind == "logits" and all(y.ndim < 2 or y.shape[-1] == 1 for y in outputs)
+    single = kind == "logits" and all(y.ndim < 2 or y.shape[_classes(y)] == 1 for y in outputs)
     return "values" if single else kind
+
+
+def _classes(output: Array) -> int:
+    """The axis of the classes: the second of maps, which have four or more, else the last."""
+    return 1 if output.ndim > 3 else -1
+
+
+def sound_rows(rows: Array, kind: OutputKind) -> Array:
+    """Which rows can be compared with: those of finite numbers. A logit may be minus infinity, a probability of zero,
+    if not all of its row are."""
+    return np.asarray(np.isfinite(rows.max(-1)) if kind == "logits" else np.isfinite(rows).all(-1))
 
 
 def rows_of(output: Array, kind: OutputKind, counted: Array | None = None) -> Array:
@@ -111,8 +124,8 @@ def rows_of(output: Array, kind: OutputKind, counted: Array | None = None) -> Ar
         return np.asarray(pooled(output.astype(np.float64, copy=False), counted))
     if output.ndim < 2:
         output = output.reshape(-1, 1)
-    if kind == "logits" and output.ndim > 3:
-        output = np.moveaxis(output, 1, -1)
+    if kind == "logits":
+        output = np.moveaxis(output, _classes(output), -1)
     fitting = _fitting(output, counted)
     return output.reshape(-1, output.shape[-1]) if fitting is None else output[fitting]
 
@@ -134,12 +147,14 @@ def _fitting(output: Array, counted: Array | None) -> Array | None:
 
 
 def _form(rows: Array, kind: OutputKind) -> Array:
-    """Rows in float64 as they are compared: log probabilities, unit vectors, or the numbers."""
+    """Rows as they are compared: log probabilities and unit vectors, both in float64, or the numbers themselves."""
+    if kind == "values":
+        return rows
     values = np.asarray(rows, np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         if kind == "logits":
             return log_probabilities(values)
-        return unit(values) if kind == "embedding" else values
+        return unit(values)
 
 
 def log_probabilities(logits: Array) -> Array:
@@ -150,7 +165,10 @@ def log_probabilities(logits: Array) -> Array:
 
 def divergence_terms(log_p: Array, log_q: Array) -> Array:
     """What each class adds to the Kullback-Leibler divergence KL(p | q), in nats, of log probabilities."""
-    return np.exp(log_p) * (log_p - log_q)
+    p = np.exp(log_p)
+    with np.errstate(invalid="ignore"):
+        # A class that p never gives adds nothing, whatever q says of it.
+        return np.where(p == 0, 0, p * (log_p - log_q))
 
 
 def squared_norm(values: Array) -> float:

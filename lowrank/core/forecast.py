@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lowrank.core.distance import OutputKind
+
 FLOOR = 0.9
 """Fidelity below which a model is not fit for use: one answer in ten is another one."""
 STEP = 0.05
@@ -24,6 +26,8 @@ class Foretold:
     keep: float
     fidelity: Mapping[str, float]
     """From 0 to 1, by the name of the set of samples."""
+    kind: OutputKind = "values"
+    """What the output is, and so what the fidelity is a share of."""
 
     @property
     def worst(self) -> str:
@@ -53,7 +57,7 @@ def foretold_at(forecast: Sequence[Foretold], keep: float) -> Foretold | None:
         # More cut never loses less.
         lost = np.maximum.accumulate(lost)
         fidelity[name] = max(0.0, 1 - float(np.exp(_law(cuts, lost, at))))
-    return Foretold(keep, fidelity)
+    return Foretold(keep, fidelity, points[0].kind)
 
 
 def _law(x: np.ndarray, y: np.ndarray, at: float) -> float:

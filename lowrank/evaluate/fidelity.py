@@ -25,6 +25,7 @@ from lowrank.core.distance import (
     log_probabilities,
     owners_of,
     rows_of,
+    sound_rows,
     squared_norm,
 )
 from lowrank.core.ranking import rankings, similarity_spearman
@@ -99,8 +100,8 @@ class Judge:
 
     @cached_property
     def _reference(self) -> Reference:
-        counted = self.counted if self.kind == "values" else None
-        return Reference(self._outputs, self.kind, counted)
+        """Of values."""
+        return Reference(self._outputs, self.kind, self.counted)
 
     def against(self, model: Runs, track: Track = silent, doing: str = "measuring fidelity") -> Likeness:
         """The likeness of another model, which is run once on every batch."""
@@ -132,7 +133,7 @@ class Judge:
             output = model.run(self.feeds[i])
             a, b = self._rows(i), rows_of(output, "logits", self.counted[i])
             # Where the dense model itself gives NaN there is nothing to compare with.
-            sound, owners = ~np.isnan(a).any(-1), owners_of(output, "logits", self.counted[i])
+            sound, owners = sound_rows(a, "logits"), owners_of(output, "logits", self.counted[i])
             a, b, owners = a[sound], b[sound], owners[sound]
             same = np.where(np.isnan(b).any(-1), np.nan, a.argmax(-1) == b.argmax(-1))
             divergence += float(
@@ -185,27 +186,36 @@ def _relative(difference: float, total: float) -> dict[str, float]:
 
 
 class Judges:
-    """One judge for each set that a dense model is compared on."""
+    """One judge for each set that a dense model is compared on; a set in which no position counts is left out, if it
+    is not the only one."""
 
     def __init__(self, dense: Backend, sets: Sequence[JudgingSet]) -> None:
-        self.sets = list(sets)
-        self._judges = [Judge(dense, each.feeds) for each in sets]
+        counted = signature_of(dense).counted
+        some = [each for each in sets if any(c is None or np.any(c) for c in map(counted, each.feeds))]
+        self.sets = some or list(sets[:1])
+        self._judges = [Judge(dense, each.feeds) for each in self.sets]
+
+    @property
+    def kind(self) -> OutputKind:
+        """What the output is, by its shape, too."""
+        return self._judges[0].kind
 
     def quality_of(self, model: Runs, track: Track = silent) -> Quality:
         """What is measured of a model on all sets. The first set's figures stand for its data; the worst set's
-        fidelity is that of the model."""
+        fidelity is that of the model. Figures that are no finite numbers are left out, but for the fidelity."""
         rows: list[SetQuality] = []
         for each, judge in zip(self.sets, self._judges, strict=True):
             found = judge.against(model, track, f"measuring fidelity on {each.name}")
+            figures = {name: value for name, value in found.figures.items() if math.isfinite(value)}
             rows.append(
                 SetQuality.from_json(
-                    {"name": each.name, "fidelity": found.fidelity, "samples": len(found.parts), **found.figures}
+                    {"name": each.name, "fidelity": found.fidelity, "samples": len(found.parts), **figures}
                 )
             )
         worst = min(rows, key=lambda row: row.fidelity if math.isfinite(row.fidelity) else -1.0)
         first = rows[0]
         return Quality(
-            kind=self._judges[0].kind,
+            kind=self.kind,
             fidelity=worst.fidelity,
             worst=worst.name,
             relative_error=first.relative_error,

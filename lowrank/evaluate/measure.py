@@ -99,7 +99,16 @@ def measure(original: Original, small: Backend, plan: Plan, folder: Path, measur
                 report = replace(report, quality=replace(report.quality or Quality(), tasks=tasks))
             except (ExportError, TaskError) as error:
                 report.problems.append(str(error))
-    return replace(report, unfit=unfit(report, original.analysis))
+    return _with_finite_quality(replace(report, unfit=unfit(report, original.analysis)))
+
+
+def _with_finite_quality(report: Report) -> Report:
+    """The report with nothing of the fidelity where it is no number."""
+    quality = report.quality
+    if quality is None or quality.if_finite is not None:
+        return report
+    others = Quality(dense_rounded=quality.dense_rounded, tasks=quality.tasks)
+    return replace(report, quality=others if others != Quality() else None)
 
 
 def _run(report: Report, original: Original, small: Backend, onnx: Path, measures: Measures) -> Report:
@@ -114,14 +123,12 @@ def _run(report: Report, original: Original, small: Backend, onnx: Path, measure
             report.problems.append(str(error))
             rounded = exact = None
             quality = original.judges.quality_of(small, original.track)
-    figures = [figure for row in quality.sets or () for figure in row.figures.items()]
-    lost = sorted({name for name, value in figures if not math.isfinite(value)})
+    lost = [row.name for row in quality.sets or () if not math.isfinite(row.fidelity)]
     if lost:
         report.problems.append(
-            f"the outputs are not finite, so {', '.join(lost)} cannot be measured; look at the weights"
+            f"the outputs are not finite on {', '.join(lost)}, so fidelity cannot be measured; look at the weights"
         )
-    relative = None if lost else quality.relative_error
-    report = replace(report, quality=None if lost else quality, error=replace(report.error, relative=relative))
+    report = replace(report, quality=quality, error=replace(report.error, relative=quality.relative_error))
     if not onnx.exists():
         return report
     try:
@@ -208,7 +215,7 @@ def timed(report: Report, original: Original, path: Path) -> Report:
         try:
             fit_file(plain, rounded, signature)
             quality = original.judges.quality_of(FileModel(plain, signature.output))
-            quality = replace(quality, dtype=rounded.dtype)
+            quality = replace(quality, dtype=rounded.dtype).if_finite
             files["dense_rounded"] = plain
         except ExportError:
             # What nobody asked for must not spoil what there is.
@@ -230,7 +237,7 @@ def timed(report: Report, original: Original, path: Path) -> Report:
         dense_onnx_bytes=sizes["dense"],
         compressed_onnx_bytes=sizes["compressed"],
         dense_rounded_onnx_bytes=sizes.get("dense_rounded"),
-        dense_rounded_to=rounded.dtype if quality else None,
+        dense_rounded_to=rounded.dtype if "dense_rounded" in files else None,
     )
     if report.quality and quality:
         report = replace(report, quality=replace(report.quality, dense_rounded=quality))

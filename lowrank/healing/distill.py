@@ -64,6 +64,7 @@ class Distillation:
         try:
             self.kind, self.spread = self._measure(kind)
             hidden, self.before = self._judged()
+            """The measure of the student as it was given."""
         except (RuntimeError, MemoryError) as error:
             if not is_memory(error):
                 raise
@@ -71,7 +72,6 @@ class Distillation:
             raise HealingError(
                 f"there is no memory for both models and {rows} samples at a time; give shorter samples"
             ) from None
-        """The measure of the student as it was given."""
         self.weight = hidden / self.before if hidden > 0 and self.before > 0 else 1.0
         for parameter in student.module.parameters():
             parameter.requires_grad_(False)
@@ -134,7 +134,7 @@ class Distillation:
 
     def _measure(self, kind: OutputKind) -> tuple[OutputKind, float]:
         """What the outputs are by their shape, too, and how far those on the held-out batches are spread."""
-        kind = kind_of([self.heldout(0).output.cpu().numpy()], kind)
+        kind = kind_of([self.heldout(0).output.float().cpu().numpy()], kind)
         if kind == "logits":
             return kind, 1.0
         feeds, runner = self.heldout.feeds, self.heldout.dense

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -32,7 +33,7 @@ def with_forecast(session: Session, analysis: Analysis) -> Analysis:
     for keep in session.track(KEEPS, "foretelling quality", len(KEEPS)):
         fidelity = journal.kept(f"forecast: {keep}", FACTS, partial(_tried, session, judges, analysis, keep))
         if fidelity is not None:
-            points.append(Foretold(keep, fidelity))
+            points.append(Foretold(keep, fidelity, judges.kind))
     return replace(analysis, forecast=tuple(points))
 
 
@@ -41,7 +42,8 @@ def _tried(session: Session, judges: Judges, analysis: Analysis, keep: float) ->
     if changes is None:
         return None
     quality = judges.quality_of(session.dense.changed(changes))
-    return {row.name: row.fidelity for row in quality.sets or ()}
+    # What is not finite answers nothing.
+    return {row.name: row.fidelity if math.isfinite(row.fidelity) else 0.0 for row in quality.sets or ()}
 
 
 def _some(whole: JudgingSet) -> JudgingSet:

@@ -200,7 +200,7 @@ def _cut(session: Session, finished: Finished, budget: Budget, refit: bool) -> S
         with clock.stage("fidelity"):
             earlier = full.rewrite(finished.layers)
             judges = Judges(earlier, [own_set(earlier, calibration)])
-            entry = replace(entry, quality=judges.quality_of(small))
+            entry = replace(entry, quality=judges.quality_of(small).if_finite)
     return Smaller(small, final, target, refit, entry)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -184,6 +185,11 @@ class Quality(Part):
         """All numbers of the data, by name."""
         numbers = {name: value for name, value in self.to_json().items() if isinstance(value, int | float)}
         return {name: value for name, value in numbers.items() if name != "fidelity"}
+
+    @property
+    def if_finite(self) -> Quality | None:
+        """The same; None if the outputs were not finite on every set, since a file holds no such numbers."""
+        return self if all(math.isfinite(row.fidelity) for row in self.sets or ()) else None
 
     @property
     def where(self) -> str:

@@ -12,8 +12,9 @@ from builders import tiny_bert_folder, tiny_config, write_text, write_tokenizer
 import lowrank
 from lowrank.backends.base import signature_of
 from lowrank.calibrate.data import load_calibration, training_batches
-from lowrank.calibrate.sets import judging_sets
-from lowrank.evaluate.fidelity import Judge
+from lowrank.calibrate.masking import with_mask_token
+from lowrank.calibrate.sets import JudgingSet, judging_sets
+from lowrank.evaluate.fidelity import Judge, Judges
 
 
 def with_mask(folder: Path) -> int:
@@ -75,6 +76,31 @@ def test_ids_in_a_file_are_masked_alike(folder: Path, tmp_path: Path) -> None:
     assert calibration is not None and signature_of(calibration.backend).mask_token == mask
     rows = {tuple(row) for feed in calibration.fit for row in feed["input_ids"]}
     assert all(row.count(mask) == 1 for row in rows) and tuple(ids[3]) in rows
+
+
+def test_what_cannot_be_run_is_left_unmasked(folder: Path) -> None:
+    with_mask(folder)
+    streamed = lowrank.open_model(folder, streamed=True)
+    assert with_mask_token(streamed) is streamed
+
+
+def test_ids_without_a_tokenizer_are_not_masked_and_it_is_said(folder: Path, tmp_path: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    ids = np.random.default_rng(0).integers(4, 14, (8, 8))
+    np.savez(tmp_path / "a.npz", input_ids=ids, attention_mask=np.ones_like(ids), token_type_ids=np.zeros_like(ids))
+    calibration = load_calibration(lowrank.open_model(folder), tmp_path / "a.npz")
+    assert calibration is not None and "nothing is masked" in calibration.notes[0]
+
+
+def test_a_set_in_which_nothing_counts_is_left_out(folder: Path, tmp_path: Path) -> None:
+    mask = with_mask(folder)
+    calibration = load_calibration(lowrank.open_model(folder), write_text(tmp_path / "text.txt"))
+    assert calibration is not None
+    bare = tuple({**f, "input_ids": np.where(f["input_ids"] == mask, 5, f["input_ids"])} for f in calibration.report)
+    sets = [JudgingSet("your data", calibration.report), JudgingSet("unmasked", bare)]
+    judges = Judges(calibration.backend, sets)
+    assert [row.name for row in judges.quality_of(calibration.backend).sets or ()] == ["your data"]
 
 
 @pytest.mark.parametrize(("head", "kind"), [("", "bert"), ("classes", "bert"), ("", "gpt2")])

@@ -105,10 +105,23 @@ def test_divergence_is_that_of_the_distributions() -> None:
     assert divergence == pytest.approx(float((p * np.log(p / q)).sum()))
 
 
+def test_a_class_that_has_no_probability_adds_nothing() -> None:
+    dense, other = np.array([[0.0, 1.0, -np.inf]]), np.array([[0.0, 1.0, -np.inf]])
+    assert Reference([dense], "logits").loss([other]) == 0
+    other[0, 2] = 0.0
+    alone = np.log1p(1 / (1 + np.e))
+    assert Reference([dense], "logits").loss([other]) == pytest.approx(alone)
+    # What the dense model gives and the other one never does is infinitely far; a row without any class says nothing.
+    assert Reference([other], "logits").loss([dense]) == np.inf
+    assert Reference([np.full((1, 3), -np.inf)], "logits").count == 0
+
+
 def test_classes_of_maps_are_their_second_axis_and_a_single_class_is_a_value() -> None:
     dense, other = np.random.default_rng(0).standard_normal((2, 3, 5, 4, 4))
     flat = [np.moveaxis(y, 1, -1).reshape(-1, 5) for y in (dense, other)]
     assert Reference([dense], "logits").loss([other]) == Reference([flat[0]], "logits").loss([flat[1]])
+    assert Reference([dense[:, :1]], "logits").kind == "values"
+    assert Reference([dense[..., :1]], "logits").kind == "logits"
     scores = np.random.default_rng(1).standard_normal((2, 6, 1))
     assert Reference([scores[0]], "logits").kind == "values"
     assert Reference([scores[0]], "logits").loss([scores[1]]) == Reference([scores[0]], "values").loss([scores[1]]) > 0
@@ -119,6 +132,14 @@ def test_what_never_varies_is_compared_as_it_is(kind: OutputKind) -> None:
     dense = [np.ones((4, 3))]
     assert Reference(dense, kind).loss(dense) == 0
     assert Reference(dense, kind).loss([-dense[0]]) > 1
+
+
+@given(st.integers(0, 1000), st.floats(1e-3, 1e3))
+def test_one_sample_is_compared_by_its_norm_in_any_unit(seed: int, unit_: float) -> None:
+    rng = np.random.default_rng(seed)
+    dense, other = rng.standard_normal((2, 1, 5))
+    expected = float(np.square(other - dense).sum() / np.square(dense).sum())
+    assert Reference([unit_ * dense], "values").loss([unit_ * other]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -52,6 +52,11 @@ def test_a_result_that_is_better_than_foretold_needs_less() -> None:
     assert plain is not None and scaled is not None and scaled < plain
 
 
+def test_what_is_foretold_is_of_the_kind_that_was_judged() -> None:
+    point = foretold_at([Foretold(0.5, {"a set": 0.9}, "embedding")], 0.3)
+    assert point is not None and point.kind == "embedding"
+
+
 def test_without_trials_nothing_is_foretold() -> None:
     assert foretold_at([], 0.5) is None
     assert least_keep([]) is None

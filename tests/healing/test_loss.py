@@ -56,6 +56,15 @@ def test_torch_and_numpy_count_the_same_positions(seed: int, kind: OutputKind) -
     assert loss == pytest.approx(reference.loss([small]), rel=1e-3, abs=1e-6)
 
 
+def test_classes_without_probability_have_no_loss_and_no_gradient() -> None:
+    dense = torch.tensor([[0.0, 1.0, -torch.inf]])
+    small = torch.tensor([[0.5, 0.0, -torch.inf]], requires_grad=True)
+    loss, _ = output_loss(small, dense, "logits")
+    assert loss.item() == pytest.approx(Reference([dense.numpy()], "logits").loss([small.detach().numpy()]))
+    loss.backward()
+    assert small.grad is not None and torch.isfinite(small.grad).all()
+
+
 def test_masked_tokens_do_not_count() -> None:
     small, dense = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]]) == 1

@@ -1,4 +1,4 @@
-"""What the files beside a model say of its outputs: the names of its classes, and how token vectors become one."""
+"""What the tasks must know of a model's outputs: the names of its classes, and how token vectors become one."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from builders import read
 import lowrank
 from lowrank.artifacts import load_analysis, save_analysis
 from lowrank.core.forecast import Foretold
+from lowrank.errors import ArtifactError
 
 
 def test_an_analysis_foretells_each_set(shared_bert_run: Path) -> None:
@@ -33,10 +34,19 @@ def test_a_budget_that_is_too_small_is_warned_of(
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(shared_bert_run, run)
-    analysis = replace(load_analysis(run), forecast=(Foretold(0.5, {"short texts": fidelity}),))
+    analysis = replace(load_analysis(run), forecast=(Foretold(0.5, {"short texts": fidelity}, "embedding"),))
     save_analysis(analysis, run)
     with caplog.at_level(logging.WARNING, "lowrank"):
         lowrank.compress(None, 0.5, output=run, latency=False)
     told = [record.getMessage() for record in caplog.records if record.name == "lowrank"]
     assert bool(told) == (fidelity < 0.9)
-    assert not told or "of the dense output's variance is explained on short texts" in told[0]
+    assert not told or "of the ranking of nearest texts is the dense model's on short texts" in told[0]
+
+
+def test_points_of_other_sets_or_kinds_are_no_forecast(shared_bert_run: Path, tmp_path: Path) -> None:
+    analysis = load_analysis(shared_bert_run)
+    first = Foretold(0.8, {"short texts": 0.9})
+    for other in (Foretold(0.5, {"passages": 0.8}), Foretold(0.5, {"short texts": 0.8}, "logits")):
+        save_analysis(replace(analysis, forecast=(first, other)), tmp_path)
+        with pytest.raises(ArtifactError, match="foretold"):
+            load_analysis(tmp_path)

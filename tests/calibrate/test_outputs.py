@@ -11,7 +11,9 @@ import torch
 from builders import tiny_transformer
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+import lowrank
 from lowrank.artifacts import load_analysis, save_analysis
 from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
@@ -20,7 +22,7 @@ from lowrank.backends.torch.module import ModuleBackend
 from lowrank.backends.torch.partial_forward import Prefix
 from lowrank.calibrate.collect import collect_grams
 from lowrank.calibrate.data import Calibration
-from lowrank.calibrate.interactions import measure_contexts
+from lowrank.calibrate.interactions import changes_at, measure_contexts
 from lowrank.calibrate.sensitivity import measure_sensitivity
 from lowrank.core.analysis import Analysis, loss_of
 from lowrank.core.budget import Budget
@@ -70,6 +72,22 @@ def test_everything_is_measured_and_kept(calibrated: tuple[Calibration, Analysis
     for keep in (0.8, 0.5, 0.3):
         plans = [Knapsack().select(each, Budget.params(keep)) for each in (analysis, again)]
         assert plans[0].options == plans[1].options
+
+
+def test_a_trial_changes_all_that_a_plan_does(tmp_path: Path) -> None:
+    """Spatial factors, too."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(4, 24, 3), nn.ReLU(), nn.Conv2d(24, 24, 3)).eval()
+    np.savez(tmp_path / "x.npz", input=np.random.default_rng(0).standard_normal((8, 4, 10, 10)).astype(np.float32))
+    settings = lowrank.Settings(targets=("conv",), calib=str(tmp_path / "x.npz"))
+    analysis = lowrank.analyze(module, settings=settings)
+    plan = lowrank.select(analysis, 0.4)
+    assert any(option.structure == "spatial" for option in plan.options)
+    changed = changes_at(open_model(module), analysis, 0.4)
+    assert changed is not None
+    smaller = [option for option in plan.options if option.structure != "dense"]
+    assert set(changed) == {name for option in smaller for name in analysis.groups[option.group].weights}
+    assert all(np.isfinite(numbers).all() for numbers, _ in changed.values())
 
 
 def test_blocks_that_are_remembered_are_not_run(calibrated: tuple[Calibration, Analysis]) -> None:

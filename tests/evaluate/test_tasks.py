@@ -6,6 +6,7 @@ import gzip
 import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,12 @@ from conftest import Outcome
 
 import lowrank
 from lowrank.backends import Backend
+from lowrank.backends.base import signature_of
+from lowrank.calibrate.data import Calibration
+from lowrank.calibrate.sets import JudgingSet
 from lowrank.errors import LowRankError
+from lowrank.evaluate.fidelity import Judges, random_feeds
+from lowrank.evaluate.measure import Measures, Original, measure
 from lowrank.evaluate.tasks.base import Score, Task, mean, share
 from lowrank.evaluate.tasks.benchmark import Benchmark, compare
 from lowrank.evaluate.tasks.language import windows_of
@@ -34,6 +40,7 @@ from lowrank.evaluate.tasks.probe import folds_of, probe_hits
 from lowrank.evaluate.tasks.retrieval import ndcg
 from lowrank.evaluate.tasks.sentences import spearman
 from lowrank.evaluate.tasks.specs import read_tasks
+from lowrank.progress import Clock, silent
 
 Cli = Callable[..., Outcome]
 
@@ -320,6 +327,42 @@ def test_fidelity_of_a_model_to_itself_is_whole(bert: Backend, gpt: Backend, tmp
             assert task.metric == metric
             assert found.dense == pytest.approx(1) and 0 < found.drop < 1
             assert found.low is not None and found.high is not None and found.low < found.drop < found.high
+
+
+def test_vectors_that_are_all_the_same_have_a_fidelity_and_no_correlation() -> None:
+    torch.manual_seed(0)
+    dense = lowrank.open_model(tiny_transformer("bert"))
+    dense = dense.fed_with(replace(signature_of(dense), pooling="mean"))
+    sets = [JudgingSet("random inputs", tuple(random_feeds(dense)))]
+
+    class Constant:
+        """The same numbers for everything, which may be no numbers."""
+
+        def __init__(self, number: float) -> None:
+            self.number = number
+
+        def run(self, feed):
+            return np.full_like(dense.run(feed), self.number)
+
+    collapsed, broken = (Judges(dense, sets).quality_of(Constant(number)) for number in (1.0, np.nan))
+    assert collapsed.sets and collapsed.sets[0].spearman is None and collapsed.if_finite is collapsed
+    assert collapsed.fidelity is not None and 0 <= collapsed.fidelity < 0.9
+    assert broken.if_finite is None and broken.sets and broken.sets[0].cosine is None
+
+
+def test_a_model_that_gives_no_numbers_is_unfit_and_its_report_can_be_written(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    dense = lowrank.open_model(tiny_transformer("bert"))
+    name = dense.weights[0].name
+    small = dense.changed({name: (np.full_like(dense.read(name), np.nan), None)})
+    analysis = lowrank.analyze(tiny_transformer("bert"), settings=lowrank.Settings(calib="none"))
+    feeds = tuple(random_feeds(dense))
+    original = Original(dense, analysis, Calibration(feeds, feeds, feeds, dense, {"samples": 16}), silent, Clock())
+    report = measure(original, small, lowrank.select(analysis, 0.5), tmp_path, Measures(latency=False))
+    assert report.quality is None and report.error.relative is None
+    assert any("not finite on your data" in problem for problem in report.problems)
+    assert "not finite" in report.unfit[0]
+    json.dumps(report.to_json(), allow_nan=False)
 
 
 @pytest.mark.parametrize("kind", ["mean", "share", "spearman"])

@@ -35,7 +35,8 @@ class Reference:
         self._counted = list(counted) if counted is not None else [None] * len(outputs)
         rows = self._rows(outputs)
         self._sound = [sound_rows(y, self.kind) for y in rows]
-        rows = [y[sound] for y, sound in zip(rows, self._sound, strict=True)]
+        # Values are kept as they are, without a copy, where all of them count.
+        rows = [y if sound.all() else y[sound] for y, sound in zip(rows, self._sound, strict=True)]
         self.count = sum(map(len, rows))
         """How many rows are compared: positions of logits, samples of embeddings, rows of numbers."""
         centred = None if self.kind == "logits" else self._centred(outputs, rows)

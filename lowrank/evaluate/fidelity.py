@@ -33,7 +33,7 @@ from lowrank.progress import Track, silent
 from lowrank.results.parts import Quality, SetQuality
 
 REMEMBERED = 1 << 30
-"""Bytes of scores that are kept of the dense model, at most, for each set; batches beyond that are run again."""
+"""Bytes of scores that are kept of the dense model, at most, of all sets; batches beyond that are run again."""
 FEWEST = 3
 """Samples below which there is no ranking: of two, each is the other's nearest."""
 
@@ -79,10 +79,15 @@ class Judge:
       similarities, and the mean `cosine` of the two vectors of a sample;
     - values: `explained`, the share of the dense output's variance after its constant part (see `Reference`);
     - all: `relative_error`, `|y - y'| / |y|` of what is compared.
+
+    Args:
+        dense: the model.
+        feeds: the batches.
+        remembered: bytes of scores that are kept, at most.
     """
 
-    def __init__(self, dense: Backend, feeds: Sequence[Feed]) -> None:
-        self.dense, self.feeds = dense, list(feeds)
+    def __init__(self, dense: Backend, feeds: Sequence[Feed], remembered: int = REMEMBERED) -> None:
+        self.dense, self.feeds, self.remembered = dense, list(feeds), remembered
         signature = signature_of(dense)
         self.counted = [signature.counted(feed) for feed in self.feeds]
         self._scores: dict[int, Array] = {}
@@ -108,8 +113,9 @@ class Judge:
         numbers = track(range(len(self.feeds)), doing, len(self.feeds))
         if self.kind == "logits":
             return self._of_scores(model, numbers)
-        outputs = [self._reduced(i, model.run(self.feeds[i])) for i in numbers]
-        return self._of_vectors(outputs) if self.kind == "embedding" else self._of_values(outputs)
+        if self.kind == "values":
+            return self._of_values(model, numbers)
+        return self._of_vectors([self._reduced(i, model.run(self.feeds[i])) for i in numbers])
 
     def _run(self, i: int) -> Array:
         return self._first if i == 0 else self.dense.run(self.feeds[i])
@@ -122,7 +128,7 @@ class Judge:
         if i in self._scores:
             return self._scores[i]
         rows = rows_of(self._run(i), "logits", self.counted[i])
-        if sum(kept.nbytes for kept in self._scores.values()) + rows.nbytes <= REMEMBERED:
+        if sum(kept.nbytes for kept in self._scores.values()) + rows.nbytes <= self.remembered:
             self._scores[i] = rows
         return rows
 
@@ -161,11 +167,12 @@ class Judge:
             figures = {"ranking": float(same.mean()), "spearman": similarity_spearman(a, b), **figures}
         return Likeness(np.stack([same, np.ones(len(a))], 1), figures)
 
-    def _of_values(self, outputs: Sequence[Array]) -> Likeness:
+    def _of_values(self, model: Runs, numbers: Any) -> Likeness:
         reference = self._reference
         parts: list[Array] = []
         difference = total = 0.0
-        for i, output in enumerate(outputs):
+        for i in numbers:
+            output = model.run(self.feeds[i])
             lost, owners = reference.distances(i, output), reference.owners(i, output)
             spread = np.full(len(lost), reference.spread)
             parts.append(_by_sample(owners, len(output), spread - lost, spread))
@@ -193,7 +200,7 @@ class Judges:
         counted = signature_of(dense).counted
         some = [each for each in sets if any(c is None or np.any(c) for c in map(counted, each.feeds))]
         self.sets = some or list(sets[:1])
-        self._judges = [Judge(dense, each.feeds) for each in self.sets]
+        self._judges = [Judge(dense, each.feeds, REMEMBERED // len(self.sets)) for each in self.sets]
 
     @property
     def kind(self) -> OutputKind:

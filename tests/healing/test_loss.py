@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
+from builders import tiny_transformer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lowrank.backends import open_model
+from lowrank.backends.inputs import Signature
+from lowrank.backends.torch.module import ModuleBackend
 from lowrank.core.distance import OutputKind, Reference
+from lowrank.healing.distill import Distillation, Samples
 from lowrank.healing.loss import hidden_loss, output_loss
+from lowrank.healing.module_runner import ModuleRunner
 
 KINDS: list[OutputKind] = ["logits", "embedding", "values"]
 
@@ -63,6 +71,18 @@ def test_classes_without_probability_have_no_loss_and_no_gradient() -> None:
     assert loss.item() == pytest.approx(Reference([dense.numpy()], "logits").loss([small.detach().numpy()]))
     loss.backward()
     assert small.grad is not None and torch.isfinite(small.grad).all()
+
+
+def test_outputs_in_bfloat16_are_judged_as_others() -> None:
+    """As they are on a GPU, where matrices are multiplied in bfloat16."""
+    torch.manual_seed(0)
+    dense = open_model(tiny_transformer("bert"))
+    assert isinstance(dense, ModuleBackend) and isinstance(dense.signature, Signature)
+    feeds = [dense.signature.example(2, 6)]
+    plain, rounded = (ModuleRunner(m, dense.signature, []) for m in (dense.module, deepcopy(dense.module).bfloat16()))
+    samples = Samples(feeds, feeds)
+    before = [Distillation(teacher, plain, "values", samples, {}).before for teacher in (plain, rounded)]
+    assert before[0] == 0 < before[1] < 0.01
 
 
 def test_masked_tokens_do_not_count() -> None:

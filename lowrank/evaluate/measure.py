@@ -103,12 +103,11 @@ def measure(original: Original, small: Backend, plan: Plan, folder: Path, measur
 
 
 def _with_finite_quality(report: Report) -> Report:
-    """The report with nothing of the fidelity where it is no number."""
+    """The report with nothing but tasks of its quality, where the fidelity is no number."""
     quality = report.quality
     if quality is None or quality.if_finite is not None:
         return report
-    others = Quality(dense_rounded=quality.dense_rounded, tasks=quality.tasks)
-    return replace(report, quality=others if others != Quality() else None)
+    return replace(report, quality=Quality(tasks=quality.tasks) if quality.tasks else None)
 
 
 def _run(report: Report, original: Original, small: Backend, onnx: Path, measures: Measures) -> Report:

@@ -13,6 +13,9 @@ SOME = 0.2
 """With a larger share of unknown pieces a text is used, and the user is warned."""
 MOST = 0.8
 """With a larger share it is refused."""
+COSTLY = 2.0
+"""Text that takes so many times the pieces a byte of other text is hardly what a tokenizer was made for."""
+SOME_TEXTS = 64
 FEWEST = 3
 """With fewer pieces in half of the samples the user is warned."""
 
@@ -65,3 +68,12 @@ def reading_of(tokenizer: Tokenizer, samples: Sequence[Sequence[int]]) -> Readin
         distinct=len({tuple(ids) for ids in samples}),
         worst=int(next((places[0] for places in (odd, short) if len(places)), 0)),
     )
+
+
+def pieces_a_byte(tokenizer: Tokenizer, texts: Sequence[str]) -> float:
+    """How many pieces a tokenizer makes of a byte of some texts.
+
+    One that works on bytes knows every text, and cuts what it was not made for into many pieces.
+    """
+    some = list(texts[:SOME_TEXTS])
+    return sum(map(len, tokenizer.encode(some, None, False))) / max(1, sum(len(text.encode()) for text in some))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.artifacts.files import hash_json
+from lowrank.calibrate.builtin import builtin_text
 from lowrank.calibrate.folds import split_folds
 from lowrank.calibrate.mixture import (
     CALIBRATION,
@@ -18,7 +19,7 @@ from lowrank.calibrate.mixture import (
     builtin_tokens,
     within,
 )
-from lowrank.calibrate.readable import FEWEST, Reading, reading_of
+from lowrank.calibrate.readable import COSTLY, FEWEST, Reading, pieces_a_byte, reading_of
 from lowrank.calibrate.text import line_of, read_samples
 from lowrank.calibrate.tokenize import Tokenizer
 from lowrank.errors import CalibrationError
@@ -92,6 +93,13 @@ def read_text_samples(tokenizer: Tokenizer, longest: int, source: TextSource) ->
     texts = [texts[i] for i in _evenly(len(texts), source.samples)]
     samples = tokenizer.encode(texts, longest, True)
     notes = _remarks(source.path, texts, samples, reading_of(tokenizer, samples))
+    ratio = pieces_a_byte(tokenizer, texts) / max(pieces_a_byte(tokenizer, builtin_text("lines")), 1e-9)
+    if ratio > COSTLY:
+        notes = (
+            *notes,
+            f"{source.path}: the tokenizer cuts this text into {ratio:.1f} times as many pieces a byte as English, so "
+            "it was hardly made for it; give text of the kind that the model was trained on",
+        )
     whole = [ids for ids in samples if len(ids) > len(tokenizer.frame)]
     own = within(whole, source.tokens)
     if len(own) < len(whole):
@@ -99,7 +107,13 @@ def read_text_samples(tokenizer: Tokenizer, longest: int, source: TextSource) ->
             *notes,
             f"{len(own):,} of {len(whole):,} samples are used: together they have {source.tokens:,} tokens",
         )
-    if not source.mixed:
+    if source.mixed and 0 < ratio < 1 / COSTLY:
+        notes = (
+            *notes,
+            "no built-in text is mixed with yours: it is English, which the model's tokenizer cuts into "
+            f"{1 / ratio:.1f} times as many pieces a byte as yours",
+        )
+    if not source.mixed or 0 < ratio < 1 / COSTLY:
         return TextSamples(own, [], str(source.path.resolve()), notes)
     fit, heldout, _ = split_folds(len(own))
     choosing = _tokens([own[i] for i in fit + heldout])

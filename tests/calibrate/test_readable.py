@@ -12,7 +12,8 @@ from lowrank.backends import Opening, open_model
 from lowrank.backends.base import Backend
 from lowrank.calibrate.data import Calibration, load_calibration, training_batches
 from lowrank.calibrate.said import said_calibration
-from lowrank.calibrate.tokenize import open_tokenizer, usual_maximum
+from lowrank.calibrate.samples import TextSource, read_text_samples
+from lowrank.calibrate.tokenize import Tokenizer, open_tokenizer, usual_maximum
 from lowrank.errors import CalibrationError, TaskError
 from lowrank.evaluate.tasks.inputs import Texts
 
@@ -54,6 +55,25 @@ def test_unknown_pieces(backend: Backend, tmp_path: Path) -> None:
     some = [f"{english} {' '.join(greek.split()[:5] * 2)}" for english, greek in zip(ENGLISH, GREEK, strict=False)]
     (note,) = loaded(backend, path, [ENGLISH[0], *some]).notes
     assert "of the text is unknown" in note and "as in line 2, 'the cat" in note
+
+
+def test_text_that_is_cut_into_many_pieces(tmp_path: Path) -> None:
+    def encode(text: list[str], most: int | None, special: bool) -> list[list[int]]:
+        # Latin words are one piece each, other letters one piece a byte, as of byte-level tokenizers.
+        rows = [[7] * sum(1 if word.isascii() else len(word.encode()) for word in each.split()) for each in text]
+        return [row[:most] for row in rows]
+
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(f"{line} {i}" for i, line in enumerate(GREEK)), encoding="utf-8")
+    tokenizer = Tokenizer(Path("bytes"), encode)
+    assert "times as many pieces a byte as English" in read_text_samples(tokenizer, 64, TextSource(path=path)).notes[-1]
+
+    def reversed_(text: list[str], most: int | None, special: bool) -> list[list[int]]:
+        rows = [[7] * sum(len(word) if word.isascii() else 1 for word in each.split()) for each in text]
+        return [row[:most] for row in rows]
+
+    found = read_text_samples(Tokenizer(Path("greek"), reversed_), 64, TextSource(path=path, mixed=True))
+    assert found.added == [] and "no built-in text is mixed with yours" in found.notes[-1]
 
 
 def test_samples_of_next_to_no_tokens(backend: Backend, tmp_path: Path) -> None:

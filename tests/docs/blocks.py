@@ -115,9 +115,14 @@ def a_model(folder: Path) -> None:
     from transformers import BertModel
 
     torch.manual_seed(0)
-    model = shape_spectra_(BertModel(tiny_config("bert", num_hidden_layers=1, max_position_embeddings=160)))
+    model = shape_spectra_(BertModel(tiny_config("bert", num_hidden_layers=2, max_position_embeddings=130)))
     cast(Any, model).save_pretrained(folder / "my-model")
     write_letters(folder / "my-model")
+
+
+def a_large_model(folder: Path) -> None:
+    """A random Llama that reads English."""
+    write_letters(tiny_bert_folder(folder / "big-model", "llama"), framed=False)
 
 
 def a_run(folder: Path) -> None:
@@ -154,7 +159,7 @@ def pairs(folder: Path) -> None:
 
 GIVEN: dict[str, Callable[[Path], Any]] = {
     "my-model": a_model,
-    "big-model": lambda folder: tiny_bert_folder(folder / "big-model", "llama"),
+    "big-model": a_large_model,
     "sentences.txt": lambda folder: write_text(folder / "sentences.txt", 60),
     "lowrank-run": a_run,
     "model.onnx": a_graph,

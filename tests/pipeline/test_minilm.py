@@ -27,7 +27,7 @@ def model() -> str:
 def test_minilm(model: str, tmp_path: Path) -> None:
     # Two of the six blocks: the other four would take time and show the same.
     blocks = ["*.layer.0.*", "*.layer.3.*"]
-    text = lowrank.Settings(samples=100, include=blocks)
+    text = lowrank.Settings(samples=600, include=blocks)
     ours = lowrank.compress(model, 0.5, output=tmp_path / "ours", settings=text, latency=False)
     assert ours.problems == [] and ours.parity is not None and ours.quality is not None
     assert ours.parity.max_abs < 1e-4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import partial
 
@@ -10,6 +11,7 @@ from lowrank.artifacts.replacements import REPLACEMENTS
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import spread
 from lowrank.calibrate.data import Calibration
+from lowrank.calibrate.sensitivity import reference_of, some_batches
 from lowrank.core.analysis import Analysis
 from lowrank.core.structures import structure_named
 from lowrank.core.structures.base import Replacement
@@ -17,6 +19,9 @@ from lowrank.core.truncation.refit import can_refit, kept_outputs, refitted
 from lowrank.core.weight import Weight
 from lowrank.progress import Track
 
+LOG = logging.getLogger("lowrank")
+JUDGED = 4096
+"""Tokens of the held-out fold that the whole model is judged on."""
 TOKENS = 65_536
 """Of each fold at most; the activations of one block for all of them are held in memory, twice."""
 
@@ -41,7 +46,8 @@ def sequential_refit(
 
     Returns:
         Replacements of the same structures and ranks. Those that no refit makes better on held-out data, and those of
-        layers that have no output of the dense layer to be fitted to, are as they were.
+        layers that have no output of the dense layer to be fitted to, are as they were. So are all of them if the
+        refit makes the output of the whole model worse there.
     """
     best = dict(replacements)
     dense = calibration.backend
@@ -70,4 +76,29 @@ def sequential_refit(
         for name, replacement in journal.kept(key, REPLACEMENTS, partial(better, stage)).items():
             best[name] = replacement
             pair.put(next(w for w in stage if w.name == name), replacement)
-    return best
+    if all(best[name] is replacements[name] for name in best) or _helps(calibration, replacements, best):
+        return best
+    return dict(replacements)
+
+
+def _helps(calibration: Calibration, before: Mapping[str, Replacement], after: Mapping[str, Replacement]) -> bool:
+    """Whether the whole model's output on the held-out fold is no worse after the refit.
+
+    Each layer is refitted to what it sees while the layers before it are refitted and those after it are not. A weight
+    that is applied at several depths has to serve all of them, and may then be fitted to what none of them sees.
+    """
+    dense = calibration.backend
+    feeds = some_batches(calibration, JUDGED)
+    reference = reference_of(dense, feeds, [dense.run(feed) for feed in feeds])
+    lost: list[float] = []
+    for layers in (before, after):
+        model = dense.rewrite(layers)
+        lost.append(reference.loss([model.run(feed) for feed in feeds]))
+    if lost[1] <= lost[0]:
+        return True
+    LOG.warning(
+        "lowrank: the refit is left out, since it makes the output worse on held-out samples (a loss of %.3g instead "
+        "of %.3g)",
+        *reversed(lost),
+    )
+    return False

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -51,23 +52,23 @@ def fills_in(backend: Backend, token: int = 0) -> bool:
 
 def masked_lines(lines: Sequence[Sequence[int]], backend: Backend) -> list[list[int]]:
     """Samples of token ids as a model is fed with them: with masks for a masked language model, else as they are."""
-    signature = backend.signature
-    assert isinstance(signature, Signature)
-    if signature.mask_token is None or backend.tokenizer is None:
-        return [list(ids) for ids in lines]
-    special = open_tokenizer(backend.tokenizer).special
-    return [_masked(np.asarray(ids), signature.mask_token, special).tolist() for ids in lines]
+    hide = _masks_of(backend)
+    return [list(ids) if hide is None else hide(np.asarray(ids)).tolist() for ids in lines]
 
 
 def masked_arrays(arrays: Feed, backend: Backend) -> Feed:
     """The same of samples as arrays, one an input."""
+    hide = _masks_of(backend)
+    return arrays if hide is None else {**arrays, "input_ids": np.stack([hide(ids) for ids in arrays["input_ids"]])}
+
+
+def _masks_of(backend: Backend) -> Callable[[Array], Array] | None:
+    """What masks a sample for a masked language model; None for any other."""
     signature = backend.signature
     assert isinstance(signature, Signature)
     if signature.mask_token is None or backend.tokenizer is None:
-        return arrays
-    special = open_tokenizer(backend.tokenizer).special
-    rows = [_masked(ids, signature.mask_token, special) for ids in arrays["input_ids"]]
-    return {**arrays, "input_ids": np.stack(rows)}
+        return None
+    return partial(_masked, mask=signature.mask_token, special=open_tokenizer(backend.tokenizer).special)
 
 
 def _masked(ids: Array, mask: int, special: Collection[int]) -> Array:

@@ -74,8 +74,7 @@ def builtin_samples(tokenizer: Tokenizer, longest: int, mixture: Mixture) -> lis
 def _sentences(documents: Sequence[str]) -> list[str]:
     """The first sentence of each document before the second of any."""
     split = [re.split(r"(?<=[.!?])\s+(?=[A-Z\"])", text) for text in documents]
-    whole = (text for text in chain.from_iterable(zip_longest(*split)) if text is not None)
-    return [text for text in dict.fromkeys(whole) if SENTENCE[0] < len(text) < SENTENCE[1]]
+    return [text for text in dict.fromkeys(in_turn(split)) if SENTENCE[0] < len(text) < SENTENCE[1]]
 
 
 def _pieces(tokenizer: Tokenizer, documents: Sequence[str], longest: int, count: int, shortest: int) -> list[str]:
@@ -95,7 +94,17 @@ def _pieces(tokenizer: Tokenizer, documents: Sequence[str], longest: int, count:
             end = start + max(1, ceil((min(shortest, longest) * (1 - at) + longest * at - framed) * each))
             cut[-1].append(" ".join(words[start:end]))
             start = end
-    return [piece for piece in chain.from_iterable(zip_longest(*cut)) if piece is not None][:count]
+    return in_turn(cut)[:count]
+
+
+def in_turn(parts: Sequence[Sequence[str]]) -> list[str]:
+    """The first part of each text, then the second of each that has one, and so on.
+
+    Example:
+        >>> in_turn([["a", "b"], ["c"], ["d", "e"]])
+        ['a', 'c', 'd', 'b', 'e']
+    """
+    return [part for part in chain.from_iterable(zip_longest(*parts)) if part is not None]
 
 
 def spread_over(count: int) -> list[int]:

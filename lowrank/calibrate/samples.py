@@ -107,13 +107,15 @@ def read_text_samples(tokenizer: Tokenizer, longest: int, source: TextSource) ->
             *notes,
             f"{len(own):,} of {len(whole):,} samples are used: together they have {source.tokens:,} tokens",
         )
-    if source.mixed and 0 < ratio < 1 / COSTLY:
+    mixed = source.mixed
+    if mixed and 0 < ratio < 1 / COSTLY:
+        mixed = False
         notes = (
             *notes,
             "no built-in text is mixed with yours: it is English, which the model's tokenizer cuts into "
             f"{1 / ratio:.1f} times as many pieces a byte as yours",
         )
-    if not source.mixed or 0 < ratio < 1 / COSTLY:
+    if not mixed:
         return TextSamples(own, [], str(source.path.resolve()), notes)
     fit, heldout, _ = split_folds(len(own))
     choosing = _tokens([own[i] for i in fit + heldout])
@@ -166,32 +168,36 @@ def _remarks(path: Path, texts: Sequence[str], samples: Sequence[Ids], reading: 
     Raises:
         CalibrationError: if it cannot be.
     """
-    if not (reading.is_foreign or reading.blank or reading.pieces < FEWEST or reading.distinct == 1 < len(samples)):
-        return ()
-    text = texts[reading.worst]
-    line = line_of(path, text)
-    where = f"as in line {line}, {_cut(text)!r}" if line else f"as in {_cut(text)!r}"
+
+    def where() -> str:
+        # Read from the file only where something is to be said.
+        text = texts[reading.worst]
+        line = line_of(path, text)
+        return f"as in line {line}, {_cut(text)!r}" if line else f"as in {_cut(text)!r}"
+
     advice = "give text in the language and the form that the model was trained on, or --tokenizer if it has another"
     if reading.blank == len(samples):
-        raise CalibrationError(f"{path}: the model's tokenizer makes no tokens of the text, {where}; {advice}")
+        raise CalibrationError(f"{path}: the model's tokenizer makes no tokens of the text, {where()}; {advice}")
     if reading.is_unreadable:
         raise CalibrationError(
-            f"{path}: {reading.unknown:.0%} of the text is unknown to the model's tokenizer, {where}; {advice}"
+            f"{path}: {reading.unknown:.0%} of the text is unknown to the model's tokenizer, {where()}; {advice}"
         )
     remarks: list[str] = []
     if reading.is_foreign:
         remarks.append(
-            f"{path}: {reading.unknown:.0%} of the text is unknown to the model's tokenizer, {where}; {advice}"
+            f"{path}: {reading.unknown:.0%} of the text is unknown to the model's tokenizer, {where()}; {advice}"
         )
     elif reading.blank:
-        remarks.append(f"{path}: of {reading.blank} samples the tokenizer makes no tokens, {where}; they are left out")
+        remarks.append(
+            f"{path}: of {reading.blank} samples the tokenizer makes no tokens, {where()}; they are left out"
+        )
     if reading.pieces < FEWEST:
         remarks.append(
-            f"{path}: half of the samples have fewer than {FEWEST} tokens, {where}; give whole sentences, or name "
+            f"{path}: half of the samples have fewer than {FEWEST} tokens, {where()}; give whole sentences, or name "
             "the column of the text"
         )
     if reading.distinct == 1 < len(samples):
-        remarks.append(f"{path}: all {len(samples)} samples are the same to the tokenizer, {where}; {advice}")
+        remarks.append(f"{path}: all {len(samples)} samples are the same to the tokenizer, {where()}; {advice}")
     return tuple(remarks)
 
 

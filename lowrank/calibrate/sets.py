@@ -14,6 +14,7 @@ from lowrank.calibrate.builtin import Style, judging_text
 from lowrank.calibrate.causal import TokenScores, token_scores
 from lowrank.calibrate.data import Calibration, token_batches
 from lowrank.calibrate.masking import MASKED, masked_lines
+from lowrank.calibrate.mixture import in_turn
 from lowrank.calibrate.readable import reading_of
 from lowrank.calibrate.tokenize import open_tokenizer, usual_maximum
 from lowrank.core.distance import Array
@@ -77,7 +78,7 @@ def _of_text(backend: Backend) -> Iterator[JudgingSet]:
     for name, style, count, least, most in kinds:
         texts = judging_text(style)
         if style == "technical":
-            texts = list(_pieces(texts))
+            texts = in_turn([_pieces(text) for text in texts])
         lengths = [len(ids) for ids in tokenizer.encode(texts, most, True)]
         lines = [ids for ids in tokenizer.encode(list(_joined(texts, lengths, least)), most, True) if ids]
         if not lines or reading_of(tokenizer, lines).is_foreign:
@@ -88,11 +89,10 @@ def _of_text(backend: Backend) -> Iterator[JudgingSet]:
         yield JudgingSet(name, token_batches(lines, signature), f"{len(lines)} texts")
 
 
-def _pieces(documents: Sequence[str]) -> Iterator[str]:
-    """The first piece of each document, then the second of each."""
-    split = [text.split() for text in documents]
-    for start in range(0, max(map(len, split)), PIECE):
-        yield from (" ".join(words[start : start + PIECE]) for words in split if len(words) >= start + PIECE)
+def _pieces(text: str) -> list[str]:
+    """A document in pieces of so many words; what is left at its end is left out."""
+    words = text.split()
+    return [" ".join(words[i : i + PIECE]) for i in range(0, len(words) - PIECE + 1, PIECE)]
 
 
 def _joined(texts: Sequence[str], lengths: Sequence[int], least: int) -> Iterator[str]:

@@ -34,6 +34,8 @@ from lowrank.results.parts import Quality, SetQuality
 
 REMEMBERED = 1 << 30
 """Bytes of scores that are kept of the dense model, at most, of all sets; batches beyond that are run again."""
+RANDOM = "random inputs"
+"""The name of the set of a model that comes without data."""
 FEWEST = 3
 """Samples below which there is no ranking: of two, each is the other's nearest."""
 
@@ -219,7 +221,7 @@ class Judges:
                     {"name": each.name, "fidelity": found.fidelity, "samples": len(found.parts), **figures}
                 )
             )
-        worst = min(rows, key=lambda row: row.fidelity if math.isfinite(row.fidelity) else -1.0)
+        worst = min(rows, key=lambda row: row.order)
         first = rows[0]
         return Quality(
             kind=self.kind,
@@ -238,7 +240,7 @@ class Judges:
 def own_set(dense: Backend, calibration: Calibration | None) -> JudgingSet:
     """The report fold of the data; random inputs where there are none."""
     if calibration is None:
-        return JudgingSet("random inputs", tuple(random_feeds(dense)), "random inputs")
+        return JudgingSet(RANDOM, tuple(random_feeds(dense)), RANDOM)
     return JudgingSet(calibration.own_name, calibration.report, calibration.report_label)
 
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from lowrank.core.analysis import Analysis
-from lowrank.core.distance import OutputKind
 from lowrank.core.forecast import FLOOR, Foretold, foretold_at, least_keep
+from lowrank.evaluate.fidelity import RANDOM
 from lowrank.results.parts import Latency, Quality, SetQuality
 from lowrank.results.report import Report
 
@@ -19,7 +19,6 @@ FEWEST = 8
 """Samples of a set that are enough to judge by."""
 LEAST_LOSS = 1e-2
 """A loss that is foretold is known no better than this."""
-RANDOM = "random inputs"
 UNTRAINED = ("onnx", "checkpoint")
 """Kinds of models that cannot be healed."""
 ANSWER = {
@@ -63,8 +62,7 @@ def unfit(report: Report, analysis: Analysis) -> list[str]:
 
 
 def _lacks(quality: Quality, failed: Sequence[SetQuality]) -> str:
-    failed = sorted(failed, key=lambda row: row.fidelity if math.isfinite(row.fidelity) else -1)
-    worst, others = failed[0], failed[1:]
+    worst, *others = sorted(failed, key=lambda row: row.order)
     words = ANSWER[quality.kind or "values"]
     said = (
         words.format(f"only {percent(worst.fidelity)}") if math.isfinite(worst.fidelity) else "the output is not finite"
@@ -142,13 +140,13 @@ def _slow(times: Latency) -> str:
     return f"{sentence} A smaller --budget, or --latency, which counts milliseconds of this machine, would help."
 
 
-def warning(forecast: Sequence[Foretold], keep: float, kind: OutputKind) -> str | None:
+def warning(forecast: Sequence[Foretold], keep: float) -> str | None:
     """What to know before a model of a keep ratio is made; None where nothing is foretold, or nothing bad."""
     point = foretold_at(forecast, keep)
     if point is None or point.fidelity[point.worst] >= FLOOR:
         return None
     enough = least_keep(forecast)
-    lowest = ANSWER[kind].format(percent(point.fidelity[point.worst]))
+    lowest = ANSWER[point.kind].format(percent(point.fidelity[point.worst]))
     return (
         f"as the analysis foretold, at a keep ratio of {keep:.2g} {lowest} on {point.worst}, before refit and healing; "
         + (

@@ -121,8 +121,7 @@ def compress(
 
 def _warn(session: Session, plan: Plan) -> None:
     """Say on stderr what the analysis foretells of a budget that the model cannot bear, before anybody waits for it."""
-    forecast = session.analysis.forecast
-    text = warning(forecast, plan.keep_ratio, forecast[0].kind) if forecast else None
+    text = warning(session.analysis.forecast, plan.keep_ratio)
     if text is not None:
         LOG.warning("lowrank: %s", text)
 

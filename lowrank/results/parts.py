@@ -146,6 +146,11 @@ class SetQuality(Part):
     relative_error: float | None = field(default=None, metadata=LEFT_OUT)
 
     @property
+    def order(self) -> float:
+        """The fidelity, by which sets are ordered; what is no number comes before all others."""
+        return self.fidelity if math.isfinite(self.fidelity) else -1.0
+
+    @property
     def figures(self) -> dict[str, float]:
         """The measures that fit the kind of output, by name."""
         content = {name: value for name, value in self.to_json().items() if isinstance(value, int | float)}

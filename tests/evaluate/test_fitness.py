@@ -107,7 +107,7 @@ def test_a_slower_result_says_so_and_names_what_is_faster() -> None:
 
 
 def test_a_budget_that_is_too_small_is_foretold() -> None:
-    assert warning(FORECAST, 0.85, "embedding") is None
-    told = warning(FORECAST, 0.3, "embedding")
+    assert warning(FORECAST, 0.85) is None
+    told = warning(FORECAST, 0.3)
     assert told is not None and "40 %" in told and "--budget 0.7" in told
-    assert warning((), 0.3, "embedding") is None
+    assert warning((), 0.3) is None

@@ -57,6 +57,7 @@ bench: $(VENV)/.bench
 	$(if $(DATA),$(BIN)/python tools/bench_methods.py --data $(DATA) $(if $(STORIES),--stories $(STORIES)) $(if $(VIT),--vit $(VIT)) $(if $(GPT),--gpt $(GPT)) --output $(BENCH))
 	$(if $(DATA),$(BIN)/python tools/bench_text.py --data $(DATA) --output $(BENCH))
 	$(if $(DATA),$(BIN)/python tools/bench_samples.py --data $(DATA) --output $(BENCH))
+	$(if $(DATA),$(BIN)/python tools/bench_forecast.py --data $(DATA) $(if $(STORIES),--stories $(STORIES)) $(if $(VIT),--vit $(VIT)) $(if $(GPT),--gpt $(GPT)) --output $(BENCH))
 	$(BIN)/python tools/bench_pivots.py --output $(BENCH)
 	$(if $(DATA),$(BIN)/python tools/bench_healing.py --data $(DATA) $(if $(VIT),--vit $(VIT)) $(if $(GPT),--gpt $(GPT)) --output $(BENCH))
 	$(if $(DATA),$(BIN)/python tools/bench_tables.py --data $(DATA) $(if $(GPT),--gpt $(GPT)) --output $(BENCH))

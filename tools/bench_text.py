@@ -6,7 +6,8 @@ Each row is one text, and everything that `lowrank compress` does with it. Own d
 training split, both sentences of each. Of the built-in text alone (`lowrank.calibrate.builtin`) a row takes some
 65,000 tokens; joined lines are 4 to 16 of them, pieces are 12 to 190 words of a document. The last columns are the
 mean cosine to the dense model's embeddings of the same 48 abstracts, cut to so many tokens. "tokens" counts what was
-read, "seconds" are those of the analysis and of one result each.
+read, "seconds" are those of the analysis and of one result each. Debian's package with the articles (`articles.py`)
+is fetched.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from articles import FOUND, Articles
 from baselines import baselines
 from measured import Cell, Table, publish
 from sentences import LENGTHS, RETRIEVAL, SIMILARITY, Embed, Judge, Lengths, encoded, minilm_folder, of_file, of_module
@@ -38,6 +40,7 @@ COLUMNS = {
     "keep": "g",
     SIMILARITY: ".4f",
     RETRIEVAL: ".1f",
+    FOUND: ".1f",
     **{f"cosine at {length} tokens": ".3f" for length in LENGTHS},
     "tokens": ",.0f",
     "seconds": ".0f",
@@ -102,10 +105,10 @@ def tokens_of(run: Path) -> float:
     return facts["tokens"] + facts.get("builtin", {}).get("tokens", 0)
 
 
-def scores(judge: Judge, lengths: Lengths, embed: Embed, *, other: bool = False) -> list[Cell]:
-    """Similarity, retrieval, and the cosines by length."""
+def scores(judge: Judge, articles: Articles, lengths: Lengths, embed: Embed, *, other: bool = False) -> list[Cell]:
+    """Similarity, retrieval twice, and the cosines by length."""
     found = judge.by_name(embed, other=other)
-    return [found[SIMILARITY], found[RETRIEVAL], *([None] * len(LENGTHS) if other else lengths(embed))]
+    return [found[SIMILARITY], found[RETRIEVAL], articles(embed), *([None] * len(LENGTHS) if other else lengths(embed))]
 
 
 def main() -> None:
@@ -120,9 +123,9 @@ def main() -> None:
         work = Path(place)
         variants = list(baselines(work / "instead"))
         dense = of_file(work / "instead" / "dense" / "model.onnx")
-        judge, lengths = Judge(args.data, dense), Lengths(args.data, dense)
-        rows: list[list[Cell]] = [["dense", 1, *scores(judge, lengths, dense), None, None]]
-        rows += [[v.name, 1, *scores(judge, lengths, v.embed, other=v.other), None, None] for v in variants]
+        measures = Judge(args.data, dense), Articles(args.output / "articles", dense), Lengths(args.data, dense)
+        rows: list[list[Cell]] = [["dense", 1, *scores(*measures, dense), None, None]]
+        rows += [[v.name, 1, *scores(*measures, v.embed, other=v.other), None, None] for v in variants]
         for number, (name, settings) in enumerate(texts(args.data, work).items()):
             if args.only and not name.startswith(tuple(args.only)):
                 continue
@@ -133,7 +136,7 @@ def main() -> None:
                 start = time.perf_counter()
                 lowrank.compress(source, keep, output=run, settings=settings, latency=False)
                 seconds = analysis + time.perf_counter() - start
-                found = scores(judge, lengths, of_module(lowrank.load(run)))
+                found = scores(*measures, of_module(lowrank.load(run)))
                 rows.append([name, keep, *found, tokens_of(run), seconds])
                 text = publish(Table(COLUMNS, rows), args.output, "text")
                 print(text.splitlines()[-1], flush=True)

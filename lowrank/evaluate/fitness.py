@@ -137,7 +137,7 @@ def _slow(times: Latency) -> str:
     plain = times.dense_rounded_ms
     if plain is not None and plain < times.dense_ms:
         return f"{sentence} The dense model in {times.dense_rounded_to} takes {plain:.3g} ms."
-    return f"{sentence} A smaller --budget, or --latency, which counts milliseconds of this machine, would help."
+    return sentence
 
 
 def warning(forecast: Sequence[Foretold], keep: float) -> str | None:

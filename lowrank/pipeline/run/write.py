@@ -22,6 +22,7 @@ from lowrank.errors import ExportError
 from lowrank.evaluate.generation import check_generation
 from lowrank.evaluate.measure import Measures, measure
 from lowrank.evaluate.parity import check_parity
+from lowrank.pipeline.budgets.faster import faster
 from lowrank.pipeline.publish.model_card import write_card
 from lowrank.pipeline.run.layout import MODEL_FOLDER, PLAN_FILE, REPORT_FILE, SCRIPT_FILE, WITH_PAST_FILE, files_of
 from lowrank.pipeline.run.page import with_page
@@ -99,6 +100,8 @@ def write_and_measure(
                 "allowed; lower some ranks of the plan, or give more"
             )
     report = measure(session.original, small, plan, stage, output)
+    if report.latency is not None and (advice := faster(session, target, report.latency)):
+        report.unfit.append(advice)
     if output.max_drop is not None:
         report = held_against(report, output.max_drop)
     problems += report.problems

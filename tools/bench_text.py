@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,12 @@ from sentences import LENGTHS, RETRIEVAL, SIMILARITY, Embed, Judge, Lengths, enc
 from subjects import minilm_data
 
 import lowrank
+from lowrank.calibrate import samples as calibration_samples
 from lowrank.calibrate.builtin import Style, builtin_text
 
 TOKENS = 1 << 16
+SHARES = (0.2, 0.5)
+"""Of built-in text beside one's own, other than the default."""
 COLUMNS = {
     "calibrated on": "",
     "keep": "g",
@@ -78,24 +81,37 @@ def pieces(style: Style) -> Iterator[str]:
             del words[:count]
 
 
-def texts(data: Path, work: Path) -> Mapping[str, lowrank.Settings]:
-    """What each row is calibrated on."""
-    own, _ = minilm_data(data, work)
+@dataclass(frozen=True)
+class Text:
+    """What a row is calibrated on, and which keep ratios are tried."""
 
-    def file(name: str, samples: list[str]) -> lowrank.Settings:
+    settings: lowrank.Settings
+    keeps: tuple[float, ...] = (0.5, 0.3)
+    share: float = calibration_samples.SHARE
+    """Of built-in text among all tokens, where it is mixed with one's own."""
+
+
+def texts(data: Path, work: Path) -> Mapping[str, Text]:
+    """By the names of the rows."""
+    own, _ = minilm_data(data, work)
+    every = (0.8, 0.5, 0.3)
+
+    def file(name: str, samples: list[str]) -> Text:
         path = work / f"{name}.txt"
         path.write_text("\n".join(samples) + "\n", encoding="utf-8")
-        return lowrank.Settings(calib=str(path), samples=len(samples), mixed=False)
+        return Text(lowrank.Settings(calib=str(path), samples=len(samples), mixed=False))
 
     lines = builtin_text("lines")
     return {
-        "own data alone": replace(own, mixed=False),
-        "built-in text (default)": lowrank.Settings(),
-        "own data, mixed with built-in text (default)": own,
+        "own data alone": Text(replace(own, mixed=False), every),
+        "built-in text (default)": Text(lowrank.Settings(), every),
+        "own data, mixed with built-in text (default)": Text(own, every),
         "lines alone": file("lines", enough(lines)),
         "lines, half of them joined": file("joined", enough(lines, TOKENS // 2) + enough(joined(), TOKENS // 2)),
         "pieces of prose alone": file("prose", enough(pieces("prose"))),
         "pieces of technical documents alone": file("technical", enough(pieces("technical"))),
+        "built-in text, a quarter of the samples": Text(lowrank.Settings(samples=1024)),
+        **{f"own data, {share:.0%} of the tokens built-in": Text(own, share=share) for share in SHARES},
     }
 
 
@@ -114,7 +130,6 @@ def scores(judge: Judge, articles: Articles, lengths: Lengths, embed: Embed, *, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--keeps", type=float, nargs="+", default=[0.8, 0.5, 0.3])
     parser.add_argument("--only", nargs="+", help="some rows, by the beginnings of their names")
     parser.add_argument("--output", type=Path, default=Path("bench"))
     args = parser.parse_args()
@@ -126,15 +141,16 @@ def main() -> None:
         measures = Judge(args.data, dense), Articles(args.output / "articles", dense), Lengths(args.data, dense)
         rows: list[list[Cell]] = [["dense", 1, *scores(*measures, dense), None, None]]
         rows += [[v.name, 1, *scores(*measures, v.embed, other=v.other), None, None] for v in variants]
-        for number, (name, settings) in enumerate(texts(args.data, work).items()):
+        for number, (name, each) in enumerate(texts(args.data, work).items()):
             if args.only and not name.startswith(tuple(args.only)):
                 continue
             run, start = work / str(number), time.perf_counter()
-            lowrank.analyze(source, settings=settings, output=run)
+            calibration_samples.SHARE = each.share
+            lowrank.analyze(source, settings=each.settings, output=run)
             analysis = time.perf_counter() - start
-            for keep in args.keeps:
+            for keep in each.keeps:
                 start = time.perf_counter()
-                lowrank.compress(source, keep, output=run, settings=settings, latency=False)
+                lowrank.compress(source, keep, output=run, settings=each.settings, latency=False)
                 seconds = analysis + time.perf_counter() - start
                 found = scores(*measures, of_module(lowrank.load(run)))
                 rows.append([name, keep, *found, tokens_of(run), seconds])

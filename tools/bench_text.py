@@ -1,13 +1,13 @@
 """What to calibrate on: quality of all-MiniLM-L6-v2 by the text that it is calibrated on, and by the length of texts.
 
-    python tools/bench_text.py --data DATA --output bench
+    python tools/bench_text.py --data DATA [--smaller] --output bench
 
 Each row is one text, and everything that `lowrank compress` does with it. Own data are the first rows of STS-B's
 training split, both sentences of each. Of the built-in text alone (`lowrank.calibrate.builtin`) a row takes some
 65,000 tokens; joined lines are 4 to 16 of them, pieces are 12 to 190 words of a document. The last columns are the
 mean cosine to the dense model's embeddings of the same 48 abstracts, cut to so many tokens. "tokens" counts what was
 read, "seconds" are those of the analysis and of one result each. Debian's package with the articles (`articles.py`)
-is fetched.
+is fetched. `--smaller` takes paraphrase-MiniLM-L3-v2 in place of all-MiniLM-L6-v2, as the graph in its package.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from articles import FOUND, Articles
-from baselines import baselines
+from baselines import SMALLER, baselines, packaged
 from measured import Cell, Table, publish
-from sentences import LENGTHS, RETRIEVAL, SIMILARITY, Embed, Judge, Lengths, encoded, minilm_folder, of_file, of_module
+from sentences import LENGTHS, RETRIEVAL, SIMILARITY, Embed, Judge, Lengths, encoded, minilm_folder, of_file
 from subjects import minilm_data
 
 import lowrank
@@ -127,34 +127,55 @@ def scores(judge: Judge, articles: Articles, lengths: Lengths, embed: Embed, *, 
     return [found[SIMILARITY], found[RETRIEVAL], articles(embed), *([None] * len(LENGTHS) if other else lengths(embed))]
 
 
+def smaller(folder: Path) -> Path:
+    """The graph of paraphrase-MiniLM-L3-v2 with its last output alone, which is pooled."""
+    import onnx
+
+    path = packaged(SMALLER, ".onnx")
+    if path is None:
+        raise SystemExit("install it with pip install 'lowrank[bench]'")
+    model = onnx.load(path)
+    del model.graph.output[:-1]
+    folder.mkdir(parents=True)
+    onnx.save(model, folder / "model.onnx")
+    return folder / "model.onnx"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", nargs="+", help="some rows, by the beginnings of their names")
+    parser.add_argument("--smaller", action="store_true", help="another model")
     parser.add_argument("--output", type=Path, default=Path("bench"))
     args = parser.parse_args()
-    source = str(minilm_folder())
     with tempfile.TemporaryDirectory() as place:
         work = Path(place)
-        variants = list(baselines(work / "instead"))
-        dense = of_file(work / "instead" / "dense" / "model.onnx")
+        if args.smaller:
+            graph = smaller(work / "dense")
+            source, variants, name = str(graph), [], "text-smaller"
+        else:
+            variants = list(baselines(work / "instead"))
+            graph = work / "instead" / "dense" / "model.onnx"
+            source, name = str(minilm_folder()), "text"
+        opening = lowrank.Opening(tokenizer=str(minilm_folder()))
+        dense = of_file(graph)
         measures = Judge(args.data, dense), Articles(args.output / "articles", dense), Lengths(args.data, dense)
         rows: list[list[Cell]] = [["dense", 1, *scores(*measures, dense), None, None]]
         rows += [[v.name, 1, *scores(*measures, v.embed, other=v.other), None, None] for v in variants]
-        for number, (name, each) in enumerate(texts(args.data, work).items()):
-            if args.only and not name.startswith(tuple(args.only)):
+        for number, (label, each) in enumerate(texts(args.data, work).items()):
+            if args.only and not label.startswith(tuple(args.only)):
                 continue
             run, start = work / str(number), time.perf_counter()
             calibration_samples.SHARE = each.share
-            lowrank.analyze(source, settings=each.settings, output=run)
+            lowrank.analyze(source, settings=each.settings, opening=opening, output=run)
             analysis = time.perf_counter() - start
             for keep in each.keeps:
                 start = time.perf_counter()
-                lowrank.compress(source, keep, output=run, settings=each.settings, latency=False)
+                lowrank.compress(source, keep, output=run, settings=each.settings, opening=opening, latency=False)
                 seconds = analysis + time.perf_counter() - start
-                found = scores(*measures, of_module(lowrank.load(run)))
-                rows.append([name, keep, *found, tokens_of(run), seconds])
-                text = publish(Table(COLUMNS, rows), args.output, "text")
+                found = scores(*measures, of_file(run / "model.onnx"))
+                rows.append([label, keep, *found, tokens_of(run), seconds])
+                text = publish(Table(COLUMNS, rows), args.output, name)
                 print(text.splitlines()[-1], flush=True)
 
 

@@ -86,7 +86,7 @@ class Text:
     """What a row is calibrated on, and which keep ratios are tried."""
 
     settings: lowrank.Settings
-    keeps: tuple[float, ...] = (0.5, 0.3)
+    keeps: tuple[float, ...] = (0.5,)
     share: float = calibration_samples.SHARE
     """Of built-in text among all tokens, where it is mixed with one's own."""
 
@@ -103,7 +103,7 @@ def texts(data: Path, work: Path) -> Mapping[str, Text]:
 
     lines = builtin_text("lines")
     return {
-        "own data alone": Text(replace(own, mixed=False), every),
+        "own data alone": Text(replace(own, mixed=False), (0.5, 0.3)),
         "built-in text (default)": Text(lowrank.Settings(), every),
         "own data, mixed with built-in text (default)": Text(own, every),
         "lines alone": file("lines", enough(lines)),

@@ -89,9 +89,10 @@ def of_module(model: Any) -> Embed:
     return embedder(run)
 
 
-def of_file(path: Path, threads: int = 2, output: int = 0, longest: int = LONGEST) -> Embed:
-    """The same of an ONNX file; an output that has one vector a text is taken as it is."""
-    session = open_graph(path, threads)
+def of_file(path: Path, threads: int | None = None, output: int = 0, longest: int = LONGEST) -> Embed:
+    """The same of an ONNX file, with as many threads as torch has if none are given; an output that has one vector a
+    text is taken as it is."""
+    session = open_graph(path, threads or torch.get_num_threads())
     names = [i.name for i in session.get_inputs()]
 
     def run(ids: Any) -> Array:

@@ -27,6 +27,8 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
+from lowrank.calibrate.mixture import sentences_of
+
 TARGET = Path(__file__).parent.parent / "lowrank" / "calibrate" / "builtin"
 SIZE = 2600
 """Characters of a document."""
@@ -49,7 +51,7 @@ def is_prose(text: str, least: int = 120) -> bool:
 def documents(paragraphs: list[str], known: set[str], least: int = 1200) -> Iterator[str]:
     """Whole sentences in a row, up to SIZE characters a document; what is in `known` already is left out."""
     text = ""
-    for sentence in (s for p in paragraphs for s in re.split(r"(?<=[.!?])\s+(?=[A-Z\"])", p)):
+    for sentence in (s for p in paragraphs for s in sentences_of(p)):
         # Manuals say the same of many functions: what judges must not stand in what is learnt.
         if sentence in known:
             continue

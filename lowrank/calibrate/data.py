@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import numpy as np
 from lowrank.artifacts.files import hash_array, hash_json
 from lowrank.artifacts.outside import check_zip
 from lowrank.backends.base import Backend
-from lowrank.backends.inputs import MASK, Feed, Signature, of_arrays
+from lowrank.backends.inputs import Feed, Signature, of_arrays
+from lowrank.calibrate.batches import BATCH_ROWS, token_batches
 from lowrank.calibrate.folds import split_folds
 from lowrank.calibrate.masking import fills_in, masked_arrays, masked_lines, with_mask_token
 from lowrank.calibrate.samples import BUILT_IN, TextSource, read_text_samples
@@ -21,8 +22,6 @@ from lowrank.errors import CalibrationError, first_line
 
 TRAINING = 1 << 16
 """Samples to learn from at most: more than minutes on a CPU can use."""
-BATCH_TOKENS = 4096
-BATCH_ROWS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,31 +117,6 @@ def _rows(feed: Feed) -> list[bytes]:
     """The bytes of each sample, by which it is known again."""
     arrays = [np.ascontiguousarray(values) for values in feed.values()]
     return [b"".join(a[i].tobytes() for a in arrays) for i in range(len(arrays[0]))]
-
-
-def token_batches(lines: Sequence[Sequence[int]], signature: Signature) -> tuple[Feed, ...]:
-    """Batches of samples of one length each, so that no row is padded and no padding can enter a Gram."""
-    by_length: dict[int, list[Sequence[int]]] = {}
-    for ids in lines:
-        by_length.setdefault(len(ids), []).append(ids)
-    batches: list[Feed] = []
-    for length, rows in sorted(by_length.items()):
-        step = max(1, min(BATCH_ROWS, BATCH_TOKENS // length))
-        batches += [token_feed(rows[i : i + step], signature) for i in range(0, len(rows), step)]
-    return tuple(batches)
-
-
-def token_feed(rows: Sequence[Sequence[int]], signature: Signature) -> Feed:
-    """A batch of samples of one length."""
-    ids = np.asarray(rows)
-    # A decoder that is trained to copy, translate or continue sees text like that of its encoder.
-    filled = {
-        "input_ids": ids,
-        "decoder_input_ids": ids,
-        MASK: np.ones_like(ids),
-        "position_ids": np.broadcast_to(np.arange(ids.shape[1]), ids.shape),
-    }
-    return {i.name: filled.get(i.name, np.zeros_like(ids)).astype(i.array_dtype) for i in signature.inputs}
 
 
 def _from_arrays(backend: Backend, path: Path, samples: int) -> Calibration:

@@ -71,10 +71,20 @@ def builtin_samples(tokenizer: Tokenizer, longest: int, mixture: Mixture) -> lis
     return [ids for ids in tokenizer.encode(texts, longest, True) if ids]
 
 
+def sentences_of(text: str) -> list[str]:
+    """The sentences of a text: what ends in a mark before a capital letter.
+
+    Example:
+        >>> sentences_of("It is so. Is it? Yes, e.g. here.")
+        ['It is so.', 'Is it?', 'Yes, e.g. here.']
+    """
+    return re.split(r"(?<=[.!?])\s+(?=[A-Z\"])", text)
+
+
 def _sentences(documents: Sequence[str]) -> list[str]:
     """The first sentence of each document before the second of any."""
-    split = [re.split(r"(?<=[.!?])\s+(?=[A-Z\"])", text) for text in documents]
-    return [text for text in dict.fromkeys(in_turn(split)) if SENTENCE[0] < len(text) < SENTENCE[1]]
+    found = dict.fromkeys(in_turn([sentences_of(text) for text in documents]))
+    return [text for text in found if SENTENCE[0] < len(text) < SENTENCE[1]]
 
 
 def _pieces(tokenizer: Tokenizer, documents: Sequence[str], longest: int, count: int, shortest: int) -> list[str]:

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from lowrank.artifacts.files import hash_json
 from lowrank.backends.base import Backend, signature_of
+from lowrank.calibrate.batches import token_batches, token_feed
 from lowrank.calibrate.builtin import builtin_text
 from lowrank.calibrate.causal import causal_vocabulary
-from lowrank.calibrate.data import Calibration, token_batches, token_feed
+from lowrank.calibrate.data import Calibration
 from lowrank.calibrate.folds import split_folds
 from lowrank.calibrate.tokenize import Tokenizer, open_tokenizer, usual_maximum
 from lowrank.errors import CalibrationError

@@ -22,6 +22,7 @@ from lowrank.calibrate.mixture import (
 from lowrank.calibrate.readable import COSTLY, FEWEST, Reading, pieces_a_byte, reading_of
 from lowrank.calibrate.text import line_of, read_samples
 from lowrank.calibrate.tokenize import Tokenizer
+from lowrank.core.share import percent
 from lowrank.errors import CalibrationError
 
 BUILT_IN = "built-in text"
@@ -136,14 +137,14 @@ def _mixed(tokenizer: Tokenizer, samples: TextSamples, choosing: int) -> TextSam
     reading = reading_of(tokenizer, samples.added)
     if reading.is_foreign:
         note = (
-            f"no built-in text is mixed with yours: it is English, and {reading.unknown:.0%} of it is unknown to the "
-            "model's tokenizer"
+            f"no built-in text is mixed with yours: it is English, and {percent(reading.unknown)} of it is unknown to "
+            "the model's tokenizer"
         )
         return TextSamples(samples.own, [], samples.name, (*samples.notes, note))
     share = _tokens(samples.added) / (choosing + _tokens(samples.added))
     note = (
-        f"calibrated on your {len(samples.own):,} samples ({1 - share:.0%} of the tokens) and on "
-        f"{len(samples.added):,} built-in ones ({share:.0%}); --calib-only leaves these out"
+        f"calibrated on your {len(samples.own):,} samples and on {len(samples.added):,} built-in ones, which are "
+        f"{percent(share)} of the tokens; --calib-only leaves these out"
     )
     return TextSamples(samples.own, samples.added, samples.name, (*samples.notes, note))
 
@@ -151,7 +152,7 @@ def _mixed(tokenizer: Tokenizer, samples: TextSamples, choosing: int) -> TextSam
 def _builtin(tokenizer: Tokenizer, longest: int, source: TextSource) -> TextSamples:
     samples = builtin_samples(tokenizer, longest, CALIBRATION.times(source.times))
     reading = reading_of(tokenizer, samples)
-    known = f"{reading.unknown:.0%} of the built-in text, which is English, is unknown to the model's tokenizer"
+    known = f"{percent(reading.unknown)} of the built-in text, which is English, is unknown to the model's tokenizer"
     if reading.is_unreadable:
         raise CalibrationError(
             f"the model does not read English: {known}; give text of its kind with --calib FILE, or take no data "
@@ -180,12 +181,12 @@ def _remarks(path: Path, texts: Sequence[str], samples: Sequence[Ids], reading: 
         raise CalibrationError(f"{path}: the model's tokenizer makes no tokens of the text, {where()}; {advice}")
     if reading.is_unreadable:
         raise CalibrationError(
-            f"{path}: {reading.unknown:.0%} of the text is unknown to the model's tokenizer, {where()}; {advice}"
+            f"{path}: {percent(reading.unknown)} of the text is unknown to the model's tokenizer, {where()}; {advice}"
         )
     remarks: list[str] = []
     if reading.is_foreign:
         remarks.append(
-            f"{path}: {reading.unknown:.0%} of the text is unknown to the model's tokenizer, {where()}; {advice}"
+            f"{path}: {percent(reading.unknown)} of the text is unknown to the model's tokenizer, {where()}; {advice}"
         )
     elif reading.blank:
         remarks.append(

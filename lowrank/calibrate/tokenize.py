@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -61,7 +61,7 @@ class Tokenizer:
 
 
 def open_tokenizer(source: Path) -> Tokenizer:
-    """The tokenizer of a model.
+    """The tokenizer of a model, which is read once as long as its files stay as they are.
 
     Args:
         source: a tokenizer.json, read by `tokenizers`; or a folder, read by `transformers`.
@@ -70,7 +70,14 @@ def open_tokenizer(source: Path) -> Tokenizer:
         CalibrationError: if it cannot be used, now or later.
     """
     with _tokenizer_errors(source):
-        tokenizer = (_of_file if source.is_file() else _of_folder)(source)
+        files = [source] if source.is_file() else sorted(source.iterdir())
+        return _opened(source, tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+
+
+@lru_cache(maxsize=4)
+def _opened(source: Path, _: tuple[tuple[str, int, int], ...]) -> Tokenizer:
+    """The same; the files with their times and sizes tell whether it is still what it was."""
+    tokenizer = (_of_file if source.is_file() else _of_folder)(source)
 
     def encoded(text: list[str], most: int | None, special: bool) -> list[list[int]]:
         with _tokenizer_errors(source):

@@ -10,7 +10,8 @@ import numpy as np
 from lowrank.artifacts.files import hash_array, hash_json
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import MASK, Feed, Signature
-from lowrank.calibrate.data import BATCH_ROWS, Calibration
+from lowrank.calibrate.batches import BATCH_ROWS
+from lowrank.calibrate.data import Calibration
 from lowrank.calibrate.folds import split_folds
 
 ENOUGH = 10

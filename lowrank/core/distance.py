@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,22 @@ pooled or of whole samples, that are compared by their angle. `values`: anything
 maps, scalars, boxes, hidden states."""
 
 
+class Batches(Protocol):
+    """Outputs, batch by batch: a list of them, or what makes them when they are asked for."""
+
+    def __len__(self) -> int:
+        """How many batches there are."""
+        ...
+
+    def __getitem__(self, batch: int, /) -> Array:
+        """The output for one."""
+        ...
+
+    def __iter__(self) -> Iterator[Array]:
+        """All of them in their order."""
+        ...
+
+
 class Reference:
     """The outputs of the dense model on some batches, and the loss of others against them.
 
@@ -22,25 +38,28 @@ class Reference:
     is nothing to compare with.
 
     Args:
-        outputs: one array a batch, samples along the first axis.
+        outputs: one array a batch, samples along the first axis. Values are asked for again with each use, so that they
+            need not be kept.
         kind: what they are; scores of a single class are values.
         counted: for each batch which positions count, samples x positions; None where all do, as they do where the
             output has other positions.
     """
 
-    def __init__(
-        self, outputs: Sequence[Array], kind: OutputKind, counted: Sequence[Array | None] | None = None
-    ) -> None:
+    def __init__(self, outputs: Batches, kind: OutputKind, counted: Sequence[Array | None] | None = None) -> None:
         self.kind: OutputKind = kind_of(outputs, kind)
         self._counted = list(counted) if counted is not None else [None] * len(outputs)
-        rows = self._rows(outputs)
-        self._sound = [sound_rows(y, self.kind) for y in rows]
-        # Values are kept as they are, without a copy, where all of them count.
-        rows = [y if sound.all() else y[sound] for y, sound in zip(rows, self._sound, strict=True)]
-        self.count = sum(map(len, rows))
+        self._sound: list[Array] = []
+        shapes, whole = list[tuple[int, ...]](), self.kind == "values"
+        for output, given in zip(outputs, self._counted, strict=True):
+            self._sound.append(sound_rows(rows_of(output, self.kind, given), self.kind))
+            shapes.append(output.shape)
+            whole = whole and bool(self._sound[-1].all()) and _fitting(output, given) is None
+        self.count = sum(int(sound.sum()) for sound in self._sound)
         """How many rows are compared: positions of logits, samples of embeddings, rows of numbers."""
-        centred = None if self.kind == "logits" else self._centred(outputs, rows)
-        self._forms = [_form(y, self.kind) for y in rows]
+        self._outputs = outputs if self.kind == "values" else ()
+        self._forms = [self._formed(i, y) for i, y in enumerate(outputs)] if self.kind != "values" else []
+        whole = whole and len({shape[1:] for shape in shapes}) == 1 and sum(shape[0] for shape in shapes) > 1
+        centred, self.squares = self._centred([shape[0] for shape in shapes] if whole else None)
         self.spread = centred / self.count if centred and self.count else 1.0
         """What one row has of the dense output's variance, which makes a loss relative; of its squared norm where the
         outputs do not vary, and 1 of logits."""
@@ -61,40 +80,51 @@ class Reference:
         with np.errstate(over="ignore", invalid="ignore"):
             other = _form(rows_of(output, self.kind, self._counted[batch])[self._sound[batch]], self.kind)
             if self.kind == "logits":
-                return divergence_terms(self._forms[batch], other).sum(-1)
-            return np.square(np.subtract(other, self._forms[batch], dtype=np.float64)).sum(-1)
+                return divergence_terms(self._form(batch), other).sum(-1)
+            return np.square(np.subtract(other, self._form(batch), dtype=np.float64)).sum(-1)
 
     def owners(self, batch: int, output: Array) -> Array:
         """For each row that is compared of one batch, the number of its sample there."""
         return owners_of(output, self.kind, self._counted[batch])[self._sound[batch]]
 
-    def _rows(self, outputs: Sequence[Array]) -> list[Array]:
-        return [rows_of(y, self.kind, counted) for y, counted in zip(outputs, self._counted, strict=True)]
+    def _form(self, batch: int) -> Array:
+        """The rows of the dense output that are compared, as they are."""
+        return self._forms[batch] if self._forms else self._formed(batch, self._outputs[batch])
 
-    def _centred(self, outputs: Sequence[Array], rows: Sequence[Array]) -> float:
-        """The sum of squares of the dense output after its constant part; with it, where that is all there is.
+    def _formed(self, batch: int, output: Array) -> Array:
+        rows, sound = rows_of(output, self.kind, self._counted[batch]), self._sound[batch]
+        # Values are taken as they are, without a copy, where all of them count.
+        return _form(rows if sound.all() else rows[sound], self.kind)
+
+    def _centred(self, samples: Sequence[int] | None) -> tuple[float, float]:
+        """The sum of squares of the dense output after its constant part, and with it; the second twice, where the
+        constant part is all there is; nothing of logits.
 
         The constant part of embeddings is their mean; of values the mean of each number over the samples where all
         samples have one shape, else the mean of each channel.
+
+        Args:
+            samples: of each batch, if a number of a sample is compared with the same one of others.
         """
-        if self.kind == "values" and all(sound.all() for sound in self._sound):
-            shapes = {y.shape[1:] for y in outputs}
-            whole = all(_fitting(y, counted) is None for y, counted in zip(outputs, self._counted, strict=True))
-            samples = sum(map(len, outputs))
-            if len(shapes) == 1 and whole and samples > 1:
-                rows = [y.reshape(len(y), -1) for y in outputs]
-        count = sum(map(len, rows))
-        if not count:
-            return 0.0
+
+        def forms() -> Iterator[Array]:
+            for batch in range(len(self._sound)):
+                form = self._form(batch)
+                yield form if samples is None else form.reshape(samples[batch], -1)
+
+        count = self.count if samples is None else sum(samples)
+        if self.kind == "logits" or not count:
+            return 0.0, 0.0
         # In two passes over the batches, since all of them in float64 may be more than memory holds.
-        forms = [_form(y, self.kind) for y in rows]
-        mean = sum(form.sum(0, dtype=np.float64) for form in forms) / count
-        centred, total = sum(squared_norm(form - mean) for form in forms), sum(map(squared_norm, forms))
+        mean = sum(form.sum(0, dtype=np.float64) for form in forms()) / count
+        centred = total = 0.0
+        for form in forms():
+            centred, total = centred + squared_norm(form - mean), total + squared_norm(form)
         # What is left of a constant after rounding is no variance.
-        return centred if centred > 1e-12 * total else total
+        return (centred if centred > 1e-12 * total else total), total
 
 
-def kind_of(outputs: Sequence[Array], kind: OutputKind) -> OutputKind:
+def kind_of(outputs: Batches, kind: OutputKind) -> OutputKind:
     """What outputs are by their shape, too: the score of a single class is a value, since there is no choice."""
     single = kind == "logits" and all(y.ndim < 2 or y.shape[_classes(y)] == 1 for y in outputs)
     return "values" if single else kind

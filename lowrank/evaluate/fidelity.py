@@ -13,8 +13,6 @@ import numpy as np
 
 from lowrank.backends.base import Backend, signature_of
 from lowrank.backends.inputs import Feed
-from lowrank.calibrate.data import Calibration
-from lowrank.calibrate.sets import JudgingSet
 from lowrank.core.distance import (
     Array,
     OutputKind,
@@ -29,13 +27,9 @@ from lowrank.core.distance import (
     squared_norm,
 )
 from lowrank.core.ranking import rankings, similarity_spearman
+from lowrank.evaluate.dense_outputs import DenseOutputs, Room
 from lowrank.progress import Track, silent
-from lowrank.results.parts import Quality, SetQuality
 
-REMEMBERED = 1 << 30
-"""Bytes of scores that are kept of the dense model, at most, of all sets; batches beyond that are run again."""
-RANDOM = "random inputs"
-"""The name of the set of a model that comes without data."""
 FEWEST = 3
 """Samples below which there is no ranking: of two, each is the other's nearest."""
 
@@ -85,25 +79,23 @@ class Judge:
     Args:
         dense: the model.
         feeds: the batches.
-        remembered: bytes of scores that are kept, at most.
+        room: for what is kept of its outputs.
     """
 
-    def __init__(self, dense: Backend, feeds: Sequence[Feed], remembered: int = REMEMBERED) -> None:
-        self.dense, self.feeds, self.remembered = dense, list(feeds), remembered
+    def __init__(self, dense: Backend, feeds: Sequence[Feed], room: Room | None = None) -> None:
+        self.dense, self.feeds = dense, list(feeds)
         signature = signature_of(dense)
         self.counted = [signature.counted(feed) for feed in self.feeds]
-        self._scores: dict[int, Array] = {}
-        self._first = dense.run(self.feeds[0])
+        self._outputs = DenseOutputs(dense, self.feeds, self._compared, room or Room())
 
     @cached_property
     def kind(self) -> OutputKind:
         """What the output is, by its shape, too."""
-        return kind_of([self._first], self.dense.output_kind)
-
-    @cached_property
-    def _outputs(self) -> list[Array]:
-        """The vectors, or the numbers."""
-        return [self._reduced(i, self._run(i)) for i in range(len(self.feeds))]
+        known = self.dense.output_kind
+        if known != "logits":
+            return known
+        # A single sample shows it.
+        return kind_of([self.dense.run({name: values[:1] for name, values in self.feeds[0].items()})], known)
 
     @cached_property
     def _reference(self) -> Reference:
@@ -117,29 +109,18 @@ class Judge:
             return self._of_scores(model, numbers)
         if self.kind == "values":
             return self._of_values(model, numbers)
-        return self._of_vectors([self._reduced(i, model.run(self.feeds[i])) for i in numbers])
+        return self._of_vectors([self._compared(i, model.run(self.feeds[i])) for i in numbers])
 
-    def _run(self, i: int) -> Array:
-        return self._first if i == 0 else self.dense.run(self.feeds[i])
-
-    def _reduced(self, i: int, output: Array) -> Array:
-        """What is kept of an output: of tokens that are pooled the vector of each sample."""
-        return rows_of(output, "embedding", self.counted[i]) if self.kind == "embedding" else output
-
-    def _rows(self, i: int) -> Array:
-        if i in self._scores:
-            return self._scores[i]
-        rows = rows_of(self._run(i), "logits", self.counted[i])
-        if sum(kept.nbytes for kept in self._scores.values()) + rows.nbytes <= self.remembered:
-            self._scores[i] = rows
-        return rows
+    def _compared(self, i: int, output: Array) -> Array:
+        """What is compared of an output: the scores that count, the vector of each sample, or all numbers."""
+        return output if self.kind == "values" else rows_of(output, self.kind, self.counted[i])
 
     def _of_scores(self, model: Runs, numbers: Any) -> Likeness:
         parts: list[Array] = []
         divergence = difference = total = 0.0
         for i in numbers:
             output = model.run(self.feeds[i])
-            a, b = self._rows(i), rows_of(output, "logits", self.counted[i])
+            a, b = self._outputs[i], self._compared(i, output)
             # Where the dense model itself gives NaN there is nothing to compare with.
             sound, owners = sound_rows(a, "logits"), owners_of(output, "logits", self.counted[i])
             a, b, owners = a[sound], b[sound], owners[sound]
@@ -156,7 +137,7 @@ class Judge:
         return Likeness(found, {"agreement": alike(found), "kl": divergence / count, **_relative(difference, total)})
 
     def _of_vectors(self, outputs: Sequence[Array]) -> Likeness:
-        a, b = np.concatenate(self._outputs), np.concatenate(outputs)
+        a, b = np.concatenate(list(self._outputs)), np.concatenate(outputs)
         sound = np.isfinite(a).all(-1)
         a, b = a[sound], b[sound]
         cosine = cosines(a, b)
@@ -172,17 +153,15 @@ class Judge:
     def _of_values(self, model: Runs, numbers: Any) -> Likeness:
         reference = self._reference
         parts: list[Array] = []
-        difference = total = 0.0
+        difference = 0.0
         for i in numbers:
             output = model.run(self.feeds[i])
             lost, owners = reference.distances(i, output), reference.owners(i, output)
             spread = np.full(len(lost), reference.spread)
             parts.append(_by_sample(owners, len(output), spread - lost, spread))
             difference += float(lost.sum())
-            dense = rows_of(self._outputs[i], "values", self.counted[i])
-            total += squared_norm(np.where(np.isfinite(dense).all(-1, keepdims=True), dense, 0))
         found = np.concatenate(parts)
-        return Likeness(found, {"explained": alike(found), **_relative(difference, total)})
+        return Likeness(found, {"explained": alike(found), **_relative(difference, reference.squares)})
 
 
 def _by_sample(owners: Array, samples: int, same: Array, most: Array) -> Array:
@@ -192,59 +171,3 @@ def _by_sample(owners: Array, samples: int, same: Array, most: Array) -> Array:
 
 def _relative(difference: float, total: float) -> dict[str, float]:
     return {"relative_error": (difference / total) ** 0.5 if total else 0.0}
-
-
-class Judges:
-    """One judge for each set that a dense model is compared on; a set in which no position counts is left out, if it
-    is not the only one."""
-
-    def __init__(self, dense: Backend, sets: Sequence[JudgingSet]) -> None:
-        counted = signature_of(dense).counted
-        some = [each for each in sets if any(c is None or np.any(c) for c in map(counted, each.feeds))]
-        self.sets = some or list(sets[:1])
-        self._judges = [Judge(dense, each.feeds, REMEMBERED // len(self.sets)) for each in self.sets]
-
-    @property
-    def kind(self) -> OutputKind:
-        """What the output is, by its shape, too."""
-        return self._judges[0].kind
-
-    def quality_of(self, model: Runs, track: Track = silent) -> Quality:
-        """What is measured of a model on all sets. The first set's figures stand for its data; the worst set's
-        fidelity is that of the model. Figures that are no finite numbers are left out, but for the fidelity."""
-        rows: list[SetQuality] = []
-        for each, judge in zip(self.sets, self._judges, strict=True):
-            found = judge.against(model, track, f"measuring fidelity on {each.name}")
-            figures = {name: value for name, value in found.figures.items() if math.isfinite(value)}
-            rows.append(
-                SetQuality.from_json(
-                    {"name": each.name, "fidelity": found.fidelity, "samples": len(found.parts), **figures}
-                )
-            )
-        worst = min(rows, key=lambda row: row.order)
-        first = rows[0]
-        return Quality(
-            kind=self.kind,
-            fidelity=worst.fidelity,
-            worst=worst.name,
-            relative_error=first.relative_error,
-            cosine=first.cosine,
-            kl=first.kl,
-            agreement=first.agreement,
-            samples=float(first.samples),
-            data=self.sets[0].about,
-            sets=rows,
-        )
-
-
-def own_set(dense: Backend, calibration: Calibration | None) -> JudgingSet:
-    """The report fold of the data; random inputs where there are none."""
-    if calibration is None:
-        return JudgingSet(RANDOM, tuple(random_feeds(dense)), RANDOM)
-    return JudgingSet(calibration.own_name, calibration.report, calibration.report_label)
-
-
-def random_feeds(dense: Backend) -> list[Feed]:
-    """Some random batches for a model that comes without data."""
-    signature = signature_of(dense)
-    return [signature.example(4, min(16, signature.max_sequence), seed) for seed in range(4)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lowrank.core.analysis import Analysis
 from lowrank.core.forecast import FLOOR, Foretold, foretold_at, least_keep
-from lowrank.evaluate.fidelity import RANDOM
+from lowrank.core.share import percent
 from lowrank.results.parts import Latency, Quality, SetQuality
 from lowrank.results.report import Report
 
@@ -28,17 +28,6 @@ ANSWER = {
 }
 
 
-def percent(share: float) -> str:
-    """A share as people say it.
-
-    Example:
-        >>> percent(0.897)
-        '89 %'
-    """
-    # Rounded down: what is below a floor must not look like it.
-    return f"{math.floor(100 * share + 1e-9)} %"
-
-
 def unfit(report: Report, analysis: Analysis) -> list[str]:
     """What makes a result unfit for use, a sentence or two for each; empty where nothing does.
 
@@ -50,8 +39,8 @@ def unfit(report: Report, analysis: Analysis) -> list[str]:
     """
     sentences: list[str] = []
     quality = report.quality
-    sets = (quality.sets if quality and quality.data != RANDOM else None) or ()
-    failed = [row for row in sets if row.samples >= FEWEST and not row.fidelity >= FLOOR]
+    sets = [row for row in (quality and quality.sets) or () if row.origin != "random" and row.samples >= FEWEST]
+    failed = [row for row in sets if not row.fidelity >= FLOOR]
     if quality is not None and failed:
         sentences.append(_lacks(quality, failed))
         helps = _helps(report, quality, analysis, failed)
@@ -78,7 +67,7 @@ def _lacks(quality: Quality, failed: Sequence[SetQuality]) -> str:
 def _helps(report: Report, quality: Quality, analysis: Analysis, failed: Sequence[SetQuality]) -> list[str]:
     """What can be done, that with the surest effect first."""
     lowest = min((row.fidelity for row in failed if math.isfinite(row.fidelity)), default=0.0)
-    helps = [_more(report, quality, analysis), _healing(report, analysis, lowest), _text(quality, analysis, failed)]
+    helps = [_more(report, quality, analysis), _healing(report, analysis, lowest), _text(analysis, failed)]
     plain = quality.dense_rounded
     if plain is not None and plain.fidelity is not None and plain.fidelity >= FLOOR:
         size = report.latency and report.latency.dense_rounded_onnx_bytes
@@ -115,18 +104,13 @@ def _healing(report: Report, analysis: Analysis, lowest: float) -> str | None:
     )
 
 
-def _text(quality: Quality, analysis: Analysis, failed: Sequence[SetQuality]) -> str | None:
+def _text(analysis: Analysis, failed: Sequence[SetQuality]) -> str | None:
     """Other text to calibrate on, where the user's own is good and another is not."""
-    names, own = [row.name for row in failed], (quality.sets or failed)[0].name
-    if own in names or not isinstance(analysis.settings.get("calib"), str) or not all(map(_is_text, names)):
+    if not isinstance(analysis.settings.get("calib"), str) or any(row.origin != "built-in" for row in failed):
         return None
     if not analysis.settings.get("mixed", True):
         return "leaving --calib-only out, which adds built-in text of all lengths"
-    return f"more text like {' and '.join(names)} in --calib"
-
-
-def _is_text(name: str) -> bool:
-    return name.endswith(("texts", "tokens", "prose"))
+    return f"more text like {' and '.join(row.name for row in failed)} in --calib"
 
 
 def _slow(times: Latency) -> str:

@@ -7,21 +7,18 @@ import os
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 
 from lowrank.backends.base import Backend, signature_of
 from lowrank.backends.onnx.save import file_size
-from lowrank.calibrate.data import Calibration
-from lowrank.calibrate.sets import judging_sets
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan
 from lowrank.edge.counts import fused_counts
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError, TaskError
-from lowrank.evaluate.fidelity import Judges, own_set
 from lowrank.evaluate.fitness import unfit
 from lowrank.evaluate.graph import FileModel
+from lowrank.evaluate.judges import Judges
 from lowrank.evaluate.latency import measure_latency
 from lowrank.evaluate.parity import check_parity
 from lowrank.evaluate.planned import planned_report
@@ -39,18 +36,12 @@ class Original:
 
     dense: Backend
     analysis: Analysis
-    calibration: Calibration | None
-    """Its report fold is what fidelity is measured on; random inputs without it."""
+    judges: Judges
+    """What fidelity is measured by."""
     track: Track
     """Shows progress."""
     clock: Clock
     """Counts seconds by stage."""
-
-    @cached_property
-    def judges(self) -> Judges:
-        """The outputs of the dense model on all sets that a compressed one is judged on."""
-        others = judging_sets(self.calibration) if self.calibration is not None else ()
-        return Judges(self.dense, [own_set(self.dense, self.calibration), *others])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +113,7 @@ def _run(report: Report, original: Original, small: Backend, onnx: Path, measure
             report.problems.append(str(error))
             rounded = exact = None
             quality = original.judges.quality_of(small, original.track)
+    report.notes.extend(original.judges.notes)
     lost = [row.name for row in quality.sets or () if not math.isfinite(row.fidelity)]
     if lost:
         report.problems.append(

@@ -85,7 +85,7 @@ def compress(
     request, run = read_request(budget, **options), Path(output).expanduser()
     session = _opened(model, run, request)
     with session.clock.stage("read tasks"):
-        benchmark = read_benchmark(request.tasks, session.dense, session.samples)
+        benchmark = read_benchmark(request.tasks, session.dense, session.judges)
     session = with_analysis(session)
     if not (run / ANALYSIS_FILE).exists():
         # The expensive part is worth keeping even if what follows fails; it must not displace that of an earlier run.

@@ -56,7 +56,7 @@ def evaluate(
 
     measures = Measures(
         target=known.target if known else Target(),
-        benchmark=read_benchmark(tasks, session.dense, session.samples),
+        benchmark=read_benchmark(tasks, session.dense, session.judges),
         exact=known.parity if known else None,
     )
     report = measure(session.original, session.dense.saved_in(folder, layers), plan, folder, measures)

@@ -9,10 +9,10 @@ from functools import partial
 from lowrank.artifacts.journal import FACTS
 from lowrank.backends.inputs import Feed, batch_size
 from lowrank.calibrate.interactions import changes_at
-from lowrank.calibrate.sets import JudgingSet, judging_sets
+from lowrank.calibrate.judging_set import JudgingSet
 from lowrank.core.analysis import Analysis
 from lowrank.core.forecast import Foretold
-from lowrank.evaluate.fidelity import Judges, own_set
+from lowrank.evaluate.judges import Judges
 from lowrank.pipeline.session import Session
 
 KEEPS = (0.8, 0.5, 0.3)
@@ -25,10 +25,8 @@ def with_forecast(session: Session, analysis: Analysis) -> Analysis:
 
     Their factors are those of the analysis alone, without the refit, which takes longer than all of this.
     """
-    dense, calibration, journal = session.dense, session.calibration, session.journal
-    assert calibration is not None
-    sets = [own_set(dense, calibration), *judging_sets(calibration)]
-    judges = Judges(dense, [_some(each) for each in sets])
+    journal = session.journal
+    judges = Judges(session.dense, (_some(each) for each in session.judges.sets))
     points: list[Foretold] = []
     for keep in session.track(KEEPS, "foretelling quality", len(KEEPS)):
         fidelity = journal.kept(f"forecast: {keep}", FACTS, partial(_tried, session, judges, analysis, keep))

@@ -92,7 +92,7 @@ def heal(
     if report is None:
         raise ArtifactError(f"{folder / REPORT_FILE} is missing; `lowrank evaluate -o {folder}` writes it anew")
     opened = _opened(model, folder, analysis, report, training, **options)
-    benchmark = read_benchmark(tasks, opened.dense, opened.samples)
+    benchmark = read_benchmark(tasks, opened.dense, opened.judges)
     dense, small = opened.dense, opened.dense.saved_in(folder, dict)
     asked = {**asdict(training), "data": dict(_data_of(opened).provenance)}
     path = folder / CHECKPOINT_FILE

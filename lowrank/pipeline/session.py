@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -13,8 +13,10 @@ from lowrank.artifacts.journal import NOWHERE, Journal
 from lowrank.backends import Backend, Opening, is_streamed, open_model
 from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import Calibration, load_calibration, training_batches
+from lowrank.calibrate.sets import judging_sets
 from lowrank.core.analysis import Analysis
 from lowrank.errors import ArtifactError
+from lowrank.evaluate.judges import Judges
 from lowrank.evaluate.measure import Original
 from lowrank.pipeline.execution import Execution
 from lowrank.pipeline.run.read import check_source, source_of
@@ -50,6 +52,8 @@ class Session:
     """A dense model, the data that it is run on, and how work on them is done."""
 
     dense: Backend
+    judges: Judges
+    """The sets that results are judged on, and the dense model's outputs on them, which are made once."""
     calibration: Calibration | None = None
     settings: Settings = field(default_factory=Settings)
     opening: Opening = field(default_factory=Opening)
@@ -76,14 +80,9 @@ class Session:
         return self.analysis is self.stored
 
     @property
-    def samples(self) -> Sequence[Feed] | None:
-        """What results are measured on; None without data."""
-        return self.calibration.report if self.calibration is not None else None
-
-    @property
     def original(self) -> Original:
         """What a compressed model is measured against."""
-        return Original(self.dense, self.analysis, self.calibration, self.track, self.clock)
+        return Original(self.dense, self.analysis, self.judges, self.track, self.clock)
 
     @property
     def on_trial(self) -> Session:
@@ -159,8 +158,10 @@ def open_session(
     check(dense)
     with clock.stage("read calibration"):
         calibration = read(dense, settings)
+    dense = calibration.backend if calibration else dense
     return Session(
-        dense=calibration.backend if calibration else dense,
+        dense=dense,
+        judges=Judges(dense, judging_sets(dense, calibration)),
         calibration=calibration,
         settings=settings,
         opening=opening,

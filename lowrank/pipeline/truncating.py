@@ -17,6 +17,7 @@ from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx.save import file_size
 from lowrank.calibrate.data import Calibration
 from lowrank.calibrate.refit import sequential_refit
+from lowrank.calibrate.sets import judging_sets
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import NAMES, Budget
 from lowrank.core.plan import Plan, check_budget, share_of
@@ -28,7 +29,7 @@ from lowrank.core.structures.permute import agree_channel_order
 from lowrank.core.weight import Coupling
 from lowrank.edge.target import Target
 from lowrank.errors import CalibrationError, InfeasibleBudget, LowRankError, UnsupportedModel
-from lowrank.evaluate.fidelity import Judges, own_set
+from lowrank.evaluate.judges import Judges
 from lowrank.pipeline.budgets.file_size import sized_plan
 from lowrank.pipeline.healing import own_adapter
 from lowrank.pipeline.publish.adapters import keep_adapter
@@ -109,8 +110,10 @@ def truncate(
     with locked(out):
         with clock.stage("read calibration"):
             calibration, remarks = _data(finished.full, work.settings, analysis)
+        dense = calibration.backend if calibration else finished.full
         session = Session(
-            dense=calibration.backend if calibration else finished.full,
+            dense=dense,
+            judges=Judges(dense, judging_sets(dense, calibration)),
             calibration=calibration,
             run=out,
             clock=clock,
@@ -199,8 +202,8 @@ def _cut(session: Session, finished: Finished, budget: Budget, refit: bool) -> S
     if isinstance(full.signature, Signature):
         with clock.stage("fidelity"):
             earlier = full.rewrite(finished.layers)
-            judges = Judges(earlier, [own_set(earlier, calibration)])
-            entry = replace(entry, quality=judges.quality_of(small).if_finite)
+            judges = Judges(earlier, session.judges.sets)
+            entry = replace(entry, quality=judges.quality_of(small, session.track).if_finite)
     return Smaller(small, final, target, refit, entry)
 
 
@@ -216,7 +219,8 @@ def _reference(session: Session, original: Backend | None) -> Session:
         return session
     if isinstance(signature, Signature) and isinstance(original.signature, Signature):
         original = original.fed_with(signature)
-    return replace(session, dense=original)
+    sets = session.judges.sets if isinstance(signature, Signature) else ()
+    return replace(session, dense=original, judges=Judges(original, sets))
 
 
 def _write(session: Session, result: Smaller, finished: Finished, remarks: Sequence[str], latency: bool) -> Report:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from lowrank.core.share import percent
 from lowrank.report.fidelity import FIGURES, rows_of_sets
 from lowrank.results.report import Report
 
@@ -127,7 +128,7 @@ def card_of(
         f"# {title}, low rank",
         f"This is {of} made smaller by low-rank factors, with lowrank {_version(report)}. "
         f"The {_count(report.targets.params_before)} parameters that were targeted are now "
-        f"{_count(report.targets.params_after)}, which is {report.targets.keep_ratio:.1%} of them.",
+        f"{_count(report.targets.params_after)}, which is {percent(report.targets.keep_ratio)} of them.",
         _sizes(report),
         _quality(report),
         _times(report),
@@ -176,7 +177,7 @@ def _quality(report: Report) -> str:
         cells = [
             [
                 row.name,
-                f"{100 * row.fidelity:.1f} %",
+                percent(row.fidelity),
                 *(f"{row.figures[name]:.4f}" if name in row.figures else "" for name in names),
                 str(row.samples),
             ]

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lowrank.calibrate.judging_set import Origin
 from lowrank.core.distance import OutputKind
+from lowrank.core.share import percent
 from lowrank.edge.target import Dtype, Profile
 from lowrank.results.json_part import LEFT_OUT, Part, rows_of
 
@@ -128,6 +130,8 @@ class SetQuality(Part):
     """How near the outputs are to those of the dense model on one set of samples."""
 
     name: str
+    origin: Origin | None = field(default=None, metadata=LEFT_OUT)
+    """Where its samples are from."""
     fidelity: float
     """From 0 to 1: `agreement` of logits, `ranking` of embeddings, `explained` of values."""
     samples: int
@@ -212,7 +216,7 @@ class Quality(Part):
         """
         if self.fidelity is None or self.worst is None:
             return ""
-        return f"Same answers as the dense model: {100 * self.fidelity:.1f} % {self.where}."
+        return f"Same answers as the dense model: {percent(self.fidelity)} {self.where}."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,9 +12,11 @@ from builders import tiny_bert_folder, tiny_config, write_text, write_tokenizer
 import lowrank
 from lowrank.backends.base import signature_of
 from lowrank.calibrate.data import load_calibration, training_batches
+from lowrank.calibrate.judging_set import JudgingSet
 from lowrank.calibrate.masking import with_mask_token
-from lowrank.calibrate.sets import JudgingSet, judging_sets
-from lowrank.evaluate.fidelity import Judge, Judges
+from lowrank.calibrate.sets import judging_sets
+from lowrank.evaluate.fidelity import Judge
+from lowrank.evaluate.judges import Judges
 
 
 def with_mask(folder: Path) -> int:
@@ -62,8 +64,8 @@ def test_a_masked_language_model_is_judged_by_what_it_fills_in(folder: Path, tmp
     aside = {row.tobytes() for feed in calibration.report for row in feed["input_ids"]}
     learned = training_batches(calibration, tmp_path / "text.txt")
     assert not aside & {row.tobytes() for feed in learned for row in feed["input_ids"]}
-    for each in judging_sets(calibration):
-        assert each.name in ("shorter", "joined") or all((f["input_ids"] == mask).any(1).all() for f in each.feeds)
+    for each in judging_sets(dense, calibration):
+        assert each.origin == "changed" or all((f["input_ids"] == mask).any(1).all() for f in each.feeds)
 
 
 def test_ids_in_a_file_are_masked_alike(folder: Path, tmp_path: Path) -> None:
@@ -101,6 +103,7 @@ def test_a_set_in_which_nothing_counts_is_left_out(folder: Path, tmp_path: Path)
     sets = [JudgingSet("your data", calibration.report), JudgingSet("unmasked", bare)]
     judges = Judges(calibration.backend, sets)
     assert [row.name for row in judges.quality_of(calibration.backend).sets or ()] == ["your data"]
+    assert judges.notes == ["not judged on unmasked (none of its positions counts)"]
 
 
 @pytest.mark.parametrize(("head", "kind"), [("", "bert"), ("classes", "bert"), ("", "gpt2")])

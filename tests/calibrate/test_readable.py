@@ -50,7 +50,7 @@ def test_unknown_pieces(backend: Backend, tmp_path: Path) -> None:
     assert (tokenizer.unknown, tokenizer.mask, tokenizer.frame) == (1, 4, [2, 3])
     path = tmp_path / "a.txt"
     assert loaded(backend, path, ENGLISH).notes == ()
-    with pytest.raises(CalibrationError, match="100% of the text is unknown.*as in line 1, 'η γάτα.*--tokenizer"):
+    with pytest.raises(CalibrationError, match="100 % of the text is unknown.*as in line 1, 'η γάτα.*--tokenizer"):
         loaded(backend, path, GREEK)
     some = [f"{english} {' '.join(greek.split()[:5] * 2)}" for english, greek in zip(ENGLISH, GREEK, strict=False)]
     (note,) = loaded(backend, path, [ENGLISH[0], *some]).notes
@@ -119,7 +119,7 @@ def test_long_samples_are_cut_at_the_usual_maximum(folder: Path, tmp_path: Path)
 def test_tasks_refuse_what_cannot_be_read(folder: Path) -> None:
     texts = Texts.of("sts:x", open_model(folder))
     assert texts.batches(ENGLISH).feeds
-    with pytest.raises(TaskError, match="100% of the task's text is unknown"):
+    with pytest.raises(TaskError, match="100 % of the task's text is unknown"):
         texts.batches(GREEK)
 
 

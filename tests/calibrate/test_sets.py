@@ -10,8 +10,10 @@ from builders import tiny_bert_folder, tiny_transformer
 
 import lowrank
 from lowrank.backends.inputs import Feed
+from lowrank.calibrate.changed_sets import changed_sets
 from lowrank.calibrate.data import load_calibration
-from lowrank.calibrate.sets import changed_sets, judging_sets
+from lowrank.calibrate.sets import judging_sets
+from lowrank.evaluate.judges import Judges
 
 
 def saved(path: Path, **arrays: np.ndarray) -> Path:
@@ -20,7 +22,7 @@ def saved(path: Path, **arrays: np.ndarray) -> Path:
 
 
 def by_name(backend, feeds: tuple[Feed, ...]) -> dict[str, list[Feed]]:
-    return {each.name: list(each.feeds) for each in changed_sets(backend, feeds)}
+    return {each.name: list(each.feeds) for each in changed_sets(backend, feeds) if each.feeds}
 
 
 def test_pictures_are_darker_and_noisier(tmp_path: Path) -> None:
@@ -28,14 +30,16 @@ def test_pictures_are_darker_and_noisier(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.npz", pixel_values=pixels)
     calibration = load_calibration(lowrank.open_model(tiny_transformer("vit")), path)
     assert calibration is not None
-    sets = {each.name: each.feeds for each in judging_sets(calibration)}
+    own, *others = judging_sets(calibration.backend, calibration)
+    assert (own.name, own.origin, own.feeds) == ("your data", "own", calibration.report)
+    sets = {each.name: each.feeds for each in others if each.origin == "changed"}
     assert list(sets) == ["darker", "noisier"]
     before = np.concatenate([feed["pixel_values"] for feed in calibration.report])
     darker, noisier = (np.concatenate([feed["pixel_values"] for feed in sets[name]]) for name in sets)
     low = before.min((0, 2, 3))[:, None, None]
     np.testing.assert_allclose(darker - low, 0.5 * (before - low), atol=1e-5)
     assert 0.2 < (noisier - before).std() / before.std() < 0.3
-    again = {each.name: each.feeds for each in judging_sets(calibration)}
+    again = {each.name: each.feeds for each in judging_sets(calibration.backend, calibration)}
     np.testing.assert_array_equal(again["noisier"][0]["pixel_values"], sets["noisier"][0]["pixel_values"])
 
 
@@ -47,7 +51,11 @@ def test_ids_are_shorter_and_joined_as_far_as_the_model_reads(length: int, tmp_p
     calibration = load_calibration(lowrank.open_model(tiny_bert_folder(tmp_path / "model")), path)
     assert calibration is not None
     sets = by_name(calibration.backend, calibration.report)
-    assert set(sets) == {each.name for each in judging_sets(calibration)}
+    judges = Judges(calibration.backend, judging_sets(calibration.backend, calibration))
+    assert {"your data", *sets} == {each.name for each in judges.sets}
+    (note,) = judges.notes
+    assert "short texts (" in note and "passages of 64 tokens (" in note and "% of it is unknown to the model's" in note
+    assert ("joined (two samples in one are longer" in note) == (2 * length > 64)
     assert ("joined" in sets) == (2 * length <= 64)
     assert all(feed["input_ids"].shape[1] == length // 2 for feed in sets["shorter"])
     if "joined" in sets:

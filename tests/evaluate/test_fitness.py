@@ -20,8 +20,8 @@ FORECAST = (
 
 def report_of(own: float, passages: float, kind: Any = "embedding", **parts: Any) -> Report:
     sets = [
-        SetQuality(name="your data", fidelity=own, samples=100),
-        SetQuality(name="passages of 256 tokens", fidelity=passages, samples=100),
+        SetQuality(name="your data", origin="own", fidelity=own, samples=100),
+        SetQuality(name="passages of 256 tokens", origin="built-in", fidelity=passages, samples=100),
     ]
     worst = min(sets, key=lambda each: each.fidelity)
     quality = Quality(
@@ -92,8 +92,8 @@ def test_a_few_samples_do_not_judge() -> None:
     assert report.quality is not None
     few = [SetQuality(name="your data", fidelity=0.5, samples=4), *(report.quality.sets or [])[1:]]
     assert unfit(replace(report, quality=replace(report.quality, sets=few)), Analysis(())) == []
-    random = replace(report_of(0.5, 0.4).quality or Quality(), data="random inputs")
-    assert unfit(replace(report, quality=random), Analysis(())) == []
+    random = [SetQuality(name="random inputs", origin="random", fidelity=0.4, samples=16)]
+    assert unfit(replace(report, quality=replace(report.quality, sets=random)), Analysis(())) == []
 
 
 def test_numbers_that_are_no_numbers_are_unfit() -> None:

@@ -29,9 +29,10 @@ import lowrank
 from lowrank.backends import Backend
 from lowrank.backends.base import signature_of
 from lowrank.calibrate.data import Calibration
-from lowrank.calibrate.sets import JudgingSet
+from lowrank.calibrate.judging_set import JudgingSet
+from lowrank.calibrate.sets import judging_sets, random_feeds
 from lowrank.errors import LowRankError
-from lowrank.evaluate.fidelity import Judges, random_feeds
+from lowrank.evaluate.judges import Judges
 from lowrank.evaluate.measure import Measures, Original, measure
 from lowrank.evaluate.tasks.base import Score, Task, mean, share
 from lowrank.evaluate.tasks.benchmark import Benchmark, compare
@@ -357,7 +358,8 @@ def test_a_model_that_gives_no_numbers_is_unfit_and_its_report_can_be_written(tm
     small = dense.changed({name: (np.full_like(dense.read(name), np.nan), None)})
     analysis = lowrank.analyze(tiny_transformer("bert"), settings=lowrank.Settings(calib="none"))
     feeds = tuple(random_feeds(dense))
-    original = Original(dense, analysis, Calibration(feeds, feeds, feeds, dense, {"samples": 16}), silent, Clock())
+    calibration = Calibration(feeds, feeds, feeds, dense, {"samples": 16})
+    original = Original(dense, analysis, Judges(dense, judging_sets(dense, calibration)), silent, Clock())
     report = measure(original, small, lowrank.select(analysis, 0.5), tmp_path, Measures(latency=False))
     assert report.quality is None and report.error.relative is None
     assert any("not finite on your data" in problem for problem in report.problems)

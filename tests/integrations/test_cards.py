@@ -10,6 +10,7 @@ import pytest
 import yaml
 from builders import read, tiny_bert_folder, write_text
 
+from lowrank.core.share import percent
 from lowrank.report.card import MARK, base_of, public_command, read_card
 
 ORIGINAL = """---
@@ -56,8 +57,8 @@ def test_a_card_is_written_and_renewed(folder: Path, tmp_path: Path, cli: Callab
     assert "model-index" not in header
     for key in ("params_before", "params_after", "bytes_before", "bytes_after", "macs_after"):
         assert f"{report['model'][key]:,}" in first
-    assert f"{report['targets']['keep_ratio']:.1%}" in first
-    assert f"{100 * report['quality']['fidelity']:.1f} %" in first
+    assert percent(report["targets"]["keep_ratio"]) in first
+    assert percent(report["quality"]["fidelity"]) in first
     assert f"{report['latency']['compressed_ms']:.2f} ms" in first and report["provenance"]["processor"] in first
     assert "import lowrank" in first and "AutoModel.from_pretrained" in first
     assert "lowrank compress bert --budget 0.5 -o run --calib text.txt" in first

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from lowrank.backends.base import Backend
-from lowrank.backends.inputs import Feed
 from lowrank.errors import TaskError
 from lowrank.evaluate.fidelity import Runs
+from lowrank.evaluate.judges import Judges
 from lowrank.evaluate.tasks.base import Score, Task, drop_of
 from lowrank.evaluate.tasks.specs import read_tasks
 from lowrank.progress import Track, silent
@@ -56,18 +56,18 @@ class Benchmark:
         return max(drops)
 
 
-def read_benchmark(specs: Sequence[str], dense: Backend, samples: Sequence[Feed] | None) -> Benchmark | None:
+def read_benchmark(specs: Sequence[str], dense: Backend, judges: Judges | None) -> Benchmark | None:
     """The tasks that some specs name; None if there are none.
 
     Args:
         specs: see `read_tasks`.
         dense: the model that others are compared with.
-        samples: calibration data for the task `fidelity`.
+        judges: what `fidelity` without a file is measured by; by default on random inputs.
 
     Raises:
         TaskError: if a task cannot be read.
     """
-    return Benchmark(read_tasks(specs, dense, samples), dense) if specs else None
+    return Benchmark(read_tasks(specs, dense, judges), dense) if specs else None
 
 
 def _finite(task: Task, score: Score, which: str) -> Score:

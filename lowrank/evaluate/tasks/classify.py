@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from lowrank.backends.base import Backend
-from lowrank.backends.inputs import Feed
 from lowrank.core.distance import Array
 from lowrank.errors import TaskError
 from lowrank.evaluate.fidelity import Runs
@@ -100,7 +99,7 @@ def _head_classes(dense: Backend, count: int, present: Sequence[str]) -> dict[st
     return None
 
 
-def read_classify(spec: str, rest: str, dense: Backend, feeds: Sequence[Feed] | None) -> Task:
+def read_classify(spec: str, rest: str, dense: Backend) -> Task:
     """From a table with the columns `label` and `sentence` (or `text`).
 
     Raises:

@@ -2,44 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from lowrank.backends.base import Backend
-from lowrank.backends.inputs import Feed
-from lowrank.evaluate.fidelity import Judge, Runs, alike, random_feeds
+from lowrank.calibrate.judging_set import JudgingSet
+from lowrank.calibrate.sets import judging_sets
+from lowrank.core.distance import Array
+from lowrank.evaluate.fidelity import Runs, alike
+from lowrank.evaluate.judges import Judges
 from lowrank.evaluate.tasks.base import Score, Task
 from lowrank.results.parts import FIDELITY
 
 
+def of_worst_set(parts: Array) -> float:
+    """The smallest fidelity of all sets that are present.
+
+    Args:
+        parts: what is alike, the most that there could be, and the number of its set, for each sample.
+    """
+    return float(np.min([alike(parts[parts[:, 2] == number, :2]) for number in np.unique(parts[:, 2])]))
+
+
 @dataclass(frozen=True)
 class Fidelity:
-    """By what the output is: agreement of the first choice, ranking of the nearest others, or explained variance; see
-    `evaluate.fidelity`. The dense model has 1."""
+    """By what the output is: agreement of the first choice, ranking of the nearest others, or explained variance (see
+    `evaluate.fidelity`), on the worst of the sets. The dense model has 1."""
 
     name: str
-    dense: Backend
-    feeds: Sequence[Feed]
+    judges: Judges
     higher_is_better: bool = True
 
     @property
     def metric(self) -> str:
         """`agreement` of logits, `ranking` of embeddings, `explained` of values."""
-        return FIDELITY[self._judge.kind]
-
-    @cached_property
-    def _judge(self) -> Judge:
-        return Judge(self.dense, self.feeds)
+        return FIDELITY[self.judges.kind]
 
     def score(self, model: Runs) -> Score:
         """Against the dense model's outputs, which are computed once."""
-        return Score(self._judge.against(model).parts, alike)
+        found = enumerate(found.parts for _, found in self.judges.against(model))
+        return Score(np.concatenate([np.insert(parts, 2, number, 1) for number, parts in found]), of_worst_set)
 
 
-def read_fidelity(spec: str, rest: str, dense: Backend, feeds: Sequence[Feed] | None) -> Task:
-    """On given batches, on other text, or on random inputs.
+def read_fidelity(spec: str, rest: str, dense: Backend, judges: Judges | None) -> Task:
+    """On the sets that a report shows, on other text alone, or on random inputs.
 
     Raises:
         CalibrationError: if the text cannot be read.
@@ -49,5 +57,6 @@ def read_fidelity(spec: str, rest: str, dense: Backend, feeds: Sequence[Feed] | 
 
         calibration = load_calibration(dense, Path(rest).expanduser())
         assert calibration is not None
-        return Fidelity(spec, calibration.backend, (*calibration.fit, *calibration.heldout, *calibration.report))
-    return Fidelity(spec, dense, feeds or random_feeds(dense))
+        whole = (*calibration.fit, *calibration.heldout, *calibration.report)
+        return Fidelity(spec, Judges(calibration.backend, [JudgingSet(rest, whole)]))
+    return Fidelity(spec, judges or Judges(dense, judging_sets(dense, None)))

@@ -97,7 +97,7 @@ def _listed(spec: str, place: Path) -> list[str]:
     return sorted(n for n in names if PurePosixPath(n).suffix.lower() in SUFFIXES and "/" in n.strip("/"))
 
 
-def read_images(spec: str, rest: str, dense: Backend, feeds: Sequence[Feed] | None) -> Task:
+def read_images(spec: str, rest: str, dense: Backend) -> Task:
     """From `FOLDER/label/picture.jpg`, at any depth, in a folder or a zip.
 
     Raises:

@@ -9,10 +9,11 @@ import numpy as np
 
 from lowrank.backends.base import Backend, signature_of
 from lowrank.backends.inputs import Feed, Signature
-from lowrank.calibrate.data import token_batches
+from lowrank.calibrate.batches import token_batches
 from lowrank.calibrate.readable import reading_of
 from lowrank.calibrate.tokenize import Tokenizer, open_tokenizer
 from lowrank.core.distance import Array
+from lowrank.core.share import percent
 from lowrank.errors import LowRankError, TaskError, first_line
 from lowrank.evaluate.fidelity import Runs
 from lowrank.evaluate.tasks.model_files import pool
@@ -103,8 +104,8 @@ class Texts:
         reading = reading_of(self.tokenizer, samples)
         if reading.is_unreadable:
             raise TaskError(
-                f"{reading.unknown:.0%} of the task's text is unknown to the model's tokenizer, so that its scores "
-                "would say nothing; give text of the model's language, or --tokenizer if it has another"
+                f"{percent(reading.unknown)} of the task's text is unknown to the model's tokenizer, so that its "
+                "scores would say nothing; give text of the model's language, or --tokenizer if it has another"
             )
 
     def vectors(self, model: Runs, batches: Batches) -> Array:

@@ -11,8 +11,8 @@ import numpy as np
 
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Feed
+from lowrank.calibrate.batches import token_feed
 from lowrank.calibrate.causal import causal_vocabulary
-from lowrank.calibrate.data import token_feed
 from lowrank.calibrate.text import read_text
 from lowrank.core.distance import Array
 from lowrank.errors import TaskError
@@ -112,7 +112,7 @@ def check_causal(spec: str, dense: Backend) -> int:
     return vocabulary
 
 
-def read_lm(spec: str, rest: str, dense: Backend, feeds: Sequence[Feed] | None) -> Task:
+def read_lm(spec: str, rest: str, dense: Backend) -> Task:
     """From a text, gzipped or not.
 
     Raises:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from lowrank.backends.base import Backend
-from lowrank.backends.inputs import Feed
 from lowrank.calibrate.text import json_lines, read_text
 from lowrank.core.distance import unit
 from lowrank.errors import TaskError
@@ -71,7 +70,7 @@ def _gain(gains: Sequence[float]) -> float:
     return float(sum(gain / np.log2(rank + 2) for rank, gain in enumerate(gains)))
 
 
-def read_retrieval(spec: str, rest: str, dense: Backend, feeds: Sequence[Feed] | None) -> Task:
+def read_retrieval(spec: str, rest: str, dense: Backend) -> Task:
     """From a folder as BEIR has it: `corpus.jsonl`, `queries.jsonl`, `qrels/test.tsv` (.gz too).
 
     Raises:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lowrank.backends.base import Backend
-from lowrank.backends.inputs import Feed
 from lowrank.core.distance import Array, unit
 from lowrank.core.ranking import spearman
 from lowrank.errors import TaskError
@@ -41,7 +39,7 @@ class Similarity:
         return Score(np.stack([(first * second).sum(1), self.gold], 1), spearman)
 
 
-def read_sts(spec: str, rest: str, dense: Backend, feeds: Sequence[Feed] | None) -> Task:
+def read_sts(spec: str, rest: str, dense: Backend) -> Task:
     """From a table with the columns `sentence1`, `sentence2` and `score`.
 
     Raises:

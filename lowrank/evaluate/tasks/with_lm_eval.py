@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,7 @@ import numpy as np
 from lowrank.artifacts.outside import is_file
 from lowrank.backends.base import Backend
 from lowrank.backends.beside import beside
-from lowrank.backends.inputs import Feed
-from lowrank.calibrate.data import token_feed
+from lowrank.calibrate.batches import token_feed
 from lowrank.errors import TaskError
 from lowrank.evaluate.fidelity import Runs
 from lowrank.evaluate.tasks.base import Score, Task, harness_errors
@@ -111,7 +109,7 @@ def language_model(texts: Texts, prefix: int, model: Runs) -> Any:
     return LanguageModel()
 
 
-def read_lm_eval(spec: str, rest: str, dense: Backend, feeds: Sequence[Feed] | None) -> Task:
+def read_lm_eval(spec: str, rest: str, dense: Backend) -> Task:
     """By the task's name in lm_eval, or the path of its YAML file, which may run code of its own.
 
     Raises:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lowrank.backends.base import Backend
-from lowrank.backends.inputs import Feed
 from lowrank.core.distance import Array
 from lowrank.errors import TaskError, first_line
 from lowrank.evaluate.fidelity import Runs
@@ -67,7 +65,7 @@ def encoder(texts: Texts, model: Runs) -> Any:
     return Encoder()
 
 
-def read_mteb(spec: str, rest: str, dense: Backend, feeds: Sequence[Feed] | None) -> Task:
+def read_mteb(spec: str, rest: str, dense: Backend) -> Task:
     """By the task's name in mteb.
 
     Raises:

@@ -90,5 +90,5 @@ def open_bench(model: object, run: Path, task: str, trained: bool, **options: Un
             f"nothing can be measured: {session.dense.signature}; see --arch, --config and --calib inputs.npz"
         )
     # A task that cannot be read must not cost an analysis.
-    (measure,) = read_tasks([task], session.dense, session.samples)
+    (measure,) = read_tasks([task], session.dense, session.judges)
     return Bench(with_saved_analysis(with_analysis(session)), measure)

@@ -144,7 +144,7 @@ def trade_off(predicted: TradeOff, chosen: Prediction | None) -> Markup | None:
     parts: list[str] = [*_axes(x, y, "parameters kept", f"predicted relative error of the {what}", ticks)]
     parts.append(polyline([(x(p.keep), y(p.error)) for p in points], class_="line data"))
     for point in points:
-        tip = f"keep {percent(point.keep, 1)}: error {point.error:.3g}"
+        tip = f"keep {percent(point.keep)}: error {point.error:.3g}"
         parts.append(mark(x(point.keep), y(point.error), 0, class_="mark data", data_tip=tip))
     words = [f"keeping {percent(p.keep)} loses {p.error:.3g}" for p in points]
     if chosen is not None:
@@ -154,7 +154,7 @@ def trade_off(predicted: TradeOff, chosen: Prediction | None) -> Markup | None:
         parts.append(mark(at, up, 0, 6.0, class_="point", data_tip=f"{label}, error {chosen.error:.3g}"))
         side, shift = ("end", -10) if at > CHART[0] / 2 and up < 60 else ("start", 10)
         parts.append(element("text", label, class_="strong", x=at + shift, y=up - 8, text_anchor=side))
-        words.append(f"the chosen plan keeps {percent(chosen.keep, 1)} and loses {chosen.error:.3g}")
+        words.append(f"the chosen plan keeps {percent(chosen.keep)} and loses {chosen.error:.3g}")
     return picture(*CHART, "Predicted error of every budget", "; ".join(words), parts, "chart")
 
 

@@ -89,7 +89,7 @@ def cards_of(facts: PageData) -> list[Card]:
         cards.append(_bars(label, size(sizes[1][1]), _times(*sizes), sizes, size))
     counts = (("dense", model.params_before), ("compressed", model.params_after))
     share = facts.report.targets.keep_ratio
-    words = f"{_times(*counts)}; of what was targeted {percent(share, 1)} is kept"
+    words = f"{_times(*counts)}; of what was targeted {percent(share)} is kept"
     return [*cards, _bars("Parameters", short(model.params_after), words, counts, short)]
 
 
@@ -114,12 +114,10 @@ def _likeness(facts: PageData) -> Card:
     if quality.fidelity is not None and quality.kind is not None:
         rows = rows_of_sets(quality)
         rounded = next((row.dense_rounded for row in rows if row.name == quality.worst), None)
-        beside = f"; {rounded_name(facts)} there: {percent(rounded, 1)}" if rounded is not None else ""
+        beside = f"; {rounded_name(facts)} there: {percent(rounded)}" if rounded is not None else ""
         words = f"same answers as the dense model {quality.where}: {MEANING[quality.kind]}{beside}"
-        bars = tuple(
-            Bar(row.name, percent(row.fidelity, 1), min(max(row.fidelity, 0), 1), row.is_worst) for row in rows
-        )
-        return Card("Same answers", percent(quality.fidelity, 1), words, bars)
+        bars = tuple(Bar(row.name, percent(row.fidelity), min(max(row.fidelity, 0), 1), row.is_worst) for row in rows)
+        return Card("Same answers", percent(quality.fidelity), words, bars)
     rounded_figures = quality.dense_rounded.figures if quality.dense_rounded else {}
     for key, words in FIGURES.items():
         if key in quality.figures:
@@ -151,7 +149,7 @@ def _speed(latency: Latency, rounded: str) -> Card:
 
 
 def _times(before: tuple[str, float], after: tuple[str, float]) -> str:
-    return f"{percent(after[1] / before[1], 1)} of {before[0]}" if before[1] else ""
+    return f"{percent(after[1] / before[1])} of {before[0]}" if before[1] else ""
 
 
 def _bars(label: str, value: str, words: str, known: Sequence[tuple[str, float]], said: Callable[[float], str]) -> Card:
@@ -270,9 +268,9 @@ def sets_of(facts: PageData) -> tuple[list[str], list[tuple[str, ...]]]:
     heads = ["set", *rounded, "compressed", *(FIGURES[name] for name in names), "samples"]
 
     def cells(row: SetRow) -> tuple[str, ...]:
-        beside = ["" if row.dense_rounded is None else percent(row.dense_rounded, 1)] if rounded else []
+        beside = ["" if row.dense_rounded is None else percent(row.dense_rounded)] if rounded else []
         figures = (f"{row.figures[name]:.4f}" if name in row.figures else "" for name in names)
-        return (row.name, *beside, percent(row.fidelity, 1), *figures, f"{row.samples:,}")
+        return (row.name, *beside, percent(row.fidelity), *figures, f"{row.samples:,}")
 
     return heads, [cells(row) for row in rows]
 
@@ -294,10 +292,10 @@ def summary_of(facts: PageData) -> str:
         parts.append(f"a run takes {percent(1 / report.latency.speedup)} of the time")
     quality = report.quality or Quality()
     if quality.fidelity is not None:
-        parts.append(f"the answer is the dense model's in {percent(quality.fidelity, 1)} of cases {quality.where}")
+        parts.append(f"the answer is the dense model's in {percent(quality.fidelity)} of cases {quality.where}")
     elif quality.cosine is not None:
         parts.append(f"outputs point the same way as before with a cosine of {quality.cosine:.3f}")
     elif quality.agreement is not None:
-        parts.append(f"the most likely output is the same in {percent(quality.agreement, 1)} of cases")
+        parts.append(f"the most likely output is the same in {percent(quality.agreement)} of cases")
     words = f"{', '.join(parts[:-1])}, and {parts[-1]}" if len(parts) > 1 else parts[0]
     return f"{words}."

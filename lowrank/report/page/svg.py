@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from lowrank.core.share import percent as printed
 from lowrank.report.terminal.terminal import harmless
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -72,14 +73,14 @@ def power(value: float) -> str:
     return "1" if exponent == 0 else f"10{str(exponent).translate(SUPERSCRIPTS)}"
 
 
-def percent(share: float, digits: int = 0) -> str:
-    """A share as people read it.
+def percent(share: float) -> str:
+    """A share as it is printed everywhere, on one line.
 
     Example:
-        >>> percent(0.5), percent(0.497, 1)
+        >>> percent(0.5), percent(0.4979)
         ('50\\xa0%', '49.7\\xa0%')
     """
-    return f"{100 * share:.{digits}f}\xa0%"
+    return printed(share).replace(" ", "\xa0")
 
 
 def element(tag: str, content: str | Iterable[str] = "", /, **attributes: object) -> Markup:

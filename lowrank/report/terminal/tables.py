@@ -9,6 +9,7 @@ from lowrank.core.analysis import Analysis, WeightAnalysis
 from lowrank.core.budget import NAMES
 from lowrank.core.match import stem
 from lowrank.core.plan import Plan
+from lowrank.core.share import percent
 from lowrank.core.structures import structure_named
 from lowrank.core.truncation.spectrum import Spectrum
 from lowrank.report.fidelity import FIGURES, MEANING, rows_of_sets
@@ -180,18 +181,14 @@ def sets_table(report: Report) -> Table:
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
-        beside = [_percent(row.dense_rounded)] if rounded else []
+        beside = ["" if row.dense_rounded is None else percent(row.dense_rounded)] if rounded else []
         figures = (f"{row.figures[name]:.4f}" if name in row.figures else "" for name in names)
-        table.add_row(row.name, *beside, _percent(row.fidelity), *figures, f"{row.samples:,}")
+        table.add_row(row.name, *beside, percent(row.fidelity), *figures, f"{row.samples:,}")
     table.caption = f"how often: {MEANING.get(quality.kind or '', '')}"
     return table
 
 
 SHORT = {"relative_error": "relative error", "spearman": "Spearman", "kl": "KL"}
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f} %"
 
 
 def tasks_table(report: Report) -> Table:

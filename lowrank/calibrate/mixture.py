@@ -22,13 +22,13 @@ GOLDEN = 0.6180339887498949
 class Mixture:
     """How many samples of each style there are, if the text has so many."""
 
-    lines: int = 2500
+    lines: int = 4000
     """Short examples and definitions."""
-    sentences: int = 1000
+    sentences: int = 1200
     """Sentences of documents."""
-    prose: int = 150
+    prose: int = 60
     """Pieces of documents."""
-    technical: int = 60
+    technical: int = 30
     """Pieces of manuals of software."""
     shortest: int = 16
     """Tokens of the shortest piece; from there to the model's usual maximum all lengths are equally frequent."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.backends.inputs import Feed, batch_size
+from lowrank.backends.torch.compared import compared_rows
 from lowrank.backends.torch.workers import Workers
 from lowrank.core.distance import OutputKind, Reference, kind_of
 from lowrank.errors import HealingError
@@ -58,7 +59,7 @@ class Distillation:
         self.student, self.parameters, self.smallest = student, dict(parameters), smallest
         self.kind: OutputKind
         feeds, self.together = mixed(samples.fit)
-        self.fit, self.heldout = Teacher(dense, feeds), Teacher(dense, samples.heldout)
+        self.fit, self.heldout = (Teacher(dense, kind, each) for each in (feeds, samples.heldout))
         self.parts = 1
         """Into how many slices a batch is cut, since memory does not hold the whole of it."""
         try:
@@ -165,8 +166,19 @@ class Distillation:
 
 
 def _mean_hidden(student: Outputs, taught: Outputs, mask: Tensor | None) -> Tensor:
-    pairs = zip(student.hidden, taught.hidden, strict=True)
+    pairs = zip(imitated(student.hidden), taught.hidden, strict=True)
     return torch.stack([hidden_loss(a, b, mask) for a, b in pairs]).mean()
+
+
+def imitated(hidden: list[Tensor]) -> list[Tensor]:
+    """The outputs of blocks that are imitated: the last one and every second before it. All of them teach no more, and
+    fewer batches of them are remembered.
+
+    Example:
+        >>> imitated(list("abcdef"))
+        ['b', 'd', 'f']
+    """
+    return hidden[(len(hidden) - 1) % 2 :: 2]
 
 
 def _slices(rows: slice, parts: int) -> Iterator[slice]:
@@ -228,10 +240,11 @@ REMEMBERED = 1 << 30
 
 
 class Teacher:
-    """The dense model on a fixed list of batches."""
+    """The dense model on a fixed list of batches: the hidden states that are imitated, in bfloat16, and the output, of
+    embeddings what is left of it by pooling. So most models' outputs for all batches are remembered."""
 
-    def __init__(self, dense: ModuleRunner, feeds: Sequence[Feed]) -> None:
-        self.dense, self.feeds = dense, list(feeds)
+    def __init__(self, dense: ModuleRunner, kind: OutputKind, feeds: Sequence[Feed]) -> None:
+        self.dense, self.kind, self.feeds = dense, kind, list(feeds)
         self._remembered: dict[int, Outputs] = {}
         self._bytes = 0
 
@@ -239,8 +252,14 @@ class Teacher:
         """Its hidden states and output for a batch."""
         if index in self._remembered:
             return self._remembered[index]
+        feed = self.feeds[index]
         with torch.no_grad():
-            outputs = self.dense(self.feeds[index])
+            whole = self.dense(feed)
+            pooled = self.kind == "embedding"
+            output = (
+                compared_rows(whole.output.float(), self.kind, self.dense.counted(feed)) if pooled else whole.output
+            )
+            outputs = Outputs([each.bfloat16() for each in imitated(whole.hidden)], output)
         size = sum(t.numel() * t.element_size() for t in (*outputs.hidden, outputs.output))
         if self._bytes + size <= REMEMBERED:
             self._remembered[index] = outputs

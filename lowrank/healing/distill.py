@@ -244,7 +244,8 @@ class Teacher:
     embeddings what is left of it by pooling. So most models' outputs for all batches are remembered."""
 
     def __init__(self, dense: ModuleRunner, kind: OutputKind, feeds: Sequence[Feed]) -> None:
-        self.dense, self.kind, self.feeds = dense, kind, list(feeds)
+        self.dense, self.feeds = dense, list(feeds)
+        self.kind: OutputKind = kind
         self._remembered: dict[int, Outputs] = {}
         self._bytes = 0
 

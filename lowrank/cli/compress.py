@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -46,9 +45,9 @@ def compress(
         raise typer.BadParameter("give --budget, --error, --latency, --size, --max-drop or --plan")
     if goal.max_drop is not None and (budget is not None or goal.plan is not None):
         raise typer.BadParameter("--max-drop chooses the keep ratio itself: leave other budgets and --plan out")
-    how, changes, execution = opening.opening(), data.changes(), work.execution()
+    how, execution = opening.opening(), work.execution()
     stored = pipeline.stored_analysis(output)
-    settings = replace(pipeline.settings_of(stored, model, goal.size is not None), **changes) if changes else None
+    settings = data.settings(pipeline.settings_of(stored, model, goal.size is not None)) if data.changes() else None
     if work.dry_run:
         show_estimate(pipeline.foresee(model, goal.budget or 1.0, output, settings, how, execution), result.as_json)
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -31,8 +30,8 @@ def heal(
     from lowrank import pipeline
     from lowrank.artifacts import load_analysis
 
-    changes = data.changes()
-    settings = replace(pipeline.Settings.from_json(load_analysis(run).settings), **changes) if changes else None
+    before = pipeline.Settings.from_json(load_analysis(run).settings) if data.changes() else None
+    settings = data.settings(before) if before else None
     with running(run) as track:
         report = pipeline.heal(
             run,

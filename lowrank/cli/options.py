@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -185,11 +185,18 @@ class DataOptions:
             given["mixed"] = not given.pop("calib_only")
         return given
 
-    def settings(self) -> Settings:
-        """The settings that are named, and the defaults."""
+    def settings(self, before: Settings | None = None) -> Settings:
+        """The settings that are named, and the others as they were before, or else their defaults."""
         from lowrank.pipeline import Settings
+        from lowrank.pipeline.settings import NO_DATA, SELF
 
-        return Settings(**self.changes())
+        settings = replace(before or Settings(), **self.changes())
+        if self.calib_only and settings.calib in (None, NO_DATA, SELF):
+            raise typer.BadParameter(
+                "--calib-only is for text of your own, with which no built-in text is mixed then, and there is none; "
+                "give it with --calib FILE, or leave --calib-only out"
+            )
+        return settings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -37,8 +36,8 @@ def truncate(
     budget = goal.limit()
     if budget is None:
         raise typer.BadParameter("give --budget, --error or --size")
-    changes = data.changes()
-    settings = replace(pipeline.Settings.from_json(load_analysis(run).settings), **changes) if changes else None
+    before = pipeline.Settings.from_json(load_analysis(run).settings) if data.changes() else None
+    settings = data.settings(before) if before else None
     folder = output or pipeline.cut_name(run, budget)
     with progress_bars() as track:
         report = pipeline.truncate(

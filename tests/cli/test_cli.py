@@ -135,6 +135,9 @@ def test_english_is_for_models_that_read_it(cli: Cli, here: Path, bert_folder: P
     assert cli("analyze", bert_folder, "--calib", "text.txt", "--calib-only").code == 0
     content = read(here / "lowrank-run/analysis.json")
     assert content["settings"]["mixed"] is False and not any("built-in" in note for note in content["notes"])
+    for flags in (("compress", "--budget", "0.5", "--calib", "none"), ("analyze", bert_folder)):
+        refused = cli(*flags, "--calib-only")
+        assert refused.code == 2 and "--calib-only is for text of your own" in refused.err
     assert cli("analyze", bert_folder, "--calib", "none").code == 0
     assert "plain metric" in read(here / "lowrank-run/analysis.json")["notes"][0]
 

@@ -28,14 +28,17 @@ from conftest import Outcome
 import lowrank
 from lowrank.backends import Backend
 from lowrank.backends.base import signature_of
-from lowrank.calibrate.data import Calibration
+from lowrank.calibrate.data import Calibration, load_calibration
 from lowrank.calibrate.judging_set import JudgingSet
 from lowrank.calibrate.sets import judging_sets, random_feeds
 from lowrank.errors import LowRankError
+from lowrank.evaluate.dense_outputs import Room
+from lowrank.evaluate.fidelity import Judge
 from lowrank.evaluate.judges import Judges
 from lowrank.evaluate.measure import Measures, Original, measure
 from lowrank.evaluate.tasks.base import Score, Task, mean, share
-from lowrank.evaluate.tasks.benchmark import Benchmark, compare
+from lowrank.evaluate.tasks.benchmark import Benchmark, compare, read_benchmark
+from lowrank.evaluate.tasks.fidelity import of_worst_set
 from lowrank.evaluate.tasks.language import windows_of
 from lowrank.evaluate.tasks.probe import folds_of, probe_hits
 from lowrank.evaluate.tasks.retrieval import ndcg
@@ -328,6 +331,73 @@ def test_fidelity_of_a_model_to_itself_is_whole(bert: Backend, gpt: Backend, tmp
             assert task.metric == metric
             assert found.dense == pytest.approx(1) and 0 < found.drop < 1
             assert found.low is not None and found.high is not None and found.low < found.drop < found.high
+
+
+@pytest.fixture(scope="module")
+def judges(bert: Backend, tmp_path_factory: pytest.TempPathFactory) -> Judges:
+    """Of a model that knows no English: its own text, the half of each, and two in one."""
+    calibration = load_calibration(bert, write_text(tmp_path_factory.mktemp("judged") / "x.txt", 100))
+    assert calibration is not None
+    return Judges(calibration.backend, judging_sets(calibration.backend, calibration))
+
+
+def test_fidelity_is_that_of_the_worst_set_of_the_report(judges: Judges) -> None:
+    (task,) = read_tasks(["fidelity"], judges.dense, judges)
+    for rank in (4, 16):
+        small = smaller(judges.dense, rank)
+        report, found = judges.quality_of(small), task.score(small)
+        assert report.sets and len(report.sets) == 3
+        assert found.value == report.fidelity == min(row.fidelity for row in report.sets)
+        assert found.samples == sum(row.samples for row in report.sets)
+        # Of some samples it is the worst of the sets that they are from.
+        for number, row in enumerate(report.sets):
+            assert of_worst_set(found.parts[found.parts[:, 2] == number]) == row.fidelity
+        whole = compare(task, task.score(judges.dense), found)
+        assert whole.low is not None and whole.high is not None and 0 < whole.low <= whole.high
+
+
+def test_a_drop_is_seen_on_another_set_than_the_own(judges: Judges) -> None:
+    own = {feed["input_ids"].tobytes() for feed in judges.sets[0].feeds}
+
+    class OwnAlone:
+        """The dense model on the user's data, and nothing like it elsewhere."""
+
+        def run(self, feed):
+            output = judges.dense.run(feed)
+            return output if feed["input_ids"].tobytes() in own else np.zeros_like(output)
+
+    first, *others = (found.fidelity for _, found in judges.against(OwnAlone()))
+    assert first == 1 and max(others) < 0.5
+    benchmark = read_benchmark(["fidelity"], judges.dense, judges)
+    assert benchmark is not None and benchmark.drop(OwnAlone()) > 0.5
+    (row,) = benchmark.compare(OwnAlone())
+    assert row.low is not None and row.low > 0.5
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt"])
+def test_outputs_are_made_once_or_again_where_there_is_no_room(
+    name: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense: Backend = request.getfixturevalue(name)
+    feeds, runs = random_feeds(dense), list[int]()
+    outputs = [smaller(dense).run(feed) for feed in feeds]
+
+    class Known:
+        def run(self, feed):
+            return outputs[next(i for i, each in enumerate(feeds) if each is feed)]
+
+    plain = type(dense).run
+
+    def counted(self, feed):
+        runs.append(len(feed["input_ids"]))
+        return plain(self, feed)
+
+    monkeypatch.setattr(type(dense), "run", counted)
+    roomy, full = Judge(dense, feeds), Judge(dense, feeds, Room(0))
+    before = [roomy.against(Known()).figures for _ in range(2)]
+    assert runs.count(len(feeds[0]["input_ids"])) == len(feeds)
+    assert before == [full.against(Known()).figures for _ in range(2)]
+    assert runs.count(len(feeds[0]["input_ids"])) >= 3 * len(feeds)
 
 
 def test_vectors_that_are_all_the_same_have_a_fidelity_and_no_correlation() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from builders import read
+from builders import read, write_text
 
 import lowrank
 from lowrank.artifacts import load_analysis, save_analysis
@@ -24,8 +26,35 @@ def test_an_analysis_foretells_each_set(shared_bert_run: Path) -> None:
     assert all(set(point.fidelity) == set(measured) for point in analysis.forecast)
     assert report["quality"]["fidelity"] == min(measured.values())
     assert measured[report["quality"]["worst"]] == report["quality"]["fidelity"]
+    assert any("not judged on short texts (" in note for note in report["notes"])
     # What is below the floor is called unfit, and nothing else is.
     assert bool([s for s in report["unfit"] if "Not fit" in s]) == (report["quality"]["fidelity"] < 0.9)
+
+
+def test_sets_are_made_and_the_tokenizer_is_read_once(
+    bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lowrank.calibrate import sets, tokenize
+
+    calls: list[str] = []
+
+    def counted(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any) -> Any:
+            calls.append(name)
+            return plain(*args)
+
+        return called
+
+    for module, name in ((sets, "text_sets"), (sets, "changed_sets"), (tokenize, "_of_folder")):
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
+    folder = shutil.copytree(bert_folder, tmp_path / "model")
+    settings = lowrank.Settings(calib=str(write_text(tmp_path / "text.txt", 60)))
+    report = lowrank.compress(folder, 0.5, output=tmp_path / "r", settings=settings, tasks=["fidelity"], latency=False)
+    assert sorted(calls) == ["_of_folder", "changed_sets", "text_sets"]
+    assert report.quality is not None and report.quality.sets and len(report.quality.sets) > 1
+    # The task is measured on the graph, the table on the module.
+    assert report.tasks[0].compressed == pytest.approx(report.quality.fidelity, abs=1e-3)
+    assert report.tasks[0].samples == sum(row.samples for row in report.quality.sets)
 
 
 @pytest.mark.parametrize("fidelity", [0.4, 0.99])

@@ -215,6 +215,20 @@ def test_a_model_of_all_structures_without_its_original(cli: Cli, bert_run: Path
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_a_cut_is_judged_on_every_set(bert_run: Path, tmp_path: Path) -> None:
+    more = lowrank.Settings(calib=str(write_text(tmp_path / "more.txt", 200)))
+    report = lowrank.truncate(bert_run, 0.06, output=tmp_path / "cut", latency=False, settings=more)
+    quality, before = report.quality, report.cut[-1].quality
+    assert quality is not None and before is not None and quality.sets and before.sets
+    names = [row.name for row in before.sets]
+    assert names == [row.name for row in quality.sets] and len(names) > 1
+    assert before.fidelity == min(row.fidelity for row in before.sets)
+    assert quality.fidelity is not None and quality.fidelity < 0.9 and "Not fit for use" in report.unfit[0]
+    assert all(row.name in report.unfit[0] for row in quality.sets if row.fidelity < 0.9)
+    assert f"same answers as the earlier result, {before.where}" in (tmp_path / "cut/report.html").read_text("utf-8")
+
+
 def test_refit_helps_and_lost_data_is_said(bert_run: Path, tmp_path: Path) -> None:
     refitted = lowrank.truncate(bert_run, 0.3, output=tmp_path / "a", latency=False)
     plain = lowrank.truncate(bert_run, 0.3, output=tmp_path / "b", latency=False, refit=False)

@@ -234,6 +234,8 @@ def quality_of(facts: PageData) -> list[tuple[str, str]]:
     if report.error.cast_relative is not None:
         rows.append(("error of rounding the factors to their types", _said(report.error.cast_relative)))
     cut = report.cut[-1].quality if report.cut else None
+    if cut and cut.fidelity is not None:
+        rows.append((f"same answers as the earlier result, {cut.where}", percent(cut.fidelity)))
     for name, value in cut.figures.items() if cut else ():
         if name in FIGURES:
             rows.append((f"{FIGURES[name]}, against the earlier result", _said(value)))

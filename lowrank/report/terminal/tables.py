@@ -242,6 +242,9 @@ def _rounded(table: Table, report: Report) -> None:
 def _cut(table: Table, entry: Cut) -> None:
     """What a finished result has lost by being cut again."""
     table.add_row("keep ratio of the result that was cut", f"{entry.keep_before:.4f}", f"{entry.keep_after:.4f}", "")
+    if entry.quality and entry.quality.fidelity is not None:
+        label = f"same answers as the result that was cut, {entry.quality.where}"
+        table.add_row(label, "", percent(entry.quality.fidelity), "")
     figures = entry.quality.figures if entry.quality else {}
     for name in ("relative_error", "cosine", "kl"):
         if name in figures:

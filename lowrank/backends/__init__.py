@@ -10,7 +10,7 @@ from lowrank.errors import UnsupportedModel
 
 IN_MEMORY = 16
 """Bytes that each number of a model takes before all is done: two models, a graph and a session, in float32."""
-TORCH_FILES = {".pt", ".pth", ".bin", ".pt2", ".safetensors"}
+TORCH_FILES = {".pt", ".pth", ".bin", ".ckpt", ".pt2", ".safetensors"}
 
 __all__ = ["Backend", "Opening", "is_streamed", "open_model"]
 
@@ -21,8 +21,8 @@ def open_model(
     """The backend that reads a model.
 
     Args:
-        model: a Hugging Face folder, a `.safetensors`, `.pt`, `.pth`, `.bin`, `.pt2` or `.onnx` file, or a live
-            `nn.Module`; or the address of a folder that fsspec knows (`s3://bucket/model`), which is streamed.
+        model: a Hugging Face folder, a `.safetensors`, `.pt`, `.pth`, `.bin`, `.ckpt`, `.pt2` or `.onnx` file, or a
+            live `nn.Module`; or the address of a folder that fsspec knows (`s3://bucket/model`), which is streamed.
         opening: how to build it, and what it may run.
         memory: bytes that it may take; a Hugging Face folder that takes more is streamed. None for what there is.
         streamed: whether it is streamed; None for where it takes more memory than it may.

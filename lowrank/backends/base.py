@@ -35,13 +35,19 @@ class Opening:
     """A tokenizer.json, or a folder with a tokenizer, for models that come without one."""
     lora: str | None = None
     """A folder with an adapter of PEFT that is merged into the model."""
+    weights: str | None = None
+    """Which weights of a file that holds several: the keys that lead to a mapping, or what their names begin with."""
     unsafe_pickle: bool = False
     """Allow a file to run code of its own while it is read."""
 
     def provenance(self) -> dict[str, Any]:
         """What must be the same for a second opening to give the same model. Never the permission to unpickle."""
         named = {"config": self.config, "tokenizer": self.tokenizer, "lora": self.lora}
-        return {"arch": self.arch, **{key: path and str(Path(path).resolve()) for key, path in named.items()}}
+        return {
+            "arch": self.arch,
+            "weights": self.weights,
+            **{key: path and str(Path(path).resolve()) for key, path in named.items()},
+        }
 
 
 def already_compressed(what: str) -> UnsupportedModel:

@@ -86,6 +86,9 @@ class Signature:
     """How the hidden states that it gives are made into an embedding; None where nothing says that they are."""
     mask_token: int | None = None
     """The token that a masked language model fills in, where it is known to be one."""
+    autocast: str | None = None
+    """The type of 16 bits that torch computes products in, for a module that is stored in it and makes numbers of
+    float32 as well; None for a module that runs in the types that it has."""
 
     @property
     def output_kind(self) -> OutputKind:

@@ -207,6 +207,7 @@ class OpeningOptions:
     config: Annotated[str | None, Option("FILE", "run.yaml, or a model's config.json.", EXPERTS)] = None
     tokenizer: Annotated[str | None, Option("PATH", "tokenizer.json or its folder, if it is missing.", DATA)] = None
     lora: Annotated[str | None, Option("FOLDER", "Merge this LoRA from PEFT first.", EXPERTS)] = None
+    weights: Annotated[str | None, Option("NAME", "Of a file with several weights, these: ema.", EXPERTS)] = None
     keep_lora: Annotated[bool, Option("", "Keep the --lora as an adapter.", EXPERTS)] = False
     unsafe_pickle: Annotated[bool, Option("", "Let a model file run its own code.", EXPERTS)] = False
 

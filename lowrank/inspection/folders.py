@@ -8,6 +8,8 @@ from typing import Any
 
 from lowrank.artifacts.files import RECORD_FILE
 from lowrank.artifacts.outside import is_file
+from lowrank.backends.not_whole import part_in_folder
+from lowrank.backends.weight_files import is_weights, weight_files
 from lowrank.errors import LowRankError
 from lowrank.inspection.description import Description, quoted, tidy
 from lowrank.inspection.graphs import look_at_onnx
@@ -28,6 +30,9 @@ def look_at_folder(folder: Path) -> Description:
         adapter = look_at_json(folder / "adapter_config.json")
         weights = _tensors(sorted(folder.glob("*.safetensors")))
         return Description("adapter", adapter.what, facts={**adapter.facts, **weights}, next=adapter.next)
+    part = part_in_folder(folder, (entry.name for entry in folder.iterdir()))
+    if part is not None:
+        return Description(part.kind, part.what, facts=_files(folder), next=part.steps)
     if is_file(folder / "config.json"):
         return _transformers(folder)
     graphs = sorted(path for path in folder.rglob("*.onnx") if path.is_file())[:MOST]
@@ -39,7 +44,9 @@ def look_at_folder(folder: Path) -> Description:
             facts={"graphs": {str(tidy(str(p.relative_to(folder)))): p.stat().st_size for p in graphs}, **names},
             next=tuple(f"lowrank inspect {quoted(path)}" for path in graphs[:3]),
         )
-    weights = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth") and p.is_file())
+    weights = sorted(
+        p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt") and is_file(p)
+    )
     if weights:
         return Description(
             "weights-folder",
@@ -78,9 +85,12 @@ def _tensors(shards: list[Path]) -> dict[str, Any]:
 
 def _transformers(folder: Path) -> Description:
     config = look_at_json(folder / "config.json")
-    shards = sorted(folder.glob("*.safetensors"))
-    old = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt"))
-    facts: dict[str, Any] = {**config.facts, **_tensors(shards), "weight_files": len(shards or old)}
+    used = weight_files(folder)
+    shards = [path for path in used if path.suffix == ".safetensors"]
+    old = [path for path in used if path not in shards]
+    unread = [path.name for path in sorted(folder.iterdir()) if is_weights(path) and path not in used]
+    facts: dict[str, Any] = {**config.facts, **_tensors(shards), "weight_files": [path.name for path in used]}
+    facts |= {"not_opened": tidy(unread)} if unread else {}
     facts["tokenizer"] = any(is_file(folder / name) for name in ("tokenizer.json", "vocab.txt", "tokenizer.model"))
     facts["sentence_transformers"] = is_file(folder / "modules.json")
     graphs = [p for place in (folder, folder / "onnx") if place.is_dir() for p in sorted(place.glob("*.onnx"))]

@@ -14,14 +14,15 @@ from lowrank.inspection.samples import look_at_arrays, look_at_text
 from lowrank.inspection.tensors import look_at_program, look_at_safetensors, look_at_torch
 
 READ = (
-    "a Hugging Face folder, .safetensors, .pt, .pth, .bin, .pt2, .onnx, .ort, .onnx_adapter, the files and the folder "
-    "of a run, an adapter folder, calibration data (.txt, .tsv, .csv, .jsonl, .gz, .npz) and run files (.yaml)"
+    "a Hugging Face folder, .safetensors, .pt, .pth, .bin, .ckpt, .pt2, .onnx, .ort, .onnx_adapter, the files and the "
+    "folder of a run, an adapter folder, calibration data (.txt, .tsv, .csv, .jsonl, .gz, .npz) and run files (.yaml)"
 )
 LOOKS: dict[str, Callable[[Path], Description]] = {
     ".safetensors": look_at_safetensors,
     ".pt": look_at_torch,
     ".pth": look_at_torch,
     ".bin": look_at_torch,
+    ".ckpt": look_at_torch,
     ".pt2": look_at_program,
     ".onnx": look_at_onnx,
     ".ort": look_at_ort,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import pickletools
 import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.artifacts.outside import check_zip
+from lowrank.backends.not_whole import part_of_names
 from lowrank.errors import ArtifactError, LowRankError, UnsupportedModel, first_line
 from lowrank.inspection.description import Description, quoted, tidy
 
 BITS = {"BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "U8": 8, "I8": 8, "BF16": 16, "F4": 4}
-LARGEST_PICKLE = 64 << 20
-OLD_PICKLES = 4
 FACTORS = (".left.weight", ".right.weight")
 TensorInfo = tuple[str, str, tuple[int, ...]]
 """Name, type and shape of a tensor."""
@@ -98,13 +95,9 @@ def look_at_safetensors(path: Path) -> Description:
             facts=facts,
             next=(f"lowrank inspect {quoted(path.parent)}",),
         )
-    if "lora_layers" in facts:
-        return Description(
-            "adapter-weights",
-            f"weights of a LoRA ({size})",
-            facts=facts,
-            next=(f"lowrank compress MODEL --lora {quoted(path.parent)} --budget 0.5",),
-        )
+    part = part_of_names(path, {name: shape for name, _, shape in stored})
+    if part is not None:
+        return Description(part.kind, f"{part.what} ({size})", facts=facts, next=part.steps)
     if "factored" in facts:
         what = f"weights of a compressed model, {len(facts['factored'])} of its layers two factors each ({size})"
         return Description("compressed-weights", what, facts=facts, next=(f"lowrank inspect {quoted(path.parent)}",))
@@ -142,48 +135,34 @@ def look_at_torch(path: Path) -> Description:
             facts={"files": len(names)},
             next=("save the module's state dict, or a torch.export archive (.pt2)",),
         )
-    names = _globals(path)
+    from lowrank.backends.torch.pickled_names import pickled_names
     from lowrank.backends.torch.pickles import read_torch_file
+    from lowrank.backends.torch.trainer_file import TrainerFile
 
+    names = pickled_names(path)
     try:
-        state = read_torch_file(path, unsafe_pickle=False)
+        file = read_torch_file(path, unsafe_pickle=False)
     except UnsupportedModel as error:
         facts = {"why": str(error), **({"classes": tidy(names)} if names else {})}
         return Description("pickle", "a torch file that is not read as it is", facts=facts)
-    assert isinstance(state, dict)
-    stored = [(n, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for n, t in state.items()]
-    facts = facts_of(stored)
-    facts["bytes_of_numbers"] = sum(t.numel() * t.element_size() for t in state.values())
-    what = f"a state dict ({facts['tensors']} tensors, {facts['params']:,} numbers)"
-    return Description("state-dict", what, facts=facts, next=_for_weights(path, False))
-
-
-def _globals(path: Path) -> list[str]:
-    """What a torch file asks Python to import, read off its pickles without following them."""
-    names: list[str] = []
-    texts: list[str] = []
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                member = next(i for i in archive.infolist() if i.filename.endswith("data.pkl"))
-                content = archive.read(member) if member.file_size <= LARGEST_PICKLE else b""
-        else:
-            with path.open("rb") as stream:
-                content = stream.read(LARGEST_PICKLE)
-        rest = io.BytesIO(content)
-        # Older files are a few pickles one after the other, and then numbers.
-        for _ in range(OLD_PICKLES):
-            for code, argument, _ in pickletools.genops(rest):
-                if code.name == "GLOBAL":
-                    names.append(str(argument).replace(" ", "."))
-                elif code.name == "STACK_GLOBAL":
-                    names.append(".".join(texts[-2:]))
-                elif isinstance(argument, str):
-                    texts.append(argument)
-    except Exception:
-        # Whatever is wrong with it, or only its end: torch's own reader says so.
-        pass
-    return sorted(set(names))
+    assert isinstance(file, TrainerFile)
+    stored = [(n, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for n, t in file.weights.items()]
+    facts = {"weights": file.place, "beside": list(file.beside), "other_weights": list(file.others), **facts_of(stored)}
+    facts["bytes_of_numbers"] = sum(t.numel() * t.element_size() for t in file.weights.values())
+    size = f"{facts['tensors']} tensors, {facts['params']:,} numbers"
+    part = part_of_names(path, {name: shape for name, _, shape in stored})
+    if part is not None:
+        return Description(part.kind, f"{part.what} ({size})", facts=facts, next=part.steps)
+    what = (
+        f"a state dict under {file.place!r} in what a trainer saved ({size})"
+        if file.place
+        else f"a state dict ({size})"
+    )
+    steps = (
+        *_for_weights(path, False),
+        *(f"--weights {name} takes the weights under {name!r}" for name in file.others),
+    )
+    return Description("state-dict", what, facts=facts, next=steps)
 
 
 def _unreadable(path: Path, what: str, why: str) -> Description:

@@ -243,7 +243,7 @@ def informing(grams: Mapping[str, Folds]) -> Mapping[str, Folds]:
 
 
 def _notes(backend: Backend, weights: Sequence[Weight], grams: Mapping[str, Folds] | None) -> tuple[str, ...]:
-    notes = []
+    notes: list[str] = []
     if grams is None:
         notes.append(
             "no calibration data: spectra, errors and factors are in the plain metric, which ignores what the "
@@ -265,6 +265,7 @@ def _notes(backend: Backend, weights: Sequence[Weight], grams: Mapping[str, Fold
         )
     if facts and not any(f.heldout.tokens for f in facts.values()):
         notes.append("too few samples for a held-out fold: error curves are of the fitted samples, and too low")
+    notes += backend.source.get("notes", ())
     missing = backend.source.get("not_in_checkpoint")
     if missing:
         notes.append(

@@ -19,6 +19,8 @@ from lowrank.backends.checkpoint.backend import CheckpointBackend
 from lowrank.backends.checkpoint.location import Location
 from lowrank.backends.checkpoint.shards import DTYPES, Shards, open_shards
 from lowrank.backends.checkpoint.skeleton import prefix_of, skeleton, stored_names
+from lowrank.backends.names import fit_names
+from lowrank.backends.not_whole import part_in_folder
 from lowrank.backends.torch import huggingface
 from lowrank.backends.torch.describe import describe
 from lowrank.backends.torch.inputs import name_of, of_transformers
@@ -48,6 +50,9 @@ def open_checkpoint(url: str, opening: Opening | None = None) -> CheckpointBacke
     there = place.names()
     if RECORD_FILE in there:
         raise already_compressed(f"{url} holds")
+    part = part_in_folder(url, there)
+    if part is not None:
+        raise part.refused(url)
     if CONFIG_FILE not in there:
         raise UnsupportedModel(f"{url} holds no {CONFIG_FILE}, so it is no Hugging Face model; give the whole folder")
     shards = open_shards(place)
@@ -55,12 +60,17 @@ def open_checkpoint(url: str, opening: Opening | None = None) -> CheckpointBacke
     config = huggingface.read_config(folder / CONFIG_FILE)
     dtype = _dtype_of(shards)
     module = skeleton(url, config, dtype)
+    fit = fit_names(module.state_dict(), shards.tensors, prefix_of(module))
+    files = shards.files
+    shards = shards.renamed(fit.names) if fit.is_changed else shards
     weights, skips, stored, aliases = _described(url, module, shards)
     source: dict[str, Any] = {
         "path": url,
         "kind": "checkpoint",
-        "fingerprint": place.fingerprint([*shards.files, CONFIG_FILE]),
+        "fingerprint": place.fingerprint([*files, CONFIG_FILE]),
     }
+    if fit.notes:
+        source["notes"] = list(fit.notes)
     backend = CheckpointBackend(
         shards=shards,
         source=source,

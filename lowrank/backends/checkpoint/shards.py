@@ -73,6 +73,10 @@ class Shards:
         """Bytes of all tensors."""
         return sum(stored.stop - stored.start for stored in self.tensors.values())
 
+    def renamed(self, names: Mapping[str, str]) -> Shards:
+        """The same tensors under other names: those that are given, by the names that they have now."""
+        return Shards(self.place, {new: self.tensors[old] for old, new in names.items()})
+
     def raw(self, name: str) -> bytearray:
         """A tensor's bytes as they are in the file."""
         stored = self.tensors[name]
@@ -108,22 +112,22 @@ def open_shards(place: Location) -> Shards:
     return Shards(place, tensors)
 
 
-def indexed(place: Location) -> list[str]:
+def indexed(place: Location, index: str = INDEX_FILE) -> list[str]:
     """The files that the index of a checkpoint names.
 
     Raises:
         UnsupportedModel: if it is no index, or names what is no file of its folder.
     """
     try:
-        names: set[Any] = set(parse_json(bytes(place.read(INDEX_FILE)))["weight_map"].values())
+        names: set[Any] = set(parse_json(bytes(place.read(index)))["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UnsupportedModel(
-            f"{place.url}/{INDEX_FILE} is not a shard index ({first_line(error)}); copy it again"
+            f"{place.url}/{index} is not a shard index ({first_line(error)}); copy it again"
         ) from None
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or named_in(Path(), name) is None:
             raise UnsupportedModel(
-                f"{place.url}/{INDEX_FILE} names {str(name)[:60]!r}, which is no file of its folder; copy it again"
+                f"{place.url}/{index} names {str(name)[:60]!r}, which is no file of its folder; copy it again"
             )
     return sorted(names)
 

@@ -17,9 +17,13 @@ from lowrank.artifacts import parse_json
 from lowrank.artifacts.outside import is_file, is_plain
 from lowrank.backends.checkpoint.location import Location
 from lowrank.backends.checkpoint.shards import INDEX_FILE, indexed
+from lowrank.backends.names import Fit, Reading, fit_names, no_place
+from lowrank.backends.not_whole import part_of_names
 from lowrank.backends.torch.config_block import KEY, is_ours
 from lowrank.backends.torch.config_limits import check_config, few_parts
 from lowrank.backends.torch.pickles import read_torch_file
+from lowrank.backends.torch.trainer_file import TrainerFile
+from lowrank.backends.weight_files import OLD_INDEX, weight_files
 from lowrank.core.match import in_block
 from lowrank.errors import ArtifactError, LowRankError, UnsupportedModel, first_line
 
@@ -143,21 +147,42 @@ def build_dense(config: Any, dtype: torch.dtype) -> nn.Module:
         return model_class(config)._from_config(config, dtype=dtype).eval()
 
 
-def from_folder(folder: Path, config: Any) -> tuple[nn.Module, tuple[str, ...]]:
-    """The trained model of a folder, and the names of tensors that the checkpoint did not have."""
+def from_folder(folder: Path, config: Any) -> tuple[nn.Module, Reading]:
+    """The trained model of a folder, and what was read of the tensors there.
+
+    Raises:
+        UnsupportedModel: if a file with weights is missing or damaged, or they are not those of the config.
+    """
     shapes = check_safetensors(folder)
-    if not shapes:
-        for path in sorted(folder.glob("*.bin")):
-            content = read_torch_file(path, unsafe_pickle=False)
-            shapes |= {name: tuple(t.shape) for name, t in content.items()} if isinstance(content, dict) else {}
-    check_sizes(folder, config, shapes)
-    return _from_pretrained(folder, str(folder), config, None)
+    if is_file(folder / OLD_INDEX) and not shapes:
+        indexed(Location(str(folder)), OLD_INDEX)
+    files = [] if shapes else weight_files(folder)
+    state: dict[str, Tensor] = {}
+    for path in files:
+        if not is_file(path):
+            raise UnsupportedModel(f"{path} is not there, but {OLD_INDEX} names it; download the whole model")
+        content = read_torch_file(path, unsafe_pickle=False)
+        state |= dict(content.weights) if isinstance(content, TrainerFile) else {}
+    shapes = shapes or {name: tuple(tensor.shape) for name, tensor in state.items()}
+    fit = check_sizes(folder, config, shapes)
+    if not fit.is_changed:
+        return _from_pretrained(folder, str(folder), config, None, fit)
+    for path in weight_files(folder) if not files else ():
+        state |= _tensors_of(path)
+    return _from_pretrained(folder, None, config, {new: state[old] for old, new in fit.names.items()}, fit)
 
 
-def from_state(origin: Path, config: Any, state: Mapping[str, Tensor]) -> tuple[nn.Module, tuple[str, ...]]:
-    """The model of a config with the tensors of a state dict in it, and the names that it did not have."""
-    check_sizes(origin, config, {name: tuple(tensor.shape) for name, tensor in state.items()})
-    return _from_pretrained(origin, None, config, dict(state))
+def from_state(origin: Path, config: Any, state: Mapping[str, Tensor]) -> tuple[nn.Module, Reading]:
+    """The model of a config with the tensors of a state dict in it, and what was read of them."""
+    fit = check_sizes(origin, config, {name: tuple(tensor.shape) for name, tensor in state.items()})
+    fitted = {new: state[old] for old, new in fit.names.items()} if fit.is_changed else dict(state)
+    return _from_pretrained(origin, None, config, fitted, fit)
+
+
+def _tensors_of(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
 
 
 @contextmanager
@@ -178,10 +203,20 @@ def buildable(origin: object) -> Iterator[None]:
         ) from None
 
 
-def check_sizes(origin: Path, config: Any, stored: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse weights that are not of the config's shapes before memory is taken for them."""
+def check_sizes(origin: Path, config: Any, stored: Mapping[str, tuple[int, ...]]) -> Fit:
+    """How the stored names become those of the model that a config describes.
+
+    Raises:
+        UnsupportedModel: if the weights are not of the config's shapes, before memory is taken for them.
+    """
+    part = part_of_names(origin, stored)
+    if part is not None:
+        raise part.refused(origin)
     with buildable(origin), quiet(), torch.device("meta"), few_parts(origin, len(stored)):
         skeleton = model_class(config)(config)
+    fit = fit_names(skeleton.state_dict(), stored, getattr(skeleton, "base_model_prefix", ""))
+    if fit.is_changed:
+        stored = {new: stored[old] for old, new in fit.names.items()}
     for name, parameter in skeleton.named_parameters():
         if name in stored and tuple(parameter.shape) != stored[name]:
             raise UnsupportedModel(
@@ -195,11 +230,12 @@ def check_sizes(origin: Path, config: Any, stored: Mapping[str, tuple[int, ...]]
             f"{origin}: config.json describes {wanted + tables:,} numbers, but the checkpoint holds {there:,}; give "
             "the config.json that belongs to these weights, and all of their files"
         )
+    return fit
 
 
 def _from_pretrained(
-    origin: Path, folder: str | None, config: Any, state: dict[str, Tensor] | None
-) -> tuple[nn.Module, tuple[str, ...]]:
+    origin: Path, folder: str | None, config: Any, state: dict[str, Tensor] | None, fit: Fit
+) -> tuple[nn.Module, Reading]:
     kind = model_class(config)
     try:
         # What the checkpoint lacks is drawn at random: always the same, and without disturbing anyone's numbers.
@@ -221,10 +257,12 @@ def _from_pretrained(
     missing = sorted(str(name) for name in info["missing_keys"])
     matrices = {name for name, p in model.named_parameters() if p.dim() >= 2}
     lacking = [name for name in missing if name in matrices and in_block(name)]
-    unused = [str(name) for name in sorted(info["unexpected_keys"]) if in_block(str(name)) and name.endswith("weight")]
+    unexpected = sorted(str(name) for name in info["unexpected_keys"])
+    unused = [name for name in unexpected if in_block(name) and name.endswith("weight")]
     if lacking or unused or info.get("mismatched_keys"):
+        free = [name for name in unexpected if name.endswith("weight")] or unexpected
         what = (
-            f"the checkpoint lacks {lacking[0]}"
+            f"the checkpoint lacks {lacking[0]}" + (f", and has {free[0]} instead" if free else "")
             if lacking
             else f"{kind.__name__} has no place for {(unused or ['?'])[0]}"
         )
@@ -232,7 +270,8 @@ def _from_pretrained(
             f"{origin}: {what} ({len(lacking)} block weights missing, {len(unused)} left over); give the "
             "config.json that belongs to these weights, and all of their files"
         )
-    return model.eval(), tuple(missing)
+    left = [name for name in unexpected if not fit.is_changed or name not in fit.left]
+    return model.eval(), Reading(tuple(missing), (*fit.notes, *no_place(left)))
 
 
 def _dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
@@ -246,7 +285,8 @@ def check_safetensors(folder: Path) -> dict[str, tuple[int, ...]]:
         UnsupportedModel: if one cannot be opened, or the index names a file that is not there.
     """
     index = folder / INDEX_FILE
-    names = indexed(Location(str(folder))) if index.is_file() else sorted(p.name for p in folder.glob("*.safetensors"))
+    used = [path.name for path in weight_files(folder) if path.suffix == ".safetensors"]
+    names = indexed(Location(str(folder))) if index.is_file() else used
     shapes: dict[str, tuple[int, ...]] = {}
     for name in names:
         if not is_file(folder / name):

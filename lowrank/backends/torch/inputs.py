@@ -6,6 +6,7 @@ import inspect
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, get_args
 
@@ -22,7 +23,16 @@ def call(signature: Signature, module: nn.Module, values: Feed | Mapping[str, Te
     tensors = as_tensors(signature, values)
     args = [tensors[name] for name in signature.names[: signature.positional]]
     kwargs = {name: tensors[name] for name in signature.names[signature.positional :]}
-    return main_output(module(*args, **kwargs, **dict(signature.fixed_kwargs)))
+    with _mixing(signature, tensors):
+        return main_output(module(*args, **kwargs, **dict(signature.fixed_kwargs)))
+
+
+def _mixing(signature: Signature, tensors: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
+    """Products of numbers of two types inside the block, where the signature asks for it."""
+    if signature.autocast is None:
+        return nullcontext()
+    device = next(iter(tensors.values())).device.type
+    return torch.autocast(device, getattr(torch, signature.autocast))
 
 
 def as_tensors(signature: Signature, values: Feed | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -57,7 +67,7 @@ def token_rows(tensor: Tensor, mask: Tensor | None) -> Tensor:
 def in_float32(signature: Signature) -> Signature:
     """The same inputs for a module whose floating numbers are all float32."""
     inputs = (replace(i, dtype="float32") if i.is_floating else i for i in signature.inputs)
-    return replace(signature, inputs=tuple(inputs))
+    return replace(signature, inputs=tuple(inputs), autocast=None)
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -172,8 +182,13 @@ def _declared_outputs(model: Any) -> list[str]:
     return next(([f.name for f in fields(kind)] for kind in kinds if isinstance(kind, type) and is_dataclass(kind)), [])
 
 
-def of_module(module: nn.Module) -> Signature | str:
-    """A signature for a module that says nothing of its inputs, from its first layer, checked by running it."""
+def of_module(module: nn.Module, autocast: str | None = None) -> Signature | str:
+    """A signature for a module that says nothing of its inputs, from its first layer, checked by running it.
+
+    Args:
+        module: in evaluation mode.
+        autocast: as in `Signature`.
+    """
     required = [
         p.name
         for p in inspect.signature(module.forward).parameters.values()
@@ -181,7 +196,7 @@ def of_module(module: nn.Module) -> Signature | str:
     ]
     if len(required) != 1:
         return f"its forward takes {len(required)} required inputs, whose shapes are not known"
-    for candidate in _candidates(module, required[0]):
+    for candidate in (replace(each, autocast=autocast) for each in _candidates(module, required[0])):
         try:
             with torch.no_grad():
                 for sequence in (5, 8):

@@ -23,6 +23,8 @@ from lowrank.errors import ArtifactError, misfit
 def load(folder: str | Path, *, arch: str | Callable[[], nn.Module] | None = None) -> nn.Module | dict[str, Tensor]:
     """A compressed model, in evaluation mode, with exactly the outputs it had when it was saved.
 
+    A module of `--arch` whose code does not run in the 16 bits that it is stored in comes in float32.
+
     Args:
         folder: a run, or the `model` folder in it.
         arch: builds the dense module (`package.module:factory`, or a callable). Needed, as no code is ever taken
@@ -37,13 +39,26 @@ def load(folder: str | Path, *, arch: str | Callable[[], nn.Module] | None = Non
     Example:
         model = lowrank.load("lowrank-run")
     """
+    module, record = _loaded(folder, arch)
+    # What its code computes in float32 as well cannot be run in 16 bits as it is.
+    return module.float() if record["rebuild"].get("autocast") and isinstance(module, nn.Module) else module
+
+
+def load_stored(folder: str | Path, arch: str | Callable[[], nn.Module] | None = None) -> nn.Module | dict[str, Tensor]:
+    """The same with all numbers in the types that they are stored in."""
+    return _loaded(folder, arch)[0]
+
+
+def _loaded(
+    folder: str | Path, arch: str | Callable[[], nn.Module] | None
+) -> tuple[nn.Module | dict[str, Tensor], Mapping[str, Any]]:
     path = Path(folder).expanduser()
     if not (path / RECORD_FILE).is_file() and ((path / "model").is_dir() or (path / "plan.json").is_file()):
         path = path / "model"
     block = None if (path / RECORD_FILE).is_file() else read_block(path)
     if block is not None:
         # `save_pretrained` wrote it.
-        return huggingface.from_compressed(path, block)
+        return huggingface.from_compressed(path, block), block
     record = read_json(path / RECORD_FILE, "model")
     with misfit(f"{path / RECORD_FILE} does not describe the model beside it"):
         module = _load(path, record, arch)
@@ -51,7 +66,7 @@ def load(folder: str | Path, *, arch: str | Callable[[], nn.Module] | None = Non
             from lowrank.backends.torch.quantizer import attach
 
             attach(module, record)
-        return module
+        return module, record
 
 
 def _load(

@@ -25,7 +25,7 @@ from lowrank.backends.torch.export import export_onnx
 from lowrank.backends.torch.export_cache import export_with_past
 from lowrank.backends.torch.inputs import as_tensors, call, in_float32
 from lowrank.backends.torch.joint_moments import ModulePair
-from lowrank.backends.torch.load import load
+from lowrank.backends.torch.load import load_stored
 from lowrank.backends.torch.model_folder import check_same, copy_extras, write_module
 from lowrank.backends.torch.moments import watching
 from lowrank.backends.torch.parameters import numbers_of, swapped
@@ -139,7 +139,7 @@ class ModuleBackend:
 
     def fed_with(self, signature: Signature) -> ModuleBackend:
         """The same module with other inputs."""
-        return replace(self, signature=signature)
+        return replace(self, signature=replace(signature, autocast=self.rebuild.get("autocast")))
 
     def run(self, feed: Feed) -> NDArray[Any]:
         """One forward pass in evaluation mode."""
@@ -211,7 +211,7 @@ class ModuleBackend:
         """The saved module as a user will load it, checked tensor for tensor; itself, if it takes code to build."""
         if self.rebuild["kind"] not in {"huggingface", "program", "arch"}:
             return self
-        loaded = load(folder, arch=self.rebuild.get("arch"))
+        loaded = load_stored(folder, self.rebuild.get("arch"))
         assert isinstance(loaded, nn.Module)
         if self.rebuild["kind"] != "program":
             # A program is traced anew when it is saved, under other names; its outputs are compared with ONNX all the
@@ -227,7 +227,7 @@ class ModuleBackend:
         """
         dense = self.module
         takes_code = self.rebuild["kind"] in ("module", "arch")
-        loaded = load(run, arch=(lambda: copy.deepcopy(dense)) if takes_code else None)
+        loaded = load_stored(run, (lambda: copy.deepcopy(dense)) if takes_code else None)
         assert isinstance(loaded, nn.Module)
         folder = run / "model" if (run / "model").is_dir() else run
         record = read_json(folder / RECORD_FILE, "model")

@@ -12,14 +12,21 @@ from torch import Tensor, nn
 from lowrank.artifacts.files import RECORD_FILE, hash_files, hash_json
 from lowrank.backends.base import Opening, already_compressed
 from lowrank.backends.beside import with_pooling
+from lowrank.backends.inputs import Signature
+from lowrank.backends.names import Reading
+from lowrank.backends.not_whole import part_in_folder, part_of_names
 from lowrank.backends.torch import huggingface, inputs, lora
 from lowrank.backends.torch.arch import build_arch
+from lowrank.backends.torch.fitted import HALF, fit_state_
+from lowrank.backends.torch.inputs import name_of
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.backends.torch.normalize import normalize_
 from lowrank.backends.torch.pickles import read_program, read_torch_file
 from lowrank.backends.torch.program import unflatten
 from lowrank.backends.torch.state_dict import StateDictBackend
 from lowrank.backends.torch.tensors import copied, hash_state
+from lowrank.backends.torch.trainer_file import TrainerFile, weights_named
+from lowrank.backends.weight_files import has_index, is_weights, weight_files
 from lowrank.errors import UnsupportedModel
 
 TorchBackend = ModuleBackend | StateDictBackend
@@ -31,8 +38,8 @@ def open_path(path: Path, opening: Opening) -> TorchBackend:
     Raises:
         UnsupportedModel: if it cannot be read or built; the message says what to try.
     """
-    if (opening.arch or opening.config) and (path.is_dir() or path.suffix == ".pt2"):
-        raise UnsupportedModel(f"{path} says itself how its model is built; leave --arch and --config out")
+    if (opening.arch or opening.config or opening.weights) and (path.is_dir() or path.suffix == ".pt2"):
+        raise UnsupportedModel(f"{path} says itself how its model is built; leave --arch, --config and --weights out")
     if path.is_dir():
         return _open_folder(path, opening)
     if (path.parent / RECORD_FILE).is_file():
@@ -40,18 +47,36 @@ def open_path(path: Path, opening: Opening) -> TorchBackend:
     if path.suffix == ".pt2":
         return _open_program(path, opening)
     stored = path.suffix == ".safetensors"
-    content = _read_safetensors(path) if stored else read_torch_file(path, opening.unsafe_pickle)
+    content = (
+        weights_named(_read_safetensors(path), opening.weights)
+        if stored
+        else read_torch_file(path, opening.unsafe_pickle, opening.weights)
+    )
     if isinstance(content, nn.Module):
         source = {"path": str(path), "kind": "module", "fingerprint": hash_files([path])}
         return _of_module(content.eval(), source, {"kind": "module", "class": type(content).__qualname__}, opening)
+    backend = _open_weights(path, content, opening)
+    known = dict(backend.source)
+    if opening.weights is not None:
+        known["fingerprint"] = hash_json([known["fingerprint"], opening.weights])
+    notes = [*content.notes, *known.get("notes", ())]
+    return replace(backend, source={**known, **({"notes": notes} if notes else {})})
+
+
+def _open_weights(path: Path, file: TrainerFile, opening: Opening) -> TorchBackend:
+    """The backend for the weights in a file that is not a module."""
     if opening.arch:
-        return _open_with_arch(path, content, opening.arch, opening)
+        return _open_with_arch(path, file.weights, opening.arch, opening)
     beside = path.parent / "config.json"
     config = Path(opening.config) if opening.config else beside
-    if opening.config or (stored and beside.is_file()):
-        return _open_with_config(path, content, config.resolve(), opening)
+    if opening.config or (path.suffix == ".safetensors" and beside.is_file()):
+        return _open_with_config(path, file.weights, config.resolve(), opening)
     _refuse_lora(path, opening)
-    return StateDictBackend(content, {"path": str(path), "kind": "state_dict", "fingerprint": hash_files([path])})
+    part = part_of_names(path, {name: tuple(tensor.shape) for name, tensor in file.weights.items()})
+    if part is not None:
+        raise part.refused(path)
+    source: dict[str, Any] = {"path": str(path), "kind": "state_dict", "fingerprint": hash_files([path])}
+    return StateDictBackend(file.weights, source)
 
 
 def open_module(model: object, opening: Opening | None = None) -> ModuleBackend:
@@ -71,27 +96,33 @@ def open_module(model: object, opening: Opening | None = None) -> ModuleBackend:
 def _open_folder(folder: Path, opening: Opening) -> ModuleBackend:
     if (folder / RECORD_FILE).is_file():
         raise already_compressed(f"{folder} holds")
+    part = part_in_folder(folder, (entry.name for entry in folder.iterdir()))
+    if part is not None:
+        raise part.refused(folder)
     if not (folder / "config.json").is_file():
         raise UnsupportedModel(
             f"{folder} holds no config.json, so it is no Hugging Face model; give the weights file inside it, "
             "with --config or --arch to say how the model is built"
         )
-    weights = sorted(p for p in folder.iterdir() if p.suffix in {".safetensors", ".bin"} and p.is_file())
-    if not weights:
-        raise UnsupportedModel(f"{folder} holds no weights: no .safetensors and no .bin file; download the whole model")
+    used = weight_files(folder)
+    if not used and not has_index(folder):
+        other = [path.name for path in sorted(folder.iterdir()) if is_weights(path)]
+        raise UnsupportedModel(
+            f"{folder} holds no weights: no model.safetensors and no pytorch_model.bin"
+            f"{f', only {other[0]}' if other else ''}; download the whole model"
+        )
     config = huggingface.read_config(folder / "config.json")
-    module, missing = huggingface.from_folder(folder, config)
-    used = [p for p in weights if p.suffix == ".safetensors"] or weights
+    module, reading = huggingface.from_folder(folder, config)
     return _of_transformers(
-        module, folder, folder, [*used, folder / "config.json"], missing, huggingface.belongings(folder), opening
+        module, folder, folder, [*used, folder / "config.json"], reading, huggingface.belongings(folder), opening
     )
 
 
 def _open_with_config(path: Path, state: Mapping[str, Tensor], config_path: Path, opening: Opening) -> ModuleBackend:
     config = huggingface.read_config(config_path)
-    module, missing = huggingface.from_state(path, config, state)
+    module, reading = huggingface.from_state(path, config, state)
     extras = (config_path, *huggingface.tokenizer_files(config_path.parent))
-    backend = _of_transformers(module, path, config_path.parent, [path, config_path], missing, extras, opening)
+    backend = _of_transformers(module, path, config_path.parent, [path, config_path], reading, extras, opening)
     return replace(backend, config_file=config_path)
 
 
@@ -100,15 +131,17 @@ def _of_transformers(
     path: Path,
     folder: Path,
     files: list[Path],
-    missing: tuple[str, ...],
+    reading: Reading,
     extras: tuple[Path, ...],
     opening: Opening,
 ) -> ModuleBackend:
     source: dict[str, Any] = {"path": str(path), "kind": "huggingface", "fingerprint": hash_files(files)}
     module, source = _with_lora(module, source, opening)
     normalize_(module)
-    if missing:
-        source["not_in_checkpoint"] = list(missing)
+    if reading.missing:
+        source["not_in_checkpoint"] = list(reading.missing)
+    if reading.notes:
+        source["notes"] = list(reading.notes)
     return ModuleBackend(
         module=module,
         source=source,
@@ -121,15 +154,11 @@ def _of_transformers(
 
 def _open_with_arch(path: Path, state: Mapping[str, Tensor], arch: str, opening: Opening) -> ModuleBackend:
     module = build_arch(arch)
-    try:
-        module.load_state_dict(dict(state))
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise UnsupportedModel(
-            f"{path} does not fit the module that {arch} builds: {' '.join(lines[1:3]) or lines[0]}"[:400]
-        ) from None
+    reading = fit_state_(module, state, path, arch)
     fingerprint = hash_json([hash_files([path]), repr(module)])
-    source = {"path": str(path), "kind": "arch", "arch": arch, "fingerprint": fingerprint}
+    source: dict[str, Any] = {"path": str(path), "kind": "arch", "arch": arch, "fingerprint": fingerprint}
+    if reading.notes:
+        source["notes"] = list(reading.notes)
     return _of_module(module, source, {"kind": "arch", "arch": arch}, opening)
 
 
@@ -140,7 +169,13 @@ def _of_module(
     normalize_(module)
     if hasattr(module, "config") and hasattr(module, "main_input_name"):
         return ModuleBackend(module, source, inputs.of_transformers(module), rebuild)
-    return ModuleBackend(module, source, inputs.of_module(module), rebuild)
+    signature = inputs.of_module(module)
+    half = next((p.dtype for p in module.parameters() if p.dtype in HALF), None)
+    if half is None or isinstance(signature, Signature):
+        return ModuleBackend(module, source, signature, rebuild)
+    # Its code makes numbers of float32 beside those of the file, for all that is known.
+    signature, mixed = inputs.of_module(module, name_of(half)), {**rebuild, "autocast": name_of(half)}
+    return ModuleBackend(module, source, signature, mixed)
 
 
 def _with_lora(module: Any, source: dict[str, Any], opening: Opening) -> tuple[Any, dict[str, Any]]:

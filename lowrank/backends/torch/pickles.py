@@ -8,6 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,45 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.artifacts.outside import check_zip, is_plain, most_bytes
+from lowrank.backends.not_whole import extracting
 from lowrank.backends.quiet import no_logs
+from lowrank.backends.torch.pickled_names import pickled_names
 from lowrank.backends.torch.pt2_check import check_archive, check_records
+from lowrank.backends.torch.trainer_file import TrainerFile, weights_in
 from lowrank.errors import UnsupportedModel, first_line
 
 # What torch says when a file is whole and asks for more than tensors.
 REFUSED_BY_TORCH = ("Unsupported global", "Unsupported class", "Trying to call reduce", "Trying to instantiate")
-NESTED_KEYS = ("state_dict", "model_state_dict", "model", "module", "ema")
+SHARDED = ("DTensor", "ShardedTensor", "DeviceMesh")
+"""Classes of tensors of which each process has a piece."""
+OF_TRAINERS = frozenset(
+    [
+        *("argparse", "numpy", "pathlib", "datetime", "enum", "types", "typing", "uuid", "omegaconf", "hydra", "yacs"),
+        *("lightning", "lightning_fabric", "pytorch_lightning", "transformers", "accelerate", "fairseq", "__main__"),
+    ]
+)
+"""Packages of what trainers save beside the weights: options, paths, dates, scores."""
 
 
-def read_torch_file(path: Path, unsafe_pickle: bool) -> dict[str, Tensor] | nn.Module:
-    """What a `.pt`, `.pth` or `.bin` file holds: a state dict, or (if allowed) a pickled module.
+class Inert:
+    """Stands for an object of a trainer, whose class is not imported: it takes what it is given and does nothing."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Inert:
+        """An object that is nothing."""
+        return object.__new__(cls)
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+def read_torch_file(path: Path, unsafe_pickle: bool, wanted: str | None = None) -> TrainerFile | nn.Module:
+    """What a `.pt`, `.pth`, `.bin` or `.ckpt` file holds: weights, or (if allowed) a pickled module.
+
+    Options, paths and scores that a trainer saved beside them are not built: something inert stands for each.
+
+    Args:
+        path: the file.
+        unsafe_pickle: whether it may run code of its own.
+        wanted: which of several mappings with weights; see `weights_in`.
 
     Raises:
         UnsupportedModel: if it is damaged, holds neither, or would run code and may not.
@@ -43,34 +72,48 @@ def read_torch_file(path: Path, unsafe_pickle: bool) -> dict[str, Tensor] | nn.M
             check_records(torch._C.PyTorchFileReader(str(path)), most_bytes(path))
     except Exception as error:
         raise UnsupportedModel(f"{path} is no whole torch file ({first_line(error)}); copy or save it again") from None
+    names = [] if unsafe_pickle else pickled_names(path)
+    inert: Any = [(Inert, name) for name in names if name.partition(".")[0] in OF_TRAINERS]
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(inert):
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=not unsafe_pickle)  # noqa: TID251
     except Exception as error:
         if any(sign in str(error) for sign in REFUSED_BY_TORCH):
-            raise UnsupportedModel(
-                f"{path} holds pickled Python objects, which run code when they are read; save the model's state dict "
-                "instead, or pass --unsafe-pickle if you trust where the file comes from"
-            ) from None
+            raise _pickled(path, names) from None
         raise UnsupportedModel(
             f"{path} cannot be read as a torch file; it is cut short, damaged or of another kind: copy or save it again"
         ) from None
     if isinstance(content, nn.Module):
         return content
-    return _state_dict(path, content)
+    found = weights_in(content, wanted) if isinstance(content, Mapping) else None
+    if found is None or (inert and not any(tensor.dim() for tensor in found.weights.values())):
+        if inert:
+            raise _pickled(path, names)
+        raise UnsupportedModel(_without_weights(path, content))
+    return replace(found, weights=_plain(path, dict(found.weights)))
 
 
-def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
-    for key in ("", *NESTED_KEYS):
-        inner = content.get(key) if key and isinstance(content, Mapping) else content
-        if isinstance(inner, nn.Module):
-            inner = inner.state_dict()
-        if isinstance(inner, Mapping):
-            tensors = {str(k): v for k, v in inner.items() if isinstance(v, Tensor)}
-            if tensors:
-                return _plain(path, tensors)
-    raise UnsupportedModel(
+def _pickled(path: Path, names: list[str]) -> UnsupportedModel:
+    """The error of a file that would run code; of Lightning and FSDP with what they are."""
+    if any(name.rpartition(".")[2] in SHARDED for name in names):
+        return UnsupportedModel(
+            f"{path} is one process's shard of a model (FSDP or tensor parallel); save the whole state dict with "
+            "torch.distributed.checkpoint.state_dict.get_model_state_dict and full_state_dict=True"
+        )
+    instead = "save the model's state dict instead"
+    if path.suffix == ".ckpt":
+        instead = f"it is a checkpoint of Lightning: save its weights alone with {extracting(path)}"
+    return UnsupportedModel(
+        f"{path} holds pickled Python objects, which run code when they are read; {instead}, or pass --unsafe-pickle "
+        "if you trust where the file comes from"
+    )
+
+
+def _without_weights(path: Path, content: Any) -> str:
+    if path.name.endswith("_optim_states.pt") or (isinstance(content, Mapping) and "param_groups" in content):
+        return f"{path} holds the state of an optimizer, and no model; give the file with the model's weights"
+    return (
         f"{path} holds no tensors ({type(content).__name__}); save a state dict: torch.save(model.state_dict(), path)"
     )
 

@@ -30,7 +30,7 @@ def source_of(analysis: Analysis, run: Path, opening: Opening | None) -> tuple[s
     if not isinstance(path, str) or not isinstance(known, dict):
         raise ArtifactError(f"the analysis in {run} does not say where its model is; run `lowrank analyze MODEL` again")
     given = opening or Opening()
-    names = ("arch", "config", "tokenizer", "lora")
+    names = ("arch", "config", "tokenizer", "lora", "weights")
     return path, replace(given, **{name: getattr(given, name) or known.get(name) for name in names})
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from lowrank.artifacts.outside import check_zip
 from lowrank.backends.not_whole import part_of_names
+from lowrank.backends.reparametrized import products_in
 from lowrank.errors import ArtifactError, LowRankError, UnsupportedModel, first_line
 from lowrank.inspection.description import Description, quoted, tidy
 
@@ -58,6 +59,9 @@ def facts_of(stored: Sequence[TensorInfo]) -> dict[str, Any]:
     factored = factored_in({name: shape for name, _, shape in stored})
     if factored:
         facts["factored"] = factored
+    products = products_in([name for name, _, _ in stored])
+    if products:
+        facts["products"] = [{"weight": each.name, "of": each.kind} for each in products]
     adapters = sum(".lora_A" in name for name, _, _ in stored)
     if adapters:
         facts["lora_layers"] = adapters

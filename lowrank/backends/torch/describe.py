@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.backends.inputs import Signature
+from lowrank.backends.reparametrized import why_left
 from lowrank.backends.torch.inputs import call, name_of
 from lowrank.backends.torch.layers import Form, form_of, register_optional_layers
 from lowrank.backends.torch.normalize import experts_as
@@ -31,6 +32,7 @@ def describe(module: nn.Module, signature: Signature | str) -> tuple[tuple[Weigh
             if parameter.dim() >= 2:
                 owners.setdefault(id(parameter), []).append((path, key, parameter, child))
     stacks = _applied_stacks(module, signature, owners)
+    stored = module.state_dict().keys()
     by_name: dict[str, Weight] = {}
     skips: list[Skip] = []
     for uses in owners.values():
@@ -39,6 +41,7 @@ def describe(module: nn.Module, signature: Signature | str) -> tuple[tuple[Weigh
         view = stacks.get(name)
         forms: list[Form] | str = [Form(view, "experts")] if view else _forms(uses)
         if isinstance(forms, str):
+            forms = why_left(name, stored) or forms
             skips.append(Skip(name, tuple(parameter.shape), forms))
             continue
         # A tie between a table and a head is looked at as the table stores it.

@@ -22,6 +22,7 @@ from lowrank.backends.torch.inputs import name_of
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.backends.torch.normalize import normalize_
 from lowrank.backends.torch.pickles import read_program, read_torch_file
+from lowrank.backends.torch.products import multiplied
 from lowrank.backends.torch.program import unflatten
 from lowrank.backends.torch.state_dict import StateDictBackend
 from lowrank.backends.torch.tensors import copied, hash_state
@@ -76,7 +77,14 @@ def _open_weights(path: Path, file: TrainerFile, opening: Opening) -> TorchBacke
     if part is not None:
         raise part.refused(path)
     source: dict[str, Any] = {"path": str(path), "kind": "state_dict", "fingerprint": hash_files([path])}
-    return StateDictBackend(file.weights, source)
+    tensors, products = multiplied(file.weights)
+    if products:
+        kinds = " and ".join(sorted({product.kind for product in products}))
+        source["notes"] = [
+            f"{len(products)} weights are stored as parts ({kinds}); their products, which the layers apply, took the "
+            f"places of the parts: {', '.join(product.name for product in products[:4])}"
+        ]
+    return StateDictBackend(tensors, source)
 
 
 def open_module(model: object, opening: Opening | None = None) -> ModuleBackend:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lowrank.artifacts.files import RECORD_FILE, write_json
 from lowrank.backends.inputs import Signature
+from lowrank.backends.reparametrized import why_left
 from lowrank.backends.torch.inputs import name_of
 from lowrank.backends.torch.layers import record_of
 from lowrank.backends.torch.tensors import MODEL_FILE, as_matrix, bytes_of, factor_tensors, save_state, storage_key
@@ -51,7 +52,7 @@ class StateDictBackend(Unrun):
         skips: list[Skip] = []
         for tied in names.values():
             name, tensor = tied[0], self.tensors[tied[0]]
-            reason = _why_not(tied, tensor) or _clash(tied, self.tensors)
+            reason = _why_not(tied, tensor) or why_left(name, self.tensors) or _clash(tied, self.tensors)
             if reason:
                 skips.append(Skip(name, tuple(tensor.shape), reason))
             else:

@@ -51,6 +51,19 @@ def _model(name: str) -> Callable[[Path], Any]:
     return read
 
 
+def _trainer_file(folder: Path) -> Any:
+    from lowrank.backends import Opening, open_model
+    from lowrank.backends.torch.fitted import fit_state_
+    from lowrank.backends.torch.pickles import read_torch_file
+
+    path = folder / "m.ckpt"
+    found = [open_model(path, Opening(weights=name)).weights for name in (None, "ema")]
+    content: Any = read_torch_file(path, unsafe_pickle=False)
+    state = {n: t for n, t in content.weights.items() if not n.endswith(("_g", "_v"))}
+    module = copy.deepcopy(_backend().module)
+    return found, fit_state_(module, {"module.0.weight": module[0].weight.detach(), **state}, path, "seeds:module")
+
+
 def _index(folder: Path) -> Any:
     from lowrank.backends.torch.huggingface import check_safetensors
 
@@ -164,6 +177,8 @@ READERS = (
     Reader("safetensors", "open_model", seeds.state_file, "m.safetensors", SAFE, _model("m.safetensors")),
     Reader("pt", "open_model", seeds.torch_file, "m.pt", ZIP, _model("m.pt")),
     Reader("pt-old", "open_model", seeds.old_torch_file, "m.pt", mutate.damaged, _model("m.pt")),
+    Reader("trainer", "open_model", seeds.trainer_file, "m.ckpt", ZIP, _trainer_file),
+    Reader("bin-index", "open_model", seeds.old_folder, "pytorch_model.bin.index.json", JSON, _model(""), slow=True),
     Reader("pt2", "open_model", seeds.program, "m.pt2", ZIP, _model("m.pt2"), slow=True),
     Reader("index", "check_safetensors", seeds.shards, "model.safetensors.index.json", JSON, _index),
     Reader("shards", "open_shards", seeds.shards, "model-0.safetensors", SAFE, _shards),
@@ -197,6 +212,7 @@ READERS = (
     Reader("run-file", "expanded", seeds.run_file, "run.yaml", TEXT, _options),
     Reader("inspect-safetensors", "inspect", seeds.state_file, "m.safetensors", SAFE, _inspected("m.safetensors")),
     Reader("inspect-pt", "inspect", seeds.torch_file, "m.pt", ZIP, _inspected("m.pt")),
+    Reader("inspect-trainer", "inspect", seeds.trainer_file, "m.ckpt", ZIP, _inspected("m.ckpt")),
     Reader("inspect-onnx", "inspect", seeds.graph_beside_data, "m.onnx", ONNX, _inspected("m.onnx")),
     Reader("inspect-analysis", "inspect", seeds.run, "analysis.json", JSON, _inspected("analysis.json")),
     Reader("inspect-plan", "inspect", seeds.run, "plan.json", JSON, _inspected("plan.json")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 from pathlib import Path
@@ -38,6 +39,38 @@ def torch_file(folder: Path) -> Files:
 
 def old_torch_file(folder: Path) -> Files:
     torch.save(module().state_dict(), folder / "m.pt", _use_new_zipfile_serialization=False)
+    return _made(folder)
+
+
+def trainer_file(folder: Path) -> Files:
+    """Weights with a prefix and two of them as parts, an average, options, scores."""
+    state = module().state_dict()
+    gain = state.pop("0.weight")
+    state |= {"0.weight_g": gain.norm(dim=1, keepdim=True), "0.weight_v": gain}
+    content = {
+        "model": {f"module.{name}": tensor for name, tensor in state.items()},
+        "ema": {"shadow": state, "decay": 0.9},
+        "best": np.float64(0.5),
+        "step": torch.tensor(3),
+        "args": argparse.Namespace(lr=0.1),
+    }
+    torch.save(content, folder / "m.ckpt")
+    return _made(folder)
+
+
+def old_folder(folder: Path) -> Files:
+    """A folder of Hugging Face with torch files, their index, and a file of other things."""
+    made = transformers_folder(folder)
+    from safetensors.torch import load
+
+    state = load(made["model.safetensors"])
+    place = {name: f"pytorch_model-{number % 2}.bin" for number, name in enumerate(state)}
+    for shard in set(place.values()):
+        torch.save({f"module.{n}": t for n, t in state.items() if place[n] == shard}, folder / shard)
+    index = {"weight_map": {f"module.{name}": shard for name, shard in place.items()}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+    (folder / "training_args.bin").write_bytes(b"no weights")
     return _made(folder)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections import defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,14 @@ def is_same(backend: Backend, expected: State) -> bool:
     return have.keys() == expected.keys() and all(torch.equal(have[name], expected[name]) for name in have)
 
 
+@dataclass
+class Options:
+    """As a training script has them."""
+
+    rate: float = 0.1
+    heads: list[int] = field(default_factory=lambda: [1, 2])
+
+
 SAVED: dict[str, Any] = {
     "nanogpt": lambda w: {"model": w, "optimizer": optimizer(), "iter_num": 3, "best_val_loss": torch.tensor(1.2)},
     "lightning": lambda w: {"state_dict": w, "epoch": 1, "loops": {"a": {}}, "optimizer_states": [optimizer()]},
@@ -61,6 +71,7 @@ SAVED: dict[str, Any] = {
     "only an average": lambda w: {"ema": {"module": w, "decay": 0.9}},
     "numpy scores": lambda w: {"model": w, "best": np.float64(1.2), "steps": np.arange(3)},
     "options": lambda w: {"model": w, "args": argparse.Namespace(lr=0.1, out=Path("out"))},
+    "own options": lambda w: {"model": w, "config": Options(), "log": defaultdict(list, loss=[0.1])},
     "critic": lambda w: {"model": w, "critic": state(2.0)},
     "parts": lambda w: {name: {k.partition(".")[2]: t for k, t in w.items() if k.startswith(name)} for name in PARTS},
 }

@@ -28,7 +28,8 @@ def pickled_names(path: Path) -> list[str]:
         for _ in range(OLD_PICKLES):
             for code, argument, _ in pickletools.genops(rest):
                 if code.name == "GLOBAL":
-                    names.append(str(argument).replace(" ", "."))
+                    # Python 2's name, which the protocol keeps.
+                    names.append(str(argument).replace("__builtin__ ", "builtins ").replace(" ", "."))
                 elif code.name == "STACK_GLOBAL":
                     names.append(".".join(texts[-2:]))
                 elif isinstance(argument, str):

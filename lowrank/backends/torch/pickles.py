@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,16 +25,17 @@ from lowrank.backends.torch.trainer_file import TrainerFile, weights_in
 from lowrank.errors import UnsupportedModel, first_line
 
 # What torch says when a file is whole and asks for more than tensors.
-REFUSED_BY_TORCH = ("Unsupported global", "Unsupported class", "Trying to call reduce", "Trying to instantiate")
+REFUSED_BY_TORCH = (
+    "Unsupported global",
+    "Unsupported class",
+    "Trying to call reduce",
+    "Trying to instantiate",
+    "Can only",
+)
 SHARDED = ("DTensor", "ShardedTensor", "DeviceMesh")
 """Classes of tensors of which each process has a piece."""
-OF_TRAINERS = frozenset(
-    [
-        *("argparse", "numpy", "pathlib", "datetime", "enum", "types", "typing", "uuid", "omegaconf", "hydra", "yacs"),
-        *("lightning", "lightning_fabric", "pytorch_lightning", "transformers", "accelerate", "fairseq", "__main__"),
-    ]
-)
-"""Packages of what trainers save beside the weights: options, paths, dates, scores."""
+PLAIN = frozenset({"argparse", "pathlib", "datetime", "types", "typing", "uuid"})
+"""Modules of the standard library whose objects are no more than options, paths and dates."""
 
 
 class Inert:
@@ -73,7 +75,7 @@ def read_torch_file(path: Path, unsafe_pickle: bool, wanted: str | None = None) 
     except Exception as error:
         raise UnsupportedModel(f"{path} is no whole torch file ({first_line(error)}); copy or save it again") from None
     names = [] if unsafe_pickle else pickled_names(path)
-    inert: Any = [(Inert, name) for name in names if name.partition(".")[0] in OF_TRAINERS]
+    inert: Any = [(stand_in, name) for name in names if (stand_in := _stand_in(name)) is not None]
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(inert):
             warnings.simplefilter("ignore")
@@ -92,6 +94,23 @@ def read_torch_file(path: Path, unsafe_pickle: bool, wanted: str | None = None) 
             raise _pickled(path, names)
         raise UnsupportedModel(_without_weights(path, content))
     return replace(found, weights=_plain(path, dict(found.weights)))
+
+
+def _stand_in(name: str) -> Callable[..., Any] | None:
+    """What stands for a class of a trainer's or its user's, of plain options, or numpy's; torch judges its own.
+
+    There is nothing for functions and for classes of the standard library that do things: those are refused.
+    """
+    root, last = name.partition(".")[0], name.rpartition(".")[2]
+    if name == "collections.defaultdict":
+        return _mapping
+    others = root not in sys.stdlib_module_names and root != "torch"
+    types = root == "builtins" and last in ("int", "float", "str", "bool", "list", "dict", "tuple")
+    return Inert if types or root == "numpy" or ((others or root in PLAIN) and last[:1].isupper()) else None
+
+
+def _mapping(*_: Any) -> dict[Any, Any]:
+    return {}
 
 
 def _pickled(path: Path, names: list[str]) -> UnsupportedModel:

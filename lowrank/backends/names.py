@@ -32,6 +32,8 @@ class Fit:
 
     names: Mapping[str, str]
     """By the name of each stored tensor that is the model's own, the name in the model."""
+    bare: Mapping[str, str]
+    """The same for all stored tensors from whose names something could be taken off in the same way."""
     prefix: str
     """What was taken off the beginning of each; empty for nothing."""
     left: tuple[str, ...]
@@ -45,12 +47,12 @@ class Fit:
         return bool(self.prefix or self.wrapped)
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """What was taken off, for the report."""
+    def taken_off(self) -> tuple[str, ...]:
+        """A note on what was taken off; none if that is nothing."""
         if not self.is_changed:
             return ()
         parts = [*([repr(f"{self.prefix}.")] if self.prefix else []), *(repr(part) for part in self.wrapped)]
-        return (f"{' and '.join(parts)} was taken off the stored names, which then fit the model", *no_place(self.left))
+        return (f"{' and '.join(parts)} was taken off the stored names, which then fit the model",)
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,12 @@ def misfit(wanted: Collection[str], fit: Fit, lacking: Sequence[str]) -> str:
     """
     first = next(iter(lacking), next(iter(wanted), "nothing"))
     free = fit.left or tuple(fit.names) or ("nothing",)
-    near = (get_close_matches(first, free[:2000], 1, 0.0) or free)[0]
-    return f"it expects {first} ({len(lacking)} of {len(wanted)} are missing), and the file has {near}"
+    return f"it expects {first} ({len(lacking)} of {len(wanted)} are missing), and the file has {closest(first, free)}"
+
+
+def closest(name: str, others: Sequence[str]) -> str:
+    """The name that is most like one among others, of which there is at least one."""
+    return (get_close_matches(name, others[:2000], 1, 0.0) or others)[0]
 
 
 def _with_base(wanted: set[str], base: str) -> set[str]:
@@ -146,12 +152,12 @@ def _prefix(known: Collection[str], stored: Iterable[str]) -> tuple[str, int]:
 
 def _fit(known: Collection[str], cleaned: Mapping[str, str], prefix: str, parts: frozenset[str]) -> Fit:
     start = f"{prefix}." if prefix else ""
-    ours: dict[str, str] = {}
-    taken: set[str] = set()
+    # Of two that would have one name the first has it.
+    first: dict[str, str] = {}
     for stored, name in cleaned.items():
-        bare = name.removeprefix(start)
-        if name.startswith(start) and bare in known and bare not in taken:
-            ours[stored] = bare
-            taken.add(bare)
+        if name.startswith(start):
+            first.setdefault(name.removeprefix(start), stored)
+    bare = {stored: name for name, stored in first.items()}
+    ours = {stored: name for stored, name in bare.items() if name in known}
     used = {part for stored in ours if cleaned[stored] != stored for part in stored.split(".") if part in parts}
-    return Fit(ours, prefix, tuple(name for name in cleaned if name not in ours), tuple(sorted(used)))
+    return Fit(ours, bare, prefix, tuple(name for name in cleaned if name not in ours), tuple(sorted(used)))

@@ -32,7 +32,7 @@ class Part:
 
     def refused(self, path: object) -> UnsupportedModel:
         """The error of a file or folder that is such a part, given as a model."""
-        return UnsupportedModel(f"{path} is {self.what}; {'; or '.join(self.steps)}")
+        return UnsupportedModel(f"{path}: {self.what}; next: {', or: '.join(self.steps)}")
 
 
 def merging(folder: Path | str) -> str:

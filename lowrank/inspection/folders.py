@@ -113,7 +113,9 @@ def _transformers(folder: Path) -> Description:
         steps = ("compress the model that it was made from, then quantise",)
         what += f", quantised ({method})"
     elif not shards and not old:
-        steps = ("download the whole model",)
+        config_path = quoted(folder / "config.json")
+        steps = tuple(f"lowrank analyze {quoted(folder / name)} --config {config_path}" for name in unread[:1])
+        steps = steps or ("download the whole model",)
     return Description("huggingface", f"a Hugging Face folder: a {kind} model, {what}", facts=facts, next=steps)
 
 

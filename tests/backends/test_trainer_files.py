@@ -392,6 +392,39 @@ def test_prefixes_in_streamed_folders(tmp_path: Path) -> None:
     )
 
 
+def test_names_of_old_are_transformers_own_to_convert(tmp_path: Path, bert_folder: Path) -> None:
+    dense: Any = open_model(bert_folder)
+    with torch.no_grad():
+        for name, tensor in dense.module.state_dict().items():
+            tensor += 0.1 * ("LayerNorm" in name)
+    old = {n.replace("LayerNorm.weight", "LayerNorm.gamma"): t for n, t in dense.module.state_dict().items()}
+    old = {n.replace("LayerNorm.bias", "LayerNorm.beta"): t for n, t in old.items()}
+    torch.save(prefixed("module.", old), tmp_path / "m.pt")
+    backend = open_model(tmp_path / "m.pt", Opening(config=str(bert_folder / "config.json")))
+    assert is_same(backend, dense.module.state_dict())
+    assert backend.source["notes"] == ["'module.' was taken off the stored names, which then fit the model"]
+
+
+def test_a_checkpoint_beside_a_config_is_not_the_folders(tmp_path: Path, bert_folder: Path) -> None:
+    shutil.copy(bert_folder / "config.json", tmp_path)
+    dense: Any = open_model(bert_folder)
+    torch.save({"model": dense.module.state_dict()}, tmp_path / "last.pt")
+    with pytest.raises(UnsupportedModel, match=r"give .*last.pt with --config .*config.json"):
+        open_model(tmp_path)
+    assert "last.pt --config" in inspect(tmp_path).next[0]
+    assert is_same(
+        open_model(tmp_path / "last.pt", Opening(config=str(tmp_path / "config.json"))), dense.module.state_dict()
+    )
+
+
+def test_names_that_do_not_fit_a_config_are_shown(tmp_path: Path, bert_folder: Path) -> None:
+    dense: Any = open_model(bert_folder)
+    other = {name.replace("attention", "attn"): tensor for name, tensor in dense.module.state_dict().items()}
+    torch.save(prefixed("net.", other), tmp_path / "m.pt")
+    with pytest.raises(UnsupportedModel, match=r"lacks encoder.*attention.*dense.weight, and has .*attn.*dense.weight"):
+        open_model(tmp_path / "m.pt", Opening(config=str(bert_folder / "config.json")))
+
+
 def test_a_mapping_that_holds_itself_ends() -> None:
     content: dict[str, Any] = {"model": state()}
     content["again"] = content

@@ -19,7 +19,7 @@ from lowrank.backends.checkpoint.backend import CheckpointBackend
 from lowrank.backends.checkpoint.location import Location
 from lowrank.backends.checkpoint.shards import DTYPES, Shards, open_shards
 from lowrank.backends.checkpoint.skeleton import prefix_of, skeleton, stored_names
-from lowrank.backends.names import fit_names
+from lowrank.backends.names import fit_names, no_place
 from lowrank.backends.not_whole import part_in_folder
 from lowrank.backends.torch import huggingface
 from lowrank.backends.torch.describe import describe
@@ -69,8 +69,8 @@ def open_checkpoint(url: str, opening: Opening | None = None) -> CheckpointBacke
         "kind": "checkpoint",
         "fingerprint": place.fingerprint([*files, CONFIG_FILE]),
     }
-    if fit.notes:
-        source["notes"] = list(fit.notes)
+    if fit.is_changed:
+        source["notes"] = [*fit.taken_off, *no_place(fit.left)]
     backend = CheckpointBackend(
         shards=shards,
         source=source,

@@ -53,7 +53,7 @@ def fit_state_(module: nn.Module, state: Mapping[str, Tensor], origin: Path, bui
         module.load_state_dict(given, strict=False)
     except Exception as error:
         raise UnsupportedModel(f"{origin} does not fit the module that {builder} builds: {first_line(error)}") from None
-    notes = fit.notes if fit.is_changed else no_place(fit.left)
+    notes = (*fit.taken_off, *no_place(fit.left))
     if missing:
         kept = f"{len(missing)} buffers are not in the file, and stay as {builder} makes them: {', '.join(missing[:4])}"
         notes = (*notes, kept)

@@ -17,7 +17,7 @@ from lowrank.artifacts import parse_json
 from lowrank.artifacts.outside import is_file, is_plain
 from lowrank.backends.checkpoint.location import Location
 from lowrank.backends.checkpoint.shards import INDEX_FILE, indexed
-from lowrank.backends.names import Fit, Reading, fit_names, no_place
+from lowrank.backends.names import Fit, Reading, closest, fit_names, no_place
 from lowrank.backends.not_whole import part_of_names
 from lowrank.backends.torch.config_block import KEY, is_ours
 from lowrank.backends.torch.config_limits import check_config, few_parts
@@ -169,14 +169,13 @@ def from_folder(folder: Path, config: Any) -> tuple[nn.Module, Reading]:
         return _from_pretrained(folder, str(folder), config, None, fit)
     for path in weight_files(folder) if not files else ():
         state |= _tensors_of(path)
-    return _from_pretrained(folder, None, config, {new: state[old] for old, new in fit.names.items()}, fit)
+    return _from_pretrained(folder, None, config, {new: state[old] for old, new in fit.bare.items()}, fit)
 
 
 def from_state(origin: Path, config: Any, state: Mapping[str, Tensor]) -> tuple[nn.Module, Reading]:
     """The model of a config with the tensors of a state dict in it, and what was read of them."""
     fit = check_sizes(origin, config, {name: tuple(tensor.shape) for name, tensor in state.items()})
-    fitted = {new: state[old] for old, new in fit.names.items()} if fit.is_changed else dict(state)
-    return _from_pretrained(origin, None, config, fitted, fit)
+    return _from_pretrained(origin, None, config, {new: state[old] for old, new in fit.bare.items()}, fit)
 
 
 def _tensors_of(path: Path) -> dict[str, Tensor]:
@@ -215,8 +214,7 @@ def check_sizes(origin: Path, config: Any, stored: Mapping[str, tuple[int, ...]]
     with buildable(origin), quiet(), torch.device("meta"), few_parts(origin, len(stored)):
         skeleton = model_class(config)(config)
     fit = fit_names(skeleton.state_dict(), stored, getattr(skeleton, "base_model_prefix", ""))
-    if fit.is_changed:
-        stored = {new: stored[old] for old, new in fit.names.items()}
+    stored = {new: stored[old] for old, new in fit.bare.items()}
     for name, parameter in skeleton.named_parameters():
         if name in stored and tuple(parameter.shape) != stored[name]:
             raise UnsupportedModel(
@@ -260,9 +258,9 @@ def _from_pretrained(
     unexpected = sorted(str(name) for name in info["unexpected_keys"])
     unused = [name for name in unexpected if in_block(name) and name.endswith("weight")]
     if lacking or unused or info.get("mismatched_keys"):
-        free = [name for name in unexpected if name.endswith("weight")] or unexpected
+        free = [*unexpected, *(name for name in fit.left if name not in fit.bare)]
         what = (
-            f"the checkpoint lacks {lacking[0]}" + (f", and has {free[0]} instead" if free else "")
+            f"the checkpoint lacks {lacking[0]}" + (f", and has {closest(lacking[0], free)}" if free else "")
             if lacking
             else f"{kind.__name__} has no place for {(unused or ['?'])[0]}"
         )
@@ -270,8 +268,8 @@ def _from_pretrained(
             f"{origin}: {what} ({len(lacking)} block weights missing, {len(unused)} left over); give the "
             "config.json that belongs to these weights, and all of their files"
         )
-    left = [name for name in unexpected if not fit.is_changed or name not in fit.left]
-    return model.eval(), Reading(tuple(missing), (*fit.notes, *no_place(left)))
+    left = [*(name for name in fit.left if name not in fit.bare), *unexpected]
+    return model.eval(), Reading(tuple(missing), (*fit.taken_off, *no_place(left)))
 
 
 def _dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:

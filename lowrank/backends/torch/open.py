@@ -114,11 +114,9 @@ def _open_folder(folder: Path, opening: Opening) -> ModuleBackend:
         )
     used = weight_files(folder)
     if not used and not has_index(folder):
-        other = [path.name for path in sorted(folder.iterdir()) if is_weights(path)]
-        raise UnsupportedModel(
-            f"{folder} holds no weights: no model.safetensors and no pytorch_model.bin"
-            f"{f', only {other[0]}' if other else ''}; download the whole model"
-        )
+        other = next((path for path in sorted(folder.iterdir()) if is_weights(path)), None)
+        remedy = f"give {other} with --config {folder / 'config.json'}" if other else "download the whole model"
+        raise UnsupportedModel(f"{folder} holds no weights: no model.safetensors, no pytorch_model.bin; {remedy}")
     config = huggingface.read_config(folder / "config.json")
     module, reading = huggingface.from_folder(folder, config)
     return _of_transformers(

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from articles import FOUND, Articles
 from baselines import SMALLER, baselines, packaged
-from measured import Cell, Table, publish
+from measured import Cell, Table, measured_before, publish
 from sentences import LENGTHS, RETRIEVAL, SIMILARITY, Embed, Judge, Lengths, encoded, minilm_folder, of_file
 from subjects import minilm_data
 
@@ -145,6 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", nargs="+", help="some rows, by the beginnings of their names")
+    parser.add_argument("--resume", action="store_true", help="rows of the table that is there are not measured again")
     parser.add_argument("--smaller", action="store_true", help="another model")
     parser.add_argument("--output", type=Path, default=Path("bench"))
     args = parser.parse_args()
@@ -160,16 +161,21 @@ def main() -> None:
         opening = lowrank.Opening(tokenizer=str(minilm_folder()))
         dense = of_file(graph)
         measures = Judge(args.data, dense), Articles(args.output / "articles", dense), Lengths(args.data, dense)
-        rows: list[list[Cell]] = [["dense", 1, *scores(*measures, dense), None, None]]
-        rows += [[v.name, 1, *scores(*measures, v.embed, other=v.other), None, None] for v in variants]
+        rows = measured_before(args.output, name, COLUMNS) if args.resume else []
+        if not rows:
+            rows.append(["dense", 1, *scores(*measures, dense), None, None])
+            rows += [[v.name, 1, *scores(*measures, v.embed, other=v.other), None, None] for v in variants]
         for number, (label, each) in enumerate(texts(args.data, work).items()):
             if args.only and not label.startswith(tuple(args.only)):
+                continue
+            keeps = [keep for keep in each.keeps if [label, keep] not in (row[:2] for row in rows)]
+            if not keeps:
                 continue
             run, start = work / str(number), time.perf_counter()
             calibration_samples.SHARE = each.share
             lowrank.analyze(source, settings=each.settings, opening=opening, output=run)
             analysis = time.perf_counter() - start
-            for keep in each.keeps:
+            for keep in keeps:
                 start = time.perf_counter()
                 lowrank.compress(source, keep, output=run, settings=each.settings, opening=opening, latency=False)
                 seconds = analysis + time.perf_counter() - start

@@ -81,6 +81,15 @@ def publish(table: Table, folder: Path, name: str) -> str:
     return text
 
 
+def measured_before(folder: Path, name: str, columns: Mapping[str, str]) -> list[list[Cell]]:
+    """The rows of a bench that was stopped, or that measured some rows alone; none if the columns were others."""
+    path = folder / f"{name}.json"
+    table = read(path) if path.is_file() else None
+    if not isinstance(table, Table) or list(table.columns) != list(columns):
+        return []
+    return [list(row) for row in table.rows]
+
+
 def as_json(table: Table) -> str:
     """One row a line, so that a diff shows what changed."""
     head = json.dumps({**table.facts, "columns": table.columns}, ensure_ascii=False, indent=1)[:-2]

@@ -20,7 +20,7 @@ GOLDEN = 0.6180339887498949
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """How many samples of each style there are, if the text has so many."""
+    """How many samples of each style there are, if the text has so many. A calibration takes some, spread evenly."""
 
     lines: int = 4000
     """Short examples and definitions."""

@@ -135,6 +135,11 @@ def rows_named(table: Table, wanted: Mapping[str, Sequence[float]]) -> Table:
     return Table(table.columns, [row for row in table.rows if row[1] in wanted.get(str(row[0]), ())])
 
 
+def by_length(table: Table) -> list[str]:
+    """The columns of texts cut to so many tokens."""
+    return [name for name in table.columns if name.startswith("cosine at ")]
+
+
 def measured_whole(row: list[Cell]) -> bool:
     """Whether a method ran in a process of its own, so that its memory is known; ingredients share one."""
     return row[1] == 1 or row[-1] is not None
@@ -154,10 +159,20 @@ INT8_OR_LOW_RANK = {
 }
 NOT_SHOWN = ("retrieval nDCG@10", "cosine to dense")
 """What tables by keep ratio have no room for."""
+IN_SHORT = {
+    "dense": (1,),
+    "dense, int8": (1,),
+    "paraphrase-MiniLM-L3-v2, int8": (1,),
+    "WordLlama, a table": (1,),
+    "built-in text (default)": (0.8, 0.5, 0.3),
+    "own data alone": (0.5, 0.3),
+}
 VIEWS: Mapping[str, tuple[str, Callable[[Any], Table]]] = {
     "demo": ("demo", of_report),
     "int8-or-low-rank": ("minilm", lambda t: rows_named(without(t, "seconds", "peak MB"), INT8_OR_LOW_RANK)),
     "minilm": ("minilm", lambda t: without(t, "seconds", "peak MB")),
+    "text": ("text", lambda t: without(t, "seconds")),
+    "text-in-short": ("text", lambda t: rows_named(without(t, "seconds", "tokens", *by_length(t)), IN_SHORT)),
     "healed": ("healing_minilm", lambda t: healed(without(t, "retrieval nDCG@10"))),
     "methods-minilm": ("methods_minilm", lambda t: by_keep(without(t, *NOT_SHOWN), measured_whole)),
     "ingredients-minilm": ("methods_minilm", lambda t: by_keep(without(t, *NOT_SHOWN), ingredient)),

@@ -16,7 +16,9 @@ ADAPTER = re.compile(
 )
 """Parts of names that PEFT and other trainers of adapters give."""
 ADAPTER_CONFIG = "adapter_config.json"
-CONSOLIDATE = "import torch; torch.save(torch.load({old}, weights_only=False)['state_dict'], {new})"
+SHARD = re.compile(r"-\d+-of-(\d+)\.")
+RANK = re.compile(r"(?<=consolidated\.)\d+(?=\.)|(?<=mp_rank_)\d+")
+"""The number of a file in a row of tensor parallel ones."""
 
 
 @dataclass(frozen=True)
@@ -89,20 +91,21 @@ def part_in_folder(folder: Path | str, names: Iterable[str]) -> Part | None:
     if ADAPTER_CONFIG in names:
         return Part("adapter", "the folder of a LoRA, and no model of its own", (merging(folder),))
     if any(name.endswith(".distcp") for name in names):
-        return Part(
-            "distributed-checkpoint",
-            "a distributed checkpoint (FSDP), in one file for each process",
-            (f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {place} model.pt makes it whole",),
-        )
+        line = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {place} model.pt"
+        line = f"python -m lightning.pytorch.utilities.consolidate_checkpoint {place}" if "meta.pt" in names else line
+        what = "a distributed checkpoint (FSDP), in one file for each process"
+        return Part("distributed-checkpoint", what, (f"{line} makes it whole",))
     if "config.json" in names:
         return None
     deepspeed = any(name.endswith(("_model_states.pt", "_optim_states.pt")) for name in names)
+    deepspeed = deepspeed or {"latest", "checkpoint"} <= names
     if deepspeed or "zero_to_fp32.py" in names or any(name.startswith("global_step") for name in names):
-        return Part(
-            "zero-checkpoint",
-            "a checkpoint of DeepSpeed, in files for each process",
-            (f"python zero_to_fp32.py {place} OUT, with the script that DeepSpeed saved in it, makes it whole",),
-        )
+        line = f"python zero_to_fp32.py {place} OUT, with the script that DeepSpeed saved in it"
+        if {"latest", "checkpoint"} <= names and "zero_to_fp32.py" not in names:
+            call = f"convert_zero_checkpoint_to_fp32_state_dict({str(folder)!r}, 'model.pt')"
+            line = f'python -c "from lightning.pytorch.utilities.deepspeed import *; {call}"'
+        what = "a checkpoint of DeepSpeed, in files for each process"
+        return Part("zero-checkpoint", what, (f"{line}, makes it whole",))
     inner = next((name for name in sorted(names) if name.startswith("pytorch_model_fsdp")), None)
     if inner is not None and "." not in inner:
         return part_in_folder(Path(folder) / inner, [".distcp"])
@@ -111,6 +114,22 @@ def part_in_folder(folder: Path | str, names: Iterable[str]) -> Part | None:
 
 def extracting(path: Path) -> str:
     """The command that saves the weights of a trainer's file alone, which runs what the file says."""
-    new = path.with_suffix(".weights.pt")
-    code = CONSOLIDATE.format(old=repr(str(path)), new=repr(str(new)))
-    return f"python -c {shlex.quote(code)}"
+    new = path.with_suffix(".weights.pt").name
+    code = f"import torch; torch.save(torch.load({path.name!r}, weights_only=False)['state_dict'], {new!r})"
+    return f'python -c "{code}"'
+
+
+def one_of_several(path: Path) -> tuple[str, ...]:
+    """A note on a file whose name says that it is one of several; none if it is not."""
+    numbered = SHARD.search(path.name)
+    rank = RANK.search(path.name)
+    count = int(numbered[1]) if numbered else 0
+    if rank is not None:
+        count = sum(
+            1 for other in path.parent.glob(f"*{path.suffix}") if RANK.sub("", other.name) == RANK.sub("", path.name)
+        )
+    if count < 2:
+        return ()
+    return (
+        f"{path.name} is one of {count} files of a model; what is in the others was not read: give the whole of it",
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.artifacts.outside import check_zip
-from lowrank.backends.not_whole import part_of_names
+from lowrank.backends.not_whole import extracting, part_of_names
 from lowrank.backends.reparametrized import products_in
 from lowrank.errors import ArtifactError, LowRankError, UnsupportedModel, first_line
 from lowrank.inspection.description import Description, quoted, tidy
@@ -148,7 +148,8 @@ def look_at_torch(path: Path) -> Description:
         file = read_torch_file(path, unsafe_pickle=False)
     except UnsupportedModel as error:
         facts = {"why": str(error), **({"classes": tidy(names)} if names else {})}
-        return Description("pickle", "a torch file that is not read as it is", facts=facts)
+        steps = (extracting(path),) if path.suffix == ".ckpt" and names else ()
+        return Description("pickle", "a torch file that is not read as it is", facts=facts, next=steps)
     assert isinstance(file, TrainerFile)
     stored = [(n, str(t.dtype).removeprefix("torch."), tuple(t.shape)) for n, t in file.weights.items()]
     facts = {"weights": file.place, "beside": list(file.beside), "other_weights": list(file.others), **facts_of(stored)}
@@ -157,11 +158,9 @@ def look_at_torch(path: Path) -> Description:
     part = part_of_names(path, {name: shape for name, _, shape in stored})
     if part is not None:
         return Description(part.kind, f"{part.what} ({size})", facts=facts, next=part.steps)
-    what = (
-        f"a state dict under {file.place!r} in what a trainer saved ({size})"
-        if file.place
-        else f"a state dict ({size})"
-    )
+    what = f"a state dict ({size})"
+    if file.place:
+        what = f"a state dict under {file.place!r} in a checkpoint of {file.maker or 'a trainer'} ({size})"
     steps = (
         *_for_weights(path, False),
         *(f"--weights {name} takes the weights under {name!r}" for name in file.others),

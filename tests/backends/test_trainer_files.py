@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import subprocess
+import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +95,7 @@ def test_what_else_is_in_a_file_is_said(tmp_path: Path) -> None:
     path = tmp_path / "m.pt"
     torch.save(SAVED["nanogpt"](state()), path)
     assert inspect(path).facts["weights"] == "model"
+    assert "under 'model' in a checkpoint of a trainer" in inspect(path).what
     assert inspect(path).facts["beside"] == ["optimizer", "iter_num", "best_val_loss"]
     notes = lowrank.analyze(path, settings=NO_DATA).notes
     assert any("under 'model'; the file also holds optimizer, iter_num, best_val_loss" in note for note in notes)
@@ -313,9 +316,16 @@ def test_shards_of_trainers_say_what_makes_them_whole(tmp_path: Path) -> None:
     (tmp_path / "dcp" / "__0_0.distcp").write_bytes(b"x")
     (tmp_path / "deepspeed" / "global_step3").mkdir(parents=True)
     (tmp_path / "deepspeed" / "zero_to_fp32.py").write_text("")
+    (tmp_path / "last.ckpt" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "last.ckpt" / "latest").write_text("checkpoint")
+    (tmp_path / "fsdp.ckpt").mkdir()
+    for name in ("__0_0.distcp", "meta.pt"):
+        (tmp_path / "fsdp.ckpt" / name).write_bytes(b"x")
     for name, message in {
         "zero.pt": "placeholders of DeepSpeed ZeRO-3.*python zero_to_fp32.py",
         "fsdp.pt": "a shard of FSDP.*full_state_dict=True",
+        "last.ckpt": "a checkpoint of DeepSpeed.*convert_zero_checkpoint_to_fp32_state_dict",
+        "fsdp.ckpt": "a distributed checkpoint.*consolidate_checkpoint",
         "optimizer.pt": "state of an optimizer, and no model",
         "dcp": "a distributed checkpoint.*dcp_to_torch",
         "deepspeed": "a checkpoint of DeepSpeed.*python zero_to_fp32.py",
@@ -333,6 +343,26 @@ def test_a_checkpoint_of_lightning_with_objects_says_how_to_save_its_weights(tmp
     torch.save({"state_dict": state(), "hyper_parameters": {"run": json.JSONDecoder}}, path)
     with pytest.raises(UnsupportedModel, match="a checkpoint of Lightning: save its weights alone with python -c"):
         open_model(path)
+    (line,) = inspect(path).next
+    subprocess.run(["bash", "-c", line.replace("python", sys.executable, 1)], check=True, cwd=tmp_path)
+    assert is_same(open_model(tmp_path / "last.weights.pt", ARCH), state())
+
+
+def test_an_average_without_names_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    torch.save({"model": state(), "ema": {"shadow_params": list(state().values()), "decay": 0.9}}, path)
+    assert any("'ema' holds a moving average" in note for note in open_model(path, ARCH).source["notes"])
+    with pytest.raises(UnsupportedModel, match="'ema' holds a moving average .* without names"):
+        open_model(path, Opening(arch=ARCH.arch, weights="ema"))
+
+
+@pytest.mark.parametrize("names", [("m-00001-of-00002.pt", ""), ("consolidated.00.pth", "consolidated.01.pth")])
+def test_a_file_that_is_one_of_several_says_so(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in filter(None, names):
+        torch.save(state(), tmp_path / name)
+    assert any("one of 2 files" in note for note in open_model(tmp_path / names[0]).source["notes"])
+    torch.save(state(), tmp_path / "model.pt")
+    assert "notes" not in open_model(tmp_path / "model.pt").source
 
 
 def test_only_files_with_weights_are_opened(tmp_path: Path, bert_folder: Path) -> None:

@@ -14,7 +14,7 @@ from lowrank.backends.base import Opening, already_compressed
 from lowrank.backends.beside import with_pooling
 from lowrank.backends.inputs import Signature
 from lowrank.backends.names import Reading
-from lowrank.backends.not_whole import part_in_folder, part_of_names
+from lowrank.backends.not_whole import one_of_several, part_in_folder, part_of_names
 from lowrank.backends.torch import huggingface, inputs, lora
 from lowrank.backends.torch.arch import build_arch
 from lowrank.backends.torch.fitted import HALF, fit_state_
@@ -60,7 +60,7 @@ def open_path(path: Path, opening: Opening) -> TorchBackend:
     known = dict(backend.source)
     if opening.weights is not None:
         known["fingerprint"] = hash_json([known["fingerprint"], opening.weights])
-    notes = [*content.notes, *known.get("notes", ())]
+    notes = [*one_of_several(path), *content.notes, *known.get("notes", ())]
     return replace(backend, source={**known, **({"notes": notes} if notes else {})})
 
 

@@ -122,7 +122,7 @@ def _pickled(path: Path, names: list[str]) -> UnsupportedModel:
         )
     instead = "save the model's state dict instead"
     if path.suffix == ".ckpt":
-        instead = f"it is a checkpoint of Lightning: save its weights alone with {extracting(path)}"
+        instead = f"it is a checkpoint of Lightning: save its weights alone with {extracting(path)} in its folder"
     return UnsupportedModel(
         f"{path} holds pickled Python objects, which run code when they are read; {instead}, or pass --unsafe-pickle "
         "if you trust where the file comes from"

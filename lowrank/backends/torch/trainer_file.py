@@ -33,6 +33,15 @@ class TrainerFile:
     others: tuple[str, ...] = ()
     """Other weights, which `--weights` can name: mappings, or what the names of some tensors begin with."""
 
+    unnamed: tuple[str, ...] = ()
+    """Mappings that hold a moving average as a list of tensors, which nothing names."""
+
+    @property
+    def maker(self) -> str:
+        """Who wrote it, by what is beside the weights: `Lightning`, `DeepSpeed`; empty if that is not known."""
+        known = {"pytorch-lightning_version": "Lightning", "ds_version": "DeepSpeed", "ds_config": "DeepSpeed"}
+        return next((maker for key, maker in known.items() if key in self.beside), "")
+
     @property
     def notes(self) -> list[str]:
         """What was taken and what was not."""
@@ -44,6 +53,11 @@ class TrainerFile:
         for name in self.others:
             what = "a moving average of the weights (EMA)" if is_averaged(name) else "other weights"
             told.append(f"{name!r} holds {what}, which are not the ones taken; --weights {name} takes them")
+        for name in self.unnamed:
+            told.append(
+                f"{name!r} holds a moving average of the weights (EMA) without names, which cannot be taken; copy it "
+                "into the module with the trainer's own code, and save its state dict"
+            )
         return told
 
 
@@ -69,7 +83,9 @@ def weights_in(content: Mapping[Any, Any], wanted: str | None = None) -> Trainer
         return None
     weights = _flat(_at(content, place))
     others = (*_others(content, place, ()), *(name for name in _averaged_beginnings(weights) if wanted is None))
-    return TrainerFile(weights, ".".join(place), tuple(_beside(content, place)), others)
+    beside = tuple(_beside(content, place))
+    unnamed = tuple(name for name in beside if is_averaged(name) and _is_unnamed(content.get(name)))
+    return TrainerFile(weights, ".".join(place), beside, others, unnamed)
 
 
 def weights_named(weights: Mapping[str, Tensor], wanted: str | None) -> TrainerFile:
@@ -86,6 +102,8 @@ def _beginning(file: TrainerFile | None, wanted: str) -> TrainerFile:
     start = f"{wanted}."
     taken = {n.removeprefix(start): t for n, t in (file.weights if file else {}).items() if n.startswith(start)}
     if file is None or not taken:
+        if file is not None and wanted in file.unnamed:
+            raise UnsupportedModel(f"{file.notes[-1]}; leave --weights out")
         there = [*([file.place] if file and file.place else []), *(file.others if file else ())]
         known = f"; the file has {', '.join(there)}" if there else ""
         raise UnsupportedModel(
@@ -127,6 +145,11 @@ def _flat(mapping: Mapping[Any, Any], start: str = "", seen: frozenset[int] = fr
             if not is_averaged(key):
                 found |= _flat(child, f"{start}{key}.", seen | {id(mapping)})
     return found
+
+
+def _is_unnamed(value: Any) -> bool:
+    parts = value.values() if isinstance(value, Mapping) else [value]
+    return any(isinstance(part, list | tuple) and any(isinstance(t, Tensor) for t in part) for part in parts)
 
 
 def _has_weights(mapping: Mapping[Any, Any], depth: int = DEPTH) -> bool:

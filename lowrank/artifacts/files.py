@@ -55,9 +55,19 @@ def make_folder(path: Path) -> Path:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise _no_folder(path) from None
     except OSError as error:
         raise _cannot_write(path, error) from None
     return path
+
+
+def _no_folder(path: Path) -> ArtifactError:
+    """The error of a file where a folder should be."""
+    file = next((place for place in (path, *path.parents) if place.is_file()), path)
+    return ArtifactError(
+        f"{file} is a file, and a run is a folder; give the folder that `lowrank compress` wrote, or with -o a new one"
+    )
 
 
 @contextmanager
@@ -182,6 +192,8 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
         content = parse_json(path.read_text(encoding="utf-8"), finite=True)
     except FileNotFoundError:
         raise ArtifactError(f"there is no {path}; {MAKERS.get(kind, 'give the folder of a finished run')}") from None
+    except NotADirectoryError:
+        raise _no_folder(path) from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"cannot read {path}: {error}; give the right file, or make it again") from None
     name, _, version = str(content.get("schema") if isinstance(content, dict) else None).partition("/")

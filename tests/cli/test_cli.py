@@ -405,11 +405,22 @@ def test_an_interruption_that_other_code_swallows_counts(here: Path) -> None:
     assert done.returncode != 0 and "Exception ignored" in done.stderr and not (here / "run" / "new").exists()
 
 
-def test_output_that_is_no_folder(cli: Cli, here: Path) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("analyze", "model.pt", "-o", "file"),
+        ("compress", "model.pt", "--budget", "0.5", "-o", "file/inside"),
+        ("select", "-o", "file", "--budget", "0.5"),
+        ("evaluate", "-o", "file"),
+        ("heal", "file"),
+        ("truncate", "file", "--budget", "0.2"),
+    ],
+)
+def test_a_run_that_is_a_file(cli: Cli, here: Path, words: tuple[str, ...]) -> None:
     saved_state(here / "model.pt")
     (here / "file").write_text("precious")
-    done = cli("analyze", "model.pt", "-o", "file")
-    assert (done.code, "cannot write" in done.err) == (1, True)
+    done = cli(*words)
+    assert (done.code, "file is a file, and a run is a folder" in done.err) == (1, True), done.err
     assert (here / "file").read_text() == "precious"
 
 

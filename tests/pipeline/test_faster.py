@@ -50,7 +50,7 @@ def table(session: Session, cost: Callable[[int, int], float]) -> Timings:
 def told(
     session: Session, monkeypatch: pytest.MonkeyPatch, cost: Callable[[int, int], float], latency: Latency
 ) -> str | None:
-    monkeypatch.setattr(advice, "time_here", lambda *_: table(session, cost))
+    monkeypatch.setattr(advice, "model_times", lambda *_: table(session, cost))
     return advice.faster(session, Target(), latency)
 
 
@@ -72,7 +72,7 @@ def test_nothing_is_timed_for_nothing(session: Session, monkeypatch: pytest.Monk
     def refused(*_: object) -> Timings:
         raise AssertionError("operators were timed")
 
-    monkeypatch.setattr(advice, "time_here", refused)
+    monkeypatch.setattr(advice, "model_times", refused)
     assert advice.faster(session, Target(), times(10.0, 9.0)) is None
     assert advice.faster(session, Target(), times(0.1, 0.2)) is None
 
@@ -81,5 +81,5 @@ def test_what_cannot_be_timed_has_no_advice(session: Session, monkeypatch: pytes
     def refused(*_: object) -> Timings:
         raise TimingError("no operators of its own")
 
-    monkeypatch.setattr(advice, "time_here", refused)
+    monkeypatch.setattr(advice, "model_times", refused)
     assert advice.faster(session, Target(), times(10.0, 12.0)) is None

@@ -6,7 +6,7 @@ from lowrank.core.budget import Budget
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.edge.target import Target
 from lowrank.errors import LowRankError
-from lowrank.pipeline.budgets.operator_times import time_here, work_here
+from lowrank.pipeline.budgets.operator_times import model_times
 from lowrank.pipeline.plans import select
 from lowrank.pipeline.session import Session
 from lowrank.results.parts import Latency
@@ -29,10 +29,9 @@ def faster(session: Session, target: Target, times: Latency) -> str | None:
     """
     if times.speedup >= 1 or times.dense_ms < LEAST_MS:
         return None
-    analysis, dense = session.analysis, session.dense
+    analysis = session.analysis
     try:
-        groups = [(g, [analysis[name].weight for name in g.weights]) for g in analysis.groups.values()]
-        timings = time_here(dense, work_here(dense, groups, target), target)
+        timings = model_times(session.dense, analysis, target)
     except LowRankError:
         return None
     for limit in LIMITS:

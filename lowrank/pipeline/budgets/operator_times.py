@@ -11,6 +11,7 @@ from typing import Any, Unpack
 from lowrank.artifacts import parse_json
 from lowrank.backends import Backend, Opening, open_model
 from lowrank.backends.inputs import Signature
+from lowrank.core.analysis import Analysis
 from lowrank.core.selection.timings import Timings, sizes_for
 from lowrank.core.weight import Group, Weight
 from lowrank.edge.graph_file import make_graph
@@ -146,6 +147,16 @@ def _rows(backend: Backend, tokens: int) -> int:
 def work_here(backend: Backend, groups: Sequence[tuple[Group, Sequence[Weight]]], target: Target) -> dict[str, Any]:
     """The operators to time before a model is compressed on this machine."""
     return work_for(groups, target, tokens=_rows(backend, TOKENS))
+
+
+def model_times(backend: Backend, analysis: Analysis, target: Target, track: Track = silent) -> Timings:
+    """The table of this machine for all groups of an analysis.
+
+    Raises:
+        TimingError: if the model, or the type of the target, cannot be timed.
+    """
+    groups = [(group, analysis.weights_of(group)) for group in analysis.groups.values()]
+    return time_here(backend, work_here(backend, groups, target), target, track)
 
 
 def read_table(path: Path) -> Timings:

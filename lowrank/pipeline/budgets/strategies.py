@@ -12,7 +12,7 @@ from lowrank.core.selection.knapsack import Knapsack, share_in_time
 from lowrank.errors import InfeasibleBudget
 from lowrank.evaluate.tasks.benchmark import Benchmark
 from lowrank.pipeline.budgets.file_size import sized_plan
-from lowrank.pipeline.budgets.operator_times import time_here, work_here
+from lowrank.pipeline.budgets.operator_times import model_times
 from lowrank.pipeline.budgets.quality_drop import Search
 from lowrank.pipeline.plans import read_plan, select
 from lowrank.pipeline.request import PlanSource, Request
@@ -41,8 +41,7 @@ def _by_time(session: Session, request: Request, _: Benchmark | None) -> Plan:
     with session.clock.stage("time operators"):
         timings = request.timings
         if timings is None:
-            groups = [(g, [analysis[name].weight for name in g.weights]) for g in analysis.groups.values()]
-            timings = time_here(session.dense, work_here(session.dense, groups, target), target, session.track)
+            timings = model_times(session.dense, analysis, target, session.track)
     budget = _budget(request).of_whole(None if timings.whole is None else timings.whole / 1e3)
     with session.clock.stage("select"):
         plan = _given(session, request, None)

@@ -10,6 +10,7 @@ from typing import Any, cast
 from lowrank.artifacts import parse_json
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Pooling, Signature
+from lowrank.backends.outputs import pooled
 
 MOST_BYTES = 8 << 20
 POOLINGS: dict[str, Pooling] = {
@@ -60,4 +61,5 @@ def with_pooling(signature: Signature | str, *places: Path | None) -> Signature 
         return signature
     named = entry.get("pooling_mode")
     chosen = [mode for key, mode in POOLINGS.items() if entry.get(key) is True or named == mode]
-    return replace(signature, pooling=chosen[0] if len(chosen) == 1 else "mean")
+    how = chosen[0] if len(chosen) == 1 else "mean"
+    return replace(signature, pooling=how, outputs=pooled(signature.outputs))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from lowrank.artifacts import parse_json
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Pooling, Signature
-from lowrank.backends.outputs import pooled
 
 MOST_BYTES = 8 << 20
 POOLINGS: dict[str, Pooling] = {
@@ -61,5 +59,5 @@ def with_pooling(signature: Signature | str, *places: Path | None) -> Signature 
         return signature
     named = entry.get("pooling_mode")
     chosen = [mode for key, mode in POOLINGS.items() if entry.get(key) is True or named == mode]
-    how = chosen[0] if len(chosen) == 1 else "mean"
-    return replace(signature, pooling=how, outputs=pooled(signature.outputs))
+    how: Pooling = chosen[0] if len(chosen) == 1 else "mean"
+    return signature.pooled_by(how)

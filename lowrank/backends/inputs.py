@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.backends.outputs import Output, main_of
+from lowrank.backends.outputs import Output, main_of, pooled
 from lowrank.core.distance import OutputKind
 
 Dim = int | str
@@ -89,6 +89,10 @@ class Signature:
     autocast: str | None = None
     """The type of 16 bits that torch computes products in, for a module that is stored in it and makes numbers of
     float32 as well; None for a module that runs in the types that it has."""
+
+    def pooled_by(self, how: Pooling) -> Signature:
+        """The same for a model whose hidden states are made into an embedding."""
+        return replace(self, pooling=how, outputs=pooled(self.outputs))
 
     @property
     def output(self) -> str:

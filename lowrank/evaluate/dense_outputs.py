@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
-from lowrank.backends.base import Backend, Outputs
-from lowrank.backends.inputs import Feed
 from lowrank.core.distance import Array
 
 REMEMBERED = 1 << 30
@@ -30,32 +28,25 @@ class DenseOutputs:
     what there is no room for is made again each time.
 
     Args:
-        dense: the model.
-        feeds: the batches.
-        compared: from the number of a batch and its outputs to what is compared of them.
+        count: of batches.
+        compared: from the number of a batch to what is compared of its outputs; the model runs then.
         room: for what is kept.
     """
 
-    def __init__(
-        self,
-        dense: Backend,
-        feeds: Sequence[Feed],
-        compared: Callable[[int, Outputs], dict[str, Array]],
-        room: Room,
-    ) -> None:
-        self.dense, self.feeds, self.compared, self.room = dense, feeds, compared, room
+    def __init__(self, count: int, compared: Callable[[int], dict[str, Array]], room: Room) -> None:
+        self.count, self.compared, self.room = count, compared, room
         self._kept: dict[int, dict[str, Array]] = {}
         self._last: tuple[int, dict[str, Array]] = -1, {}
         """The batch that was made last: its outputs are asked for one after the other."""
 
     def __len__(self) -> int:
-        return len(self.feeds)
+        return self.count
 
     def __getitem__(self, batch: int, /) -> dict[str, Array]:
         if batch in self._kept:
             return self._kept[batch]
         if self._last[0] != batch:
-            self._last = batch, self.compared(batch, self.dense.outputs(self.feeds[batch]))
+            self._last = batch, self.compared(batch)
         found = self._last[1]
         if self.room.takes(sum(array.nbytes for array in found.values())):
             self._kept[batch] = found

@@ -51,6 +51,8 @@ class Judge:
         self.dense, self.feeds = dense, list(feeds)
         self._signature = signature_of(dense)
         self._room = room or Room()
+        self._first: dict[int, Outputs] = {}
+        """The outputs of the first batch, until what is compared of them is known."""
 
     @cached_property
     def kinds(self) -> dict[str, OutputKind]:
@@ -58,12 +60,12 @@ class Judge:
         kinds: dict[str, OutputKind] = {output.name: output.kind for output in self._signature.compared}
         if "logits" not in kinds.values():
             return kinds
-        shown = self.dense.outputs(self.feeds[0])
+        shown = self._first[0] = self.dense.outputs(self.feeds[0])
         return {name: kind_of([shown[name]], kind) for name, kind in kinds.items()}
 
     @cached_property
     def _outputs(self) -> DenseOutputs:
-        return DenseOutputs(self.dense, self.feeds, self._compared, self._room)
+        return DenseOutputs(len(self.feeds), self._compared, self._room)
 
     @cached_property
     def _measures(self) -> list[OneOutput]:
@@ -83,6 +85,7 @@ class Judge:
                 measure.add(i, outputs[measure.name])
         return [measure.likeness() for measure in measures]
 
-    def _compared(self, i: int, outputs: Outputs) -> dict[str, Array]:
-        """What is compared of all outputs of a batch."""
+    def _compared(self, i: int) -> dict[str, Array]:
+        """What is compared of the dense model's outputs for a batch."""
+        outputs = self._first.pop(i, None) or self.dense.outputs(self.feeds[i])
         return {measure.name: measure.compared(i, outputs[measure.name]) for measure in self._measures}

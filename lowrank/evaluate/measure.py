@@ -113,7 +113,7 @@ def _run(report: Report, original: Original, small: Backend, onnx: Path, measure
             report.problems.append(str(error))
             rounded = exact = None
             quality = original.judges.quality_of(small, original.track)
-    report.notes.extend(original.judges.notes)
+    report.notes.extend([*original.judges.notes, *_unused(small)])
     lost = [row.name for row in quality.sets or () if not math.isfinite(row.fidelity)]
     if lost:
         report.problems.append(
@@ -137,6 +137,11 @@ def _run(report: Report, original: Original, small: Backend, onnx: Path, measure
     except ExportError as error:
         report.problems.append(str(error))
     return report
+
+
+def _unused(small: Backend) -> list[str]:
+    """A note on each output that the graph has, and that nothing is judged by."""
+    return [f"not judged by {output.name}: {output.unused}" for output in signature_of(small).outputs if output.unused]
 
 
 def _lost_fusions(graph: Graph | None) -> list[str]:

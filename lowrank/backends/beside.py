@@ -59,5 +59,7 @@ def with_pooling(signature: Signature | str, *places: Path | None) -> Signature 
         return signature
     named = entry.get("pooling_mode")
     chosen = [mode for key, mode in POOLINGS.items() if entry.get(key) is True or named == mode]
-    how: Pooling = chosen[0] if len(chosen) == 1 else "mean"
+    how: Pooling = "mean"
+    if len(chosen) == 1:
+        how = chosen[0]
     return signature.pooled_by(how)

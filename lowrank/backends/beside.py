@@ -58,8 +58,6 @@ def with_pooling(signature: Signature | str, *places: Path | None) -> Signature 
     if isinstance(signature, str) or not entry:
         return signature
     named = entry.get("pooling_mode")
-    chosen = [mode for key, mode in POOLINGS.items() if entry.get(key) is True or named == mode]
-    how: Pooling = "mean"
-    if len(chosen) == 1:
-        how = chosen[0]
+    chosen: list[Pooling] = [mode for key, mode in POOLINGS.items() if entry.get(key) is True or named == mode]
+    how: Pooling = "mean" if len(chosen) != 1 else chosen[0]
     return signature.pooled_by(how)

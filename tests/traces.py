@@ -138,11 +138,12 @@ def _is_right(model: Any, module: nn.Module, signature: Signature) -> bool:
         graph = ir.serde.serialize_model(model).SerializeToString()
         session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         for feed in (signature.example(2, 6), signature.example(3, 5, seed=1)):
-            (ours,) = session.run([signature.output], typed(session, feed))
+            outputs = session.run(list(signature.output_names), typed(session, feed))
             with torch.no_grad():
-                theirs = call(signature, module, feed).numpy()
-            if ours.shape != theirs.shape or not np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max():
-                return False
+                wanted = call(signature, module, feed).values()
+            for ours, theirs in zip(outputs, (each.numpy() for each in wanted), strict=True):
+                if ours.shape != theirs.shape or not np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max():
+                    return False
     except Exception:
         return False
     return True

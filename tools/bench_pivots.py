@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from measured import Cell, Table, publish
 
 from lowrank.backends.inputs import Input, Signature
+from lowrank.backends.outputs import Output
 from lowrank.backends.torch.export import export_onnx
 from lowrank.evaluate.latency import measure_latency
 from lowrank.nn import LowRankLinear, PivotedLinear
@@ -49,7 +50,7 @@ def main() -> None:
     table: list[list[Cell]] = []
     for rows, cols, heads in SHAPES:
         spec = Input("input", "float32", ("batch", "sequence", cols))
-        signature = Signature((spec,), "output", positional=1)
+        signature = Signature((spec,), (Output("output"),), positional=1)
         with tempfile.TemporaryDirectory() as folder:
             files: dict[str, Path] = {}
             for name, module in forms(rows, cols, heads).items():

@@ -111,7 +111,9 @@ def fwsvd(calibration: Calibration) -> Compressor:
     generator = torch.Generator().manual_seed(0)
     with torch.enable_grad():
         for feed in single(some_batches(calibration, 10**9, fit=True), SAMPLES):
-            value = probe(call(backend.signature, module, feed), backend.output_kind, generator)
+            value = probe(
+                call(backend.signature, module, feed)[backend.signature.output], backend.output_kind, generator
+            )
             for weight, gradient in zip(weights, torch.autograd.grad(value, list(parameters.values())), strict=True):
                 fisher[weight.name] += np.square(weight.view.matrix(gradient.numpy())).sum(1)
     return weighted(backend, {name: np.sqrt(found) for name, found in fisher.items()}, {})

@@ -19,6 +19,8 @@ from lowrank.core.truncation.refit import Joint
 from lowrank.core.weight import Coupling, Skip, Weight
 from lowrank.errors import ExportError, UnsupportedModel
 
+Outputs = Mapping[str, NDArray[Any]]
+"""What a forward pass gives, by name."""
 Change = tuple[Matrix, Vector | None]
 """Other numbers for a weight, and for its layer's bias unless that stays."""
 
@@ -120,7 +122,7 @@ class Backend(Protocol):
 
     @property
     def output_kind(self) -> OutputKind:
-        """What the main output is for, and so how two of them are compared."""
+        """What the output that the model is about is for, and so how two of them are compared."""
         ...
 
     @property
@@ -196,15 +198,24 @@ class Backend(Protocol):
         """
         ...
 
-    def fed_with(self, signature: Signature) -> Self:
-        """The same model with another description of its inputs."""
+    def fed_with(self, signature: Signature, feed: Feed | None = None) -> Self:
+        """The same model with another description of its inputs.
+
+        Args:
+            signature: the description; where it names no outputs, they are those that a run shows.
+            feed: what is run then; random inputs if not given.
+        """
+        ...
+
+    def outputs(self, feed: Feed) -> Outputs:
+        """All outputs of one forward pass, by name and in floating numbers."""
         ...
 
     def run(self, feed: Feed) -> NDArray[Any]:
-        """The main output of one forward pass, in floating numbers."""
+        """The output that the model is about, of one forward pass."""
         ...
 
-    def reference(self) -> Callable[[Feed], NDArray[Any]]:
+    def reference(self) -> Callable[[Feed], Outputs]:
         """What an ONNX file of this model must agree with, in float32, by a way that does not go through the file."""
         ...
 
@@ -226,7 +237,7 @@ class Backend(Protocol):
 
     def trials(
         self, feeds: Sequence[Feed], base: Mapping[str, Change] | None = None
-    ) -> AbstractContextManager[Callable[[Mapping[str, Change]], list[NDArray[Any]]]]:
+    ) -> AbstractContextManager[Callable[[Mapping[str, Change]], list[Outputs]]]:
         """A function from changes to the outputs for all feeds, for many trials in a row.
 
         Args:

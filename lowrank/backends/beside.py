@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,5 +58,6 @@ def with_pooling(signature: Signature | str, *places: Path | None) -> Signature 
     if isinstance(signature, str) or not entry:
         return signature
     named = entry.get("pooling_mode")
-    chosen = [mode for key, mode in POOLINGS.items() if entry.get(key) is True or named == mode]
-    return replace(signature, pooling=chosen[0] if len(chosen) == 1 else "mean")
+    chosen: list[Pooling] = [mode for key, mode in POOLINGS.items() if entry.get(key) is True or named == mode]
+    how: Pooling = "mean" if len(chosen) != 1 else chosen[0]
+    return signature.pooled_by(how)

@@ -1,15 +1,15 @@
-"""How a model is fed: the names, types and shapes of its inputs, whatever its format."""
+"""How a model is fed, and what it gives: the names, types and shapes of its inputs, and its outputs."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank.backends.outputs import Output, main_of, pooled
 from lowrank.core.distance import OutputKind
 
 Dim = int | str
@@ -19,16 +19,13 @@ Feed = Mapping[str, NDArray[Any]]
 """The inputs of one forward pass, by name."""
 
 MASK = "attention_mask"
-
-MAIN_OUTPUTS = ("logits", "logits_per_image", "sentence_embedding", "text_embeds", "image_embeds", "last_hidden_state")
-"""Names of what a model is about, if it gives several; the first that it has is looked at."""
+NOT_RUN = "it does not run on random inputs: "
+"""How the reason begins why a model that can be built has no signature."""
 
 HALF = {"float16", "bfloat16"}
 
 Pooling = Literal["mean", "cls", "lasttoken", "max"]
 """How the vectors of tokens become one, in the words of sentence-transformers."""
-EMBEDDINGS = re.compile(r"(^|_)(embeds?|embeddings?|pooler_output)(_\d+)?$")
-"""Names of outputs that are embeddings; `token_embeddings` are not."""
 
 
 def batch_size(feed: Feed) -> int:
@@ -74,40 +71,68 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """All the inputs that a model is fed with, and the name of the output that is looked at."""
+    """All the inputs that a model is fed with, and all the outputs that it gives."""
 
     inputs: tuple[Input, ...]
-    output: str
+    outputs: tuple[Output, ...] = ()
+    """In the model's order; empty where the model has not been run yet."""
     positional: int = 0
     """How many of the first inputs are passed by position."""
     max_sequence: int = 512
     fixed_kwargs: tuple[tuple[str, Any], ...] = ()
     pooling: Pooling | None = None
     """How the hidden states that it gives are made into an embedding; None where nothing says that they are."""
+    left_out: tuple[str, ...] = ()
+    """What the model gives beside its outputs, and no graph has, but for caches."""
     mask_token: int | None = None
     """The token that a masked language model fills in, where it is known to be one."""
     autocast: str | None = None
     """The type of 16 bits that torch computes products in, for a module that is stored in it and makes numbers of
     float32 as well; None for a module that runs in the types that it has."""
 
+    def pooled_by(self, how: Pooling) -> Signature:
+        """The same for a model whose hidden states are made into an embedding."""
+        return replace(self, pooling=how, outputs=pooled(self.outputs))
+
+    @property
+    def output(self) -> str:
+        """The name of the output that the model is about."""
+        return main_of(self.outputs).name
+
     @property
     def output_kind(self) -> OutputKind:
-        """What the output is for, by its name, and by how it is pooled."""
-        if "logits" in self.output:
-            return "logits"
-        named = EMBEDDINGS.search(self.output) and not self.output.startswith("token")
-        return "embedding" if named or self.pooling is not None else "values"
+        """What the output that the model is about is for."""
+        return main_of(self.outputs).kind
 
-    def counted(self, feed: Feed) -> NDArray[Any] | None:
-        """Which positions of the output count, samples x positions; None if all do.
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of all outputs in order."""
+        return tuple(output.name for output in self.outputs)
 
-        Padding does not. Of a masked language model only the masked tokens do, of an embedding that is pooled from
-        one token only that one.
+    @property
+    def compared(self) -> tuple[Output, ...]:
+        """The outputs that results are judged by: all but those that nobody uses."""
+        return tuple(output for output in self.outputs if not output.unused) or self.outputs
+
+    def counted(self, feed: Feed, output: Output | None = None) -> NDArray[Any] | None:
+        """Which positions of an output count, samples x positions; None if all do.
+
+        Padding does not. Of the scores of a masked language model only the masked tokens do, of an embedding that is
+        pooled from one token only that one.
+
+        Args:
+            feed: the inputs.
+            output: the one that the model is about, if not given.
         """
+        output = output or main_of(self.outputs)
         ids = feed.get("input_ids")
-        if self.mask_token is not None and ids is not None:
+        if self.mask_token is not None and ids is not None and output.kind == "logits":
             return ids == self.mask_token
-        single = self.pooling in ("cls", "lasttoken")
+        if output.is_decoded and "decoder_input_ids" in feed:
+            # Padding of what the encoder reads is none of what the decoder does.
+            mask = feed.get("decoder_attention_mask")
+            return None if mask is None else mask != 0
+        single = output.is_pooled and self.pooling in ("cls", "lasttoken")
         padding = feed.get(MASK, np.ones_like(ids) if single and ids is not None else None)
         if padding is None or padding.ndim != 2 or not single:
             return None if padding is None else padding != 0
@@ -169,7 +194,7 @@ def of_arrays(arrays: Feed) -> Signature:
             dims[1] = "sequence"
         high = 1 if floating or not array.size else int(array.max()) + 1
         inputs.append(Input(name, "float32" if floating else "int64", tuple(dims), high))
-    return Signature(tuple(inputs), "output")
+    return Signature(tuple(inputs))
 
 
 def spread(feeds: Sequence[Feed], tokens: int) -> list[Feed]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.backends.inputs import Feed
@@ -47,3 +48,10 @@ def typed(session: Any, feed: Feed) -> dict[str, NDArray[Any]]:
     kinds = {i.name: i.type.removeprefix("tensor(").removesuffix(")") for i in session.get_inputs() if i.name in feed}
     wanted = {name: DTYPES.get(kind, feed[name].dtype) for name, kind in kinds.items() if kind != "bfloat16"}
     return {name: feed[name].astype(wanted.get(name, feed[name].dtype), copy=False) for name in kinds}
+
+
+def floating(output: NDArray[Any]) -> NDArray[Any]:
+    """An output in floating numbers: float64 of integers, float32 of halves and flags."""
+    if output.dtype in (np.float32, np.float64):
+        return output
+    return output.astype(np.float64 if output.dtype.kind in "iu" else np.float32)

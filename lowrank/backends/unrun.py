@@ -31,7 +31,7 @@ class Unrun:
         """
         raise UnsupportedModel(self.refusal)
 
-    run = reference = watching = swapped = changed = trials = refuse
+    run = outputs = reference = watching = swapped = changed = trials = refuse
 
     @property
     def output_kind(self) -> Any:

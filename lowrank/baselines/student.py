@@ -80,7 +80,7 @@ def distillation(
     paths, own = (block_paths(module, signature, samples.fit[0]) for module in (teacher, taught))
     imitated = [paths[min(2 * i + 1, len(paths) - 1)] for i in range(len(own))]
     runners = ModuleRunner(teacher, signature, imitated), ModuleRunner(taught, signature, own)
-    task = Distillation(*runners, dense.output_kind, samples, _trained(taught))
+    task = Distillation(*runners, samples, _trained(taught))
     return Healing(task, student.module, work, loss=task.before, seed=training.seed, checkpoint=checkpoint)
 
 

@@ -15,13 +15,16 @@ from lowrank.errors import LowRankError, first_line
 class TokenScores:
     """What a model gives for some tokens: scores of classes, for each token."""
 
+    output: str
+    """Its name."""
     classes: int
     looks_ahead: bool
     """Whether the scores of a token change with the tokens after it."""
 
 
 def token_scores(dense: Backend) -> TokenScores | str:
-    """What is known of a model's scores of tokens after two runs of it, or why it gives none.
+    """What is known of a model's scores of tokens after two runs of it, or why it gives none. They are the first of its
+    outputs that are scores of every token.
 
     Args:
         dense: a model that reads tokens.
@@ -30,30 +33,32 @@ def token_scores(dense: Backend) -> TokenScores | str:
     feed = signature.example(1, min(8, signature.max_sequence))
     high = next(i.high for i in signature.inputs if i.name == "input_ids")
     try:
-        before = dense.run(feed)
-        if dense.output_kind != "logits" or before.ndim != 3 or before.shape[1] != feed["input_ids"].shape[1]:
-            return f"it gives {signature.output} of shape {' x '.join(map(str, before.shape))}, not scores of tokens"
+        given, length = dense.outputs(feed), feed["input_ids"].shape[1]
+        scored = [y for y in signature.outputs if y.kind == "logits" and given[y.name].shape[1:2] == (length,)]
+        name = next((y.name for y in scored if given[y.name].ndim == 3), None)
+        if name is None:
+            shape = " x ".join(map(str, given[signature.output].shape))
+            return f"it gives {signature.output} of shape {shape}, not scores of tokens"
+        before = given[name]
         ids = feed["input_ids"].copy()
         ids[:, -1] = (ids[:, -1] + 1) % max(high, 2)
-        after = dense.run({**feed, "input_ids": ids})
+        after = dense.outputs({**feed, "input_ids": ids})[name]
     except LowRankError:
         raise
     except Exception as error:
         return f"it does not run ({type(error).__name__}: {first_line(error)})"
     ahead = "decoder_input_ids" in feed or not np.allclose(before[:, :-1], after[:, :-1], rtol=1e-3, atol=1e-4)
-    return TokenScores(before.shape[2], ahead)
+    return TokenScores(name, before.shape[2], ahead)
 
 
-def causal_vocabulary(dense: Backend) -> int | str:
-    """The size of the vocabulary, if the scores of a token do not depend on those after it; else the reason why the
-    model is no causal language model.
+def causal_scores(dense: Backend) -> TokenScores | str:
+    """What a causal language model gives, whose scores of a token do not depend on those after it; else the reason why
+    the model is none.
 
     Args:
         dense: a model that reads tokens.
     """
     scores = token_scores(dense)
-    if isinstance(scores, str):
-        return scores
-    if scores.looks_ahead:
+    if not isinstance(scores, str) and scores.looks_ahead:
         return "it sees the tokens that it is to predict, as masked language models do"
-    return scores.classes
+    return scores

@@ -61,7 +61,7 @@ def _refusal(backend: Backend, feeds: Sequence[Feed]) -> str:
     """Why a model does not run on some batches; empty if it does."""
     try:
         for feed in feeds:
-            backend.run({name: values[:1] for name, values in feed.items()})
+            backend.outputs({name: values[:1] for name, values in feed.items()})
     except Exception as error:
         # Its shapes are its own: what it cannot read is no set.
         return f"the model does not run on them: {first_line(error)}"

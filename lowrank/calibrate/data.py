@@ -11,8 +11,8 @@ import numpy as np
 
 from lowrank.artifacts.files import hash_array, hash_json
 from lowrank.artifacts.outside import check_zip
-from lowrank.backends.base import Backend
-from lowrank.backends.inputs import Feed, Signature, of_arrays
+from lowrank.backends.base import Backend, signature_of
+from lowrank.backends.inputs import NOT_RUN, Feed, Signature, of_arrays
 from lowrank.calibrate.batches import BATCH_ROWS, token_batches
 from lowrank.calibrate.folds import split_folds
 from lowrank.calibrate.masking import fills_in, masked_arrays, masked_lines, with_mask_token
@@ -141,12 +141,12 @@ def _from_arrays(backend: Backend, path: Path, samples: int) -> Calibration:
         raise CalibrationError(
             f"{path}: its arrays must have the same number of samples along their first axis, at least one"
         )
-    signature = _signature_for(backend, path, arrays)
+    backend = _fed_with(backend, path, arrays)
+    signature = signature_of(backend)
     for spec in signature.inputs:
         given = arrays[spec.name]
         if not spec.is_floating and not np.array_equal(given, np.trunc(given)):
             raise CalibrationError(f"{path}: {spec.name} must hold whole numbers, and holds fractions")
-    backend = backend.fed_with(signature)
     numbers = dict(masked_arrays({i.name: arrays[i.name].astype(i.array_dtype) for i in signature.inputs}, backend))
     if any(not np.isfinite(a).all() for a in numbers.values() if a.dtype.kind == "f"):
         raise CalibrationError(f"{path} holds NaN or infinite inputs; remove those samples")
@@ -174,20 +174,23 @@ def _unmasked(backend: Backend) -> tuple[str, ...]:
     )
 
 
-def _signature_for(backend: Backend, path: Path, arrays: Feed) -> Signature:
-    """The model's own signature if the arrays fit it, else the one that the arrays show, tried on the model."""
+def _fed_with(backend: Backend, path: Path, arrays: Feed) -> Backend:
+    """The model with its own signature if the arrays fit it, else with the one that they show, tried on the model."""
     known = backend.signature
     if isinstance(known, Signature) and set(known.names) <= set(arrays):
-        return known
+        return backend.fed_with(known)
     shown = of_arrays(arrays)
     if isinstance(known, Signature):
-        shown = replace(shown, pooling=known.pooling, mask_token=known.mask_token)
+        shown = replace(known, inputs=shown.inputs, positional=shown.positional)
     first = {i.name: arrays[i.name][:1].astype(i.array_dtype) for i in shown.inputs}
     try:
-        backend.fed_with(shown).run(first)
+        fed = backend.fed_with(shown, first)
+        if isinstance(fed.signature, str):
+            raise ValueError(fed.signature.removeprefix(NOT_RUN))
+        fed.outputs(first)
     except Exception as error:
         wanted = f" (it reads {', '.join(known.names)})" if isinstance(known, Signature) else ""
         raise CalibrationError(
             f"{path}: the model does not run on its arrays {', '.join(arrays)}{wanted}: {first_line(error)}"
         ) from None
-    return shown
+    return fed

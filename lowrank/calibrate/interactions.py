@@ -16,7 +16,7 @@ from lowrank.calibrate.data import Calibration
 from lowrank.calibrate.sensitivity import changes_of, reference_of, some_batches
 from lowrank.core.analysis import Analysis, Context
 from lowrank.core.budget import Budget
-from lowrank.core.distance import Reference
+from lowrank.core.distance import References
 from lowrank.core.plan import Plan
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.structures import factorize_option, structure_named
@@ -57,7 +57,7 @@ def measure_contexts(
 
 
 def _measured(
-    backend: Backend, feeds: Sequence[Feed], analysis: Analysis, keep: float, reference: Reference
+    backend: Backend, feeds: Sequence[Feed], analysis: Analysis, keep: float, reference: References
 ) -> dict[str, float] | None:
     plan = _plan(analysis, keep)
     if plan is None:

@@ -43,7 +43,7 @@ def fills_in(backend: Backend, token: int = 0) -> bool:
     if isinstance(signature, str) or isinstance(backend, Unrun):
         return False
     ids = next((i for i in signature.inputs if i.name == "input_ids"), None)
-    if ids is None or signature.output_kind != "logits" or "decoder_input_ids" in signature.names or token >= ids.high:
+    if ids is None or "decoder_input_ids" in signature.names or token >= ids.high:
         return False
     scores = token_scores(backend)
     # What classifies tokens has few classes.

@@ -11,7 +11,7 @@ from lowrank.artifacts.files import hash_json
 from lowrank.backends.base import Backend, signature_of
 from lowrank.calibrate.batches import token_batches, token_feed
 from lowrank.calibrate.builtin import builtin_text
-from lowrank.calibrate.causal import causal_vocabulary
+from lowrank.calibrate.causal import causal_scores
 from lowrank.calibrate.data import Calibration
 from lowrank.calibrate.folds import split_folds
 from lowrank.calibrate.tokenize import Tokenizer, open_tokenizer, usual_maximum
@@ -46,17 +46,19 @@ def said_calibration(backend: Backend, samples: int = SAMPLES, seed: int = 0) ->
             "--calib self is for models that read text and come with a tokenizer; give --tokenizer tokenizer.json, or "
             "inputs as .npz"
         )
-    vocabulary = causal_vocabulary(backend)
-    if isinstance(vocabulary, str):
+    scores = causal_scores(backend)
+    if isinstance(scores, str):
         raise CalibrationError(
-            f"--calib self is for causal language models, and this is none: {vocabulary}; give --calib FILE, or leave "
+            f"--calib self is for causal language models, and this is none: {scores}; give --calib FILE, or leave "
             "it out for the built-in text"
         )
     length = min(LENGTH, usual_maximum(backend))
     prompts = _prompts(open_tokenizer(backend.tokenizer), min(samples, SAMPLES), length)
-    rows, rng = max(1, NUMBERS // (length * vocabulary)), np.random.default_rng(seed)
+    rows, rng = max(1, NUMBERS // (length * scores.classes)), np.random.default_rng(seed)
     said = [
-        ids for i in range(0, len(prompts), rows) for ids in _continued(backend, prompts[i : i + rows], length, rng)
+        ids
+        for i in range(0, len(prompts), rows)
+        for ids in _continued(backend, scores.output, prompts[i : i + rows], length, rng)
     ]
     folds = (token_batches([said[i] for i in fold], signature) for fold in split_folds(len(said)))
     facts: dict[str, Any] = {
@@ -81,11 +83,13 @@ def _prompts(tokenizer: Tokenizer, count: int, length: int) -> NDArray[np.int64]
     return np.array([[*whole[:before], *ids][:length] for ids in wanted])
 
 
-def _continued(backend: Backend, prompts: NDArray[np.int64], length: int, rng: np.random.Generator) -> list[list[int]]:
+def _continued(
+    backend: Backend, output: str, prompts: NDArray[np.int64], length: int, rng: np.random.Generator
+) -> list[list[int]]:
     """The prompts and what the model says after them, as long as wanted, drawn at temperature 1."""
     signature, ids = signature_of(backend), prompts
     while ids.shape[1] < length:
-        scores = backend.run(token_feed(ids.tolist(), signature))[:, -1].astype(np.float64)
+        scores = backend.outputs(token_feed(ids.tolist(), signature))[output][:, -1].astype(np.float64)
         # The largest of scores with Gumbel noise is a draw from their softmax.
         drawn = (scores + rng.gumbel(size=scores.shape)).argmax(1)
         ids = np.concatenate([ids, drawn[:, None]], 1)

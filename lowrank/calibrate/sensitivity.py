@@ -10,11 +10,11 @@ from statistics import median
 import numpy as np
 
 from lowrank.artifacts.journal import ARRAYS, FACTS, NOWHERE, Journal
-from lowrank.backends.base import Backend, Change, signature_of
+from lowrank.backends.base import Backend, Change, Outputs, signature_of
 from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis, Measured
-from lowrank.core.distance import Array, Reference
+from lowrank.core.distance import Reference, References
 from lowrank.core.structures import structure_named
 from lowrank.core.structures.base import Replacement, Structure
 from lowrank.core.structures.two_factor import TwoFactor
@@ -91,10 +91,16 @@ def measure_sensitivity(
     )
 
 
-def reference_of(backend: Backend, feeds: Sequence[Feed], outputs: Sequence[Array]) -> Reference:
+def reference_of(backend: Backend, feeds: Sequence[Feed], outputs: Sequence[Outputs]) -> References:
     """The outputs of the dense model on some batches, by which others are judged."""
     signature = signature_of(backend)
-    return Reference(outputs, backend.output_kind, [signature.counted(feed) for feed in feeds])
+    parts: dict[str, Reference] = {}
+    for output in signature.compared:
+        counted = [signature.counted(feed, output) for feed in feeds]
+        parts[output.name] = Reference(
+            [np.atleast_1d(y[output.name]) for y in outputs], output.kind, counted, output.over_positions
+        )
+    return References(parts)
 
 
 def changes_of(replacements: Mapping[str, Replacement], analysis: Analysis) -> dict[str, Change]:

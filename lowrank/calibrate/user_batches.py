@@ -45,7 +45,7 @@ def calibration_of(backend: Backend, feeds: Sequence[Feed], signature: Signature
     digest = hash_json([{name: hash_array(array) for name, array in feed.items()} for feed in feeds])
     provenance = {"batches": len(feeds), "samples": len(units), "hash": digest}
     folds = map(batches, split_folds(len(units)))
-    return Calibration(*folds, backend=backend.fed_with(signature), provenance=provenance)
+    return Calibration(*folds, backend=backend.fed_with(signature, feeds[0]), provenance=provenance)
 
 
 def _rows(feed: Feed) -> int | None:

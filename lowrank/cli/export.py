@@ -83,7 +83,7 @@ def export(
         graph = pipeline.export(
             model, output, opening=how, opset=opset, with_past=result.with_past, target=target, remark=say
         )
-        say(f"{graph} ({file_size(graph):,} bytes), " + ("rounded." if target.is_rounded else "same outputs as torch."))
+        say(f"{graph} ({file_size(graph):,} bytes){', rounded' if target.is_rounded else ''}.")
     if forms.ort:
         for path in pipeline.export_ort(graph, output):
             say(f"{path} ({path.stat().st_size:,} bytes)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -13,6 +13,11 @@ OutputKind = Literal["logits", "embedding", "values"]
 """`logits`: scores of classes or tokens, of which the first choice counts. `embedding`: vectors, of tokens that are
 pooled or of whole samples, that are compared by their angle. `values`: anything else, of which the numbers count:
 maps, scalars, boxes, hidden states."""
+
+
+LITTLE = 0.01
+"""Nats that logits are taken to tell at least: of what is nearly the same for all inputs, no small difference counts
+for much."""
 
 
 class Batches(Protocol):
@@ -43,15 +48,23 @@ class Reference:
         kind: what they are; scores of a single class are values.
         counted: for each batch which positions count, samples x positions; None where all do, as they do where the
             output has other positions.
+        over_positions: whether its classes are the positions of a sample; those that do not count are then no class.
     """
 
-    def __init__(self, outputs: Batches, kind: OutputKind, counted: Sequence[Array | None] | None = None) -> None:
+    def __init__(
+        self,
+        outputs: Batches,
+        kind: OutputKind,
+        counted: Sequence[Array | None] | None = None,
+        over_positions: bool = False,
+    ) -> None:
         self.kind: OutputKind = kind_of(outputs, kind)
+        self.over_positions = over_positions
         self._counted = list(counted) if counted is not None else [None] * len(outputs)
         self._sound: list[Array] = []
         shapes, whole = list[tuple[int, ...]](), self.kind == "values"
         for output, given in zip(outputs, self._counted, strict=True):
-            self._sound.append(sound_rows(rows_of(output, self.kind, given), self.kind))
+            self._sound.append(sound_rows(rows_of(output, self.kind, given, over_positions), self.kind))
             shapes.append(output.shape)
             whole = whole and bool(self._sound[-1].all()) and _fitting(output, given) is None
         self.count = sum(int(sound.sum()) for sound in self._sound)
@@ -63,6 +76,12 @@ class Reference:
         self.spread = centred / self.count if centred and self.count else 1.0
         """What one row has of the dense output's variance, which makes a loss relative; of its squared norm where the
         outputs do not vary, and 1 of logits."""
+
+    @property
+    def information(self) -> float:
+        """What there is to lose, in the units of the loss: 1 of embeddings and values, of which it is a share; of
+        logits what `information_of` says."""
+        return information_of(self._forms, [None] * len(self._forms)) if self.kind == "logits" else 1.0
 
     def loss(self, outputs: Sequence[Array]) -> float:
         """What is lost; infinite if it is not a number.
@@ -78,7 +97,7 @@ class Reference:
     def distances(self, batch: int, output: Array) -> Array:
         """What each row that is compared of one batch is apart: its divergence, or its squared distance."""
         with np.errstate(over="ignore", invalid="ignore"):
-            other = _form(rows_of(output, self.kind, self._counted[batch])[self._sound[batch]], self.kind)
+            other = _form(self._rows(batch, output)[self._sound[batch]], self.kind)
             if self.kind == "logits":
                 return divergence_terms(self._form(batch), other).sum(-1)
             return np.square(np.subtract(other, self._form(batch), dtype=np.float64)).sum(-1)
@@ -87,12 +106,15 @@ class Reference:
         """For each row that is compared of one batch, the number of its sample there."""
         return owners_of(output, self.kind, self._counted[batch])[self._sound[batch]]
 
+    def _rows(self, batch: int, output: Array) -> Array:
+        return rows_of(output, self.kind, self._counted[batch], self.over_positions)
+
     def _form(self, batch: int) -> Array:
         """The rows of the dense output that are compared, as they are."""
         return self._forms[batch] if self._forms else self._formed(batch, self._outputs[batch])
 
     def _formed(self, batch: int, output: Array) -> Array:
-        rows, sound = rows_of(output, self.kind, self._counted[batch]), self._sound[batch]
+        rows, sound = self._rows(batch, output), self._sound[batch]
         # Values are taken as they are, without a copy, where all of them count.
         return _form(rows if sound.all() else rows[sound], self.kind)
 
@@ -124,6 +146,55 @@ class Reference:
         return (centred if centred > 1e-12 * total else total), total
 
 
+class References:
+    """Several outputs of the dense model, by name, and what others lose of all of them.
+
+    Args:
+        parts: of each output.
+    """
+
+    def __init__(self, parts: Mapping[str, Reference]) -> None:
+        self.parts = dict(parts)
+        scales = {name: part.information for name, part in self.parts.items()} if len(self.parts) > 1 else {}
+        self.weights = {name: 1 / (len(self.parts) * scales.get(name, 1.0)) for name in self.parts}
+        """What the loss of each output is multiplied by."""
+
+    def loss(self, outputs: Sequence[Mapping[str, Array]]) -> float:
+        """The mean over all outputs of what is lost of each, as a share of what there is to lose: of the variance, or
+        of the information, so that no output counts for little because of its units. Of a single output its own
+        loss."""
+        return sum(
+            self.weights[name] * part.loss([np.atleast_1d(y[name]) for y in outputs])
+            for name, part in self.parts.items()
+        )
+
+
+def information_of(outputs: Batches, counted: Sequence[Array | None]) -> float:
+    """How much logits tell, in nats: the mean divergence of a position's distribution from their mean, which is the
+    mutual information of inputs and classes; from the even distribution where the numbers of classes differ.
+
+    Args:
+        outputs: logits, batch by batch.
+        counted: which positions of each count; None where all do.
+    """
+    entropy, positions, evenly = 0.0, 0, 0.0
+    total: Array | None = None
+    classes = set[int]()
+    for output, given in zip(outputs, counted, strict=True):
+        rows = rows_of(output, "logits", given)
+        logs = _form(rows[sound_rows(rows, "logits")], "logits")
+        classes.add(logs.shape[-1])
+        # The divergence from a distribution that is 1 everywhere is the entropy with its sign turned.
+        entropy -= float(divergence_terms(logs, np.zeros_like(logs)).sum())
+        positions, evenly = positions + len(logs), evenly + len(logs) * np.log(logs.shape[-1])
+        total = np.exp(logs).sum(0) if total is None or len(classes) > 1 else total + np.exp(logs).sum(0)
+    if not positions or total is None:
+        return LITTLE
+    mean = total / positions
+    most = evenly / positions if len(classes) > 1 else -float((mean * np.log(np.maximum(mean, 1e-300))).sum())
+    return max(most - entropy / positions, LITTLE)
+
+
 def kind_of(outputs: Batches, kind: OutputKind) -> OutputKind:
     """What outputs are by their shape, too: the score of a single class is a value, since there is no choice."""
     single = kind == "logits" and all(y.ndim < 2 or y.shape[_classes(y)] == 1 for y in outputs)
@@ -141,7 +212,7 @@ def sound_rows(rows: Array, kind: OutputKind) -> Array:
     return np.asarray(np.isfinite(rows.max(-1)) if kind == "logits" else np.isfinite(rows).all(-1))
 
 
-def rows_of(output: Array, kind: OutputKind, counted: Array | None = None) -> Array:
+def rows_of(output: Array, kind: OutputKind, counted: Array | None = None, over_positions: bool = False) -> Array:
     """What is compared of an output, a row each: the scores of a position, the vector of a sample, or the numbers of
     a position.
 
@@ -150,7 +221,10 @@ def rows_of(output: Array, kind: OutputKind, counted: Array | None = None) -> Ar
             the classes are the second.
         kind: what it is.
         counted: which positions count, samples x positions; one of another shape is ignored.
+        over_positions: whether its classes are the positions; those that do not count are minus infinity.
     """
+    if over_positions and counted is not None and output.shape == counted.shape:
+        return np.where(counted != 0, output, -np.inf)
     if kind == "embedding":
         return np.asarray(pooled(output.astype(np.float64, copy=False), counted))
     if output.ndim < 2:

@@ -23,6 +23,7 @@ from lowrank.backends.ort_session import start_session, typed
 from lowrank.backends.torch.export import export_graph
 from lowrank.backends.torch.inputs import call, in_float32
 from lowrank.backends.torch.layers import put
+from lowrank.backends.torch.module import as_array
 from lowrank.errors import ExportError
 from lowrank.nn import Adaptable
 
@@ -104,11 +105,12 @@ def check_adapter(module: nn.Module, signature: Signature, residuals: Residuals,
     feed = signature.example(2, min(9, signature.max_sequence))
     for label, model, run in (("without", plain, None), ("with", adapted, active)):
         with torch.no_grad():
-            wanted = call(signature, model, feed).numpy()
-        output = session.run([signature.output], typed(session, feed), run)[0]
-        difference = float(np.abs(wanted - output).max() / max(np.abs(wanted).max(), 1e-6))
-        if not difference <= TOLERANCE:
-            raise ExportError(f"{graph.name} {label} an adapter differs from the model by {difference:.1e}")
+            wanted = {name: as_array(output) for name, output in call(signature, model, feed).items()}
+        outputs = session.run(list(wanted), typed(session, feed), run)
+        for (name, ours), theirs in zip(wanted.items(), outputs, strict=True):
+            difference = float(np.abs(ours - theirs).max() / max(np.abs(ours).max(), 1e-6))
+            if not difference <= TOLERANCE:
+                raise ExportError(f"{name} of {graph.name} {label} an adapter differs by {difference:.1e}")
 
 
 def write_adapter(residuals: Residuals, path: Path) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
-from lowrank.backends.base import Backend
-from lowrank.backends.inputs import Feed
 from lowrank.core.distance import Array
 
 REMEMBERED = 1 << 30
@@ -18,40 +16,54 @@ class Room:
     def __init__(self, left: int = REMEMBERED) -> None:
         self.left = left
 
-    def takes(self, array: Array) -> bool:
-        """Whether there is room for an array, which then has it."""
-        fits = array.nbytes <= self.left
-        self.left -= array.nbytes if fits else 0
+    def takes(self, nbytes: int) -> bool:
+        """Whether there is room for so many bytes, which are then taken."""
+        fits = nbytes <= self.left
+        self.left -= nbytes if fits else 0
         return fits
 
 
 class DenseOutputs:
-    """What is compared of the dense model's output, batch by batch. It is made when it is first asked for; what there
-    is no room for is made again each time.
+    """What is compared of the dense model's outputs, batch by batch and by name. It is made when it is first asked for;
+    what there is no room for is made again each time.
 
     Args:
-        dense: the model.
-        feeds: the batches.
-        compared: from the number of a batch and its output to what is compared of it.
+        count: of batches.
+        compared: from the number of a batch to what is compared of its outputs; the model runs then.
         room: for what is kept.
     """
 
-    def __init__(
-        self, dense: Backend, feeds: Sequence[Feed], compared: Callable[[int, Array], Array], room: Room
-    ) -> None:
-        self.dense, self.feeds, self.compared, self.room = dense, feeds, compared, room
-        self._kept: dict[int, Array] = {}
+    def __init__(self, count: int, compared: Callable[[int], dict[str, Array]], room: Room) -> None:
+        self.count, self.compared, self.room = count, compared, room
+        self._kept: dict[int, dict[str, Array]] = {}
+        self._last: tuple[int, dict[str, Array]] = -1, {}
+        """The batch that was made last: its outputs are asked for one after the other."""
 
     def __len__(self) -> int:
-        return len(self.feeds)
+        return self.count
+
+    def __getitem__(self, batch: int, /) -> dict[str, Array]:
+        if batch in self._kept:
+            return self._kept[batch]
+        if self._last[0] != batch:
+            self._last = batch, self.compared(batch)
+        found = self._last[1]
+        if self.room.takes(sum(array.nbytes for array in found.values())):
+            self._kept[batch] = found
+        return found
+
+
+class Named:
+    """One of the outputs, batch by batch."""
+
+    def __init__(self, outputs: DenseOutputs, name: str) -> None:
+        self._outputs, self._name = outputs, name
+
+    def __len__(self) -> int:
+        return len(self._outputs)
 
     def __iter__(self) -> Iterator[Array]:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, batch: int, /) -> Array:
-        if batch in self._kept:
-            return self._kept[batch]
-        found = self.compared(batch, self.dense.run(self.feeds[batch]))
-        if self.room.takes(found):
-            self._kept[batch] = found
-        return found
+        return self._outputs[batch][self._name]

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from lowrank.backends.inputs import Feed
-from lowrank.backends.ort_session import start_session, typed
+from lowrank.backends.base import Outputs
+from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.ort_session import floating, start_session, typed
 from lowrank.errors import ExportError, first_line
 
 
 class FileModel:
-    """The main output of a file in ONNX Runtime."""
+    """The outputs of a file in ONNX Runtime."""
 
-    def __init__(self, path: Path, output: str) -> None:
+    def __init__(self, path: Path, signature: Signature) -> None:
         """Open a session.
+
+        Args:
+            path: the file.
+            signature: of the model that it was written from, for the names of its outputs.
 
         Raises:
             ExportError: if ONNX Runtime refuses the file.
         """
-        self._session, self._output, self.path = open_graph(path, 0), output, path
+        self._session, self.signature, self.path = open_graph(path, 0), signature, path
+
+    def outputs(self, feed: Feed) -> Outputs:
+        """All outputs of one forward pass."""
+        return self._named(feed, self.signature.output_names)
 
     def run(self, feed: Feed) -> NDArray[Any]:
-        """One forward pass."""
+        """The output that the model is about."""
+        return self._named(feed, [self.signature.output])[self.signature.output]
+
+    def _named(self, feed: Feed, names: Sequence[str]) -> Outputs:
         try:
-            return self._session.run([self._output], typed(self._session, feed))[0]
+            found = self._session.run(list(names), typed(self._session, feed))
+            return {name: floating(output) for name, output in zip(names, found, strict=True)}
         except Exception as error:
             raise ExportError(f"ONNX Runtime cannot run {self.path.name}: {first_line(error)}") from None
 

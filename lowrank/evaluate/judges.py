@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
 
 from lowrank.backends.base import Backend, signature_of
+from lowrank.backends.inputs import Feed
 from lowrank.calibrate.judging_set import JudgingSet
 from lowrank.core.distance import OutputKind
 from lowrank.evaluate.dense_outputs import Room
-from lowrank.evaluate.fidelity import Judge, Likeness, Runs
+from lowrank.evaluate.fidelity import Judge, Runs
+from lowrank.evaluate.likeness import Likeness, worst_of
 from lowrank.progress import Track, silent
 from lowrank.results.parts import Quality, SetQuality
 
@@ -40,9 +42,14 @@ class Judges:
     @cached_property
     def sets(self) -> list[JudgingSet]:
         """Those that are judged on."""
-        counted = signature_of(self.dense).counted
-        some = [each for each in self._given if any(c is None or np.any(c) for c in map(counted, each.feeds))]
+        some = [each for each in self._given if any(map(self._counts, each.feeds))]
         return some or self._given[:1]
+
+    def _counts(self, feed: Feed) -> bool:
+        """Whether some position of some output counts."""
+        signature = signature_of(self.dense)
+        counted = (signature.counted(feed, output) for output in signature.compared)
+        return any(each is None or np.any(each) for each in counted)
 
     @property
     def notes(self) -> list[str]:
@@ -57,22 +64,25 @@ class Judges:
 
     @property
     def kind(self) -> OutputKind:
-        """What the output is, by its shape, too."""
-        return self._judges[0].kind
+        """What the output is that the model is about, by its shape, too; of those that are judged by the first."""
+        kinds = self._judges[0].kinds
+        return kinds.get(signature_of(self.dense).output, next(iter(kinds.values())))
 
-    def against(self, model: Runs, track: Track = silent) -> Iterator[tuple[JudgingSet, Likeness]]:
-        """The likeness of another model on every set, on each of which it is run once."""
+    def against(self, model: Runs, track: Track = silent) -> Iterator[tuple[JudgingSet, list[Likeness]]]:
+        """The likeness of each output of another model on every set, on each of which it is run once."""
         for each, judge in zip(self.sets, self._judges, strict=True):
             yield each, judge.against(model, track, f"measuring fidelity on {each.name}")
 
     def quality_of(self, model: Runs, track: Track = silent) -> Quality:
-        """What is measured of a model on all sets. The first set's figures stand for its data; the worst set's
-        fidelity is that of the model. Figures that are no finite numbers are left out, but for the fidelity."""
+        """What is measured of a model on all sets. A set's fidelity is that of the worst output on it, and the model's
+        that of the worst set; the first set's figures stand for the data. Figures that are no finite numbers are left
+        out, but for the fidelity."""
         rows = [_row(each, found) for each, found in self.against(model, track)]
         worst = min(rows, key=lambda row: row.order)
         first = rows[0]
         return Quality(
-            kind=self.kind,
+            kind=worst.kind,
+            output=worst.output,
             fidelity=worst.fidelity,
             worst=worst.name,
             relative_error=first.relative_error,
@@ -85,7 +95,14 @@ class Judges:
         )
 
 
-def _row(each: JudgingSet, found: Likeness) -> SetQuality:
-    figures = {name: value for name, value in found.figures.items() if math.isfinite(value)}
-    facts = {"name": each.name, "origin": each.origin, "fidelity": found.fidelity, "samples": len(found.parts)}
-    return SetQuality.from_json({**facts, **figures})
+def _row(each: JudgingSet, found: Sequence[Likeness]) -> SetQuality:
+    worst, several = worst_of(found), len(found) > 1
+    facts = {"name": each.name, "origin": each.origin, "samples": len(worst.parts), **_figures(worst)}
+    outputs = [{"name": of.output, "kind": of.kind, **_figures(of)} for of in found]
+    named = {"output": worst.output, "outputs": outputs} if several else {}
+    return SetQuality.from_json({**facts, "kind": worst.kind, **named})
+
+
+def _figures(found: Likeness) -> dict[str, float]:
+    finite = {name: value for name, value in found.figures.items() if math.isfinite(value)}
+    return {"fidelity": found.fidelity, **finite}

@@ -85,7 +85,7 @@ def measure(original: Original, small: Backend, plan: Plan, folder: Path, measur
         with original.clock.stage("tasks"):
             try:
                 exported = report.parity is not None and onnx.exists()
-                final = FileModel(onnx, signature_of(small).output) if exported else small
+                final = FileModel(onnx, signature_of(small)) if exported else small
                 tasks = measures.benchmark.compare(final, original.track)
                 report = replace(report, quality=replace(report.quality or Quality(), tasks=tasks))
             except (ExportError, TaskError) as error:
@@ -107,13 +107,13 @@ def _run(report: Report, original: Original, small: Backend, onnx: Path, measure
     with clock.stage("fidelity"):
         try:
             if target.is_rounded and onnx.exists():
-                rounded = FileModel(onnx, signature_of(small).output)
+                rounded = FileModel(onnx, signature_of(small))
             quality = original.judges.quality_of(rounded or small, original.track)
         except ExportError as error:
             report.problems.append(str(error))
             rounded = exact = None
             quality = original.judges.quality_of(small, original.track)
-    report.notes.extend(original.judges.notes)
+    report.notes.extend([*original.judges.notes, *_unused(small)])
     lost = [row.name for row in quality.sets or () if not math.isfinite(row.fidelity)]
     if lost:
         report.problems.append(
@@ -137,6 +137,11 @@ def _run(report: Report, original: Original, small: Backend, onnx: Path, measure
     except ExportError as error:
         report.problems.append(str(error))
     return report
+
+
+def _unused(small: Backend) -> list[str]:
+    """A note on each output that the graph has, and that nothing is judged by."""
+    return [f"not judged by {output.name}: {output.unused}" for output in signature_of(small).outputs if output.unused]
 
 
 def _lost_fusions(graph: Graph | None) -> list[str]:
@@ -205,7 +210,7 @@ def timed(report: Report, original: Original, path: Path) -> Report:
         quality: Quality | None = None
         try:
             fit_file(plain, rounded, signature)
-            quality = original.judges.quality_of(FileModel(plain, signature.output))
+            quality = original.judges.quality_of(FileModel(plain, signature))
             quality = replace(quality, dtype=rounded.dtype).if_finite
             files["dense_rounded"] = plain
         except ExportError:

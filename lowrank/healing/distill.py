@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.backends.inputs import Feed, batch_size
-from lowrank.backends.torch.compared import compared_rows
 from lowrank.backends.torch.workers import Workers
-from lowrank.core.distance import OutputKind, Reference, kind_of
+from lowrank.core.distance import Array
 from lowrank.errors import HealingError
 from lowrank.healing.faults import is_memory
-from lowrank.healing.loss import hidden_loss, output_loss
+from lowrank.healing.loss import OutputMeasure, hidden_loss, measures_of, pooled_output
 from lowrank.healing.module_runner import ModuleRunner, Outputs
 
 
@@ -38,7 +37,6 @@ class Distillation:
     Args:
         dense: the teacher.
         student: the compressed model.
-        kind: what the output is.
         samples: to learn from, and to be judged by.
         parameters: of the student, which may change.
         smallest: see `Optimizer`.
@@ -49,7 +47,6 @@ class Distillation:
         self,
         dense: ModuleRunner,
         student: ModuleRunner,
-        kind: OutputKind,
         samples: Samples,
         parameters: Mapping[str, nn.Parameter],
         smallest: Mapping[str, float] | None = None,
@@ -57,13 +54,12 @@ class Distillation:
     ) -> None:
         self.workers = workers or Workers()
         self.student, self.parameters, self.smallest = student, dict(parameters), smallest
-        self.kind: OutputKind
         feeds, self.together = mixed(samples.fit)
-        self.fit, self.heldout = (Teacher(dense, kind, each) for each in (feeds, samples.heldout))
+        self.fit, self.heldout = (Teacher(dense, each) for each in (feeds, samples.heldout))
         self.parts = 1
         """Into how many slices a batch is cut, since memory does not hold the whole of it."""
         try:
-            self.kind, self.spread = self._measure(kind)
+            self.measures = self._measure()
             hidden, self.before = self._judged()
             """The measure of the student as it was given."""
         except (RuntimeError, MemoryError) as error:
@@ -133,36 +129,45 @@ class Distillation:
             total += float(loss.detach())
         return total
 
-    def _measure(self, kind: OutputKind) -> tuple[OutputKind, float]:
-        """What the outputs are by their shape, too, and how far those on the held-out batches are spread."""
-        kind = kind_of([self.heldout(0).output.float().cpu().numpy()], kind)
-        if kind == "logits":
-            return kind, 1.0
-        feeds, runner = self.heldout.feeds, self.heldout.dense
-        outputs = [self.heldout(i).output.float().cpu().numpy() for i in range(len(feeds))]
-        return kind, Reference(outputs, kind, [runner.signature.counted(feed) for feed in feeds]).spread
+    def _measure(self) -> list[OutputMeasure]:
+        """How each output is measured, by what the dense model gives on the held-out batches."""
+        signature = self.student.signature
+        outputs = {output.name: Named(self.heldout, output.name) for output in signature.compared}
+        return measures_of(signature, outputs, self.heldout.feeds)
 
     def _loss(self, feed: Feed, taught: Outputs) -> Tensor:
         student = self.student(feed)
-        total, rows = output_loss(student.output, taught.output, self.kind, self.student.counted(feed), self.spread)
-        loss = self.weight * total / max(rows, 1)
+        if any(y.shape != taught.named[name].shape for name, y in student.named.items() if self._is_scores(name)):
+            # Scores of each sample against all others of its batch are no rows of those of a larger one.
+            taught = self.fit.of(feed)
+        lost = (total / max(rows, 1) for total, rows in self._lost(student, taught, feed))
+        loss = self.weight * torch.stack(list(lost)).sum()
         if taught.hidden:
             loss = loss + _mean_hidden(student, taught, self.student.mask(feed))
         return loss
 
+    def _is_scores(self, name: str) -> bool:
+        return any(measure.output.name == name and measure.output.kind == "logits" for measure in self.measures)
+
+    def _lost(self, student: Outputs, taught: Outputs, feed: Feed) -> Iterator[tuple[Tensor, int]]:
+        """For each output what is lost in all rows of a batch, and their number."""
+        for measure in self.measures:
+            name = measure.output.name
+            yield measure.lost(self.student.signature, student.named[name], taught.named[name], feed)
+
     def _judged(self) -> tuple[float, float]:
-        """The mean errors of hidden states and of the output on the held-out batches."""
-        hidden = output = 0.0
-        samples = rows = 0
+        """The mean errors of hidden states and of the outputs on the held-out batches."""
+        hidden, samples = 0.0, 0
+        lost, rows = np.zeros(len(self.measures)), np.zeros(len(self.measures), np.int64)
         with torch.no_grad():
             for i, feed in enumerate(self.heldout.feeds):
-                student, taught, counted = self.student(feed), self.heldout(i), self.student.counted(feed)
-                lost, count = output_loss(student.output, taught.output, self.kind, counted, self.spread)
-                output, rows = output + float(lost), rows + count
+                student, taught = self.student(feed), self.heldout(i)
+                for number, (total, count) in enumerate(self._lost(student, taught, feed)):
+                    lost[number], rows[number] = lost[number] + float(total), rows[number] + count
                 samples += batch_size(feed)
                 if taught.hidden:
                     hidden += batch_size(feed) * float(_mean_hidden(student, taught, self.student.mask(feed)))
-        return hidden / samples, output / max(rows, 1)
+        return hidden / samples, float((lost / np.maximum(rows, 1)).sum())
 
 
 def _mean_hidden(student: Outputs, taught: Outputs, mask: Tensor | None) -> Tensor:
@@ -189,8 +194,11 @@ def _slices(rows: slice, parts: int) -> Iterator[slice]:
 
 def _cut(outputs: Outputs, part: slice, rows: int) -> Outputs:
     """The samples of a part; what has no batch axis is left whole."""
-    hidden = [h[part] if h.shape[:1] == (rows,) else h for h in outputs.hidden]
-    return Outputs(hidden, outputs.output[part])
+
+    def some(tensor: Tensor) -> Tensor:
+        return tensor[part] if tensor.shape[:1] == (rows,) else tensor
+
+    return Outputs([some(h) for h in outputs.hidden], {name: some(y) for name, y in outputs.named.items()})
 
 
 MIXED = 4
@@ -240,29 +248,48 @@ REMEMBERED = 1 << 30
 
 
 class Teacher:
-    """The dense model on a fixed list of batches: the hidden states that are imitated, in bfloat16, and the output, of
-    embeddings what is left of it by pooling. So most models' outputs for all batches are remembered."""
+    """The dense model on a fixed list of batches: the hidden states that are imitated, in bfloat16, and the outputs, of
+    embeddings what is left of them by pooling. So most models' outputs for all batches are remembered."""
 
-    def __init__(self, dense: ModuleRunner, kind: OutputKind, feeds: Sequence[Feed]) -> None:
+    def __init__(self, dense: ModuleRunner, feeds: Sequence[Feed]) -> None:
         self.dense, self.feeds = dense, list(feeds)
-        self.kind: OutputKind = kind
         self._remembered: dict[int, Outputs] = {}
         self._bytes = 0
 
     def __call__(self, index: int) -> Outputs:
-        """Its hidden states and output for a batch."""
+        """Its hidden states and outputs for a batch."""
         if index in self._remembered:
             return self._remembered[index]
-        feed = self.feeds[index]
-        with torch.no_grad():
-            whole = self.dense(feed)
-            pooled = self.kind == "embedding"
-            output = (
-                compared_rows(whole.output.float(), self.kind, self.dense.counted(feed)) if pooled else whole.output
-            )
-            outputs = Outputs([each.bfloat16() for each in imitated(whole.hidden)], output)
-        size = sum(t.numel() * t.element_size() for t in (*outputs.hidden, outputs.output))
+        outputs = self.of(self.feeds[index])
+        size = sum(t.numel() * t.element_size() for t in (*outputs.hidden, *outputs.named.values()))
         if self._bytes + size <= REMEMBERED:
             self._remembered[index] = outputs
             self._bytes += size
         return outputs
+
+    def of(self, feed: Feed) -> Outputs:
+        """The same for another batch, which is not remembered."""
+        signature = self.dense.signature
+        with torch.no_grad():
+            whole = self.dense(feed)
+            named = {
+                output.name: pooled_output(signature, output, whole.named[output.name], feed)
+                for output in signature.compared
+            }
+        return Outputs([each.bfloat16() for each in imitated(whole.hidden)], named)
+
+
+class Named:
+    """One of the teacher's outputs as arrays, batch by batch."""
+
+    def __init__(self, teacher: Teacher, name: str) -> None:
+        self._teacher, self._name = teacher, name
+
+    def __len__(self) -> int:
+        return len(self._teacher.feeds)
+
+    def __iter__(self) -> Iterator[Array]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, batch: int, /) -> Array:
+        return np.atleast_1d(self._teacher(batch).named[self._name].float().cpu().numpy())

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.outputs import Output
 from lowrank.backends.torch.compared import compared_rows, counted_tokens
-from lowrank.core.distance import OutputKind
+from lowrank.backends.torch.inputs import compared_output
+from lowrank.core.distance import Batches, OutputKind, Reference, information_of, kind_of
 
 
 def output_loss(
@@ -39,6 +45,59 @@ def output_loss(
     if kind == "embedding":
         rows, wanted = functional.normalize(rows, dim=-1), functional.normalize(wanted, dim=-1)
     return (rows - wanted).square().sum() / spread, len(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputMeasure:
+    """How one output is measured in healing."""
+
+    output: Output
+    """With its kind by its shape, too."""
+    spread: float = 1.0
+    """That of the dense outputs; see `core.distance.Reference`."""
+    weight: float = 1.0
+    """What its loss is multiplied by; see `core.distance.References`."""
+
+    def lost(self, signature: Signature, small: Tensor, dense: Tensor, feed: Feed) -> tuple[Tensor, int]:
+        """What is lost in all rows of a batch together, weighted, and how many rows there are.
+
+        Args:
+            signature: of the model.
+            small: the output to be judged.
+            dense: what it should be; of an embedding the vectors that are left of it by pooling.
+            feed: the batch.
+        """
+        small, counted = compared_output(signature, self.output, small, feed)
+        dense, _ = compared_output(signature, self.output, dense, feed)
+        total, rows = output_loss(small, dense, self.output.kind, counted, self.spread)
+        return self.weight * total, rows
+
+
+def pooled_output(signature: Signature, output: Output, value: Tensor, feed: Feed) -> Tensor:
+    """What is kept of an output: of an embedding the vector of each sample, else all of it."""
+    if output.kind != "embedding":
+        return value
+    value, counted = compared_output(signature, output, value, feed)
+    return compared_rows(value.float(), "embedding", counted)
+
+
+def measures_of(signature: Signature, outputs: Mapping[str, Batches], feeds: Sequence[Feed]) -> list[OutputMeasure]:
+    """The measures of all outputs that count, each scaled as in `core.distance.References`.
+
+    Args:
+        signature: of the model.
+        outputs: the dense model's on some batches, by name; of embeddings the vectors that are left of them by pooling.
+        feeds: the batches.
+    """
+    measures: list[OutputMeasure] = []
+    several = len(signature.compared)
+    for output in signature.compared:
+        given, counted = outputs[output.name], [signature.counted(feed, output) for feed in feeds]
+        kind = kind_of([given[0]], output.kind)
+        spread = 1.0 if kind == "logits" else Reference(list(given), kind, counted).spread
+        scale = information_of(given, counted) if kind == "logits" and several > 1 else 1.0
+        measures.append(OutputMeasure(replace(output, kind=kind), spread, 1 / (several * scale)))
+    return measures
 
 
 def hidden_loss(small: Tensor, dense: Tensor, mask: Tensor | None = None) -> Tensor:

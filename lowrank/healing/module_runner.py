@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.backends.inputs import Feed, Signature
-from lowrank.backends.torch.inputs import as_tensors, call, counted_in, mask_of
+from lowrank.backends.torch.inputs import as_tensors, call, mask_of
 from lowrank.backends.torch.partial_forward import blocks_of, main_tensor
 from lowrank.backends.torch.tensors import module_in_float32
 
@@ -22,7 +22,8 @@ class Outputs:
 
     hidden: list[Tensor]
     """The output of every block."""
-    output: Tensor
+    named: dict[str, Tensor]
+    """Its own outputs that are compared, by name."""
 
 
 class ModuleRunner:
@@ -48,11 +49,11 @@ class ModuleRunner:
         handles = [self.module.get_submodule(path).register_forward_hook(listen) for path in self.paths]
         try:
             with self.precision():
-                output = call(self.signature, self.module, self.placed(feed))
+                outputs = call(self.signature, self.module, self.placed(feed))
         finally:
             for handle in handles:
                 handle.remove()
-        return Outputs(hidden, output)
+        return Outputs(hidden, {output.name: outputs[output.name] for output in self.signature.compared})
 
     def precision(self) -> torch.autocast:
         """The precision of a run: on a GPU matrices are multiplied in bfloat16."""
@@ -71,11 +72,6 @@ class ModuleRunner:
         """Which tokens of a batch are no padding; None if none is."""
         mask = mask_of(feed)
         return None if mask is None else mask.to(self.device)
-
-    def counted(self, feed: Feed) -> Tensor | None:
-        """Which positions of a batch's output count; None if all do."""
-        counted = counted_in(self.signature, feed)
-        return None if counted is None else counted.to(self.device)
 
 
 def on_device(module: nn.Module, device: str) -> nn.Module:

@@ -65,7 +65,6 @@ def prepare(
     task = Distillation(
         ModuleRunner(on_device(teacher, workers.device), signature, paths, workers.device),
         ModuleRunner(student, signature, paths, workers.device),
-        dense.output_kind,
         samples,
         trainable(student, _layers(small)) if adapter is None else parameters_of(student),
         None if adapter is None else smallest_sizes(student, adapter.shapes),

@@ -29,6 +29,7 @@ class SetRow:
     """What was measured on one set."""
 
     name: str
+    """With the output that the figures are of, where there are several."""
     samples: int
     dense_rounded: float | None
     """The fidelity of the dense model in fewer bits."""
@@ -46,9 +47,9 @@ def rows_of_sets(quality: Quality | None) -> list[SetRow]:
 
 def _row(quality: Quality, each: SetQuality) -> SetRow:
     rounded = next((row for row in _sets(quality.dense_rounded) if row.name == each.name), None)
-    same = FIDELITY.get(quality.kind or "", "")
+    same = FIDELITY.get(each.kind or quality.kind or "", "")
     return SetRow(
-        each.name,
+        f"{each.name}, {each.output}" if each.output else each.name,
         each.samples,
         rounded and rounded.fidelity,
         each.fidelity,

@@ -78,8 +78,10 @@ class Parity(Part):
 
     max_abs: float
     relative: float
-    """As a share of the largest output."""
+    """As a share of the largest number of the output."""
     cases: list[str]
+    outputs: dict[str, float] | None = field(default=None, metadata=LEFT_OUT)
+    """The share of each output, by name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,15 +128,14 @@ FIDELITY = {"logits": "agreement", "embedding": "ranking", "values": "explained"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SetQuality(Part):
-    """How near the outputs are to those of the dense model on one set of samples."""
+class OutputQuality(Part):
+    """How near one output is to that of the dense model on one set of samples."""
 
     name: str
-    origin: Origin | None = field(default=None, metadata=LEFT_OUT)
-    """Where its samples are from."""
+    kind: OutputKind | None = field(default=None, metadata=LEFT_OUT)
+    """What it is, and so how it is measured."""
     fidelity: float
     """From 0 to 1: `agreement` of logits, `ranking` of embeddings, `explained` of values."""
-    samples: int
     agreement: float | None = field(default=None, metadata=LEFT_OUT)
     """Share of positions that count with the same first choice of class or token."""
     kl: float | None = field(default=None, metadata=LEFT_OUT)
@@ -150,15 +151,29 @@ class SetQuality(Part):
     relative_error: float | None = field(default=None, metadata=LEFT_OUT)
 
     @property
-    def order(self) -> float:
-        """The fidelity, by which sets are ordered; what is no number comes before all others."""
-        return self.fidelity if math.isfinite(self.fidelity) else -1.0
-
-    @property
     def figures(self) -> dict[str, float]:
         """The measures that fit the kind of output, by name."""
         content = {name: value for name, value in self.to_json().items() if isinstance(value, int | float)}
         return {name: value for name, value in content.items() if name not in ("fidelity", "samples")}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SetQuality(OutputQuality):
+    """How near the outputs are to those of the dense model on one set of samples: all figures are those of the output
+    that is farthest from it."""
+
+    origin: Origin | None = field(default=None, metadata=LEFT_OUT)
+    """Where its samples are from."""
+    samples: int
+    output: str | None = field(default=None, metadata=LEFT_OUT)
+    """The name of that output, where there are several."""
+    outputs: list[OutputQuality] | None = field(default=None, metadata={**LEFT_OUT, "read": rows_of(OutputQuality)})
+    """Every output, where there are several."""
+
+    @property
+    def order(self) -> float:
+        """The fidelity, by which sets are ordered; what is no number comes before all others."""
+        return self.fidelity if math.isfinite(self.fidelity) else -1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +183,9 @@ class Quality(Part):
     dtype: str | None = field(default=None, metadata=LEFT_OUT)
     """The type that the model was rounded to, where it is the dense one in fewer bits."""
     kind: OutputKind | None = field(default=None, metadata=LEFT_OUT)
-    """What the output is, and so how it is measured."""
+    """What the output is that the fidelity is of, and so how it is measured."""
+    output: str | None = field(default=None, metadata=LEFT_OUT)
+    """Its name, where the model has several: the worst of them on the worst of the sets."""
     fidelity: float | None = field(default=None, metadata=LEFT_OUT)
     """How often a user gets the dense model's answer, from 0 to 1, on the worst of the sets."""
     worst: str | None = field(default=None, metadata=LEFT_OUT)
@@ -202,9 +219,9 @@ class Quality(Part):
 
     @property
     def where(self) -> str:
-        """The set that the fidelity is of, and of how many it is the worst."""
-        count = len(self.sets or ())
-        return f"on the worst of {count} sets ({self.worst})" if count > 1 else f"on {self.worst}"
+        """The output and the set that the fidelity is of, and of how many it is the worst."""
+        count, named = len(self.sets or ()), f"in {self.output} " if self.output else ""
+        return f"{named}on the worst of {count} sets ({self.worst})" if count > 1 else f"{named}on {self.worst}"
 
     @property
     def headline(self) -> str:

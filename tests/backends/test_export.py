@@ -13,6 +13,7 @@ from builders import tiny_transformer, trained_blocks, two_factors
 
 from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
+from lowrank.backends.outputs import Output
 from lowrank.backends.torch import ModuleBackend
 from lowrank.backends.torch.export import export_onnx
 from lowrank.errors import ExportError
@@ -47,21 +48,21 @@ def chains(model: onnx.ModelProto) -> int:
 
 
 @pytest.mark.parametrize(
-    ("kind", "inputs", "output", "projections"),
+    ("kind", "inputs", "outputs", "projections"),
     [
-        ("bert", ["input_ids", "attention_mask", "token_type_ids"], "last_hidden_state", 12),
-        ("gpt2", ["input_ids", "attention_mask"], "logits", 12),
-        ("vit", ["pixel_values"], "logits", 12),
+        ("bert", ["input_ids", "attention_mask", "token_type_ids"], ["last_hidden_state", "pooler_output"], 12),
+        ("gpt2", ["input_ids", "attention_mask"], ["logits"], 12),
+        ("vit", ["pixel_values"], ["logits"], 12),
     ],
 )
-def test_contract(kind: str, inputs: list[str], output: str, projections: int, tmp_path: Path) -> None:
+def test_contract(kind: str, inputs: list[str], outputs: list[str], projections: int, tmp_path: Path) -> None:
     small, signature = factored(tiny_transformer(kind))
     path = tmp_path / "model.onnx"
     export_onnx(small.module, signature, path)
     model = onnx.load(path)
     onnx.checker.check_model(model)
     assert [i.name for i in model.graph.input] == inputs
-    assert [o.name for o in model.graph.output] == [output]
+    assert [o.name for o in model.graph.output] == outputs
     assert all(i.type.tensor_type.shape.dim[0].dim_param == "batch" for i in model.graph.input)
     assert {o.domain: o.version for o in model.opset_import}[""] == 20
     assert chains(model) == projections
@@ -75,7 +76,7 @@ def test_contract(kind: str, inputs: list[str], output: str, projections: int, t
 
 def test_two_dimensional_inputs_give_matmuls_too(tmp_path: Path) -> None:
     small, _ = factored(torch.nn.Sequential(trained_blocks(), torch.nn.Identity()))
-    signature = Signature(of_rows(), "output", 1)
+    signature = Signature(of_rows(), (Output("output"),), 1)
     export_onnx(small.module, signature, tmp_path / "m.onnx")
     assert chains(onnx.load(tmp_path / "m.onnx")) == 4
     session = ort.InferenceSession(tmp_path / "m.onnx")

@@ -20,7 +20,7 @@ from lowrank.backends.torch import ModuleBackend
 from lowrank.calibrate.collect import collect_grams
 from lowrank.calibrate.data import Calibration, load_calibration
 from lowrank.calibrate.folds import split_folds
-from lowrank.calibrate.sensitivity import measure_sensitivity
+from lowrank.calibrate.sensitivity import measure_sensitivity, reference_of
 from lowrank.core.analysis import Analysis, Folds, loss_of
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.directions import directions
@@ -28,7 +28,6 @@ from lowrank.core.truncation.gram import Gram
 from lowrank.core.weight import Weight
 from lowrank.core.weight_analysis import analyze_weight
 from lowrank.errors import CalibrationError
-from lowrank.evaluate.fidelity import Judge
 from lowrank.progress import silent
 
 
@@ -132,9 +131,10 @@ def test_sensitivity_predicts_what_truncating_one_weight_does(
     matrix = backend.read(record.weight.name)
     factors = directions(matrix, grams[record.weight.name].fit).truncate(matrix, rank)
     small = backend.rewrite({record.weight.name: Replacement("two_factor", factors)})
-    fidelity = Judge(backend, calibration.heldout).against(small).fidelity
+    dense, after = ([model.outputs(feed) for feed in calibration.heldout] for model in (backend, small))
+    lost = reference_of(backend, calibration.heldout, dense).loss(after)
     predicted = loss_of(record.error_curve[rank : rank + 1], record.measured)[0]
-    assert 1 - fidelity == pytest.approx(predicted, rel=0.5)
+    assert lost == pytest.approx(predicted, rel=0.5)
 
 
 def test_npz_inputs(backend: ModuleBackend, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_sensitivity_of_square_transposed_layers() -> None:
     for module in (conv, linear):
         backend = open_model(module)
         assert isinstance(backend, ModuleBackend)
-        signature = Signature((Input("input", "float32", ("batch", 16)),), "output", 1)
+        signature = Signature((Input("input", "float32", ("batch", 16)),), positional=1)
         batches = tuple(
             {"input": np.random.default_rng(s).standard_normal((50, 16)).astype("float32")} for s in range(2)
         )

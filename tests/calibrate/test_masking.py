@@ -55,11 +55,12 @@ def test_a_masked_language_model_is_judged_by_what_it_fills_in(folder: Path, tmp
     class Elsewhere:
         """The same model, but for what it says where nothing is masked."""
 
-        def run(self, feed):
+        def outputs(self, feed):
             noise = np.random.default_rng(0).standard_normal((*feed["input_ids"].shape, 1))
-            return dense.run(feed) * np.where((feed["input_ids"] == mask)[..., None], 1, noise)
+            return {"logits": dense.run(feed) * np.where((feed["input_ids"] == mask)[..., None], 1, noise)}
 
-    assert Judge(dense, calibration.report).against(Elsewhere()).figures["agreement"] == 1
+    (found,) = Judge(dense, calibration.report).against(Elsewhere())
+    assert found.figures["agreement"] == 1
     # The same samples have the same masks, so that those that are judged by are found again and left out.
     aside = {row.tobytes() for feed in calibration.report for row in feed["input_ids"]}
     learned = training_batches(calibration, tmp_path / "text.txt")

@@ -41,9 +41,10 @@ def test_a_refit_is_judged_by_the_output(kind: str, caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.WARNING, "lowrank"):
         refitted = sequential_refit(data, dense.rewrite(cut), cut, UNMEASURED, silent)
     heldout = list(data.heldout)
-    reference = reference_of(dense, heldout, [dense.run(feed) for feed in heldout])
+    reference = reference_of(dense, heldout, [dense.outputs(feed) for feed in heldout])
     before, after = (
-        reference.loss([model.run(feed) for feed in heldout]) for model in (dense.rewrite(cut), dense.rewrite(refitted))
+        reference.loss([model.outputs(feed) for feed in heldout])
+        for model in (dense.rewrite(cut), dense.rewrite(refitted))
     )
     assert after <= before
     # What is left out is said, and nothing of it is left.

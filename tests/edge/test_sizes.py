@@ -85,7 +85,7 @@ def test_residuals_and_types_by_weight(monkeypatch: pytest.MonkeyPatch, tmp_path
             assert types == {name: onnx.TensorProto.FLOAT16}
         else:
             assert types[f"{name}.int4"] == onnx.TensorProto.UINT8
-        ours = FileModel(path, signature.output).run(test)
+        ours = FileModel(path, signature).run(test)
         real = np.asarray(test["attention_mask"]) == 1
         found[label] = float(np.linalg.norm((ours - exact)[real]) / np.linalg.norm(exact[real]))
     assert found["half"] < found["beside"] < found["int4"] < 0.2

@@ -6,7 +6,6 @@ import gzip
 import json
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +34,11 @@ from lowrank.errors import LowRankError
 from lowrank.evaluate.dense_outputs import Room
 from lowrank.evaluate.fidelity import Judge
 from lowrank.evaluate.judges import Judges
+from lowrank.evaluate.likeness import worst_of
 from lowrank.evaluate.measure import Measures, Original, measure
 from lowrank.evaluate.tasks.base import Score, Task, mean, share
 from lowrank.evaluate.tasks.benchmark import Benchmark, compare, read_benchmark
-from lowrank.evaluate.tasks.fidelity import of_worst_set
+from lowrank.evaluate.tasks.fidelity import of_worst
 from lowrank.evaluate.tasks.language import windows_of
 from lowrank.evaluate.tasks.probe import folds_of, probe_hits
 from lowrank.evaluate.tasks.retrieval import ndcg
@@ -348,10 +348,11 @@ def test_fidelity_is_that_of_the_worst_set_of_the_report(judges: Judges) -> None
         report, found = judges.quality_of(small), task.score(small)
         assert report.sets and len(report.sets) == 3
         assert found.value == report.fidelity == min(row.fidelity for row in report.sets)
-        assert found.samples == sum(row.samples for row in report.sets)
-        # Of some samples it is the worst of the sets that they are from.
-        for number, row in enumerate(report.sets):
-            assert of_worst_set(found.parts[found.parts[:, 2] == number]) == row.fidelity
+        outputs = [output for row in report.sets for output in row.outputs or [row]]
+        assert found.samples == sum(row.samples * len(row.outputs or [row]) for row in report.sets)
+        # Of some samples it is the worst of the outputs and sets that they are from.
+        for number, output in enumerate(outputs):
+            assert of_worst(found.parts[found.parts[:, 2] == number]) == output.fidelity
         whole = compare(task, task.score(judges.dense), found)
         assert whole.low is not None and whole.high is not None and 0 < whole.low <= whole.high
 
@@ -362,11 +363,12 @@ def test_a_drop_is_seen_on_another_set_than_the_own(judges: Judges) -> None:
     class OwnAlone:
         """The dense model on the user's data, and nothing like it elsewhere."""
 
-        def run(self, feed):
-            output = judges.dense.run(feed)
-            return output if feed["input_ids"].tobytes() in own else np.zeros_like(output)
+        def outputs(self, feed):
+            outputs = judges.dense.outputs(feed)
+            same = feed["input_ids"].tobytes() in own
+            return outputs if same else {name: np.zeros_like(output) for name, output in outputs.items()}
 
-    first, *others = (found.fidelity for _, found in judges.against(OwnAlone()))
+    first, *others = (worst_of(found).fidelity for _, found in judges.against(OwnAlone()))
     assert first == 1 and max(others) < 0.5
     benchmark = read_benchmark(["fidelity"], judges.dense, judges)
     assert benchmark is not None and benchmark.drop(OwnAlone()) > 0.5
@@ -380,30 +382,30 @@ def test_outputs_are_made_once_or_again_where_there_is_no_room(
 ) -> None:
     dense: Backend = request.getfixturevalue(name)
     feeds, runs = random_feeds(dense), list[int]()
-    outputs = [smaller(dense).run(feed) for feed in feeds]
+    outputs = [smaller(dense).outputs(feed) for feed in feeds]
 
     class Known:
-        def run(self, feed):
+        def outputs(self, feed):
             return outputs[next(i for i, each in enumerate(feeds) if each is feed)]
 
-    plain = type(dense).run
+    plain = type(dense).outputs
 
     def counted(self, feed):
         runs.append(len(feed["input_ids"]))
         return plain(self, feed)
 
-    monkeypatch.setattr(type(dense), "run", counted)
+    monkeypatch.setattr(type(dense), "outputs", counted)
     roomy, full = Judge(dense, feeds), Judge(dense, feeds, Room(0))
-    before = [roomy.against(Known()).figures for _ in range(2)]
+    before = [[found.figures for found in roomy.against(Known())] for _ in range(2)]
     assert runs.count(len(feeds[0]["input_ids"])) == len(feeds)
-    assert before == [full.against(Known()).figures for _ in range(2)]
+    assert before == [[found.figures for found in full.against(Known())] for _ in range(2)]
     assert runs.count(len(feeds[0]["input_ids"])) >= 3 * len(feeds)
 
 
 def test_vectors_that_are_all_the_same_have_a_fidelity_and_no_correlation() -> None:
     torch.manual_seed(0)
     dense = lowrank.open_model(tiny_transformer("bert"))
-    dense = dense.fed_with(replace(signature_of(dense), pooling="mean"))
+    dense = dense.fed_with(signature_of(dense).pooled_by("mean"))
     sets = [JudgingSet("random inputs", tuple(random_feeds(dense)))]
 
     class Constant:
@@ -412,8 +414,8 @@ def test_vectors_that_are_all_the_same_have_a_fidelity_and_no_correlation() -> N
         def __init__(self, number: float) -> None:
             self.number = number
 
-        def run(self, feed):
-            return np.full_like(dense.run(feed), self.number)
+        def outputs(self, feed):
+            return {name: np.full_like(output, self.number) for name, output in dense.outputs(feed).items()}
 
     collapsed, broken = (Judges(dense, sets).quality_of(Constant(number)) for number in (1.0, np.nan))
     assert collapsed.sets and collapsed.sets[0].spearman is None and collapsed.if_finite is collapsed

@@ -16,7 +16,7 @@ from builders import two_factors
 from lowrank.backends import open_model
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.torch.module import ModuleBackend
-from lowrank.core.distance import Reference
+from lowrank.calibrate.sensitivity import reference_of
 from lowrank.errors import HealingError
 from lowrank.healing.blocks import BlockFit
 from lowrank.healing.checkpoint import Checkpoint
@@ -334,8 +334,8 @@ def test_models_of_another_precision(tmp_path: Path) -> None:
     made = finished(prepare(dense, small, split(feeds), Training(steps=60)))
     assert made.healed().kept
     assert {p.dtype for p in small.module.parameters()} == {torch.bfloat16}
-    reference = Reference([dense.run(f) for f in feeds[4:]], dense.output_kind)
-    assert reference.loss([small.run(f) for f in feeds[4:]]) < made.healed().before
+    reference = reference_of(dense, feeds[4:], [dense.outputs(f) for f in feeds[4:]])
+    assert reference.loss([small.outputs(f) for f in feeds[4:]]) < made.healed().before
 
 
 def test_faults() -> None:

@@ -81,7 +81,7 @@ def test_outputs_in_bfloat16_are_judged_as_others() -> None:
     feeds = [dense.signature.example(2, 6)]
     plain, rounded = (ModuleRunner(m, dense.signature, []) for m in (dense.module, deepcopy(dense.module).bfloat16()))
     samples = Samples(feeds, feeds)
-    before = [Distillation(teacher, plain, "values", samples, {}).before for teacher in (plain, rounded)]
+    before = [Distillation(teacher, plain, samples, {}).before for teacher in (plain, rounded)]
     assert before[0] == 0 < before[1] < 0.01
 
 

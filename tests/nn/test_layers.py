@@ -68,9 +68,8 @@ def test_moments_of_convolutions_are_the_error(name: str, side: str) -> None:
     assert isinstance(backend, ModuleBackend)
     (w,) = backend.weights
     x = np.random.default_rng(0).standard_normal((3, 8, 11, 9))
-    signature = lowrank.backends.inputs.of_arrays({"input": x})
     inputs = (lowrank.backends.inputs.Input("input", "float64", ("batch", 8, 11, 9)),)
-    backend = backend.fed_with(lowrank.backends.inputs.Signature(inputs, signature.output, 1))
+    backend = backend.fed_with(lowrank.backends.inputs.Signature(inputs, positional=1))
     grams: list[Gram] = []
     with backend.watching({w.name: side}, lambda _, gram: grams.append(gram)) as run:  # type: ignore[dict-item]
         run({"input": x})

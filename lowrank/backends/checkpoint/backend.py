@@ -12,7 +12,7 @@ import torch
 
 from lowrank.backends.checkpoint.shards import DTYPES, Shards
 from lowrank.backends.finite import finite
-from lowrank.backends.inputs import Signature
+from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.unrun import Unrun
 from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.weight import Skip, Weight
@@ -86,8 +86,8 @@ class CheckpointBackend(Unrun):
         """The same checkpoint, to be run block by block."""
         return replace(self, signature=self.feeding)
 
-    def fed_with(self, signature: Signature) -> CheckpointBackend:
-        """The same checkpoint with another description of its inputs."""
+    def fed_with(self, signature: Signature, feed: Feed | None = None) -> CheckpointBackend:
+        """The same checkpoint with another description of its inputs; its outputs are not known."""
         return replace(self, signature=signature)
 
     def with_tokenizer(self, tokenizer: Path) -> CheckpointBackend:

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.artifacts.files import RECORD_FILE, write_json
-from lowrank.backends.base import Change, not_exported
+from lowrank.backends.base import Change, Outputs, not_exported
 from lowrank.backends.finite import finite
-from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.inputs import NOT_RUN, Feed, Signature
 from lowrank.backends.onnx.constants import constants_of, tensor_of
 from lowrank.backends.onnx.describe import Described, Use, describe
 from lowrank.backends.onnx.joint_moments import OnnxPair
@@ -24,6 +24,8 @@ from lowrank.backends.onnx.moments import MomentRunner, values_for, watched
 from lowrank.backends.onnx.rewrite import replace_weight
 from lowrank.backends.onnx.runtime import Runner
 from lowrank.backends.onnx.save import save_model
+from lowrank.backends.onnx.signature import outputs_of
+from lowrank.backends.ort_session import floating
 from lowrank.core.distance import OutputKind
 from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.structures.base import Replacement
@@ -106,7 +108,7 @@ class OnnxBackend:
         failure = ""
         for sequence in (*tries, *WAVES) if waves else tries:
             try:
-                runner(self.declared.example(1, sequence), [self.declared.output])
+                runner(self.declared.example(1, sequence), self.declared.output_names)
             except Exception as error:
                 failure = first_line(error)
                 if longest:
@@ -118,7 +120,7 @@ class OnnxBackend:
                 return replace(self.declared, inputs=tuple(inputs))
             longest = sequence
         if not longest:
-            return f"it does not run on random inputs: {failure}"
+            return f"{NOT_RUN}{failure}"
         return replace(self.declared, max_sequence=min(longest, self.declared.max_sequence))
 
     @cached_property
@@ -182,10 +184,12 @@ class OnnxBackend:
             numbers |= self._roots_with(name, matrix)
         return replace(self, model=_with_numbers(self.model, numbers), path=None, declared=self.signature, tried=True)
 
-    def fed_with(self, signature: Signature) -> OnnxBackend:
+    def fed_with(self, signature: Signature, feed: Feed | None = None) -> OnnxBackend:
         """The same graph: what it declares of its inputs is all there is, but sizes and ranges may be known better."""
-        output = self.declared.output if isinstance(self.declared, Signature) else self.model.graph.outputs[0].name
-        return replace(self, declared=replace(signature, output=output), tried=True)
+        if not signature.outputs:
+            outputs, left_out = outputs_of(self.model)
+            signature = replace(signature, outputs=outputs, left_out=left_out)
+        return replace(self, declared=signature, tried=True)
 
     @cached_property
     def _runner(self) -> Runner:
@@ -195,25 +199,30 @@ class OnnxBackend:
     def _swaps(self) -> dict[str, Any]:
         return {}
 
-    def run(self, feed: Feed) -> NDArray[Any]:
+    def outputs(self, feed: Feed) -> Outputs:
         """One forward pass, in ONNX Runtime."""
         assert isinstance(self.signature, Signature)
+        names = self.signature.output_names
         if self._swaps:
-            runner, numbers = self._swaps["runner"], self._swaps["numbers"]
-            return _floating(runner(feed, [self.signature.output], numbers)[0])
-        return _floating(self._runner(feed, [self.signature.output])[0])
+            return _by_name(names, self._swaps["runner"](feed, names, self._swaps["numbers"]))
+        return _by_name(names, self._runner(feed, names))
 
-    def reference(self) -> Callable[[Feed], NDArray[Any]]:
+    def run(self, feed: Feed) -> NDArray[Any]:
+        """The output that the model is about."""
+        assert isinstance(self.signature, Signature)
+        return self.outputs(feed)[self.signature.output]
+
+    def reference(self) -> Callable[[Feed], Outputs]:
         """The dense graph with the factors' products as its weights: the same function by another graph."""
         if self.dense is None:
-            return self.run
-        dense, output = self.dense, self.signature
+            return self.outputs
+        dense, signature = self.dense, self.signature
         products: dict[int, NDArray[Any]] = {}
         for name, replacement in self.replacements.items():
             products |= dense._roots_with(name, replacement.dense(dense._by_name[name]))
-        assert isinstance(output, Signature)
-        runner = Runner(_with_numbers(dense.model, products), dense.folder)
-        return lambda feed: _floating(runner(feed, [output.output])[0])
+        assert isinstance(signature, Signature)
+        names, runner = signature.output_names, Runner(_with_numbers(dense.model, products), dense.folder)
+        return lambda feed: _by_name(names, runner(feed, names))
 
     def _roots_with(self, name: str, matrix: Matrix) -> dict[int, NDArray[Any]]:
         """By the id of its value: what each constant of a weight would hold for the weight to be this matrix."""
@@ -271,12 +280,12 @@ class OnnxBackend:
     @contextmanager
     def trials(
         self, feeds: Sequence[Feed], base: Mapping[str, Change] | None = None
-    ) -> Iterator[Callable[[Mapping[str, Change]], list[NDArray[Any]]]]:
+    ) -> Iterator[Callable[[Mapping[str, Change]], list[Outputs]]]:
         """A function from changes to outputs; it runs the whole graph for each trial."""
 
-        def run(changes: Mapping[str, Change]) -> list[NDArray[Any]]:
+        def run(changes: Mapping[str, Change]) -> list[Outputs]:
             with self.swapped({**(base or {}), **changes}):
-                return [self.run(feed) for feed in feeds]
+                return [self.outputs(feed) for feed in feeds]
 
         yield run
 
@@ -337,5 +346,5 @@ def _with_numbers(model: Any, numbers: Mapping[int, NDArray[Any]]) -> Any:
     return copy
 
 
-def _floating(output: NDArray[Any]) -> NDArray[Any]:
-    return output if output.dtype in (np.float32, np.float64) else output.astype(np.float32)
+def _by_name(names: Sequence[str], outputs: Sequence[NDArray[Any]]) -> Outputs:
+    return {name: floating(output) for name, output in zip(names, outputs, strict=True)}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from lowrank.backends.inputs import MAIN_OUTPUTS, Dim, Input, Signature
+from lowrank.backends.inputs import Dim, Input, Signature
 from lowrank.backends.onnx.constants import Constant, resolve
 from lowrank.backends.ort_session import DTYPES
+from lowrank.backends.outputs import CACHES, Output, output_named
 
 PASSING = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Add", "Where", "Mod")
 """Operators that an index may go through on its way to a table: some exporters wrap negative ones first."""
@@ -24,11 +25,24 @@ def signature_of(model: Any) -> Signature | str:
         if value.shape is None:
             return f"its input {value.name} has no known number of axes"
         inputs.append(Input(value.name, dtype, _dims(value, dtype), _range(value)))
-    names = [output.name for output in model.graph.outputs]
-    if not names:
+    outputs, left_out = outputs_of(model)
+    if not outputs:
         return "it has no outputs"
-    output = next((name for name in MAIN_OUTPUTS if name in names), names[0])
-    return Signature(tuple(inputs), output, max_sequence=_longest(inputs))
+    return Signature(tuple(inputs), outputs, max_sequence=_longest(inputs), left_out=left_out)
+
+
+def outputs_of(model: Any) -> tuple[tuple[Output, ...], tuple[str, ...]]:
+    """The outputs of a graph that are compared, and the names of those that hold no tensors; caches are neither."""
+    decoded = any(value.name.startswith("decoder_") for value in model.graph.inputs)
+    outputs, others = list[Output](), list[str]()
+    for value in model.graph.outputs:
+        if CACHES.match(value.name):
+            continue
+        if getattr(value.dtype, "name", "").lower() in DTYPES:
+            outputs.append(output_named(value.name, decoded))
+        else:
+            others.append(value.name)
+    return tuple(outputs), tuple(others)
 
 
 def _dims(value: Any, dtype: str) -> tuple[Dim, ...]:

@@ -97,6 +97,7 @@ class _Trial:
             layer = module.get_submodule(weight.layers[0].name)
             handles.append(layer.register_forward_hook(hook, with_kwargs=True))
         with removed_after(handles):
+            self.scales: dict[str, Tensor] = {}
             self.before = self._run()
         # A layer that is called twice (one block applied again and again) is no part of a coupling.
         names = [name for name, _ in self.calls]
@@ -294,7 +295,11 @@ class _Trial:
 
     def _run(self) -> Tensor:
         with torch.no_grad():
-            return call(self.signature, self.module, self.feed).float()
+            outputs = call(self.signature, self.module, self.feed)
+        if not self.scales:
+            self.scales = {name: y.float().abs().max().clamp_min(1e-30) for name, y in outputs.items()}
+        # All outputs as one row of numbers of one size, since each of them has to stay as it is.
+        return torch.cat([y.flatten().float() / self.scales[name] for name, y in outputs.items()])
 
     def _tried(self) -> Tensor | None:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.torch.compared import compared_rows
 from lowrank.backends.torch.hooks import first_input, removed_after
-from lowrank.backends.torch.inputs import call, counted_in, mask_of, token_rows
+from lowrank.backends.torch.inputs import call, compared_output, mask_of, token_rows
 from lowrank.core.distance import OutputKind
 from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.weight import Weight
@@ -22,7 +22,7 @@ CLIP = 10.0
 
 
 def output_curvature(
-    module: nn.Module, signature: Signature, kind: OutputKind, weights: Sequence[Weight], feeds: Sequence[Feed]
+    module: nn.Module, signature: Signature, weights: Sequence[Weight], feeds: Sequence[Feed]
 ) -> dict[str, Matrix]:
     """`E[g g']` of the gradient of the output's own measure with respect to what each layer gives, rows x rows.
 
@@ -39,7 +39,7 @@ def output_curvature(
         layer.name: weight.name
         for weight in weights
         for layer in weight.layers
-        if weight.is_table and layer.kind == "linear" and kind == "logits"
+        if weight.is_table and layer.kind == "linear" and any(output.kind == "logits" for output in signature.compared)
     }
     gradients, inputs = _Gradients(), _RowMoments()
     handles: list[RemovableHandle] = []
@@ -56,7 +56,7 @@ def output_curvature(
     with removed_after(handles), torch.enable_grad():
         for feed in feeds:
             gradients.mask = mask_of(feed)
-            value = probe(call(signature, module, feed), kind, generator, counted_in(signature, feed))
+            value = _probes(signature, call(signature, module, feed), feed, generator)
             # Into the activations alone: the module's parameters keep the gradients that they have.
             parameters = [p for p in module.parameters() if p.requires_grad]
             torch.autograd.grad(value, [*parameters, *gradients.leaves], allow_unused=True)
@@ -64,6 +64,21 @@ def output_curvature(
     means, read_means = gradients.moments.means(), inputs.means()
     # A table whose lookups do not reach the output has no metric of its own.
     return {name: (mean + read_means[name] if name in read_means else mean).numpy() for name, mean in means.items()}
+
+
+def _probes(signature: Signature, outputs: Mapping[str, Tensor], feed: Feed, generator: torch.Generator) -> Tensor:
+    """The sum of a probe of each output; what is drawn for one is independent of the others, so that the moments of the
+    gradients add up. With several, each is a share, as in `core.distance.References`."""
+    total = torch.zeros(())
+    for output in signature.compared:
+        value, counted = compared_output(signature, output, outputs[output.name], feed)
+        own = probe(value, output.kind, generator, counted)
+        if len(signature.compared) > 1 and output.kind != "logits":
+            rows = compared_rows(value.detach().float(), output.kind, counted)
+            rows = nn.functional.normalize(rows, dim=-1) if output.kind == "embedding" else rows
+            own = own * (rows - rows.mean(0)).square().sum(-1).mean().clamp_min(1e-12).rsqrt()
+        total = total + own
+    return total
 
 
 class _RowMoments:

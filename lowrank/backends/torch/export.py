@@ -41,7 +41,7 @@ def export_graph(module: nn.Module, signature: Signature, opset: int = OPSET) ->
     # Sizes that no dimension of a model is likely to share by chance; the exporter keeps the names.
     example = tuple(as_tensors(signature, signature.example(2, 6)).values())
     dynamic = tuple({i: d for i, d in enumerate(spec.dims) if isinstance(d, str)} for spec in signature.inputs)
-    return trace(wrapped, example, (dynamic,), signature.names, [signature.output], opset)
+    return trace(wrapped, example, (dynamic,), signature.names, signature.output_names, opset)
 
 
 def trace(
@@ -99,16 +99,16 @@ def exporting(module: nn.Module) -> Iterator[None]:
 
 
 class _ByPosition(nn.Module):
-    """One tensor out for tensors in, in the signature's order."""
+    """Tensors out for tensors in, in the signature's order."""
 
     def __init__(self, module: nn.Module, signature: Signature) -> None:
         super().__init__()
         self.module = module
         self.signature = signature
 
-    def forward(self, *values: Tensor) -> Tensor:
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         named: Mapping[str, Tensor] = dict(zip(self.signature.names, values, strict=True))
-        return call(self.signature, self.module, named)
+        return tuple(call(self.signature, self.module, named).values())
 
 
 @contextlib.contextmanager

@@ -188,11 +188,17 @@ def _signature(calls: list[_ForwardCall], feeds: list[Feed], known: Signature | 
                 dims.append(size)
         high = max((int(feed[name].max(initial=0)) for feed in feeds), default=0) + 1 if whole else 1
         inputs.append(Input(name, name_of(tensor.dtype), tuple(dims), high))
-    signature = Signature(tuple(inputs), "output", calls[0].positional, max(longest, 8), calls[0].fixed)
+    signature = Signature(tuple(inputs), (), calls[0].positional, max(longest, 8), calls[0].fixed)
     if isinstance(known, str):
         return signature
     # A table may have more rows than the samples use.
     table = {each.name: each.high for each in known.inputs}
     inputs = [replace(each, high=max(each.high, table.get(each.name, 1))) for each in inputs]
     fixed = {**dict(known.fixed_kwargs), **dict(calls[0].fixed)}
-    return replace(signature, inputs=tuple(inputs), output=known.output, fixed_kwargs=tuple(fixed.items()))
+    return replace(
+        known,
+        inputs=tuple(inputs),
+        positional=signature.positional,
+        max_sequence=signature.max_sequence,
+        fixed_kwargs=tuple(fixed.items()),
+    )

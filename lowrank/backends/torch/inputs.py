@@ -3,28 +3,78 @@
 from __future__ import annotations
 
 import inspect
-import re
-import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields, is_dataclass, replace
-from typing import Any, get_args
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lowrank.backends.inputs import MAIN_OUTPUTS, MASK, Dim, Feed, Input, Signature
+from lowrank.backends.inputs import MASK, NOT_RUN, Dim, Feed, Input, Signature
+from lowrank.backends.outputs import Output, output_named
+from lowrank.backends.torch.results import Result, named_tensors
 from lowrank.core.match import in_block
+from lowrank.errors import first_line
 
 
-def call(signature: Signature, module: nn.Module, values: Feed | Mapping[str, Tensor]) -> Tensor:
-    """The output tensor of one forward pass, on arrays or tensors."""
+def call(signature: Signature, module: nn.Module, values: Feed | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The outputs of one forward pass by name, on arrays or tensors; all that there are where the signature names none.
+
+    Raises:
+        TypeError: if the module does not give one of them.
+    """
+    given = _run(signature, module, values).tensors
+    lacking = [name for name in signature.output_names if name not in given]
+    if lacking or not given:
+        raise TypeError(f"the model gives {', '.join(given) or 'no tensor'}, not {lacking[0] if lacking else 'one'}")
+    return {name: given[name] for name in signature.output_names} if signature.outputs else given
+
+
+def _run(signature: Signature, module: nn.Module, values: Feed | Mapping[str, Tensor]) -> Result:
+    """Everything that one forward pass gives."""
     tensors = as_tensors(signature, values)
     args = [tensors[name] for name in signature.names[: signature.positional]]
     kwargs = {name: tensors[name] for name in signature.names[signature.positional :]}
     with _mixing(signature, tensors):
-        return main_output(module(*args, **kwargs, **dict(signature.fixed_kwargs)))
+        return named_tensors(module(*args, **kwargs, **dict(signature.fixed_kwargs)))
+
+
+def with_outputs(
+    signature: Signature | str, module: nn.Module, feed: Feed | None = None, decoded: bool = False
+) -> Signature | str:
+    """The signature with all outputs that a run shows; the reason where the module does not run.
+
+    Args:
+        signature: how the module is fed.
+        module: in evaluation mode.
+        feed: what it is run on; random inputs if not given.
+        decoded: whether it has an encoder and a decoder.
+    """
+    if isinstance(signature, str):
+        return signature
+    feed = feed or signature.example(2, min(TRIED, signature.max_sequence))
+    try:
+        with torch.no_grad():
+            found = _run(signature, module, feed)
+    except Exception as error:
+        return f"{NOT_RUN}{first_line(error)}"
+    if not found.tensors:
+        return "it gives no tensor"
+    outputs = tuple(_as_configured(output_named(name, decoded), module) for name in found.tensors)
+    return replace(signature, outputs=outputs, left_out=tuple(found.left_out))
+
+
+TRIED = 8
+"""Tokens of a sample that a module is tried on."""
+
+
+def _as_configured(output: Output, module: Any) -> Output:
+    """An output whose scores are numbers of their own, not a choice, where the config says so."""
+    problem = getattr(getattr(module, "config", None), "problem_type", None)
+    own = output.kind == "logits" and problem in ("regression", "multi_label_classification")
+    return replace(output, kind="values") if own else output
 
 
 def _mixing(signature: Signature, tensors: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
@@ -45,10 +95,16 @@ def as_tensors(signature: Signature, values: Feed | Mapping[str, Tensor]) -> dic
     return tensors
 
 
-def counted_in(signature: Signature, feed: Feed) -> Tensor | None:
-    """Which positions of a feed's output count; None if all do."""
-    counted = signature.counted(feed)
-    return None if counted is None else torch.from_numpy(counted)
+def compared_output(signature: Signature, output: Output, value: Tensor, feed: Feed) -> tuple[Tensor, Tensor | None]:
+    """What is compared of an output, and which of its positions count; None if all do.
+
+    Scores of positions are out of the question where there is padding: the numbers there are lower than any score.
+    """
+    counted = signature.counted(feed, output)
+    mask = None if counted is None else torch.from_numpy(counted).to(value.device)
+    if mask is not None and output.over_positions and value.shape == mask.shape:
+        return value.masked_fill(~mask, -1e9), None
+    return value, mask
 
 
 def mask_of(feed: Feed) -> Tensor | None:
@@ -75,23 +131,8 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def main_output(result: Any) -> Tensor:
-    """The tensor that a model's result is about: the first of `MAIN_OUTPUTS` that it has, else the first one."""
-    if isinstance(result, Tensor):
-        return result
-    for name in MAIN_OUTPUTS:
-        value = getattr(result, name, None)
-        if isinstance(value, Tensor):
-            return value
-    values = result.values() if isinstance(result, Mapping) else result
-    for value in values if isinstance(values, list | tuple) or isinstance(result, Mapping) else ():
-        if isinstance(value, Tensor):
-            return value
-    raise TypeError(f"the model returns no tensor but {type(result).__name__}")
-
-
 def of_transformers(model: Any) -> Signature | str:
-    """The signature of a `transformers` model from its config, or the reason why there is none."""
+    """The signature of a `transformers` model from its config, without its outputs; the reason why there is none."""
     config = model.config
     accepted = set(inspect.signature(model.forward).parameters)
     main = model.main_input_name
@@ -113,8 +154,11 @@ def of_transformers(model: Any) -> Signature | str:
         specs.append(Input("decoder_input_ids", "int64", dims, config.get_text_config().vocab_size))
         # The target is drawn one longer than the source.
         usable -= 1
-    fixed = (("use_cache", False),) if "use_cache" in accepted else ()
-    return Signature(tuple(specs), "logits_per_image" if two else _output_name(model), 0, usable, fixed)
+    fixed: dict[str, Any] = {"use_cache": False} if "use_cache" in accepted else {}
+    if getattr(config, "return_dict", True) is False:
+        # A plain tuple has no names.
+        fixed["return_dict"] = True
+    return Signature(tuple(specs), (), 0, usable, tuple(fixed.items()))
 
 
 def _positions(config: Any) -> int:
@@ -164,22 +208,9 @@ def _waves(config: Any, accepted: set[str]) -> list[Input] | str:
     return [Input("input_values", "float32", ("batch", "sequence"), 1, step, span - step)]
 
 
-def _output_name(model: Any) -> str:
-    """What the class says that it gives: the first of `MAIN_OUTPUTS`, or else the first that is no loss."""
-    names = _declared_outputs(model)
-    main = [name for name in MAIN_OUTPUTS if name in names] or [name for name in names if name != "loss"]
-    return main[0] if main else "last_hidden_state" if model.base_model is model else "logits"
-
-
-def _declared_outputs(model: Any) -> list[str]:
-    """The fields of the result that the class declares; none where it declares no such thing."""
-    declared = inspect.signature(model.forward).return_annotation
-    if isinstance(declared, str):
-        known = vars(sys.modules[type(model).__module__])
-        kinds = [known.get(name) for name in re.findall(r"\w+", declared)]
-    else:
-        kinds = [declared, *get_args(declared)]
-    return next(([f.name for f in fields(kind)] for kind in kinds if isinstance(kind, type) and is_dataclass(kind)), [])
+def of_running(model: Any) -> Signature | str:
+    """The signature of a `transformers` model with its outputs, for which it is run once."""
+    return with_outputs(of_transformers(model), model, decoded=model.config.is_encoder_decoder)
 
 
 def of_module(module: nn.Module, autocast: str | None = None) -> Signature | str:
@@ -204,7 +235,9 @@ def of_module(module: nn.Module, autocast: str | None = None) -> Signature | str
         except Exception:
             # A guess that does not run is not the answer.
             continue
-        return replace(candidate, max_sequence=_longest(module, candidate)) if candidate.has_sequence else candidate
+        if candidate.has_sequence:
+            candidate = replace(candidate, max_sequence=_longest(module, candidate))
+        return with_outputs(candidate, module)
     return "the shape of its input cannot be guessed from its first layer"
 
 
@@ -225,7 +258,7 @@ def _candidates(module: nn.Module, name: str) -> list[Signature]:
     first = next((m for m in module.modules() if next(m.parameters(recurse=False), None) is not None), None)
     if isinstance(first, nn.Embedding):
         tokens = Input(name, "int64", ("batch", "sequence"), first.num_embeddings)
-        return [Signature((tokens,), "output", 1)]
+        return [Signature((tokens,), (), 1)]
     linear = next((m for m in module.modules() if isinstance(m, nn.Linear)), None)
     if linear is None:
         return []
@@ -234,7 +267,7 @@ def _candidates(module: nn.Module, name: str) -> list[Signature]:
     # What is built of numbered blocks reads sequences; a plain stack of layers reads rows.
     if any(in_block(path) for path, _ in module.named_parameters()):
         shapes.reverse()
-    return [Signature((Input(name, dtype, dims),), "output", 1) for dims in shapes]
+    return [Signature((Input(name, dtype, dims),), (), 1) for dims in shapes]
 
 
 def of_program(program: torch.export.ExportedProgram) -> Signature | str:
@@ -270,4 +303,4 @@ def of_program(program: torch.export.ExportedProgram) -> Signature | str:
     positional = program.call_spec.in_spec.child(0).num_children if program.call_spec.in_spec else len(inputs)
     named = [*inputs[:positional]]
     # Keyword inputs keep the name that the caller used, which the placeholder carries too.
-    return Signature(tuple(named + inputs[positional:]), "output", positional)
+    return Signature(tuple(named + inputs[positional:]), (), positional)

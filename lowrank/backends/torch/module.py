@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lowrank.artifacts.files import RECORD_FILE, read_json
-from lowrank.backends.base import Change, not_exported
+from lowrank.backends.base import Change, Outputs, not_exported
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.onnx.opset import OPSET
 from lowrank.backends.torch.couplings import find_couplings
@@ -23,7 +23,7 @@ from lowrank.backends.torch.curvature import output_curvature
 from lowrank.backends.torch.describe import describe
 from lowrank.backends.torch.export import export_onnx
 from lowrank.backends.torch.export_cache import export_with_past
-from lowrank.backends.torch.inputs import as_tensors, call, in_float32
+from lowrank.backends.torch.inputs import as_tensors, call, in_float32, with_outputs
 from lowrank.backends.torch.joint_moments import ModulePair
 from lowrank.backends.torch.load import load_stored
 from lowrank.backends.torch.model_folder import check_same, copy_extras, write_module
@@ -137,16 +137,22 @@ class ModuleBackend:
         """The same module with another tokenizer."""
         return replace(self, tokenizer=tokenizer)
 
-    def fed_with(self, signature: Signature) -> ModuleBackend:
+    def fed_with(self, signature: Signature, feed: Feed | None = None) -> ModuleBackend:
         """The same module with other inputs."""
-        return replace(self, signature=replace(signature, autocast=self.rebuild.get("autocast")))
+        signature = replace(signature, autocast=self.rebuild.get("autocast"))
+        return replace(self, signature=signature if signature.outputs else with_outputs(signature, self.module, feed))
 
-    def run(self, feed: Feed) -> NDArray[Any]:
+    def outputs(self, feed: Feed) -> Outputs:
         """One forward pass in evaluation mode."""
         assert isinstance(self.signature, Signature)
         return _forward(self.signature, self.module, feed)
 
-    def reference(self) -> Callable[[Feed], NDArray[Any]]:
+    def run(self, feed: Feed) -> NDArray[Any]:
+        """The output that the model is about."""
+        assert isinstance(self.signature, Signature)
+        return self.outputs(feed)[self.signature.output]
+
+    def reference(self) -> Callable[[Feed], Outputs]:
         """The module in float32: an exported graph does not round as a half-precision module does at every step."""
         assert isinstance(self.signature, Signature)
         return partial(_forward, in_float32(self.signature), module_in_float32(self.module))
@@ -180,17 +186,17 @@ class ModuleBackend:
     @contextmanager
     def trials(
         self, feeds: Sequence[Feed], base: Mapping[str, Change] | None = None
-    ) -> Iterator[Callable[[Mapping[str, Change]], list[NDArray[Any]]]]:
+    ) -> Iterator[Callable[[Mapping[str, Change]], list[Outputs]]]:
         """Blocks before the first change are run once for all trials that follow each other."""
         assert isinstance(self.signature, Signature)
         with self.swapped(base or {}):
             prefix = Prefix(self.module, self.signature, feeds)
 
-            def run(changes: Mapping[str, Change]) -> list[NDArray[Any]]:
+            def run(changes: Mapping[str, Change]) -> list[Outputs]:
                 places = [layer.name for name in changes for layer in self._by_name[name].layers]
                 prefix.advance(min(map(prefix.block_of, places), default=0))
                 with self.swapped(changes):
-                    return [as_array(prefix.run(i)) for i in range(len(feeds))]
+                    return [_arrays(prefix.run(i)) for i in range(len(feeds))]
 
             yield run
 
@@ -199,7 +205,7 @@ class ModuleBackend:
         weights = [w for w in self.weights if w.name in names and (w.is_linear or w.is_table)]
         if not isinstance(self.signature, Signature) or self.rebuild["kind"] == "program":
             return {}
-        return output_curvature(self.module, self.signature, self.output_kind, weights, feeds)
+        return output_curvature(self.module, self.signature, weights, feeds)
 
     def paired(self, small: ModuleBackend, fit: Sequence[Feed], judge: Sequence[Feed]) -> ModulePair | None:
         """This module beside a compressed one; None if they cannot be run."""
@@ -249,12 +255,17 @@ class ModuleBackend:
         write_module(self.module, self.signature, self.rebuild, self.replaced, folder)
 
 
-def _forward(signature: Signature, module: nn.Module, feed: Feed) -> NDArray[Any]:
+def _forward(signature: Signature, module: nn.Module, feed: Feed) -> Outputs:
     with torch.no_grad():
-        return as_array(call(signature, module, feed))
+        return _arrays(call(signature, module, feed))
+
+
+def _arrays(outputs: Mapping[str, Tensor]) -> Outputs:
+    return {name: as_array(output) for name, output in outputs.items()}
 
 
 def as_array(output: Tensor) -> NDArray[Any]:
-    """An output as an array of float32, or of float64 if it is that."""
+    """An output as an array of float32; of float64 if it is that, or holds integers."""
     output = output.detach().cpu()
-    return output.numpy() if output.dtype == torch.float64 else output.float().numpy()
+    wide = output.dtype in (torch.float64, torch.int64, torch.int32)
+    return output.double().numpy() if wide else output.float().numpy()

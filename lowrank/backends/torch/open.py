@@ -151,7 +151,7 @@ def _of_transformers(
     return ModuleBackend(
         module=module,
         source=source,
-        signature=with_pooling(inputs.of_transformers(module), folder),
+        signature=with_pooling(inputs.of_running(module), folder),
         rebuild={"kind": "huggingface", "class": type(module).__name__, "dtype": inputs.name_of(module.dtype)},
         tokenizer=folder if huggingface.tokenizer_files(folder) else None,
         extras=extras,
@@ -174,7 +174,7 @@ def _of_module(
     module, source = _with_lora(module, dict(source), opening)
     normalize_(module)
     if hasattr(module, "config") and hasattr(module, "main_input_name"):
-        return ModuleBackend(module, source, inputs.of_transformers(module), rebuild)
+        return ModuleBackend(module, source, inputs.of_running(module), rebuild)
     signature = inputs.of_module(module)
     half = next((p.dtype for p in module.parameters() if p.dtype in HALF), None)
     if half is None or isinstance(signature, Signature):
@@ -206,10 +206,11 @@ def _open_program(path: Path, opening: Opening) -> ModuleBackend:
     _refuse_lora(path, opening)
     program = read_program(path, opening.unsafe_pickle)
     source = {"path": str(path), "kind": "program", "fingerprint": hash_files([path])}
+    module = unflatten(program)
     return ModuleBackend(
-        module=unflatten(program),
+        module=module,
         source=source,
-        signature=inputs.of_program(program),
+        signature=inputs.with_outputs(inputs.of_program(program), module),
         rebuild={"kind": "program"},
         fresh=lambda: unflatten(program),
     )

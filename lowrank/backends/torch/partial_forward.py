@@ -56,8 +56,8 @@ class Prefix:
             self._known[i] = outputs
         self._at = at
 
-    def run(self, index: int) -> Tensor:
-        """The output for one feed, the remembered blocks not run."""
+    def run(self, index: int) -> dict[str, Tensor]:
+        """The outputs by name for one feed, the remembered blocks not run."""
         with self._skipping(index):
             output = self._call(self.feeds[index])
         assert output is not None
@@ -98,7 +98,7 @@ class Prefix:
         """What the last block that is remembered gave for one feed."""
         return main_tensor(self._known[index][self._lists[self._at - 1]])
 
-    def _call(self, feed: Fed, grad: bool = False) -> Tensor | None:
+    def _call(self, feed: Fed, grad: bool = False) -> dict[str, Tensor] | None:
         with torch.set_grad_enabled(grad):
             try:
                 return call(self.signature, self.module, feed)
@@ -143,7 +143,7 @@ class Prefix:
             return False
         finally:
             self.feeds, self._at, self._known = feeds, 0, [{} for _ in feeds]
-        return whole is not None and torch.equal(whole, again)
+        return whole is not None and all(torch.equal(output, again[name]) for name, output in whole.items())
 
 
 def main_tensor(output: Any) -> Tensor:

@@ -149,7 +149,7 @@ def _of_transformers(
     return ModuleBackend(
         module=module.eval(),
         source=source,
-        signature=with_pooling(inputs.of_transformers(module), folder),
+        signature=with_pooling(inputs.of_running(module), folder),
         rebuild=dict(rebuild),
         tokenizer=folder if huggingface.tokenizer_files(folder) else None,
         extras=tuple(path for path in huggingface.belongings(folder) if path.name != RECORD_FILE),

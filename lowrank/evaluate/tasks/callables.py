@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lowrank.backends.base import Backend, signature_of
+from lowrank.backends.base import Backend, Outputs, signature_of
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.core.distance import Array
 from lowrank.errors import LowRankError, TaskError, first_line
@@ -32,8 +32,12 @@ class MeasuredModel:
         return signature_of(self.dense)
 
     def run(self, feed: Feed) -> Array:
-        """The main output of one forward pass; arrays by input name."""
+        """The output that the model is about, of one forward pass; arrays by input name."""
         return self.model.run(feed)
+
+    def outputs(self, feed: Feed) -> Outputs:
+        """All outputs of one forward pass, by name."""
+        return self.model.outputs(feed)
 
     def embed(self, texts: Sequence[str]) -> Array:
         """A vector for each text: token vectors pooled as the model's files say, by their mean if they do not."""
@@ -83,7 +87,7 @@ class Callback:
         except Exception as error:
             raise TaskError(
                 f"--task {self.name} failed: {type(error).__name__}: {first_line(error)}; it is called with a model "
-                "(.run, .embed, .path, .module, .signature) and gives a number"
+                "(.run, .outputs, .embed, .path, .module, .signature) and gives a number"
             ) from None
 
 

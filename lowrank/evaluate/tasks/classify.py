@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lowrank.backends.base import Backend
+from lowrank.backends.base import Backend, signature_of
+from lowrank.backends.outputs import main_of
 from lowrank.core.distance import Array
 from lowrank.errors import TaskError
 from lowrank.evaluate.fidelity import Runs
@@ -74,7 +75,7 @@ def classes_of(spec: str, dense: Backend, labels: Sequence[str]) -> Classes:
         )
     if dense.output_kind == "logits":
         scores = output_of_example(dense)
-        if scores.ndim != 2:
+        if scores.ndim != 2 or main_of(signature_of(dense).outputs).over_positions:
             raise TaskError(f"--task {spec}: the model gives scores of tokens, not of classes; try lm:FILE or fidelity")
         head = _head_classes(dense, scores.shape[1], present)
         if head is not None:

@@ -11,17 +11,18 @@ from lowrank.backends.base import Backend
 from lowrank.calibrate.judging_set import JudgingSet
 from lowrank.calibrate.sets import judging_sets
 from lowrank.core.distance import Array
-from lowrank.evaluate.fidelity import Runs, alike
+from lowrank.evaluate.fidelity import Runs
 from lowrank.evaluate.judges import Judges
+from lowrank.evaluate.likeness import alike
 from lowrank.evaluate.tasks.base import Score, Task
 from lowrank.results.parts import FIDELITY
 
 
-def of_worst_set(parts: Array) -> float:
-    """The smallest fidelity of all sets that are present.
+def of_worst(parts: Array) -> float:
+    """The smallest fidelity of all outputs and sets that are present.
 
     Args:
-        parts: what is alike, the most that there could be, and the number of its set, for each sample.
+        parts: what is alike, the most that there could be, and the number of its output and set, for each sample.
     """
     return float(np.min([alike(parts[parts[:, 2] == number, :2]) for number in np.unique(parts[:, 2])]))
 
@@ -29,7 +30,7 @@ def of_worst_set(parts: Array) -> float:
 @dataclass(frozen=True)
 class Fidelity:
     """By what the output is: agreement of the first choice, ranking of the nearest others, or explained variance (see
-    `evaluate.fidelity`), on the worst of the sets. The dense model has 1."""
+    `evaluate.fidelity`), of the worst output on the worst of the sets. The dense model has 1."""
 
     name: str
     judges: Judges
@@ -42,8 +43,8 @@ class Fidelity:
 
     def score(self, model: Runs) -> Score:
         """Against the dense model's outputs, which are computed once."""
-        found = enumerate(found.parts for _, found in self.judges.against(model))
-        return Score(np.concatenate([np.insert(parts, 2, number, 1) for number, parts in found]), of_worst_set)
+        found = enumerate(each.parts for _, outputs in self.judges.against(model) for each in outputs)
+        return Score(np.concatenate([np.insert(parts, 2, number, 1) for number, parts in found]), of_worst)
 
 
 def read_fidelity(spec: str, rest: str, dense: Backend, judges: Judges | None) -> Task:

@@ -39,6 +39,8 @@ class Images:
     preprocess: Preprocessing
     classes: Classes
     pooling: Pooling | None
+    output: str
+    """The name of the output that is read."""
     higher_is_better: bool = True
 
     @property
@@ -52,7 +54,7 @@ class Images:
         with _opened(self.place) as content:
             for start in range(0, len(self.files), ROWS):
                 feed = self._feed(content, self.files[start : start + ROWS])
-                rows.append(pool(run(model, feed), self.pooling))
+                rows.append(pool(run(model, feed, self.output), self.pooling))
         return Score(self.classes.hits(np.concatenate(rows)))
 
     def _feed(self, content: Callable[[str], bytes], files: Sequence[str]) -> Feed:
@@ -111,4 +113,5 @@ def read_images(spec: str, rest: str, dense: Backend) -> Task:
         raise TaskError(f"--task {spec}: {place} holds no picture in a folder named by its label: label/picture.jpg")
     preprocess = Preprocessing.of(spec, dense)
     labels = [PurePosixPath(name).parent.name for name in files]
-    return Images(spec, place, tuple(files), preprocess, classes_of(spec, dense, labels), signature_of(dense).pooling)
+    signature, classes = signature_of(dense), classes_of(spec, dense, labels)
+    return Images(spec, place, tuple(files), preprocess, classes, signature.pooling, signature.output)

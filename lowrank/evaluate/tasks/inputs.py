@@ -28,14 +28,14 @@ class Batches:
     """For every sample, its row among those of all feeds one after the other."""
 
 
-def run(model: Runs, feed: Feed) -> Array:
-    """One forward pass.
+def run(model: Runs, feed: Feed, output: str) -> Array:
+    """One output of a forward pass, by its name.
 
     Raises:
         TaskError: if it fails.
     """
     try:
-        return model.run(feed)
+        return model.outputs(feed)[output]
     except LowRankError:
         raise
     except Exception as error:
@@ -51,6 +51,8 @@ class Texts:
 
     signature: Signature
     tokenizer: Tokenizer
+    output: str
+    """The name of the output that is read."""
 
     @classmethod
     def of(cls, spec: str, dense: Backend, embeds: bool = False) -> Texts:
@@ -70,14 +72,17 @@ class Texts:
             raise TaskError(f"--task {spec}: the model reads {', '.join(signature.names)}, not text")
         if dense.tokenizer is None:
             raise TaskError(f"--task {spec}: the model comes without a tokenizer; give --tokenizer tokenizer.json")
-        texts = cls(signature, open_tokenizer(dense.tokenizer))
-        if embeds and dense.output_kind == "logits":
+        tokenizer = open_tokenizer(dense.tokenizer)
+        if not embeds or signature.output_kind != "logits":
+            return cls(signature, tokenizer, signature.output)
+        embedding = next((output.name for output in signature.compared if output.kind == "embedding"), None)
+        if embedding is None:
             what, other = ("tokens", "lm:FILE") if output_of_example(dense).ndim > 2 else ("classes", "classify:FILE")
             raise TaskError(
                 f"--task {spec}: the model gives scores of {what} ({signature.output}), not embeddings; "
                 f"give the model without its head, or try fidelity, {other}"
             )
-        return texts
+        return cls(signature, tokenizer, embedding)
 
     def batches(self, texts: Sequence[str]) -> Batches:
         """Token ids in batches; what is longer than the model's context is cut.
@@ -115,14 +120,15 @@ class Texts:
             TaskError: if the model does not run.
         """
         pooling = self.signature.pooling
-        return np.concatenate([pool(run(model, feed), pooling) for feed in batches.feeds])[batches.places]
+        rows = [pool(run(model, feed, self.output), pooling) for feed in batches.feeds]
+        return np.concatenate(rows)[batches.places]
 
 
 def output_of_example(dense: Backend) -> Array:
-    """What a model gives for one random sample: with three axes a vector, or a row of scores, for each token.
+    """The output that a model is about, for one random sample: with three axes a vector, or scores, for each token.
 
     Raises:
         TaskError: if it does not run.
     """
     signature = signature_of(dense)
-    return run(dense, signature.example(1, min(8, signature.max_sequence)))
+    return run(dense, signature.example(1, min(8, signature.max_sequence)), signature.output)

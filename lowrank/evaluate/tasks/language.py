@@ -12,7 +12,7 @@ import numpy as np
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Feed
 from lowrank.calibrate.batches import token_feed
-from lowrank.calibrate.causal import causal_vocabulary
+from lowrank.calibrate.causal import TokenScores, causal_scores
 from lowrank.calibrate.text import read_text
 from lowrank.core.distance import Array
 from lowrank.errors import TaskError
@@ -63,12 +63,14 @@ class Perplexity:
 
     name: str
     batches: tuple[tuple[Feed, tuple[Window, ...]], ...]
+    output: str
+    """The name of the scores."""
     metric: str = "perplexity"
     higher_is_better: bool = False
 
     def score(self, model: Runs) -> Score:
         """For each window the sum of `-log p` over its counted tokens, and their number."""
-        rows = [_losses(run(model, feed), windows) for feed, windows in self.batches]
+        rows = [_losses(run(model, feed, self.output), windows) for feed, windows in self.batches]
         return Score(np.concatenate(rows), perplexity)
 
 
@@ -97,19 +99,19 @@ def log_likelihoods(logits: Array, ids: Sequence[int], counted: int) -> tuple[Ar
     return log_p, bool((scores.argmax(1) == wanted).all())
 
 
-def check_causal(spec: str, dense: Backend) -> int:
-    """The size of the vocabulary of a causal language model.
+def check_causal(spec: str, dense: Backend) -> TokenScores:
+    """The scores of a causal language model.
 
     Raises:
         TaskError: if the model is none.
     """
-    vocabulary = causal_vocabulary(dense)
-    if isinstance(vocabulary, str):
+    scores = causal_scores(dense)
+    if isinstance(scores, str):
         raise TaskError(
-            f"--task {spec}: perplexity is for causal language models, and this is none: {vocabulary}; try fidelity, "
+            f"--task {spec}: perplexity is for causal language models, and this is none: {scores}; try fidelity, "
             "sts:FILE or classify:FILE"
         )
-    return vocabulary
+    return scores
 
 
 def read_lm(spec: str, rest: str, dense: Backend) -> Task:
@@ -121,18 +123,18 @@ def read_lm(spec: str, rest: str, dense: Backend) -> Task:
     """
     path = Path(rest).expanduser()
     texts = Texts.of(spec, dense)
-    vocabulary = check_causal(spec, dense)
+    scores = check_causal(spec, dense)
     (ids,) = texts.tokenizer.encode([read_text(path)], None, True)
     texts.check_readable([ids])
     if len(ids) < FEWEST:
         raise TaskError(f"--task {spec}: {path} has {len(ids)} tokens; give some thousands")
     context = min(texts.signature.max_sequence, CONTEXT)
     windows = list(windows_of(ids, context))
-    rows = max(1, NUMBERS // (context * vocabulary))
+    rows = max(1, NUMBERS // (context * scores.classes))
     batches: list[tuple[Feed, tuple[Window, ...]]] = []
     while windows:
         length = len(windows[0].ids)
         some = [w for w in windows[:rows] if len(w.ids) == length]
         windows = windows[len(some) :]
         batches.append((token_feed([w.ids for w in some], texts.signature), tuple(some)))
-    return Perplexity(spec, tuple(batches))
+    return Perplexity(spec, tuple(batches), scores.output)

@@ -90,7 +90,7 @@ def language_model(texts: Texts, prefix: int, model: Runs) -> Any:
             ids = [*context, *wanted][-longest:]
             counted = min(len(wanted), len(ids) - 1)
             feed = token_feed([ids], texts.signature)
-            log_p, greedy = log_likelihoods(run(model, feed)[0], ids, counted)
+            log_p, greedy = log_likelihoods(run(model, feed, texts.output)[0], ids, counted)
             return float(log_p.sum()), greedy
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
@@ -117,8 +117,7 @@ def read_lm_eval(spec: str, rest: str, dense: Backend) -> Task:
             config names no token to begin with.
     """
     texts = Texts.of(spec, dense)
-    vocabulary = check_causal(spec, dense)
-    prefix = _prefix(dense, vocabulary)
+    prefix = _prefix(dense, check_causal(spec, dense).classes)
     if prefix is None:
         raise TaskError(f"--task {spec}: the model's config.json names no bos_token_id or eos_token_id; add one")
     try:

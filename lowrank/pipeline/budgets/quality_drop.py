@@ -113,7 +113,7 @@ class Search:
             try:
                 feeds = rounding_feeds(self.session.calibration)
                 make_graph(small, path, self.target, feeds, stored_weights(plan, self.session.analysis))
-                return self.benchmark.drop(FileModel(path, signature.output))
+                return self.benchmark.drop(FileModel(path, signature))
             except ExportError:
                 # Told when the result is written; the model is then all there is.
                 return self.benchmark.drop(small)

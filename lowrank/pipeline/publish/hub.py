@@ -158,14 +158,14 @@ def _backend(folder: Path) -> Backend:
     """The run's model as it is loaded, with its own tokenizer."""
     from lowrank.backends.torch import ModuleBackend, load
     from lowrank.backends.torch.huggingface import tokenizer_files
-    from lowrank.backends.torch.inputs import of_transformers
+    from lowrank.backends.torch.inputs import of_running
 
     module: Any = load(folder)
     model = folder / MODEL_FOLDER
     return ModuleBackend(
         module=module,
         source={"path": str(model), "kind": "huggingface", "fingerprint": ""},
-        signature=of_transformers(module),
+        signature=of_running(module),
         rebuild={"kind": "huggingface"},
         tokenizer=model if tokenizer_files(model) else None,
     )

@@ -51,7 +51,7 @@ class Bench:
 
     def score(self, graph: Path) -> Score:
         """What a graph scores on the task."""
-        return self.task.score(FileModel(graph, self.signature.output))
+        return self.task.score(FileModel(graph, self.signature))
 
     def compared(self, dense: Score, other: Score) -> Comparison:
         """The score of a graph beside that of the dense model.

@@ -113,7 +113,8 @@ def _likeness(facts: PageData) -> Card:
     quality = report.quality or Quality()
     if quality.fidelity is not None and quality.kind is not None:
         rows = rows_of_sets(quality)
-        rounded = next((row.dense_rounded for row in rows if row.name == quality.worst), None)
+        worst = [row for row in rows if row.is_worst] or rows
+        rounded = next((row.dense_rounded for row in worst), None)
         beside = f"; {rounded_name(facts)} there: {percent(rounded)}" if rounded is not None else ""
         words = f"same answers as the dense model {quality.where}: {MEANING[quality.kind]}{beside}"
         bars = tuple(Bar(row.name, percent(row.fidelity), min(max(row.fidelity, 0), 1), row.is_worst) for row in rows)

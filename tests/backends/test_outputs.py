@@ -1,0 +1,286 @@
+"""All outputs of a model, under its own names, each with its own kind."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from torch import Tensor, nn
+
+from lowrank.backends import open_model
+from lowrank.backends.base import signature_of
+from lowrank.backends.torch.results import named_tensors
+from lowrank.calibrate.judging_set import JudgingSet
+from lowrank.calibrate.sensitivity import reference_of
+from lowrank.core.distance import LITTLE, information_of
+from lowrank.errors import ExportError
+from lowrank.evaluate.judges import Judges
+from lowrank.evaluate.parity import check_parity
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "vocab_size": 90,
+    "max_position_embeddings": 40,
+}
+
+
+def bert(kind: str, **more: Any) -> nn.Module:
+    import transformers
+
+    torch.manual_seed(0)
+    return getattr(transformers, kind)(transformers.BertConfig(**SIZES, **more)).eval()
+
+
+def t5() -> nn.Module:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    sizes: dict[str, Any] = {"d_model": 32, "d_kv": 16, "num_heads": 2, "num_layers": 1, "d_ff": 48, "vocab_size": 90}
+    return T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0)).eval()
+
+
+def clip() -> nn.Module:
+    from transformers import CLIPConfig, CLIPModel
+
+    text = {**SIZES, "projection_dim": 24, "eos_token_id": 3, "bos_token_id": 2, "pad_token_id": 0}
+    vision = {"image_size": 16, "patch_size": 8, "projection_dim": 24}
+    vision |= {key: SIZES[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).eval()
+
+
+def yolos() -> nn.Module:
+    from transformers import YolosConfig, YolosForObjectDetection
+
+    sizes = {key: SIZES[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    picture: dict[str, Any] = {"image_size": [32, 32], "patch_size": 8, "num_detection_tokens": 5, "num_labels": 4}
+    return YolosForObjectDetection(YolosConfig(**sizes, **picture)).eval()
+
+
+TRANSFORMERS = {
+    "question answering": (
+        lambda: bert("BertForQuestionAnswering"),
+        {"start_logits": "logits", "end_logits": "logits"},
+    ),
+    "hidden states": (lambda: bert("BertModel"), {"last_hidden_state": "values", "pooler_output": "embedding"}),
+    "two heads": (
+        lambda: bert("BertForPreTraining"),
+        {"prediction_logits": "logits", "seq_relationship_logits": "logits"},
+    ),
+    "plain tuples": (
+        lambda: bert("BertForQuestionAnswering", return_dict=False),
+        {"start_logits": "logits", "end_logits": "logits"},
+    ),
+    "numbers": (
+        lambda: bert("BertForSequenceClassification", num_labels=3, problem_type="regression"),
+        {"logits": "values"},
+    ),
+    "encoder and decoder": (t5, {"logits": "logits", "encoder_last_hidden_state": "values"}),
+    "towers": (
+        clip,
+        {
+            "logits_per_image": "logits",
+            "logits_per_text": "logits",
+            "text_embeds": "embedding",
+            "image_embeds": "embedding",
+        },
+    ),
+    "detector": (yolos, {"logits": "logits", "pred_boxes": "values", "last_hidden_state": "values"}),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_outputs_of_transformers_are_those_of_the_class(name: str) -> None:
+    build, expected = TRANSFORMERS[name]
+    module = build()
+    dense = open_model(module)
+    signature = signature_of(dense)
+    assert {output.name: output.kind for output in signature.outputs} == expected
+    assert list(signature.output_names) == list(expected)
+    feed = signature.example(2, 7)
+    with torch.no_grad():
+        theirs: Any = module(**{key: torch.from_numpy(value) for key, value in feed.items()}, return_dict=True)
+    for key, ours in dense.outputs(feed).items():
+        np.testing.assert_allclose(ours, theirs[key].numpy(), atol=1e-5)
+
+
+class Pair(NamedTuple):
+    logits: Tensor
+    pred_boxes: Tensor
+
+
+@dataclass
+class Both:
+    boxes: Tensor
+    score_logits: Tensor
+    note: str = "no tensor"
+
+
+class Heads(nn.Module):
+    """Two heads on a body, in any container."""
+
+    def __init__(self, form: Any) -> None:
+        super().__init__()
+        self.body, self.head, self.box = nn.Linear(12, 16), nn.Linear(16, 5), nn.Linear(16, 4)
+        self.form = form
+
+    def forward(self, x: Tensor) -> Any:
+        hidden = self.body(x).relu()
+        return self.form(self.head(hidden), self.box(hidden))
+
+
+CONTAINERS = {
+    "tuple": (lambda a, b: (a, b), ["output_0", "output_1"]),
+    "list": (lambda a, b: [a, b], ["output_0", "output_1"]),
+    "alone in a tuple": (lambda a, b: (a,), ["output"]),
+    "tensor": (lambda a, b: a, ["output"]),
+    "dict": (lambda a, b: {"logits": a, "pred_boxes": b}, ["logits", "pred_boxes"]),
+    "ordered": (lambda a, b: OrderedDict(pred_boxes=b, logits=a), ["pred_boxes", "logits"]),
+    "named tuple": (Pair, ["logits", "pred_boxes"]),
+    "dataclass": (lambda a, b: Both(b, a), ["boxes", "score_logits"]),
+    "nested": (lambda a, b: {"out": (a, {"boxes": b}), "none": None}, ["out.0", "out.1.boxes"]),
+    "with a scalar": (lambda a, b: (a, a.mean()), ["output_0", "output_1"]),
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_outputs_of_a_plain_module_are_named(name: str) -> None:
+    form, names = CONTAINERS[name]
+    torch.manual_seed(0)
+    dense = open_model(Heads(form).eval())
+    assert list(signature_of(dense).output_names) == names
+    feeds = [signature_of(dense).example(6, 3, seed) for seed in range(2)]
+    assert reference_of(dense, feeds, [dense.outputs(feed) for feed in feeds]).loss(
+        [dense.outputs(feed) for feed in feeds]
+    ) == pytest.approx(0, abs=1e-9)
+    quality = Judges(dense, [JudgingSet("random", tuple(feeds))]).quality_of(dense)
+    assert quality.fidelity == pytest.approx(1)
+
+
+def test_caches_are_no_outputs() -> None:
+    found = named_tensors(
+        {"logits": torch.zeros(1), "past_key_values": torch.zeros(1), "present.0.key": torch.zeros(1)}
+    )
+    assert list(found.tensors) == ["logits"] and found.left_out == []
+
+
+class Spoiled:
+    """The dense model, but for one output."""
+
+    def __init__(self, dense: Any, name: str) -> None:
+        self.dense, self.name = dense, name
+
+    def outputs(self, feed: Any) -> dict[str, Any]:
+        rng = np.random.default_rng(0)
+        whole = self.dense.outputs(feed)
+        return {k: rng.standard_normal(v.shape) if k == self.name else v for k, v in whole.items()}
+
+    def run(self, feed: Any) -> Any:
+        return self.outputs(feed)[self.name]
+
+
+@pytest.mark.parametrize("name", ["question answering", "two heads", "encoder and decoder", "detector"])
+def test_every_output_counts(name: str) -> None:
+    dense = open_model(TRANSFORMERS[name][0]())
+    signature = signature_of(dense)
+    feeds = [signature.example(6, 7, seed) for seed in range(2)]
+    reference = reference_of(dense, feeds, [dense.outputs(feed) for feed in feeds])
+    judges = Judges(dense, [JudgingSet("random", tuple(feeds))])
+    for output in signature.outputs:
+        spoiled = Spoiled(dense, output.name)
+        quality = judges.quality_of(spoiled)
+        assert quality.output == output.name and quality.kind == output.kind and (quality.fidelity or 0) < 0.9
+        assert quality.sets and {row.name for row in quality.sets[0].outputs or ()} == set(signature.output_names)
+        assert output.name in quality.headline
+        # A share of the whole that is lost, whatever the units are.
+        assert reference.loss([spoiled.outputs(feed) for feed in feeds]) > 0.1
+
+
+def test_padding_is_no_place_for_an_answer() -> None:
+    dense = open_model(bert("BertForQuestionAnswering"))
+    signature = signature_of(dense)
+    feeds = [signature.example(4, 8, seed, padded=True) for seed in range(2)]
+
+    class Beyond(Spoiled):
+        def outputs(self, feed: Any) -> dict[str, Any]:
+            padding = feed["attention_mask"] == 0
+            return {k: np.where(padding, 1e3, v).astype(np.float32) for k, v in self.dense.outputs(feed).items()}
+
+    spoiled = Beyond(dense, "start_logits")
+    assert Judges(dense, [JudgingSet("padded", tuple(feeds))]).quality_of(spoiled).fidelity == 1
+    reference = reference_of(dense, feeds, [dense.outputs(feed) for feed in feeds])
+    assert reference.loss([spoiled.outputs(feed) for feed in feeds]) == pytest.approx(0, abs=1e-9)
+
+
+def test_what_is_pooled_otherwise_is_kept_and_not_judged() -> None:
+    dense = open_model(bert("BertModel"))
+    pooled = signature_of(dense).pooled_by("mean")
+    assert [output.name for output in pooled.outputs] == ["last_hidden_state", "pooler_output"]
+    assert [(output.name, output.kind) for output in pooled.compared] == [("last_hidden_state", "embedding")]
+
+
+def test_information_is_that_of_the_classes() -> None:
+    sure = np.log(np.eye(4) + 1e-9)
+    assert information_of([sure], [None]) == pytest.approx(np.log(4), abs=1e-4)
+    assert information_of([np.zeros((3, 4))], [None]) == LITTLE
+    # Classes that differ in number are compared with the even distribution.
+    expected = (4 * np.log(4) + 2 * np.log(2)) / 6
+    assert information_of([sure, np.log(np.eye(2) + 1e-9)], [None, None]) == pytest.approx(expected, abs=1e-4)
+
+
+def two_outputs(path: Path, scale: float = 1.0) -> Path:
+    rng = np.random.default_rng(0)
+    numbers = {"w": rng.standard_normal((12, 16)), "a": rng.standard_normal((16, 5)), "b": scale * np.ones((16, 4))}
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["h"]),
+            helper.make_node("MatMul", ["h", "a"], ["logits"]),
+            helper.make_node("MatMul", ["h", "b"], ["pred_boxes"]),
+            helper.make_node("ArgMax", ["logits"], ["chosen"], axis=1),
+        ],
+        "two",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 12])],
+        [
+            helper.make_tensor_value_info("pred_boxes", TensorProto.FLOAT, ["batch", 4]),
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 5]),
+            helper.make_tensor_value_info("chosen", TensorProto.INT64, ["batch", 1]),
+        ],
+        [onnx.numpy_helper.from_array(value.astype(np.float32), name) for name, value in numbers.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, path)
+    return path
+
+
+def test_a_graph_has_all_its_outputs_and_each_is_compared(tmp_path: Path) -> None:
+    dense = open_model(two_outputs(tmp_path / "m.onnx"))
+    signature = signature_of(dense)
+    assert [(output.name, output.kind) for output in signature.outputs] == [
+        ("pred_boxes", "values"),
+        ("logits", "logits"),
+        ("chosen", "values"),
+    ]
+    assert signature.output == "logits"
+    dense.write_onnx(tmp_path / "again.onnx")
+    parity = check_parity(dense, tmp_path / "again.onnx")
+    assert parity.outputs is not None and list(parity.outputs) == ["pred_boxes", "logits", "chosen"]
+    with pytest.raises(ExportError, match="in pred_boxes by"):
+        check_parity(dense, two_outputs(tmp_path / "other.onnx", scale=2))
+    other = open_model(bert("BertForQuestionAnswering"))
+    with pytest.raises(ExportError, match="lacks the model's outputs start_logits, end_logits"):
+        check_parity(other, tmp_path / "again.onnx")
+
+
+def test_one_output_of_two_can_be_asked_for() -> None:
+    dense = open_model(Heads(lambda a, b: {"logits": a, "pred_boxes": b}).eval())
+    signature = signature_of(dense)
+    only = dense.fed_with(replace(signature, outputs=signature.outputs[1:]))
+    assert list(only.outputs(signature.example(2, 3))) == ["pred_boxes"]

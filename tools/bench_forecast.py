@@ -9,7 +9,6 @@ those of the worst set of each. "agree" says whether both call the result fit fo
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import subjects
-from bench_methods import subject_of
 from measured import Cell, Table, publish
 
 import lowrank
@@ -50,19 +48,13 @@ def rows_of(subject: subjects.Subject, keeps: tuple[float, ...], run: Path) -> I
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    for name in ("stories", "vit", "gpt"):
-        parser.add_argument(f"--{name}", type=Path)
-    parser.add_argument("--only", help="of minilm, stories, vit and gpt")
+    parser = subjects.parser(__doc__)
     parser.add_argument("--keeps", type=float, nargs="+", default=KEEPS)
-    parser.add_argument("--output", type=Path, default=Path("bench"))
     args = parser.parse_args()
-    names = [args.only] if args.only else ["minilm", *(n for n in ("stories", "vit", "gpt") if getattr(args, n))]
     rows: list[list[Cell]] = []
     with tempfile.TemporaryDirectory() as place:
-        for name in names:
-            for row in rows_of(subject_of(name, args, Path(place)), tuple(args.keeps), Path(place) / "runs" / name):
+        for name, subject in subjects.asked(args, Path(place)):
+            for row in rows_of(subject, tuple(args.keeps), Path(place) / "runs" / name):
                 rows.append(row)
                 print(publish(Table(COLUMNS, rows), args.output, "forecast").splitlines()[-1], flush=True)
 

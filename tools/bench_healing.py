@@ -10,7 +10,6 @@ table is written as it grows.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 import tempfile
@@ -22,7 +21,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import subjects
-from bench_methods import subject_of
 from measured import Cell, Table, publish
 
 import lowrank
@@ -60,19 +58,12 @@ def table(subject: subjects.Subject, rows: list[list[Cell]]) -> Table:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    for name in ("vit", "gpt"):
-        parser.add_argument(f"--{name}", type=Path)
-    parser.add_argument("--only", help="of minilm, vit and gpt")
+    parser = subjects.parser(__doc__, ("vit", "gpt"))
     parser.add_argument("--keeps", type=float, nargs="+", default=[0.5, 0.3, 0.2])
     parser.add_argument("--minutes", type=float, default=15)
-    parser.add_argument("--output", type=Path, default=Path("bench"))
     args = parser.parse_args()
-    names = [args.only] if args.only else ["minilm", *(n for n in ("vit", "gpt") if getattr(args, n))]
     with tempfile.TemporaryDirectory() as work:
-        for name in names:
-            subject = subject_of(name, args, Path(work))
+        for name, subject in subjects.asked(args, Path(work)):
             if name == "minilm":
                 # All of its sentences, of which the calibration takes some from all over.
                 whole = replace(subject.calib, calib=str(args.data / "stsb_train.tsv"))

@@ -5,7 +5,7 @@
 DATA holds stsb_train.tsv, stsb_dev.tsv, sst2_train.tsv, sst2_dev.tsv, tinyshakespeare.txt.gz,
 wikitext2_tok_valid.txt.gz, and cisi, a collection in the layout of BEIR. `--vit` and `--gpt` are what
 `train_vit.py --shifted` and `train_gpt.py` wrote. Every method runs in a process of its own; its seconds and its peak
-memory are those of everything up to the last of its models. Above them stands what one would take instead of a
+memory are those of everything up to this model. Above them stands what one would take instead of a
 compressed model (`baselines.py`).
 """
 
@@ -18,15 +18,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import subjects
-from measured import Cell, Table, publish
+from measured import Cell, Table, measured_before, publish
 from published import PUBLISHED, Compressor, seen
 
 import lowrank
@@ -109,10 +109,14 @@ def known(analysis: Analysis) -> list[str]:
     return ["pivoted", *(name for name in ("shared", "product", "rotary", "neurons") if name in coupled)]
 
 
-def rows_of(subject: subjects.Subject, calibration: Any, label: str, compress: Compressor) -> Iterator[dict[str, Any]]:
-    """One row for each keep ratio, with the seconds of its own."""
+def rows_of(
+    subject: subjects.Subject, calibration: Any, label: str, compress: Compressor, known: Container[tuple[Cell, Cell]]
+) -> Iterator[dict[str, Any]]:
+    """One row for each keep ratio that is not known, with the seconds of its own."""
     backend = calibration.backend
     for keep in subject.keeps:
+        if (label, keep) in known:
+            continue
         start = time.perf_counter()
         try:
             module = backend.rewrite(compress(keep)).module
@@ -122,70 +126,87 @@ def rows_of(subject: subjects.Subject, calibration: Any, label: str, compress: C
         yield {"method": label, "keep": keep, "found": subject.measure(module), "seconds": seconds}
 
 
-def run(subject: subjects.Subject, method: str, settings: lowrank.Settings) -> list[dict[str, Any]]:
+def run(subject: subjects.Subject, task: Task, known: Container[tuple[Cell, Cell]]) -> Iterator[dict[str, Any]]:
     """The rows of one method, or of all ingredients."""
+    settings = subject.elsewhere if task.elsewhere else subject.calib
     backend: Any = lowrank.open_model(subject.source)
     start = time.perf_counter()
     calibration: Any = load_calibration(
         backend, Path(str(settings.calib)), settings.column, settings.samples, settings.mixed
     )
-    if method == "ingredients":
-        return [row for label, made in ingredients(calibration) for row in rows_of(subject, calibration, label, made)]
-    compress = (PUBLISHED | {OURS: ours})[method](calibration)
+    if task.method == "ingredients":
+        for label, made in ingredients(calibration):
+            yield from rows_of(subject, calibration, label, made, known)
+        return
+    compress = (PUBLISHED | {OURS: ours})[task.method](calibration)
     once = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return [
-        {**row, "seconds": row["seconds"] + once, "peak": peak}
-        for row in rows_of(subject, calibration, method, compress)
-    ]
+    for row in rows_of(subject, calibration, task.label, compress, known):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        yield {**row, "seconds": row["seconds"] + once, "peak": peak}
 
 
-def table(subject: subjects.Subject, whole: Mapping[str, tuple[Cell, ...]], rows: list[dict[str, Any]]) -> Table:
-    """`whole`: the models that are not compressed, the dense one first."""
-    columns = {subject.name: "", "keep": "g"} | dict(subject.columns)
-    lines: list[list[Cell]] = [[name, 1, *found, None, None] for name, found in whole.items()]
-    lines += [[row["method"], row["keep"], *row["found"], row["seconds"], row.get("peak")] for row in rows]
-    return Table(columns | {"seconds": ".0f", "peak MB": ".0f"}, lines)
+@dataclass(frozen=True)
+class Task:
+    """A method, or all ingredients, and whether it is calibrated on the other domain."""
+
+    method: str
+    elsewhere: bool = False
+
+    @property
+    def label(self) -> str:
+        """Its name in the table."""
+        return f"{self.method}, calibrated elsewhere" if self.elsewhere else self.method
 
 
-def subject_of(name: str, args: argparse.Namespace, work: Path) -> subjects.Subject:
-    if name == "minilm":
-        return subjects.minilm(args.data, work)
-    if name == "stories":
-        return subjects.stories(args.stories, args.data, work)
-    return subjects.gpt(args.gpt, args.data) if name == "gpt" else subjects.vit(args.vit)
+TASKS = [*map(Task, (*PUBLISHED, OURS)), *(Task(method, True) for method in ELSEWHERE), Task("ingredients")]
+
+
+def columns_of(subject: subjects.Subject) -> dict[str, str]:
+    return {subject.name: "", "keep": "g"} | dict(subject.columns) | {"seconds": ".0f", "peak MB": ".0f"}
+
+
+def measured_alone(name: str, task: Task) -> Iterator[list[Cell]]:
+    """The rows of a task, in a process of its own."""
+    command = [sys.executable, *sys.argv, "--only", name, "--method", task.method]
+    command += ["--elsewhere"] if task.elsewhere else []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            row = json.loads(line)
+            yield [row["method"], row["keep"], *row["found"], row["seconds"], row.get("peak")]
+    if process.returncode:
+        raise SystemExit(f"{task.label}: failed")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    for name in ("stories", "vit", "gpt"):
-        parser.add_argument(f"--{name}", type=Path)
-    parser.add_argument("--only", help="of minilm, stories, vit and gpt")
-    parser.add_argument("--output", type=Path, default=Path("bench"))
+    parser = subjects.parser(__doc__)
+    parser.add_argument("--resume", action="store_true", help="rows of the table that is there are not measured again")
     parser.add_argument("--method", help=argparse.SUPPRESS)
     parser.add_argument("--elsewhere", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    names = [args.only] if args.only else ["minilm", *(n for n in ("stories", "vit", "gpt") if getattr(args, n))]
     with tempfile.TemporaryDirectory() as work:
-        for name in names:
-            subject = subject_of(name, args, Path(work))
+        for name, subject in subjects.asked(args, Path(work)):
+            columns = columns_of(subject)
+            # A task reads what the bench has written until then.
+            resumed = args.resume or args.method
+            rows = measured_before(args.output, f"methods-{name}", columns) if resumed else []
+            known = {(row[0], row[1]) for row in rows}
             if args.method:
-                print(json.dumps(run(subject, args.method, subject.elsewhere if args.elsewhere else subject.calib)))
+                for row in run(subject, Task(args.method, args.elsewhere), known):
+                    print(json.dumps(row), flush=True)
                 return
-            opened: Any = lowrank.open_model(subject.source)
-            whole = {"dense": subject.measure(opened.module), **subject.instead()}
-            rows: list[dict[str, Any]] = []
-            text = ""
-            tasks = [(m, False) for m in (*PUBLISHED, OURS)] + [(m, True) for m in ELSEWHERE] + [("ingredients", False)]
-            for method, elsewhere in tasks:
-                command = [sys.executable, *sys.argv, "--only", name, "--method", method]
-                command += ["--elsewhere"] if elsewhere else []
-                found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-                new = json.loads(found.splitlines()[-1])
-                rows += [r | {"method": f"{r['method']}, calibrated elsewhere"} if elsewhere else r for r in new]
-                text = publish(table(subject, whole, rows), args.output, f"methods-{name}")
-            print(text, end="\n\n", flush=True)
+            if not rows:
+                opened: Any = lowrank.open_model(subject.source)
+                whole = {"dense": subject.measure(opened.module), **subject.instead()}
+                rows = [[label, 1, *found, None, None] for label, found in whole.items()]
+            publish(Table(columns, rows), args.output, f"methods-{name}")
+            for task in TASKS:
+                if task.method != "ingredients" and all((task.label, keep) in known for keep in subject.keeps):
+                    continue
+                for row in measured_alone(name, task):
+                    rows.append(row)
+                    text = publish(Table(columns, rows), args.output, f"methods-{name}")
+                    print(text.splitlines()[-1], flush=True)
 
 
 if __name__ == "__main__":

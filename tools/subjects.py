@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,3 +170,36 @@ def vit(folder: Path) -> Subject:
         keeps=(0.3, 0.1, 0.05),
         measure=measure,
     )
+
+
+TRAINED = ("stories", "vit", "gpt")
+"""Subjects whose models are no part of a package: an option names each one's folder."""
+
+
+def parser(text: str | None, others: Sequence[str] = TRAINED) -> argparse.ArgumentParser:
+    """The options of a bench over several subjects.
+
+    Args:
+        text: what the bench is for.
+        others: of `TRAINED`, those that it can take beside the model of sentence embeddings.
+    """
+    options = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--data", type=Path, required=True)
+    for name in others:
+        options.add_argument(f"--{name}", type=Path)
+    options.add_argument("--only", help=f"one of minilm, {', '.join(others)}")
+    options.add_argument("--output", type=Path, default=Path("bench"))
+    return options
+
+
+def asked(args: argparse.Namespace, work: Path) -> Iterator[tuple[str, Subject]]:
+    """The subjects that the options name, each made when its turn comes, with short names."""
+    made: Mapping[str, Callable[[], Subject]] = {
+        "minilm": lambda: minilm(args.data, work),
+        "stories": lambda: stories(args.stories, args.data, work),
+        "vit": lambda: vit(args.vit),
+        "gpt": lambda: gpt(args.gpt, args.data),
+    }
+    given = ["minilm", *(name for name in TRAINED if getattr(args, name, None))]
+    for name in [args.only] if args.only else given:
+        yield name, made[name]()

@@ -8,12 +8,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from lowrank.core.listing import listed
+
 WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
 """Parts of names that torch.compile, FSDP, activation checkpointing and Fabric add, anywhere in a name."""
 AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|avg|shadow|teacher)([._]|$)", re.IGNORECASE)
 """Names that trainers give to a moving average of the weights."""
-SHOWN = 6
-"""Names in a sentence."""
 
 
 def is_averaged(name: str) -> bool:
@@ -69,9 +69,8 @@ def no_place(names: Sequence[str]) -> tuple[str, ...]:
     """A note on stored tensors that a model has no place for; none if there are none."""
     if not names:
         return ()
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     what = "a stored tensor" if len(names) == 1 else f"{len(names)} stored tensors"
-    return (f"the model has no place for {what}, left out: {', '.join(names[:SHOWN])}{more}",)
+    return (f"the model has no place for {what}, left out: {listed(names)}",)
 
 
 def fit_names(wanted: Iterable[str], stored: Iterable[str], base: str = "") -> Fit:

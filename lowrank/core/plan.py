@@ -10,6 +10,7 @@ from typing import Any, cast
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.cost import Unit
+from lowrank.core.listing import listed
 from lowrank.core.match import nearest
 from lowrank.core.rounding.cost import BITS
 from lowrank.core.rounding.formats import Stored
@@ -133,7 +134,7 @@ class Plan:
                 chosen[group.name] = Dense().at(group, analysis, 0)
         options = in_order(chosen.values(), analysis)
         larger = [o.group for o in options if o.cost > analysis.params(groups[o.group])]
-        notes = (f"{len(larger)} weights are larger than dense at the plan's ranks: {', '.join(larger[:4])}",)
+        notes = (f"{len(larger)} weights are larger than dense at the plan's ranks: {listed(larger)}",)
         gap, selector = content.get("optimality_gap"), content.get("selector")
         untouched = content.get("cost") == sum(o.cost for o in options) and all(
             isinstance(e, dict)

@@ -15,6 +15,7 @@ from lowrank.backends.onnx.describe import Use
 from lowrank.backends.onnx.save import load_whole, save_model
 from lowrank.backends.onnx.sites import attribute
 from lowrank.core.linalg.eigen import Matrix
+from lowrank.core.listing import listed
 from lowrank.core.rounding.codes import Codes, even_latents, refitted_left
 from lowrank.core.rounding.formats import FORMATS, Stored, stored_as
 from lowrank.core.truncation.directions import directions
@@ -133,7 +134,7 @@ class _Quantizer:
         if not odd:
             return []
         kinds = sorted({layer.kind for w in odd for layer in w.layers})
-        return [f"{len(odd)} weights ({', '.join(kinds)}) stay as they are: {', '.join(w.name for w in odd[:3])}"]
+        return [f"{len(odd)} weights ({', '.join(kinds)}) stay as they are: {listed([w.name for w in odd])}"]
 
     def _as(self, weight: Weight) -> Stored:
         return stored_as(weight.name, self.stored) if self.dtype == "mixed" else Stored(self.dtype)

@@ -20,6 +20,7 @@ from lowrank.calibrate.interactions import measure_contexts
 from lowrank.calibrate.sensitivity import measure_sensitivity
 from lowrank.core.analysis import Analysis, CouplingAnalysis, Folds, Numbers, WeightAnalysis
 from lowrank.core.linalg.drivers import Fallback, watched_solvers
+from lowrank.core.listing import listed
 from lowrank.core.structures import structures
 from lowrank.core.weight import Coupling, Weight
 from lowrank.core.weight_analysis import analyze_weight
@@ -233,7 +234,7 @@ def solver_notes(used: Sequence[Fallback]) -> tuple[str, ...]:
     drivers, names = sorted({each.driver for each in used}), list(dict.fromkeys(each.name for each in used))
     return (
         f"LAPACK's usual eigensolver (syevd) did not converge for {len(names)} weights, which were decomposed with "
-        f"{' and '.join(drivers)}: {', '.join(names[:4])}",
+        f"{' and '.join(drivers)}: {listed(names)}",
     )
 
 
@@ -254,21 +255,19 @@ def _notes(backend: Backend, weights: Sequence[Weight], grams: Mapping[str, Fold
     if grams is not None and unseen:
         notes.append(
             f"{len(unseen)} weights got no calibration data, or only zeros and numbers that are not finite; they "
-            f"fall back to the plain metric: {', '.join(unseen[:4])}"
+            f"fall back to the plain metric: {listed(unseen)}"
         )
     bad = {name: f.fit.nonfinite + f.heldout.nonfinite for name, f in facts.items()}
     where = [name for name, count in bad.items() if count]
     if where:
         notes.append(
             f"{sum(bad.values())} activations with NaN or infinity were counted and left out of the moments, at "
-            f"{len(where)} weights: {', '.join(where[:4])}"
+            f"{len(where)} weights: {listed(where)}"
         )
     if facts and not any(f.heldout.tokens for f in facts.values()):
         notes.append("too few samples for a held-out fold: error curves are of the fitted samples, and too low")
     notes += backend.source.get("notes", ())
     missing = backend.source.get("not_in_checkpoint")
     if missing:
-        notes.append(
-            f"the checkpoint lacks {len(missing)} tensors, which were drawn at random: {', '.join(missing[:4])}"
-        )
+        notes.append(f"the checkpoint lacks {len(missing)} tensors, which were drawn at random: {listed(missing)}")
     return tuple(notes)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lowrank.backends.names import Fit, Reading, fit_names, is_averaged, misfit, no_place
 from lowrank.backends.not_whole import part_of_names
+from lowrank.core.listing import listed
 from lowrank.core.match import in_block
 from lowrank.errors import UnsupportedModel, first_line
 
@@ -55,7 +56,7 @@ def fit_state_(module: nn.Module, state: Mapping[str, Tensor], origin: Path, bui
         raise UnsupportedModel(f"{origin} does not fit the module that {builder} builds: {first_line(error)}") from None
     notes = (*fit.taken_off, *no_place(fit.left))
     if missing:
-        kept = f"{len(missing)} buffers are not in the file, and stay as {builder} makes them: {', '.join(missing[:4])}"
+        kept = f"{len(missing)} buffers are not in the file, and stay as {builder} makes them: {listed(missing)}"
         notes = (*notes, kept)
     return Reading(notes=notes)
 

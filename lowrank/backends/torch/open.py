@@ -28,6 +28,7 @@ from lowrank.backends.torch.state_dict import StateDictBackend
 from lowrank.backends.torch.tensors import copied, hash_state
 from lowrank.backends.torch.trainer_file import TrainerFile, weights_named
 from lowrank.backends.weight_files import has_index, is_weights, weight_files
+from lowrank.core.listing import listed
 from lowrank.errors import UnsupportedModel
 
 TorchBackend = ModuleBackend | StateDictBackend
@@ -82,7 +83,7 @@ def _open_weights(path: Path, file: TrainerFile, opening: Opening) -> TorchBacke
         kinds = " and ".join(sorted({product.kind for product in products}))
         source["notes"] = [
             f"{len(products)} weights are stored as parts ({kinds}); their products, which the layers apply, took the "
-            f"places of the parts: {', '.join(product.name for product in products[:4])}"
+            f"places of the parts: {listed([product.name for product in products])}"
         ]
     return StateDictBackend(tensors, source)
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lowrank.backends.names import is_averaged
+from lowrank.core.listing import listed
 from lowrank.errors import UnsupportedModel
 
 USUAL = ("state_dict", "model_state_dict", "model", "module", "model_state", "net", "network", "weights", "params")
@@ -18,7 +19,6 @@ TRAINING = re.compile(r"optim|sched|scaler|(^|_)(amp|rng|loops?|callbacks?|grads
 """Names of what a trainer needs to go on, and a model does not."""
 DEPTH = 8
 """Mappings in each other."""
-SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,7 @@ class TrainerFile:
         told: list[str] = []
         if self.beside:
             where = f"the weights are under {self.place!r}" if self.place else "the weights are the file's own tensors"
-            more = f" and {len(self.beside) - SHOWN} more" if len(self.beside) > SHOWN else ""
-            told.append(f"{where}; the file also holds {', '.join(self.beside[:SHOWN])}{more}")
+            told.append(f"{where}; the file also holds {listed(self.beside)}")
         for name in self.others:
             what = "a moving average of the weights (EMA)" if is_averaged(name) else "other weights"
             told.append(f"{name!r} holds {what}, which are not the ones taken; --weights {name} takes them")

@@ -10,6 +10,7 @@ import numpy as np
 
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
+from lowrank.core.listing import listed
 from lowrank.core.plan import Plan, dense_cost
 from lowrank.core.rounding.cost import BITS
 from lowrank.core.rounding.formats import FORMATS
@@ -100,9 +101,7 @@ class Knapsack:
             for o in chosen.options
             if structure_named(o.structure).is_dense and costs[o.group].min() >= costs[o.group][0]
         ]
-        notes = (
-            f"{len(slow)} weights stay dense, as no structure is faster than they are here: {', '.join(slow[:4])}",
-        )
+        notes = (f"{len(slow)} weights stay dense, as no structure is faster than they are here: {listed(slow)}",)
         plan = plan_of(self, analysis, budget, chosen.options, chosen.gap)
         return replace(plan, share=(rest + chosen.cost) / max(whole, 1), notes=notes if slow else ())
 

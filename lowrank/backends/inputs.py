@@ -19,9 +19,15 @@ Feed = Mapping[str, NDArray[Any]]
 """The inputs of one forward pass, by name."""
 
 MASK = "attention_mask"
+NOISE = "noise"
+"""The name of random numbers that a model draws itself where it is not given any."""
 NOT_RUN = "it does not run on random inputs: "
 """How the reason begins why a model that can be built has no signature."""
 
+TRIED = 8
+"""Tokens of a sample that a model is tried on."""
+FLAGS = 2
+"""What an input of flags may hold, and one of indices of which nothing is known."""
 HALF = {"float16", "bfloat16"}
 
 Pooling = Literal["mean", "cls", "lasttoken", "max"]
@@ -155,6 +161,21 @@ class Signature:
     def has_sequence(self) -> bool:
         """Whether some input has a sequence axis."""
         return any("sequence" in i.dims for i in self.inputs)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many different tokens it reads; 0 where nothing tells."""
+        return max((i.high for i in self.inputs if i.name == "input_ids" and i.high > FLAGS), default=0)
+
+    def shortened(self, feed: Feed) -> Feed | None:
+        """The same feed without the last step of the sequence; None if that leaves nothing, or there is none."""
+        if not self.has_sequence or any(i.scale != 1 or i.offset for i in self.inputs):
+            return None
+        cut: dict[str, NDArray[Any]] = {}
+        for spec in self.inputs:
+            axes = (slice(-1) if dim == "sequence" else slice(None) for dim in spec.dims)
+            cut[spec.name] = feed[spec.name][tuple(axes)]
+        return cut if all(value.size for value in cut.values()) else None
 
     def example(self, batch: int, sequence: int, seed: int = 0, padded: bool = False) -> dict[str, NDArray[Any]]:
         """Random inputs of a size; with `padded`, every second row ends in padding."""

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lowrank.artifacts.files import hash_array, hash_json
 from lowrank.artifacts.outside import check_zip
 from lowrank.backends.base import Backend, signature_of
-from lowrank.backends.inputs import NOT_RUN, Feed, Signature, of_arrays
+from lowrank.backends.inputs import NOISE, NOT_RUN, Feed, Signature, of_arrays
 from lowrank.calibrate.batches import BATCH_ROWS, token_batches
 from lowrank.calibrate.folds import split_folds
 from lowrank.calibrate.masking import fills_in, masked_arrays, masked_lines, with_mask_token
@@ -141,6 +142,7 @@ def _from_arrays(backend: Backend, path: Path, samples: int) -> Calibration:
         raise CalibrationError(
             f"{path}: its arrays must have the same number of samples along their first axis, at least one"
         )
+    arrays = _with_noise(backend, arrays)
     backend = _fed_with(backend, path, arrays)
     signature = signature_of(backend)
     for spec in signature.inputs:
@@ -162,6 +164,14 @@ def _from_arrays(backend: Backend, path: Path, samples: int) -> Calibration:
     provenance = {"arrays": str(path.resolve()), "samples": len(chosen), "hash": digest}
     folds = map(batches, split_folds(len(chosen)))
     return Calibration(*folds, backend=backend, provenance=provenance, notes=_unmasked(backend))
+
+
+def _with_noise(backend: Backend, arrays: Feed) -> dict[str, NDArray[Any]]:
+    """The arrays with random numbers that a model reads beside them, always the same ones."""
+    specs = backend.signature.inputs if isinstance(backend.signature, Signature) else ()
+    count, rng = len(next(iter(arrays.values()))), np.random.default_rng(0)
+    drawn = {i.name: rng.random(i.shape(count, 1)) for i in specs if i.name == NOISE and i.name not in arrays}
+    return {**arrays, **drawn}
 
 
 def _unmasked(backend: Backend) -> tuple[str, ...]:

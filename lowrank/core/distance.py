@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-OutputKind = Literal["logits", "embedding", "values"]
+OutputKind = Literal["logits", "embedding", "values", "choices"]
 """`logits`: scores of classes or tokens, of which the first choice counts. `embedding`: vectors, of tokens that are
 pooled or of whole samples, that are compared by their angle. `values`: anything else, of which the numbers count:
-maps, scalars, boxes, hidden states."""
+maps, scalars, boxes, hidden states. `choices`: whole numbers, such as a class or a place, that are the same or not."""
 
 
+AS_THEY_ARE = ("values", "choices")
+"""Kinds of which the numbers themselves are compared."""
 LITTLE = 0.01
 """Nats that logits are taken to tell at least: of what is nearly the same for all inputs, no small difference counts
 for much."""
@@ -48,7 +50,8 @@ class Reference:
         kind: what they are; scores of a single class are values.
         counted: for each batch which positions count, samples x positions; None where all do, as they do where the
             output has other positions.
-        over_positions: whether its classes are the positions of a sample; those that do not count are then no class.
+        over_positions: whether its last axis is the positions of a sample; those that do not count are then no class
+            of logits, and of values each position is a row.
     """
 
     def __init__(
@@ -62,15 +65,16 @@ class Reference:
         self.over_positions = over_positions
         self._counted = list(counted) if counted is not None else [None] * len(outputs)
         self._sound: list[Array] = []
-        shapes, whole = list[tuple[int, ...]](), self.kind == "values"
+        shapes, whole = list[tuple[int, ...]](), self.kind in AS_THEY_ARE
         for output, given in zip(outputs, self._counted, strict=True):
             self._sound.append(sound_rows(rows_of(output, self.kind, given, over_positions), self.kind))
             shapes.append(output.shape)
-            whole = whole and bool(self._sound[-1].all()) and _fitting(output, given) is None
+            fitting = _fitting(_positions_first(output, self.kind, given, over_positions), given)
+            whole = whole and bool(self._sound[-1].all()) and fitting is None
         self.count = sum(int(sound.sum()) for sound in self._sound)
         """How many rows are compared: positions of logits, samples of embeddings, rows of numbers."""
-        self._outputs = outputs if self.kind == "values" else ()
-        self._forms = [self._formed(i, y) for i, y in enumerate(outputs)] if self.kind != "values" else []
+        self._outputs = outputs if self.kind in AS_THEY_ARE else ()
+        self._forms = [self._formed(i, y) for i, y in enumerate(outputs)] if self.kind not in AS_THEY_ARE else []
         whole = whole and len({shape[1:] for shape in shapes}) == 1 and sum(shape[0] for shape in shapes) > 1
         centred, self.squares = self._centred([shape[0] for shape in shapes] if whole else None)
         self.spread = centred / self.count if centred and self.count else 1.0
@@ -79,8 +83,8 @@ class Reference:
 
     @property
     def information(self) -> float:
-        """What there is to lose, in the units of the loss: 1 of embeddings and values, of which it is a share; of
-        logits what `information_of` says."""
+        """What there is to lose, in the units of the loss: of logits what `information_of` says; 1 of all others, of
+        which it is a share."""
         return information_of(self._forms, [None] * len(self._forms)) if self.kind == "logits" else 1.0
 
     def loss(self, outputs: Sequence[Array]) -> float:
@@ -88,23 +92,26 @@ class Reference:
 
         Of logits the mean divergence KL(dense | other) of a position, in nats. Of embeddings `sum |u - u'|^2` of the
         unit vectors over `sum |u - mean u|^2`; of values the same of the numbers: the share of the variance that is
-        not explained. The mean of the dense output explains nothing: a loss of 1.
+        not explained. The mean of the dense output explains nothing: a loss of 1. Of choices the share that differ.
         """
         total = sum(float(self.distances(batch, output).sum()) for batch, output in enumerate(outputs))
         loss = total / (self.count * self.spread) if self.count else 0.0
         return max(loss, 0.0) if np.isfinite(loss) else float("inf")
 
     def distances(self, batch: int, output: Array) -> Array:
-        """What each row that is compared of one batch is apart: its divergence, or its squared distance."""
+        """What each row that is compared of one batch is apart: its divergence, its squared distance, or the share of
+        its choices that differ."""
         with np.errstate(over="ignore", invalid="ignore"):
             other = _form(self._rows(batch, output)[self._sound[batch]], self.kind)
             if self.kind == "logits":
                 return divergence_terms(self._form(batch), other).sum(-1)
+            if self.kind == "choices":
+                return np.mean(other != self._form(batch), -1)
             return np.square(np.subtract(other, self._form(batch), dtype=np.float64)).sum(-1)
 
     def owners(self, batch: int, output: Array) -> Array:
         """For each row that is compared of one batch, the number of its sample there."""
-        return owners_of(output, self.kind, self._counted[batch])[self._sound[batch]]
+        return owners_of(output, self.kind, self._counted[batch], self.over_positions)[self._sound[batch]]
 
     def _rows(self, batch: int, output: Array) -> Array:
         return rows_of(output, self.kind, self._counted[batch], self.over_positions)
@@ -120,7 +127,7 @@ class Reference:
 
     def _centred(self, samples: Sequence[int] | None) -> tuple[float, float]:
         """The sum of squares of the dense output after its constant part, and with it; the second twice, where the
-        constant part is all there is; nothing of logits.
+        constant part is all there is; nothing of logits and choices.
 
         The constant part of embeddings is their mean; of values the mean of each number over the samples where all
         samples have one shape, else the mean of each channel.
@@ -135,7 +142,7 @@ class Reference:
                 yield form if samples is None else form.reshape(samples[batch], -1)
 
         count = self.count if samples is None else sum(samples)
-        if self.kind == "logits" or not count:
+        if self.kind in ("logits", "choices") or not count:
             return 0.0, 0.0
         # In two passes over the batches, since all of them in float64 may be more than memory holds.
         mean = sum(form.sum(0, dtype=np.float64) for form in forms()) / count
@@ -221,10 +228,11 @@ def rows_of(output: Array, kind: OutputKind, counted: Array | None = None, over_
             the classes are the second.
         kind: what it is.
         counted: which positions count, samples x positions; one of another shape is ignored.
-        over_positions: whether its classes are the positions; those that do not count are minus infinity.
+        over_positions: whether its last axis is the positions; logits of those that do not count are minus infinity.
     """
-    if over_positions and counted is not None and output.shape == counted.shape:
+    if over_positions and kind == "logits" and counted is not None and output.shape == counted.shape:
         return np.where(counted != 0, output, -np.inf)
+    output = _positions_first(output, kind, counted, over_positions)
     if kind == "embedding":
         return np.asarray(pooled(output.astype(np.float64, copy=False), counted))
     if output.ndim < 2:
@@ -235,13 +243,19 @@ def rows_of(output: Array, kind: OutputKind, counted: Array | None = None, over_
     return output.reshape(-1, output.shape[-1]) if fitting is None else output[fitting]
 
 
-def owners_of(output: Array, kind: OutputKind, counted: Array | None = None) -> Array:
+def owners_of(output: Array, kind: OutputKind, counted: Array | None = None, over_positions: bool = False) -> Array:
     """For each of the rows of `rows_of` the number of its sample."""
-    numbers = np.arange(len(output))
+    output, numbers = _positions_first(output, kind, counted, over_positions), np.arange(len(output))
     fitting = None if kind == "embedding" else _fitting(output, counted)
     if fitting is not None:
         return np.nonzero(fitting)[0] if fitting.ndim == 2 else numbers[fitting]
     return np.repeat(numbers, len(rows_of(output, kind)) // max(len(output), 1))
+
+
+def _positions_first(output: Array, kind: OutputKind, counted: Array | None, over_positions: bool) -> Array:
+    """Numbers of positions as samples x positions x 1, so that each position is a row; anything else as it is."""
+    own = over_positions and kind in AS_THEY_ARE and counted is not None and output.shape == counted.shape
+    return output[..., None] if own else output
 
 
 def _fitting(output: Array, counted: Array | None) -> Array | None:
@@ -253,7 +267,7 @@ def _fitting(output: Array, counted: Array | None) -> Array | None:
 
 def _form(rows: Array, kind: OutputKind) -> Array:
     """Rows as they are compared: log probabilities and unit vectors, both in float64, or the numbers themselves."""
-    if kind == "values":
+    if kind in AS_THEY_ARE:
         return rows
     values = np.asarray(rows, np.float64)
     with np.errstate(over="ignore", invalid="ignore"):

@@ -23,6 +23,11 @@ import onnxruntime
 HERE = Path(__file__).resolve().parent
 TYPES = {"int64": np.int64, "int32": np.int32, "float": np.float32, "float16": np.float16, "bool": np.bool_}
 
+ANSWER = ("start_logits", "end_logits")
+"""Scores of the places where an answer begins and ends."""
+MAIN = ("logits", "prediction_logits", "sentence_embedding", "text_embeds", "last_hidden_state")
+"""What is told of a text, if the model gives several outputs: the first of these."""
+
 
 def fail(reason):
     """End with a sentence."""
@@ -106,11 +111,17 @@ def run(session, feed):
 
 
 def tell(texts, feed, outputs):
-    """One line a text: the likeliest class or token, or the embedding's similarity to the first text's."""
-    name, value = next(iter(outputs.items()))
+    """One line a text: an answer's place, the likeliest class or token, or the embedding's similarity to the first."""
+    if all(name in outputs for name in ANSWER):
+        tell_answers(texts, feed, outputs)
+        return
+    name = next((name for name in MAIN if name in outputs), next(iter(outputs)))
+    value = outputs[name]
+    if value.ndim not in (2, 3):
+        value = value.reshape(len(texts), -1)
     mask = feed.get("attention_mask", np.ones(value.shape[:2], np.int64))
     last = mask.sum(1) - 1
-    if name == "logits":
+    if name.endswith("logits"):
         scores = value[np.arange(len(value)), last] if value.ndim == 3 else value
         best = scores.argmax(-1)
         for text, index, row in zip(texts, best, scores):
@@ -121,6 +132,13 @@ def tell(texts, feed, outputs):
     value = value / np.linalg.norm(value, axis=-1, keepdims=True)
     for text, row in zip(texts, value):
         print(f"{row @ value[0]:.4f}  {text}")
+
+
+def tell_answers(texts, feed, outputs):
+    """One line a text: the first and the last token of the answer, counted from 0."""
+    start, end = (np.where(feed["attention_mask"] == 0, -np.inf, outputs[name]) for name in ANSWER)
+    for text, first, scores in zip(texts, start.argmax(-1), end):
+        print(f"{text}: tokens {first} to {first + scores[first:].argmax()}")
 
 
 def timed(session, feed, rounds):

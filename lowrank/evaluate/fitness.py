@@ -25,6 +25,7 @@ ANSWER = {
     "logits": "{} of the first choices are the dense model's",
     "embedding": "{} of the ranking of nearest texts is the dense model's",
     "values": "{} of the dense output's variance is explained",
+    "choices": "{} of the whole numbers that it gives are the dense model's",
 }
 
 
@@ -52,13 +53,14 @@ def unfit(report: Report, analysis: Analysis) -> list[str]:
 
 def _lacks(quality: Quality, failed: Sequence[SetQuality]) -> str:
     worst, *others = sorted(failed, key=lambda row: row.order)
-    words = ANSWER[quality.kind or "values"]
+    words = ANSWER[worst.kind or quality.kind or "values"]
     said = (
         words.format(f"only {percent(worst.fidelity)}") if math.isfinite(worst.fidelity) else "the output is not finite"
     )
     more = ", ".join(f"{percent(row.fidelity)} on {row.name}" for row in others if math.isfinite(row.fidelity))
     return (
         f"Not fit for use as it is: on {worst.name} {said}"
+        + (f" in {worst.output}" if worst.output else "")
         + (f" ({more})" if more else "")
         + (f"; {percent(FLOOR)} is the least.")
     )

@@ -11,6 +11,7 @@ import numpy as np
 
 from lowrank.backends.outputs import Output
 from lowrank.core.distance import (
+    AS_THEY_ARE,
     Array,
     OutputKind,
     Reference,
@@ -49,27 +50,29 @@ class OneOutput:
     def begun(self) -> Self:
         """The same, for another model."""
         fresh = copy.copy(self)
-        if self.kind == "values":
+        if self.kind in AS_THEY_ARE:
             fresh._reference = self._reference
         fresh._parts, fresh._sums = [], dict.fromkeys(self._sums, 0.0)
         return fresh
 
     @cached_property
     def _reference(self) -> Reference:
-        """Of values."""
-        return Reference(self._dense, self.kind, self._counted)
+        """Of values and choices."""
+        return Reference(self._dense, self.kind, self._counted, self.over_positions)
 
     def compared(self, i: int, output: Array) -> Array:
         """What is compared of an output: the scores that count, the vector of each sample, or all numbers."""
         output = np.atleast_1d(output)
-        return output if self.kind == "values" else rows_of(output, self.kind, self._counted[i], self.over_positions)
+        if self.kind in AS_THEY_ARE:
+            return output
+        return rows_of(output, self.kind, self._counted[i], self.over_positions)
 
     def add(self, i: int, output: Array) -> None:
         """Measure the other model's output of a batch."""
         output = np.atleast_1d(output)
         if self.kind == "logits":
             self._add_scores(i, output)
-        elif self.kind == "values":
+        elif self.kind in AS_THEY_ARE:
             lost, owners = self._reference.distances(i, output), self._reference.owners(i, output)
             spread = np.full(len(lost), self._reference.spread)
             self._parts.append(_by_sample(owners, len(output), spread - lost, spread))
@@ -86,7 +89,8 @@ class OneOutput:
         terms = divergence_terms(log_probabilities(a), log_probabilities(b))
         self._sums["divergence"] += float(terms.sum(-1).sum(dtype=np.float64))
         # Minus infinity is a probability of zero in both.
-        self._sums["difference"] += squared_norm(np.where(a == b, 0, a - b))
+        with np.errstate(invalid="ignore"):
+            self._sums["difference"] += squared_norm(np.where(a == b, 0, a - b))
         self._sums["total"] += squared_norm(np.where(np.isfinite(a), a, 0))
         self._parts.append(_by_sample(owners, len(output), same, np.ones(len(same))))
 
@@ -95,7 +99,9 @@ class OneOutput:
         found, sums = np.concatenate(self._parts), self._sums
         if self.kind == "embedding":
             return self._of_vectors(found)
-        if self.kind == "values":
+        if self.kind == "choices":
+            figures = {"agreement": alike(found)}
+        elif self.kind == "values":
             figures = {"explained": alike(found), **_relative(sums["difference"], self._reference.squares)}
         else:
             count = max(float(found[:, 1].sum()), 1.0)

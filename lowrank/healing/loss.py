@@ -90,11 +90,14 @@ def measures_of(signature: Signature, outputs: Mapping[str, Batches], feeds: Seq
         feeds: the batches.
     """
     measures: list[OutputMeasure] = []
-    several = len(signature.compared)
+    several = sum(output.kind != "choices" for output in signature.compared)
     for output in signature.compared:
+        if output.kind == "choices":
+            # Whole numbers have no gradient.
+            continue
         given, counted = outputs[output.name], [signature.counted(feed, output) for feed in feeds]
         kind = kind_of([given[0]], output.kind)
-        spread = 1.0 if kind == "logits" else Reference(list(given), kind, counted).spread
+        spread = 1.0 if kind == "logits" else Reference(list(given), kind, counted, output.over_positions).spread
         scale = information_of(given, counted) if kind == "logits" and several > 1 else 1.0
         measures.append(OutputMeasure(replace(output, kind=kind), spread, 1 / (several * scale)))
     return measures

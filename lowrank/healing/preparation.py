@@ -54,6 +54,8 @@ def prepare(
             "--adapter and --device, or give the model as code"
         )
     _check_device(training.device)
+    if all(output.kind == "choices" for output in dense.signature.compared):
+        raise HealingError("the model gives whole numbers alone, which have no gradient; heal one that gives scores")
     if not small.replaced:
         raise HealingError("nothing in the compressed model was replaced, so there is nothing to heal")
     workers, signature = Workers(training.device), in_float32(dense.signature)

@@ -20,6 +20,7 @@ MEANING = {
     "logits": "the first choice is the same",
     "embedding": "the nearest neighbours are the same, in their order (nDCG@10)",
     "values": "the share of the variance of its outputs that is explained",
+    "choices": "the whole numbers that it gives are the same",
 }
 """What the answer is, by what the output is."""
 

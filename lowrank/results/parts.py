@@ -123,7 +123,7 @@ class Comparison(Part):
     confidence: float = 0.95
 
 
-FIDELITY = {"logits": "agreement", "embedding": "ranking", "values": "explained"}
+FIDELITY = {"logits": "agreement", "embedding": "ranking", "values": "explained", "choices": "agreement"}
 """The figure that is called fidelity, by what the output is."""
 
 
@@ -135,9 +135,9 @@ class OutputQuality(Part):
     kind: OutputKind | None = field(default=None, metadata=LEFT_OUT)
     """What it is, and so how it is measured."""
     fidelity: float
-    """From 0 to 1: `agreement` of logits, `ranking` of embeddings, `explained` of values."""
+    """From 0 to 1: `agreement` of logits and choices, `ranking` of embeddings, `explained` of values."""
     agreement: float | None = field(default=None, metadata=LEFT_OUT)
-    """Share of positions that count with the same first choice of class or token."""
+    """Share of positions that count with the same first choice of class or token, or of choices that are the same."""
     kl: float | None = field(default=None, metadata=LEFT_OUT)
     """Mean divergence of the dense distribution to the compressed one, in nats."""
     ranking: float | None = field(default=None, metadata=LEFT_OUT)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import lowrank
+from lowrank.edge import standalone
 
 
 @pytest.fixture
@@ -82,3 +83,16 @@ def test_bad_inputs_are_named(run: Path, tmp_path: Path) -> None:
     ):
         done = call(run, *arguments)
         assert done.returncode != 0 and told in done.stderr and "Traceback" not in done.stderr, (arguments, done.stderr)
+
+
+def test_what_is_told_of_several_outputs(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = np.array([[0.0, 3, 1, 9], [5, 0, 1, 2]])
+    mask = np.array([[1, 1, 1, 0], [1, 1, 1, 1]])
+    answers = {"start_logits": scores, "end_logits": scores[:, ::-1]}
+    standalone.tell(["a", "b"], {"attention_mask": mask}, answers)
+    # Of the first the end is searched from its beginning on, and not in the padding; so it is of the second.
+    assert capsys.readouterr().out.splitlines() == ["a: tokens 1 to 2", "b: tokens 0 to 3"]
+    standalone.tell(["a", "b"], {"attention_mask": mask}, {"pooled": np.ones(()), "logits": scores})
+    assert capsys.readouterr().out.splitlines() == ["a: 3 (9.000)", "b: 0 (5.000)"]
+    standalone.tell(["a"], {"attention_mask": mask[:1]}, {"scalar": np.ones(1)})
+    assert capsys.readouterr().out.splitlines() == ["1.0000  a"]

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from lowrank.artifacts.files import RECORD_FILE, write_json
 from lowrank.backends.base import Change, Outputs, not_exported
+from lowrank.backends.beside import read_beside
 from lowrank.backends.finite import finite
-from lowrank.backends.inputs import NOT_RUN, Feed, Signature
+from lowrank.backends.inputs import NOT_RUN, TRIED, Feed, Signature
 from lowrank.backends.onnx.constants import constants_of, tensor_of
 from lowrank.backends.onnx.describe import Described, Use, describe
 from lowrank.backends.onnx.joint_moments import OnnxPair
@@ -26,6 +27,7 @@ from lowrank.backends.onnx.runtime import Runner
 from lowrank.backends.onnx.save import save_model
 from lowrank.backends.onnx.signature import outputs_of
 from lowrank.backends.ort_session import floating
+from lowrank.backends.outputs import Run, as_shown
 from lowrank.core.distance import OutputKind
 from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.structures.base import Replacement
@@ -117,11 +119,32 @@ class OnnxBackend:
             if sequence > LENGTHS[-1]:
                 # Samples of sound: below some number of them there is not one step.
                 inputs = (replace(i, offset=sequence) if "sequence" in i.dims else i for i in self.declared.inputs)
-                return replace(self.declared, inputs=tuple(inputs))
+                return self._shown(replace(self.declared, inputs=tuple(inputs)))
             longest = sequence
         if not longest:
             return f"{NOT_RUN}{failure}"
-        return replace(self.declared, max_sequence=min(longest, self.declared.max_sequence))
+        return self._shown(replace(self.declared, max_sequence=min(longest, self.declared.max_sequence)))
+
+    def _shown(self, signature: Signature, feed: Feed | None = None) -> Signature:
+        """The signature with what a run and the config beside the graph tell of its outputs."""
+        feed = feed or signature.example(2, min(TRIED, signature.max_sequence))
+        names, cut = signature.output_names, signature.shortened(feed)
+
+        def shorter() -> Outputs:
+            try:
+                return {} if cut is None else dict(zip(names, self._runner(cut, names), strict=True))
+            except Exception:
+                # What takes this length alone has no axis that follows it.
+                return {}
+
+        try:
+            given = dict(zip(names, self._runner(feed, names), strict=True))
+        except Exception:
+            # A batch of one is all that some graphs take: names must do.
+            return signature
+        config = read_beside((self.source["path"], self.tokenizer), "config.json")
+        run = Run(feed, given, shorter, signature.vocabulary, config)
+        return replace(signature, outputs=tuple(as_shown(output, run) for output in signature.outputs))
 
     @cached_property
     def _tensors(self) -> list[Any]:
@@ -188,7 +211,7 @@ class OnnxBackend:
         """The same graph: what it declares of its inputs is all there is, but sizes and ranges may be known better."""
         if not signature.outputs:
             outputs, left_out = outputs_of(self.model)
-            signature = replace(signature, outputs=outputs, left_out=left_out)
+            signature = self._shown(replace(signature, outputs=outputs, left_out=left_out), feed)
         return replace(self, declared=signature, tried=True)
 
     @cached_property

@@ -57,6 +57,8 @@ def output_curvature(
         for feed in feeds:
             gradients.mask = mask_of(feed)
             value = _probes(signature, call(signature, module, feed), feed, generator)
+            if not value.requires_grad:
+                return {}
             # Into the activations alone: the module's parameters keep the gradients that they have.
             parameters = [p for p in module.parameters() if p.requires_grad]
             torch.autograd.grad(value, [*parameters, *gradients.leaves], allow_unused=True)
@@ -71,6 +73,9 @@ def _probes(signature: Signature, outputs: Mapping[str, Tensor], feed: Feed, gen
     gradients add up. With several, each is a share, as in `core.distance.References`."""
     total = torch.zeros(())
     for output in signature.compared:
+        if not outputs[output.name].requires_grad:
+            # Whole numbers, or what no layer changes.
+            continue
         value, counted = compared_output(signature, output, outputs[output.name], feed)
         own = probe(value, output.kind, generator, counted)
         if len(signature.compared) > 1 and output.kind != "logits":

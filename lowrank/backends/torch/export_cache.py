@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lowrank.backends.inputs import MASK
 from lowrank.backends.onnx.save import save_model
 from lowrank.backends.torch.export import trace
+from lowrank.backends.torch.results import named_tensors
 from lowrank.backends.torch.tensors import module_in_float32
 from lowrank.errors import ExportError
 
@@ -19,7 +20,8 @@ BATCH = "batch_size"
 
 
 def export_with_past(module: nn.Module, path: Path, opset: int) -> None:
-    """Write a graph that takes `input_ids`, `attention_mask` and the cache, and gives `logits` and the cache after.
+    """Write a graph that takes `input_ids`, `attention_mask` and the cache, and gives `logits`, with all other outputs
+    of the model, and the cache after.
 
     The cache is `past_key_values.N.key` and `.value` (batch x heads x past x width) going in and `present.N.key` and
     `.value` coming out, as `optimum` names them. The mask covers past and new tokens. A past of length 0 starts a text.
@@ -38,7 +40,7 @@ def export_with_past(module: nn.Module, path: Path, opset: int) -> None:
     dynamic: Any = ({0: auto, 1: auto}, {0: auto, 1: auto}, tuple({0: auto, 2: auto} for _ in floats))
     names = [f"{i}.{part}" for i in range(len(shapes)) for part in ("key", "value")]
     inputs = ["input_ids", MASK, *(f"past_key_values.{n}" for n in names)]
-    outputs = ["logits", *(f"present.{n}" for n in names)]
+    outputs = [*wrapped.named, *(f"present.{n}" for n in names)]
     model = trace(wrapped, (ids, mask, tuple(floats)), dynamic, inputs, outputs, opset)
     _name_axes(model)
     save_model(model, path)
@@ -70,6 +72,10 @@ class _WithCache(nn.Module):
     def __init__(self, module: nn.Module, layers: int) -> None:
         super().__init__()
         self.module, self.layers = module, layers
+        with torch.no_grad():
+            shown = module(input_ids=torch.zeros(1, 2, dtype=torch.int64), use_cache=True)
+        self.named = tuple(named_tensors(shown).tensors)
+        """What it gives beside the cache."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, past: Sequence[Tensor]) -> tuple[Tensor, ...]:
         from transformers import DynamicCache
@@ -79,7 +85,7 @@ class _WithCache(nn.Module):
             input_ids=input_ids, attention_mask=attention_mask, past_key_values=DynamicCache(pairs), use_cache=True
         )
         after = [t for layer in result.past_key_values.layers for t in (layer.keys, layer.values)]
-        return (result.logits, *after)
+        return (*named_tensors(result).tensors.values(), *after)
 
 
 def _name_axes(model: Any) -> None:
@@ -88,15 +94,15 @@ def _name_axes(model: Any) -> None:
     import onnx_ir as ir
 
     def rename(value: Any, names: dict[int, str]) -> None:
-        dims = [names.get(i, d) for i, d in enumerate(value.shape)]
+        dims = [d if isinstance(d, int) else names.get(i, d) for i, d in enumerate(value.shape)]
         value.shape = ir.Shape(dims)
 
     past, new = "past_sequence_length", "sequence_length"
     total = f"{past} + {new}"
     for value in (*model.graph.inputs, *model.graph.outputs):
-        if value.name in ("input_ids", "logits"):
-            rename(value, {0: BATCH, 1: new})
-        elif value.name == MASK:
+        if value.name == MASK:
             rename(value, {0: BATCH, 1: total})
-        else:
+        elif value.name.startswith(("past", "present")):
             rename(value, {0: BATCH, 2: past if value.name.startswith("past") else total})
+        else:
+            rename(value, {0: BATCH, 1: new})

@@ -6,14 +6,16 @@ import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lowrank.backends.inputs import MASK, NOT_RUN, Dim, Feed, Input, Signature
-from lowrank.backends.outputs import Output, output_named
+from lowrank.backends.inputs import MASK, NOISE, NOT_RUN, TRIED, Dim, Feed, Input, Signature
+from lowrank.backends.outputs import Output, Run, as_shown, output_named
 from lowrank.backends.torch.results import Result, named_tensors
 from lowrank.core.match import in_block
 from lowrank.errors import first_line
@@ -62,19 +64,38 @@ def with_outputs(
         return f"{NOT_RUN}{first_line(error)}"
     if not found.tensors:
         return "it gives no tensor"
-    outputs = tuple(_as_configured(output_named(name, decoded), module) for name in found.tensors)
+    run = Run(
+        feed,
+        _arrays(found),
+        partial(_of_shorter, signature, module, feed),
+        signature.vocabulary,
+        _facts(module),
+    )
+    outputs = tuple(as_shown(output_named(name, decoded), run) for name in found.tensors)
     return replace(signature, outputs=outputs, left_out=tuple(found.left_out))
 
 
-TRIED = 8
-"""Tokens of a sample that a module is tried on."""
+def _arrays(found: Result) -> dict[str, NDArray[Any]]:
+    """What a run gave as arrays; whole numbers stay what they are."""
+    tensors = {name: value.detach().cpu() for name, value in found.tensors.items()}
+    return {name: (value.float() if value.is_floating_point() else value).numpy() for name, value in tensors.items()}
 
 
-def _as_configured(output: Output, module: Any) -> Output:
-    """An output whose scores are numbers of their own, not a choice, where the config says so."""
-    problem = getattr(getattr(module, "config", None), "problem_type", None)
-    own = output.kind == "logits" and problem in ("regression", "multi_label_classification")
-    return replace(output, kind="values") if own else output
+def _of_shorter(signature: Signature, module: nn.Module, feed: Feed) -> dict[str, NDArray[Any]]:
+    """The outputs for samples that are one step shorter; none where the module does not run on them."""
+    cut = signature.shortened(feed)
+    try:
+        with torch.no_grad():
+            return {} if cut is None else _arrays(_run(signature, module, cut))
+    except Exception:
+        # What takes this length alone has no axis that follows it.
+        return {}
+
+
+def _facts(module: nn.Module) -> dict[str, Any]:
+    """What the config of a model of `transformers` says of its outputs, and its class."""
+    config = getattr(module, "config", None)
+    return {"architectures": [type(module).__name__], "problem_type": getattr(config, "problem_type", None)}
 
 
 def _mixing(signature: Signature, tensors: Mapping[str, Tensor]) -> AbstractContextManager[Any]:
@@ -99,11 +120,12 @@ def compared_output(signature: Signature, output: Output, value: Tensor, feed: F
     """What is compared of an output, and which of its positions count; None if all do.
 
     Scores of positions are out of the question where there is padding: the numbers there are lower than any score.
+    Values of positions get an axis of one number each.
     """
     counted = signature.counted(feed, output)
     mask = None if counted is None else torch.from_numpy(counted).to(value.device)
     if mask is not None and output.over_positions and value.shape == mask.shape:
-        return value.masked_fill(~mask, -1e9), None
+        return (value.masked_fill(~mask, -1e9), None) if output.kind == "logits" else (value[..., None], mask)
     return value, mask
 
 
@@ -187,7 +209,11 @@ def _images(config: Any, accepted: set[str]) -> list[Input] | str:
     vision = getattr(config, "vision_config", config)
     size = getattr(vision, "image_size", None) or USUAL_IMAGE
     height, width = (size, size) if isinstance(size, int) else tuple(size)
-    return [Input("pixel_values", "float32", ("batch", getattr(vision, "num_channels", 3), height, width))]
+    pixels = Input("pixel_values", "float32", ("batch", getattr(vision, "num_channels", 3), height, width))
+    if NOISE not in accepted or not isinstance(getattr(vision, "patch_size", None), int):
+        return [pixels]
+    # By which a masked autoencoder chooses what it does not see: it would draw other numbers at every run.
+    return [pixels, Input(NOISE, "float32", ("batch", (height // vision.patch_size) * (width // vision.patch_size)))]
 
 
 def _spectrogram(config: Any, accepted: set[str]) -> list[Input] | str:

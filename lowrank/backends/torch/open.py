@@ -27,6 +27,7 @@ from lowrank.backends.torch.program import unflatten
 from lowrank.backends.torch.state_dict import StateDictBackend
 from lowrank.backends.torch.tensors import copied, hash_state
 from lowrank.backends.torch.trainer_file import TrainerFile, weights_named
+from lowrank.backends.torch.untrained import judged_by_trained
 from lowrank.backends.weight_files import has_index, is_weights, weight_files
 from lowrank.core.listing import listed
 from lowrank.errors import UnsupportedModel
@@ -152,7 +153,7 @@ def _of_transformers(
     return ModuleBackend(
         module=module,
         source=source,
-        signature=with_pooling(inputs.of_running(module), folder),
+        signature=judged_by_trained(with_pooling(inputs.of_running(module), folder), module, reading.missing),
         rebuild={"kind": "huggingface", "class": type(module).__name__, "dtype": inputs.name_of(module.dtype)},
         tokenizer=folder if huggingface.tokenizer_files(folder) else None,
         extras=extras,
@@ -175,7 +176,7 @@ def _of_module(
     module, source = _with_lora(module, dict(source), opening)
     normalize_(module)
     if hasattr(module, "config") and hasattr(module, "main_input_name"):
-        return ModuleBackend(module, source, inputs.of_running(module), rebuild)
+        return ModuleBackend(module, source, judged_by_trained(inputs.of_running(module), module), rebuild)
     signature = inputs.of_module(module)
     half = next((p.dtype for p in module.parameters() if p.dtype in HALF), None)
     if half is None or isinstance(signature, Signature):

@@ -27,6 +27,7 @@ from lowrank.backends.torch.pickles import read_program
 from lowrank.backends.torch.program import PREFIX, PROGRAM_FILE, unflatten
 from lowrank.backends.torch.state_dict import StateDictBackend
 from lowrank.backends.torch.tensors import MODEL_FILE
+from lowrank.backends.torch.untrained import judged_by_trained
 from lowrank.core.analysis import Analysis
 from lowrank.core.selection.remaining import dense_of
 from lowrank.core.structures import structure_named
@@ -149,7 +150,7 @@ def _of_transformers(
     return ModuleBackend(
         module=module.eval(),
         source=source,
-        signature=with_pooling(inputs.of_running(module), folder),
+        signature=judged_by_trained(with_pooling(inputs.of_running(module), folder), module),
         rebuild=dict(rebuild),
         tokenizer=folder if huggingface.tokenizer_files(folder) else None,
         extras=tuple(path for path in huggingface.belongings(folder) if path.name != RECORD_FILE),

@@ -35,7 +35,7 @@ def named_tensors(result: Any) -> Result:
     named = _named(result)
     of_transformers = isinstance(result, Mapping) and is_dataclass(result)
     if named is None:
-        items = list(_items(result))
+        items = [item for item in _items(result) if item is not None]
         named = [(OUTPUT, items[0])] if len(items) == 1 else [(f"{OUTPUT}_{i}", item) for i, item in enumerate(items)]
     for name, value in named:
         if value is None or CACHES.match(name):

@@ -66,7 +66,7 @@ def left_out_of(signature: Signature) -> list[str]:
     """A sentence on what a model gives and no graph has, if there is anything."""
     if not signature.left_out:
         return []
-    return [f"not in the graph: {', '.join(signature.left_out)} (results of parts of the model, or no tensors)"]
+    return [f"not in the graph: {', '.join(signature.left_out)} (losses, results of parts of the model, or no tensors)"]
 
 
 def graph_of(model: str | Path) -> Path | None:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from lowrank.backends.inputs import TRIED, Signature
 from lowrank.backends.torch.inputs import call
-
-SHOWN = 2
+from lowrank.core.listing import listed
 
 
 def judged_by_trained(signature: Signature | str, module: nn.Module, missing: Sequence[str] = ()) -> Signature | str:
@@ -39,8 +38,7 @@ def judged_by_trained(signature: Signature | str, module: nn.Module, missing: Se
     changed = {output.name for output in signature.compared if not torch.equal(before[output.name], after[output.name])}
     if len(changed) == len(signature.compared):
         return signature
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    reason = f"it comes of weights that were never trained ({', '.join(names[:SHOWN])}{more})"
+    reason = f"it comes of weights that were never trained ({listed(names)})"
     outputs = (replace(output, unused=reason) if output.name in changed else output for output in signature.outputs)
     return replace(signature, outputs=tuple(outputs))
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lowrank.backends import open_model
 from lowrank.backends.base import signature_of
 from lowrank.backends.torch.results import named_tensors
+from lowrank.calibrate.data import load_calibration
 from lowrank.calibrate.judging_set import JudgingSet
 from lowrank.calibrate.sensitivity import reference_of
 from lowrank.core.distance import LITTLE, information_of
@@ -314,6 +315,19 @@ def test_scores_of_tokens_are_those_of_real_tokens() -> None:
     # The mean of the real tokens' scores explains nothing of them.
     rows = np.concatenate([y["logits"][feed["attention_mask"] == 1] for feed, y in zip(feeds, whole, strict=True)])
     assert reference.loss([{"logits": np.full_like(y["logits"], rows.mean())} for y in whole]) == pytest.approx(1)
+
+
+def test_noise_that_a_model_would_draw_is_drawn_once(tmp_path: Path) -> None:
+    dense = open_model(autoencoder())
+    assert signature_of(dense).names == ("pixel_values", "noise")
+    pixels = np.random.default_rng(0).standard_normal((10, 3, 32, 32)).astype(np.float32)
+    np.savez(tmp_path / "in.npz", pixel_values=pixels)
+    found = load_calibration(dense, tmp_path / "in.npz")
+    assert found is not None and {feed["noise"].shape[1] for feed in (*found.fit, *found.heldout)} == {16}
+    again = load_calibration(dense, tmp_path / "in.npz")
+    assert again is not None and again.provenance["hash"] == found.provenance["hash"]
+    feed = found.fit[0]
+    np.testing.assert_array_equal(dense.outputs(feed)["mask"], dense.outputs(feed)["mask"])
 
 
 class Chooses(nn.Module):

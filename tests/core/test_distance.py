@@ -178,3 +178,29 @@ def test_cosines_are_products_of_unit_vectors() -> None:
     a, b = np.random.default_rng(0).standard_normal((2, 5, 7))
     np.testing.assert_allclose(cosines(a, b), (unit(a) * unit(b)).sum(-1))
     assert not unit(np.zeros(3)).any() and cosines(np.zeros(3), np.ones(3)) == 0
+
+
+@given(seed=st.integers(0, 1000), share=st.floats(0, 1))
+def test_choices_lose_the_share_that_differ(seed: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    dense = [rng.integers(0, 9, (3, 5)), rng.integers(0, 9, (2, 5))]
+    wrong = [rng.random(y.shape) < share for y in dense]
+    other = [np.where(w, y + 1, y) for y, w in zip(dense, wrong, strict=True)]
+    assert Reference(dense, "choices").loss(other) == pytest.approx(np.concatenate(wrong).mean())
+    # How far off a whole number is does not matter.
+    far = [np.where(w, y + 100, y) for y, w in zip(dense, wrong, strict=True)]
+    assert Reference(dense, "choices").loss(far) == Reference(dense, "choices").loss(other)
+
+
+@given(seed=st.integers(0, 1000))
+def test_numbers_of_positions_are_those_that_count(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    dense, other = rng.standard_normal((2, 4, 6))
+    counted = np.ones((4, 6), np.int64)
+    counted[1:, 3:] = 0
+    # As if each position were a sample of one number.
+    alone = Reference([dense[counted == 1][:, None]], "values").loss([other[counted == 1][:, None]])
+    reference = Reference([dense], "values", [counted], over_positions=True)
+    assert reference.loss([other]) == pytest.approx(alone)
+    assert reference.loss([np.where(counted == 1, other, np.nan)]) == pytest.approx(alone)
+    assert list(reference.owners(0, dense)) == [0] * 6 + [1] * 3 + [2] * 3 + [3] * 3

@@ -59,7 +59,7 @@ def trained(kind: str, name: str, **more: Any) -> tuple[ModuleBackend, ModuleBac
 def output(backend: ModuleBackend, module: torch.nn.Module, feed: Any) -> torch.Tensor:
     assert isinstance(backend.signature, Signature)
     with torch.no_grad():
-        return call(backend.signature, module, feed)
+        return call(backend.signature, module, feed)[backend.signature.output]
 
 
 def adapted(backend: ModuleBackend, made: Any) -> torch.nn.Module:

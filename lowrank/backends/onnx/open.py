@@ -12,6 +12,7 @@ from lowrank.backends.base import Opening, already_compressed
 from lowrank.backends.beside import with_pooling
 from lowrank.backends.onnx.backend import OnnxBackend
 from lowrank.backends.onnx.constants import nodes_of, resolve
+from lowrank.backends.onnx.inference import as_used
 from lowrank.backends.onnx.load import load_model
 from lowrank.backends.onnx.signature import signature_of
 from lowrank.backends.onnx.sites import INTEGER_PRODUCTS, WEIGHT_INPUT
@@ -31,8 +32,11 @@ def open_onnx(path: Path, opening: Opening) -> OnnxBackend:
         raise already_compressed(f"{path} is of")
     model, outside = load_model(path)
     refuse_quantised(path, model)
+    notes = as_used(model)
     tokenizer = Path(opening.tokenizer).expanduser() if opening.tokenizer else path.parent / "tokenizer.json"
     backend = backend_of(path, model, outside, tokenizer)
+    if notes:
+        return replace(backend, source={**backend.source, "notes": list(notes)})
     # ONNX Runtime would not follow a link.
     return backend if any(map(is_linked, outside)) else replace(backend, path=path)
 

@@ -23,7 +23,7 @@ from lowrank.backends.torch.module import ModuleBackend
 from lowrank.backends.torch.normalize import normalize_
 from lowrank.backends.torch.pickles import read_program, read_torch_file
 from lowrank.backends.torch.products import multiplied
-from lowrank.backends.torch.program import unflatten
+from lowrank.backends.torch.program import set_as_used_, unflatten
 from lowrank.backends.torch.state_dict import StateDictBackend
 from lowrank.backends.torch.tensors import copied, hash_state
 from lowrank.backends.torch.trainer_file import TrainerFile, weights_named
@@ -207,7 +207,9 @@ def _refuse_lora(path: Path, opening: Opening) -> None:
 def _open_program(path: Path, opening: Opening) -> ModuleBackend:
     _refuse_lora(path, opening)
     program = read_program(path, opening.unsafe_pickle)
-    source = {"path": str(path), "kind": "program", "fingerprint": hash_files([path])}
+    source: dict[str, Any] = {"path": str(path), "kind": "program", "fingerprint": hash_files([path])}
+    if notes := set_as_used_(program):
+        source["notes"] = list(notes)
     module = unflatten(program)
     return ModuleBackend(
         module=module,

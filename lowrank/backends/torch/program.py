@@ -33,6 +33,31 @@ def unflatten(program: torch.export.ExportedProgram) -> nn.Module:
     return root
 
 
+MODES = {
+    **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout", "native_dropout"), 2),
+    **dict.fromkeys(("batch_norm", "native_batch_norm", "_native_batch_norm_legit"), 5),
+    "_native_batch_norm_legit_functional": 5,
+}
+"""Operators of aten that do something else in training, and which argument tells them to."""
+
+
+def set_as_used_(program: torch.export.ExportedProgram) -> tuple[str, ...]:
+    """Make every dropout the identity, and let norms use the statistics of training; a note if anything was changed."""
+    changed = 0
+    for node in program.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        at = MODES.get(schema.name.removeprefix("aten::")) if schema is not None else None
+        if at is not None and len(node.args) > at and node.args[at] is True:
+            node.update_arg(at, False)
+            changed += 1
+    if not changed:
+        return ()
+    return (
+        "the program was exported in training mode; it is run and written as it is used, without dropout and with the "
+        f"stored statistics of norms ({changed} operators). Call model.eval() before exporting",
+    )
+
+
 def _is_one_linear(module: nn.Module) -> bool:
     graph = getattr(module, "graph", None)
     if graph is None:

@@ -113,6 +113,22 @@ def build_blocks() -> nn.Module:
     return Blocks()
 
 
+class Two(nn.Module):
+    """Reads two inputs of sizes that nothing tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(12, 16), nn.Linear(20, 16)
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return self.left(a) * self.right(b)
+
+
+def build_two() -> nn.Module:
+    """What `--arch builders:build_two` names."""
+    return Two()
+
+
 def trained_blocks() -> nn.Module:
     return shape_spectra_(Blocks()).eval()
 

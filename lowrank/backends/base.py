@@ -169,6 +169,14 @@ class Backend(Protocol):
         """
         ...
 
+    def check_with_past(self) -> None:
+        """Check that `write_with_past` has something to write, without writing it.
+
+        Raises:
+            ExportError: if the model is no causal language model with a cache, or came as ONNX.
+        """
+        ...
+
     def write_with_past(self, path: Path, opset: int | None = None) -> None:
         """Write a causal language model as an ONNX file with its key-value cache as inputs and outputs.
 
@@ -217,6 +225,10 @@ class Backend(Protocol):
 
     def reference(self) -> Callable[[Feed], Outputs]:
         """What an ONNX file of this model must agree with, in float32, by a way that does not go through the file."""
+        ...
+
+    def otherwise_rounded(self) -> Callable[[Feed], Outputs]:
+        """The reference with other roundings, to see how much they change: in float64 where the format runs in it."""
         ...
 
     def watching(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -37,6 +37,20 @@ Pooling = Literal["mean", "cls", "lasttoken", "max"]
 def batch_size(feed: Feed) -> int:
     """How many samples a batch has."""
     return len(next(iter(feed.values())))
+
+
+def in_batches_of(size: int, feed: Feed) -> Iterator[tuple[Feed, int]]:
+    """A batch in parts of so many samples, and how many of them are its own: the last one is filled up with others.
+
+    Example:
+        >>> feed = {"x": np.array([1, 2, 3])}
+        >>> [(part["x"].tolist(), own) for part, own in in_batches_of(2, feed)]
+        [([1, 2], 2), ([3, 1], 1)]
+    """
+    rows = batch_size(feed)
+    for start in range(0, rows, size):
+        chosen = np.arange(start, start + size) % rows
+        yield {name: array[chosen] for name, array in feed.items()}, min(size, rows - start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +162,17 @@ class Signature:
         return only
 
     @property
+    def fixed_batch(self) -> int | None:
+        """How many samples every batch has; None where any number will do."""
+        return common_size([i.dims[0] for i in self.inputs if i.dims])
+
+    @property
+    def fixed_length(self) -> int | None:
+        """How many tokens every sample has; None where any number will do."""
+        ids = next((i for i in self.inputs if i.name == "input_ids"), None)
+        return ids.dims[1] if ids is not None and len(ids.dims) == 2 and isinstance(ids.dims[1], int) else None
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Input names in order."""
         return tuple(i.name for i in self.inputs)
@@ -194,6 +219,12 @@ class Signature:
             else:
                 values[spec.name] = rng.integers(0, max(spec.high, 1), shape).astype(dtype)
         return values
+
+
+def common_size(sizes: Sequence[object]) -> int | None:
+    """The size that all have; None if they are none, or not one number."""
+    first = sizes[0] if sizes else None
+    return first if isinstance(first, int) and all(size == first for size in sizes) else None
 
 
 def _last(flags: NDArray[np.bool_]) -> NDArray[np.intp]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.backends.inputs import Feed
+from lowrank.backends.inputs import Feed, batch_size, common_size, in_batches_of
 
 DTYPES = {
     "float": "float32",
@@ -41,6 +42,21 @@ def start_session(content: bytes | Path, *, threads: int = 0, folder: Path | Non
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     source = content if isinstance(content, bytes) else str(content)
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def run_session(session: Any, names: Sequence[str], feed: Feed) -> list[NDArray[Any]]:
+    """The named outputs of one batch."""
+    return in_fixed_batches(session, typed(session, feed), lambda part: session.run(list(names), part))
+
+
+def in_fixed_batches(session: Any, values: Feed, run: Callable[[Feed], Sequence[NDArray[Any]]]) -> list[NDArray[Any]]:
+    """What a run gives of one batch; a graph that takes a fixed number of samples is run as often as that takes."""
+    shapes = (i.shape for i in session.get_inputs() if i.name in values)
+    size = common_size([shape[0] for shape in shapes if shape])
+    if not size or batch_size(values) == size:
+        return list(run(values))
+    parts = [[output[:own] for output in run(part)] for part, own in in_batches_of(size, values)]
+    return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
 def typed(session: Any, feed: Feed) -> dict[str, NDArray[Any]]:

@@ -31,7 +31,7 @@ class Unrun:
         """
         raise UnsupportedModel(self.refusal)
 
-    run = outputs = reference = watching = swapped = changed = trials = refuse
+    run = outputs = reference = otherwise_rounded = watching = swapped = changed = trials = refuse
 
     @property
     def output_kind(self) -> Any:
@@ -54,9 +54,13 @@ class Unrun:
         """Not possible: a graph is checked by running the model."""
         raise not_exported(self.source, str(self.signature))
 
-    def write_with_past(self, path: Path, opset: int | None = None) -> NoReturn:
+    def check_with_past(self) -> NoReturn:
         """Not possible: a graph is checked by running the model."""
         raise ExportError(f"--with-past cannot be had: {self.signature}")
+
+    def write_with_past(self, path: Path, opset: int | None = None) -> NoReturn:
+        """Not possible: a graph is checked by running the model."""
+        self.check_with_past()
 
     def curvature(self, feeds: Sequence[Feed], names: Sequence[str]) -> dict[str, Matrix]:
         """Empty: there are no gradients without a forward pass."""

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.artifacts.files import hash_array, hash_json
-from lowrank.artifacts.outside import check_zip
 from lowrank.backends.base import Backend, signature_of
-from lowrank.backends.inputs import NOISE, NOT_RUN, Feed, Signature, of_arrays
+from lowrank.backends.inputs import NOISE, NOT_RUN, Feed, Signature, batch_size, of_arrays
+from lowrank.calibrate.arrays import array_files, as_inputs, read_arrays
 from lowrank.calibrate.batches import BATCH_ROWS, token_batches
 from lowrank.calibrate.folds import split_folds
 from lowrank.calibrate.masking import fills_in, masked_arrays, masked_lines, with_mask_token
@@ -58,7 +58,8 @@ def load_calibration(
     Args:
         backend: the model, with its tokenizer.
         path: text (see `read_samples`), or an `.npz` of the model's inputs, one array an input and samples along the
-            first axis; None takes the built-in text, for models that come with a tokenizer.
+            first axis, or a folder of those, each with samples of one length; None takes the built-in text, for models
+            that come with a tokenizer.
         column: column or key of the text.
         samples: at most this many, spread evenly over the file.
         mixed: add built-in text to a text, so that it is `SHARE` of all tokens.
@@ -95,7 +96,7 @@ def training_batches(
 def _load(backend: Backend, source: TextSource) -> Calibration | None:
     backend = with_mask_token(backend)
     path, signature = source.path, backend.signature
-    if path is not None and path.suffix == ".npz":
+    if path is not None and (path.suffix == ".npz" or path.is_dir()):
         return _from_arrays(backend, path, source.samples)
     if isinstance(signature, str):
         if path is None:
@@ -121,46 +122,26 @@ def _rows(feed: Feed) -> list[bytes]:
 
 
 def _from_arrays(backend: Backend, path: Path, samples: int) -> Calibration:
-    try:
-        check_zip(path)
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise CalibrationError(
-            f"there is no {path}; save the model's inputs with numpy.savez(path, name=array)"
-        ) from None
-    except Exception as error:
-        raise CalibrationError(
-            f"{path} cannot be read as .npz ({first_line(error)}); save it with numpy.savez(path, name=array)"
-        ) from None
-    odd = [name for name, a in arrays.items() if not isinstance(a, np.ndarray) or a.dtype.kind not in "fiub"]
-    if odd:
-        raise CalibrationError(f"{path}: {odd[0]} does not hold numbers; save arrays of floats or integers")
-    arrays = {name: a.astype(a.dtype.newbyteorder("=")) for name, a in arrays.items()}
-    counts = {len(a) if a.ndim else 0 for a in arrays.values()}
-    if len(counts) != 1 or 0 in counts:
-        raise CalibrationError(
-            f"{path}: its arrays must have the same number of samples along their first axis, at least one"
-        )
-    arrays = _with_noise(backend, arrays)
-    backend = _fed_with(backend, path, arrays)
+    files = array_files(path)
+    arrays = [_with_noise(backend, read_arrays(file)) for file in files]
+    backend = _fed_with(backend, files[0], arrays[0])
     signature = signature_of(backend)
-    for spec in signature.inputs:
-        given = arrays[spec.name]
-        if not spec.is_floating and not np.array_equal(given, np.trunc(given)):
-            raise CalibrationError(f"{path}: {spec.name} must hold whole numbers, and holds fractions")
-    numbers = dict(masked_arrays({i.name: arrays[i.name].astype(i.array_dtype) for i in signature.inputs}, backend))
-    if any(not np.isfinite(a).all() for a in numbers.values() if a.dtype.kind == "f"):
-        raise CalibrationError(f"{path} holds NaN or infinite inputs; remove those samples")
-    count = counts.pop()
-    chosen = [i * count // samples for i in range(samples)] if count > samples else list(range(count))
+    parts = [masked_arrays(as_inputs(file, each, signature), backend) for file, each in zip(files, arrays, strict=True)]
+    places = [(part, row) for part in parts for row in range(batch_size(part))]
+    count = len(places)
+    chosen = [places[i * count // samples] for i in range(samples)] if count > samples else places
 
     def batches(fold: list[int]) -> tuple[Feed, ...]:
-        rows = [chosen[i] for i in fold]
-        parts = [rows[i : i + BATCH_ROWS] for i in range(0, len(rows), BATCH_ROWS)]
-        return tuple({name: a[part] for name, a in numbers.items()} for part in parts)
+        found: list[Feed] = []
+        for part in parts:
+            rows = [chosen[i][1] for i in fold if chosen[i][0] is part]
+            steps = (rows[i : i + BATCH_ROWS] for i in range(0, len(rows), BATCH_ROWS))
+            found += [{name: a[step] for name, a in part.items()} for step in steps]
+        return tuple(found)
 
-    digest = hash_json({name: hash_array(a) for name, a in numbers.items()})
+    hashes = [{name: hash_array(a) for name, a in part.items()} for part in parts]
+    # Of one file as it always was, so that a run is known again.
+    digest = hash_json(hashes[0] if len(hashes) == 1 else hashes)
     provenance = {"arrays": str(path.resolve()), "samples": len(chosen), "hash": digest}
     folds = map(batches, split_folds(len(chosen)))
     return Calibration(*folds, backend=backend, provenance=provenance, notes=_unmasked(backend))

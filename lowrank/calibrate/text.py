@@ -115,6 +115,8 @@ def _unzipped(path: Path) -> bytes:
 def _table(path: Path, text: str, column: str | None, suffix: str) -> Iterator[str]:
     rows = table_rows(text, suffix)
     header = next(rows, [])
+    if column is None or any(name.strip() not in header for name in column.split(",")):
+        check_header(path, text, suffix)
     if column is None and len(header) > 1:
         raise CalibrationError(f"{path} has the columns {', '.join(header)}; say with --column which holds the text")
     wanted = [_index(path, name.strip(), header) for name in column.split(",")] if column else [0]
@@ -130,6 +132,37 @@ def table_rows(text: str, suffix: str) -> Iterator[list[str]]:
         delimiter="\t" if plain else ",",
         quoting=csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL,
     )
+
+
+NAME, NAMES = 40, 4
+"""Characters and words of a name of a column, at most."""
+
+
+def check_header(path: Path, text: str, suffix: str) -> None:
+    """Check that the first line of a table can be names of columns.
+
+    Raises:
+        CalibrationError: if it is a row like the others: it holds a number, a sentence, or what stands below it again.
+    """
+    rows = table_rows(text, suffix)
+    header = [cell.strip() for cell in next(rows, [])]
+    repeated = any(cell.strip() == name for row in rows for name, cell in zip(header, row, strict=False) if name)
+    if repeated or len(set(header)) < len(header) or not all(map(_is_name, header)):
+        shown = ", ".join(cell if len(cell) <= NAME else f"{cell[: NAME - 3]}..." for cell in header[:6])
+        raise CalibrationError(
+            f"{path} has no header: its first line is a row like the others ({shown}), and it would be taken for the "
+            "names of the columns; put a line of names on top, such as text and label, or give a .txt with a sample a "
+            "line"
+        )
+
+
+def _is_name(cell: str) -> bool:
+    """Whether a cell can be the name of a column: some words, and no number or sentence."""
+    try:
+        float(cell)
+    except ValueError:
+        return 0 < len(cell) <= NAME and len(cell.split()) <= NAMES and cell[-1] not in ".!?"
+    return False
 
 
 def _index(path: Path, name: str, header: Sequence[str]) -> int:

@@ -36,13 +36,16 @@ def export(
 ) -> None:
     """Write a model to ONNX, or a result in another form.
 
-    A dense model is written the same way as a compressed one, for comparison. --ort, --adapter-inputs and --hub
-    also take a run folder.
+    A dense model is written the same way as a compressed one, for comparison. --calib shows the shapes of inputs
+    that the model does not tell, and is what --quantize rounds on. An .onnx file, or a run folder, is rounded with
+    --quantize and fused with --profile ort; --ort, --adapter-inputs and --hub take a run folder, too.
     """
     from lowrank import pipeline
 
     how, target = opening.opening(), result.target()
     others = [forms.ort, forms.elastic, result.with_past, result.profile]
+    if data.changes() and (forms.hub or forms.adapter_inputs):
+        raise typer.BadParameter("--calib and --column are for a graph that is written anew; leave them out")
     if forms.hub:
         if forms.adapter_inputs or any(others):
             raise typer.BadParameter("--hub takes the graphs of a run; leave the other forms out, but for --quantize")
@@ -55,7 +58,8 @@ def export(
         path, count = pipeline.export_adapter_inputs(model, output, opening=how)
         say(f"{path} ({path.stat().st_size:,} bytes): {count} layers take an adapter, none of them needs one")
         return
-    graph = pipeline.graph_of(model) if forms.ort else None
+    as_it_is = forms.ort and not target.is_rounded and not result.with_past and result.profile is None
+    graph = pipeline.graph_of(model) if as_it_is else None
     if graph is None and forms.elastic is not None:
         if result.with_past:
             raise typer.BadParameter("--with-past is for one size; leave --elastic out")
@@ -78,10 +82,15 @@ def export(
     if graph is None:
         from lowrank.backends.onnx.save import file_size
 
-        if data.changes():
-            raise typer.BadParameter("--calib and --column choose ranks, which only --elastic needs")
         graph = pipeline.export(
-            model, output, opening=how, opset=opset, with_past=result.with_past, target=target, remark=say
+            model,
+            output,
+            opening=how,
+            opset=opset,
+            with_past=result.with_past,
+            target=target,
+            settings=data.settings() if data.changes() else None,
+            remark=say,
         )
         say(f"{graph} ({file_size(graph):,} bytes){', rounded' if target.is_rounded else ''}.")
     if forms.ort:

@@ -23,6 +23,13 @@ DTYPES: dict[str, Dtype] = {
 }
 """What `--quantize` may ask for."""
 
+
+def export_command(dtype: str) -> str:
+    """What one types for the graph of a dense model in a type."""
+    option = next((name for name, known in DTYPES.items() if known == dtype), dtype)
+    return f"`lowrank export MODEL -o FOLDER --quantize {option}`"
+
+
 OLDEST = (1, 22, 1)
 """ONNX Runtime before it gives wrong numbers for fused attention on padded batches."""
 

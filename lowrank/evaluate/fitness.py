@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from lowrank.core.analysis import Analysis
 from lowrank.core.forecast import FLOOR, Foretold, foretold_at, least_keep
 from lowrank.core.share import percent
+from lowrank.edge.target import export_command
 from lowrank.results.parts import Latency, Quality, SetQuality
 from lowrank.results.report import Report
 
@@ -76,6 +77,7 @@ def _helps(report: Report, quality: Quality, analysis: Analysis, failed: Sequenc
         helps.append(
             f"the dense model in {plain.dtype} alone, which was measured to reach {percent(plain.fidelity)}"
             + (f" in {size / 1e6:.1f} MB" if size else "")
+            + f": {export_command(plain.dtype)}"
         )
     return [each for each in helps if each is not None]
 
@@ -122,7 +124,8 @@ def _slow(times: Latency) -> str:
     )
     plain = times.dense_rounded_ms
     if plain is not None and plain < times.dense_ms:
-        return f"{sentence} The dense model in {times.dense_rounded_to} takes {plain:.3g} ms."
+        how = export_command(str(times.dense_rounded_to))
+        return f"{sentence} The dense model in {times.dense_rounded_to} takes {plain:.3g} ms: {how}."
     return sentence
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lowrank.backends.base import Outputs
 from lowrank.backends.inputs import Feed, Signature
-from lowrank.backends.ort_session import floating, start_session, typed
+from lowrank.backends.ort_session import floating, run_session, start_session
 from lowrank.errors import ExportError, first_line
 
 
@@ -39,7 +39,7 @@ class FileModel:
 
     def _named(self, feed: Feed, names: Sequence[str]) -> Outputs:
         try:
-            found = self._session.run(list(names), typed(self._session, feed))
+            found = run_session(self._session, names, feed)
             return {name: floating(output) for name, output in zip(names, found, strict=True)}
         except Exception as error:
             raise ExportError(f"ONNX Runtime cannot run {self.path.name}: {first_line(error)}") from None

@@ -14,7 +14,7 @@ from lowrank.backends.onnx.save import file_size
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan
 from lowrank.edge.counts import fused_counts
-from lowrank.edge.target import Target
+from lowrank.edge.target import Target, export_command
 from lowrank.errors import ExportError, TaskError
 from lowrank.evaluate.fitness import unfit
 from lowrank.evaluate.graph import FileModel
@@ -174,7 +174,11 @@ def _better_dense(times: Latency | None) -> list[str]:
         )
         if plain is not None and plain < ours
     ]
-    return [f"the dense model in {times.dense_rounded_to} is {' and '.join(better)} than this one"] if better else []
+    if not better:
+        return []
+    dtype = str(times.dense_rounded_to)
+    how = export_command(dtype)
+    return [f"the dense model in {dtype} is {' and '.join(better)} than this one; {how} makes it"]
 
 
 def _alike(target: Target) -> Target:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lowrank.artifacts.files import RECORD_FILE
 from lowrank.artifacts.outside import is_file
+from lowrank.backends.config_block import is_block
 from lowrank.backends.not_whole import part_in_folder
 from lowrank.backends.weight_files import is_weights, weight_files
 from lowrank.errors import LowRankError
@@ -101,7 +102,7 @@ def _transformers(folder: Path) -> Description:
     if not shards:
         what = f"weights in {len(old)} older torch files" if old else "no weights"
     method = quantised.get("quant_method") if isinstance(quantised, dict) else None
-    if method == "lowrank":
+    if isinstance(quantised, dict) and is_block(quantised):
         return Description(
             "compressed-model",
             f"a {kind} model that lowrank has compressed ({what})",

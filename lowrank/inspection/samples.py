@@ -15,9 +15,11 @@ SUFFIXES = (".txt", ".tsv", ".csv", ".jsonl")
 
 def look_at_text(path: Path) -> Description:
     """A file of samples."""
-    from lowrank.calibrate.text import columns_of, read_samples
+    from lowrank.calibrate.text import TABLES, check_header, columns_of, read_samples, read_text, suffix_of
 
     columns = columns_of(path)
+    if suffix_of(path) in TABLES:
+        check_header(path, read_text(path), suffix_of(path))
     facts: dict[str, Any] = {"columns": tidy(columns)} if columns else {}
     column = columns[0] if columns and "text" not in columns else None
     samples = read_samples(path, ("text" if "text" in columns else column) if columns else None)

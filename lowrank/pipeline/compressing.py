@@ -132,7 +132,7 @@ def _opened(model: object, run: Path, request: Request) -> Session:
     execution = request.execution or Execution()
     if model is None and stored is not None and stored.source.get("kind") == "checkpoint":
         execution = replace(execution, stream=True)
-    return open_session(
+    session = open_session(
         model,
         run,
         stored=stored,
@@ -142,6 +142,8 @@ def _opened(model: object, run: Path, request: Request) -> Session:
         execution=execution,
         track=request.track,
     )
+    request.check_run(session.dense)
+    return session
 
 
 def _with_journal(session: Session, plan: Plan, run: Path) -> Session:

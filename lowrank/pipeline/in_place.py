@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -139,6 +140,7 @@ def compress_(
         before = sum(p.numel() for p in model.parameters())
         weights = {weight.name: weight for weight in session.dense.weights}
         replaced = replace_in_place_(model, weights, layers) if layers else {}
+        _tell_transformers(model, replaced)
     return Compressed(
         plan=plan,
         layers=replaced,
@@ -172,7 +174,17 @@ def prepare_(model: nn.Module, layers: Mapping[str, Mapping[str, Any]]) -> nn.Mo
     """
     from lowrank.backends.torch.replace import prepare_layers_
 
-    return prepare_layers_(model, layers)
+    prepared = prepare_layers_(model, layers)
+    _tell_transformers(prepared, layers)
+    return prepared
+
+
+def _tell_transformers(model: nn.Module, layers: Mapping[str, Mapping[str, Any]]) -> None:
+    """Let `save_pretrained` write what `from_pretrained` needs, if the model is one of transformers, or holds some."""
+    if "transformers" in sys.modules:
+        from lowrank.backends.torch.quantizer import attach_inside
+
+        attach_inside(model, layers)
 
 
 def _several(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -90,6 +90,30 @@ class Request(Work):
             )
         if self.heal is not None:
             check_trainable(dense)
+        if self.with_past:
+            dense.check_with_past()
+
+    def check_run(self, dense: Backend) -> None:
+        """Refuse what takes runs of the model, or a graph of it, where it cannot be run; its data are read by then.
+
+        Raises:
+            LowRankError: with the option.
+        """
+        if not isinstance(dense.signature, str) or is_streamed(dense):
+            return
+        asked = {
+            "--quantize or --profile": self.target != Target(),
+            "--latency": self.kind == "time",
+            "--size": self.kind == "size",
+            "--max-drop": self.kind == "drop",
+            "--task": bool(self.tasks),
+        }
+        named = next((option for option, given in asked.items() if given), None)
+        if named is not None:
+            raise LowRankError(
+                f"{named} takes a graph or runs of the model, and there are none: {dense.signature}; say how it is "
+                "built with --arch or --config, give its inputs with --calib inputs.npz, or leave the option out"
+            )
 
 
 def read_request(budget: Budget | float | None, **options: Unpack[CompressOptions]) -> Request:

@@ -227,8 +227,7 @@ def _use(kind: str, pooled: bool) -> str:
         call = f'from transformers import {kind}\n\nmodel = {kind}.from_pretrained("FOLDER")'
     return (
         f"```python\nimport lowrank  # pip install lowrank\n{call}\n```\n\n"
-        "`import lowrank` registers the layers with transformers. Without it the model gets dense layers with random "
-        "numbers, and transformers warns about them."
+        "`import lowrank` registers the layers with transformers. Without it transformers refuses the model."
     )
 
 

@@ -82,6 +82,8 @@ class Parity(Part):
     cases: list[str]
     outputs: dict[str, float] | None = field(default=None, metadata=LEFT_OUT)
     """The share of each output, by name."""
+    noise: float | None = field(default=None, metadata=LEFT_OUT)
+    """What other roundings of the model itself change, as such a share; None where the difference is small anyway."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -133,3 +133,20 @@ def test_norms_stay_apart_from_the_additions_before_them(tmp_path: Path) -> None
     ort.InferenceSession(str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"])
     kinds = [node.op_type for node in onnx.load(str(tmp_path / "seen.onnx")).graph.node]
     assert "SkipLayerNormalization" not in kinds and kinds.count("LayerNormalization") == 5
+
+
+def test_shapes_of_several_inputs_come_with_calib(tmp_path: Path, cli) -> None:
+    from builders import build_two
+
+    rng, module = np.random.default_rng(0), build_two().eval()
+    torch.save(module.state_dict(), tmp_path / "m.pt")
+    arrays = {"a": rng.standard_normal((9, 12)).astype("f"), "b": rng.standard_normal((9, 20)).astype("f")}
+    np.savez(tmp_path / "x.npz", **arrays)
+    named = ("export", tmp_path / "m.pt", "--arch", "builders:build_two", "-o", tmp_path / "out")
+    refused = cli(*named)
+    assert refused.code == 1 and "--calib" in refused.err
+    outcome = cli(*named, "--calib", tmp_path / "x.npz")
+    assert outcome.code == 0, outcome.err
+    found = ort.InferenceSession(tmp_path / "out/model.onnx").run(None, arrays)[0]
+    wanted = module(*(torch.from_numpy(a) for a in arrays.values())).detach().numpy()
+    assert np.allclose(found, wanted, atol=1e-5)

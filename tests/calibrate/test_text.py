@@ -10,6 +10,7 @@ import pytest
 
 from lowrank.calibrate.text import read_samples
 from lowrank.errors import CalibrationError
+from lowrank.inspection.samples import look_at_text
 
 TABLE = 'id\tfirst\tsecond\n1\ta "quote\tb\n2\tc\td\n'
 
@@ -59,3 +60,36 @@ def test_files_that_cannot_be_used(tmp_path: Path, name: str, content: bytes, co
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="there is no"):
         read_samples(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "nice film\t1\nbad film\t0\n",
+        "a film that nobody should have to see twice\tbad\ngood\tfine\n",
+        "nice film\tgood\nbad film\tpoor\nlong film\tgood\n",
+        "It rains.\nIt snows.\n",
+        "\tgood\nx\tpoor\n",
+    ],
+)
+@pytest.mark.parametrize("column", [None, "text"])
+def test_a_table_without_a_header_says_so(content: str, column: str | None, tmp_path: Path) -> None:
+    from lowrank.evaluate.tasks.tables import read_columns
+
+    for suffix, text in (("tsv", content), ("csv", content.replace("\t", ","))):
+        path = tmp_path / f"a.{suffix}"
+        path.write_text(text)
+        for read in (
+            lambda path=path: read_samples(path, column),
+            lambda path=path: read_columns("sts:a", path, [("sentence1",), ("score",)]),
+            lambda path=path: look_at_text(path),
+        ):
+            with pytest.raises(CalibrationError, match="has no header: its first line is a row"):
+                read()
+
+
+def test_a_column_that_is_named_needs_no_such_look(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("What did the customer say about it?\t2024\nx y\t3\n")
+    assert read_samples(tmp_path / "a.tsv", "What did the customer say about it?") == ["x y"]
+    (tmp_path / "b.tsv").write_text("sentence1\tsentence2\tscore\na\tb\t1\n")
+    assert read_samples(tmp_path / "b.tsv", "sentence1,sentence2") == ["a", "b"]

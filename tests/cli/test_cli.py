@@ -508,3 +508,24 @@ def test_nan_beside_the_weights_is_named(cli: Cli, here: Path, bert_folder: Path
     save_file(state, here / "m/model.safetensors", {"format": "pt"})
     refused = cli("compress", "m", "--budget", "0.5", "--calib", write_text(here / "text.txt"))
     assert (refused.code, "embeddings.LayerNorm.weight (32) holds NaN" in refused.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--budget", 0.5, "--quantize", "int8"),
+        ("--budget", 0.5, "--profile", "ort"),
+        ("--budget", 0.5, "--task", "fidelity"),
+        ("--latency", 0.5),
+        ("--size", "1KB"),
+        ("--max-drop", 0.1),
+        ("--budget", 0.5, "--heal", 1),
+        ("--budget", 0.5, "--with-past"),
+    ],
+)
+def test_what_a_model_without_runs_cannot_do_is_refused_before_the_work(
+    options: tuple[object, ...], tmp_path: Path, cli: Callable[..., Outcome]
+) -> None:
+    outcome = cli("compress", saved_state(tmp_path / "m.pt"), *options, "-o", tmp_path / "run")
+    assert outcome.code == 1 and ("--arch" in outcome.err or "trained" in outcome.err)
+    assert "analyzing" not in outcome.err and not (tmp_path / "run/analysis.json").exists()

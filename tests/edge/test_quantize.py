@@ -13,6 +13,8 @@ import onnxruntime as ort
 import pytest
 from architectures import build
 from builders import two_factors, write_text
+from onnx import numpy_helper
+from onnx_builders import model, node
 
 import lowrank
 from lowrank.backends import open_model
@@ -231,3 +233,30 @@ def test_four_bits_in_an_old_graph(opset: int, tmp_path: Path) -> None:
     x = np.random.default_rng(1).standard_normal((5, 48)).astype(np.float32)
     found = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
     assert np.linalg.norm(found - x @ weight) < 0.12 * np.linalg.norm(x @ weight)
+
+
+def integers_in(path: Path) -> int:
+    """Nodes of a graph that multiply integers."""
+    return sum(node.op_type in ("MatMulInteger", "DequantizeLinear") for node in onnx.load(path).graph.node)
+
+
+def test_a_graph_is_rounded_by_export(tmp_path: Path, cli) -> None:
+    wide = np.random.default_rng(0)
+    held = [numpy_helper.from_array(wide.standard_normal((64, 64)).astype(np.float32), n) for n in ("w", "v")]
+    nodes = [node("MatMul", ["x", "w"], "h"), node("Relu", ["h"], "r"), node("MatMul", ["r", "v"], "y")]
+    onnx.save(model(nodes, held, ("batch", 64)), tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=wide.standard_normal((64, 64)).astype(np.float32))
+    x = wide.standard_normal((8, 64)).astype(np.float32)
+    exact = ort.InferenceSession(tmp_path / "m.onnx").run(None, {"x": x})[0]
+    for more in ((), ("--calib", tmp_path / "x.npz")):
+        outcome = cli("export", tmp_path / "m.onnx", "-o", tmp_path / "out", "--quantize", "int8", *more)
+        assert outcome.code == 0, outcome.err
+        assert integers_in(tmp_path / "out/model.onnx")
+        found = ort.InferenceSession(tmp_path / "out/model.onnx").run(None, {"x": x})[0]
+        assert 0 < np.linalg.norm(found - exact) < 0.05 * np.linalg.norm(exact)
+    run = ("-o", tmp_path / "run", "--calib", tmp_path / "x.npz", "--targets", "all", "--no-timing")
+    assert cli("compress", tmp_path / "m.onnx", "--budget", 0.9, *run).code == 0
+    outcome = cli("export", tmp_path / "run", "-o", tmp_path / "small", "--quantize", "int8")
+    assert outcome.code == 0 and integers_in(tmp_path / "small/model.onnx"), outcome.err
+    outcome = cli("export", tmp_path / "m.onnx", "-o", tmp_path / "none")
+    assert outcome.code == 1 and "--quantize int8 rounds it" in outcome.err

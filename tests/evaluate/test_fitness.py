@@ -70,7 +70,7 @@ def test_a_set_below_the_floor_is_named_with_what_would_help() -> None:
     lacks, helps = unfit(report_of(0.97, 0.72, latency=latency(1.5)), analysis)
     assert "Not fit for use" in lacks and "passages of 256 tokens" in lacks and "72 %" in lacks
     assert "--budget 0.7" in helps and "--heal" in helps and "more text like passages of 256 tokens in --calib" in helps
-    assert "int8 alone, which was measured to reach 98 % in 1.0 MB" in helps
+    assert "int8 alone, which was measured to reach 98 % in 1.0 MB: `lowrank export MODEL -o FOLDER" in helps
     alone = Analysis((), forecast=FORECAST, settings={**OWN, "mixed": False})
     assert "leaving --calib-only out" in unfit(report_of(0.97, 0.72), alone)[1]
 

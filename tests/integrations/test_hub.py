@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from architectures import build
 from builders import read, sentences, tiny_bert_folder, write_text
 from compressed import saved_factors
 
@@ -161,3 +162,18 @@ def test_what_is_no_hugging_face_run_is_refused(tmp_path: Path, cli: Callable[..
     assert cli("compress", model, "--budget", "0.5", "-o", tmp_path / "run", "--no-latency").code == 0
     done = cli("export", tmp_path / "run", "--hub", "-o", tmp_path / "out")
     assert done.code == 1 and "Hugging Face" in done.err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "t5", "bert"])
+def test_pipelines_find_what_they_look_for_or_are_told(name: str, tmp_path: Path) -> None:
+    build(name).save_pretrained(tmp_path / "m")
+    settings = lowrank.Settings(calib="none")
+    lowrank.compress(tmp_path / "m", 0.5, output=tmp_path / "run", settings=settings, latency=False)
+    said = list[str]()
+    (graph, *_) = lowrank.export_hub(tmp_path / "run", tmp_path / "hub", remark=said.append)
+    names = [i.name for i in ort.InferenceSession(graph).get_inputs()]
+    assert ("past_key_values.0.key" in names and "position_ids" in names) == (name == "gpt2")
+    assert [note for note in said if "decoder_model_merged.onnx" in note] == (said if name == "t5" else [])
+    assert (name == "t5") == bool(said)
+    assert sorted(path.name for path in (tmp_path / "hub").iterdir() if path.is_dir()) == ["onnx"]

@@ -74,6 +74,39 @@ def test_the_order_of_imports_does_not_matter(first: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_without_lowrank_loading_fails_with_a_sentence(tmp_path: Path) -> None:
+    small, folder = compressed(build("bert"), tmp_path)
+    type(small.module).from_pretrained(folder).save_pretrained(tmp_path / "again")  # type: ignore[operator]
+    code = (
+        "import sys, transformers\n"
+        "for folder in sys.argv[1:]:\n"
+        "    try:\n"
+        "        transformers.AutoModel.from_pretrained(folder)\n"
+        "    except ValueError as error:\n"
+        "        assert 'import lowrank' in str(error), error\n"
+        "    else:\n"
+        "        raise SystemExit('it was loaded')\n"
+        "assert 'lowrank' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code, folder, tmp_path / "again"], check=True, cwd=tmp_path)
+
+
+def test_blocks_of_earlier_versions_load_and_other_methods_are_left_alone(tmp_path: Path) -> None:
+    from transformers import EetqConfig
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
+    small, folder = compressed(build("bert"), tmp_path)
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    block = content["quantization_config"]
+    del block["weights"]
+    path.write_text(json.dumps({**content, "quantization_config": {**block, "quant_method": "lowrank"}}))
+    loaded = type(small.module).from_pretrained(folder)  # type: ignore[operator]
+    assert np.array_equal(outputs(small, loaded), outputs(small, small.module))
+    other = AutoQuantizationConfig.from_dict({"quant_method": "eetq", "weights": "int8"})
+    assert isinstance(other, EetqConfig) and other.weights == "int8"
+
+
 def test_other_heads_and_pipelines(tmp_path: Path) -> None:
     """A model without a head is read from one with, and the other way round, and a pipeline finds it all."""
     saved_factors(tiny_bert_folder(tmp_path / "dense", head="classes"), tmp_path / "run")

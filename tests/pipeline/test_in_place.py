@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from architectures import build
 from builders import Block, Blocks, shape_spectra_, tiny_transformer, write_text, write_tokenizer
 from torch import Tensor, nn
 
@@ -271,3 +272,28 @@ def test_text_needs_a_tokenizer(tmp_path: Path) -> None:
         lowrank.compress_(model, 0.5, calib=text)
     done = lowrank.compress_(model, 0.5, calib=text, tokenizer=tmp_path, refit=False)
     assert done.layers
+
+
+def transformers_in(kind: str) -> tuple[nn.Module, Any]:
+    """A module, and the model of transformers in it."""
+    model: Any = shape_spectra_(build(kind.removeprefix("inside-")))
+    inside = kind.startswith("inside")
+    return (nn.ModuleDict({"encoder": model, "head": nn.Linear(32, 3)}) if inside else model), model
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "mixtral", "inside-bert"])
+@pytest.mark.slow_but("bert", "inside-bert")
+def test_save_pretrained_keeps_what_was_done_in_place(kind: str, tmp_path: Path) -> None:
+    root, model = transformers_in(kind)
+    ids = {"input_ids": torch.randint(0, 64, (2, 9))}
+    done = lowrank.compress_(root, 0.5)
+    wanted = model.eval()(**ids)[0].detach()
+    model.save_pretrained(tmp_path / "small")
+    again, info = type(model).from_pretrained(tmp_path / "small", output_loading_info=True)
+    assert done.layers and not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert torch.equal(again.eval()(**ids)[0], wanted)
+    assert sum(p.numel() for p in again.parameters()) == sum(p.numel() for p in model.parameters())
+    other_root, other = transformers_in(kind)
+    lowrank.prepare_(other_root, json.loads(json.dumps(done.layers))).load_state_dict(root.state_dict())
+    other.save_pretrained(tmp_path / "prepared")
+    assert torch.equal(type(model).from_pretrained(tmp_path / "prepared").eval()(**ids)[0], wanted)

@@ -16,7 +16,7 @@ from lowrank.artifacts.files import RECORD_FILE, atomic, write_json
 from lowrank.backends.checkpoint.backend import CheckpointBackend
 from lowrank.backends.checkpoint.location import Location
 from lowrank.backends.checkpoint.shards import DTYPES, INDEX_FILE, NAMES, StoredTensor, read_header, read_metadata
-from lowrank.backends.torch.config_block import write_block
+from lowrank.backends.config_block import write_block
 from lowrank.backends.torch.layers import record_of
 from lowrank.backends.torch.tensors import factor_tensors
 from lowrank.core.match import stem

@@ -17,7 +17,7 @@ from lowrank.artifacts.files import RECORD_FILE, write_json
 from lowrank.backends.base import Change, Outputs, not_exported
 from lowrank.backends.beside import read_beside
 from lowrank.backends.finite import finite
-from lowrank.backends.inputs import NOT_RUN, TRIED, Feed, Signature
+from lowrank.backends.inputs import NOT_RUN, TRIED, Feed, Signature, in_batches_of
 from lowrank.backends.onnx.constants import constants_of, tensor_of
 from lowrank.backends.onnx.describe import Described, Use, describe
 from lowrank.backends.onnx.joint_moments import OnnxPair
@@ -123,6 +123,8 @@ class OnnxBackend:
             longest = sequence
         if not longest:
             return f"{NOT_RUN}{failure}"
+        if not self.declared.has_sequence:
+            return self._shown(self.declared)
         return self._shown(replace(self.declared, max_sequence=min(longest, self.declared.max_sequence)))
 
     def _shown(self, signature: Signature, feed: Feed | None = None) -> Signature:
@@ -237,14 +239,34 @@ class OnnxBackend:
 
     def reference(self) -> Callable[[Feed], Outputs]:
         """The dense graph with the factors' products as its weights: the same function by another graph."""
-        if self.dense is None:
-            return self.outputs
-        dense, signature = self.dense, self.signature
-        products: dict[int, NDArray[Any]] = {}
+        return self.outputs if self.dense is None else self._with_roots(self.dense, self._products())
+
+    def otherwise_rounded(self) -> Callable[[Feed], Outputs]:
+        """The reference with every number of a weight moved to a neighbour of it: graphs do not run in float64."""
+        dense, rng = self.dense or self, np.random.default_rng(0)
+        roots = {
+            key: array for name in dense._by_name for key, array in dense._roots_with(name, dense.read(name)).items()
+        }
+        roots |= self._products()
+        ends = np.array([-np.inf, np.inf])
+        moved = {
+            key: np.nextafter(array, ends[rng.integers(0, 2, array.shape)].astype(array.dtype))
+            for key, array in roots.items()
+            if array.dtype in (np.float32, np.float64)
+        }
+        return self._with_roots(dense, {**roots, **moved})
+
+    def _products(self) -> dict[int, NDArray[Any]]:
+        """The products of factors as constants of the dense graph."""
+        dense, products = self.dense, dict[int, NDArray[Any]]()
         for name, replacement in self.replacements.items():
+            assert dense is not None
             products |= dense._roots_with(name, replacement.dense(dense._by_name[name]))
-        assert isinstance(signature, Signature)
-        names, runner = signature.output_names, Runner(_with_numbers(dense.model, products), dense.folder)
+        return products
+
+    def _with_roots(self, dense: OnnxBackend, numbers: Mapping[int, NDArray[Any]]) -> Callable[[Feed], Outputs]:
+        assert isinstance(self.signature, Signature)
+        names, runner = self.signature.output_names, Runner(_with_numbers(dense.model, numbers), dense.folder)
         return lambda feed: _by_name(names, runner(feed, names))
 
     def _roots_with(self, name: str, matrix: Matrix) -> dict[int, NDArray[Any]]:
@@ -269,8 +291,7 @@ class OnnxBackend:
         ]
         extra = {value for weight, use in uses for value in values_for(use, sides[weight.name])}
         runner = Runner(self.model, self.folder, self.path, extra=sorted(extra))
-        inputs = self.declared.inputs if isinstance(self.declared, Signature) else ()
-        yield MomentRunner(runner, uses, all(i.dims[:1] == ("batch",) for i in inputs), sides, observe)
+        yield MomentRunner(runner, uses, self.declared, sides, observe)
 
     @cached_property
     def _open(self) -> Runner:
@@ -325,7 +346,13 @@ class OnnxBackend:
         if not fit:
             return None
         uses = self._described.uses
+        fit, judge = self._whole(fit), self._whole(judge)
         return OnnxPair(self.model, self.folder, uses, lambda factored: self.rewrite(factored).model, fit, judge)
+
+    def _whole(self, feeds: Sequence[Feed]) -> Sequence[Feed]:
+        """Batches of as many samples as the graph takes at once, where that is fixed."""
+        size = self.signature.fixed_batch if isinstance(self.signature, Signature) else None
+        return feeds if size is None else [part for feed in feeds for part, _ in in_batches_of(size, feed)]
 
     def write_onnx(self, path: Path, opset: int | None = None) -> None:
         """The graph as a file, with its numbers beside it if they were so before or are too many."""
@@ -333,9 +360,16 @@ class OnnxBackend:
             raise not_exported(self.source, self.signature)
         save_model(self.model, path, beside=self.external)
 
+    def check_with_past(self) -> NoReturn:
+        """Not possible: a graph has the inputs that it has."""
+        raise ExportError(
+            "an ONNX model keeps the inputs that it has, so --with-past cannot be had; compress the torch model that "
+            "it was exported from, or a graph that was exported with its cache, without --with-past"
+        )
+
     def write_with_past(self, path: Path, opset: int | None = None) -> NoReturn:
         """Not possible: a graph has the inputs that it has."""
-        raise ExportError("an ONNX model keeps the inputs that it has; export it with its cache first")
+        self.check_with_past()
 
     def save(self, folder: Path) -> None:
         """What was replaced, and the tokenizer; the graph itself is the run's model.onnx."""

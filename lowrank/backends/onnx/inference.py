@@ -51,7 +51,7 @@ def as_used(model: Any) -> tuple[str, ...]:
     if drawn:
         notes.append(
             f"{drawn[0].op_type} {drawn[0].name} gives other numbers at every run ({len(drawn)} such nodes), and so "
-            "may the graph, which errors count too; if it is dropout or stochastic depth, call model.eval() before exporting"
+            "may the graph, which errors count too; for dropout or stochastic depth, call model.eval() before exporting"
         )
     return tuple(notes)
 

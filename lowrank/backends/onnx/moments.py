@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.backends.inputs import MASK, Feed
+from lowrank.backends.inputs import MASK, Feed, Signature, in_batches_of
 from lowrank.backends.onnx.describe import Use
 from lowrank.backends.onnx.runtime import Runner
 from lowrank.backends.onnx.sites import Site, attribute
@@ -54,12 +54,14 @@ class MomentRunner:
         self,
         runner: Runner,
         uses: Sequence[tuple[Weight, Use]],
-        by_rows: bool,
+        signature: Signature | str,
         sides: Mapping[str, Side],
         observe: Callable[[str, Gram], None],
     ) -> None:
         self.runner, self.uses, self.sides, self.observe = runner, uses, sides, observe
-        self.by_rows = by_rows
+        inputs = signature.inputs if isinstance(signature, Signature) else ()
+        self.by_rows = all(i.dims[:1] == ("batch",) for i in inputs)
+        self.size = signature.fixed_batch if isinstance(signature, Signature) else None
         names = {name for weight, use in uses for name in values_for(use, sides[weight.name])}
         self.names = sorted(name for name in names if name in runner.outputs)
         self._bytes = 0.0
@@ -73,6 +75,9 @@ class MomentRunner:
             self._show({**part, **outputs}, part.get(MASK))
 
     def _parts(self, feed: Feed) -> Iterator[Feed]:
+        if self.size is not None:
+            yield from (part for part, _ in in_batches_of(self.size, feed))
+            return
         rows = len(next(iter(feed.values()))) if self.by_rows else 1
         if rows < 2:
             yield feed

@@ -30,6 +30,15 @@ def open_onnx(path: Path, opening: Opening) -> OnnxBackend:
         raise UnsupportedModel(f"{path} says itself what it computes; leave --arch and --config out")
     if path.name == "model.onnx" and (path.parent / "model" / RECORD_FILE).is_file():
         raise already_compressed(f"{path} is of")
+    return read_onnx(path, opening)
+
+
+def read_onnx(path: Path, opening: Opening) -> OnnxBackend:
+    """The same also for a graph that was compressed here, which can still be rounded.
+
+    Raises:
+        UnsupportedModel: if it is damaged or invalid, or was quantised.
+    """
     model, outside = load_model(path)
     refuse_quantised(path, model)
     notes = as_used(model)

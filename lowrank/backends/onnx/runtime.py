@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lowrank.backends.inputs import Feed
 from lowrank.backends.onnx.constants import constants_of, tensor_of
 from lowrank.backends.onnx.save import MESSAGE_BYTES, save_model
-from lowrank.backends.ort_session import start_session, typed
+from lowrank.backends.ort_session import in_fixed_batches, run_session, start_session, typed
 from lowrank.errors import ExportError, first_line
 
 
@@ -83,14 +83,17 @@ class Runner:
         import onnxruntime as ort
 
         if not self.weights:
-            return self.session.run(list(names), typed(self.session, feed))
+            return run_session(self.session, names, feed)
         if not self._own:
             self._own = {k: ort.OrtValue.ortvalue_from_numpy(t.numpy()) for k, t in self.weights.items()}
-        # The arrays must outlive the run: a value borrows their memory.
-        fed = typed(self.session, feed) | dict(weights or {})
-        fed = {k: np.ascontiguousarray(a) for k, a in fed.items()}
-        given = {k: ort.OrtValue.ortvalue_from_numpy(a) for k, a in fed.items()}
-        return [value.numpy() for value in self.session.run_with_ort_values(list(names), {**self._own, **given})]
+
+        def run(part: Feed) -> list[NDArray[Any]]:
+            # The arrays must outlive the run: a value borrows their memory.
+            fed = {k: np.ascontiguousarray(a) for k, a in (*part.items(), *(weights or {}).items())}
+            given = {k: ort.OrtValue.ortvalue_from_numpy(a) for k, a in fed.items()}
+            return [value.numpy() for value in self.session.run_with_ort_values(list(names), {**self._own, **given})]
+
+        return in_fixed_batches(self.session, typed(self.session, feed), run)
 
 
 def _values_of(graph: Any) -> dict[str, Any]:

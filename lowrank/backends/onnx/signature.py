@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from lowrank.backends.inputs import Dim, Input, Signature
@@ -28,7 +29,8 @@ def signature_of(model: Any) -> Signature | str:
     outputs, left_out = outputs_of(model)
     if not outputs:
         return "it has no outputs"
-    return Signature(tuple(inputs), outputs, max_sequence=_longest(inputs), left_out=left_out)
+    signature = Signature(tuple(inputs), outputs, max_sequence=_longest(inputs), left_out=left_out)
+    return replace(signature, max_sequence=signature.fixed_length or signature.max_sequence)
 
 
 def outputs_of(model: Any) -> tuple[tuple[Output, ...], tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from lowrank.backends.torch.results import named_tensors
 from lowrank.backends.torch.tensors import module_in_float32
 from lowrank.errors import ExportError
 
-BATCH = "batch_size"
+BATCH, POSITIONS = "batch_size", "position_ids"
 
 
 def export_with_past(module: nn.Module, path: Path, opset: int) -> None:
@@ -25,23 +26,27 @@ def export_with_past(module: nn.Module, path: Path, opset: int) -> None:
 
     The cache is `past_key_values.N.key` and `.value` (batch x heads x past x width) going in and `present.N.key` and
     `.value` coming out, as `optimum` names them. The mask covers past and new tokens. A past of length 0 starts a text.
+    A model that reads positions takes `position_ids` too: in a batch that is padded on the left, a text begins at 0.
 
     Raises:
         ExportError: if the module is no causal language model of transformers, or cannot be traced.
     """
     module = module_in_float32(module)
     shapes = cache_shapes(module)
+    placed = reads_positions(module)
     wrapped = _WithCache(module, len(shapes)).eval()
     batch, past, new = 2, 3, 4
     ids = torch.zeros(batch, new, dtype=torch.int64)
     mask = torch.ones(batch, past + new, dtype=torch.int64)
+    at = torch.arange(past, past + new).expand(batch, new) if placed else None
     floats = [torch.zeros(batch, heads, past, width) for heads, width in shapes for _ in "kv"]
     auto = torch.export.Dim.DYNAMIC
-    dynamic: Any = ({0: auto, 1: auto}, {0: auto, 1: auto}, tuple({0: auto, 2: auto} for _ in floats))
+    rows = {0: auto, 1: auto}
+    dynamic: Any = (rows, rows, rows if placed else None, tuple({0: auto, 2: auto} for _ in floats))
     names = [f"{i}.{part}" for i in range(len(shapes)) for part in ("key", "value")]
-    inputs = ["input_ids", MASK, *(f"past_key_values.{n}" for n in names)]
+    inputs = ["input_ids", MASK, *([POSITIONS] if placed else []), *(f"past_key_values.{n}" for n in names)]
     outputs = [*wrapped.named, *(f"present.{n}" for n in names)]
-    model = trace(wrapped, (ids, mask, tuple(floats)), dynamic, inputs, outputs, opset)
+    model = trace(wrapped, (ids, mask, at, tuple(floats)), dynamic, inputs, outputs, opset)
     _name_axes(model)
     save_model(model, path)
 
@@ -66,6 +71,19 @@ def cache_shapes(module: nn.Module) -> list[tuple[int, int]]:
     )
 
 
+def reads_positions(module: nn.Module) -> bool:
+    """Whether what a causal language model gives depends on the `position_ids` that it takes."""
+    if POSITIONS not in inspect.signature(module.forward).parameters:
+        return False
+    ids = torch.arange(4)[None]
+    # Places count for some, distances for others. Without a mask, places in disorder are taken for several texts.
+    orders = ids, torch.tensor([[0, 1, 3, 2]])
+    fed = {"input_ids": ids, MASK: torch.ones_like(ids), "use_cache": False}
+    with torch.no_grad():
+        one, other = (module(**fed, position_ids=order).logits for order in orders)
+    return not torch.equal(one, other)
+
+
 class _WithCache(nn.Module):
     """A language model as a function of tensors alone: the cache is a list of them."""
 
@@ -77,12 +95,18 @@ class _WithCache(nn.Module):
         self.named = tuple(named_tensors(shown).tensors)
         """What it gives beside the cache."""
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, past: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None, past: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
         from transformers import DynamicCache
 
         pairs = [(past[2 * i], past[2 * i + 1]) for i in range(self.layers)]
         result = self.module(
-            input_ids=input_ids, attention_mask=attention_mask, past_key_values=DynamicCache(pairs), use_cache=True
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            past_key_values=DynamicCache(pairs),
+            use_cache=True,
+            **({} if position_ids is None else {POSITIONS: position_ids}),
         )
         after = [t for layer in result.past_key_values.layers for t in (layer.keys, layer.values)]
         return (*named_tensors(result).tensors.values(), *after)

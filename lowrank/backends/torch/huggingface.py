@@ -17,9 +17,9 @@ from lowrank.artifacts import parse_json
 from lowrank.artifacts.outside import is_file, is_plain
 from lowrank.backends.checkpoint.location import Location
 from lowrank.backends.checkpoint.shards import INDEX_FILE, indexed
+from lowrank.backends.config_block import KEY, is_ours
 from lowrank.backends.names import Fit, Reading, closest, fit_names, no_place
 from lowrank.backends.not_whole import part_of_names
-from lowrank.backends.torch.config_block import KEY, is_ours
 from lowrank.backends.torch.config_limits import check_config, few_parts
 from lowrank.backends.torch.pickles import read_torch_file
 from lowrank.backends.torch.trainer_file import TrainerFile

@@ -144,7 +144,12 @@ def token_rows(tensor: Tensor, mask: Tensor | None) -> Tensor:
 
 def in_float32(signature: Signature) -> Signature:
     """The same inputs for a module whose floating numbers are all float32."""
-    inputs = (replace(i, dtype="float32") if i.is_floating else i for i in signature.inputs)
+    return with_floats(signature, "float32")
+
+
+def with_floats(signature: Signature, dtype: str) -> Signature:
+    """The same inputs for a module whose floating numbers are all of one type."""
+    inputs = (replace(i, dtype=dtype) if i.is_floating else i for i in signature.inputs)
     return replace(signature, inputs=tuple(inputs), autocast=None)
 
 
@@ -252,7 +257,9 @@ def of_module(module: nn.Module, autocast: str | None = None) -> Signature | str
         if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     if len(required) != 1:
-        return f"its forward takes {len(required)} required inputs, whose shapes are not known"
+        return (
+            f"its forward takes {len(required)} required inputs, whose shapes are not known; give them as --calib .npz"
+        )
     for candidate in (replace(each, autocast=autocast) for each in _candidates(module, required[0])):
         try:
             with torch.no_grad():

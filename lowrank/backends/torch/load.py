@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from lowrank.artifacts.files import RECORD_FILE, read_json
+from lowrank.backends.config_block import read_block
 from lowrank.backends.torch import huggingface
 from lowrank.backends.torch.arch import build_arch
-from lowrank.backends.torch.config_block import read_block
 from lowrank.backends.torch.normalize import normalize_
 from lowrank.backends.torch.pickles import read_program
 from lowrank.backends.torch.program import PROGRAM_FILE, unflatten

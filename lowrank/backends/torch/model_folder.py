@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.artifacts.files import RECORD_FILE, write_json
+from lowrank.backends.config_block import CONFIG_FILE, write_block
 from lowrank.backends.inputs import Signature
-from lowrank.backends.torch.config_block import CONFIG_FILE, write_block
 from lowrank.backends.torch.program import PREFIX, save_program
 from lowrank.backends.torch.tensors import MODEL_FILE, save_state
 from lowrank.errors import ArtifactError

@@ -22,8 +22,8 @@ from lowrank.backends.torch.couplings import find_couplings
 from lowrank.backends.torch.curvature import output_curvature
 from lowrank.backends.torch.describe import describe
 from lowrank.backends.torch.export import export_onnx
-from lowrank.backends.torch.export_cache import export_with_past
-from lowrank.backends.torch.inputs import as_tensors, call, in_float32, with_outputs
+from lowrank.backends.torch.export_cache import cache_shapes, export_with_past
+from lowrank.backends.torch.inputs import as_tensors, call, in_float32, with_floats, with_outputs
 from lowrank.backends.torch.joint_moments import ModulePair
 from lowrank.backends.torch.load import load_stored
 from lowrank.backends.torch.model_folder import check_same, copy_extras, write_module
@@ -157,6 +157,11 @@ class ModuleBackend:
         assert isinstance(self.signature, Signature)
         return partial(_forward, in_float32(self.signature), module_in_float32(self.module))
 
+    def otherwise_rounded(self) -> Callable[[Feed], Outputs]:
+        """The module in float64."""
+        assert isinstance(self.signature, Signature)
+        return partial(_forward, with_floats(self.signature, "float64"), copy.deepcopy(self.module).double())
+
     @contextmanager
     def watching(
         self, sides: Mapping[str, Side], observe: Callable[[str, Gram], None], device: str = "cpu"
@@ -244,6 +249,10 @@ class ModuleBackend:
         if isinstance(self.signature, str):
             raise not_exported(self.source, self.signature)
         export_onnx(self.module, self.signature, path, opset or OPSET)
+
+    def check_with_past(self) -> None:
+        """Look for the cache of a causal language model of transformers."""
+        cache_shapes(self.module)
 
     def write_with_past(self, path: Path, opset: int | None = None) -> None:
         """Trace a causal language model of transformers with its cache, in float32, and write the graph."""

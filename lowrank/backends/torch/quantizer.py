@@ -1,8 +1,8 @@
 """What transformers asks for a compressed model: a config for its block, and a quantizer that builds its layers.
 
 Nothing here is rounded. Quantizers are the one place where transformers lets a package change a model's layers between
-building the empty model and reading its tensors; `import lowrank` registers this one under `quant_method: "lowrank"`,
-in the middle of the import of transformers. So what takes models is imported when there is one.
+building the empty model and reading its tensors; `import lowrank` registers this one, in the middle of the import of
+transformers. So what takes models is imported when there is one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lowrank.artifacts.files import SCHEMA_MAJOR, SCHEMA_MINOR
-from lowrank.backends.torch.config_block import KEY, METHOD
+from lowrank.backends.config_block import KEY, METHOD, REFUSED, REFUSING, RUN_ONLY, SCHEMA, is_block
 from lowrank.backends.torch.inputs import name_of
 from lowrank.backends.torch.normalize import normalize_
 from lowrank.backends.torch.replace import put_layers
@@ -44,18 +44,22 @@ class LowRankConfig(QuantizationConfigMixin):
         rebuild: Mapping[str, Any] | None = None,
         replaced: Mapping[str, Any] | None = None,
         aliases: Mapping[str, str] | None = None,
-        schema: str = f"lowrank.model/{SCHEMA_MAJOR}.{SCHEMA_MINOR}",
+        schema: str = f"{SCHEMA}/{SCHEMA_MAJOR}.{SCHEMA_MINOR}",
         **unused: Any,
     ) -> None:
         name, _, version = str(schema).partition("/")
-        if name != "lowrank.model" or version.split(".")[0] != str(SCHEMA_MAJOR):
+        if name != SCHEMA or version.split(".")[0] != str(SCHEMA_MAJOR):
             raise ArtifactError(
-                f"the {KEY} of config.json has the schema {str(schema)[:40]!r}, and this lowrank reads lowrank.model/"
+                f"the {KEY} of config.json has the schema {str(schema)[:40]!r}, and this lowrank reads {SCHEMA}/"
                 f"{SCHEMA_MAJOR}.x; install the version that wrote it, or compress the original again"
             )
         self.quant_method: Any = METHOD
         self.schema = schema
         self.rebuild, self.replaced, self.aliases = dict(rebuild or {}), dict(replaced or {}), dict(aliases or {})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The block as it is written, which transformers refuses where lowrank is not imported."""
+        return {**super().to_dict(), **REFUSED}
 
 
 class LowRankQuantizer(HfQuantizer):
@@ -121,16 +125,67 @@ def register() -> None:
 
     if METHOD not in auto.AUTO_QUANTIZATION_CONFIG_MAPPING:
         auto.register_quantization_config(METHOD)(LowRankConfig)
+        known: dict[str, Any] = auto.AUTO_QUANTIZATION_CONFIG_MAPPING
+        known[REFUSING] = _recognising(known.get(REFUSING))
     if METHOD not in auto.AUTO_QUANTIZER_MAPPING:
         auto.register_quantizer(METHOD)(LowRankQuantizer)
 
 
-def attach(model: Any, record: Mapping[str, Any]) -> None:
+def _recognising(other: Any) -> Any:
+    """The config class of a method, as far as transformers has one, behind one that knows blocks of lowrank."""
+
+    class Recognising(other or QuantizationConfigMixin):  # type: ignore[misc]
+        @classmethod
+        def from_dict(cls, config_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+            kind = LowRankConfig if is_block(config_dict) else other or QuantizationConfigMixin
+            return kind.from_dict(config_dict, *args, **kwargs)
+
+    return Recognising
+
+
+def attach_inside(root: nn.Module, layers: Mapping[str, Mapping[str, Any]]) -> None:
+    """Let every model of transformers in a live module be saved with the low-rank layers that were put in it.
+
+    Args:
+        root: such a model, or a module that holds some, as one of sentence-transformers does.
+        layers: for each weight of the root what takes its place.
+    """
+    from transformers import PreTrainedModel
+
+    outer = list[str]()
+    for path, module in root.named_modules():
+        if not isinstance(module, PreTrainedModel) or any(path.startswith(before) for before in outer):
+            continue
+        prefix = f"{path}." if path else ""
+        outer.append(prefix)
+        own = {
+            name.removeprefix(prefix): _in_names_of(prefix, entry)
+            for name, entry in layers.items()
+            if all(layer.startswith(prefix) for layer in entry["layers"])
+        }
+        if own:
+            before = getattr(getattr(module, "hf_quantizer", None), "quantization_config", None)
+            earlier = before.replaced if isinstance(before, LowRankConfig) else {}
+            rebuild = {"kind": "huggingface", "class": type(module).__name__, "dtype": name_of(module.dtype)}
+            config = attach(module, {"rebuild": rebuild, "replaced": {**earlier, **own}})
+            renew(module, config)
+            _follow_ties(module, config)
+
+
+def _in_names_of(prefix: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in entry.items() if key not in RUN_ONLY}
+    return {**kept, "layers": [layer.removeprefix(prefix) for layer in entry["layers"]]}
+
+
+def attach(model: Any, record: Mapping[str, Any]) -> LowRankConfig:
     """Make a model that was built another way what `from_pretrained` makes of it, so that `save_pretrained` keeps it.
 
     Args:
         model: with its low-rank layers in it.
         record: what `lowrank.json` says.
+
+    Returns:
+        The config that the model has then.
     """
     register()
     config = LowRankConfig(record["rebuild"], record["replaced"], record.get("aliases"))
@@ -139,6 +194,7 @@ def attach(model: Any, record: Mapping[str, Any]) -> None:
     model.hf_quantizer, model.is_quantized = LowRankQuantizer(config), False
     # Its names are those of its layers, not those of whatever checkpoint the original was read from.
     model._weight_conversions = []
+    return config
 
 
 def renew(model: nn.Module, config: LowRankConfig) -> None:

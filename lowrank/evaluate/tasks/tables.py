@@ -6,7 +6,7 @@ import csv
 import difflib
 from pathlib import Path
 
-from lowrank.calibrate.text import TABLES, read_text, suffix_of, table_rows
+from lowrank.calibrate.text import TABLES, check_header, read_text, suffix_of, table_rows
 from lowrank.errors import TaskError
 
 
@@ -25,9 +25,12 @@ def read_columns(spec: str, path: Path, wanted: list[tuple[str, ...]]) -> list[l
     suffix = suffix_of(path)
     if suffix not in TABLES:
         raise TaskError(f"--task {spec}: {path} must be .tsv or .csv, with a line of column names first")
-    rows = table_rows(read_text(path), suffix)
+    text = read_text(path)
+    rows = table_rows(text, suffix)
     try:
         header = [name.strip() for name in next(rows, [])]
+        if any(not set(names) & set(header) for names in wanted):
+            check_header(path, text, suffix)
         picked = [_place(spec, path, names, header) for names in wanted]
         columns: list[list[str]] = [[] for _ in wanted]
         for row in rows:

@@ -7,13 +7,15 @@ from pathlib import Path
 
 from lowrank.artifacts import staged
 from lowrank.artifacts.lock import holding
-from lowrank.backends import Opening, open_model
+from lowrank.backends import Backend, Opening, open_model
 from lowrank.backends.inputs import Signature
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError
 from lowrank.pipeline.run.layout import ADAPTABLE_FILE, GRAPHS, REPORT_FILE
 from lowrank.pipeline.run.read import check_source, read_run, source_of
-from lowrank.pipeline.run.write import write_past
+from lowrank.pipeline.run.write import rounding_feeds, write_past
+from lowrank.pipeline.session import read_calibration
+from lowrank.pipeline.settings import Settings
 from lowrank.results.report import ONNX_FILE
 
 
@@ -26,11 +28,26 @@ def export(
     opset: int | None = None,
     with_past: bool = False,
     target: Target | None = None,
+    settings: Settings | None = None,
     remark: Callable[[str], object] = lambda _: None,
 ) -> Path:
     """The dense model as `output/model.onnx`, written the same way as a compressed one and checked against torch.
 
-    `remark` is told what stayed as it was where it was to be rounded.
+    A graph, or that of a run, is only rounded or fused.
+
+    Args:
+        model: see `open_model`; or a run folder, for its graph.
+        output: the folder.
+        opening: how to build the model if its file does not say.
+        opset: the operator set, for models of torch.
+        with_past: also write `model_with_past.onnx`.
+        target: what the graph is for.
+        settings: name data, by which the shapes of inputs are known that the model does not tell, and on which numbers
+            are rounded; without any they are rounded to the nearest.
+        remark: is told what stayed as it was where it was to be rounded.
+
+    Returns:
+        The graph.
 
     Raises:
         ExportError: if it cannot be traced, or what was written does not agree with torch.
@@ -38,12 +55,15 @@ def export(
     from lowrank.edge.graph_file import fit_file
     from lowrank.evaluate.parity import check_parity
 
-    target = target or Target()
+    target, opening, folder = target or Target(), opening or Opening(), Path(output).expanduser()
     target.check()
-    backend = open_model(model, opening or Opening())
-    if backend.source["kind"] == "onnx":
-        raise ExportError(f"{model} is an ONNX file already; `lowrank compress {model}` makes a smaller one of it")
-    with staged(Path(output).expanduser(), owned=GRAPHS) as stage:
+    graph = graph_of(model) if isinstance(model, str | Path) else None
+    backend = open_model(model, opening) if graph is None else _opened_graph(graph, opening, target)
+    if with_past:
+        backend.check_with_past()
+    calibration = None if settings is None else read_calibration(backend, settings)
+    backend = backend if calibration is None else calibration.backend
+    with staged(folder, owned=GRAPHS) as stage:
         backend.write_onnx(stage / ONNX_FILE, opset)
         assert isinstance(backend.signature, Signature)
         if target.is_rounded:
@@ -51,15 +71,32 @@ def export(
             check_parity(backend, stage / ONNX_FILE)
         for note in left_out_of(backend.signature):
             remark(note)
-        for note in fit_file(stage / ONNX_FILE, target, backend.signature):
+        for note in fit_file(stage / ONNX_FILE, target, backend.signature, rounding_feeds(calibration)):
             remark(note)
         if not target.is_rounded:
             parity = check_parity(backend, stage / ONNX_FILE)
             names = ", ".join(parity.outputs or ())
-            remark(f"compared with torch on {len(parity.cases)} inputs, same to {parity.relative:.0e}: {names}")
+            other = "torch" if graph is None else graph.name
+            remark(f"compared with {other} on {len(parity.cases)} inputs, same to {parity.relative:.0e}: {names}")
         for note in write_past(backend, stage, target) if with_past else ():
             remark(note)
-    return Path(output) / ONNX_FILE
+    return folder / ONNX_FILE
+
+
+def _opened_graph(graph: Path, opening: Opening, target: Target) -> Backend:
+    """A graph that is there already, to be rounded or fused.
+
+    Raises:
+        ExportError: if there is nothing to do with it.
+    """
+    from lowrank.backends.onnx.open import read_onnx
+
+    if target == Target():
+        raise ExportError(
+            f"{graph} is an ONNX file already; `lowrank compress` makes a smaller one of it, --quantize int8 rounds "
+            "it, and --profile ort fuses it for ONNX Runtime"
+        )
+    return read_onnx(graph.resolve(), opening)
 
 
 def left_out_of(signature: Signature) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from lowrank.errors import ArtifactError, CalibrationError, ExportError
 from lowrank.pipeline.publish.model_card import CONFIG_FILE, write_card
 from lowrank.pipeline.run.layout import MODEL_FOLDER, REPORT_FILE, WITH_PAST_FILE
 from lowrank.pipeline.run.read import read_run
-from lowrank.pipeline.run.write import rounding_feeds
+from lowrank.pipeline.run.write import rounding_feeds, write_past
 from lowrank.pipeline.session import read_calibration
 from lowrank.pipeline.settings import Settings
 from lowrank.results.report import ONNX_FILE, Report
@@ -81,16 +82,50 @@ def export_hub(
         )
     if out.resolve() in (folder.resolve(), model.resolve()):
         raise ExportError(f"{out} is the run itself; give another folder with -o")
-    graph = folder / (WITH_PAST_FILE if (folder / WITH_PAST_FILE).is_file() else ONNX_FILE)
-    if not graph.is_file():
+    if not (folder / ONNX_FILE).is_file():
         raise ExportError(f"{folder} has no {ONNX_FILE}: {(report.problems or ['it was not written'])[0]}")
     with staged(out, owned=(GRAPHS,)) as stage:
         _copy(model, stage)
         (stage / GRAPHS).mkdir()
-        graphs = _graphs(folder, graph, stage / GRAPHS, report, analysis, tuple(dtypes), remark)
+        with tempfile.TemporaryDirectory(dir=stage) as place:
+            graph = _for_generation(folder, Path(place), report, remark) or folder / ONNX_FILE
+            graphs = _graphs(folder, graph, stage / GRAPHS, report, analysis, tuple(dtypes), remark)
         _tell_javascript(stage, graphs)
         write_card(stage, report, [path.name for path in graphs])
     return [out / GRAPHS / path.name for path in graphs]
+
+
+def _for_generation(folder: Path, place: Path, report: Report, remark: Callable[[str], object]) -> Path | None:
+    """The graph with a cache that pipelines look for which generate text: that of the run, or one that is written now.
+
+    None for models that generate none, and where there is no such graph, which is then said.
+    """
+    from lowrank.backends.torch.huggingface import model_class, read_config
+
+    there, model = folder / WITH_PAST_FILE, folder / MODEL_FOLDER
+    if there.is_file():
+        return there
+    config = read_config(model / CONFIG_FILE, compressed=True)
+    if not model_class(config).can_generate():
+        return None
+    if config.is_encoder_decoder:
+        remark(
+            f"pipelines that generate look for encoder_model.onnx and decoder_model_merged.onnx in {GRAPHS}/, which "
+            f"are not written: {ONNX_FILE} is one pass of encoder and decoder, without a cache; generate with torch"
+        )
+        return None
+    try:
+        if report.target.dtype == "mixed":
+            raise ExportError("its types were chosen weight by weight")
+        for note in write_past(_backend(folder), place, report.target):
+            remark(note)
+    except ExportError as error:
+        remark(
+            f"pipelines that generate look for a {ONNX_FILE} with a cache, and this one has none ({error}); generate "
+            "with torch, or try `lowrank compress --with-past`"
+        )
+        return None
+    return place / WITH_PAST_FILE
 
 
 def _copy(model: Path, stage: Path) -> None:
@@ -120,8 +155,8 @@ def _graphs(
     graphs = _named(graph, place, target.dtype)
     wanted: list[Dtype] = [dtype for dtype in dict.fromkeys(dtypes) if dtype not in ("float32", target.dtype)]
     if graph.name == WITH_PAST_FILE:
-        if wanted or target.is_rounded:
-            remark(f"{WITH_PAST_FILE} is there as it is in the run, and in no other type")
+        if wanted:
+            remark(f"the graph with the cache is there in {target.dtype}, and in no other type")
         return graphs
     if not wanted and not target.is_rounded:
         return graphs

@@ -99,7 +99,8 @@ def take_apart(
         form = f"rounded to {target.dtype}" if target.is_rounded else "fused for ONNX Runtime"
         raise UnsupportedModel(
             f"{folder / ONNX_FILE} is {form}, and there are no other factors in the run: compress again "
-            "without --quantize and --profile, truncate that result, then quantize it with `lowrank export`"
+            "without --quantize and --profile, truncate that result, then round it with `lowrank export RUN -o FOLDER "
+            "--quantize int8`"
         )
     from lowrank.backends.onnx.read_back import read_graph
 

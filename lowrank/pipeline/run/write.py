@@ -154,13 +154,13 @@ def write_past(backend: Backend, stage: Path, target: Target, stored: Mapping[st
     assert isinstance(backend.signature, Signature)
     path = stage / WITH_PAST_FILE
     backend.write_with_past(path)
-    check_generation(backend, path)
+    remarks = check_generation(backend, path)
     if target == Target():
-        return []
+        return remarks
     # Its inputs are not those of the calibration data, so it is rounded to the nearest.
     notes = fit_file(path, target, backend.signature, stored=stored)
     check_generation(backend, path, exact=not target.is_rounded)
-    return [f"{path.name}: {note}" for note in notes]
+    return [*remarks, *(f"{path.name}: {note}" for note in notes)]
 
 
 def _delete_graph(folder: Path, name: str) -> None:

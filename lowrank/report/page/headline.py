@@ -244,6 +244,10 @@ def quality_of(facts: PageData) -> list[tuple[str, str]]:
         rows.append((f"relative error by rounding to {report.onnx.dtype}", _said(report.onnx.rounding_error)))
     if report.parity:
         rows.append(("model against its ONNX file, largest difference", f"{report.parity.max_abs:.1e}"))
+        if report.parity.noise:
+            rows.append(
+                ("what other roundings of the model change, of its largest output", f"{report.parity.noise:.1e}")
+            )
     return rows
 
 

@@ -165,6 +165,9 @@ def report_table(report: Report) -> Table:
             table.add_row(f"relative error by rounding to {types}", "", f"{graph.rounding_error:.4f}", "")
     if report.parity:
         table.add_row("model against its ONNX file, largest difference", "", f"{report.parity.max_abs:.1e}", "")
+        if report.parity.noise:
+            noise = f"{report.parity.noise:.1e}"
+            table.add_row("what other roundings of the model change, of its largest output", "", noise, "")
     return table
 
 

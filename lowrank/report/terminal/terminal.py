@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -60,24 +62,61 @@ def complain(text: str) -> None:
     console(stderr=True).print(f"lowrank: {harmless(text)}", soft_wrap=True)
 
 
+EVERY = 10.0
+"""Seconds between two lines of a stage in a log."""
+
+
+def logged(
+    items: Iterable[T],
+    label: Label,
+    total: int,
+    print_line: Callable[[str], object],
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[T]:
+    """The same items; while they are taken, lines for a log say how far a stage is, and how long it takes from there.
+
+    Args:
+        items: of the stage.
+        label: what is being done.
+        total: how many items there are.
+        print_line: prints a line.
+        clock: seconds.
+    """
+    text = label if isinstance(label, str) else label()
+    print_line(f"{text} ({total})" if isinstance(label, str) else text)
+    start = told = clock()
+    for done, item in enumerate(items, 1):
+        yield item
+        now, before = clock(), text
+        text = label if isinstance(label, str) else label()
+        if done < total and now - told >= EVERY:
+            left = (now - start) / done * (total - done)
+            print_line(f"{text}: {100 * done // total} %, about {_time(left)} left")
+            told = now
+        elif text != before:
+            print_line(text)
+
+
+def _time(seconds: float) -> str:
+    """A time as one says it.
+
+    Example:
+        >>> [_time(seconds) for seconds in (7.2, 200, 9000)]
+        ['8 s', '4 min', '2.5 h']
+    """
+    if seconds < 90:
+        return f"{math.ceil(seconds)} s"
+    return f"{math.ceil(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Any]:
-    """Bars on stderr while it is a terminal; a line a stage where it is not."""
+    """Bars on stderr while it is a terminal; where it is not, a line a stage, and one every ten seconds."""
     screen = console(stderr=True)
     if not screen.is_terminal:
 
         def plain(items: Iterable[T], label: Label, total: int) -> Iterable[T]:
-            if isinstance(label, str):
-                screen.print(f"{label} ({total})")
-                return items
-            return _told(items, label)
-
-        def _told(items: Iterable[T], label: Callable[[], str]) -> Iterator[T]:
-            last = ""
-            for item in items:
-                if (now := label()) != last:
-                    screen.print(last := now)
-                yield item
+            return logged(items, label, total, screen.print)
 
         yield plain
         return

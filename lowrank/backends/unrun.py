@@ -56,7 +56,7 @@ class Unrun:
 
     def check_with_past(self) -> NoReturn:
         """Not possible: a graph is checked by running the model."""
-        raise ExportError(f"--with-past cannot be had: {self.signature}")
+        raise ExportError(f"--with-past cannot be had: {self.signature}; say how it is built with --arch or --config")
 
     def write_with_past(self, path: Path, opset: int | None = None) -> NoReturn:
         """Not possible: a graph is checked by running the model."""

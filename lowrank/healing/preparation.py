@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 
-import torch
 from torch import nn
 
 from lowrank.backends.base import Backend
@@ -25,7 +24,7 @@ from lowrank.healing.distill import Distillation, Samples
 from lowrank.healing.module_runner import ModuleRunner, block_paths, on_device
 from lowrank.healing.optimizer import restore_, snapshot
 from lowrank.healing.phases import Healing
-from lowrank.healing.training import Training
+from lowrank.healing.training import Training, check_device
 
 
 def prepare(
@@ -53,7 +52,7 @@ def prepare(
             "an exported program cannot be copied, so it takes no adapter and is trained on the CPU; heal it without "
             "--adapter and --device, or give the model as code"
         )
-    _check_device(training.device)
+    check_device(training.device)
     if all(output.kind == "choices" for output in dense.signature.compared):
         raise HealingError("the model gives whole numbers alone, which have no gradient; heal one that gives scores")
     if not small.replaced:
@@ -140,10 +139,3 @@ def _check_room(small: ModuleBackend, shapes: Mapping[str, tuple[int, int]], ran
                 f"{name} has pivoted factors of rank {record['rank']}, and an adapter of rank {rank} would take it "
                 f"to its full rank {full}; give a smaller --adapter, or --fold rank"
             )
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise HealingError(f"there is no device {device!r} here ({type(error).__name__}); use --device cpu") from None

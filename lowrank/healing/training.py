@@ -64,3 +64,17 @@ def check_trainable(dense: Backend) -> None:
         )
     if isinstance(dense.signature, str):
         raise HealingError(f"the model cannot be run, so it cannot be trained: {dense.signature}")
+
+
+def check_device(device: str) -> None:
+    """Check that a model can be trained on a device.
+
+    Raises:
+        HealingError: if there is none of this name.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise HealingError(f"there is no device {device!r} here ({type(error).__name__}); use --device cpu") from None

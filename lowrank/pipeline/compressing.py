@@ -24,6 +24,7 @@ from lowrank.pipeline.analyzing import solver_notes, with_analysis, with_saved_a
 from lowrank.pipeline.budgets.strategies import find_plan
 from lowrank.pipeline.estimate import check_room, estimate
 from lowrank.pipeline.execution import Execution
+from lowrank.pipeline.healing import check_data
 from lowrank.pipeline.healing import heal as heal_run
 from lowrank.pipeline.plans import replacements
 from lowrank.pipeline.publish.adapters import keep_adapter
@@ -143,6 +144,8 @@ def _opened(model: object, run: Path, request: Request) -> Session:
         track=request.track,
     )
     request.check_run(session.dense)
+    if request.heal is not None:
+        check_data(session.calibration, session.settings)
     return session
 
 

@@ -247,9 +247,17 @@ def _data_of(opened: Session) -> Calibration:
 
 
 def _data(dense: Backend, settings: Settings) -> Calibration:
+    return check_data(None if settings.calib == NO_DATA else read_calibration(dense, settings), settings)
+
+
+def check_data(calibration: Calibration | None, settings: Settings) -> Calibration:
+    """Check that there are data to learn from, and enough of them.
+
+    Raises:
+        HealingError: if there are not.
+    """
     if settings.calib == NO_DATA:
         raise HealingError("healing learns from data, and the run was made without any; give --calib FILE")
-    calibration = read_calibration(dense, settings)
     if calibration is None:
         raise HealingError(
             "there is no data that the model can be run on: it comes without a tokenizer, or does not read text; give "

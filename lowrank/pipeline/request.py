@@ -15,7 +15,7 @@ from lowrank.core.selection.timings import Timings
 from lowrank.core.structures import structures
 from lowrank.edge.target import Target
 from lowrank.errors import HealingError, LowRankError
-from lowrank.healing.training import Training, check_trainable
+from lowrank.healing.training import Training, check_device, check_trainable
 from lowrank.parallel import processes
 from lowrank.pipeline.budgets.operator_times import check_table, read_table
 from lowrank.pipeline.budgets.quality_drop import check_drop
@@ -90,6 +90,7 @@ class Request(Work):
             )
         if self.heal is not None:
             check_trainable(dense)
+            check_device(self.heal.device)
         if self.with_past:
             dense.check_with_past()
 

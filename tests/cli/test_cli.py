@@ -529,3 +529,21 @@ def test_what_a_model_without_runs_cannot_do_is_refused_before_the_work(
     outcome = cli("compress", saved_state(tmp_path / "m.pt"), *options, "-o", tmp_path / "run")
     assert outcome.code == 1 and ("--arch" in outcome.err or "trained" in outcome.err)
     assert "analyzing" not in outcome.err and not (tmp_path / "run/analysis.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--calib", "none", "--heal", 1), "healing learns from data"),
+        (("--heal", 1, "--device", "cuda:77"), "there is no device 'cuda:77' here"),
+        (("--heal", 1, "--calib", "few.txt", "--calib-only"), "samples are too few"),
+    ],
+)
+def test_healing_that_cannot_work_is_refused_before_the_work(
+    options: tuple[object, ...], said: str, bert_folder: Path, tmp_path: Path, cli: Callable[..., Outcome]
+) -> None:
+    (tmp_path / "few.txt").write_text("the cat sat\nthe dog ran\n")
+    given = [tmp_path / o if o == "few.txt" else o for o in options]
+    outcome = cli("compress", bert_folder, "--budget", 0.5, *given, "-o", tmp_path / "run")
+    assert outcome.code == 1 and said in outcome.err
+    assert "analyzing" not in outcome.err and not (tmp_path / "run/analysis.json").exists()

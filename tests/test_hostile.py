@@ -217,9 +217,17 @@ def test_arrays_of_objects_are_not_unpickled(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "was-here",))
 
     np.savez(tmp_path / "in.npz", input=np.array([Payload()], dtype=object), allow_pickle=True)
-    with pytest.raises(CalibrationError, match="Object arrays cannot be loaded"):
-        load_calibration(open_model(seeds.module()), tmp_path / "in.npz")
+    for given in (tmp_path / "in.npz", tmp_path):
+        with pytest.raises(CalibrationError, match="holds an array of objects, which is a pickle and not read"):
+            load_calibration(open_model(seeds.module()), given)
     assert not (tmp_path / "was-here").exists()
+
+
+def test_pipes_and_folders_among_arrays_are_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(CalibrationError, match=r"a folder without \.npz files"):
+        load_calibration(open_model(seeds.module()), tmp_path)
 
 
 def test_arrays_that_say_that_they_are_larger(tmp_path: Path) -> None:

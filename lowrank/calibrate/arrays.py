@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.artifacts.outside import check_zip
+from lowrank.artifacts.outside import check_zip, is_file
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.errors import CalibrationError, first_line
 
@@ -24,7 +24,7 @@ def array_files(path: Path) -> list[Path]:
     """
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix == ".npz")
+    files = sorted(file for file in path.iterdir() if file.suffix == ".npz" and is_file(file))
     if not files:
         raise CalibrationError(
             f"{path} is a folder without .npz files; give a file of text, or save the model's inputs there, a file "

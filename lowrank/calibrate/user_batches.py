@@ -9,10 +9,11 @@ import numpy as np
 
 from lowrank.artifacts.files import hash_array, hash_json
 from lowrank.backends.base import Backend
-from lowrank.backends.inputs import MASK, Feed, Signature
+from lowrank.backends.inputs import MASK, NOT_RUN, Feed, Signature
 from lowrank.calibrate.batches import BATCH_ROWS
 from lowrank.calibrate.data import Calibration
 from lowrank.calibrate.folds import split_folds
+from lowrank.errors import CalibrationError
 
 ENOUGH = 10
 """This many batches are split into folds as they are; of fewer the samples are."""
@@ -25,6 +26,9 @@ def calibration_of(backend: Backend, feeds: Sequence[Feed], signature: Signature
         backend: the model.
         feeds: batches in its inputs' types.
         signature: that they fit.
+
+    Raises:
+        CalibrationError: if the model does not run on them.
     """
     rows = [_rows(feed) for feed in feeds]
     by_row = len(feeds) < ENOUGH and all(count is not None for count in rows)
@@ -44,8 +48,11 @@ def calibration_of(backend: Backend, feeds: Sequence[Feed], signature: Signature
 
     digest = hash_json([{name: hash_array(array) for name, array in feed.items()} for feed in feeds])
     provenance = {"batches": len(feeds), "samples": len(units), "hash": digest}
-    folds = map(batches, split_folds(len(units)))
-    return Calibration(*folds, backend=backend.fed_with(signature, feeds[0]), provenance=provenance)
+    fed, folds = backend.fed_with(signature, feeds[0]), map(batches, split_folds(len(units)))
+    if isinstance(fed.signature, str):
+        reason = fed.signature.removeprefix(NOT_RUN)
+        raise CalibrationError(f"the model cannot be run on the calibration data: {reason}")
+    return Calibration(*folds, backend=fed, provenance=provenance)
 
 
 def _rows(feed: Feed) -> int | None:

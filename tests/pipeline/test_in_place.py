@@ -250,7 +250,8 @@ def test_padding_that_a_mask_shows_is_cut_off() -> None:
     from lowrank.calibrate.user_batches import calibration_of
 
     class Backend:
-        fed_with: Callable[..., Any] = lambda self, signature: self
+        signature = None
+        fed_with: Callable[..., Any] = lambda self, *_: self
 
     ids = np.arange(12).reshape(3, 4)
     mask = np.array([[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]])

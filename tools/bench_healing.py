@@ -77,7 +77,9 @@ def main() -> None:
     parser = subjects.parser(__doc__, ("vit", "gpt"))
     parser.add_argument("--keeps", type=float, nargs="+", default=[0.5, 0.3, 0.2])
     parser.add_argument("--minutes", type=float, default=15)
-    parser.add_argument("--healed-on", default="", help="the beginning of what is healed on: built-in, own, other")
+    parser.add_argument(
+        "--healed-on", choices=("built-in", "own", "other"), help="one part alone, in a table of its own"
+    )
     parser.add_argument("--resume", action="store_true", help="rows of the table that is there are not measured again")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
@@ -88,14 +90,15 @@ def main() -> None:
                 subject = replace(subject, calib=whole)
             opened: Any = lowrank.open_model(subject.source)
             columns = {"model": "", "data": "", "keep": "g", "minutes": "g"} | dict(subject.columns) | TOLD
-            rows = measured_before(args.output, f"healing-{name}", columns) if args.resume else []
+            title = f"healing-{name}-{args.healed_on}" if args.healed_on else f"healing-{name}"
+            rows = measured_before(args.output, title, columns) if args.resume else []
             if not rows:
                 rows.append([subject.name, "dense", 1, None, *subject.measure(opened.module), None, None, None])
             planned = starts(subject, args.keeps, args.minutes, reads_text=opened.tokenizer is not None)
-            chosen = [start for start in planned if start.label.startswith(args.healed_on)]
+            chosen = [start for start in planned if start.label.startswith(args.healed_on or "")]
             for row in rows_of(subject, chosen, [row[:4] for row in rows], Path(work)):
                 rows.append(row)
-                text = publish(Table(columns, rows), args.output, f"healing-{name}")
+                text = publish(Table(columns, rows), args.output, title)
                 print(text.splitlines()[-1], flush=True)
 
 

@@ -4,8 +4,8 @@
 
 DATA, `--vit` and `--gpt` are as for `bench_methods.py`. Each model is compressed without training, measured, healed in
 a copy of its run, and measured again: after all the minutes at every keep ratio, of models that read text both without
-data and with their own; at the middle keep ratio also after fewer minutes, and after those on data of another domain, on
-which it is then calibrated as well. The table is written as it grows.
+data and with their own; at the middle keep ratio also after fewer minutes, and after those on data of another domain,
+on which it is then calibrated as well. The table is written as it grows.
 """
 
 from __future__ import annotations
@@ -77,9 +77,7 @@ def main() -> None:
     parser = subjects.parser(__doc__, ("vit", "gpt"))
     parser.add_argument("--keeps", type=float, nargs="+", default=[0.5, 0.3, 0.2])
     parser.add_argument("--minutes", type=float, default=15)
-    parser.add_argument(
-        "--healed-on", choices=("built-in", "own", "other"), help="one part alone, in a table of its own"
-    )
+    parser.add_argument("--healed-on", choices=("built-in", "own", "other"), help="one part, in a table of its own")
     parser.add_argument("--resume", action="store_true", help="rows of the table that is there are not measured again")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:

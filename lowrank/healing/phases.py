@@ -18,8 +18,10 @@ from lowrank.healing.distill import Distillation
 from lowrank.healing.faults import first_nonfinite, is_memory
 from lowrank.healing.optimizer import START, Diverged, Optimizer, descend, rates, restore_, snapshot
 
-BLOCKS, TRIAL = 0.1, 0.08
-"""Shares of the work: of all blocks together, and of one trial of a learning rate. Short trials find too low a rate:
+BLOCKS, TRIAL = 0.1, 0.05
+"""Shares of the work: of all blocks together, and of one trial of a learning rate."""
+RAISED = 4
+"""Times the best rate of the trials, in the main phase. The best rate of a short training is too low for a long one:
 what a high one gains shows only once it has come down again."""
 JUDGED = 12
 """How often the held-out loss is measured in the main phase."""
@@ -133,8 +135,9 @@ class Healing:
 
     @property
     def _rate(self) -> float:
+        """Of the main phase."""
         tried = self.progress.tried
-        return float(min(tried, key=lambda rate: tried[rate]))
+        return RAISED * float(min(tried, key=lambda rate: tried[rate]))
 
     def _blocks(self) -> Iterator[float]:
         task, progress = self.task, self.progress

@@ -241,7 +241,7 @@ def _read_files(files: Any) -> dict[str, str]:
 def _unpack_record(piece: Piece) -> WeightAnalysis:
     tensors, entry = piece
     name, (rows, cols) = entry["name"], entry["shape"]
-    layers = tuple(Layer(layer["name"], layer["kind"]) for layer in entry["layers"])
+    layers = tuple(Layer(layer["name"], layer["kind"], layer.get("applied", 1)) for layer in entry["layers"])
     spatial = entry["spatial_view"] and _read_view(entry["spatial_view"])
     view, stack = _read_view(entry["view"]), entry["stack"]
     weight = Weight(name, rows, cols, entry["dtype"], entry["role"], layers, view, stack, spatial)

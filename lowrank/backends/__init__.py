@@ -83,8 +83,10 @@ def _open_checkpoint(url: str, opening: Opening) -> Backend:
 
 def _is_large(folder: Path, memory: int | None) -> bool:
     """Whether a folder's model takes more memory than it may."""
+    from lowrank.backends.weight_files import is_foreign
+
     shards = list(folder.glob("*.safetensors"))
-    if not shards or not (folder / "config.json").is_file():
+    if not shards or not (folder / "config.json").is_file() or is_foreign(folder / "config.json"):
         return False
     from lowrank.backends.checkpoint.location import Location
     from lowrank.backends.checkpoint.shards import open_shards

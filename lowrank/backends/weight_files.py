@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from lowrank.artifacts import parse_json
 from lowrank.artifacts.outside import is_file
 from lowrank.backends.checkpoint.location import Location
 from lowrank.backends.checkpoint.shards import indexed
@@ -17,6 +19,15 @@ OLD_INDEX = f"{OLD}.index.json"
 def is_weights(path: Path) -> bool:
     """Whether a file has the suffix of a file of tensors, whatever it holds: options, optimizers, adapters."""
     return path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt") and is_file(path)
+
+
+def is_foreign(config: Path) -> bool:
+    """Whether a `config.json` is there that is of no model of transformers: it names no model type."""
+    try:
+        content: Any = parse_json(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and not isinstance(content.get("model_type"), str)
 
 
 def has_index(folder: Path) -> bool:

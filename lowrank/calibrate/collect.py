@@ -40,7 +40,7 @@ def collect_grams(
     rank, count = processes()
     workers = _workers() if count > 1 else None
     fit, heldout = (
-        _run(calibration, weights, coupled, track(batches, label, len(batches)), workers)
+        _run(calibration, weights, coupled, track(batches, label, len(batches)) if batches else (), workers)
         for batches, label in (
             (calibration.fit[rank::count], "calibrating"),
             (calibration.heldout[rank::count], "held-out fold"),

@@ -168,7 +168,9 @@ def _unmasked(backend: Backend) -> tuple[str, ...]:
 def _fed_with(backend: Backend, path: Path, arrays: Feed) -> Backend:
     """The model with its own signature if the arrays fit it, else with the one that they show, tried on the model."""
     known = backend.signature
-    if isinstance(known, Signature) and set(known.names) <= set(arrays):
+    if isinstance(known, Signature) and all(
+        i.name in arrays and arrays[i.name].ndim == len(i.dims) for i in known.inputs
+    ):
         return backend.fed_with(known)
     shown = of_arrays(arrays)
     if isinstance(known, Signature):

@@ -97,8 +97,8 @@ def _helps(calibration: Calibration, before: Mapping[str, Replacement], after: M
     if lost[1] <= lost[0]:
         return True
     LOG.warning(
-        "lowrank: the refit is left out, since it makes the output worse on held-out samples (a loss of %.3g instead "
-        "of %.3g)",
+        "lowrank: the refit is left out, since it makes the output worse on %s (a loss of %.3g instead of %.3g)",
+        "held-out samples" if calibration.heldout else "the samples that it was fitted to",
         *reversed(lost),
     )
     return False

@@ -93,6 +93,8 @@ class Layer:
 
     name: str
     kind: LayerKind
+    applied: int = 1
+    """How often a forward pass applies it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,16 @@ class Weight:
     def is_table(self) -> bool:
         """Whether its rows are looked up, perhaps by a head that is tied to it as well."""
         return any(layer.kind == "lookup" for layer in self.layers)
+
+    @property
+    def products(self) -> int:
+        """How many products a forward pass makes with it; one, if nothing is known of its layers."""
+        return sum(layer.applied for layer in self.layers if layer.kind != "lookup") if self.layers else 1
+
+    @property
+    def lookups(self) -> int:
+        """How often a forward pass looks up rows of it."""
+        return sum(layer.applied for layer in self.layers if layer.kind == "lookup")
 
     @property
     def full_rank(self) -> int:

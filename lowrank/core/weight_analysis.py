@@ -36,7 +36,8 @@ def analyze_weight(weight: Weight, matrix: Matrix, folds: Folds | None = None, r
         weight,
         Spectrum(figures.plain),
         Spectrum(figures.activation),
-        heldout=figures.curve,
+        # Errors on what chose the directions are those of the spectrum.
+        heldout=figures.curve if judge is folds.heldout else None,
         curves=curves,
         rounding=lost,
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from lowrank.backends.onnx.passes.store_once import store_once
 from lowrank.backends.onnx.save import load_whole, save_model
 from lowrank.errors import ExportError, first_line
 
@@ -25,9 +26,12 @@ def fuse(model: Any) -> Any:
 
     try:
         with mock.patch.multiple(_core, fuse_skip_layer_normalization=leave, fuse_skip_rms_normalization=leave):
-            return _core.optimize_for_ort(model)[0]
+            fused = _core.optimize_for_ort(model)[0]
     except Exception as error:
         raise ExportError(f"the graph could not be fused: {first_line(error)}; use --profile portable") from error
+    # A fused operator takes its weights in a layout of its own, and makes them anew for each place.
+    store_once(fused)
+    return fused
 
 
 def fuse_file(path: Path) -> None:

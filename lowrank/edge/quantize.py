@@ -12,6 +12,7 @@ import numpy as np
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.onnx.backend import OnnxBackend
 from lowrank.backends.onnx.describe import Use
+from lowrank.backends.onnx.passes.store_once import store_once
 from lowrank.backends.onnx.save import load_whole, save_model
 from lowrank.backends.onnx.sites import attribute
 from lowrank.core.linalg.eigen import Matrix
@@ -82,6 +83,7 @@ def quantize_file(
         if quantizer.halves:
             notes += _in_half(model, quantizer.halves)
     RemoveUnusedNodesPass()(model)
+    store_once(model)
     if any(node.domain == CONTRIB for node in model.graph):
         model.opset_imports.setdefault(CONTRIB, 1)
     for node in model.graph.all_nodes():
@@ -156,28 +158,32 @@ class _Quantizer:
         return flat and use.site.kind == "linear" and use.site.at == 1 and use.transposed == table
 
     def _readers(self, weight: Weight, by_node: Mapping[int, Weight]) -> list[Weight]:
-        """The weights that alone read what a weight gives: second factors; empty if anything else reads it."""
+        """The weights that alone read what a weight gives, wherever it is applied, and read nothing else: second
+        factors; empty if anything else reads it."""
         uses = self.backend.uses(weight.name)
-        node: Any = uses[0].site.node
-        output = node.outputs[0]
-        if len(uses) > 1 or node.op_type == "Gemm" or output.is_graph_output():
-            return []
-        readers = [
-            by_node.get(id(use.node)) if use.idx == 0 and use.node.op_type == "MatMul" else None
-            for use in output.uses()
-        ]
-        weights = [reader for reader in readers if reader is not None]
-        sound = len(weights) == len(readers) and all(len(self.backend.uses(reader.name)) == 1 for reader in weights)
-        return weights if sound else []
+        readers: dict[str, Weight] = {}
+        reads = 0
+        for use in uses:
+            node: Any = use.site.node
+            output = node.outputs[0]
+            if node.op_type == "Gemm" or output.is_graph_output() or use.transposed != uses[0].transposed:
+                return []
+            for read in output.uses():
+                reader = by_node.get(id(read.node)) if read.idx == 0 and read.node.op_type == "MatMul" else None
+                if reader is None:
+                    return []
+                readers[reader.name] = reader
+                reads += 1
+        return list(readers.values()) if reads == sum(len(self.backend.uses(name)) for name in readers) else []
 
     def _moments(self, weights: Sequence[Weight]) -> Iterator[tuple[str, Matrix]]:
-        """`E[x x']` of what each product reads; one for all that read one value."""
-        by_value: dict[str, list[Weight]] = {}
+        """`E[x x']` of what each product reads, wherever it is applied; one for all that read the same values."""
+        by_values: dict[tuple[str, ...], list[Weight]] = {}
         for weight in weights:
-            site = self.backend.uses(weight.name)[0].site
-            if site.kind == "linear":
-                by_value.setdefault(site.vectors.name, []).append(weight)
-        waiting = list(by_value.values()) if self.feeds else []
+            sites = [use.site for use in self.backend.uses(weight.name)]
+            if all(site.kind == "linear" for site in sites):
+                by_values.setdefault(tuple(site.vectors.name for site in sites), []).append(weight)
+        waiting = list(by_values.values()) if self.feeds else []
         while waiting:
             now, size = list[list[Weight]](), 0
             while waiting and (not now or size + 8 * waiting[0][0].cols ** 2 <= MOMENTS):

@@ -10,7 +10,7 @@ from lowrank.artifacts.files import RECORD_FILE
 from lowrank.artifacts.outside import is_file
 from lowrank.backends.config_block import is_block
 from lowrank.backends.not_whole import part_in_folder
-from lowrank.backends.weight_files import is_weights, weight_files
+from lowrank.backends.weight_files import is_foreign, is_weights, weight_files
 from lowrank.errors import LowRankError
 from lowrank.inspection.description import Description, quoted, tidy
 from lowrank.inspection.graphs import look_at_onnx
@@ -34,7 +34,7 @@ def look_at_folder(folder: Path) -> Description:
     part = part_in_folder(folder, (entry.name for entry in folder.iterdir()))
     if part is not None:
         return Description(part.kind, part.what, facts=_files(folder), next=part.steps)
-    if is_file(folder / "config.json"):
+    if is_file(folder / "config.json") and not is_foreign(folder / "config.json"):
         return _transformers(folder)
     graphs = sorted(path for path in folder.rglob("*.onnx") if path.is_file())[:MOST]
     names = _files(folder)
@@ -51,7 +51,7 @@ def look_at_folder(folder: Path) -> Description:
     if weights:
         return Description(
             "weights-folder",
-            "a folder with weights and no config.json that says how they are applied",
+            "a folder with weights and no config.json of transformers, which would say how they are applied",
             facts=names,
             next=(f"lowrank analyze {quoted(weights[0])}", "--config or --arch says how it is built"),
         )

@@ -22,6 +22,7 @@ from lowrank.backends.onnx.constants import constants_of, tensor_of
 from lowrank.backends.onnx.describe import Described, Use, describe
 from lowrank.backends.onnx.joint_moments import OnnxPair
 from lowrank.backends.onnx.moments import MomentRunner, values_for, watched
+from lowrank.backends.onnx.passes.store_once import store_once
 from lowrank.backends.onnx.rewrite import replace_weight
 from lowrank.backends.onnx.runtime import Runner
 from lowrank.backends.onnx.save import save_model
@@ -199,6 +200,7 @@ class OnnxBackend:
                 "rank": replacement.factors.rank,
                 "tensors": tensors,
             }
+        store_once(model)
         origin = {"dense": self, "replacements": dict(replacements), "replaced": replaced}
         return replace(self, model=model, path=None, declared=self.signature, tried=True, **origin)
 

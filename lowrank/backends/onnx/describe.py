@@ -8,9 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from lowrank.backends.onnx.constants import constants_of, tensor_of
+from lowrank.backends.onnx.equal import Seen
 from lowrank.backends.onnx.sites import Site, attribute, find_sites
 from lowrank.core.match import role_of, stem
 from lowrank.core.weight import Layer, LayerKind, Skip, Weight
@@ -49,7 +48,7 @@ def describe(model: Any) -> Described:
             reasons[id(members[0].constant.root)] = group
         else:
             groups.append(group)
-    groups = _tied_by_content(groups)
+    groups = _tied_by_content(groups, model.graph)
     named: dict[str, tuple[Use, ...]] = {}
     for uses in groups:
         name = _unique(_name_of(uses[0].site), named)
@@ -99,27 +98,27 @@ def _same_value(a: Site, b: Site) -> bool:
     return a.node.inputs[a.at] is b.node.inputs[b.at]
 
 
-def _tied_by_content(groups: list[tuple[Use, ...]]) -> list[tuple[Use, ...]]:
-    """Join a table and a matrix that hold the same numbers: exporters fold a tied head's transpose into a copy."""
-    result = list(groups)
-    tables = [g for g in groups if g[0].site.kind == "lookup"]
-    for table in tables:
-        rows, cols = table[0].site.constant.shape
-        for other in list(result):
-            site = other[0].site
-            shape = site.constant.shape
-            if site.kind != "linear" or len(shape) != 2 or sorted(shape) != sorted((rows, cols)):
-                continue
-            a, b = table[0].site.constant.array(), site.constant.array()
-            for flipped, same in ((False, b), (True, b.T)):
-                # The table's matrix is its transpose; the other's own view says whether it is read as it stands.
-                if same.shape == a.shape and a.dtype == b.dtype and np.array_equal(a, same):
-                    own = site.view.stored == "rows cols"
-                    joined = tuple(Use(u.site, u.transposed ^ own ^ flipped) for u in other)
-                    result.remove(other)
-                    result = [g if g[0].site is not table[0].site else (*g, *joined) for g in result]
-                    break
-    return result
+def _tied_by_content(groups: list[tuple[Use, ...]], graph: Any) -> list[tuple[Use, ...]]:
+    """Join matrices that hold the same numbers: exporters fold the transposes of a weight that several layers apply
+    into a copy for each. A transpose is joined with a table alone, whose head it is."""
+    seen, joined = Seen[int](), {i: list(group) for i, group in enumerate(groups)}
+    # Tables first: a tie is looked at as the table stores it.
+    for i in sorted(joined, key=lambda i: groups[i][0].site.kind != "lookup"):
+        site = groups[i][0].site
+        if not _is_plain(site, graph):
+            continue
+        first, turned = seen.first(i, site.constant.array())
+        main = groups[first][0].site
+        flipped = turned ^ (main.view.stored != site.view.stored)
+        if first == i or (flipped and main.kind != "lookup") or site.kind == "lookup":
+            continue
+        joined[first] += [Use(use.site, use.transposed ^ flipped) for use in joined.pop(i)]
+    return [tuple(uses) for uses in joined.values()]
+
+
+def _is_plain(site: Site, graph: Any) -> bool:
+    """Whether a node of the main graph multiplies by one matrix, or looks up rows of it."""
+    return site.kind in ("linear", "lookup") and len(site.constant.shape) == 2 and site.node.graph is graph
 
 
 def _weight(name: str, uses: tuple[Use, ...]) -> Weight:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from lowrank.backends.inputs import Signature
 from lowrank.backends.reparametrized import why_left
+from lowrank.backends.torch.hooks import removed_after
 from lowrank.backends.torch.inputs import call, name_of
 from lowrank.backends.torch.layers import Form, form_of, register_optional_layers
 from lowrank.backends.torch.normalize import experts_as
@@ -31,7 +33,7 @@ def describe(module: nn.Module, signature: Signature | str) -> tuple[tuple[Weigh
         for key, parameter in child.named_parameters(recurse=False):
             if parameter.dim() >= 2:
                 owners.setdefault(id(parameter), []).append((path, key, parameter, child))
-    stacks = _applied_stacks(module, signature, owners)
+    stacks, calls = _observed(module, signature, owners)
     stored = module.state_dict().keys()
     by_name: dict[str, Weight] = {}
     skips: list[Skip] = []
@@ -48,7 +50,8 @@ def describe(module: nn.Module, signature: Signature | str) -> tuple[tuple[Weigh
         main = next((f for f in forms if f.kind == "lookup"), forms[0])
         stack, rows, cols = main.view.shape(parameter.shape)
         places = [name] if view else [p for p, *_ in uses]
-        layers = tuple(Layer(p, f.kind) for p, f in zip(places, forms, strict=True))
+        applied = [1] if view else _applied(uses, calls)
+        layers = tuple(Layer(p, f.kind, n) for p, f, n in zip(places, forms, applied, strict=True))
         dtype = name_of(parameter.dtype)
         by_name[name] = Weight(name, rows, cols, dtype, "projection", layers, main.view, stack, main.spatial)
     weights = tuple(by_name.values())
@@ -79,20 +82,30 @@ def _forms(uses: Sequence[Owner]) -> list[Form] | str:
     return forms
 
 
-def _applied_stacks(module: nn.Module, signature: Signature | str, owners: dict[int, list[Owner]]) -> dict[str, View]:
-    """The three-dimensional parameters that their module multiplies by, and which of their axes meets the input.
+def _observed(
+    module: nn.Module, signature: Signature | str, owners: dict[int, list[Owner]]
+) -> tuple[dict[str, View], Counter[int]]:
+    """What nothing but running the module on a few random tokens tells.
 
-    Mixtures hold the matrices of all experts in one tensor, some as (experts, outputs, inputs), some as (experts,
-    inputs, outputs). Nothing but running the module on a few random tokens tells.
+    Returns:
+        The three-dimensional parameters that their module multiplies by, with which of their axes meets the input:
+        mixtures hold the matrices of all experts in one tensor, some as (experts, outputs, inputs), some as (experts,
+        inputs, outputs). And how often each module that owns a parameter is called, by its id.
     """
     candidates = [
         uses[0]
         for uses in owners.values()
         if len(uses) == 1 and uses[0][2].dim() == 3 and uses[0][2].shape[0] > 1 and _is_bare(uses[0][3], uses[0][0])
     ]
-    if not candidates or isinstance(signature, str):
-        return {}
     sides: dict[str, str] = {}
+    calls = Counter[int]()
+    if isinstance(signature, str):
+        return {}, calls
+
+    def count(layer: nn.Module, _: object) -> None:
+        calls[id(layer)] += 1
+
+    layers = {id(owner): owner for uses in owners.values() for *_, owner in uses}
     try:
         with ExitStack() as places, torch.no_grad(), experts_as(module, "eager"):
             for path, key, _, owner in candidates:
@@ -102,12 +115,27 @@ def _applied_stacks(module: nn.Module, signature: Signature | str, owners: dict[
                     sides[name] = side if sides.get(name, side) == side else "both"
 
                 places.enter_context(observed(owner, key, observe))
+            places.enter_context(removed_after(layer.register_forward_pre_hook(count) for layer in layers.values()))
             call(signature, module, signature.example(2, 8))
     except Exception:
-        # A model that does not run on random inputs tells nothing of its stacks.
+        # A model that does not run on random inputs tells nothing.
         sides.clear()
+        calls.clear()
     patterns = {"cols": "stack rows cols", "rows": "stack cols rows"}
-    return {name: View(patterns[side], "stack rows cols") for name, side in sides.items() if side in patterns}
+    return {name: View(patterns[side], "stack rows cols") for name, side in sides.items() if side in patterns}, calls
+
+
+def _applied(uses: Sequence[Owner], calls: Counter[int]) -> list[int]:
+    """How often each layer of a parameter is applied. A module with several names is called by all of them together,
+    and one that was not called, as an expert that no token was sent to, counts as called once."""
+    named = Counter(id(owner) for *_, owner in uses)
+    turns = Counter[int]()
+    applied: list[int] = []
+    for *_, owner in uses:
+        each, more = divmod(max(calls[id(owner)], 1), named[id(owner)])
+        applied.append(each + (turns[id(owner)] < more))
+        turns[id(owner)] += 1
+    return applied
 
 
 def _is_bare(owner: nn.Module, path: str) -> bool:

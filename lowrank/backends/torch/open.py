@@ -28,7 +28,7 @@ from lowrank.backends.torch.state_dict import StateDictBackend
 from lowrank.backends.torch.tensors import copied, hash_state
 from lowrank.backends.torch.trainer_file import TrainerFile, weights_named
 from lowrank.backends.torch.untrained import judged_by_trained
-from lowrank.backends.weight_files import has_index, is_weights, weight_files
+from lowrank.backends.weight_files import has_index, is_foreign, is_weights, weight_files
 from lowrank.core.listing import listed
 from lowrank.errors import UnsupportedModel
 
@@ -72,7 +72,8 @@ def _open_weights(path: Path, file: TrainerFile, opening: Opening) -> TorchBacke
         return _open_with_arch(path, file.weights, opening.arch, opening)
     beside = path.parent / "config.json"
     config = Path(opening.config) if opening.config else beside
-    if opening.config or (path.suffix == ".safetensors" and beside.is_file()):
+    foreign = path.suffix == ".safetensors" and is_foreign(beside)
+    if opening.config or (path.suffix == ".safetensors" and beside.is_file() and not foreign):
         return _open_with_config(path, file.weights, config.resolve(), opening)
     _refuse_lora(path, opening)
     part = part_of_names(path, {name: tuple(tensor.shape) for name, tensor in file.weights.items()})
@@ -80,13 +81,19 @@ def _open_weights(path: Path, file: TrainerFile, opening: Opening) -> TorchBacke
         raise part.refused(path)
     source: dict[str, Any] = {"path": str(path), "kind": "state_dict", "fingerprint": hash_files([path])}
     tensors, products = multiplied(file.weights)
+    notes: list[str] = []
+    if foreign:
+        notes.append(
+            f"{beside} names no model type of transformers, so the weights are taken by their names alone; --arch "
+            "package.module:factory says how the model is built"
+        )
     if products:
         kinds = " and ".join(sorted({product.kind for product in products}))
-        source["notes"] = [
+        notes.append(
             f"{len(products)} weights are stored as parts ({kinds}); their products, which the layers apply, took the "
             f"places of the parts: {listed([product.name for product in products])}"
-        ]
-    return StateDictBackend(tensors, source)
+        )
+    return StateDictBackend(tensors, {**source, **({"notes": notes} if notes else {})})
 
 
 def open_module(model: object, opening: Opening | None = None) -> ModuleBackend:
@@ -103,7 +110,7 @@ def open_module(model: object, opening: Opening | None = None) -> ModuleBackend:
     return _of_module(module.eval(), source, rebuild, opening or Opening())
 
 
-def _open_folder(folder: Path, opening: Opening) -> ModuleBackend:
+def _open_folder(folder: Path, opening: Opening) -> TorchBackend:
     if (folder / RECORD_FILE).is_file():
         raise already_compressed(f"{folder} holds")
     part = part_in_folder(folder, (entry.name for entry in folder.iterdir()))
@@ -119,6 +126,8 @@ def _open_folder(folder: Path, opening: Opening) -> ModuleBackend:
         other = next((path for path in sorted(folder.iterdir()) if is_weights(path)), None)
         remedy = f"give {other} with --config {folder / 'config.json'}" if other else "download the whole model"
         raise UnsupportedModel(f"{folder} holds no weights: no model.safetensors, no pytorch_model.bin; {remedy}")
+    if is_foreign(folder / "config.json") and len(used) == 1:
+        return open_path(used[0], opening)
     config = huggingface.read_config(folder / "config.json")
     module, reading = huggingface.from_folder(folder, config)
     return _of_transformers(

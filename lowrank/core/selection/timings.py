@@ -134,9 +134,8 @@ class Timings:
 
 def products_of(weight: Weight) -> tuple[int, int, int]:
     """How many products apply a weight, their inputs and outputs; a head that is tied to a table is one turned over."""
-    lookups = sum(layer.kind == "lookup" for layer in weight.layers)
-    sides = (weight.rows, weight.cols) if lookups else (weight.cols, weight.rows)
-    return (len(weight.layers) - lookups, *sides)
+    sides = (weight.rows, weight.cols) if weight.is_table else (weight.cols, weight.rows)
+    return (weight.products, *sides)
 
 
 def sizes_for(groups: Sequence[tuple[Group, Sequence[Weight]]], step: int) -> dict[Operator, Sequence[tuple[int, int]]]:
@@ -156,7 +155,7 @@ def sizes_for(groups: Sequence[tuple[Group, Sequence[Weight]]], step: int) -> di
             count, inputs, outputs = products_of(weight)
             if count:
                 products |= {(inputs, outputs)} | {(inputs, r) for r in ranks} | {(r, outputs) for r in ranks}
-            if count < len(weight.layers):
+            if weight.is_table:
                 products |= {(rank, weight.rows) for rank in ranks}
             else:
                 # The second factor of a pivoted pair gives what the first does not.

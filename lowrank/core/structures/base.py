@@ -186,8 +186,8 @@ class Structure(ABC):
     def spent(self, unit: Unit, curve: Curve, weights: Sequence[Weight]) -> NDArray[np.int64]:
         """What some weights cost at each point of a curve, in a unit.
 
-        Multiply-adds are those of one token (one position of a convolution) in the layers that multiply; a dense lookup
-        costs none, a factored one its product. All experts of a mixture are counted.
+        Multiply-adds are those of one token (one position of a convolution) in the layers that multiply, as often as
+        a layer is applied; a dense lookup costs none, a factored one its product. All experts of a mixture are counted.
 
         Args:
             unit: which.
@@ -199,10 +199,8 @@ class Structure(ABC):
             size = sum(w.params * item_bytes(w.dtype) for w in weights) / params
             return np.ceil(curve.costs * size).astype(np.int64) + INDEX * self.indices(weights)
         if unit == "macs":
-            lookups = sum(layer.kind == "lookup" for layer in weights[0].layers)
-            products = max(len(weights[0].layers), 1) - lookups
-            factored = 0 if self.is_dense else curve.ranks * lookups * weights[0].rows
-            return curve.costs * products + factored
+            factored = 0 if self.is_dense else curve.ranks * weights[0].lookups * weights[0].rows
+            return curve.costs * weights[0].products + factored
         return curve.costs
 
     def file_bytes(self, curve: Curve, weights: Sequence[Weight]) -> Vector:

@@ -67,7 +67,7 @@ class FewerChannels(Coupled):
         else:
             full, inside = first.rows // heads, "scores"
             products = table.product(first.cols, heads * width) + table.product(second.cols, kv_heads * width)
-        return products + table.at(inside, heads, width) - table.at(inside, heads, full)
+        return first.products * (products + table.at(inside, heads, width) - table.at(inside, heads, full))
 
     def described(self, option: Option, name: str, analysis: Analysis) -> tuple[int | None, str]:
         """The channels of all heads of the weight together."""

@@ -67,7 +67,8 @@ class Neurons(Coupled):
         """Narrower products, and activations of fewer channels."""
         *first, last = weights
         products = sum(table.product(weight.cols, rank) for weight in first) + table.product(rank, last.rows)
-        return products + len(first) * (table.at("activation", 0, rank) - table.at("activation", 0, last.cols))
+        activations = len(first) * (table.at("activation", 0, rank) - table.at("activation", 0, last.cols))
+        return last.products * (products + activations)
 
     def described(self, option: Option, name: str, analysis: Analysis) -> tuple[int | None, str]:
         """Neurons are no directions of a spectrum."""

@@ -65,7 +65,7 @@ class PivotedFactors(Ranked):
         """Two products, and one concatenation of what they give."""
         (weight,) = weights
         products = table.product(weight.cols, rank) + table.product(rank, weight.rows - rank)
-        return products + table.at("concat", 0, weight.rows)
+        return weight.products * (products + table.at("concat", 0, weight.rows))
 
     def described(self, option: Option, name: str, analysis: Analysis) -> tuple[int | None, str]:
         """Its rank is that of the matrix."""

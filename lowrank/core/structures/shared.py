@@ -57,7 +57,9 @@ class SharedBasis(Coupled):
 
     def time(self, table: Timings, rank: int, group: Group, weights: Sequence[Weight]) -> float:
         """One product for all weights, and one for each."""
-        return table.product(weights[0].cols, rank) + sum(table.product(rank, weight.rows) for weight in weights)
+        first, *_ = weights
+        seconds = sum(table.product(rank, weight.rows) for weight in weights)
+        return first.products * (table.product(first.cols, rank) + seconds)
 
     def described(self, option: Option, name: str, analysis: Analysis) -> tuple[int | None, str]:
         """Its rank is that of the basis."""

@@ -49,6 +49,6 @@ class TwoFactor(Ranked):
         """Two products in the place of each; a factored lookup is one of a thin row, and a product."""
         (weight,) = weights
         count, inputs, outputs = products_of(weight)
-        lookups = len(weight.layers) - count
+        lookups = weight.lookups
         pairs = count * (table.product(inputs, rank) + table.product(rank, outputs)) if count else 0.0
         return pairs + (lookups * table.product(rank, weight.rows) if lookups else 0.0)

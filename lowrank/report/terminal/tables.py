@@ -55,7 +55,10 @@ def spectra_table(analysis: Analysis) -> Table:
         error = float(record.error_curve[record.break_even]) ** 0.5
         row += [str(record.break_even), f"{error:.3f}", f"{record.sensitivity:.3g}", sparkline(record)]
         table.add_row(*row)
-    metric = "on held-out data" if with_data else "in the plain metric"
+    apart = any(record.heldout is not None for record in analysis.weights)
+    metric = "in the plain metric"
+    if with_data:
+        metric = "on held-out data" if apart else "on the data that chose the directions"
     table.caption = (
         "stable: |W|F^2/|W|2^2; effective: entropy rank; 90/95/99 %: ranks that keep that energy; error there: "
         f"relative output error of two factors at the break-even rank, {metric}; sensitivity: squared error of the "

@@ -22,12 +22,12 @@ def is_weights(path: Path) -> bool:
 
 
 def is_foreign(config: Path) -> bool:
-    """Whether a `config.json` is there that is of no model of transformers: it names no model type."""
+    """Whether a `config.json` is there that is of no model of transformers: it says something, but no model type."""
     try:
         content: Any = parse_json(config.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and not isinstance(content.get("model_type"), str)
+    return isinstance(content, dict) and bool(content) and not isinstance(content.get("model_type"), str)
 
 
 def has_index(folder: Path) -> bool:

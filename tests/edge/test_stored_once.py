@@ -279,7 +279,7 @@ def test_the_bytes_of_the_report_are_those_of_the_files(name: str, tmp_path: Pat
     np.savez(calib, x=np.random.default_rng(0).normal(size=(24, 7, WIDTH)).astype(np.float32))
     plain = not hasattr(module, "config")
     settings = lowrank.Settings(**({"calib": str(calib)} if plain else {}))
-    report = lowrank.compress(module, tmp_path / "run", budget=0.6, settings=settings, latency=False)
+    report = lowrank.compress(module, 0.6, output=tmp_path / "run", settings=settings, latency=False)
     assert not report.problems
     assert stored_bytes(tmp_path / "run" / "model.onnx") == pytest.approx(report.model.bytes_after, rel=0.05)
     torch_file = tmp_path / "run" / "model" / "model.safetensors"

@@ -169,7 +169,7 @@ def copies(path: Path) -> list[str]:
     """Tensors that are in a file already; matrices also turned."""
     seen, found = set[tuple[object, ...]](), list[str]()
     for name, array in tensors_of(path).items():
-        ways = [array, array.T] if array.ndim == 2 and array.size >= 1024 else [array]
+        ways = [array, array.T] if array.ndim == 2 and array.size >= 256 else [array]
         keys = {(way.dtype.str, way.shape, way.tobytes()) for way in ways}
         found += [name] if keys & seen else []
         seen |= keys

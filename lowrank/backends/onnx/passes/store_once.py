@@ -14,7 +14,7 @@ from lowrank.backends.onnx.constants import graphs_of
 from lowrank.backends.onnx.edit import new_node
 from lowrank.backends.onnx.equal import Seen
 
-LEAST = 1024
+LEAST = 256
 """Numbers in a matrix at least for its transpose to be computed instead of stored."""
 RANDOM = (
     "Bernoulli",

@@ -97,20 +97,20 @@ def without(table: Table, *names: str) -> Table:
     return Table(columns, [[row[i] for i in kept] for row in table.rows])
 
 
-def healed(table: Table) -> Table:
-    """Before and after the longest healing on the model's own data."""
+def healed(table: Table, data: str) -> Table:
+    """Before and after the longest healing on some data."""
     metrics = list(table.columns)[4 : list(table.columns).index("held-out loss of before")]
     columns = {"keep": "g"}
     for metric in metrics:
         columns |= {f"{metric} {when}": table.columns[metric] for when in ("before", "after")}
     model = table.rows[0][0]
-    own = [row for row in table.rows if row[1] == "own data"]
+    own = [row for row in table.rows if row[1] == data]
     rows: list[list[Cell]] = []
     for keep in dict.fromkeys(row[2] for row in own):
         longest = max(float(str(row[3])) for row in own if row[2] == keep)
         row: list[Cell] = [keep]
         for metric in metrics:
-            row += [table[model, "own data", keep, 0, metric], table[model, "own data", keep, longest, metric]]
+            row += [table[model, data, keep, 0, metric], table[model, data, keep, longest, metric]]
         rows.append(row)
     return Table(columns, rows)
 
@@ -173,7 +173,11 @@ VIEWS: Mapping[str, tuple[str, Callable[[Any], Table]]] = {
     "minilm": ("minilm", lambda t: without(t, "seconds", "peak MB")),
     "text": ("text", lambda t: without(t, "seconds")),
     "text-in-short": ("text", lambda t: rows_named(without(t, "seconds", "tokens", *by_length(t)), IN_SHORT)),
-    "healed": ("healing_minilm", lambda t: healed(without(t, "retrieval nDCG@10"))),
+    "healed": ("healing_minilm", lambda t: healed(without(t, "retrieval nDCG@10"), "own data")),
+    "healed-without-data": (
+        "healing_minilm_built_in",
+        lambda t: healed(without(t, "retrieval nDCG@10", "cosine to dense"), "built-in text"),
+    ),
     "methods-minilm": ("methods_minilm", lambda t: by_keep(without(t, *NOT_SHOWN), measured_whole)),
     "ingredients-minilm": ("methods_minilm", lambda t: by_keep(without(t, *NOT_SHOWN), ingredient)),
     "methods-stories": ("methods_stories", by_keep),

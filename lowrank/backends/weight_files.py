@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lowrank.artifacts import parse_json
-from lowrank.artifacts.outside import is_file
-from lowrank.backends.checkpoint.location import Location
-from lowrank.backends.checkpoint.shards import indexed
-from lowrank.errors import UnsupportedModel
+from lowrank.artifacts.outside import is_file, named_in
 
 SAFE, OLD = "model.safetensors", "pytorch_model.bin"
 OLD_INDEX = f"{OLD}.index.json"
@@ -55,6 +51,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _indexed(folder: Path, index: str) -> list[Path]:
     """What an index names in its own folder; none if it is no index, which its reader says."""
-    with suppress(OSError, UnsupportedModel):
-        return [folder / name for name in indexed(Location(str(folder)), index)]
-    return []
+    try:
+        content: Any = parse_json((folder / index).read_text(encoding="utf-8"))
+        names = sorted(set(content["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    paths = [named_in(folder, name) for name in names if isinstance(name, str)]
+    return [path for path in paths if path is not None]

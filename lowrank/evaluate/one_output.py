@@ -112,7 +112,7 @@ class OneOutput:
     def _of_vectors(self, b: Array) -> Likeness:
         a = np.concatenate(list(self._dense))
         sound = np.isfinite(a).all(-1)
-        a, b = a[sound], b[sound]
+        parts, a, b = np.zeros((len(a), 2)), a[sound], b[sound]
         cosine = cosines(a, b)
         if not np.isfinite(b).all():
             same = np.full(len(a), np.nan)
@@ -121,7 +121,8 @@ class OneOutput:
         figures = {"cosine": float(cosine.mean()), **_relative(squared_norm(a - b), squared_norm(a))}
         if len(a) >= FEWEST:
             figures = {"ranking": float(same.mean()), "spearman": similarity_spearman(a, b), **figures}
-        return Likeness(self.name, self.kind, np.stack([same, np.ones(len(a))], 1), figures)
+        parts[sound] = np.stack([same, np.ones(len(a))], 1)
+        return Likeness(self.name, self.kind, parts, figures)
 
 
 def _by_sample(owners: Array, samples: int, same: Array, most: Array) -> Array:

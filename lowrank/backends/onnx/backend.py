@@ -17,7 +17,7 @@ from lowrank.artifacts.files import RECORD_FILE, write_json
 from lowrank.backends.base import Change, Outputs, not_exported
 from lowrank.backends.beside import read_beside
 from lowrank.backends.finite import finite
-from lowrank.backends.inputs import NOT_RUN, TRIED, Feed, Signature, in_batches_of
+from lowrank.backends.inputs import Feed, Signature, in_batches_of
 from lowrank.backends.onnx.constants import constants_of, tensor_of
 from lowrank.backends.onnx.describe import Described, Use, describe
 from lowrank.backends.onnx.joint_moments import OnnxPair
@@ -27,19 +27,14 @@ from lowrank.backends.onnx.rewrite import replace_weight
 from lowrank.backends.onnx.runtime import Runner
 from lowrank.backends.onnx.save import save_model
 from lowrank.backends.onnx.signature import outputs_of
+from lowrank.backends.onnx.tried import tried, with_kinds
 from lowrank.backends.ort_session import floating
-from lowrank.backends.outputs import Run, as_shown
 from lowrank.core.distance import OutputKind
 from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.gram import Gram, Side
 from lowrank.core.weight import Skip, Weight
-from lowrank.errors import ExportError, NonFiniteWeight, first_line
-
-LENGTHS = (4, 8, 16, 32, 64, 128)
-"""Sequences that are tried: no more is needed for calibration or timing."""
-WAVES = (512, 2048, 16384)
-"""What is tried if none of them is long enough, and the input is one of floating numbers."""
+from lowrank.errors import ExportError, NonFiniteWeight
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,51 +98,14 @@ class OnnxBackend:
         if isinstance(self.declared, str) or self.tried:
             return self.declared
         try:
-            runner, longest = self._runner, 0
+            found = tried(self.declared, self._runner)
         except ExportError as error:
             return str(error)
-        tries = LENGTHS if self.declared.has_sequence else (1,)
-        waves = any(i.is_floating and "sequence" in i.dims for i in self.declared.inputs)
-        failure = ""
-        for sequence in (*tries, *WAVES) if waves else tries:
-            try:
-                runner(self.declared.example(1, sequence), self.declared.output_names)
-            except Exception as error:
-                failure = first_line(error)
-                if longest:
-                    break
-                continue
-            if sequence > LENGTHS[-1]:
-                # Samples of sound: below some number of them there is not one step.
-                inputs = (replace(i, offset=sequence) if "sequence" in i.dims else i for i in self.declared.inputs)
-                return self._shown(replace(self.declared, inputs=tuple(inputs)))
-            longest = sequence
-        if not longest:
-            return f"{NOT_RUN}{failure}"
-        if not self.declared.has_sequence:
-            return self._shown(self.declared)
-        return self._shown(replace(self.declared, max_sequence=min(longest, self.declared.max_sequence)))
+        return self._with_kinds(found) if isinstance(found, Signature) else found
 
-    def _shown(self, signature: Signature, feed: Feed | None = None) -> Signature:
-        """The signature with what a run and the config beside the graph tell of its outputs."""
-        feed = feed or signature.example(2, min(TRIED, signature.max_sequence))
-        names, cut = signature.output_names, signature.shortened(feed)
-
-        def shorter() -> Outputs:
-            try:
-                return {} if cut is None else dict(zip(names, self._runner(cut, names), strict=True))
-            except Exception:
-                # What takes this length alone has no axis that follows it.
-                return {}
-
-        try:
-            given = dict(zip(names, self._runner(feed, names), strict=True))
-        except Exception:
-            # A batch of one is all that some graphs take: names must do.
-            return signature
+    def _with_kinds(self, signature: Signature, feed: Feed | None = None) -> Signature:
         config = read_beside((self.source["path"], self.tokenizer), "config.json")
-        run = Run(feed, given, shorter, signature.vocabulary, config)
-        return replace(signature, outputs=tuple(as_shown(output, run) for output in signature.outputs))
+        return with_kinds(signature, self._runner, config, feed)
 
     @cached_property
     def _tensors(self) -> list[Any]:
@@ -215,7 +173,7 @@ class OnnxBackend:
         """The same graph: what it declares of its inputs is all there is, but sizes and ranges may be known better."""
         if not signature.outputs:
             outputs, left_out = outputs_of(self.model)
-            signature = self._shown(replace(signature, outputs=outputs, left_out=left_out), feed)
+            signature = self._with_kinds(replace(signature, outputs=outputs, left_out=left_out), feed)
         return replace(self, declared=signature, tried=True)
 
     @cached_property

@@ -22,9 +22,11 @@ def of_worst(parts: Array) -> float:
     """The smallest fidelity of all outputs and sets that are present.
 
     Args:
-        parts: what is alike, the most that there could be, and the number of its output and set, for each sample.
+        parts: for each sample what is alike and the most that there could be, of each output, and the number of its
+            set.
     """
-    return float(np.min([alike(parts[parts[:, 2] == number, :2]) for number in np.unique(parts[:, 2])]))
+    sets = [parts[parts[:, -1] == number, :-1] for number in np.unique(parts[:, -1])]
+    return float(np.min([alike(rows[:, at : at + 2]) for rows in sets for at in range(0, rows.shape[1], 2)]))
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,9 @@ class Fidelity:
 
     def score(self, model: Runs) -> Score:
         """Against the dense model's outputs, which are computed once."""
-        found = enumerate(each.parts for _, outputs in self.judges.against(model) for each in outputs)
-        return Score(np.concatenate([np.insert(parts, 2, number, 1) for number, parts in found]), of_worst)
+        found = enumerate(np.hstack([each.parts for each in outputs]) for _, outputs in self.judges.against(model))
+        parts = [np.column_stack([rows, np.full(len(rows), number)]) for number, rows in found]
+        return Score(np.concatenate(parts), of_worst)
 
 
 def read_fidelity(spec: str, rest: str, dense: Backend, judges: Judges | None) -> Task:

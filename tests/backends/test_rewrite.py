@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from builders import Blocks, saved_state, tiny_transformer, trained_blocks, two_factors
@@ -14,6 +15,8 @@ from lowrank.backends import Opening, open_model
 from lowrank.backends.torch import ModuleBackend, StateDictBackend, load
 from lowrank.backends.torch.inputs import call
 from lowrank.core.structures.base import Replacement
+from lowrank.core.truncation.directions import directions
+from lowrank.core.truncation.pivoted import pivot
 from lowrank.errors import ArtifactError
 from lowrank.nn import LowRankLinear
 
@@ -115,7 +118,9 @@ def test_tied_weights_are_one_weight_and_stay_tied(tmp_path: Path) -> None:
     small = backend.rewrite(replacements(backend))
     a, b = (small.module.layers[i].up for i in (0, 1))
     assert a.left.weight is b.left.weight and a.right.weight is b.right.weight
-    assert a.bias is not b.bias
+    for i in (0, 1):
+        # Each has a bias of its own, and keeps it.
+        assert torch.equal(small.module.layers[i].up.bias, model.layers[i].up.bias)
     small.save(tmp_path)
     from safetensors import safe_open
 
@@ -124,6 +129,58 @@ def test_tied_weights_are_one_weight_and_stay_tied(tmp_path: Path) -> None:
     loaded = load(tmp_path, arch=TiedBlocks)
     assert isinstance(loaded, nn.Module)
     assert loaded.layers[0].up.left.weight is loaded.layers[1].up.left.weight
+    assert_same(small, loaded)
+
+
+class HalfBiased(TiedBlocks):
+    """The tie is of one layer with a bias and one without, in either order."""
+
+    without = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers[self.without].up.bias = None
+
+
+class BiasedLater(HalfBiased):
+    without = 0
+
+
+def test_pivoted_factors_of_a_tie_have_one_order(tmp_path: Path) -> None:
+    model = TiedBlocks().eval()
+    backend = open_model(model)
+    assert isinstance(backend, ModuleBackend)
+    name = next(w.name for w in backend.weights if len(w.layers) > 1)
+    matrix = backend.read(name)
+    factors = pivot(directions(matrix, name=name).truncate(matrix, 5))
+    assert factors.order is not None and not np.array_equal(factors.order, np.arange(len(factors.order)))
+    small = backend.rewrite({name: Replacement("pivoted", factors)})
+    a, b = (small.module.layers[i].up for i in (0, 1))
+    assert a.order is b.order
+    with torch.no_grad():
+        # The dense model with the product in the place of the weight, which both layers read.
+        model.layers[0].up.weight.copy_(torch.from_numpy(factors.product()))
+    x = torch.randn(2, 5, 16)
+    assert torch.allclose(small.module(x), model(x), atol=1e-4)
+    small.save(tmp_path)
+    loaded = load(tmp_path, arch=TiedBlocks)
+    assert isinstance(loaded, nn.Module)
+    assert loaded.layers[0].up.order is loaded.layers[1].up.order
+    assert_same(small, loaded)
+
+
+@pytest.mark.parametrize("kind", [HalfBiased, BiasedLater])
+def test_a_tie_of_layers_with_and_without_a_bias(kind: type[HalfBiased], tmp_path: Path) -> None:
+    model = kind().eval()
+    backend = open_model(model)
+    assert isinstance(backend, ModuleBackend)
+    exact = {w.name: two_factors(backend.read(w.name), w.full_rank) for w in backend.weights}
+    small = backend.rewrite(exact)
+    x = torch.randn(2, 5, 16)
+    assert torch.allclose(small.module(x), model(x), atol=1e-5)
+    small.save(tmp_path)
+    loaded = load(tmp_path, arch=kind)
+    assert isinstance(loaded, nn.Module)
     assert_same(small, loaded)
 
 

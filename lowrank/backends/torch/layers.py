@@ -196,16 +196,9 @@ def fill_(new: LowRank, weight: Weight, replacement: Replacement, dense: nn.Modu
         stored: its tensor.
     """
     factors = replacement.factors
-    before = getattr(dense, "bias", None)
     plain = new.linear if isinstance(new, NarrowLinear) else new
-    bias = getattr(plain, "bias", None)
+    fill_bias_(new, weight, replacement, dense, stored)
     with torch.no_grad():
-        if isinstance(bias, nn.Parameter):
-            if replacement.bias is not None:
-                bias.copy_(as_stored(weight.name, replacement.bias, stored))
-            elif isinstance(before, Tensor):
-                bias.copy_(before)
-                bias.requires_grad_(before.requires_grad)
         if isinstance(factors, Narrow):
             assert isinstance(plain, nn.Linear)
             plain.weight.copy_(as_stored(weight.name, factors.matrix, stored))
@@ -233,6 +226,20 @@ def fill_(new: LowRank, weight: Weight, replacement: Replacement, dense: nn.Modu
             place.copy_(tensor)
 
 
+def fill_bias_(new: LowRank, weight: Weight, replacement: Replacement, dense: nn.Module, stored: Tensor) -> None:
+    """Put the replacement's bias into the empty layer for it, or that of the dense layer in its place; see `fill_`."""
+    before = getattr(dense, "bias", None)
+    bias = getattr(new.linear if isinstance(new, NarrowLinear) else new, "bias", None)
+    if not isinstance(bias, nn.Parameter):
+        return
+    with torch.no_grad():
+        if replacement.bias is not None:
+            bias.copy_(as_stored(weight.name, replacement.bias, stored))
+        elif isinstance(before, Tensor):
+            bias.copy_(before)
+            bias.requires_grad_(before.requires_grad)
+
+
 def has_bias(module: nn.Module, replacement: Replacement) -> bool:
     """Whether the layer in the place of a module has a bias."""
     if replacement.bias is not None:
@@ -241,9 +248,11 @@ def has_bias(module: nn.Module, replacement: Replacement) -> bool:
 
 
 def tie(new: LowRank, first: LowRank) -> None:
-    """Share the factors of two layers of one weight."""
+    """Share the factors of two layers of one weight, and the order of their channels."""
     assert isinstance(new, LeftRight) and isinstance(first, LeftRight)
     new.left.weight, new.right.weight = first.left.weight, first.right.weight
+    if isinstance(new, PivotedLinear) and isinstance(first, PivotedLinear):
+        new.order = first.order
 
 
 def put(root: nn.Module, name: str, new: nn.Module) -> None:

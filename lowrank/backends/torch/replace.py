@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank.artifacts.files import RECORD_FILE
 from lowrank.backends.torch.layers import (
     dense_layer,
     empty_replacement,
     fill_,
+    fill_bias_,
     has_bias,
     put,
     record_of,
@@ -64,7 +65,9 @@ def replace_layers_(
                 fill_(new, weight, replacement, old, dense)
                 first = new
             else:
+                # Each layer of a tie has a bias of its own.
                 tie(new, first)
+                fill_bias_(new, weight, replacement, old, dense)
             _freeze_(new, dense.requires_grad)
             put(module, layer.name, new)
             replaced_modules.add(id(new))
@@ -160,7 +163,8 @@ def put_layers(
                     "knowing the module; compress again with --arch or --config"
                 )
             _check_sizes(origin, layer, entry, max(form.view.shape(dense.shape)))
-            new = empty_replacement(old, entry, dense, form)
+            tied = {"bias": isinstance(getattr(old, "bias", None), Tensor)} if len(entry["layers"]) > 1 else {}
+            new = empty_replacement(old, {**entry, **tied}, dense, form)
             if first is not None:
                 tie(new, first)
             first = first or new

@@ -72,7 +72,7 @@ def _helps(report: Report, quality: Quality, analysis: Analysis, failed: Sequenc
     lowest = min((row.fidelity for row in failed if math.isfinite(row.fidelity)), default=0.0)
     helps = [_more(report, quality, analysis), _healing(report, analysis, lowest), _text(analysis, failed)]
     plain = quality.dense_rounded
-    if plain is not None and plain.fidelity is not None and plain.fidelity >= FLOOR:
+    if plain is not None and plain.dtype and plain.fidelity is not None and plain.fidelity >= FLOOR:
         size = report.latency and report.latency.dense_rounded_onnx_bytes
         helps.append(
             f"the dense model in {plain.dtype} alone, which was measured to reach {percent(plain.fidelity)}"

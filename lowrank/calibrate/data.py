@@ -174,7 +174,9 @@ def _fed_with(backend: Backend, path: Path, arrays: Feed) -> Backend:
         return backend.fed_with(known)
     shown = of_arrays(arrays)
     if isinstance(known, Signature):
-        shown = replace(known, inputs=shown.inputs, positional=shown.positional)
+        types = {i.name: i.dtype for i in known.inputs}
+        inputs = tuple(replace(i, dtype=types.get(i.name, i.dtype)) for i in shown.inputs)
+        shown = replace(known, inputs=inputs, positional=shown.positional)
     first = {i.name: arrays[i.name][:1].astype(i.array_dtype) for i in shown.inputs}
     try:
         fed = backend.fed_with(shown, first)

@@ -177,7 +177,8 @@ def test_from_the_command_line(cli: Any, tmp_path: Path, bert_folder: Path, monk
     # What is measured again is the same, on every set.
     pairs = [(again["quality"], first["quality"])]
     pairs.append((again["quality"].pop("dense_rounded"), first["quality"].pop("dense_rounded")))
-    pairs += [pair for ours, theirs in pairs for pair in zip(ours.pop("sets"), theirs.pop("sets"), strict=True)]
+    for nested in ("sets", "outputs"):
+        pairs += [pair for a, b in pairs for pair in zip(a.pop(nested, ()), b.pop(nested, ()), strict=True)]
     assert all(ours == pytest.approx(theirs) for ours, theirs in pairs) and again["parity"] == first["parity"]
     assert pairs[1][0]["dtype"] == "int8"
     assert cli("heal", "run", "--steps", 40, "--no-latency").code == 0

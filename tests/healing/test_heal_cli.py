@@ -55,7 +55,9 @@ def test_heal_makes_the_run_better_again_and_again(cli: Cli, run: Path) -> None:
     first = cli("heal", run, "--steps", 40, "--no-latency")
     assert first.code == 0, first.err
     once = read(run / "report.json")
-    assert once["quality"]["relative_error"] < before["quality"]["relative_error"]
+    # Of each output: which of them is the worst may change.
+    pairs = zip(once["quality"]["sets"][0]["outputs"], before["quality"]["sets"][0]["outputs"], strict=True)
+    assert all(ours["relative_error"] < theirs["relative_error"] for ours, theirs in pairs)
     assert once["targets"] == before["targets"] and once["parity"] is not None
     (entry,) = once["healing"]
     assert entry["after"] < entry["before"] and entry["kept"] and entry["steps"] > 0 and entry["rate"] > 0
@@ -193,7 +195,7 @@ def test_an_adapter_outlives_a_graph_that_fails(cli: Cli, run: Path, monkeypatch
     pytest.importorskip("peft")
     monkeypatch.setattr("lowrank.edge.adapters.TOLERANCE", -1.0)
     done = cli("heal", run, "--steps", 30, "--adapter", 2, "--no-latency")
-    assert done.code == 1 and "differs from the model" in done.err
+    assert done.code == 1 and "differs by" in done.err
     names = {path.name for path in run.iterdir()}
     assert "adapter" in names and not names & {"adapter.onnx_adapter", "model_with_adapters.onnx"}
 

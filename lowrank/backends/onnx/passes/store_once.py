@@ -13,18 +13,12 @@ from typing import Any
 from lowrank.backends.onnx.constants import graphs_of
 from lowrank.backends.onnx.edit import new_node
 from lowrank.backends.onnx.equal import Seen
+from lowrank.backends.onnx.inference import DRAWN
 
 LEAST = 256
 """Numbers in a matrix at least for its transpose to be computed instead of stored."""
-RANDOM = (
-    "Bernoulli",
-    "Dropout",
-    "Multinomial",
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-)
+RANDOM = DRAWN | {"Dropout"}
+"""Operators of which two with the same inputs give different numbers."""
 
 
 def store_once(model: Any) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.backends.outputs import Output, main_of, pooled
+from lowrank.backends.outputs import Output, Run, as_shown, main_of, pooled
 from lowrank.core.distance import OutputKind
 
 Dim = int | str
@@ -219,6 +219,35 @@ class Signature:
             else:
                 values[spec.name] = rng.integers(0, max(spec.high, 1), shape).astype(dtype)
         return values
+
+
+def shown_by(
+    signature: Signature,
+    feed: Feed,
+    given: Mapping[str, NDArray[Any]],
+    again: Callable[[Feed], Mapping[str, NDArray[Any]]],
+    config: Mapping[str, Any],
+) -> Signature:
+    """The signature with what a run of the model and its config tell of its outputs, beyond their names.
+
+    Args:
+        signature: with the names of its outputs.
+        feed: what was run.
+        given: the outputs of that run by name; whole numbers in their own type.
+        again: runs the model on another feed.
+        config: see `Run`.
+    """
+
+    def shorter() -> Mapping[str, NDArray[Any]]:
+        cut = signature.shortened(feed)
+        try:
+            return {} if cut is None else again(cut)
+        except Exception:
+            # What takes this length alone has no axis that follows it.
+            return {}
+
+    run = Run(feed, given, shorter, signature.vocabulary, config)
+    return replace(signature, outputs=tuple(as_shown(output, run) for output in signature.outputs))
 
 
 def common_size(sizes: Sequence[object]) -> int | None:

@@ -8,8 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from lowrank.backends.inputs import NOT_RUN, TRIED, Feed, Signature
-from lowrank.backends.outputs import Run, as_shown
+from lowrank.backends.inputs import NOT_RUN, TRIED, Feed, Signature, shown_by
 from lowrank.errors import first_line
 
 RunGraph = Callable[[Feed, Sequence[str]], Sequence[NDArray[Any]]]
@@ -57,19 +56,14 @@ def with_kinds(signature: Signature, run: RunGraph, config: Mapping[str, Any], f
         feed: what is run; random inputs if not given.
     """
     feed = feed or signature.example(2, min(TRIED, signature.max_sequence))
-    names, cut = signature.output_names, signature.shortened(feed)
+    names = signature.output_names
 
-    def shorter() -> Mapping[str, NDArray[Any]]:
-        try:
-            return {} if cut is None else dict(zip(names, run(cut, names), strict=True))
-        except Exception:
-            # What takes this length alone has no axis that follows it.
-            return {}
+    def again(feed: Feed) -> Mapping[str, NDArray[Any]]:
+        return dict(zip(names, run(feed, names), strict=True))
 
     try:
-        given = dict(zip(names, run(feed, names), strict=True))
+        given = again(feed)
     except Exception:
         # A batch of one is all that some graphs take: names must do.
         return signature
-    shown = Run(feed, given, shorter, signature.vocabulary, config)
-    return replace(signature, outputs=tuple(as_shown(output, shown) for output in signature.outputs))
+    return shown_by(signature, feed, given, again, config)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lowrank.backends.inputs import MASK, NOISE, NOT_RUN, TRIED, Dim, Feed, Input, Signature
-from lowrank.backends.outputs import Output, Run, as_shown, output_named
+from lowrank.backends.inputs import MASK, NOISE, NOT_RUN, TRIED, Dim, Feed, Input, Signature, shown_by
+from lowrank.backends.outputs import Output, output_named
 from lowrank.backends.torch.results import Result, named_tensors
 from lowrank.core.match import in_block
 from lowrank.errors import first_line
@@ -64,15 +64,9 @@ def with_outputs(
         return f"{NOT_RUN}{first_line(error)}"
     if not found.tensors:
         return "it gives no tensor"
-    run = Run(
-        feed,
-        _arrays(found),
-        partial(_of_shorter, signature, module, feed),
-        signature.vocabulary,
-        _facts(module),
-    )
-    outputs = tuple(as_shown(output_named(name, decoded), run) for name in found.tensors)
-    return replace(signature, outputs=outputs, left_out=tuple(found.left_out))
+    named = tuple(output_named(name, decoded) for name in found.tensors)
+    signature = replace(signature, outputs=named, left_out=tuple(found.left_out))
+    return shown_by(signature, feed, _arrays(found), partial(_run_arrays, signature, module), _facts(module))
 
 
 def _arrays(found: Result) -> dict[str, NDArray[Any]]:
@@ -81,15 +75,9 @@ def _arrays(found: Result) -> dict[str, NDArray[Any]]:
     return {name: (value.float() if value.is_floating_point() else value).numpy() for name, value in tensors.items()}
 
 
-def _of_shorter(signature: Signature, module: nn.Module, feed: Feed) -> dict[str, NDArray[Any]]:
-    """The outputs for samples that are one step shorter; none where the module does not run on them."""
-    cut = signature.shortened(feed)
-    try:
-        with torch.no_grad():
-            return {} if cut is None else _arrays(_run(signature, module, cut))
-    except Exception:
-        # What takes this length alone has no axis that follows it.
-        return {}
+def _run_arrays(signature: Signature, module: nn.Module, feed: Feed) -> dict[str, NDArray[Any]]:
+    with torch.no_grad():
+        return _arrays(_run(signature, module, feed))
 
 
 def _facts(module: nn.Module) -> dict[str, Any]:

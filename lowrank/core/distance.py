@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -36,6 +36,27 @@ class Batches(Protocol):
     def __iter__(self) -> Iterator[Array]:
         """All of them in their order."""
         ...
+
+
+class Made:
+    """Batches that are made when they are asked for.
+
+    Args:
+        count: of batches.
+        make: from the number of a batch to the output.
+    """
+
+    def __init__(self, count: int, make: Callable[[int], Array]) -> None:
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Array]:
+        return map(self._make, range(self._count))
+
+    def __getitem__(self, batch: int, /) -> Array:
+        return self._make(batch)
 
 
 class Reference:

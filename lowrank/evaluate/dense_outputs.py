@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from lowrank.core.distance import Array
+from lowrank.core.distance import Array, Made
 
 REMEMBERED = 1 << 30
 """Bytes that are kept of the dense model's outputs, at most, of all sets together."""
@@ -52,18 +52,6 @@ class DenseOutputs:
             self._kept[batch] = found
         return found
 
-
-class Named:
-    """One of the outputs, batch by batch."""
-
-    def __init__(self, outputs: DenseOutputs, name: str) -> None:
-        self._outputs, self._name = outputs, name
-
-    def __len__(self) -> int:
-        return len(self._outputs)
-
-    def __iter__(self) -> Iterator[Array]:
-        return (self[i] for i in range(len(self)))
-
-    def __getitem__(self, batch: int, /) -> Array:
-        return self._outputs[batch][self._name]
+    def named(self, name: str) -> Made:
+        """One of the outputs, batch by batch."""
+        return Made(self.count, lambda batch: self[batch][name])

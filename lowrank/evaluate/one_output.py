@@ -24,7 +24,7 @@ from lowrank.core.distance import (
     squared_norm,
 )
 from lowrank.core.ranking import rankings, similarity_spearman
-from lowrank.evaluate.dense_outputs import DenseOutputs, Named
+from lowrank.evaluate.dense_outputs import DenseOutputs
 from lowrank.evaluate.likeness import Likeness, alike
 
 FEWEST = 3
@@ -43,7 +43,7 @@ class OneOutput:
     def __init__(self, output: Output, counted: Sequence[Array | None], dense: DenseOutputs) -> None:
         self.name, self.over_positions = output.name, output.over_positions
         self.kind: OutputKind = output.kind
-        self._counted, self._dense = counted, Named(dense, output.name)
+        self._counted, self._dense = counted, dense.named(output.name)
         self._parts: list[Array] = []
         self._sums: dict[str, float] = dict.fromkeys(("divergence", "difference", "total"), 0.0)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,10 @@ class _Noise:
     def __init__(self, backend: Backend) -> None:
         self.backend, self.shares = backend, dict[str, float]()
 
+    @cached_property
+    def _otherwise(self) -> Callable[[Feed], Outputs]:
+        return self.backend.otherwise_rounded()
+
     @property
     def worst(self) -> float | None:
         """The largest share of an output; None if nothing was measured."""
@@ -92,7 +97,7 @@ class _Noise:
             return
         self.shares = dict.fromkeys(names, 0.0)
         try:
-            other = self.backend.otherwise_rounded()(values)
+            other = self._otherwise(values)
         except Exception:
             # Not every model runs so: then only the usual is allowed.
             return

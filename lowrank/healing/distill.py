@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lowrank.backends.inputs import Feed, batch_size
 from lowrank.backends.torch.workers import Workers
-from lowrank.core.distance import Array
+from lowrank.core.distance import Made
 from lowrank.errors import HealingError
 from lowrank.healing.faults import is_memory
 from lowrank.healing.loss import OutputMeasure, hidden_loss, measures_of, pooled_output
@@ -132,7 +132,7 @@ class Distillation:
     def _measure(self) -> list[OutputMeasure]:
         """How each output is measured, by what the dense model gives on the held-out batches."""
         signature = self.student.signature
-        outputs = {output.name: Named(self.heldout, output.name) for output in signature.compared}
+        outputs = {output.name: self.heldout.named(output.name) for output in signature.compared}
         return measures_of(signature, outputs, self.heldout.feeds)
 
     def _loss(self, feed: Feed, taught: Outputs) -> Tensor:
@@ -278,18 +278,6 @@ class Teacher:
             }
         return Outputs([each.bfloat16() for each in imitated(whole.hidden)], named)
 
-
-class Named:
-    """One of the teacher's outputs as arrays, batch by batch."""
-
-    def __init__(self, teacher: Teacher, name: str) -> None:
-        self._teacher, self._name = teacher, name
-
-    def __len__(self) -> int:
-        return len(self._teacher.feeds)
-
-    def __iter__(self) -> Iterator[Array]:
-        return (self[i] for i in range(len(self)))
-
-    def __getitem__(self, batch: int, /) -> Array:
-        return np.atleast_1d(self._teacher(batch).named[self._name].float().cpu().numpy())
+    def named(self, name: str) -> Made:
+        """One of its outputs as arrays, batch by batch."""
+        return Made(len(self.feeds), lambda batch: np.atleast_1d(self(batch).named[name].float().cpu().numpy()))

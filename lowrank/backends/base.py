@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self
 
 from numpy.typing import NDArray
 
-from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.inputs import NOT_RUN, Feed, Signature
 from lowrank.core.distance import OutputKind
 from lowrank.core.linalg.eigen import Matrix, Vector
 from lowrank.core.structures.base import Replacement
@@ -59,7 +59,8 @@ def already_compressed(what: str) -> UnsupportedModel:
 
 def not_exported(source: Mapping[str, Any], reason: str) -> ExportError:
     """The error of a model that cannot be written as a graph because it cannot be run."""
-    return ExportError(f"{source['path'] or 'the model'} cannot be exported: {reason}")
+    remedy = "; give inputs that it runs on as .npz, with --calib" if reason.startswith(NOT_RUN) else ""
+    return ExportError(f"{source['path'] or 'the model'} cannot be exported: {reason}{remedy}")
 
 
 class Paired(Protocol):

@@ -65,6 +65,8 @@ class Input:
     """How many numbers of this input make one step of `sequence`: samples of a sound wave, for one."""
     offset: int = 0
     """How many numbers come before the first step of `sequence`."""
+    last: int | None = None
+    """The token that every sample ends with, and that is nowhere else in it, where the model looks for one."""
 
     @property
     def is_floating(self) -> bool:
@@ -189,8 +191,10 @@ class Signature:
 
     @property
     def vocabulary(self) -> int:
-        """How many different tokens it reads; 0 where nothing tells."""
-        return max((i.high for i in self.inputs if i.name == "input_ids" and i.high > FLAGS), default=0)
+        """How many different tokens it reads, whatever its own code calls them; 0 where nothing tells."""
+        tables = [i for i in self.inputs if len(i.dims) == 2 and not i.is_floating and i.high > FLAGS]
+        named = [i for i in tables if i.name == "input_ids"]
+        return max((i.high for i in named or tables if i.name not in BESIDE_TOKENS), default=0)
 
     def shortened(self, feed: Feed) -> Feed | None:
         """The same feed without the last step of the sequence; None if that leaves nothing, or there is none."""
@@ -211,14 +215,22 @@ class Signature:
             if "mask" in spec.name and not spec.is_floating:
                 values[spec.name] = np.ones(shape, dtype)
                 if padded and spec.name == MASK:
-                    values[spec.name][1::2, max(1, shape[1] // 2) :] = 0
+                    values[spec.name][1::2, ..., max(1, shape[-1] // 2) :] = 0
             elif spec.name == "position_ids" and len(shape) == 2:
                 values[spec.name] = np.broadcast_to(np.arange(shape[1], dtype=dtype), shape).copy()
             elif spec.is_floating:
                 values[spec.name] = rng.standard_normal(shape).astype(dtype)
             else:
-                values[spec.name] = rng.integers(0, max(spec.high, 1), shape).astype(dtype)
+                values[spec.name] = _ending_in(spec.last, rng.integers(0, max(spec.high, 1), shape).astype(dtype))
         return values
+
+
+def _ending_in(last: int | None, ids: NDArray[Any]) -> NDArray[Any]:
+    """Token ids of which each sample ends in one that is nowhere else; as they are where that is None."""
+    if last is not None:
+        ids[ids == last] = 0 if last else 1
+        ids[..., -1] = last
+    return ids
 
 
 def shown_by(
@@ -261,7 +273,9 @@ def _last(flags: NDArray[np.bool_]) -> NDArray[np.intp]:
     return cast("NDArray[np.intp]", flags.shape[1] - 1 - flags[:, ::-1].argmax(1))
 
 
-FROM_TEXT = frozenset(["input_ids", MASK, "token_type_ids", "position_ids", "decoder_input_ids"])
+BESIDE_TOKENS = frozenset([MASK, "token_type_ids", "position_ids"])
+"""Inputs that say something of tokens."""
+FROM_TEXT = BESIDE_TOKENS | {"input_ids", "decoder_input_ids"}
 """Inputs that a tokenizer and a text are enough for."""
 
 

@@ -23,6 +23,6 @@ def no_logs(level: int) -> Iterator[None]:
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
     """No prints, logs and warnings: exporters and converters tell of every step."""
-    with no_logs(logging.WARNING), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with no_logs(logging.ERROR), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

@@ -28,7 +28,8 @@ def token_batches(lines: Sequence[Sequence[int]], signature: Signature) -> tuple
 
 
 def token_feed(rows: Sequence[Sequence[int]], signature: Signature) -> Feed:
-    """A batch of samples of one length, or padded to the length that the model takes."""
+    """A batch of samples of one length, or padded to the length that the model takes; where it reads several choices
+    of a sample, each has one."""
     length = signature.fixed_length or len(rows[0])
     ids, mask = (np.zeros((len(rows), length), np.int64) for _ in range(2))
     for row, sample in enumerate(rows):
@@ -40,4 +41,5 @@ def token_feed(rows: Sequence[Sequence[int]], signature: Signature) -> Feed:
         MASK: mask,
         "position_ids": np.broadcast_to(np.arange(length), ids.shape),
     }
-    return {i.name: filled.get(i.name, np.zeros_like(ids)).astype(i.array_dtype) for i in signature.inputs}
+    feed = {i.name: filled.get(i.name, np.zeros_like(ids)).astype(i.array_dtype) for i in signature.inputs}
+    return {i.name: feed[i.name][:, None] if len(i.dims) == 3 else feed[i.name] for i in signature.inputs}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lowrank.artifacts.files import hash_array, hash_json
 from lowrank.backends.base import Backend, signature_of
-from lowrank.backends.inputs import NOISE, NOT_RUN, Feed, Signature, batch_size, of_arrays
+from lowrank.backends.inputs import MASK, NOISE, NOT_RUN, Feed, Signature, batch_size, of_arrays
 from lowrank.calibrate.arrays import array_files, as_inputs, read_arrays
 from lowrank.calibrate.batches import BATCH_ROWS, token_batches
 from lowrank.calibrate.folds import split_folds
@@ -112,7 +112,19 @@ def _load(backend: Backend, source: TextSource) -> Calibration | None:
     found = read_text_samples(open_tokenizer(backend.tokenizer), usual_maximum(backend), source)
     folds = (token_batches(masked_lines(lines, backend), signature) for lines in found.folds())
     provenance = {"column": source.column, **found.provenance()}
-    return Calibration(*folds, backend=backend, provenance=provenance, notes=found.notes)
+    notes = (*found.notes, *_padding_counts(signature, [*found.own, *found.added]))
+    return Calibration(*folds, backend=backend, provenance=provenance, notes=notes)
+
+
+def _padding_counts(signature: Signature, lines: Sequence[Sequence[int]]) -> tuple[str, ...]:
+    """A note where samples are padded to the length that a model takes, and it reads no mask that tells so."""
+    length = signature.fixed_length
+    if length is None or MASK in signature.names or all(len(ids) >= length for ids in lines):
+        return ()
+    return (
+        f"the model takes {length} tokens and no {MASK}: shorter texts are filled up with token 0, and what it gives "
+        f"there counts as well; give inputs of {length} tokens as .npz, or export it with its mask",
+    )
 
 
 def _rows(feed: Feed) -> list[bytes]:

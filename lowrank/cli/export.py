@@ -28,7 +28,9 @@ def export(
     *,
     model: Model,
     output: Annotated[Path, Option("FOLDER", "Folder for model.onnx.", names=("--output", "-o"))],
-    opset: Annotated[int, Option("N", "ONNX operator set, 18 to 23.", least=18, most=23)] = 20,
+    opset: Annotated[
+        int | None, Option("N", "ONNX operator set, 18 to 23; 20 if not given.", least=18, most=23)
+    ] = None,
     result: Annotated[OutputOptions, "quantize", "with_past", "profile"],
     forms: Forms,
     data: Annotated[DataOptions, "calib", "calib_only", "column"],
@@ -49,17 +51,23 @@ def export(
     if forms.hub:
         if forms.adapter_inputs or any(others):
             raise typer.BadParameter("--hub takes the graphs of a run; leave the other forms out, but for --quantize")
+        if opset is not None:
+            raise typer.BadParameter(
+                "--hub takes the graphs of a run with the operator set that they have; leave --opset out"
+            )
         for path in pipeline.export_hub(model, output, dtypes=[target.dtype], remark=say):
             say(f"{path} ({sum(p.stat().st_size for p in path.parent.glob(f'{path.name}*')):,} bytes)")
         return
     if forms.adapter_inputs:
         if any(others) or target.is_rounded:
             raise typer.BadParameter("--adapter-inputs is a graph of its own; leave the other forms out")
-        path, count = pipeline.export_adapter_inputs(model, output, opening=how)
+        path, count = pipeline.export_adapter_inputs(model, output, opening=how, opset=opset)
         say(f"{path} ({path.stat().st_size:,} bytes): {count} layers take an adapter, none of them needs one")
         return
     as_it_is = forms.ort and not target.is_rounded and not result.with_past and result.profile is None
     graph = pipeline.graph_of(model) if as_it_is else None
+    if graph is not None and opset is not None:
+        raise typer.BadParameter(f"{graph} is a graph already and keeps its operator set; leave --opset out")
     if graph is None and forms.elastic is not None:
         if result.with_past:
             raise typer.BadParameter("--with-past is for one size; leave --elastic out")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.artifacts.outside import is_file, named_in
+from lowrank.backends.onnx.inference import DRAWN, as_used
 from lowrank.backends.onnx.sites import INTEGER_PRODUCTS
 from lowrank.errors import first_line
 from lowrank.inspection.description import Description, quoted, tidy
@@ -71,6 +72,8 @@ def _look(path: Path, model: Any) -> Description:
     }
     facts |= {"missing": missing} if missing else {}
     facts |= {"factored": factored} if factored else {}
+    notes = _training_notes(model) if nodes.keys() & {"Dropout", "BatchNormalization", *DRAWN} else ()
+    facts |= {"notes": tidy(notes)} if notes else {}
     if model.metadata_props:
         facts["metadata"] = tidy({p.key: p.value for p in model.metadata_props})
     optional = [v.name for v in graph.input if v.name in initializers]
@@ -93,6 +96,16 @@ def _nodes(graph: Any, depth: int = 0) -> Iterator[Any]:
         for attribute in node.attribute if depth < 50 else ():
             for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
                 yield from _nodes(inner, depth + 1)
+
+
+def _training_notes(model: Any) -> tuple[str, ...]:
+    """What other verbs say of a graph that was exported in training mode; nothing where it cannot be taken apart."""
+    import onnx_ir as ir
+
+    try:
+        return as_used(ir.from_proto(model))
+    except Exception:
+        return ()
 
 
 def _type_name(code: int) -> str:

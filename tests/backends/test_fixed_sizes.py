@@ -126,6 +126,19 @@ def test_text_is_padded_to_a_fixed_length(tmp_path: Path) -> None:
     assert not report.problems and report.quality is not None
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_padding_that_counts_is_said(masked: bool, tmp_path: Path) -> None:
+    model = texts_model(12)
+    if not masked:
+        model.graph.node[1].input[0] = "input_ids"
+        del model.graph.input[1]
+    onnx.save(model, tmp_path / "m.onnx")
+    write_tokenizer(tmp_path)
+    calibration = load_calibration(open_model(tmp_path / "m.onnx"), write_text(tmp_path / "text.txt", 60))
+    assert calibration is not None
+    assert any("12 tokens and no attention_mask" in note for note in calibration.notes) != masked
+
+
 def test_a_folder_of_arrays_holds_samples_of_unlike_length(tmp_path: Path) -> None:
     folder = tmp_path / "samples"
     folder.mkdir()

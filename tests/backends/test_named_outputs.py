@@ -11,11 +11,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from builders import write_text, write_tokenizer
 from onnx import TensorProto, helper
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lowrank.backends import open_model
+import lowrank
+from lowrank.backends import Opening, open_model
 from lowrank.backends.base import signature_of
+from lowrank.backends.torch.read_back import read_finished
 from lowrank.backends.torch.results import named_tensors
 from lowrank.calibrate.data import load_calibration
 from lowrank.calibrate.judging_set import JudgingSet
@@ -24,6 +28,7 @@ from lowrank.core.distance import LITTLE, information_of
 from lowrank.errors import ExportError
 from lowrank.evaluate.judges import Judges
 from lowrank.evaluate.parity import check_parity
+from lowrank.pipeline.run.read import read_run
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -111,7 +116,52 @@ def yolos() -> nn.Module:
     return YolosForObjectDetection(YolosConfig(**sizes, **picture)).eval()
 
 
+def bart(kind: str) -> nn.Module:
+    import transformers
+
+    sides = {f"{side}_{what}": size for side in ("encoder", "decoder") for what, size in HALVES.items()}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+    sizes: dict[str, Any] = {"d_model": 32, "vocab_size": 90, "max_position_embeddings": 40, "num_labels": 3}
+    return getattr(transformers, kind)(transformers.BartConfig(**sizes, **sides, **tokens)).eval()
+
+
+def xlnet() -> nn.Module:
+    from transformers import XLNetConfig, XLNetForQuestionAnsweringSimple
+
+    sizes: dict[str, Any] = {"d_model": 32, "n_layer": 1, "n_head": 2, "d_inner": 48, "vocab_size": 90}
+    return XLNetForQuestionAnsweringSimple(XLNetConfig(**sizes)).eval()
+
+
+PICTURES: dict[str, Any] = {"image_size": 32, "patch_size": 8}
+
+
+def captions() -> nn.Module:
+    from transformers import BertConfig, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTConfig
+
+    body = {key: SIZES[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    sides = ViTConfig(**body, **PICTURES), BertConfig(**SIZES, is_decoder=True, add_cross_attention=True)
+    return VisionEncoderDecoderModel(VisionEncoderDecoderConfig.from_encoder_decoder_configs(*sides)).eval()
+
+
+def vilt() -> nn.Module:
+    from transformers import ViltConfig, ViltForQuestionAnswering
+
+    return ViltForQuestionAnswering(ViltConfig(**SIZES, **PICTURES, num_labels=5)).eval()
+
+
 TRANSFORMERS = {
+    "classes of a decoder": (
+        lambda: bart("BartForSequenceClassification"),
+        {"logits": "logits", "encoder_last_hidden_state": "values"},
+    ),
+    "answers of a decoder": (
+        lambda: bart("BartForQuestionAnswering"),
+        {"start_logits": "logits", "end_logits": "logits", "encoder_last_hidden_state": "values"},
+    ),
+    "several choices": (lambda: bert("BertForMultipleChoice"), {"logits": "logits"}),
+    "any length": (xlnet, {"start_logits": "logits", "end_logits": "logits"}),
+    "captions": (captions, {"logits": "logits", "encoder_last_hidden_state": "values"}),
+    "text and image in one": (vilt, {"logits": "logits"}),
     "question answering": (
         lambda: bert("BertForQuestionAnswering"),
         {"start_logits": "logits", "end_logits": "logits"},
@@ -169,6 +219,45 @@ def test_outputs_of_transformers_are_those_of_the_class(name: str) -> None:
         theirs: Any = module(**inputs, return_dict=True)
     for key, ours in dense.outputs(feed).items():
         np.testing.assert_allclose(ours, theirs[key].numpy(), atol=1e-5)
+
+
+def test_a_model_that_judges_what_it_reads_takes_no_decoder_ids(tmp_path: Path) -> None:
+    dense = open_model(bart("BartForSequenceClassification"))
+    signature = signature_of(dense)
+    assert signature.names == ("input_ids", "attention_mask")
+    ids = signature.example(3, 7)["input_ids"]
+    assert (ids[:, -1] == 2).all() and (ids == 2).sum() == 3
+    dense.write_onnx(tmp_path / "m.onnx")
+    assert set(check_parity(dense, tmp_path / "m.onnx").outputs or ()) == {"logits", "encoder_last_hidden_state"}
+
+
+def test_choices_are_read_as_text(tmp_path: Path) -> None:
+    bert("BertForMultipleChoice", num_labels=2).save_pretrained(tmp_path / "model")
+    write_tokenizer(tmp_path / "model")
+    dense = open_model(tmp_path / "model")
+    calibration = load_calibration(dense, write_text(tmp_path / "text.txt", 60))
+    assert calibration is not None
+    feed = calibration.fit[0]
+    assert all(values.ndim == 3 and values.shape[1] == 1 for values in feed.values())
+    assert dense.outputs(feed)["logits"].shape == (len(feed["input_ids"]), 1)
+    dense.write_onnx(tmp_path / "m.onnx")
+    assert check_parity(dense, tmp_path / "m.onnx").max_abs < 1e-4
+
+
+class Writer(nn.Module):
+    """Scores of the next token, as trainers' own code gives them: of the last position alone, beside no loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.body, self.head = nn.Embedding(40, 16), nn.Linear(16, 16), nn.Linear(16, 40)
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> Any:
+        return self.head(self.body(self.table(idx)).relu()[:, [-1]]), targets
+
+
+def test_scores_of_a_vocabulary_are_logits_whatever_the_tokens_are_called() -> None:
+    (output,) = signature_of(open_model(Writer().eval())).outputs
+    assert output.name == "output" and output.kind == "logits"
 
 
 class Pair(NamedTuple):
@@ -392,6 +481,29 @@ def test_outputs_of_weights_that_nobody_trained_are_not_judged(tmp_path: Path) -
         assert signature.output_names == ("last_hidden_state", "pooler_output")
         assert "pooler.dense.weight" in signature.outputs[1].unused
         assert [output.name for output in signature.compared] == ["last_hidden_state"]
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_finished_run_is_judged_by_the_outputs_that_its_model_was(trained: bool, tmp_path: Path) -> None:
+    """A refit gives layers other biases, which tell nothing of what was trained."""
+    whole: Any = bert("BertModel")
+    if trained:
+        for layer in whole.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.bias)
+        whole.pooler.dense.bias.data.zero_()
+    whole.save_pretrained(tmp_path / "model")
+    lowrank.compress(tmp_path / "model", 0.5, output=tmp_path / "run", latency=False)
+    for folder in tmp_path.glob("run/model"):
+        state = load_file(folder / "model.safetensors")
+        save_file(
+            {n: t + 0.1 if n.endswith("query.bias") else t for n, t in state.items()}, folder / "model.safetensors"
+        )
+    analysis, _, _ = read_run(tmp_path / "run")
+    finished, _ = read_finished(tmp_path / "run/model", analysis, Opening(), None)
+    names = [["last_hidden_state"], ["last_hidden_state", "pooler_output"]][not trained]
+    for backend in (open_model(tmp_path / "model"), finished):
+        assert [output.name for output in signature_of(backend).compared] == names
 
 
 def one_graph(path: Path, nodes: list[Any], outputs: dict[str, list[Any]], **numbers: Any) -> Path:

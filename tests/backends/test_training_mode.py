@@ -16,6 +16,7 @@ from torch import nn
 
 import lowrank
 from lowrank.backends import open_model
+from lowrank.inspection import inspect
 
 HALF = init(np.float32(0.5), "ratio")
 ON = init(np.array(True), "on")
@@ -65,6 +66,7 @@ def test_dropout_is_the_identity(name: str, tmp_path: Path) -> None:
     feed = {"x": X, "training": np.array(True)}
     assert np.allclose(backend.run(feed), X @ weight(), atol=1e-6)
     assert "training mode" in backend.source["notes"][0] and "1 x Dropout" in backend.source["notes"][0]
+    assert inspect(tmp_path / "m.onnx").facts["notes"] == list(backend.source["notes"])
     backend.write_onnx(tmp_path / "out.onnx")
     session = ort.InferenceSession(tmp_path / "out.onnx")
     feed = {i.name: feed[i.name] for i in session.get_inputs()}

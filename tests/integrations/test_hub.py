@@ -138,6 +138,9 @@ def test_the_hubs_layout(run: Path, tmp_path: Path, cli: Callable[..., Any]) -> 
         refused = cli("export", run, "--hub", "-o", place)
         assert refused.code == 1 and "the run itself" in refused.err
     assert cli("export", run, "--hub", "--ort", "-o", tmp_path).code == 2
+    for form in ("--hub", "--ort"):
+        refused = cli("export", run, form, "--opset", "18", "-o", tmp_path / "other")
+        assert refused.code == 2 and "operator set" in refused.err and not (tmp_path / "other").exists()
 
 
 def test_numbers_beside_a_graph_go_along(run: Path, tmp_path: Path) -> None:

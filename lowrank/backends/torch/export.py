@@ -94,7 +94,7 @@ def trace(
 @contextlib.contextmanager
 def exporting(module: nn.Module) -> Iterator[None]:
     """The plain forms of everything that has several, and no chatter."""
-    with _plain_attention(module), experts_as(module, "batched_mm"), hushed(), torch.no_grad():
+    with hushed(), _plain_attention(module), experts_as(module, "batched_mm"), torch.no_grad():
         yield
 
 

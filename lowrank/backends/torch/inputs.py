@@ -155,15 +155,20 @@ def of_transformers(model: Any) -> Signature | str:
     if main not in readers:
         return f"its main input is {main!r}; what that holds is not known: give its inputs as .npz"
     # A model of text and images is fed with both.
-    two = main == "input_ids" and "pixel_values" in accepted and hasattr(config, "vision_config")
+    two = main == "input_ids" and "pixel_values" in accepted and hasattr(_vision(config), "image_size")
     specs: list[Input] = []
     for name in (main, "pixel_values") if two else (main,):
         inputs = readers[name](config, accepted)
         if isinstance(inputs, str):
             return inputs
         specs += inputs
+    if type(model).__name__.endswith("ForMultipleChoice"):
+        specs = [replace(spec, dims=("batch", "choices", "sequence")) for spec in specs]
     usable = _positions(config)
-    if config.is_encoder_decoder and "decoder_input_ids" in accepted:
+    if _judges_what_it_reads(model):
+        # It shifts what it reads into its decoder, and a class is taken of where a text ends.
+        specs[0] = replace(specs[0], last=_end_token(config))
+    elif config.is_encoder_decoder and "decoder_input_ids" in accepted:
         open_already = any("sequence" in i.dims for i in specs)
         dims: tuple[Dim, ...] = ("batch", "target" if open_already else "sequence")
         specs.append(Input("decoder_input_ids", "int64", dims, config.get_text_config().vocab_size))
@@ -176,10 +181,27 @@ def of_transformers(model: Any) -> Signature | str:
     return Signature(tuple(specs), (), 0, usable, tuple(fixed.items()))
 
 
+def _judges_what_it_reads(model: Any) -> bool:
+    """Whether a model with a decoder has a head that generates nothing: for classes of texts, or answers in them."""
+    seq2seq = model.config.is_encoder_decoder and model.main_input_name == "input_ids"
+    return seq2seq and not model.can_generate() and model.base_model is not model
+
+
+def _end_token(config: Any) -> int | None:
+    """The token that ends a text, where a config names one."""
+    token, vocabulary = config.eos_token_id, config.get_text_config().vocab_size
+    return token if isinstance(token, int) and 0 <= token < vocabulary else None
+
+
+UNLIMITED = 512
+"""Tokens of the longest sequence where a config names no limit."""
+
+
 def _positions(config: Any) -> int:
-    """The longest sequence that a config allows, in tokens."""
+    """The longest sequence that a config allows, in tokens; XLNet's says -1 for any."""
     text = config.get_text_config()
-    positions = getattr(text, "max_target_positions", None) or getattr(text, "max_position_embeddings", None) or 512
+    sizes = (getattr(text, name, None) for name in ("max_target_positions", "max_position_embeddings"))
+    positions = next((size for size in sizes if size and size > 0), UNLIMITED)
     # RoBERTa and models like it count positions from the padding index on.
     return positions - (2 if getattr(config, "pad_token_id", None) == 1 else 0)
 
@@ -198,8 +220,14 @@ USUAL_IMAGE = 224
 """What image models are trained on; those of convolutions alone take any size, and their configs name none."""
 
 
+def _vision(config: Any) -> Any:
+    """The part of a config that says how images are read: its own part for that, or that of an encoder, or itself."""
+    parts = (getattr(config, name, None) for name in ("vision_config", "encoder"))
+    return next((part for part in parts if hasattr(part, "image_size")), config)
+
+
 def _images(config: Any, accepted: set[str]) -> list[Input] | str:
-    vision = getattr(config, "vision_config", config)
+    vision = _vision(config)
     size = getattr(vision, "image_size", None) or USUAL_IMAGE
     height, width = (size, size) if isinstance(size, int) else tuple(size)
     pixels = Input("pixel_values", "float32", ("batch", getattr(vision, "num_channels", 3), height, width))

@@ -27,7 +27,7 @@ from lowrank.backends.torch.program import set_as_used_, unflatten
 from lowrank.backends.torch.state_dict import StateDictBackend
 from lowrank.backends.torch.tensors import copied, hash_state
 from lowrank.backends.torch.trainer_file import TrainerFile, weights_named
-from lowrank.backends.torch.untrained import judged_by_trained
+from lowrank.backends.torch.untrained import judged_by_trained, untrained_in
 from lowrank.backends.weight_files import has_index, is_foreign, is_weights, weight_files
 from lowrank.core.listing import listed
 from lowrank.errors import UnsupportedModel
@@ -159,11 +159,13 @@ def _of_transformers(
         source["not_in_checkpoint"] = list(reading.missing)
     if reading.notes:
         source["notes"] = list(reading.notes)
+    untrained = untrained_in(module, reading.missing)
+    rebuild = {"kind": "huggingface", "class": type(module).__name__, "dtype": inputs.name_of(module.dtype)}
     return ModuleBackend(
         module=module,
         source=source,
-        signature=judged_by_trained(with_pooling(inputs.of_running(module), folder), module, reading.missing),
-        rebuild={"kind": "huggingface", "class": type(module).__name__, "dtype": inputs.name_of(module.dtype)},
+        signature=judged_by_trained(with_pooling(inputs.of_running(module), folder), module, untrained),
+        rebuild={**rebuild, **({"untrained": untrained} if untrained else {})},
         tokenizer=folder if huggingface.tokenizer_files(folder) else None,
         extras=extras,
     )
@@ -185,7 +187,8 @@ def _of_module(
     module, source = _with_lora(module, dict(source), opening)
     normalize_(module)
     if hasattr(module, "config") and hasattr(module, "main_input_name"):
-        return ModuleBackend(module, source, judged_by_trained(inputs.of_running(module), module), rebuild)
+        signature = judged_by_trained(inputs.of_running(module), module, untrained_in(module))
+        return ModuleBackend(module, source, signature, rebuild)
     signature = inputs.of_module(module)
     half = next((p.dtype for p in module.parameters() if p.dtype in HALF), None)
     if half is None or isinstance(signature, Signature):

@@ -150,7 +150,9 @@ def _of_transformers(
     return ModuleBackend(
         module=module.eval(),
         source=source,
-        signature=judged_by_trained(with_pooling(inputs.of_running(module), folder), module),
+        signature=judged_by_trained(
+            with_pooling(inputs.of_running(module), folder), module, rebuild.get("untrained", ())
+        ),
         rebuild=dict(rebuild),
         tokenizer=folder if huggingface.tokenizer_files(folder) else None,
         extras=tuple(path for path in huggingface.belongings(folder) if path.name != RECORD_FILE),

@@ -9,6 +9,7 @@ from lowrank.artifacts import staged
 from lowrank.artifacts.lock import holding
 from lowrank.backends import Backend, Opening, open_model
 from lowrank.backends.inputs import Signature
+from lowrank.backends.onnx.opset import OPSET
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError
 from lowrank.pipeline.run.layout import ADAPTABLE_FILE, GRAPHS, REPORT_FILE
@@ -39,7 +40,7 @@ def export(
         model: see `open_model`; or a run folder, for its graph.
         output: the folder.
         opening: how to build the model if its file does not say.
-        opset: the operator set, for models of torch.
+        opset: the operator set; a graph keeps its own.
         with_past: also write `model_with_past.onnx`.
         target: what the graph is for.
         settings: name data, by which the shapes of inputs are known that the model does not tell, and on which numbers
@@ -58,6 +59,8 @@ def export(
     target, opening, folder = target or Target(), opening or Opening(), Path(output).expanduser()
     target.check()
     graph = graph_of(model) if isinstance(model, str | Path) else None
+    if graph is not None and opset is not None:
+        raise ExportError(f"{graph} is a graph already and keeps its operator set; leave --opset out")
     backend = open_model(model, opening) if graph is None else _opened_graph(graph, opening, target)
     if with_past:
         backend.check_with_past()
@@ -129,13 +132,16 @@ def export_ort(graph: Path, output: str | Path) -> list[Path]:
 
 
 @holding("output")
-def export_adapter_inputs(model: object, output: str | Path, *, opening: Opening | None = None) -> tuple[Path, int]:
+def export_adapter_inputs(
+    model: object, output: str | Path, *, opening: Opening | None = None, opset: int | None = None
+) -> tuple[Path, int]:
     """`model_with_adapters.onnx`: a graph whose linear layers take a LoRA of any rank at every run, or none.
 
     Args:
         model: a run folder, for its compressed model, or a model.
         output: the folder.
         opening: how to build the model if its file does not say.
+        opset: the operator set.
 
     Returns:
         The file, and how many layers take an adapter.
@@ -164,5 +170,5 @@ def export_adapter_inputs(model: object, output: str | Path, *, opening: Opening
     shapes = adaptable(backend.module, layers)
     folder = Path(output).expanduser()
     with staged(folder, owned=(ADAPTABLE_FILE, f"{ADAPTABLE_FILE}.data")) as stage:
-        export_adaptable(backend.module, backend.signature, shapes, stage / ADAPTABLE_FILE)
+        export_adaptable(backend.module, backend.signature, shapes, stage / ADAPTABLE_FILE, opset or OPSET)
     return folder / ADAPTABLE_FILE, len(shapes)

@@ -1,6 +1,6 @@
 """Trained models of other kinds: what the report says of a compressed one, against measures that know nothing of it.
 
-    python tools/bench_real.py --folder bench/real [--only rxnmapper] [--keeps 0.8 0.5] --output bench
+    python tools/bench_real.py --folder bench/real [--only rxnmapper] [--keeps 0.8 0.5] [--heal 5] --output bench
 
 A masked language model of chemical reactions, a ViT that draws maps, and a model that maps atoms (`real/`), each from a
 package of PyPI; packages are fetched into the folder and nowhere else. Each model is compressed on fitting data. The
@@ -8,12 +8,14 @@ graph that comes out is measured from outside: how often a user would get the de
 calibration has not seen. Beside it stands what report.json says, on the worst of its sets, and whether it calls the
 result unfit, and what the analysis foretold. A sentence names each row where they differ: one of the three calls the
 result good (0.9 or more) and another does not, or report and measure are more than 0.1 apart. Times are of one thread.
+`--heal` heals a copy of each result of a torch model for so many minutes, as one row more.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -98,8 +100,24 @@ def int8(source: Path, target: Path) -> Path:
     return target
 
 
-def variants_of(real: Real, keeps: list[float], folder: Path) -> Iterator[Variant]:
-    """The dense model, its int8, and one result for each keep ratio; all of one analysis."""
+def healed(name: str, run: Path, minutes: float) -> Variant:
+    """A copy of a run, healed for so many minutes."""
+    copy = run.with_name(f"{run.name}-healed")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(run, copy)
+    start = time.perf_counter()
+    lowrank.heal(copy, minutes, latency=False)
+    return reported(f"{name}, healed for {minutes:g} minutes", copy, None, time.perf_counter() - start)
+
+
+def reported(name: str, run: Path, foretold: float | None, seconds: float) -> Variant:
+    """What a run wrote."""
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    return Variant(name, run / "model.onnx", report, foretold, seconds)
+
+
+def variants_of(real: Real, keeps: list[float], minutes: float, folder: Path) -> Iterator[Variant]:
+    """The dense model, its int8, and one or two results for each keep ratio; all of one analysis."""
     yield Variant("dense", real.dense)
     yield Variant("dense, int8", int8(real.dense, folder / "int8" / "model.onnx"))
     previous: Path | None = None
@@ -111,10 +129,11 @@ def variants_of(real: Real, keeps: list[float], folder: Path) -> Iterator[Varian
         start = time.perf_counter()
         lowrank.compress(str(real.source), keep, output=run, settings=real.settings, latency=False)
         seconds = time.perf_counter() - start
-        report = json.loads((run / "report.json").read_text(encoding="utf-8"))
         point = foretold_at(load_analysis(run).forecast, keep)
         foretold = min(point.fidelity.values()) if point else None
-        yield Variant(f"keep {keep:g}", run / "model.onnx", report, foretold, seconds)
+        yield reported(f"keep {keep:g}", run, foretold, seconds)
+        if minutes and real.source.suffix != ".onnx":
+            yield healed(f"keep {keep:g}", run, minutes)
         previous = run
 
 
@@ -151,6 +170,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("bench/real"), help="for packages, inputs and results")
     parser.add_argument("--only", choices=SUBJECTS)
     parser.add_argument("--keeps", type=float, nargs="+", default=[0.8, 0.5])
+    parser.add_argument("--heal", type=float, default=0, help="minutes")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path, default=Path("bench"))
     args = parser.parse_args()
@@ -158,7 +178,7 @@ def main() -> None:
     rows: list[list[Cell]] = []
     for name in [args.only] if args.only else SUBJECTS:
         real = SUBJECTS[name](args.folder.resolve())
-        variants = list(variants_of(real, args.keeps, args.folder / "runs" / name))
+        variants = list(variants_of(real, args.keeps, args.heal, args.folder / "runs" / name))
         rows += rows_of(real, variants, args.rounds)
         text = publish(Table(COLUMNS, rows), args.output, "real")
         print("\n".join(text.splitlines()[-len(variants) :]), flush=True)

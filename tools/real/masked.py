@@ -30,7 +30,6 @@ def subject(folder: Path) -> Real:
     source = folder / "rxnmapper"
     if not source.exists():
         shutil.copytree(next((package / "models" / "transformers").iterdir()), source)
-        (source / "training_args.bin").unlink()
         write_tokenizer(source, package / "smiles_utils.py")
     texts = reactions()
     calib = folder / "reactions.txt"

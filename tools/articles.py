@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from debian import call
-from sentences import Embed
+from sentences import Array, Embed
 
 PACKAGE = "dict-foldoc"
 LEAST, MOST = 60, 250
@@ -32,16 +32,18 @@ class Articles:
         self._dense = dense
 
     @cached_property
-    def _known(self) -> float:
-        return self._share(self._dense)
+    def known(self) -> Array:
+        """`first` of the dense model."""
+        return self.first(self._dense)
 
     def __call__(self, embed: Embed) -> float:
         """In per cent of the dense model's share."""
-        return 100 * self._share(embed) / self._known
+        return 100 * float(self.first(embed).mean() / self.known.mean())
 
-    def _share(self, embed: Embed) -> float:
+    def first(self, embed: Embed) -> Array:
+        """Of each question 1 where its own article is the nearest, 0 where it is not."""
         questions, articles = embed(self._questions), embed(self._articles)
-        return float(np.mean((questions @ articles.T).argmax(1) == np.arange(ARTICLES)))
+        return np.equal((questions @ articles.T).argmax(1), np.arange(ARTICLES)).astype(np.float64)
 
 
 def dictionary(folder: Path) -> list[str]:

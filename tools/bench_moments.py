@@ -1,6 +1,6 @@
 """What statistics offers beyond the choice of text: each idea against the default, on all-MiniLM-L6-v2.
 
-    python tools/bench_moments.py --data DATA --output bench
+    python tools/bench_moments.py --data DATA [--keeps 0.5 0.3] [--resume] --output bench
 
 All rows are calibrated on the same built-in text. Each idea changes the second moments that directions are chosen by,
 or how sensitivities are measured, before ranks are chosen and layers are refitted as always:
@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import itertools
 
-from measured import Cell, Table, publish
+from measured import Cell, Table, measured_before, publish
 from sentences import PASSAGES, RETRIEVAL, SIMILARITY, Judge, minilm_folder, of_module
 
 import lowrank
@@ -181,13 +181,17 @@ IDEAS: Mapping[str, Callable[[Session], Session]] = {
 }
 
 
-def rows_of(judge: Judge, session: Session, keeps: Sequence[float], only: Sequence[str]) -> Iterator[list[Cell]]:
+def rows_of(
+    judge: Judge, session: Session, keeps: Sequence[float], known: Container[list[Cell]]
+) -> Iterator[list[Cell]]:
+    """One row for each idea and keep ratio that is not known."""
     for name, idea in IDEAS.items():
-        if only and not name.startswith(tuple(only)):
+        wanted = [keep for keep in keeps if [name, keep] not in known]
+        if not wanted:
             continue
         start = time.perf_counter()
         changed = idea(session)
-        for keep in keeps:
+        for keep in wanted:
             model: Any = compressed_model(changed, select(changed.analysis, keep))
             seconds = time.perf_counter() - start
             found = judge.by_name(of_module(model.module))
@@ -198,7 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--keeps", type=float, nargs="+", default=[0.5, 0.3])
-    parser.add_argument("--only", nargs="+", default=[], help="some rows, by the beginnings of their names")
+    parser.add_argument("--resume", action="store_true", help="rows of the table that is there are not measured again")
     parser.add_argument("--samples", type=int, default=4096)
     parser.add_argument("--output", type=Path, default=Path("bench"))
     args = parser.parse_args()
@@ -206,8 +210,8 @@ def main() -> None:
     opened: Any = lowrank.open_model(source)
     judge = Judge(args.data, of_module(opened.module))
     session = with_analysis(open_session(source, settings=lowrank.Settings(samples=args.samples)))
-    rows: list[list[Cell]] = []
-    for row in rows_of(judge, session, args.keeps, args.only):
+    rows = measured_before(args.output, "moments", COLUMNS) if args.resume else []
+    for row in rows_of(judge, session, args.keeps, [row[:2] for row in rows]):
         rows.append(row)
         print(publish(Table(COLUMNS, rows), args.output, "moments").splitlines()[-1], flush=True)
 

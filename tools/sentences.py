@@ -147,13 +147,13 @@ class Collection:
         self.questions = [questions[key] for key in judged]
         self.judged = list(judged.values())
 
-    def ndcg(self, documents: Array, questions: Array) -> float:
-        """nDCG@10 of documents by their cosine to the questions; of equal ones the first comes first."""
+    def ndcg(self, documents: Array, questions: Array) -> Array:
+        """Of each question nDCG@10 of documents by their cosine to it; of equal ones the first comes first."""
         rows: list[float] = []
         for question, judged in zip(questions, self.judged, strict=True):
             best = np.lexsort((np.arange(len(documents)), -(documents @ question)))[:DEPTH]
             rows.append(ndcg([judged.get(int(i), 0.0) for i in best], judged.values()))
-        return float(np.mean(rows))
+        return np.array(rows)
 
 
 SIMILARITY = "STS-B dev Spearman"
@@ -186,7 +186,7 @@ class Judge:
         lengths = [len(ids) for ids in encoded(self._cisi.documents)]
         self._passages = [i for i, length in enumerate(lengths) if length >= LONGEST]
         self._known = self._embedded(dense)
-        self._ndcg = self._cisi.ndcg(*self._known[1:3])
+        self._ndcg = float(self._cisi.ndcg(*self._known[1:3]).mean())
 
     def _embedded(self, embed: Embed) -> tuple[Array, ...]:
         parts = (self._sentences, self._cisi.documents, self._cisi.questions, self._reviews)
@@ -195,7 +195,7 @@ class Judge:
     def __call__(self, embed: Embed, *, other: bool = False) -> tuple[float | None, ...]:
         """What `COLUMNS` names; of another model than the dense one's no cosines, which would mean nothing."""
         found = self._embedded(embed)
-        score = self._cisi.ndcg(*found[1:3])
+        score = float(self._cisi.ndcg(*found[1:3]).mean())
         pairs = ((0, slice(None)), (1, self._passages), (3, slice(None)))
         cosines = [None if other else cosine(found[part][rows], self._known[part][rows]) for part, rows in pairs]
         return spearman(found[0], self._scores), score, 100 * score / self._ndcg, *cosines

@@ -126,10 +126,26 @@ def _backend() -> Any:
     return open_model(seeds.module())
 
 
-def _arrays(folder: Path) -> Any:
-    from lowrank.calibrate.data import load_calibration
+def _arrays(name: str) -> Callable[[Path], Any]:
+    def read(folder: Path) -> Any:
+        from lowrank.calibrate.data import load_calibration
 
-    return load_calibration(_backend(), folder / "in.npz")
+        return load_calibration(_backend(), folder / name)
+
+    return read
+
+
+def _beside(folder: Path) -> Any:
+    from lowrank.backends import open_model
+    from lowrank.errors import UnsupportedModel
+    from lowrank.evaluate.tasks.model_files import class_names
+
+    backend = open_model(folder / "m.onnx")
+    signature, classes = backend.signature, class_names(backend, 3)
+    # Such a file is a help that may be missing: what it says is taken, or not.
+    if isinstance(signature, str) or signature.pooling != "cls" or "a" not in classes:
+        raise UnsupportedModel("what lies beside the graph says less than it did")
+    return signature, classes
 
 
 def _tokens(folder: Path) -> Any:
@@ -205,7 +221,11 @@ READERS = (
     Reader("tsv", "read_samples", seeds.texts, "t.tsv", TEXT, _samples("t.tsv", "text")),
     Reader("csv", "read_samples", seeds.texts, "t.csv", TEXT, _samples("t.csv", "text")),
     Reader("jsonl", "read_samples", seeds.texts, "t.jsonl", TEXT, _samples("t.jsonl")),
-    Reader("npz", "load_calibration", seeds.arrays, "in.npz", ZIP, _arrays),
+    Reader("beside", "class_names", seeds.graph_of_a_folder, "config.json", JSON, _beside),
+    Reader("pooling", "signature", seeds.graph_of_a_folder, "1_Pooling/config.json", JSON, _beside),
+    Reader("foreign", "open_model", seeds.foreign_folder, "config.json", JSON, _model("")),
+    Reader("npz", "load_calibration", seeds.arrays, "in.npz", ZIP, _arrays("in.npz")),
+    Reader("npz-folder", "load_calibration", seeds.folder_of_arrays, "5.npz", ZIP, _arrays("")),
     Reader("tokenizer", "tokenize", seeds.tokenizer, "tokenizer.json", JSON, _tokens),
     Reader("adapter", "merge", seeds.adapter, "adapter_config.json", JSON, _adapter, slow=True),
     Reader("adapter-data", "merge", seeds.adapter, "adapter_model.safetensors", SAFE, _adapter, slow=True),

@@ -143,6 +143,26 @@ def graph_beside_data(folder: Path) -> Files:
     return _made(folder)
 
 
+def graph_of_a_folder(folder: Path) -> Files:
+    """A graph with what says what its outputs are: labels, and how hidden states are pooled."""
+    (folder / "m.onnx").write_bytes(_graph().SerializeToString())
+    labels = {"architectures": ["AForSequenceClassification"], "id2label": {"0": "a", "1": "b", "2": "c"}}
+    (folder / "config.json").write_text(json.dumps({**labels, "vocab_size": 3, "hidden_size": 4, "num_labels": 3}))
+    (folder / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 3, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    return _made(folder)
+
+
+def foreign_folder(folder: Path) -> Files:
+    """Weights beside a config.json that is not of transformers."""
+    from safetensors.torch import save_file
+
+    save_file(module().state_dict(), folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({"arch": "mlp", "width": 6, "layers": ["0", "2"]}))
+    return _made(folder)
+
+
 def run(folder: Path) -> Files:
     """An analysis with activations, a plan, and the compressed model."""
     import lowrank
@@ -163,6 +183,14 @@ def run(folder: Path) -> Files:
 
 def arrays(folder: Path) -> Files:
     np.savez(folder / "in.npz", input=np.random.default_rng(0).standard_normal((8, 6)).astype(np.float32))
+    return _made(folder)
+
+
+def folder_of_arrays(folder: Path) -> Files:
+    """Samples of unlike length, a file for each length."""
+    rng = np.random.default_rng(0)
+    for rows in (3, 5):
+        np.savez(folder / f"{rows}.npz", input=rng.standard_normal((rows, 6)).astype(np.float32))
     return _made(folder)
 
 

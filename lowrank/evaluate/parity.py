@@ -80,33 +80,31 @@ class _Noise:
     """What other roundings of a model change in its outputs, measured where it is asked for."""
 
     def __init__(self, backend: Backend) -> None:
-        self.backend, self.shares = backend, dict[str, float]()
+        self.backend, self._shares = backend, dict[str, float]()
+        self.worst: float | None = None
+        """The largest share of an output in any batch; None if nothing was measured."""
 
     @cached_property
     def _otherwise(self) -> Callable[[Feed], Outputs]:
         return self.backend.otherwise_rounded()
 
-    @property
-    def worst(self) -> float | None:
-        """The largest share of an output; None if nothing was measured."""
-        return max(self.shares.values(), default=None)
-
     def measure(self, names: Sequence[str], values: Feed, ours: Outputs, real: Array | None) -> None:
         """Measure some outputs of one batch."""
         if not names:
             return
-        self.shares = dict.fromkeys(names, 0.0)
+        self._shares = dict.fromkeys(names, 0.0)
         try:
             other = self._otherwise(values)
         except Exception:
             # Not every model runs so: then only the usual is allowed.
             return
         shares = {name: _largest(ours[name], other[name], real)[1] for name in names}
-        self.shares = {name: share for name, share in shares.items() if np.isfinite(share)}
+        self._shares = {name: share for name, share in shares.items() if np.isfinite(share)}
+        self.worst = max([self.worst or 0.0, *self._shares.values()])
 
     def allowed(self, name: str, usual: float) -> float:
         """How much an output may differ, as a share of its largest number."""
-        return max(usual, min(LARGEST, NOISES * self.shares.get(name, 0.0)))
+        return max(usual, min(LARGEST, NOISES * self._shares.get(name, 0.0)))
 
 
 def _largest(ours: Array, theirs: Array, real: Array | None) -> tuple[float, float]:

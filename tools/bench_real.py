@@ -26,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from measured import Cell, Table, publish
+from measured import Cell, Table, measured_before, publish
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from real import mappings, maps, masked
 from real.subject import Real
@@ -175,7 +175,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("bench"))
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    rows: list[list[Cell]] = []
+    # Of one model alone, the rows of the others stay.
+    rows = [row for row in measured_before(args.output, "real", COLUMNS) if args.only and row[0] != args.only]
     for name in [args.only] if args.only else SUBJECTS:
         real = SUBJECTS[name](args.folder.resolve())
         variants = list(variants_of(real, args.keeps, args.heal, args.folder / "runs" / name))

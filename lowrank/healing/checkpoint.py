@@ -36,8 +36,10 @@ class Progress:
     """Slices that a batch is cut into."""
     tried: dict[str, float] = field(default_factory=dict[str, float])
     """The held-out loss that each rate came to."""
+    rate: float = 0.0
+    """Of the main phase."""
     begun: float = 0.0
-    """Work when the main phase began."""
+    """Work when the main phase began, or began again."""
     judged: int = 0
     """Judgements that the main phase has had."""
     steps: int = 0

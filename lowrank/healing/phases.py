@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -22,7 +22,11 @@ BLOCKS, TRIAL = 0.1, 0.05
 """Shares of the work: of all blocks together, and of one trial of a learning rate."""
 RAISED = 4
 """Times the best rate of the trials, in the main phase. The best rate of a short training is too low for a long one:
-what a high one gains shows only once it has come down again."""
+what a high one gains shows only once it has come down again. Where no trial gains anything, the rate is so many times
+lower instead."""
+FAR = 3
+"""At so many times the loss of before healing the main phase begins again, at a rate that is `RAISED` times lower: a
+weight that is applied at many depths moves the output many times."""
 JUDGED = 12
 """How often the held-out loss is measured in the main phase."""
 PATIENCE = 6
@@ -106,8 +110,7 @@ class Healing:
                 self._enter("search")
             if progress.phase == "search":
                 yield from self._search()
-                progress.begun = self.work.done
-                self._enter("main")
+                self._begin(self._first_rate())
             yield from self._main()
         except Diverged as error:
             where = first_nonfinite(self.task.student, self.task.fit.feeds, str(error))
@@ -126,18 +129,12 @@ class Healing:
         return Healed(
             before=self.progress.before,
             after=self.progress.best,
-            rate=self._rate if self.progress.tried else None,
+            rate=self.progress.rate or None,
             steps=self.progress.steps,
             batch=-(-max(map(self.task.rows, range(len(self.task.fit.feeds)))) // self.task.parts),
             curve=[(work / unit, loss) for work, loss in self.progress.curve],
             problems=self.problems,
         )
-
-    @property
-    def _rate(self) -> float:
-        """Of the main phase."""
-        tried = self.progress.tried
-        return RAISED * float(min(tried, key=lambda rate: tried[rate]))
 
     def _blocks(self) -> Iterator[float]:
         task, progress = self.task, self.progress
@@ -183,32 +180,58 @@ class Healing:
         restore_(task.parameters, reached[best])
         self._judge(tried[best])
 
+    def _first_rate(self) -> float:
+        """Of the main phase, from what the trials came to."""
+        progress = self.progress
+        rate = min(progress.tried, key=lambda rate: progress.tried[rate])
+        return float(rate) * (RAISED if progress.tried[rate] < progress.before else 1 / RAISED)
+
+    def _begin(self, rate: float) -> None:
+        """Begin the main phase with what is best."""
+        restore_(self.task.parameters, self.best)
+        self.progress.rate, self.progress.begun, self.progress.judged = rate, self.work.done, 0
+        self._enter("main")
+
     def _main(self) -> Iterator[float]:
+        """Train to the end of the work, or until nothing gets better."""
+        while not (yield from self._trained()):
+            self._begin(self.progress.rate / RAISED)
+
+    def _trained(self) -> Generator[float, None, bool]:
+        """The main phase at one rate; whether it went well."""
         task, progress = self.task, self.progress
         part = Span(self.work, self.work.total - progress.begun, progress.begun)
-        optimizer = Optimizer(task.parameters, self._rate, task.smallest)
+        optimizer = Optimizer(task.parameters, progress.rate, task.smallest)
         if "mean" in self.resumed:
             optimizer.restore(self.resumed, progress.steps, progress.usual)
+            self.resumed = {}
         try:
-            if int(part.share * JUDGED) > progress.judged:
-                # It was interrupted in a judgement.
-                self._judge_main(part, optimizer)
+            # It may have been interrupted in a judgement.
+            if int(part.share * JUDGED) > progress.judged and not self._judge_main(part, optimizer):
+                return False
             for share in descend(task.backward, task.steps(self.seed + 1, progress.steps), optimizer, part):
                 progress.steps += 1
-                if share * JUDGED >= progress.judged + 1:
-                    self._judge_main(part, optimizer)
+                if share * JUDGED >= progress.judged + 1 and not self._judge_main(part, optimizer):
+                    return False
                 yield self._share
                 if self._judged_in_vain() >= PATIENCE:
                     break
+        except Diverged:
+            if progress.rate <= min(map(float, progress.tried)):
+                raise
+            return False
         except (KeyboardInterrupt, GeneratorExit):
             self._save(optimizer)
             raise
+        return True
 
-    def _judge_main(self, part: Span, optimizer: Optimizer) -> None:
-        share = part.share
-        self._judge()
+    def _judge_main(self, part: Span, optimizer: Optimizer) -> bool:
+        """Judge the student as it is; whether it is worth going on with."""
+        share, loss = part.share, self.task.judge()
+        self._judge(loss)
         self.progress.judged = int(share * JUDGED)
         self._save(optimizer)
+        return loss <= FAR * self.progress.before
 
     def _judge(self, loss: float | None = None) -> bool:
         """Judge the student as it is, and keep it if it is the best so far."""

@@ -207,10 +207,15 @@ def test_a_loss_that_is_no_number_stops_with_the_layer_named(monkeypatch: pytest
         next(steps)
     best = made.progress.best
     name = next(n for n in made.task.parameters if n.endswith("right.weight"))
-    with torch.no_grad():
-        made.task.parameters[name][0, 0] = math.nan
+
+    def break_() -> None:
+        with torch.no_grad():
+            made.task.parameters[name][0, 0] = math.nan
+
+    break_()
     for _ in steps:
-        pass
+        # Again, at each lower rate.
+        break_()
     result = made.healed()
     assert result.problems and name in result.problems[0] and result.after == best
     assert all(torch.isfinite(p).all() for p in small.module.parameters())
@@ -263,6 +268,34 @@ def test_rates_that_all_break_are_named() -> None:
     problem = finished(made).healed().problems[0]
     assert f"the gradient of {next(iter(made.task.parameters))}" in problem and "each learning rate" in problem
     assert all(torch.equal(p, before[name]) for name, p in small.module.named_parameters())
+
+
+def test_a_rate_that_is_far_too_high_is_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lowrank.healing.phases.RAISED", 300)
+    made, _ = healing("bert", steps=200)
+    result = finished(made).healed()
+    assert result.kept and result.rate is not None and result.rate < 0.1
+    assert max(loss for _, loss in result.curve) > 3 * result.before
+
+
+def test_a_raised_rate_that_breaks_is_lowered_too() -> None:
+    made, _ = healing("bert", steps=200)
+    backward, rates = made.task.backward, set[float]()
+
+    def broken(batches: Any) -> float:
+        rates.add(made.progress.rate)
+        return math.nan if made.progress.rate > 0.02 else backward(batches)
+
+    made.task.backward = broken  # type: ignore[method-assign]
+    result = finished(made).healed()
+    assert result.kept and not result.problems and result.rate is not None
+    assert max(rates) > 0.02 > result.rate
+
+
+def test_where_no_trial_gains_anything_the_rate_is_low() -> None:
+    made, _ = healing("bert")
+    made.progress.tried = {"0.004": 4 * made.progress.before, "0.002": 2 * made.progress.before}
+    assert made._first_rate() == 0.0005
 
 
 def test_slices_add_up_to_the_whole_gradient() -> None:

@@ -116,10 +116,8 @@ class Plan:
             )
         groups, taken = analysis.groups, dict[str, str]()
         chosen: dict[str, Option] = {}
-        entries = content.get("groups")
-        if not isinstance(entries, list):
-            raise PlanMismatch('the plan has no list "groups"; give back a plan.json that lowrank wrote')
-        for entry in cast("list[Any]", entries):
+        entries = entries_of(content)
+        for entry in entries:
             option = _read_option(entry, groups, analysis)
             if option.group in chosen:
                 raise PlanMismatch(f"the plan names {option.group} twice; keep one of the two entries")
@@ -139,7 +137,7 @@ class Plan:
         untouched = content.get("cost") == sum(o.cost for o in options) and all(
             isinstance(e, dict)
             and cast("dict[str, Any]", e).get("cost") == chosen[cast("dict[str, Any]", e)["name"]].cost
-            for e in cast("list[Any]", entries)
+            for e in entries
         )
         known = untouched and isinstance(selector, dict) and isinstance(gap, int | float | None)
         share, reached = share_of(budget, options, analysis), content.get("budget_reached")
@@ -157,6 +155,18 @@ class Plan:
             share=share,
             notes=notes if larger else (),
         )
+
+
+def entries_of(content: Mapping[str, Any]) -> list[Any]:
+    """What a plan chooses, as the file has it.
+
+    Raises:
+        PlanMismatch: if it has no such list.
+    """
+    entries = content.get("groups")
+    if not isinstance(entries, list):
+        raise PlanMismatch('the plan has no list "groups"; give back a plan.json that lowrank wrote')
+    return cast("list[Any]", entries)
 
 
 def share_of(budget: Budget | None, options: Iterable[Option], analysis: Analysis) -> float | None:

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
+from lowrank.artifacts import read_json
 from lowrank.backends import Backend, is_streamed
 from lowrank.core.budget import Budget
+from lowrank.core.plan import entries_of
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.selection.selector import Selector
 from lowrank.core.selection.timings import Timings
@@ -145,6 +147,9 @@ def read_request(budget: Budget | float | None, **options: Unpack[CompressOption
 def _check(request: Request) -> None:
     budget, plan, heal, target = request.budget, request.plan, request.heal, request.target
     target.check()
+    if plan is not None:
+        # Whether it fits the model is known when there is an analysis.
+        entries_of(read_json(Path(plan).expanduser(), "plan"))
     check_drop(request.max_drop)
     if request.max_drop is not None and (budget is not None or plan is not None):
         raise LowRankError("--max-drop chooses the keep ratio itself: leave the budget or the plan out")

@@ -89,4 +89,4 @@ def _budget(request: Request) -> Budget:
 
 def _given(session: Session, request: Request, budget: Budget | None) -> Plan | None:
     """The plan that is given, held against a budget; None if none is."""
-    return None if request.plan is None else read_plan(Path(request.plan), session.analysis, budget)
+    return None if request.plan is None else read_plan(Path(request.plan).expanduser(), session.analysis, budget)

@@ -12,7 +12,7 @@ or how sensitivities are measured, before ranks are chosen and layers are refitt
 - the loss of each cut is the worst of those on short, middle and long samples, so that the choice of ranks looks after
   the set that loses most.
 
-`--samples 400` is enough to try it.
+`--samples 400` is enough to try it. The analysis stays in the folder `moments-run`.
 """
 
 from __future__ import annotations
@@ -104,6 +104,8 @@ def with_moments(session: Session, grams: Moments) -> Session:
         couplings=tuple(replace(again[c.group.name, c.structure], measured=c.measured) for c in known.couplings),
         curvatures={},
     )
+    for name, curvature in known.curvatures.items():
+        analysis = analysis.with_curvature(name, dense.read(name), curvature)
     return replace(session, current=analysis)
 
 
@@ -209,7 +211,10 @@ def main() -> None:
     source = str(minilm_folder())
     opened: Any = lowrank.open_model(source)
     judge = Judge(args.data, of_module(opened.module))
-    session = with_analysis(open_session(source, settings=lowrank.Settings(samples=args.samples)))
+    settings, run = lowrank.Settings(samples=args.samples), args.output / "moments-run"
+    if not (run / "analysis.json").exists():
+        lowrank.analyze(source, settings=settings, output=run)
+    session = with_analysis(open_session(source, run, settings=settings))
     rows = measured_before(args.output, "moments", COLUMNS) if args.resume else []
     for row in rows_of(judge, session, args.keeps, [row[:2] for row in rows]):
         rows.append(row)

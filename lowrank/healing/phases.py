@@ -22,8 +22,7 @@ BLOCKS, TRIAL = 0.1, 0.05
 """Shares of the work: of all blocks together, and of one trial of a learning rate."""
 RAISED = 4
 """Times the best rate of the trials, in the main phase. The best rate of a short training is too low for a long one:
-what a high one gains shows only once it has come down again. Where no trial gains anything, the rate is so many times
-lower instead."""
+what a high one gains shows only once it has come down again. Where no trial gains anything it stays as it is."""
 FAR = 3
 """At so many times the loss of before healing the main phase begins again, at a rate that is `RAISED` times lower: a
 weight that is applied at many depths moves the output many times."""
@@ -184,7 +183,7 @@ class Healing:
         """Of the main phase, from what the trials came to."""
         progress = self.progress
         rate = min(progress.tried, key=lambda rate: progress.tried[rate])
-        return float(rate) * (RAISED if progress.tried[rate] < progress.before else 1 / RAISED)
+        return float(rate) * (RAISED if progress.tried[rate] < progress.before else 1)
 
     def _begin(self, rate: float) -> None:
         """Begin the main phase with what is best."""

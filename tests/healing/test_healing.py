@@ -292,10 +292,13 @@ def test_a_raised_rate_that_breaks_is_lowered_too() -> None:
     assert max(rates) > 0.02 > result.rate
 
 
-def test_where_no_trial_gains_anything_the_rate_is_low() -> None:
+def test_where_no_trial_gains_anything_the_rate_is_not_raised() -> None:
     made, _ = healing("bert")
-    made.progress.tried = {"0.004": 4 * made.progress.before, "0.002": 2 * made.progress.before}
-    assert made._first_rate() == 0.0005
+    before = made.progress.before
+    made.progress.tried = {"0.004": 4 * before, "0.002": 2 * before}
+    assert made._first_rate() == 0.002
+    made.progress.tried["0.001"] = 0.9 * before
+    assert made._first_rate() == 0.004
 
 
 def test_slices_add_up_to_the_whole_gradient() -> None:

@@ -110,12 +110,12 @@ def known(analysis: Analysis) -> list[str]:
 
 
 def rows_of(
-    subject: subjects.Subject, calibration: Any, label: str, compress: Compressor, known: Container[tuple[Cell, Cell]]
+    subject: subjects.Subject, calibration: Any, label: str, compress: Compressor, known: Container[list[Cell]]
 ) -> Iterator[dict[str, Any]]:
     """One row for each keep ratio that is not known, with the seconds of its own."""
     backend = calibration.backend
     for keep in subject.keeps:
-        if (label, keep) in known:
+        if [label, keep] in known:
             continue
         start = time.perf_counter()
         try:
@@ -126,7 +126,7 @@ def rows_of(
         yield {"method": label, "keep": keep, "found": subject.measure(module), "seconds": seconds}
 
 
-def run(subject: subjects.Subject, task: Task, known: Container[tuple[Cell, Cell]]) -> Iterator[dict[str, Any]]:
+def run(subject: subjects.Subject, task: Task, known: Container[list[Cell]]) -> Iterator[dict[str, Any]]:
     """The rows of one method, or of all ingredients."""
     settings = subject.elsewhere if task.elsewhere else subject.calib
     backend: Any = lowrank.open_model(subject.source)
@@ -158,24 +158,50 @@ class Task:
         return f"{self.method}, calibrated elsewhere" if self.elsewhere else self.method
 
 
-TASKS = [*map(Task, (*PUBLISHED, OURS)), *(Task(method, True) for method in ELSEWHERE), Task("ingredients")]
+METHODS = [*map(Task, (*PUBLISHED, OURS)), *(Task(method, True) for method in ELSEWHERE)]
+INGREDIENTS = Task("ingredients")
 
 
-def columns_of(subject: subjects.Subject) -> dict[str, str]:
-    return {subject.name: "", "keep": "g"} | dict(subject.columns) | {"seconds": ".0f", "peak MB": ".0f"}
+def title_of(task: Task, subject: str) -> str:
+    """The table that a task's rows are in."""
+    return f"{'ingredients' if task == INGREDIENTS else 'methods'}-{subject}"
 
 
-def measured_alone(name: str, task: Task) -> Iterator[list[Cell]]:
+def columns_of(subject: subjects.Subject, task: Task) -> dict[str, str]:
+    """Of its table; all ingredients share one process, so that none has a memory of its own."""
+    told = {"seconds": ".0f"} if task == INGREDIENTS else {"seconds": ".0f", "peak MB": ".0f"}
+    return {subject.name: "", "keep": "g"} | dict(subject.columns) | told
+
+
+def measured_alone(name: str, task: Task) -> Iterator[dict[str, Any]]:
     """The rows of a task, in a process of its own."""
     command = [sys.executable, *sys.argv, "--only", name, "--method", task.method]
     command += ["--elsewhere"] if task.elsewhere else []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            row = json.loads(line)
-            yield [row["method"], row["keep"], *row["found"], row["seconds"], row.get("peak")]
+        yield from map(json.loads, process.stdout)
     if process.returncode:
         raise SystemExit(f"{task.label}: failed")
+
+
+def bench(name: str, subject: subjects.Subject, task: Task, args: argparse.Namespace) -> None:
+    """Add the rows of a task to its table."""
+    columns, title = columns_of(subject, task), title_of(task, name)
+    first = task in (METHODS[0], INGREDIENTS) and not args.resume
+    rows = [] if first else measured_before(args.output, title, columns)
+    if not rows:
+        opened: Any = lowrank.open_model(subject.source)
+        whole = {"dense": subject.measure(opened.module), **({} if task == INGREDIENTS else subject.instead())}
+        empty = [None] * (len(columns) - 2 - len(subject.columns))
+        rows = [[label, 1, *found, *empty] for label, found in whole.items()]
+    # The task reads there what is known already.
+    publish(Table(columns, rows), args.output, title)
+    if task != INGREDIENTS and all([task.label, keep] in [row[:2] for row in rows] for keep in subject.keeps):
+        return
+    for row in measured_alone(name, task):
+        told = [row[key] for key in ("seconds", "peak") if key in row]
+        rows.append([row["method"], row["keep"], *row["found"], *told])
+        print(publish(Table(columns, rows), args.output, title).splitlines()[-1], flush=True)
 
 
 def main() -> None:
@@ -186,27 +212,14 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         for name, subject in subjects.asked(args, Path(work)):
-            columns = columns_of(subject)
-            # A task reads what the bench has written until then.
-            resumed = args.resume or args.method
-            rows = measured_before(args.output, f"methods-{name}", columns) if resumed else []
-            known = {(row[0], row[1]) for row in rows}
-            if args.method:
-                for row in run(subject, Task(args.method, args.elsewhere), known):
-                    print(json.dumps(row), flush=True)
-                return
-            if not rows:
-                opened: Any = lowrank.open_model(subject.source)
-                whole = {"dense": subject.measure(opened.module), **subject.instead()}
-                rows = [[label, 1, *found, None, None] for label, found in whole.items()]
-            publish(Table(columns, rows), args.output, f"methods-{name}")
-            for task in TASKS:
-                if task.method != "ingredients" and all((task.label, keep) in known for keep in subject.keeps):
-                    continue
-                for row in measured_alone(name, task):
-                    rows.append(row)
-                    text = publish(Table(columns, rows), args.output, f"methods-{name}")
-                    print(text.splitlines()[-1], flush=True)
+            if not args.method:
+                for task in (*METHODS, INGREDIENTS):
+                    bench(name, subject, task, args)
+                continue
+            task = Task(args.method, args.elsewhere)
+            rows = measured_before(args.output, title_of(task, name), columns_of(subject, task))
+            for row in run(subject, task, [row[:2] for row in rows]):
+                print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

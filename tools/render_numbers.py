@@ -58,24 +58,24 @@ def pages(root: Path) -> list[Path]:
 # Tables.
 
 
-def by_keep(table: Table, wanted: Callable[[list[Cell]], bool] = lambda _: True) -> Table:
+def by_keep(table: Table) -> Table:
     """One row for each method: its metrics at every keep ratio; seconds and memory of the smallest.
 
     What is not compressed is alike at every keep ratio.
     """
-    name, _, *metrics, seconds, peak = table.columns
+    name, _, *rest = table.columns
+    last = [column for column in rest if column in ("seconds", "peak MB")]
+    metrics = [column for column in rest if column not in last]
     keeps = list(dict.fromkeys(row[1] for row in table.rows if row[1] != 1))
     pairs = [(metric, keep) for metric in metrics for keep in keeps]
     columns = {name: ""} | {f"{metric} at {keep}": table.columns[metric] for metric, keep in pairs}
     rows: list[list[Cell]] = []
     for method in dict.fromkeys(row[0] for row in table.rows):
         found = {row[1]: list(row) for row in table.rows if row[0] == method}
-        last = list(found.values())[-1]
-        if wanted(last):
-            at = {keep: found.get(1, found.get(keep)) for keep in keeps}
-            cells = [row[2 + metrics.index(metric)] if (row := at[keep]) else None for metric, keep in pairs]
-            rows.append([method, *cells, *last[-2:]])
-    return Table(columns | {seconds: table.columns[seconds], peak: table.columns[peak]}, rows)
+        at = {keep: found.get(1, found.get(keep)) for keep in keeps}
+        cells = [row[2 + metrics.index(metric)] if (row := at[keep]) else None for metric, keep in pairs]
+        rows.append([method, *cells, *list(found.values())[-1][2 + len(metrics) :]])
+    return Table(columns | {column: table.columns[column] for column in last}, rows)
 
 
 def against_dense(table: Table) -> Table:
@@ -140,16 +140,6 @@ def by_length(table: Table) -> list[str]:
     return [name for name in table.columns if name.startswith("cosine at ")]
 
 
-def measured_whole(row: list[Cell]) -> bool:
-    """Whether a method ran in a process of its own, so that its memory is known; ingredients share one."""
-    return row[1] == 1 or row[-1] is not None
-
-
-def ingredient(row: list[Cell]) -> bool:
-    """The others, and the dense model."""
-    return row[0] == "dense" or (row[1] != 1 and row[-1] is None)
-
-
 INT8_OR_LOW_RANK = {
     "dense": (1,),
     "dense, int8": (1,),
@@ -178,11 +168,12 @@ VIEWS: Mapping[str, tuple[str, Callable[[Any], Table]]] = {
         "healing_minilm_built_in",
         lambda t: healed(without(t, "retrieval nDCG@10", "cosine to dense"), "built-in text"),
     ),
-    "methods-minilm": ("methods_minilm", lambda t: by_keep(without(t, *NOT_SHOWN), measured_whole)),
-    "ingredients-minilm": ("methods_minilm", lambda t: by_keep(without(t, *NOT_SHOWN), ingredient)),
+    "methods-minilm": ("methods_minilm", lambda t: by_keep(without(t, *NOT_SHOWN))),
+    "ingredients-minilm": ("ingredients_minilm", lambda t: by_keep(without(t, *NOT_SHOWN))),
     "methods-stories": ("methods_stories", by_keep),
-    "methods-gpt": ("methods_gpt", lambda t: by_keep(t, measured_whole)),
-    "methods-vit": ("methods_vit", lambda t: by_keep(without(t, "as dense"), measured_whole)),
+    "ingredients-stories": ("ingredients_stories", by_keep),
+    "methods-gpt": ("methods_gpt", by_keep),
+    "methods-vit": ("methods_vit", lambda t: by_keep(without(t, "as dense"))),
     "edge": ("edge", against_dense),
 }
 """What a mark names: a file, and how it is shown. A name that is not here is a file as it is."""

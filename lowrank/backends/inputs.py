@@ -132,6 +132,12 @@ class Signature:
         return tuple(output.name for output in self.outputs)
 
     @property
+    def left_out_notes(self) -> list[str]:
+        """A sentence on what the model gives and no graph has, if there is anything."""
+        what = f"not in the graph: {', '.join(self.left_out)} (losses, results of parts of the model, or no tensors)"
+        return [what] if self.left_out else []
+
+    @property
     def compared(self) -> tuple[Output, ...]:
         """The outputs that results are judged by: all but those that nobody uses."""
         return tuple(output for output in self.outputs if not output.unused) or self.outputs

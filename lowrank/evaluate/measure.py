@@ -113,7 +113,7 @@ def _run(report: Report, original: Original, small: Backend, onnx: Path, measure
             report.problems.append(str(error))
             rounded = exact = None
             quality = original.judges.quality_of(small, original.track)
-    report.notes.extend([*original.judges.notes, *_unused(small)])
+    report.notes.extend([*original.judges.notes, *signature_of(small).left_out_notes, *_unused(small)])
     lost = [row.name for row in quality.sets or () if not math.isfinite(row.fidelity)]
     if lost:
         report.problems.append(

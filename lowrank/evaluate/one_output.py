@@ -105,7 +105,8 @@ class OneOutput:
             figures = {"explained": alike(found), **_relative(sums["difference"], self._reference.squares)}
         else:
             count = max(float(found[:, 1].sum()), 1.0)
-            figures = {"agreement": alike(found), "kl": sums["divergence"] / count}
+            # Of what is nearly the same, rounding may leave less than nothing.
+            figures = {"agreement": alike(found), "kl": max(sums["divergence"] / count, 0.0)}
             figures |= _relative(sums["difference"], sums["total"])
         return Likeness(self.name, self.kind, found, figures)
 

@@ -314,6 +314,28 @@ def test_outputs_of_a_plain_module_are_named(name: str) -> None:
     assert quality.fidelity == pytest.approx(1)
 
 
+def test_what_no_graph_has_is_in_the_report(tmp_path: Path) -> None:
+    report = lowrank.compress(clip(), 0.9, output=tmp_path, latency=False)
+    assert sum("not in the graph: text_model_output, vision_model_output" in note for note in report.notes) == 1
+
+
+def test_divergence_is_never_less_than_nothing() -> None:
+    dense = open_model(t5())
+    rng, feeds = np.random.default_rng(0), tuple(signature_of(dense).example(4, 9, seed) for seed in range(4))
+
+    class Nearly:
+        def outputs(self, feed: Any) -> dict[str, Any]:
+            return {
+                k: v * (1 + 1e-7 * rng.standard_normal(v.shape)).astype(v.dtype) for k, v in dense.outputs(feed).items()
+            }
+
+    for feed in feeds:
+        quality = Judges(dense, [JudgingSet("random", (feed,))]).quality_of(Nearly())
+        (row,) = quality.sets or ()
+        (found,) = (each.kl for each in row.outputs or () if each.name == "logits")
+        assert found is not None and found >= 0
+
+
 def test_caches_are_no_outputs() -> None:
     found = named_tensors(
         {"logits": torch.zeros(1), "past_key_values": torch.zeros(1), "present.0.key": torch.zeros(1)}

@@ -282,6 +282,20 @@ def transformers_in(kind: str) -> tuple[nn.Module, Any]:
     return (nn.ModuleDict({"encoder": model, "head": nn.Linear(32, 3)}) if inside else model), model
 
 
+def test_a_model_that_has_the_same_config_stays_dense(tmp_path: Path) -> None:
+    """A student and its teacher are often built from one object."""
+    model: Any = build("bert")
+    teacher = type(model)(model.config).eval()
+    ids = {"input_ids": torch.randint(0, 64, (2, 9))}
+    lowrank.compress_(model, 0.5)
+    assert model.config is not teacher.config and all(
+        part.config is not teacher.config for part in model.modules() if hasattr(part, "config")
+    )
+    teacher.save_pretrained(tmp_path)
+    assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
+    assert torch.equal(type(model).from_pretrained(tmp_path).eval()(**ids)[0], teacher(**ids)[0])
+
+
 @pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "mixtral", "inside-bert"])
 @pytest.mark.slow_but("bert", "inside-bert")
 def test_save_pretrained_keeps_what_was_done_in_place(kind: str, tmp_path: Path) -> None:

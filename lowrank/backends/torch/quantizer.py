@@ -7,6 +7,7 @@ transformers. So what takes models is imported when there is one.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -190,11 +191,21 @@ def attach(model: Any, record: Mapping[str, Any]) -> LowRankConfig:
     register()
     config = LowRankConfig(record["rebuild"], record["replaced"], record.get("aliases"))
     _follow_ties(model, config)
-    model.config.quantization_config = config
+    _own_config(model).quantization_config = config
     model.hf_quantizer, model.is_quantized = LowRankQuantizer(config), False
     # Its names are those of its layers, not those of whatever checkpoint the original was read from.
     model._weight_conversions = []
     return config
+
+
+def _own_config(model: Any) -> Any:
+    """The config of a model, of which there is from now on one for this model alone: a dense model may have been built
+    from the same object."""
+    shared, own = model.config, copy.copy(model.config)
+    for part in model.modules():
+        if getattr(part, "config", None) is shared:
+            part.config = own
+    return own
 
 
 def renew(model: nn.Module, config: LowRankConfig) -> None:

@@ -72,7 +72,7 @@ def export(
         if target.is_rounded:
             # Rounded numbers differ; what is rounded must not.
             check_parity(backend, stage / ONNX_FILE)
-        for note in left_out_of(backend.signature):
+        for note in backend.signature.left_out_notes:
             remark(note)
         for note in fit_file(stage / ONNX_FILE, target, backend.signature, rounding_feeds(calibration)):
             remark(note)
@@ -100,13 +100,6 @@ def _opened_graph(graph: Path, opening: Opening, target: Target) -> Backend:
             "it, and --profile ort fuses it for ONNX Runtime"
         )
     return read_onnx(graph.resolve(), opening)
-
-
-def left_out_of(signature: Signature) -> list[str]:
-    """A sentence on what a model gives and no graph has, if there is anything."""
-    if not signature.left_out:
-        return []
-    return [f"not in the graph: {', '.join(signature.left_out)} (losses, results of parts of the model, or no tensors)"]
 
 
 def graph_of(model: str | Path) -> Path | None:

@@ -90,7 +90,14 @@ def misfit(claim: str, remedy: str = "compress the original again") -> Generator
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, for quoting in one of ours."""
-    lines = str(error).strip().splitlines()
-    text = lines[0].strip() if lines else type(error).__name__
+    """The first line of an error's message, for quoting in one of ours; with the next one where it announces that.
+
+    Example:
+        >>> first_line(ValueError("These do not fit:\\n  a and b\\n  c and d"))
+        'These do not fit: a and b'
+    """
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    if text.endswith(":") and len(lines) > 1:
+        text = f"{text} {lines[1]}"
     return text if len(text) <= 160 else text[:157] + "..."

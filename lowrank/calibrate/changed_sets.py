@@ -1,4 +1,4 @@
-"""Samples of a model that reads no text, changed as what it meets may be."""
+"""Samples changed as what a model meets may be: to judge by, where it reads no text, and to learn from."""
 
 from __future__ import annotations
 
@@ -30,6 +30,20 @@ def changed_sets(backend: Backend, feeds: Sequence[Feed]) -> Iterator[JudgingSet
             yield JudgingSet(name, (), "changed", left_out=reason)
         else:
             yield JudgingSet(name, made, "changed", f"{sum(map(batch_size, made))} samples, {name}")
+
+
+def with_changes(backend: Backend, feeds: Sequence[Feed]) -> tuple[Feed, ...]:
+    """Batches to learn from, and each of them once more, changed in one of the ways that the model runs on, in turn:
+    what learns from samples of one form alone forgets the others."""
+    signature = signature_of(backend)
+    changes = [change for _, change in _changes(signature, feeds) if _runs(backend, change, feeds)]
+    changed = (changes[i % len(changes)](feed) for i, feed in enumerate(feeds)) if changes else iter(())
+    return (*feeds, *(feed for feed in changed if feed is not None))
+
+
+def _runs(backend: Backend, change: Callable[[Feed], Feed | None], feeds: Sequence[Feed]) -> bool:
+    made = next((made for feed in feeds if (made := change(feed)) is not None), None)
+    return made is not None and not _refusal(backend, [made])
 
 
 def _changes(signature: Signature, some: Sequence[Feed]) -> Iterator[tuple[str, Callable[[Feed], Feed | None]]]:

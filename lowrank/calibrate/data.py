@@ -44,6 +44,11 @@ class Calibration:
         return {BUILT_IN: BUILT_IN, "self": "its own text"}.get(self.provenance.get("text", ""), "your data")
 
     @property
+    def is_own_alone(self) -> bool:
+        """Whether no built-in text, which is of all lengths, is among the data."""
+        return self.provenance.get("text") != BUILT_IN and "builtin" not in self.provenance
+
+    @property
     def report_label(self) -> str:
         """What a measurement on the report fold was made on; with few samples they had to serve twice."""
         apart = self.provenance["samples"] > 5

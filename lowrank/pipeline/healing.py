@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Unpack
 from lowrank.artifacts import hash_json, staged, write_json
 from lowrank.artifacts.lock import holding
 from lowrank.backends.base import Backend
+from lowrank.calibrate.changed_sets import with_changes
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan
@@ -225,7 +226,10 @@ def _train(opened: Session, small: Backend, training: Training, path: Path, key:
     from lowrank.healing.preparation import prepare
 
     calibration, settings = _data_of(opened), opened.settings
-    samples = Samples(read_training(calibration, settings), calibration.heldout)
+    fit, heldout = read_training(calibration, settings), calibration.heldout
+    if calibration.is_own_alone:
+        fit, heldout = (with_changes(calibration.backend, fold) for fold in (fit, heldout))
+    samples = Samples(fit, heldout)
     healing = prepare(calibration.backend, small, samples, training, Checkpoint(path, key, resume))
     for _ in opened.track(hundredths(healing.run()), healing.status, 100):
         pass

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import tiny_bert_folder, tiny_transformer
+from torch import nn
 
 import lowrank
 from lowrank.backends.inputs import Feed
-from lowrank.calibrate.changed_sets import changed_sets
+from lowrank.calibrate.changed_sets import changed_sets, with_changes
 from lowrank.calibrate.data import load_calibration
 from lowrank.calibrate.sets import judging_sets
 from lowrank.evaluate.judges import Judges
@@ -62,3 +63,25 @@ def test_ids_are_shorter_and_joined_as_far_as_the_model_reads(length: int, tmp_p
         feed, own = sets["joined"][0], calibration.report[0]
         assert feed["attention_mask"].shape == (len(own["input_ids"]) // 2, 2 * length)
         np.testing.assert_array_equal(feed["input_ids"][0], own["input_ids"][:2].reshape(-1))
+
+
+@pytest.mark.parametrize(("length", "others"), [(8, {4, 16}), (40, {20})])
+def test_each_batch_to_learn_from_comes_once_more_changed(length: int, others: set[int], tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(4, 14, (400, length))
+    path = saved(tmp_path / "a.npz", input_ids=ids, attention_mask=np.ones_like(ids), token_type_ids=np.zeros_like(ids))
+    calibration = load_calibration(lowrank.open_model(tiny_bert_folder(tmp_path / "model")), path)
+    assert calibration is not None and calibration.is_own_alone
+    fit = calibration.fit
+    made = with_changes(calibration.backend, fit)
+    assert all(one is other for one, other in zip(made, fit, strict=False)) and len(made) == 2 * len(fit)
+    assert {feed["input_ids"].shape[1] for feed in made[len(fit) :]} == others
+
+
+def test_a_change_that_a_model_does_not_run_on_is_left_out(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.npz", input=np.ones((20, 6), np.float32))
+    backend = lowrank.open_model(nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3)))
+    calibration = load_calibration(backend, path)
+    assert calibration is not None
+    made = with_changes(calibration.backend, calibration.fit)
+    noisier = [feed["input"] for feed in made[len(calibration.fit) :]]
+    assert len(noisier) == len(calibration.fit) and all(values.shape[1] == 6 for values in noisier)

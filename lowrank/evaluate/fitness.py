@@ -16,8 +16,8 @@ HEALED = 0.9
 """What fifteen minutes of healing leave of the fidelity that was lost on the worst set. Measured: of all-MiniLM-L6-v2
 0.84 at a keep ratio of 0.3 and 0.97 at 0.5, of rxnmapper at 0.5 in five minutes 0.91."""
 MINUTES = 15
-FEWEST = 8
-"""Samples of a set that are enough to judge by."""
+FEWEST, FEWEST_OF_VALUES = 8, 3
+"""Samples of a set that are enough to judge by; where each has values that differ by degrees, some are."""
 LEAST_LOSS = 1e-2
 """A loss that is foretold is known no better than this."""
 UNTRAINED = ("onnx", "checkpoint")
@@ -41,7 +41,7 @@ def unfit(report: Report, analysis: Analysis) -> list[str]:
     """
     sentences: list[str] = []
     quality = report.quality
-    sets = [row for row in (quality and quality.sets) or () if row.origin != "random" and row.samples >= FEWEST]
+    sets = [row for row in (quality and quality.sets) or () if row.origin != "random" and _is_enough(row, quality)]
     failed = [row for row in sets if not row.fidelity >= FLOOR]
     if quality is not None and failed:
         sentences.append(_lacks(quality, failed))
@@ -50,6 +50,11 @@ def unfit(report: Report, analysis: Analysis) -> list[str]:
     if report.latency is not None and report.latency.speedup < 1:
         sentences.append(_slow(report.latency))
     return sentences
+
+
+def _is_enough(row: SetQuality, quality: Quality | None) -> bool:
+    kind = row.kind or (quality and quality.kind)
+    return row.samples >= (FEWEST_OF_VALUES if kind == "values" else FEWEST)
 
 
 def _lacks(quality: Quality, failed: Sequence[SetQuality]) -> str:

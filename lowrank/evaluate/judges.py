@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from lowrank.backends.base import Backend, signature_of
-from lowrank.backends.inputs import Feed
+from lowrank.backends.inputs import Feed, batch_size
 from lowrank.calibrate.judging_set import JudgingSet
 from lowrank.core.distance import OutputKind
 from lowrank.evaluate.dense_outputs import Room
@@ -19,6 +19,10 @@ from lowrank.progress import Track, silent
 from lowrank.results.parts import Quality, SetQuality
 
 UNCOUNTED = "none of its positions counts"
+
+
+FEW = 20
+"""Samples of the largest set, below which a note says that they are few."""
 
 
 class Judges:
@@ -53,9 +57,15 @@ class Judges:
 
     @property
     def notes(self) -> list[str]:
-        """A sentence on the sets that are left out, if any are."""
+        """A sentence on the sets that are left out, if any are, and one where all others have few samples."""
         left_out = [f"{e.name} ({e.left_out or UNCOUNTED})" for e in self._given if e not in self.sets]
-        return [f"not judged on {', '.join(left_out)}"] if left_out else []
+        most = max(sum(map(batch_size, each.feeds)) for each in self.sets)
+        few = (
+            f"judged on {most} samples, which are few to tell how the result does on others; give more of more kinds "
+            "with --calib"
+        )
+        told = [f"not judged on {', '.join(left_out)}"] if left_out else []
+        return [*told, few] if self.sets[0].origin == "own" and most < FEW else told
 
     @cached_property
     def _judges(self) -> list[Judge]:

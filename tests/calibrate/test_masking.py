@@ -104,7 +104,7 @@ def test_a_set_in_which_nothing_counts_is_left_out(folder: Path, tmp_path: Path)
     sets = [JudgingSet("your data", calibration.report), JudgingSet("unmasked", bare)]
     judges = Judges(calibration.backend, sets)
     assert [row.name for row in judges.quality_of(calibration.backend).sets or ()] == ["your data"]
-    assert judges.notes == ["not judged on unmasked (none of its positions counts)"]
+    assert judges.notes[0] == "not judged on unmasked (none of its positions counts)"
 
 
 @pytest.mark.parametrize(("head", "kind"), [("", "bert"), ("classes", "bert"), ("", "gpt2")])

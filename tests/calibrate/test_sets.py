@@ -54,7 +54,8 @@ def test_ids_are_shorter_and_joined_as_far_as_the_model_reads(length: int, tmp_p
     sets = by_name(calibration.backend, calibration.report)
     judges = Judges(calibration.backend, judging_sets(calibration.backend, calibration))
     assert {"your data", *sets} == {each.name for each in judges.sets}
-    (note,) = judges.notes
+    note, few = judges.notes
+    assert few.startswith("judged on 4 samples, which are few")
     assert "short texts (" in note and "passages of 64 tokens (" in note and "% of it is unknown to the model's" in note
     assert ("joined (two samples in one are longer" in note) == (2 * length > 64)
     assert ("joined" in sets) == (2 * length <= 64)

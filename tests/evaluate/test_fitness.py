@@ -92,6 +92,9 @@ def test_a_few_samples_do_not_judge() -> None:
     assert report.quality is not None
     few = [SetQuality(name="your data", fidelity=0.5, samples=4), *(report.quality.sets or [])[1:]]
     assert unfit(replace(report, quality=replace(report.quality, sets=few)), Analysis(())) == []
+    # Values differ by degrees, and four of them tell.
+    values = replace(report.quality, kind="values", sets=few)
+    assert "your data" in unfit(replace(report, quality=values), Analysis(()))[0]
     random = [SetQuality(name="random inputs", origin="random", fidelity=0.4, samples=16)]
     assert unfit(replace(report, quality=replace(report.quality, sets=random)), Analysis(())) == []
 

@@ -162,6 +162,8 @@ VIEWS: Mapping[str, tuple[str, Callable[[Any], Table]]] = {
     "int8-or-low-rank": ("minilm", lambda t: rows_named(without(t, "seconds", "peak MB"), INT8_OR_LOW_RANK)),
     "minilm": ("minilm", lambda t: without(t, "seconds", "peak MB")),
     "text": ("text", lambda t: without(t, "seconds")),
+    "moments": ("moments", lambda t: without(t, "seconds")),
+    "real": ("real", lambda t: without(t, "seconds")),
     "text-in-short": ("text", lambda t: rows_named(without(t, "seconds", "tokens", *by_length(t)), IN_SHORT)),
     "healed": ("healing_minilm", lambda t: healed(without(t, "retrieval nDCG@10"), "own data")),
     "healed-without-data": (

@@ -221,6 +221,7 @@ def test_outputs_of_transformers_are_those_of_the_class(name: str) -> None:
         np.testing.assert_allclose(ours, theirs[key].numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_that_judges_what_it_reads_takes_no_decoder_ids(tmp_path: Path) -> None:
     dense = open_model(bart("BartForSequenceClassification"))
     signature = signature_of(dense)
@@ -231,6 +232,7 @@ def test_a_model_that_judges_what_it_reads_takes_no_decoder_ids(tmp_path: Path) 
     assert set(check_parity(dense, tmp_path / "m.onnx").outputs or ()) == {"logits", "encoder_last_hidden_state"}
 
 
+@pytest.mark.slow
 def test_choices_are_read_as_text(tmp_path: Path) -> None:
     bert("BertForMultipleChoice", num_labels=2).save_pretrained(tmp_path / "model")
     write_tokenizer(tmp_path / "model")
@@ -314,6 +316,7 @@ def test_outputs_of_a_plain_module_are_named(name: str) -> None:
     assert quality.fidelity == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_what_no_graph_has_is_in_the_report(tmp_path: Path) -> None:
     report = lowrank.compress(clip(), 0.9, output=tmp_path, latency=False)
     assert sum("not in the graph: text_model_output, vision_model_output" in note for note in report.notes) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
@@ -28,7 +29,13 @@ from lowrank.healing.training import Training, check_device
 
 
 def prepare(
-    dense: Backend, small: Backend, samples: Samples, training: Training, checkpoint: Checkpoint | None = None
+    dense: Backend,
+    small: Backend,
+    samples: Samples,
+    training: Training,
+    checkpoint: Checkpoint | None = None,
+    *,
+    same_size: bool = False,
 ) -> Healing:
     """Get a healing of `small` ready, whose module has the best numbers when it has run.
 
@@ -38,6 +45,7 @@ def prepare(
         samples: to learn from, and to be judged by.
         training: how.
         checkpoint: where an interrupted healing is kept; nowhere, if not given.
+        same_size: the model's file may not grow: vectors that are alike, which a graph has once, stay as they are.
 
     Raises:
         HealingError: if there is nothing to train, no such device, or no such checkpoint.
@@ -67,7 +75,7 @@ def prepare(
         ModuleRunner(on_device(teacher, workers.device), signature, paths, workers.device),
         ModuleRunner(student, signature, paths, workers.device),
         samples,
-        trainable(student, _layers(small)) if adapter is None else parameters_of(student),
+        trainable(student, _layers(small), same_size) if adapter is None else parameters_of(student),
         None if adapter is None else smallest_sizes(student, adapter.shapes),
         workers,
     )
@@ -77,7 +85,7 @@ def prepare(
     return Healing(task, target, work, loss=loss, seed=training.seed, checkpoint=checkpoint, adapter=adapter)
 
 
-def trainable(module: nn.Module, layers: Iterable[str]) -> dict[str, nn.Parameter]:
+def trainable(module: nn.Module, layers: Iterable[str], same_size: bool = False) -> dict[str, nn.Parameter]:
     """The factors, and every bias and norm of the model; ties once.
 
     Dense matrices stay, so that what an optimiser holds is bounded by the size of the factors.
@@ -85,6 +93,7 @@ def trainable(module: nn.Module, layers: Iterable[str]) -> dict[str, nn.Paramete
     Args:
         module: the compressed model.
         layers: the names of the replaced layers.
+        same_size: without vectors that are equal to another one.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
@@ -92,11 +101,16 @@ def trainable(module: nn.Module, layers: Iterable[str]) -> dict[str, nn.Paramete
         ['0.bias', '1.bias', '1.weight']
     """
     fronts = tuple(f"{layer}." for layer in layers)
-    return {
+    found = {
         name: parameter
         for name, parameter in module.named_parameters()
         if parameter.is_floating_point() and (parameter.dim() <= 1 or name.startswith(fronts))
     }
+    if not same_size:
+        return found
+    numbers = {name: p.detach().float().cpu().numpy().tobytes() for name, p in found.items() if p.dim() <= 1}
+    times = Counter(numbers.values())
+    return {name: parameter for name, parameter in found.items() if times[numbers.get(name, b"")] <= 1}
 
 
 def _layers(small: ModuleBackend) -> list[str]:

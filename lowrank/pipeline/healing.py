@@ -96,9 +96,9 @@ def heal(
     benchmark = read_benchmark(tasks, opened.dense, opened.judges)
     dense, small = opened.dense, opened.dense.saved_in(folder, dict)
     asked = {**asdict(training), "data": dict(_data_of(opened).provenance)}
-    path = folder / CHECKPOINT_FILE
+    path, key = folder / CHECKPOINT_FILE, hash_json([asked, plan.to_json()])
     with opened.clock.stage("heal"):
-        healing = _train(opened, small, training, path, hash_json([asked, plan.to_json()]), resume)
+        healing = _train(opened, small, plan, training, path, key, resume)
     healed = healing.healed()
     unit = "minutes" if training.steps is None else "steps"
     entry = HealingResult(**{**asked, **asdict(healed)}, kept=healed.kept, unit=unit)
@@ -219,7 +219,9 @@ def _check_adapter(folder: Path, report: Report, training: Training) -> None:
         )
 
 
-def _train(opened: Session, small: Backend, training: Training, path: Path, key: str, resume: bool) -> Healing:
+def _train(
+    opened: Session, small: Backend, plan: Plan, training: Training, path: Path, key: str, resume: bool
+) -> Healing:
     """Train the module of `small`, or an adapter for it."""
     from lowrank.healing.checkpoint import Checkpoint
     from lowrank.healing.distill import Samples
@@ -230,7 +232,8 @@ def _train(opened: Session, small: Backend, training: Training, path: Path, key:
     if calibration.is_own_alone:
         fit, heldout = (with_changes(calibration.backend, fold) for fold in (fit, heldout))
     samples = Samples(fit, heldout)
-    healing = prepare(calibration.backend, small, samples, training, Checkpoint(path, key, resume))
+    same_size = plan.budget is not None and plan.budget.kind == "size"
+    healing = prepare(calibration.backend, small, samples, training, Checkpoint(path, key, resume), same_size=same_size)
     for _ in opened.track(hundredths(healing.run()), healing.status, 100):
         pass
     return healing

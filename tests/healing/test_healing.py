@@ -12,6 +12,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, build
 from builders import two_factors
+from torch import nn
 
 from lowrank.backends import open_model
 from lowrank.backends.inputs import Feed, Signature
@@ -24,7 +25,7 @@ from lowrank.healing.clock import Span, WorkLimit
 from lowrank.healing.distill import Samples, mixed, steps_in_turn
 from lowrank.healing.optimizer import Optimizer, snapshot
 from lowrank.healing.phases import Healing
-from lowrank.healing.preparation import prepare
+from lowrank.healing.preparation import prepare, trainable
 from lowrank.healing.training import Training
 
 
@@ -299,6 +300,15 @@ def test_where_no_trial_gains_anything_the_rate_is_not_raised() -> None:
     assert made._first_rate() == 0.002
     made.progress.tried["0.001"] = 0.9 * before
     assert made._first_rate() == 0.004
+
+
+def test_vectors_that_are_alike_stay_where_the_file_may_not_grow() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4))
+    with torch.no_grad():
+        for layer in (model[0], model[1]):
+            layer.bias.zero_()
+    assert set(trainable(model, ["2"])) == {"0.bias", "1.weight", "1.bias", "2.weight", "2.bias"}
+    assert set(trainable(model, ["2"], same_size=True)) == {"1.weight", "2.weight", "2.bias"}
 
 
 def test_slices_add_up_to_the_whole_gradient() -> None:

@@ -134,7 +134,7 @@ def run(subject: subjects.Subject, task: Task, known: Container[list[Cell]]) -> 
     calibration: Any = load_calibration(
         backend, Path(str(settings.calib)), settings.column, settings.samples, settings.mixed
     )
-    if task.method == "ingredients":
+    if task == INGREDIENTS:
         for label, made in ingredients(calibration):
             yield from rows_of(subject, calibration, label, made, known)
         return

@@ -71,21 +71,7 @@ def export(
     if graph is None and forms.elastic is not None:
         if result.with_past:
             raise typer.BadParameter("--with-past is for one size; leave --elastic out")
-        with progress_bars() as track:
-            paths = pipeline.export_elastic(
-                model,
-                ratios_of(forms.elastic),
-                output,
-                settings=data.settings(),
-                opening=how,
-                target=target,
-                opset=opset,
-                track=track,
-            )
-        for keep, path in paths.items():
-            say(f"{path} ({path.stat().st_size:,} bytes), keep ratio {keep:g}")
-        shared = output / pipeline.ELASTIC_DATA
-        say(f"{shared} ({shared.stat().st_size:,} bytes), the numbers of all of them")
+        _export_elastic(model, output, forms.elastic, opset, result, data, opening)
         return
     if graph is None:
         from lowrank.backends.onnx.save import file_size
@@ -104,3 +90,32 @@ def export(
     if forms.ort:
         for path in pipeline.export_ort(graph, output):
             say(f"{path} ({path.stat().st_size:,} bytes)")
+
+
+def _export_elastic(
+    model: str,
+    output: Path,
+    ratios: str,
+    opset: int | None,
+    result: OutputOptions,
+    data: DataOptions,
+    opening: OpeningOptions,
+) -> None:
+    """Write a graph for each keep ratio, and say what was written."""
+    from lowrank import pipeline
+
+    with progress_bars() as track:
+        paths = pipeline.export_elastic(
+            model,
+            ratios_of(ratios),
+            output,
+            settings=data.settings(),
+            opening=opening.opening(),
+            target=result.target(),
+            opset=opset,
+            track=track,
+        )
+    for keep, path in paths.items():
+        say(f"{path} ({path.stat().st_size:,} bytes), keep ratio {keep:g}")
+    shared = output / pipeline.ELASTIC_DATA
+    say(f"{shared} ({shared.stat().st_size:,} bytes), the numbers of all of them")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank.errors import first_line
-from lowrank.machine import processor
+from lowrank.machine import cores, processor
 from lowrank.version import __version__
 
 CORE = ("numpy", "scipy", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "safetensors", "transformers")
@@ -177,7 +177,7 @@ def _machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
         "processor": processor(),
         "fast": [label for flag, label in FAST.items() if flag in _flags()],
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
     }
     try:
         import psutil

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from lowrank.errors import ClusterError, first_line
+from lowrank.machine import cores
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -20,6 +22,7 @@ WAIT = "20s"
 """For a scheduler to answer."""
 RETRIES = 10
 """Of a job whose worker was lost."""
+OPENMP = "OMP_NUM_THREADS"
 
 
 def processes() -> tuple[int, int]:
@@ -39,6 +42,8 @@ class Pool:
 
     def map(self, job: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         """`job(item)` for every item, in order, with at most two items for each place in flight."""
+        if self.jobs == 1 and not self.remote:
+            return map(job, items)
         return windowed_map(Limited(job) if self.remote else job, items, self.executor, 2 * self.jobs)
 
 
@@ -57,6 +62,33 @@ class Limited(Generic[T, R]):
 
 
 @contextmanager
+def one_thread_each() -> Generator[None]:
+    """Inside the block (or the function that this decorates) a product of matrices has one thread, in any library.
+
+    Threads that share a product wait for the one that lost its core, as happens all the time on a busy machine, and
+    gain little with matrices of these sizes. Work is spread over samples and weights instead.
+    """
+    from threadpoolctl import threadpool_limits
+
+    torch, named = sys.modules.get("torch"), os.environ.get(OPENMP)
+    # The cores are counted before what is loaded inside the block is told to take one.
+    before = cores()
+    if torch is not None:
+        before = torch.get_num_threads()
+    os.environ[OPENMP] = "1"
+    try:
+        with threadpool_limits(1):
+            if torch is not None:
+                torch.set_num_threads(1)
+            yield
+    finally:
+        os.environ.pop(OPENMP)
+        os.environ.update({} if named is None else {OPENMP: named})
+        if (torch := sys.modules.get("torch")) is not None:
+            torch.set_num_threads(before)
+
+
+@contextmanager
 def threads(jobs: int | None = None) -> Generator[Pool]:
     """A pool of threads; what they multiply with BLAS shares the cores that are left.
 
@@ -68,9 +100,8 @@ def threads(jobs: int | None = None) -> Generator[Pool]:
     """
     from threadpoolctl import threadpool_limits
 
-    cores = os.cpu_count() or 1
-    jobs = min(jobs or cores, cores)
-    with threadpool_limits(max(1, cores // jobs)), ThreadPoolExecutor(jobs) as executor:
+    jobs = min(jobs or cores(), cores())
+    with threadpool_limits(max(1, cores() // jobs)), ThreadPoolExecutor(jobs) as executor:
         yield Pool(executor, jobs)
 
 
@@ -119,8 +150,7 @@ def windowed_map(
         >>> list(windowed_map(abs, [-1, 2, -3]))
         [1, 2, 3]
     """
-    cores = os.cpu_count() or 1
-    owned = ThreadPoolExecutor(cores) if executor is None else nullcontext(executor)
+    owned = ThreadPoolExecutor(cores()) if executor is None else nullcontext(executor)
     waiting: deque[Future[R]] = deque()
     with owned as pool:
         try:
@@ -130,7 +160,7 @@ def windowed_map(
                     waiting.append(pool.submit(copy_context().run, job, item))
                 else:
                     waiting.append(pool.submit(job, item))
-                if len(waiting) >= (window or 2 * cores):
+                if len(waiting) >= (window or 2 * cores()):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

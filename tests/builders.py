@@ -14,6 +14,19 @@ from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.directions import directions
 from lowrank.core.truncation.gram import Gram
 
+
+class OneByOne:
+    """A stand-in for a model, which gives the outputs of one batch after the other."""
+
+    def outputs(self, feed: Any) -> Any:
+        """Those of one batch."""
+        raise NotImplementedError
+
+    def outputs_of(self, feeds: Any) -> Any:
+        """Those of several."""
+        return map(self.outputs, feeds)
+
+
 WORDS = [
     "the",
     "cat",

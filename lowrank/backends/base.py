@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import Any, Protocol, Self
 from numpy.typing import NDArray
 
 from lowrank.backends.inputs import NOT_RUN, Feed, Signature
+from lowrank.backends.moment_sums import Observe
 from lowrank.core.distance import OutputKind
 from lowrank.core.linalg.eigen import Matrix, Vector
 from lowrank.core.structures.base import Replacement
-from lowrank.core.truncation.gram import Gram, Side
+from lowrank.core.truncation.gram import Side
 from lowrank.core.truncation.refit import Joint
 from lowrank.core.weight import Coupling, Skip, Weight
 from lowrank.errors import ExportError, UnsupportedModel
@@ -216,8 +217,17 @@ class Backend(Protocol):
         """
         ...
 
+    @property
+    def jobs(self) -> int:
+        """On how many batches it can be run at once."""
+        ...
+
     def outputs(self, feed: Feed) -> Outputs:
         """All outputs of one forward pass, by name and in floating numbers."""
+        ...
+
+    def outputs_of(self, feeds: Sequence[Feed]) -> Iterator[Outputs]:
+        """The outputs for each of some batches, in their order, of which `jobs` are run at once."""
         ...
 
     def run(self, feed: Feed) -> NDArray[Any]:
@@ -233,13 +243,13 @@ class Backend(Protocol):
         ...
 
     def watching(
-        self, sides: Mapping[str, Side], observe: Callable[[str, Gram], None], device: str = "cpu"
-    ) -> AbstractContextManager[Callable[[Feed], None]]:
-        """A function that runs the model and shows `observe` the moment that each weight's layers saw, batch by batch.
+        self, sides: Mapping[str, Side], device: str = "cpu"
+    ) -> AbstractContextManager[Callable[[Feed, Observe], None]]:
+        """A function that runs the model on a batch and shows the moment that each weight's layers saw there, with the
+        weight's name. `jobs` threads may call it at once.
 
         Args:
             sides: which moment is wanted of each weight, by name.
-            observe: called with a weight's name and the Gram of one batch.
             device: where it runs, for models of torch.
         """
         ...

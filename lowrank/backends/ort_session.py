@@ -19,13 +19,12 @@ DTYPES = {
 """Types of numpy by the names that ONNX has for them."""
 
 
-def start_session(content: bytes | Path, *, threads: int = 0, folder: Path | None = None) -> Any:
+def start_session(content: bytes | Path, *, threads: int = 1, folder: Path | None = None) -> Any:
     """A CPU session with full graph optimisation; errors are ONNX Runtime's own.
 
     Args:
         content: a file, or a model in memory.
-        threads: inside an operator; 0 takes as many as there are cores, which then do not wait by spinning, since
-            between runs others work on them.
+        threads: inside an operator; batches, which threads run at once, are what keeps all cores busy.
         folder: where the external tensors of a model in memory are.
     """
     import onnxruntime as ort
@@ -33,11 +32,8 @@ def start_session(content: bytes | Path, *, threads: int = 0, folder: Path | Non
     options = ort.SessionOptions()
     # Its errors come as exceptions too.
     options.log_severity_level = 4
-    if threads:
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-    else:
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     source = content if isinstance(content, bytes) else str(content)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lowrank.backends.inputs import Feed
+from lowrank.backends.moment_sums import Observe, sum_moments
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Folds
-from lowrank.core.truncation.gram import Gram, Side
+from lowrank.core.truncation.gram import Gram
 from lowrank.core.weight import Weight
 from lowrank.errors import CalibrationError, first_line
 from lowrank.parallel import processes
@@ -59,20 +60,19 @@ def _run(
     workers: Workers | None,
 ) -> dict[str, Gram]:
     grams = {w.name: Gram.zeros(w, "input" if w.name in coupled else None) for w in weights}
+    backend, device = calibration.backend, workers.device if workers else "cpu"
+    with backend.watching({name: gram.side for name, gram in grams.items()}, device) as watch:
 
-    def observe(name: str, gram: Gram) -> None:
-        grams[name] += gram
-
-    sides: dict[str, Side] = {name: gram.side for name, gram in grams.items()}
-    with calibration.backend.watching(sides, observe, workers.device if workers else "cpu") as run:
-        for batch in batches:
+        def run(feed: Feed, observe: Observe) -> None:
             try:
-                run(batch)
+                watch(feed, observe)
             except Exception as error:
-                shapes = ", ".join(f"{name} {array.shape}" for name, array in batch.items())
+                shapes = ", ".join(f"{name} {array.shape}" for name, array in feed.items())
                 raise CalibrationError(
                     f"the model cannot be run on the calibration data ({shapes}): {first_line(error)}"
                 ) from error
+
+        grams = sum_moments(grams, batches, run, backend.jobs if device == "cpu" else 1)
     if workers is not None:
         grams = {name: _summed(gram, workers) for name, gram in grams.items()}
     return {name: gram.mirrored() for name, gram in grams.items()}

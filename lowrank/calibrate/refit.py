@@ -89,11 +89,11 @@ def _helps(calibration: Calibration, before: Mapping[str, Replacement], after: M
     """
     dense = calibration.backend
     feeds = some_batches(calibration, JUDGED)
-    reference = reference_of(dense, feeds, [dense.outputs(feed) for feed in feeds])
+    reference = reference_of(dense, feeds, list(dense.outputs_of(feeds)))
     lost: list[float] = []
     for layers in (before, after):
         model = dense.rewrite(layers)
-        lost.append(reference.loss([model.outputs(feed) for feed in feeds]))
+        lost.append(reference.loss(list(model.outputs_of(feeds))))
     if lost[1] <= lost[0]:
         return True
     LOG.warning(

@@ -46,7 +46,8 @@ def measure_sensitivity(
     place = {single.name: i for i, single in enumerate(analysis.singles)}
     # In the order of the model, so that what comes before is run once.
     tasks.sort(key=lambda task: min(place[name] for name in task[0].weights))
-    names = _not_tall(analysis)
+    # Without held-out samples nothing could tell whether that metric is better.
+    names = _not_tall(analysis) if calibration.heldout else []
     curvatures = journal.kept(
         "curvatures",
         ARRAYS,

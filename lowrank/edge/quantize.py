@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.moment_sums import sum_moments
 from lowrank.backends.onnx.backend import OnnxBackend
 from lowrank.backends.onnx.describe import Use
 from lowrank.backends.onnx.passes.store_once import store_once
@@ -191,15 +192,12 @@ class _Quantizer:
                 now.append(waiting.pop(0))
             grams: dict[str, Gram] = {}
 
-            def observe(name: str, gram: Gram, grams: dict[str, Gram] = grams) -> None:
-                grams[name] = grams[name] + gram if name in grams else gram
-
-            with self.backend.watching({group[0].name: "input" for group in now}, observe) as watch:
-                for feed in self.feeds:
-                    watch(feed)
+            zeros = {group[0].name: Gram.zeros(group[0], "input") for group in now}
+            with self.backend.watching(dict.fromkeys(zeros, "input")) as watch:
+                grams = sum_moments(zeros, self.feeds, watch, self.backend.jobs)
             for group in now:
-                gram = grams.get(group[0].name)
-                if gram is not None and gram.tokens:
+                gram = grams[group[0].name]
+                if gram.tokens:
                     yield from ((weight.name, gram.moment / gram.tokens) for weight in group)
 
     def _codes(self, weight: Weight, matrix: Matrix, moment: Matrix | None) -> Codes:

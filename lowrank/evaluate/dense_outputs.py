@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from lowrank.core.distance import Array, Made
 
@@ -38,6 +38,19 @@ class DenseOutputs:
         self._kept: dict[int, dict[str, Array]] = {}
         self._last: tuple[int, dict[str, Array]] = -1, {}
         """The batch that was made last: its outputs are asked for one after the other."""
+
+    def keep(self, compared: Callable[[], Iterator[dict[str, Array]]]) -> None:
+        """Keep as many of the first batches as there is room for, if none is kept yet.
+
+        Args:
+            compared: makes what is compared of all batches one after the other, for less than one by one.
+        """
+        if self._kept:
+            return
+        for batch, found in enumerate(compared()):
+            if not self.room.takes(sum(array.nbytes for array in found.values())):
+                return
+            self._kept[batch] = found
 
     def __len__(self) -> int:
         return self.count

@@ -3,7 +3,7 @@ factors were chosen by."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Protocol
@@ -22,6 +22,10 @@ class Runs(Protocol):
 
     def outputs(self, feed: Feed) -> Outputs:
         """All outputs of one forward pass, by name."""
+        ...
+
+    def outputs_of(self, feeds: Sequence[Feed]) -> Iterator[Outputs]:
+        """The same for each of some batches, in their order."""
         ...
 
     def run(self, feed: Feed) -> Array:
@@ -78,9 +82,9 @@ class Judge:
 
     def against(self, model: Runs, track: Track = silent, doing: str = "measuring fidelity") -> list[Likeness]:
         """The likeness of each output of another model, which is run once on every batch."""
+        self._outputs.keep(self._all_compared)
         measures = [measure.begun() for measure in self._measures]
-        for i in track(range(len(self.feeds)), doing, len(self.feeds)):
-            outputs = model.outputs(self.feeds[i])
+        for i, outputs in enumerate(track(model.outputs_of(self.feeds), doing, len(self.feeds))):
             for measure in measures:
                 measure.add(i, outputs[measure.name])
         return [measure.likeness() for measure in measures]
@@ -88,4 +92,11 @@ class Judge:
     def _compared(self, i: int) -> dict[str, Array]:
         """What is compared of the dense model's outputs for a batch."""
         outputs = self._first.pop(i, None) or self.dense.outputs(self.feeds[i])
+        return self._of(i, outputs)
+
+    def _all_compared(self) -> Iterator[dict[str, Array]]:
+        self._first.clear()
+        return (self._of(i, outputs) for i, outputs in enumerate(self.dense.outputs_of(self.feeds)))
+
+    def _of(self, i: int, outputs: Outputs) -> dict[str, Array]:
         return {measure.name: measure.compared(i, outputs[measure.name]) for measure in self._measures}

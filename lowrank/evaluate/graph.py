@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from lowrank.backends.base import Outputs
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.ort_session import floating, run_session, start_session
 from lowrank.errors import ExportError, first_line
+from lowrank.parallel import threads
 
 
 class FileModel:
@@ -27,11 +28,16 @@ class FileModel:
         Raises:
             ExportError: if ONNX Runtime refuses the file.
         """
-        self._session, self.signature, self.path = open_graph(path, 0), signature, path
+        self._session, self.signature, self.path = open_graph(path), signature, path
 
     def outputs(self, feed: Feed) -> Outputs:
         """All outputs of one forward pass."""
         return self._named(feed, self.signature.output_names)
+
+    def outputs_of(self, feeds: Sequence[Feed]) -> Iterator[Outputs]:
+        """All outputs for each of some batches, in their order; as many are run at once as there are cores."""
+        with threads() as pool:
+            yield from pool.map(self.outputs, feeds)
 
     def run(self, feed: Feed) -> NDArray[Any]:
         """The output that the model is about."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowrank.backends.inputs import Feed, batch_size
 from lowrank.backends.torch.partial_forward import Prefix
@@ -14,7 +15,8 @@ from lowrank.healing.clock import Span, WorkLimit
 from lowrank.healing.distill import Distillation, steps_in_turn
 from lowrank.healing.loss import hidden_loss
 from lowrank.healing.module_runner import ModuleRunner
-from lowrank.healing.optimizer import Diverged, Optimizer, descend, restore_, snapshot
+from lowrank.healing.optimizer import Diverged, Optimizer, add_gradients_, descend, restore_, snapshot
+from lowrank.parallel import threads
 
 REMEMBERED = 1 << 29
 """Bytes of the hidden states of one block, at most; they are in memory twice, and those of held-out batches besides."""
@@ -40,9 +42,9 @@ class BlockFit:
         self._rows = [batch_size(feed) for feed in feeds]
         self._masks = [student.mask(feed) for feed in feeds]
         placed = [student.placed(feed) for feed in feeds]
-        self._before = Prefix(dense.module, dense.signature, placed)
-        self._after = Prefix(student.module, student.signature, placed)
-        same = all([path for path, _ in p.blocks] == student.paths for p in (self._before, self._after))
+        self._before = Prefix(dense.module, dense.signature, placed, task.jobs)
+        self._after = Prefix(student.module, student.signature, placed, task.jobs)
+        same = all(p.blocks == student.paths for p in (self._before, self._after))
         self.paths = student.paths if same and self.count else []
         """The blocks; none if the model cannot be run from the middle."""
 
@@ -60,7 +62,8 @@ class BlockFit:
                 self._after.advance(block)
             if part.share < 1:
                 start = self._judge()
-                yield from descend(self._backward, steps, Optimizer(own, self.rate, self.task.smallest), part, cost)
+                backward = partial(self._backward, list(own.values()))
+                yield from descend(backward, steps, Optimizer(own, self.rate, self.task.smallest), part, cost)
                 better = self._judge() < start
         except Diverged:
             pass
@@ -73,17 +76,26 @@ class BlockFit:
             given = self._after.through(index)
         return hidden_loss(given, self._before.remembered(index), self._masks[index])
 
-    def _backward(self, batches: Sequence[int]) -> float:
+    def _backward(self, parameters: Sequence[nn.Parameter], batches: Sequence[int]) -> float:
         samples, total = sum(self._rows[index] for index in batches), 0.0
-        for index in batches:
+
+        def gradients(index: int) -> tuple[float, Sequence[Tensor | None]]:
             loss = self._loss(index) * (self._rows[index] / samples)
-            loss.backward()
-            total += float(loss.detach())
+            return float(loss.detach()), torch.autograd.grad(loss, parameters, allow_unused=True)
+
+        with threads(self.task.jobs) as pool:
+            for loss, each in pool.map(gradients, batches):
+                total += loss
+                add_gradients_(parameters, each)
         return total
 
     def _judge(self) -> float:
-        with torch.no_grad():
-            return float(np.mean([float(self._loss(i)) for i in range(self.count, self.total)]))
+        def lost(index: int) -> float:
+            with torch.no_grad():
+                return float(self._loss(index))
+
+        with threads(self.task.jobs) as pool:
+            return float(np.mean(list(pool.map(lost, range(self.count, self.total)))))
 
 
 def _some(feeds: Sequence[Feed], student: ModuleRunner) -> list[Feed]:

@@ -18,6 +18,8 @@ from lowrank.errors import HealingError
 from lowrank.healing.faults import is_memory
 from lowrank.healing.loss import OutputMeasure, hidden_loss, measures_of, pooled_output
 from lowrank.healing.module_runner import ModuleRunner, Outputs
+from lowrank.healing.optimizer import add_gradients_
+from lowrank.parallel import threads
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -57,11 +59,13 @@ class Distillation:
         feeds, self.together = mixed(samples.fit)
         self.fit, self.heldout = (Teacher(dense, each) for each in (feeds, samples.heldout))
         self.parts = 1
-        """Into how many slices a batch is cut, since memory does not hold the whole of it."""
+        """Into how many slices a batch is cut, which threads share, or since memory does not hold the whole of it."""
         try:
             self.measures = self._measure()
             hidden, self.before = self._judged()
             """The measure of the student as it was given."""
+            if self.together == 1 and self._can_be_cut():
+                self.parts = MIXED
         except (RuntimeError, MemoryError) as error:
             if not is_memory(error):
                 raise
@@ -88,7 +92,7 @@ class Distillation:
         total = sum(map(self.rows, batches))
         while True:
             try:
-                loss = sum(self._backward(index, total) for index in batches)
+                loss = self._backward(batches, total)
                 self.workers.add_up(self.parameters.values())
                 return self.workers.total(loss)
             except (RuntimeError, MemoryError) as error:
@@ -117,17 +121,36 @@ class Distillation:
         finally:
             self.student = before
 
-    def _backward(self, index: int, samples: int) -> float:
-        """Add the gradients of one batch of a step that has so many samples."""
-        feed, taught = self.fit.feeds[index], self.fit(index)
-        total, rows = 0.0, self.rows(index)
-        for part in _slices(self.workers.share(rows), self.parts):
-            cut = {name: value[part] for name, value in feed.items()}
-            loss = self._loss(cut, _cut(taught, part, rows))
-            loss = loss * ((part.stop - part.start) / samples)
-            loss.backward()
-            total += float(loss.detach())
+    def _backward(self, batches: Sequence[int], samples: int) -> float:
+        """Add the gradients of a step that has so many samples, slice by slice; as many slices run at once as there are
+        threads, and are added in their order."""
+        slices = [(i, part) for i in batches for part in _slices(self.workers.share(self.rows(i)), self.parts)]
+        parameters, total = list(self.parameters.values()), 0.0
+        with threads(self.jobs) as pool:
+            for loss, gradients in pool.map(lambda each: self._gradients(*each, samples), slices):
+                total += loss
+                add_gradients_(parameters, gradients)
         return total
+
+    def _gradients(self, index: int, part: slice, samples: int) -> tuple[float, Sequence[Tensor | None]]:
+        """The loss of a part of a batch, as a share of that of so many samples, and its gradients."""
+        feed, taught = self.fit.feeds[index], self.fit(index)
+        cut = {name: value[part] for name, value in feed.items()}
+        loss = self._loss(cut, _cut(taught, part, self.rows(index))) * ((part.stop - part.start) / samples)
+        parameters = list(self.parameters.values())
+        return float(loss.detach()), torch.autograd.grad(loss, parameters, allow_unused=True)
+
+    @property
+    def jobs(self) -> int:
+        """How many slices are run at once; processes that share the work have a thread each."""
+        return self.student.jobs if self.workers.count == 1 else 1
+
+    def _can_be_cut(self) -> bool:
+        """Whether a part of a batch has the rows of the whole; not scores of samples against all others of the
+        batch."""
+        feed = self.heldout.feeds[0]
+        first = self.heldout.of({name: value[:1] for name, value in feed.items()})
+        return all(y.shape[1:] == first.named[name].shape[1:] for name, y in self.heldout(0).named.items())
 
     def _measure(self) -> list[OutputMeasure]:
         """How each output is measured, by what the dense model gives on the held-out batches."""
@@ -159,15 +182,23 @@ class Distillation:
         """The mean errors of hidden states and of the outputs on the held-out batches."""
         hidden, samples = 0.0, 0
         lost, rows = np.zeros(len(self.measures)), np.zeros(len(self.measures), np.int64)
-        with torch.no_grad():
-            for i, feed in enumerate(self.heldout.feeds):
-                student, taught = self.student(feed), self.heldout(i)
-                for number, (total, count) in enumerate(self._lost(student, taught, feed)):
-                    lost[number], rows[number] = lost[number] + float(total), rows[number] + count
+        feeds = self.heldout.feeds
+        with threads(self.jobs) as pool:
+            for feed, (own, losses) in zip(feeds, pool.map(self._judged_on, range(len(feeds))), strict=True):
+                for number, (total, count) in enumerate(losses):
+                    lost[number], rows[number] = lost[number] + total, rows[number] + count
                 samples += batch_size(feed)
-                if taught.hidden:
-                    hidden += batch_size(feed) * float(_mean_hidden(student, taught, self.student.mask(feed)))
+                hidden += batch_size(feed) * own
         return hidden / samples, float((lost / np.maximum(rows, 1)).sum())
+
+    def _judged_on(self, index: int) -> tuple[float, list[tuple[float, int]]]:
+        """The mean error of hidden states on a held-out batch, and for each output what is lost there in all rows, and
+        their number."""
+        feed = self.heldout.feeds[index]
+        with torch.no_grad():
+            student, taught = self.student(feed), self.heldout(index)
+            hidden = float(_mean_hidden(student, taught, self.student.mask(feed))) if taught.hidden else 0.0
+            return hidden, [(float(total), count) for total, count in self._lost(student, taught, feed)]
 
 
 def _mean_hidden(student: Outputs, taught: Outputs, mask: Tensor | None) -> Tensor:

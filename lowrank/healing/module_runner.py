@@ -5,15 +5,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.torch.hooks import removed_after
 from lowrank.backends.torch.inputs import as_tensors, call, mask_of
 from lowrank.backends.torch.partial_forward import blocks_of, main_tensor
+from lowrank.backends.torch.replicas import Spares, can_be_copied, replica
 from lowrank.backends.torch.tensors import module_in_float32
+from lowrank.machine import cores
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +31,7 @@ class Outputs:
 
 
 class ModuleRunner:
-    """Runs a module on a device.
+    """Runs a module on a device, on the CPU in several threads at once.
 
     Args:
         module: on the device.
@@ -41,23 +45,38 @@ class ModuleRunner:
 
     def __call__(self, feed: Feed) -> Outputs:
         """Run one batch."""
+        with self.spares.one() as own:
+            return own._outputs(feed)
+
+    def _outputs(self, feed: Feed) -> Outputs:
         hidden: list[Tensor] = []
 
         def listen(block: nn.Module, args: Any, output: Any) -> None:
             hidden.append(main_tensor(output))
 
         handles = [self.module.get_submodule(path).register_forward_hook(listen) for path in self.paths]
-        try:
-            with self.precision():
-                outputs = call(self.signature, self.module, self.placed(feed))
-        finally:
-            for handle in handles:
-                handle.remove()
+        with removed_after(handles), self.precision():
+            outputs = call(self.signature, self.module, self.placed(feed))
         return Outputs(hidden, {output.name: outputs[output.name] for output in self.signature.compared})
 
     def precision(self) -> torch.autocast:
         """The precision of a run: on a GPU matrices are multiplied in bfloat16."""
         return torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.device != "cpu")
+
+    @property
+    def copied(self) -> ModuleRunner:
+        """The same with a replica of the module, for another thread."""
+        return ModuleRunner(replica(self.module), self.signature, self.paths, self.device)
+
+    @cached_property
+    def jobs(self) -> int:
+        """How many threads may run a replica each."""
+        return cores() if self.device == "cpu" and can_be_copied(self.module) else 1
+
+    @cached_property
+    def spares(self) -> Spares[ModuleRunner]:
+        """One for each thread that asks."""
+        return Spares(lambda: self.copied if self.jobs > 1 else self)
 
     def with_module(self, module: nn.Module) -> ModuleRunner:
         """Another module in the same way."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -174,3 +174,11 @@ def restore_(parameters: Mapping[str, nn.Parameter], known: Mapping[str, Tensor]
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(known[name])
+
+
+def add_gradients_(parameters: Iterable[nn.Parameter], gradients: Iterable[Tensor | None]) -> None:
+    """Add what a part of a step gives to the gradients of some parameters."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            # A copy: two parameters may be given one tensor, and gradients are scaled in place.
+            parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)

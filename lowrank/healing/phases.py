@@ -43,7 +43,7 @@ class Healed:
     steps: int
     """Of the whole model, after the trials."""
     batch: int
-    """Samples that were in memory at a time, at most."""
+    """Samples that a thread had in memory at a time, at most."""
     curve: list[tuple[float, float]]
     """Minutes (or steps) and held-out loss."""
     problems: list[str] = field(default_factory=list[str])

@@ -24,7 +24,7 @@ from lowrank.core.listing import listed
 from lowrank.core.structures import structures
 from lowrank.core.weight import Coupling, Weight
 from lowrank.core.weight_analysis import analyze_weight
-from lowrank.parallel import Pool, processes, threads
+from lowrank.parallel import Pool, one_thread_each, processes, threads
 from lowrank.pipeline.estimate import check_room, estimate
 from lowrank.pipeline.forecasting import with_forecast
 from lowrank.pipeline.run.layout import PAGE_FILE
@@ -40,6 +40,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+@one_thread_each()
 @holding("output")
 def analyze(model: object, *, output: str | Path | None = None, **options: Unpack[WorkOptions]) -> Analysis:
     """Spectra, error curves and Grams of a model's targeted weights.

@@ -19,6 +19,7 @@ from lowrank.core.structures import structure_named
 from lowrank.errors import PlanMismatch
 from lowrank.evaluate.fitness import warning
 from lowrank.evaluate.tasks.benchmark import Benchmark, read_benchmark
+from lowrank.parallel import one_thread_each
 from lowrank.pipeline.analyzing import STAGE as ANALYZE
 from lowrank.pipeline.analyzing import solver_notes, with_analysis, with_saved_analysis
 from lowrank.pipeline.budgets.strategies import find_plan
@@ -40,6 +41,7 @@ STAGE = "compress"
 """Of a run's journal."""
 
 
+@one_thread_each()
 @holding("output")
 def compress(
     model: object = None,

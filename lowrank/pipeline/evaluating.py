@@ -12,6 +12,7 @@ from lowrank.core.structures.base import Replacement
 from lowrank.edge.target import Target
 from lowrank.evaluate.measure import Measures, measure
 from lowrank.evaluate.tasks.benchmark import read_benchmark
+from lowrank.parallel import one_thread_each
 from lowrank.pipeline.plans import replacements
 from lowrank.pipeline.run.layout import RUN
 from lowrank.pipeline.run.provenance import provenance
@@ -24,6 +25,7 @@ from lowrank.results.parts import Quality
 from lowrank.results.report import Report, held_against
 
 
+@one_thread_each()
 @holding("run")
 def evaluate(
     run: str | Path = RUN, *, tasks: Sequence[str] = (), opening: Opening | None = None, track: Track = silent

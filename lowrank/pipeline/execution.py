@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from lowrank.backends.memory import available_memory, used_memory
 from lowrank.core.cost import item_bytes
 from lowrank.core.weight import Weight
 from lowrank.errors import ResourceError
+from lowrank.machine import cores
 from lowrank.parallel import Pool, cluster, threads
 
 
@@ -64,7 +64,7 @@ class Execution:
         largest = max(weights, key=working_bytes)
         need = working_bytes(largest, calibrated)
         left = self.left()
-        count = min(left // max(need, 1), os.cpu_count() or 1)
+        count = min(left // max(need, 1), cores())
         if count < 1:
             raise ResourceError(
                 f"{largest.name} ({largest.rows} x {largest.cols}) takes {_megabytes(need)} to "

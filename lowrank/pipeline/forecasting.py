@@ -16,7 +16,7 @@ from lowrank.evaluate.judges import Judges
 from lowrank.pipeline.session import Session
 
 KEEPS = (0.8, 0.5, 0.3)
-SAMPLES = 40
+SAMPLES = 32
 """Of each set."""
 
 
@@ -47,10 +47,10 @@ def _tried(session: Session, judges: Judges, analysis: Analysis, keep: float) ->
 def _some(whole: JudgingSet) -> JudgingSet:
     """Some samples of a set, spread over its batches."""
     total = sum(map(batch_size, whole.feeds))
-    step = max(1, total // SAMPLES)
+    chosen = {i * total // SAMPLES for i in range(SAMPLES)} if total > SAMPLES else range(total)
     feeds, seen = list[Feed](), 0
     for feed in whole.feeds:
-        rows = [i for i in range(batch_size(feed)) if (seen + i) % step == 0]
+        rows = [i for i in range(batch_size(feed)) if seen + i in chosen]
         seen += batch_size(feed)
         if rows:
             feeds.append({name: values[rows] for name, values in feed.items()})

@@ -19,6 +19,7 @@ from lowrank.errors import ArtifactError, ExportError, HealingError
 from lowrank.evaluate.measure import timed
 from lowrank.evaluate.tasks.benchmark import read_benchmark
 from lowrank.healing.training import Training, check_trainable
+from lowrank.parallel import one_thread_each
 from lowrank.pipeline.publish.adapters import folded, keep_adapter, write_adapters
 from lowrank.pipeline.publish.model_card import write_card
 from lowrank.pipeline.run.layout import (
@@ -50,6 +51,7 @@ FEWEST = 10
 """Samples: fewer cannot be split into those to learn from and those to be judged by."""
 
 
+@one_thread_each()
 @holding("run")
 def heal(
     run: str | Path = RUN,

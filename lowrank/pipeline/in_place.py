@@ -19,6 +19,7 @@ from lowrank.core.selection.selector import Selector
 from lowrank.core.structures import structure_named
 from lowrank.core.weight import Skip
 from lowrank.errors import InfeasibleBudget, UnsupportedModel
+from lowrank.parallel import one_thread_each
 from lowrank.pipeline.analyzing import with_analysis
 from lowrank.pipeline.plans import replacements, select
 from lowrank.pipeline.session import open_session, read_calibration
@@ -72,6 +73,7 @@ class WhichLayers(TypedDict, total=False):
     mixed: bool
 
 
+@one_thread_each()
 def compress_(
     model: nn.Module,
     budget: Budget | float,

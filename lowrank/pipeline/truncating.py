@@ -30,6 +30,7 @@ from lowrank.core.weight import Coupling
 from lowrank.edge.target import Target
 from lowrank.errors import CalibrationError, InfeasibleBudget, LowRankError, UnsupportedModel
 from lowrank.evaluate.judges import Judges
+from lowrank.parallel import one_thread_each
 from lowrank.pipeline.budgets.file_size import sized_plan
 from lowrank.pipeline.healing import own_adapter
 from lowrank.pipeline.publish.adapters import keep_adapter
@@ -57,6 +58,7 @@ def cut_name(run: str | Path, budget: Budget | float) -> Path:
     return folder.with_name(f"{folder.name}-{kind}{budget.limit:g}")
 
 
+@one_thread_each()
 def truncate(
     run: str | Path = RUN,
     budget: Budget | float | None = None,

@@ -63,8 +63,8 @@ def test_its_moments_are_those_of_all_samples(flat: bool, tmp_path: Path) -> Non
     def observe(name: str, gram: Gram) -> None:
         seen[name] = seen[name] + gram if name in seen else gram
 
-    with backend.watching({"w": "input", "v": "input"}, observe) as run:
-        run({"x": FLOATS})
+    with backend.watching({"w": "input", "v": "input"}) as run:
+        run({"x": FLOATS}, observe)
     tokens = FLOATS.reshape(-1, IN).astype(np.float64)
     assert seen["w"].tokens == len(tokens) and np.allclose(seen["w"].moment, tokens.T @ tokens, rtol=1e-5)
     assert seen["v"].tokens == len(tokens)

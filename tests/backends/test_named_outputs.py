@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from builders import write_text, write_tokenizer
+from builders import OneByOne, write_text, write_tokenizer
 from onnx import TensorProto, helper
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -326,7 +326,7 @@ def test_divergence_is_never_less_than_nothing() -> None:
     dense = open_model(t5())
     rng, feeds = np.random.default_rng(0), tuple(signature_of(dense).example(4, 9, seed) for seed in range(4))
 
-    class Nearly:
+    class Nearly(OneByOne):
         def outputs(self, feed: Any) -> dict[str, Any]:
             return {
                 k: v * (1 + 1e-7 * rng.standard_normal(v.shape)).astype(v.dtype) for k, v in dense.outputs(feed).items()
@@ -346,7 +346,7 @@ def test_caches_are_no_outputs() -> None:
     assert list(found.tensors) == ["logits"] and found.left_out == []
 
 
-class Spoiled:
+class Spoiled(OneByOne):
     """The dense model, but for one output."""
 
     def __init__(self, dense: Any, name: str) -> None:

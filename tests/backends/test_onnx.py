@@ -71,8 +71,8 @@ def test_spatial_factors(name: str, tmp_path: Path) -> None:
     matrix = backend.read(w.name)
     dense = run(tmp_path / "m.onnx", feed)
     grams: list[Gram] = []
-    with backend.watching({w.name: "input"}, lambda _, gram: grams.append(gram)) as see:
-        see(feed)
+    with backend.watching({w.name: "input"}) as see:
+        see(feed, lambda _, gram: grams.append(gram))
     gram = sum(grams[1:], grams[0])
     analysis = analyze_weight(w, matrix, Folds(gram, gram))
     assert "spatial" in analysis.curves
@@ -98,8 +98,8 @@ def test_grams_are_the_error(name: str, side: str, tmp_path: Path) -> None:
     backend, feed = opened(name, tmp_path)
     (w,) = backend.weights
     grams: list[Gram] = []
-    with backend.watching({w.name: side}, lambda _, gram: grams.append(gram)) as see:  # type: ignore[dict-item]
-        see(feed)
+    with backend.watching({w.name: side}) as see:  # type: ignore[dict-item]
+        see(feed, lambda _, gram: grams.append(gram))
     matrix = backend.read(w.name)
     chosen = directions(matrix, sum(grams[1:], grams[0]))
     small = backend.rewrite({w.name: Replacement("two_factor", chosen.truncate(matrix, 2))})

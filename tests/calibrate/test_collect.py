@@ -239,8 +239,8 @@ def test_a_model_elsewhere_is_watched_there(bert_folder: Path) -> None:
     for device in ("cpu", "cpu:0"):
         seen: dict[str, Gram] = {}
         sides = {weight.name: "input" for weight in backend.weights}
-        with backend.watching(sides, seen.__setitem__, device) as run:
-            run(feed)
+        with backend.watching(sides, device) as run:
+            run(feed, seen.__setitem__)
         found.append(seen)
     assert found[0].keys() == found[1].keys()
     assert all(np.array_equal(found[0][name].moment, found[1][name].moment) for name in found[0])

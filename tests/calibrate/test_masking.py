@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import tiny_bert_folder, tiny_config, write_text, write_tokenizer
+from builders import OneByOne, tiny_bert_folder, tiny_config, write_text, write_tokenizer
 
 import lowrank
 from lowrank.backends.base import signature_of
@@ -52,7 +52,7 @@ def test_a_masked_language_model_is_judged_by_what_it_fills_in(folder: Path, tmp
         assert (signature.counted(feed) == masked).all()
         assert (masked.sum(1) == np.maximum(1, np.round(0.15 * masked.shape[1]))).all()
 
-    class Elsewhere:
+    class Elsewhere(OneByOne):
         """The same model, but for what it says where nothing is masked."""
 
         def outputs(self, feed):

@@ -103,7 +103,8 @@ def test_blocks_that_are_remembered_are_not_run(calibrated: tuple[Calibration, A
         return all(torch.equal(output, whole[name]) for name, output in prefix.run(1).items())
 
     calls: list[str] = []
-    path, first = prefix.blocks[0]
+    path = prefix.blocks[0]
+    first = dense.module.get_submodule(path)
     inner = next(child for child in first.modules() if isinstance(child, torch.nn.Linear))
     handle = inner.register_forward_hook(lambda *_: calls.append(path))
     prefix.advance(1)

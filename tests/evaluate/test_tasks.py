@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from builders import (
+    OneByOne,
     sentences,
     shape_spectra_,
     tiny_bert_folder,
@@ -359,7 +360,7 @@ def test_fidelity_is_that_of_the_worst_set_of_the_report(judges: Judges) -> None
 def test_a_drop_is_seen_on_another_set_than_the_own(judges: Judges) -> None:
     own = {feed["input_ids"].tobytes() for feed in judges.sets[0].feeds}
 
-    class OwnAlone:
+    class OwnAlone(OneByOne):
         """The dense model on the user's data, and nothing like it elsewhere."""
 
         def outputs(self, feed):
@@ -383,7 +384,7 @@ def test_outputs_are_made_once_or_again_where_there_is_no_room(
     feeds, runs = random_feeds(dense), list[int]()
     outputs = [smaller(dense).outputs(feed) for feed in feeds]
 
-    class Known:
+    class Known(OneByOne):
         def outputs(self, feed):
             return outputs[next(i for i, each in enumerate(feeds) if each is feed)]
 
@@ -407,7 +408,7 @@ def test_vectors_that_are_all_the_same_have_a_fidelity_and_no_correlation() -> N
     dense = dense.fed_with(signature_of(dense).pooled_by("mean"))
     sets = [JudgingSet("random inputs", tuple(random_feeds(dense)))]
 
-    class Constant:
+    class Constant(OneByOne):
         """The same numbers for everything, which may be no numbers."""
 
         def __init__(self, number: float) -> None:
@@ -443,7 +444,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(kind: str) -> None:
     """Samples of a population whose drop is known: of 60 intervals of 95 % at least 51 hold it."""
     rng = np.random.default_rng(0)
 
-    class Known:
+    class Known(OneByOne):
         name, metric, higher_is_better = "known", kind, True
 
     held = 0
@@ -472,7 +473,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(kind: str) -> None:
 
 
 def test_the_interval_is_seeded_and_paired() -> None:
-    class Known:
+    class Known(OneByOne):
         name, metric, higher_is_better = "known", "mean", True
 
     rng = np.random.default_rng(0)

@@ -71,8 +71,8 @@ def test_moments_of_convolutions_are_the_error(name: str, side: str) -> None:
     inputs = (lowrank.backends.inputs.Input("input", "float64", ("batch", 8, 11, 9)),)
     backend = backend.fed_with(lowrank.backends.inputs.Signature(inputs, positional=1))
     grams: list[Gram] = []
-    with backend.watching({w.name: side}, lambda _, gram: grams.append(gram)) as run:  # type: ignore[dict-item]
-        run({"input": x})
+    with backend.watching({w.name: side}) as run:  # type: ignore[dict-item]
+        run({"input": x}, lambda _, gram: grams.append(gram))
     matrix = backend.read(w.name)
     chosen = directions(matrix, grams[0])
     bias = 0 if model[0].bias is None else model[0].bias.detach().numpy()[:, None, None]

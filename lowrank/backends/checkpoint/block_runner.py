@@ -94,9 +94,8 @@ class BlockRunner:
         after.mkdir()
         for number, feed in enumerate(self.feeds):
             forward = partial(self._through, block, index, number, after / f"{number}.npy")
-            observer = partial(observe, number)
-            with watching(self.module, self.signature, weights, sides, observer, forward) as run:
-                run(feed)
+            with watching(self.module, self.signature, weights, sides, forward) as run:
+                run(feed, partial(observe, number))
         shutil.rmtree(self.folder / str(index + 1), ignore_errors=True)
         os.replace(after, self.folder / str(index + 1))
         self._empty(names)

@@ -32,9 +32,11 @@ from lowrank.backends.ort_session import floating
 from lowrank.core.distance import OutputKind
 from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.structures.base import Replacement
-from lowrank.core.truncation.gram import Gram, Side
+from lowrank.core.truncation.gram import Side
 from lowrank.core.weight import Skip, Weight
 from lowrank.errors import ExportError, NonFiniteWeight
+from lowrank.machine import cores
+from lowrank.parallel import threads
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +186,16 @@ class OnnxBackend:
     def _swaps(self) -> dict[str, Any]:
         return {}
 
+    @property
+    def jobs(self) -> int:
+        """A thread for each core: they can all be in one session."""
+        return cores()
+
+    def outputs_of(self, feeds: Sequence[Feed]) -> Iterator[Outputs]:
+        """Forward passes in ONNX Runtime."""
+        with threads(self.jobs) as pool:
+            yield from pool.map(self.outputs, feeds)
+
     def outputs(self, feed: Feed) -> Outputs:
         """One forward pass, in ONNX Runtime."""
         assert isinstance(self.signature, Signature)
@@ -240,9 +252,7 @@ class OnnxBackend:
         return numbers
 
     @contextmanager
-    def watching(
-        self, sides: Mapping[str, Side], observe: Callable[[str, Gram], None], device: str = "cpu"
-    ) -> Iterator[Callable[[Feed], None]]:
+    def watching(self, sides: Mapping[str, Side], device: str = "cpu") -> Iterator[MomentRunner]:
         """A session with extra outputs on what the weights see."""
         uses: list[tuple[Weight, Use]] = [
             (self._by_name[name], use)
@@ -251,7 +261,7 @@ class OnnxBackend:
         ]
         extra = {value for weight, use in uses for value in values_for(use, sides[weight.name])}
         runner = Runner(self.model, self.folder, self.path, extra=sorted(extra))
-        yield MomentRunner(runner, uses, self.declared, sides, observe)
+        yield MomentRunner(runner, uses, self.declared, sides)
 
     @cached_property
     def _open(self) -> Runner:
@@ -289,7 +299,7 @@ class OnnxBackend:
 
         def run(changes: Mapping[str, Change]) -> list[Outputs]:
             with self.swapped({**(base or {}), **changes}):
-                return [self.outputs(feed) for feed in feeds]
+                return list(self.outputs_of(feeds))
 
         yield run
 

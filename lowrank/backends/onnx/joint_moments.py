@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.backends.folds import JointFolds
 from lowrank.backends.inputs import MASK, Feed
 from lowrank.backends.onnx.describe import Use
 from lowrank.backends.onnx.moments import token_rows, watched
@@ -18,6 +17,7 @@ from lowrank.core.linalg.eigen import Vector
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.refit import Joint
 from lowrank.core.weight import Weight
+from lowrank.parallel import threads
 
 
 class OnnxPair:
@@ -63,15 +63,23 @@ class OnnxPair:
         given = {name: use.site.node.outputs[0].name for name, use in uses.items()}
         before = Runner(self.dense, self.folder, only=list(given.values()))
         after = Runner(self.rewritten(factored), self.folder, only=[source])
-        folds = JointFolds(self.fit_count)
-        for i, feed in enumerate(self.feeds):
+
+        def joint(feed: Feed) -> dict[str, Joint]:
             mask = feed.get(MASK)
             (x,) = after(feed, [source]) if source not in feed else (feed[source],)
             rows = token_rows(x, mask)
             square = rows.T @ rows
-            for name, y in zip(given, before(feed, list(given.values())), strict=True):
-                folds.add(name, i, _joint(rows, token_rows(y, mask), square))
-        return folds.both()
+            outputs = zip(given, before(feed, list(given.values())), strict=True)
+            return {name: _joint(rows, token_rows(y, mask), square) for name, y in outputs}
+
+        sums: tuple[dict[str, Joint], dict[str, Joint]] = {}, {}
+        with threads() as pool:
+            for i, found in enumerate(pool.map(joint, self.feeds)):
+                own = sums[i >= self.fit_count]
+                own.update({name: own[name] + each if name in own else each for name, each in found.items()})
+        fit, judge = sums
+        # Without batches to judge by, those that choose judge too.
+        return {name: (each, judge.get(name, each)) for name, each in fit.items()}
 
     def put(self, weight: Weight, replacement: Replacement) -> None:
         """Do nothing: the next stage rewrites the graph with all numbers found until then."""

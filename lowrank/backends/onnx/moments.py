@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.backends.inputs import MASK, Feed, Signature, in_batches_of
+from lowrank.backends.moment_sums import Observe
 from lowrank.backends.onnx.describe import Use
 from lowrank.backends.onnx.runtime import Runner
 from lowrank.backends.onnx.sites import Site, attribute
@@ -56,41 +57,42 @@ class MomentRunner:
         uses: Sequence[tuple[Weight, Use]],
         signature: Signature | str,
         sides: Mapping[str, Side],
-        observe: Callable[[str, Gram], None],
     ) -> None:
-        self.runner, self.uses, self.sides, self.observe = runner, uses, sides, observe
+        self.runner, self.uses, self.sides = runner, uses, sides
         inputs = signature.inputs if isinstance(signature, Signature) else ()
         self.by_rows = all(i.dims[:1] == ("batch",) for i in inputs)
         self.size = signature.fixed_batch if isinstance(signature, Signature) else None
         names = {name for weight, use in uses for name in values_for(use, sides[weight.name])}
         self.names = sorted(name for name in names if name in runner.outputs)
-        self._bytes = 0.0
 
-    def __call__(self, feed: Feed) -> None:
-        """Run one feed, in as many parts as memory asks for."""
-        for part in self._parts(feed):
-            outputs = dict(zip(self.names, self.runner(part, self.names), strict=True)) if self.names else {}
-            size = sum(array.nbytes for array in outputs.values())
-            self._bytes = max(self._bytes, size / max(_elements(part), 1))
-            self._show({**part, **outputs}, part.get(MASK))
-
-    def _parts(self, feed: Feed) -> Iterator[Feed]:
-        if self.size is not None:
-            yield from (part for part, _ in in_batches_of(self.size, feed))
-            return
-        rows = len(next(iter(feed.values()))) if self.by_rows else 1
-        if rows < 2:
-            yield feed
-            return
-        start = 0
+    def __call__(self, feed: Feed, observe: Observe) -> None:
+        """Run one feed, in as many parts as memory asks for, and show the Gram of each weight in each."""
+        start, rows, step = 0, self._rows(feed), 1
         while start < rows:
-            # What one row gives is known after the first.
-            each = self._bytes * _elements(feed) / rows
-            step = max(1, int(BYTES / each)) if each else 1
-            yield {name: array[start : start + step] for name, array in feed.items()}
+            part = {name: array[start : start + step] for name, array in feed.items()} if rows > 1 else feed
             start += step
+            size = sum(self._run(each, observe) for each in self._whole(part))
+            # What one row gives is known after the first.
+            step = max(1, BYTES * step // size) if size else rows
 
-    def _show(self, values: Mapping[str, Array], mask: Array | None) -> None:
+    def _rows(self, feed: Feed) -> int:
+        """How many samples a feed has that can be run apart."""
+        return len(next(iter(feed.values()))) if self.by_rows and self.size is None else 1
+
+    def _whole(self, part: Feed) -> Iterator[Feed]:
+        """Batches of as many samples as the graph takes at once, where that is fixed."""
+        if self.size is None:
+            yield part
+        else:
+            yield from (part for part, _ in in_batches_of(self.size, part))
+
+    def _run(self, feed: Feed, observe: Observe) -> int:
+        """Run a part and show its Grams; the bytes of the activations that it gave."""
+        outputs = dict(zip(self.names, self.runner(feed, self.names), strict=True)) if self.names else {}
+        self._show({**feed, **outputs}, feed.get(MASK), observe)
+        return sum(array.nbytes for array in outputs.values())
+
+    def _show(self, values: Mapping[str, Array], mask: Array | None, observe: Observe) -> None:
         shared: dict[tuple[str, str], Gram] = {}
         for weight, use in self.uses:
             side = self.sides[weight.name]
@@ -99,18 +101,13 @@ class MomentRunner:
                 key = (use.site.vectors.name, _axis(use.site))
                 if key not in shared:
                     shared[key] = _of_linear(use.site, weight, side, values, mask)
-                self.observe(weight.name, shared[key])
+                observe(weight.name, shared[key])
             elif use.site.kind == "linear":
-                self.observe(weight.name, _of_linear(use.site, weight, side, values, mask))
+                observe(weight.name, _of_linear(use.site, weight, side, values, mask))
             elif use.site.kind == "lookup":
-                self.observe(weight.name, _of_lookup(use.site, weight, side, values, mask))
+                observe(weight.name, _of_lookup(use.site, weight, side, values, mask))
             else:
-                self.observe(weight.name, _of_conv(use.site, weight, side, values))
-
-
-def _elements(feed: Feed) -> int:
-    """A measure of how much work a feed is: the size of its largest input."""
-    return max((array.size for array in feed.values()), default=0)
+                observe(weight.name, _of_conv(use.site, weight, side, values))
 
 
 def _axis(site: Site) -> str:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.moment_sums import Observe, sum_moments
 from lowrank.backends.torch.compared import compared_rows
-from lowrank.backends.torch.hooks import first_input, removed_after
+from lowrank.backends.torch.hooks import first_input
 from lowrank.backends.torch.inputs import call, compared_output, mask_of, token_rows
+from lowrank.backends.torch.replicas import Spares, can_be_copied, replica
 from lowrank.core.distance import OutputKind
 from lowrank.core.linalg.eigen import Matrix
+from lowrank.core.truncation.gram import Gram
 from lowrank.core.weight import Weight
+from lowrank.machine import cores
 
+READ = " (read)"
+"""What follows the name of a table whose head's inputs are meant."""
 CLIP = 10.0
 """Of the mean norm: one token's gradient counts at most this much, so that no outlier decides."""
 
@@ -41,31 +48,49 @@ def output_curvature(
         for layer in weight.layers
         if weight.is_table and layer.kind == "linear" and any(output.kind == "logits" for output in signature.compared)
     }
-    gradients, inputs = _Gradients(), _RowMoments()
-    handles: list[RemovableHandle] = []
-    for weight in weights:
-        listened = next((x for x in weight.layers if x.kind == "lookup"), weight.layers[0])
-        handles.append(module.get_submodule(listened.name).register_forward_hook(gradients.hook(weight.name)))
-    for layer, name in heads.items():
+    listened = {w.name: next((x for x in w.layers if x.kind == "lookup"), w.layers[0]).name for w in weights}
+    read = {layer: f"{name}{READ}" for layer, name in heads.items()}
+    jobs = cores() if can_be_copied(module) else 1
+    made: list[_Gradients] = []
 
-        def read(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-            inputs.add(name, _finite_rows(first_input(args, kwargs), gradients.mask))
+    def hooked() -> _Gradients:
+        made.append(_Gradients(replica(module) if jobs > 1 else module, listened, read))
+        return made[-1]
 
-        handles.append(module.get_submodule(layer).register_forward_pre_hook(read, with_kwargs=True))
-    generator = torch.Generator().manual_seed(0)
-    with removed_after(handles), torch.enable_grad():
-        for feed in feeds:
-            gradients.mask = mask_of(feed)
-            value = _probes(signature, call(signature, module, feed), feed, generator)
-            if not value.requires_grad:
-                return {}
-            # Into the activations alone: the module's parameters keep the gradients that they have.
-            parameters = [p for p in module.parameters() if p.requires_grad]
-            torch.autograd.grad(value, [*parameters, *gradients.leaves], allow_unused=True)
-            gradients.leaves.clear()
-    means, read_means = gradients.moments.means(), inputs.means()
+    spares = Spares(hooked)
+    zeros = {weight.name: _zeros(weight.rows) for weight in weights}
+    zeros |= {read[layer]: _zeros(zeros[name].moment.shape[0]) for layer, name in heads.items()}
+
+    def watch(numbered: tuple[int, Feed], observe: Observe) -> None:
+        number, feed = numbered
+        generator = torch.Generator().manual_seed(number)
+        with spares.one() as gradients, gradients.shown_to(observe, mask_of(feed)), torch.enable_grad():
+            value = _probes(signature, call(signature, gradients.module, feed), feed, generator)
+            if value.requires_grad and gradients.leaves:
+                torch.autograd.grad(value, gradients.leaves, allow_unused=True)
+
+    # Of the activations alone: gradients of parameters take as long again.
+    wanted = [p for p in module.parameters() if p.requires_grad]
+    try:
+        for parameter in wanted:
+            parameter.requires_grad_(False)
+        grams = sum_moments(zeros, enumerate(feeds), watch, jobs)
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+        for handle in (handle for gradients in made for handle in gradients.handles):
+            handle.remove()
+    means = {name: gram.moment / gram.tokens for name, gram in grams.items() if gram.tokens}
     # A table whose lookups do not reach the output has no metric of its own.
-    return {name: (mean + read_means[name] if name in read_means else mean).numpy() for name, mean in means.items()}
+    return {
+        name: means[name] + means[name + READ] if name + READ in means else means[name]
+        for name in listened
+        if name in means
+    }
+
+
+def _zeros(width: int) -> Gram:
+    return Gram("output", np.zeros((width, width)))
 
 
 def _probes(signature: Signature, outputs: Mapping[str, Tensor], feed: Feed, generator: torch.Generator) -> Tensor:
@@ -86,43 +111,61 @@ def _probes(signature: Signature, outputs: Mapping[str, Tensor], feed: Feed, gen
     return total
 
 
-class _RowMoments:
-    """Second moments of rows by name, summed over batches in float64."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, tuple[Tensor, int]] = {}
-
-    def add(self, name: str, rows: Tensor) -> None:
-        """Add the rows of one batch."""
-        moment, count = self._sums.get(name, (torch.zeros(()), 0))
-        self._sums[name] = moment + (rows.T @ rows).double(), count + len(rows)
-
-    def means(self) -> dict[str, Tensor]:
-        """The moment of one row, by name."""
-        return {name: moment / max(count, 1) for name, (moment, count) in self._sums.items()}
-
-
 class _Gradients:
-    """Moments of the gradients with respect to what layers give, token by token."""
+    """Shows moments of the gradients with respect to what layers of a module give, and of what others read, token by
+    token.
 
-    def __init__(self) -> None:
-        self.moments = _RowMoments()
-        self.mask: Tensor | None = None
+    Args:
+        module: whose parameters need no gradients.
+        listened: the layer that is listened to for each name.
+        read: by layer, the name for the moments of what it reads.
+    """
+
+    def __init__(self, module: nn.Module, listened: Mapping[str, str], read: Mapping[str, str]) -> None:
+        self.module = module
         self.leaves: list[Tensor] = []
         """Outputs of layers that nothing before them makes differentiable."""
+        self._observe: Observe = lambda name, gram: None
+        self._mask: Tensor | None = None
+        self.handles = [
+            *(module.get_submodule(layer).register_forward_hook(self._hook(name)) for name, layer in listened.items()),
+            *(
+                module.get_submodule(layer).register_forward_pre_hook(self._reader(name), with_kwargs=True)
+                for layer, name in read.items()
+            ),
+        ]
 
-    def hook(self, name: str) -> Callable[..., Tensor]:
-        """The hook for a layer whose moments are counted under a name."""
+    @contextmanager
+    def shown_to(self, observe: Observe, mask: Tensor | None) -> Iterator[None]:
+        """What one batch gives inside the block is shown to `observe`; `mask` says which of its tokens count."""
+        self._observe, self._mask = observe, mask
+        try:
+            yield
+        finally:
+            self.leaves.clear()
+
+    def _show(self, name: str, rows: Tensor) -> None:
+        self._observe(name, Gram("output", (rows.T @ rows).double().numpy(), len(rows)))
+
+    def _reader(self, name: str) -> Callable[..., None]:
+        def read(_: nn.Module, args: Any, kwargs: Any) -> None:
+            self._show(name, _finite_rows(first_input(args, kwargs), self._mask))
+
+        return read
+
+    def _hook(self, name: str) -> Callable[..., Tensor]:
+        """The hook for a layer whose moments are shown under a name."""
 
         def add(gradient: Tensor) -> None:
-            rows = _finite_rows(gradient, self.mask)
+            rows = _finite_rows(gradient, self._mask)
             norms = rows.norm(dim=1, keepdim=True)
-            self.moments.add(name, rows * (CLIP * norms.mean() / norms.clamp_min(1e-30)).clamp_max(1.0))
+            self._show(name, rows * (CLIP * norms.mean() / norms.clamp_min(1e-30)).clamp_max(1.0))
 
         def hook(layer: nn.Module, args: Any, output: Tensor) -> Tensor:
             if not output.requires_grad:
-                output = output.detach().requires_grad_()
-                self.leaves.append(output)
+                self.leaves.append(output.detach().requires_grad_())
+                # What follows may write to what it is given, but not to a leaf.
+                output = self.leaves[-1].clone()
             output.register_hook(add)
             return output
 

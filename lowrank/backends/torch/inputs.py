@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -120,7 +121,7 @@ def compared_output(signature: Signature, output: Output, value: Tensor, feed: F
 def mask_of(feed: Feed) -> Tensor | None:
     """Which tokens of a feed count; None if all do."""
     mask = feed.get(MASK)
-    return None if mask is None else torch.from_numpy(mask) != 0
+    return None if mask is None or np.all(mask != 0) else torch.from_numpy(mask) != 0
 
 
 def token_rows(tensor: Tensor, mask: Tensor | None) -> Tensor:

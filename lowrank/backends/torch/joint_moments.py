@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lowrank.backends.folds import JointFolds
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.torch.hooks import first_input, removed_after
-from lowrank.backends.torch.inputs import mask_of, token_rows
+from lowrank.backends.torch.inputs import call, mask_of, token_rows
 from lowrank.backends.torch.layers import fill_
 from lowrank.backends.torch.partial_forward import Prefix
+from lowrank.backends.torch.replicas import can_be_copied
 from lowrank.core.linalg.eigen import Vector
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.refit import Joint, kept_outputs
 from lowrank.core.weight import Weight
+from lowrank.machine import cores
 from lowrank.nn import NarrowLinear
+from lowrank.parallel import threads
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
+Array = NDArray[Any]
+Folded = tuple[Joint, ...]
+"""The moments of the batches that choose, and of those that judge where there are any."""
+PARTS = 8
+"""Groups of batches whose products are summed apart."""
+KEPT = 1 << 30
+"""Bytes of what the layers of one dense block give, at most."""
 
 
 class ModulePair:
@@ -44,9 +57,18 @@ class ModulePair:
         judge: Sequence[Feed],
     ) -> None:
         self.dense, self.small = dense, small
-        self.feeds, self.fit_count = [*fit, *judge], len(fit)
-        self._before = Prefix(dense, signature, self.feeds)
-        self._after = Prefix(small, signature, self.feeds)
+        self._signature, self._feeds = signature, [*fit, *judge]
+        self._jobs = cores() if can_be_copied(dense) and can_be_copied(small) else 1
+        self._before = Prefix(dense, signature, self._feeds, self._jobs)
+        self._after = Prefix(small, signature, self._feeds, self._jobs)
+        # So many whatever the number of threads: what is summed in which order does not depend on that.
+        count, judging = min(PARTS, len(fit)), range(len(fit), len(self._feeds))
+        folds = [(range(len(fit))[i::count], judging[i::count]) for i in range(count)]
+        masks = [mask_of(feed) for feed in self._feeds]
+        self._parts = [_Part(self._before, self._after, masks, [fold for fold in each if fold]) for each in folds]
+        self._wanted: list[Weight] = []
+        self._rows = 0.0
+        """Tokens of all batches, padding too, as the first one tells."""
 
     def stages(self, weights: Sequence[Weight]) -> list[list[Weight]]:
         """Weights in the order in which they are called, those that read the very same tensor together."""
@@ -62,44 +84,55 @@ class ModulePair:
                 calls.append((id(inputs[-1]), weight))
 
             handles.append(self.dense.get_submodule(path).register_forward_hook(hook, with_kwargs=True))
-        with removed_after(handles):
-            self._before.run(0)
+        with removed_after(handles), torch.no_grad():
+            call(self._signature, self.dense, self._feeds[0])
         stages: list[tuple[int, list[Weight]]] = []
         for tensor, weight in calls:
             if stages and stages[-1][0] == tensor:
                 stages[-1][1].append(weight)
             else:
                 stages.append((tensor, [weight]))
+        self._wanted = [weight for _, weight in calls]
+        most = max((tensor.numel() / tensor.shape[-1] for tensor in inputs), default=0.0)
+        sizes = [next(iter(feed.values())).size for feed in self._feeds]
+        self._rows = most * sum(sizes) / sizes[0]
         return [stage for _, stage in stages]
 
     def moments(self, stage: Sequence[Weight], factored: Mapping[str, Replacement]) -> dict[str, tuple[Joint, Joint]]:
         """For each weight of a stage the moments of both folds."""
-        return self.joint(stage, {w.name: kept_outputs(factored[w.name], w.rows) for w in stage})
+        wanted = self._wanted if all(weight in self._wanted for weight in stage) else stage
+        return self.joint(stage, {w.name: kept_outputs(factored[w.name], w.rows) for w in wanted})
 
     def joint(self, stage: Sequence[Weight], outputs: Mapping[str, Rows]) -> dict[str, tuple[Joint, Joint]]:
-        """The same, given which outputs of the dense layers those of the compressed ones stand for."""
-        names = {w.layers[0].name: w for w in stage}
-        at = min(map(self._before.block_of, names))
-        self._before.advance(at)
+        """The same, given which outputs of the dense layers those of the compressed ones stand for; those of other
+        weights of the block tell what is wanted of it later."""
+        at = min(self._before.block_of(w.layers[0].name) for w in stage)
+        names = [w.layers[0].name for w in stage]
         self._after.advance(at)
-        folds = JointFolds(self.fit_count)
-        for i, feed in enumerate(self.feeds):
-            mask = mask_of(feed)
-            dense, small = (model.watch(i, list(names)) for model in (self._before, self._after))
-            # What each tensor holds and its products, with the tensor itself, so that no later one has its address.
-            inputs: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-            for path, weight in names.items():
-                layer, x, y = self.small.get_submodule(path), small[path][0], dense[path][1]
-                if isinstance(layer, NarrowLinear) and layer.picks is not None:
-                    x = x.index_select(-1, layer.picks)
-                y = y.index_select(-1, torch.from_numpy(outputs[weight.name]))
-                # Weights of a stage read one tensor, unless what picks from it made another of it.
-                if id(x) not in inputs:
-                    rows = token_rows(x.detach().float().cpu(), mask)
-                    inputs[id(x)] = x, rows, rows.T @ rows
-                _, rows, square = inputs[id(x)]
-                folds.add(weight.name, i, _joint(rows, token_rows(y.detach().float().cpu(), mask), square))
-        return folds.both()
+        with threads(self._jobs) as pool:
+            if not all(name in self._parts[0].given for name in names):
+                self._before.advance(at)
+                kept, whole = self._to_keep(at, stage, outputs)
+                deque(pool.map(lambda part: part.take(kept, at + 1 if whole else None), self._parts), maxlen=0)
+                if whole:
+                    self._before.moved_to(at + 1)
+            picks = {name: self._picks(name) for name in names}
+            found = list(pool.map(lambda part: part.joint(picks), self._parts))
+        return {w.name: _joined([part[path] for part in found]) for w, path in zip(stage, names, strict=True)}
+
+    def _to_keep(self, at: int, stage: Sequence[Weight], outputs: Mapping[str, Rows]) -> tuple[dict[str, Rows], bool]:
+        """The outputs of the dense layers that are kept until the next block, so that this one is run once; those of
+        the stage alone, where there is no room for more or it is in no block."""
+        block = [w for w in self._wanted if w.name in outputs and self._before.is_in(at, w.layers[0].name)]
+        kept = {w.layers[0].name: outputs[w.name] for w in block}
+        if all(w in block for w in stage) and 4 * self._rows * sum(map(len, kept.values())) <= KEPT:
+            return kept, True
+        return {w.layers[0].name: outputs[w.name] for w in stage}, False
+
+    def _picks(self, name: str) -> Tensor | None:
+        """Which of its inputs a layer of the compressed module reads; None if all."""
+        layer = self.small.get_submodule(name)
+        return layer.picks if isinstance(layer, NarrowLinear) else None
 
     def put(self, weight: Weight, replacement: Replacement) -> None:
         """Give a layer of the compressed module new numbers, in the structure that it has."""
@@ -116,18 +149,89 @@ class ModulePair:
         return bias.detach().double().cpu().numpy() if isinstance(bias, Tensor) else None
 
 
-def _joint(x: Tensor, y: Tensor, square: Tensor) -> Joint:
-    """The moments of one batch; `square` is `x' x` where all is finite."""
-    finite = torch.isfinite(x).all(1) & torch.isfinite(y).all(1)
+class _Part:
+    """Some batches of both folds.
+
+    Args:
+        dense: of the dense module.
+        small: of the compressed one.
+        masks: of all batches.
+        folds: the numbers of its batches that choose, and of those that judge if there are any.
+    """
+
+    def __init__(
+        self, dense: Prefix, small: Prefix, masks: Sequence[Tensor | None], folds: Sequence[Sequence[int]]
+    ) -> None:
+        self._before, self._after, self._masks, self._folds = dense, small, masks, folds
+        self.given: dict[str, list[Array]] = {}
+        """What layers of one dense block give in each fold, until it is asked for: tokens x the outputs that are
+        wanted."""
+
+    def take(self, kept: Mapping[str, Rows], to: int | None) -> None:
+        """Run the dense module, and keep what some layers give.
+
+        Args:
+            kept: the layers, and which of their outputs.
+            to: see `Prefix.gives`.
+        """
+        picks = {name: torch.from_numpy(rows) for name, rows in kept.items()}
+        self.given = {name: [] for name in kept}
+        for fold in self._folds:
+            rows: dict[str, list[Tensor]] = {name: [] for name in kept}
+            for index in fold:
+                for name, output in self._before.gives(index, list(kept), to).items():
+                    rows[name].append(self._rows(index, output.index_select(-1, picks[name])))
+            for name, each in rows.items():
+                self.given[name].append(torch.cat(each).numpy())
+
+    def joint(self, picks: Mapping[str, Tensor | None]) -> dict[str, Folded]:
+        """The moments in both folds of layers that read one input; what they give is forgotten.
+
+        Args:
+            picks: for each layer, which of its inputs it reads; None if all.
+        """
+        found: dict[str, list[Joint]] = {name: [] for name in picks}
+        for number, fold in enumerate(self._folds):
+            calls = [self._after.reads(index, list(picks)) for index in fold]
+            squares: dict[Any, tuple[Array, Array]] = {}
+            for name, own in picks.items():
+                read = [each[name] for each in calls]
+                if own is not None:
+                    read = [x.index_select(-1, own) for x in read]
+                # Layers of a stage read one tensor, unless what picks from it makes another of it.
+                key = name if own is not None else tuple(map(id, read))
+                if key not in squares:
+                    x = torch.cat([self._rows(index, each) for index, each in zip(fold, read, strict=True)]).numpy()
+                    squares[key] = x, x.T @ x
+                found[name].append(_joint(squares[key][0], self.given[name][number], squares[key][1]))
+        for name in picks:
+            del self.given[name]
+        return {name: tuple(joints) for name, joints in found.items()}
+
+    def _rows(self, index: int, batch: Tensor) -> Tensor:
+        """Tokens x width, without padding."""
+        return token_rows(batch.detach().float().cpu(), self._masks[index])
+
+
+def _joint(x: Array, y: Array, square: Array) -> Joint:
+    """The moments of some tokens; `square` is `x' x` where all is finite."""
+    finite = np.isfinite(x).all(1) & np.isfinite(y).all(1)
     if not finite.all():
         x, y = x[finite], y[finite]
         square = x.T @ x
-    # Products of a batch in float32, their sum over batches in float64.
+    # Products in float32, their sum over parts in float64.
     return Joint(
-        square.double().numpy(),
-        (y.T @ x).double().numpy(),
-        x.double().sum(0).numpy(),
-        y.double().sum(0).numpy(),
-        float(y.double().square().sum()),
+        square.astype(np.float64),
+        (y.T @ x).astype(np.float64),
+        x.sum(0, dtype=np.float64),
+        y.sum(0, dtype=np.float64),
+        float(np.einsum("ij,ij->", y, y, dtype=np.float64)),
         len(x),
     )
+
+
+def _joined(parts: Sequence[Folded]) -> tuple[Joint, Joint]:
+    """The sums over all parts in their order; without batches to judge by, those that choose judge too."""
+    fit = reduce(add, (part[0] for part in parts))
+    judge = [part[1] for part in parts if len(part) > 1]
+    return fit, reduce(add, judge) if judge else fit

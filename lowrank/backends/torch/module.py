@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from lowrank.artifacts.files import RECORD_FILE, read_json
 from lowrank.backends.base import Change, Outputs, not_exported
 from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.moment_sums import Observe
 from lowrank.backends.onnx.opset import OPSET
 from lowrank.backends.torch.couplings import find_couplings
 from lowrank.backends.torch.curvature import output_curvature
@@ -27,17 +29,20 @@ from lowrank.backends.torch.inputs import as_tensors, call, in_float32, with_flo
 from lowrank.backends.torch.joint_moments import ModulePair
 from lowrank.backends.torch.load import load_stored
 from lowrank.backends.torch.model_folder import check_same, copy_extras, write_module
-from lowrank.backends.torch.moments import watching
+from lowrank.backends.torch.moments import Watch, watching
 from lowrank.backends.torch.parameters import numbers_of, swapped
 from lowrank.backends.torch.partial_forward import Prefix
 from lowrank.backends.torch.replace import replace_layers_
+from lowrank.backends.torch.replicas import Spares, can_be_copied, replica
 from lowrank.backends.torch.tensors import as_matrix, bytes_of, module_in_float32
 from lowrank.core.distance import OutputKind
 from lowrank.core.linalg.eigen import Matrix, Vector
 from lowrank.core.structures.base import Replacement
-from lowrank.core.truncation.gram import Gram, Side
+from lowrank.core.truncation.gram import Side
 from lowrank.core.weight import Coupling, Skip, Weight
 from lowrank.errors import NonFiniteWeight
+from lowrank.machine import cores
+from lowrank.parallel import threads
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,10 +147,31 @@ class ModuleBackend:
         signature = replace(signature, autocast=self.rebuild.get("autocast"))
         return replace(self, signature=signature if signature.outputs else with_outputs(signature, self.module, feed))
 
+    @cached_property
+    def jobs(self) -> int:
+        """A thread for each core, each with a replica of the module; one where it cannot be copied."""
+        return cores() if cores() > 1 and can_be_copied(self.module) else 1
+
     def outputs(self, feed: Feed) -> Outputs:
         """One forward pass in evaluation mode."""
         assert isinstance(self.signature, Signature)
         return _forward(self.signature, self.module, feed)
+
+    def outputs_of(self, feeds: Sequence[Feed]) -> Iterator[Outputs]:
+        """Forward passes in evaluation mode."""
+        assert isinstance(self.signature, Signature)
+        signature, replicas = self.signature, self._replicas()
+
+        def run(feed: Feed) -> Outputs:
+            with replicas.one() as module:
+                return _forward(signature, module, feed)
+
+        with threads(self.jobs) as pool:
+            yield from pool.map(run, feeds)
+
+    def _replicas(self) -> Spares[nn.Module]:
+        """One module for each thread that asks; where it cannot be copied there is one thread."""
+        return Spares(partial(replica, self.module) if self.jobs > 1 else lambda: self.module)
 
     def run(self, feed: Feed) -> NDArray[Any]:
         """The output that the model is about."""
@@ -163,23 +189,34 @@ class ModuleBackend:
         return partial(_forward, with_floats(self.signature, "float64"), copy.deepcopy(self.module).double())
 
     @contextmanager
-    def watching(
-        self, sides: Mapping[str, Side], observe: Callable[[str, Gram], None], device: str = "cpu"
-    ) -> Iterator[Callable[[Feed], None]]:
+    def watching(self, sides: Mapping[str, Side], device: str = "cpu") -> Iterator[Watch]:
         """Hooks on every layer of the named weights, for as long as the block lasts."""
         assert isinstance(self.signature, Signature)
-        weights = [self._by_name[name] for name in sides]
-        signature, module = self.signature, self.module
+        weights, signature = [self._by_name[name] for name in sides], self.signature
+        if device != "cpu":
+            with (
+                _moved(self.module, device),
+                watching(
+                    self.module, signature, weights, sides, partial(_called_on, signature, self.module, device)
+                ) as watch,
+            ):
+                yield watch
+            return
+        with ExitStack() as stack:
+            entering = Lock()
 
-        def there(feed: Feed) -> None:
-            call(signature, module, {name: t.to(device) for name, t in as_tensors(signature, feed).items()})
+            def hooked() -> Watch:
+                module = replica(self.module) if self.jobs > 1 else self.module
+                with entering:
+                    return stack.enter_context(watching(module, signature, weights, sides))
 
-        module.to(device)
-        try:
-            with watching(module, signature, weights, sides, observe, None if device == "cpu" else there) as run:
-                yield run
-        finally:
-            module.to("cpu")
+            replicas = Spares(hooked)
+
+            def run(feed: Feed, observe: Observe) -> None:
+                with replicas.one() as watch:
+                    watch(feed, observe)
+
+            yield run
 
     def swapped(self, changes: Mapping[str, Change]) -> AbstractContextManager[None]:
         """The parameters hold other numbers inside the block."""
@@ -194,14 +231,14 @@ class ModuleBackend:
     ) -> Iterator[Callable[[Mapping[str, Change]], list[Outputs]]]:
         """Blocks before the first change are run once for all trials that follow each other."""
         assert isinstance(self.signature, Signature)
-        with self.swapped(base or {}):
-            prefix = Prefix(self.module, self.signature, feeds)
+        with self.swapped(base or {}), threads(self.jobs) as pool:
+            prefix = Prefix(self.module, self.signature, feeds, self.jobs)
 
             def run(changes: Mapping[str, Change]) -> list[Outputs]:
                 places = [layer.name for name in changes for layer in self._by_name[name].layers]
                 prefix.advance(min(map(prefix.block_of, places), default=0))
                 with self.swapped(changes):
-                    return [_arrays(prefix.run(i)) for i in range(len(feeds))]
+                    return list(pool.map(lambda index: _arrays(prefix.run(index)), range(len(feeds))))
 
             yield run
 
@@ -262,6 +299,20 @@ class ModuleBackend:
         """Weights as safetensors, what was replaced as JSON, and the model's other files copied along."""
         copy_extras(self.extras, self.config_file, folder)
         write_module(self.module, self.signature, self.rebuild, self.replaced, folder)
+
+
+@contextmanager
+def _moved(module: nn.Module, device: str) -> Iterator[None]:
+    """A module is on a device inside the block."""
+    module.to(device)
+    try:
+        yield
+    finally:
+        module.to("cpu")
+
+
+def _called_on(signature: Signature, module: nn.Module, device: str, feed: Feed) -> None:
+    call(signature, module, {name: t.to(device) for name, t in as_tensors(signature, feed).items()})
 
 
 def _forward(signature: Signature, module: nn.Module, feed: Feed) -> Outputs:

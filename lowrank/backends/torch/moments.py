@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.moment_sums import Observe
 from lowrank.backends.torch.hooks import first_input
 from lowrank.backends.torch.inputs import call, mask_of, token_rows
 from lowrank.backends.torch.normalize import experts_as
@@ -18,7 +20,10 @@ from lowrank.core.truncation.gram import Gram, Side
 from lowrank.core.weight import Weight
 from lowrank.nn.experts import observed
 
-Observe = Callable[[str, Gram], None]
+TINY = 1e-20
+"""Sums of squares below it have lost digits in float32."""
+Watch = Callable[[Feed, Observe], None]
+"""Runs a model on one batch, and shows the Gram of each weight that is watched by the weight's name."""
 
 
 @contextmanager
@@ -27,9 +32,8 @@ def watching(
     signature: Signature,
     weights: Sequence[Weight],
     sides: Mapping[str, Side],
-    observe: Observe,
     forward: Callable[[Feed], object] | None = None,
-) -> Iterator[Callable[[Feed], None]]:
+) -> Iterator[Watch]:
     """A function that runs the module; fused kernels that would pass layers by are off meanwhile.
 
     Args:
@@ -37,15 +41,14 @@ def watching(
         signature: how it is fed.
         weights: whose layers are watched.
         sides: which moment of each.
-        observe: called with a weight's name and a Gram.
         forward: runs a part of the module on a feed; the whole, if not given.
     """
-    watch = _MomentHooks(sides, observe)
+    watch = _MomentHooks(sides)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
 
-    def run(feed: Feed) -> None:
-        watch.mask = mask_of(feed)
+    def run(feed: Feed, observe: Observe) -> None:
+        watch.mask, watch.observe = mask_of(feed), observe
         with torch.no_grad():
             forward(feed) if forward is not None else call(signature, module, feed)
         watch.finish()
@@ -70,8 +73,9 @@ def watching(
 
 
 class _MomentHooks:
-    def __init__(self, sides: Mapping[str, Side], observe: Observe) -> None:
-        self.sides, self.observe = sides, observe
+    def __init__(self, sides: Mapping[str, Side]) -> None:
+        self.sides = sides
+        self.observe: Observe = lambda name, gram: None
         self.mask: Tensor | None = None
         self.stacks: dict[str, Gram] = {}
         """What the experts of each stack have seen in this batch."""
@@ -99,10 +103,8 @@ class _MomentHooks:
                 gram = self._of_input(vectors)
             else:
                 bias = getattr(layer, "bias", None)
-                product = output.double() if bias is None else output.double() - bias.cpu().double()
-                rows = self._rows(product)
-                # Of the tokens that the moment is of: an output can overflow where the input did not.
-                gram = moment("output", rows, _energy(self._rows(vectors)[torch.isfinite(rows).all(1)]))
+                rows = self._rows(output if bias is None else output - bias.cpu())
+                gram = moment("output", rows, self._rows(vectors))
             self.observe(weight.name, gram)
 
         return hook
@@ -110,22 +112,22 @@ class _MomentHooks:
     def _of_input(self, vectors: Tensor) -> Gram:
         # The same object, still alive and not written to since: the address alone could belong to a later tensor.
         if self._last is None or self._last[0] is not vectors or self._last[1] != vectors._version:
-            rows = self._rows(vectors)
-            self._last = (vectors, vectors._version, moment("input", rows, _energy(rows)))
+            self._last = (vectors, vectors._version, moment("input", self._rows(vectors)))
         return self._last[2]
 
     def _of_lookup(self, layer: nn.Embedding, ids: Tensor, output: Tensor, side: Side) -> Gram:
         """A lookup is a product with a one-hot vector, whose squared norm is 1."""
         rows = self._rows(output)
         if side == "output":
-            return moment("output", rows, float(len(rows)))
+            return replace(moment("output", rows), energy=float(len(rows)))
         ids = ids[self.mask] if self.mask is not None and ids.shape == self.mask.shape else ids.reshape(-1)
         counts = torch.bincount(ids, minlength=layer.num_embeddings).double()
         return Gram("input", torch.diag(counts).numpy(), ids.numel(), float(ids.numel()))
 
     def _rows(self, tensor: Tensor) -> Tensor:
-        """Tokens x width in float64, without those that the batch's mask leaves out."""
-        return token_rows(tensor.detach().to(device="cpu", dtype=torch.float64), self.mask)
+        """Tokens x width, in float32 or float64, without those that the batch's mask leaves out."""
+        tensor = tensor.detach().cpu()
+        return token_rows(tensor if tensor.dtype == torch.float64 else tensor.float(), self.mask)
 
 
 def _of_conv(layer: nn.Conv1d | nn.Conv2d, images: Tensor, output: Tensor, side: Side) -> Gram:
@@ -146,7 +148,7 @@ def _of_conv(layer: nn.Conv1d | nn.Conv2d, images: Tensor, output: Tensor, side:
         rows = rows.flatten(2).transpose(0, 1).reshape(groups, patch, -1)
     rows = rows.transpose(1, 2)
     if groups == 1:
-        return moment(side, rows[0], energy)
+        return replace(moment(side, rows[0]), energy=energy)
     # A position that is not finite in one group counts in none: all have one number of tokens.
     finite = torch.isfinite(rows).all(2).all(0)
     used = rows[:, finite]
@@ -180,7 +182,7 @@ def _observer(parameter: Tensor, weight: Weight, watch: _MomentHooks) -> Callabl
         stack = watch.stacks[weight.name]
         tokens, bad = 0, 0
         for i, part in [(index, rows)] if index is not None else enumerate(rows):
-            gram = moment(side, part.reshape(-1, width), 0.0)
+            gram = moment(side, part.reshape(-1, width))
             # In place: a whole stack of moments for every expert would be allocated and added otherwise.
             stack.moment[i] += gram.moment
             tokens, bad = tokens + gram.tokens, bad + gram.nonfinite
@@ -191,13 +193,29 @@ def _observer(parameter: Tensor, weight: Weight, watch: _MomentHooks) -> Callabl
     return observe
 
 
-def moment(side: Side, rows: Tensor, energy: float) -> Gram:
-    """The Gram of a batch, multiplied by torch: numpy's threads and torch's would get in each other's way."""
-    finite = torch.isfinite(rows).all(1)
-    used = rows if finite.all() else rows[finite]
-    total = used.sum(0).numpy()
-    return Gram(side, (used.T @ used).numpy(), len(used), energy, len(rows) - len(used), total)
+def moment(side: Side, rows: Tensor, inputs: Tensor | None = None) -> Gram:
+    """The Gram of a batch. Numpy multiplies it, which computes one half of a symmetric product.
+
+    The product has the precision of the numbers; sums over batches are in float64.
+
+    Args:
+        side: of the layer.
+        rows: tokens x width.
+        inputs: what the layer read, tokens x width, where the rows are what it gave.
+    """
+    used = rows.numpy()
+    with np.errstate(over="ignore", invalid="ignore"):
+        product = used.T @ used
+    if not TINY < np.trace(product) < np.inf:
+        # NaN, infinity, or numbers whose squares overflow or vanish.
+        rows = rows.double()
+        finite = torch.isfinite(rows.square().sum(1))
+        inputs = None if inputs is None else inputs[finite]
+        used = rows[finite].numpy()
+        product = used.T @ used
+    energy = _energy(inputs) if inputs is not None else float(np.trace(product, dtype=np.float64))
+    return Gram(side, product, len(used), energy, len(rows) - len(used), used.sum(0, dtype=np.float64))
 
 
 def _energy(rows: Tensor) -> float:
-    return float(rows[torch.isfinite(rows).all(1)].square().sum())
+    return float(rows[torch.isfinite(rows).all(1)].double().square().sum())

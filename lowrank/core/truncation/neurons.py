@@ -61,12 +61,9 @@ def refit(last: Matrix, covariance: Matrix, neurons: NDArray[np.int64]) -> Matri
     return last[:, neurons] + solve_positive(inner + ridge * np.eye(len(neurons)), right).T
 
 
-def neuron_error(last: Matrix, refitted: Matrix, neurons: NDArray[np.int64], covariance: Matrix) -> float:
-    """Squared relative error of the output on the data of a covariance."""
-    total = float(np.vdot(last @ covariance, last))
-    difference = last.copy()
-    difference[:, neurons] -= refitted
-    return max(float(np.vdot(difference @ covariance, difference)), 0.0) / total if total > 0 else 0.0
+def output_energy(last: Matrix, covariance: Matrix) -> float:
+    """The energy of the output, or of a difference of two outputs, on the data of a covariance."""
+    return max(float(np.vdot(last @ covariance, last)), 0.0)
 
 
 def neuron_curve(
@@ -75,9 +72,10 @@ def neuron_curve(
     """Errors on the judging fold at some numbers of neurons, from few to all, each with its own refit."""
     count = len(order)
     steps = np.unique(np.linspace(max(1, count // points), count, points).astype(np.int64))
-    errors: list[float] = []
-    for step in steps:
-        neurons = order[:step]
-        errors.append(neuron_error(last, refit(last, fit, neurons), neurons, judge))
-    errors[-1] = 0.0
-    return steps, np.minimum.accumulate(np.array(errors))
+    total = output_energy(last, judge)
+    errors = np.zeros(len(steps))
+    for i, step in enumerate(steps[:-1] if total > 0 else ()):
+        neurons, difference = order[:step], last.copy()
+        difference[:, neurons] -= refit(last, fit, neurons)
+        errors[i] = output_energy(difference, judge) / total
+    return steps, np.minimum.accumulate(errors)

@@ -135,8 +135,8 @@ def _rows(backend: Backend, tokens: int) -> int:
     # Of an image the model itself makes rows.
     linear = [weight.name for weight in backend.weights if weight.is_linear and weight.role == "projection"][:8]
     counts: list[int] = []
-    with backend.watching(dict.fromkeys(linear, "input"), lambda _, gram: counts.append(gram.tokens)) as watch:
-        watch(signature.example(1, 1))
+    with backend.watching(dict.fromkeys(linear, "input")) as watch:
+        watch(signature.example(1, 1), lambda _, gram: counts.append(gram.tokens))
     if not counts:
         raise TimingError(
             "it cannot be told how many tokens the model's layers read; a budget of time is for transformers"

@@ -19,6 +19,7 @@ from lowrank.core.truncation.factors import Factors
 from lowrank.edge.graph_file import make_graph
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError, LowRankError
+from lowrank.parallel import one_thread_each
 from lowrank.pipeline.analyzing import with_analysis
 from lowrank.pipeline.plans import factorize, select
 from lowrank.pipeline.session import WorkOptions, open_session
@@ -35,6 +36,7 @@ def name_of(keep: float) -> str:
     return f"model_{keep:g}.onnx"
 
 
+@one_thread_each()
 @holding("output")
 def export_elastic(
     model: object,

@@ -12,6 +12,7 @@ from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx.opset import OPSET
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError
+from lowrank.parallel import one_thread_each
 from lowrank.pipeline.run.layout import ADAPTABLE_FILE, GRAPHS, REPORT_FILE
 from lowrank.pipeline.run.read import check_source, read_run, source_of
 from lowrank.pipeline.run.write import rounding_feeds, write_past
@@ -20,6 +21,7 @@ from lowrank.pipeline.settings import Settings
 from lowrank.results.report import ONNX_FILE
 
 
+@one_thread_each()
 @holding("output")
 def export(
     model: object,
@@ -110,6 +112,7 @@ def graph_of(model: str | Path) -> Path | None:
     return path / ONNX_FILE if (path / REPORT_FILE).is_file() and (path / ONNX_FILE).is_file() else None
 
 
+@one_thread_each()
 @holding("output")
 def export_ort(graph: Path, output: str | Path) -> list[Path]:
     """A graph in ONNX Runtime's own format, with the list of operators that a minimal build needs for it.
@@ -124,6 +127,7 @@ def export_ort(graph: Path, output: str | Path) -> list[Path]:
         return [folder / path.name for path in write_ort(graph, stage)]
 
 
+@one_thread_each()
 @holding("output")
 def export_adapter_inputs(
     model: object, output: str | Path, *, opening: Opening | None = None, opset: int | None = None

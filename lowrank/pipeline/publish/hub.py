@@ -20,6 +20,7 @@ from lowrank.backends import Backend
 from lowrank.core.analysis import Analysis
 from lowrank.edge.target import Dtype, Target
 from lowrank.errors import ArtifactError, CalibrationError, ExportError
+from lowrank.parallel import one_thread_each
 from lowrank.pipeline.publish.model_card import CONFIG_FILE, write_card
 from lowrank.pipeline.run.layout import MODEL_FOLDER, REPORT_FILE, WITH_PAST_FILE
 from lowrank.pipeline.run.read import read_run
@@ -42,6 +43,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 FOR_JAVASCRIPT = "transformers.js_config"
 
 
+@one_thread_each()
 @holding("run")
 def export_hub(
     run: str | Path,

@@ -19,6 +19,7 @@ from lowrank.core.selection.pareto import on_front
 from lowrank.errors import ArtifactError, HealingError, LowRankError
 from lowrank.evaluate.latency import measure_latency
 from lowrank.healing.training import Training
+from lowrank.parallel import one_thread_each
 from lowrank.pipeline.run.layout import PAGE_FILE, RUN
 from lowrank.pipeline.run.page import draw_page
 from lowrank.pipeline.run.provenance import made_with
@@ -41,6 +42,7 @@ SEQUENCE = 128
 """Tokens of a sample that is timed."""
 
 
+@one_thread_each()
 @holding("output")
 def sweep(
     model: object,

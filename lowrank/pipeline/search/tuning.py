@@ -23,6 +23,7 @@ from lowrank.errors import ArtifactError, ExportError, LowRankError
 from lowrank.evaluate.latency import measure_latency
 from lowrank.evaluate.tasks.base import Score
 from lowrank.healing.training import Training
+from lowrank.parallel import one_thread_each
 from lowrank.pipeline.budgets.quality_drop import check_drop
 from lowrank.pipeline.compressing import compress
 from lowrank.pipeline.evaluating import evaluate
@@ -57,6 +58,7 @@ class Effort(Work):
     seed: int = 0
 
 
+@one_thread_each()
 @holding("output")
 def tune(
     model: object,

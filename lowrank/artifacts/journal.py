@@ -81,6 +81,10 @@ class Journal:
         write_tensors(self._path(key), arrays or {"none": np.zeros(1)}, {"key": key, "facts": json.dumps(facts)})
         return result
 
+    def has(self, key: str) -> bool:
+        """Whether a result is kept under a key."""
+        return self.folder is not None and self._read(key) is not None
+
     def _read(self, key: str) -> Piece | None:
         """A piece; None if it was never done, or its file is damaged."""
         try:

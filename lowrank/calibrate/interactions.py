@@ -23,6 +23,7 @@ from lowrank.core.structures import factorize_option, structure_named
 from lowrank.core.structures.base import Option
 from lowrank.core.truncation.spatial import SpatialFactors
 from lowrank.errors import InfeasibleBudget
+from lowrank.parallel import threads
 from lowrank.progress import Track
 
 KEEPS = (0.5, 0.3)
@@ -101,7 +102,11 @@ def _plan(analysis: Analysis, keep: float) -> Plan | None:
 
 
 def _changes(backend: Backend, analysis: Analysis, options: Iterable[Option]) -> dict[str, Change]:
+    def of_option(option: Option) -> dict[str, Change]:
+        return changes_of(factorize_option(option, analysis, backend), analysis)
+
     changes: dict[str, Change] = {}
-    for option in options:
-        changes |= changes_of(factorize_option(option, analysis, backend), analysis)
+    with threads() as pool:
+        for each in pool.map(of_option, options):
+            changes |= each
     return changes

@@ -17,12 +17,13 @@ from lowrank.core.structures import structure_named
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.refit import can_refit, kept_outputs, refitted
 from lowrank.core.weight import Weight
+from lowrank.parallel import threads
 from lowrank.progress import Track
 
 LOG = logging.getLogger("lowrank")
 JUDGED = 4096
 """Tokens of the held-out fold that the whole model is judged on."""
-TOKENS = 65_536
+TOKENS = 32_768
 """Of each fold at most; the activations of one block for all of them are held in memory, twice."""
 
 
@@ -59,17 +60,19 @@ def sequential_refit(
 
     def better(stage: list[Weight]) -> dict[str, Replacement]:
         """The replacements of a stage that a refit makes better."""
-        refits: dict[str, Replacement] = {}
-        for name, (fit, judge) in pair.moments(stage, best).items():
-            weight = next(w for w in stage if w.name == name)
+        moments = pair.moments(stage, best)
+
+        def fitted(weight: Weight) -> Replacement | None:
+            name, (fit, judge) = weight.name, moments[weight.name]
             original = dense.read(name)[kept_outputs(best[name], weight.rows)]
             # The two-sided metric is for weights by themselves.
             alone = structure_named(best[name].structure).by_rank
             curvature = analysis.curvatures.get(name) if alone else None
-            refit = refitted(best[name], original, pair.bias(weight), fit, judge, curvature=curvature, name=name)
-            if refit is not None:
-                refits[name] = refit
-        return refits
+            return refitted(best[name], original, pair.bias(weight), fit, judge, curvature=curvature, name=name)
+
+        with threads() as pool:
+            found = {weight.name: refit for weight, refit in zip(stage, pool.map(fitted, stage), strict=True)}
+        return {name: refit for name, refit in found.items() if refit is not None}
 
     for stage in track(stages, "refitting", len(stages)):
         key = f"refit: {', '.join(weight.name for weight in stage)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 
@@ -13,18 +13,20 @@ from lowrank.artifacts.journal import ARRAYS, FACTS, NOWHERE, Journal
 from lowrank.backends.base import Backend, Change, Outputs, signature_of
 from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import Calibration
-from lowrank.core.analysis import Analysis, Measured
+from lowrank.core.analysis import Analysis, Measured, Numbers
 from lowrank.core.distance import Reference, References
+from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.structures import structure_named
 from lowrank.core.structures.base import Replacement, Structure
 from lowrank.core.structures.two_factor import TwoFactor
 from lowrank.core.weight import Group
+from lowrank.parallel import threads, windowed_map
 from lowrank.progress import Track
 
 KEEPS = (0.6, 0.25)
 """Each group is cut to the ranks that keep these shares of it."""
 BATCHES = 8
-TOKENS = 2048
+TOKENS = 1024
 CURVATURE_TOKENS = 16_384
 FLOOR = 1e-3
 """Of the median: a weight that these samples happen not to move is not free to be destroyed."""
@@ -54,33 +56,26 @@ def measure_sensitivity(
         lambda: backend.curvature(some_batches(calibration, CURVATURE_TOKENS, fit=True), names),
     )
     results: dict[tuple[str, str], Measured] = {}
-    with backend.trials(feeds) as run:
+    prepared = partial(_prepared, backend, analysis, curvatures, journal)
+    with backend.trials(feeds) as run, threads() as pool:
         reference = reference_of(backend, feeds, run({}))
 
-        def measured(group: Group, structure: Structure, known: Analysis) -> Measured:
-            pairs: list[tuple[float, float]] = []
-            for keep in KEEPS:
-                rank = _rank_at(keep, structure, group, known)
-                replacements = structure.factorize(group, rank, known, backend)
-                own = structure.at(group, known, rank).error
-                pairs.append((own, reference.loss(run(changes_of(replacements, known)))))
-            return tuple(pairs)
-
-        def decided(group: Group, structure: Structure) -> tuple[Measured, bool]:
+        def decided(trials: Sequence[Trials]) -> tuple[Measured, bool]:
             """The measurements, and whether they are of factors in the two-sided metric."""
-            pairs = measured(group, structure, analysis)
-            if structure.name == TwoFactor().name and group.name in curvatures:
-                # That metric is a guess at what matters: it is used where the measurements are no worse with it.
-                curved = analysis.with_curvature(group.name, backend.read(group.name), curvatures[group.name])
-                others = measured(group, structure, curved)
-                if all(ours[1] <= theirs[1] for ours, theirs in zip(others, pairs, strict=True)):
-                    return others, True
-            return pairs, False
+            pairs, *others = (
+                [(own, reference.loss(run(each.changes(i)))) for i, own in enumerate(each.errors)] for each in trials
+            )
+            # That metric is a guess at what matters: it is used where the measurements are no worse with it.
+            for other in others:
+                if all(ours[1] <= theirs[1] for ours, theirs in zip(other, pairs, strict=True)):
+                    return tuple(other), True
+            return tuple(pairs), False
 
+        # What comes next is decomposed while this is tried, one task for each thread, as memory is what limits it.
+        ahead = windowed_map(prepared, tasks, pool.executor, pool.jobs)
         for group, structure in track(tasks, "measuring sensitivity", len(tasks)):
-            key = f"sensitivity: {structure.name}: {group.name}"
-            make = partial(decided, group, structure)
-            pairs, curved = journal.kept(key, FACTS, make)
+            make = partial(decided, next(ahead))
+            pairs, curved = journal.kept(_key(group, structure), FACTS, make)
             if curved:
                 analysis = analysis.with_curvature(group.name, backend.read(group.name), curvatures[group.name])
             results[group.name, structure.name] = tuple(sorted((own, lost) for own, lost in pairs))
@@ -90,6 +85,49 @@ def measure_sensitivity(
         weights=tuple(replace(r, measured=results[r.weight.name, TwoFactor().name]) for r in analysis.weights),
         couplings=tuple(replace(b, measured=results[b.group.name, b.structure]) for b in analysis.couplings),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """A group cut to the shares of `KEEPS`: what replaces its weights, and the errors of its own output."""
+
+    replacements: list[Mapping[str, Replacement]]
+    errors: list[float]
+    analysis: Analysis
+
+    @classmethod
+    def of(cls, group: Group, structure: Structure, analysis: Analysis, numbers: Numbers) -> Trials:
+        """Factorised as the analysis says."""
+        ranks = [_rank_at(keep, structure, group, analysis) for keep in KEEPS]
+        made = [structure.factorize(group, rank, analysis, numbers) for rank in ranks]
+        return cls(made, [structure.at(group, analysis, rank).error for rank in ranks], analysis)
+
+    def changes(self, index: int) -> dict[str, Change]:
+        """The numbers that the dense weights have in one of the trials."""
+        return changes_of(self.replacements[index], self.analysis)
+
+
+def _prepared(
+    numbers: Numbers,
+    analysis: Analysis,
+    curvatures: Mapping[str, Matrix],
+    journal: Journal,
+    task: tuple[Group, Structure],
+) -> list[Trials]:
+    """What is tried of a group: in the metric of its data, and in that of the output where there is one; nothing where
+    an earlier run has measured it."""
+    group, structure = task
+    if journal.has(_key(group, structure)):
+        return []
+    found = [Trials.of(group, structure, analysis, numbers)]
+    if structure.name == TwoFactor().name and group.name in curvatures:
+        curved = analysis.with_curvature(group.name, numbers.read(group.name), curvatures[group.name])
+        found.append(Trials.of(group, structure, curved, numbers))
+    return found
+
+
+def _key(group: Group, structure: Structure) -> str:
+    return f"sensitivity: {structure.name}: {group.name}"
 
 
 def reference_of(backend: Backend, feeds: Sequence[Feed], outputs: Sequence[Outputs]) -> References:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +24,7 @@ from lowrank.core.truncation.directions import (
 )
 from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.gram import Gram
+from lowrank.core.truncation.known import KnownDirections
 from lowrank.core.truncation.spectrum import Spectrum
 from lowrank.core.weight import Group, Skip, Weight
 
@@ -174,6 +175,8 @@ class Analysis:
     """Of source and settings; a plan names it."""
     notes: tuple[str, ...] = ()
     """What the reader must know: no calibration, layers it never reached, tokens that were not finite."""
+    known: KnownDirections = field(default_factory=KnownDirections, repr=False)
+    """Shared by all that are made from this one."""
 
     def __getitem__(self, name: str) -> WeightAnalysis:
         return self._by_name[name]
@@ -254,7 +257,8 @@ class Analysis:
         if folds and name in self.curvatures:
             return self._directions_with_curvature(name, matrix, self.curvatures[name])
         ridge = ridge_of(self[name].weight)
-        return directions(matrix, folds.fit if folds else None, ridge=ridge, name=name)
+        fit = folds.fit if folds else None
+        return self.known.of(name, matrix, fit, None, partial(directions, matrix, fit, ridge=ridge, name=name))
 
     def truncated(self, name: str, matrix: Matrix, rank: int) -> Factors:
         """The best factors of a rank that are known for one weight: for its data, or in the plain metric."""
@@ -263,8 +267,9 @@ class Analysis:
         return plain_truncation(matrix, rank, name)
 
     def _directions_with_curvature(self, name: str, matrix: Matrix, curvature: Matrix) -> Directions:
-        ridge = ridge_of(self[name].weight)
-        return curved_directions(matrix, self.grams[name].fit, curvature, ridge=ridge, name=name)
+        ridge, fit = ridge_of(self[name].weight), self.grams[name].fit
+        make = partial(curved_directions, matrix, fit, curvature, ridge=ridge, name=name)
+        return self.known.of(name, matrix, fit, curvature, make)
 
     def with_curvature(self, name: str, matrix: Matrix, curvature: Matrix) -> Analysis:
         """The same analysis with one weight's truncation in the two-sided metric, and its errors measured anew."""

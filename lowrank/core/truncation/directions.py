@@ -33,6 +33,11 @@ class Directions:
     reader: Matrix | None = None
     """For a projection that is not orthogonal: k x rows, what reads the outputs that `basis` writes."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its numbers."""
+        return sum(each.nbytes for each in (self.basis, self.energies, self.reader) if each is not None)
+
     def truncate(self, weight: Matrix, rank: int) -> Factors:
         """`left = U_r`, `right = U_r' W`, balanced: the projection of the outputs on the first `rank` directions."""
         left = self.basis[..., :rank]

@@ -39,6 +39,11 @@ def batch_size(feed: Feed) -> int:
     return len(next(iter(feed.values())))
 
 
+def elements(feed: Feed) -> int:
+    """How many numbers the first input of a batch has: tokens, of those that are read as text."""
+    return next(iter(feed.values())).size
+
+
 def in_batches_of(size: int, feed: Feed) -> Iterator[tuple[Feed, int]]:
     """A batch in parts of so many samples, and how many of them are its own: the last one is filled up with others.
 
@@ -306,5 +311,5 @@ def spread(feeds: Sequence[Feed], tokens: int) -> list[Feed]:
         >>> [feed["ids"].shape[1] for feed in spread(feeds, 12)]
         [3, 5]
     """
-    total = sum(next(iter(feed.values())).size for feed in feeds)
+    total = sum(map(elements, feeds))
     return list(feeds[:: max(1, -(-total // tokens))])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowrank.backends.inputs import Feed
+from lowrank.backends.inputs import Feed, elements
 from lowrank.backends.moment_sums import Observe, sum_moments
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Folds
@@ -43,8 +43,9 @@ def collect_grams(
     fit, heldout = (
         _run(calibration, weights, coupled, track(batches, label, len(batches)) if batches else (), workers)
         for batches, label in (
-            (calibration.fit[rank::count], "calibrating"),
-            (calibration.heldout[rank::count], "held-out fold"),
+            # The largest first: threads that work on neighbours then wait little for each other.
+            (sorted(fold[rank::count], key=elements, reverse=True), label)
+            for fold, label in ((calibration.fit, "calibrating"), (calibration.heldout, "held-out fold"))
         )
     )
     if rank > 0:

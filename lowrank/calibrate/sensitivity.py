@@ -26,7 +26,7 @@ from lowrank.progress import Track
 KEEPS = (0.6, 0.25)
 """Each group is cut to the ranks that keep these shares of it."""
 BATCHES = 8
-TOKENS = 1024
+TOKENS = 2048
 CURVATURE_TOKENS = 16_384
 FLOOR = 1e-3
 """Of the median: a weight that these samples happen not to move is not free to be destroyed."""
@@ -62,14 +62,13 @@ def measure_sensitivity(
 
         def decided(trials: Sequence[Trials]) -> tuple[Measured, bool]:
             """The measurements, and whether they are of factors in the two-sided metric."""
-            pairs, *others = (
-                [(own, reference.loss(run(each.changes(i)))) for i, own in enumerate(each.errors)] for each in trials
-            )
-            # That metric is a guess at what matters: it is used where the measurements are no worse with it.
-            for other in others:
-                if all(ours[1] <= theirs[1] for ours, theirs in zip(other, pairs, strict=True)):
-                    return tuple(other), True
-            return tuple(pairs), False
+            strongest = [reference.loss(run(each.changes(-1))) for each in trials]
+            # That metric is a guess at what matters: it is used where the strongest cut is no worse with it.
+            curved = strongest[-1] <= strongest[0] and len(trials) > 1
+            chosen = trials[-1] if curved else trials[0]
+            lost = [reference.loss(run(chosen.changes(i))) for i in range(len(KEEPS) - 1)]
+            pairs = zip(chosen.errors, [*lost, strongest[-1 if curved else 0]], strict=True)
+            return tuple(pairs), curved
 
         # What comes next is decomposed while this is tried, one task for each thread, as memory is what limits it.
         ahead = windowed_map(prepared, tasks, pool.executor, pool.jobs)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lowrank.backends.inputs import Feed, batch_size
+from lowrank.backends.inputs import Feed, batch_size, elements
 from lowrank.backends.torch.partial_forward import Prefix
 from lowrank.healing.clock import Span, WorkLimit
 from lowrank.healing.distill import Distillation, steps_in_turn
@@ -107,6 +107,6 @@ def _some(feeds: Sequence[Feed], student: ModuleRunner) -> list[Feed]:
     rows = batch_size(feeds[0])
     each = max(h.numel() * h.element_size() for h in hidden) / rows
     tokens = next(iter(feeds[0].values())).size / rows
-    total = sum(each / tokens * next(iter(feed.values())).size for feed in feeds)
+    total = sum(each / tokens * elements(feed) for feed in feeds)
     step = max(1, -(-int(total) // REMEMBERED))
     return list(feeds[::step])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.inputs import Feed, Signature, elements
 from lowrank.backends.moment_sums import Observe, sum_moments
 from lowrank.backends.torch.compared import compared_rows
 from lowrank.backends.torch.hooks import first_input
@@ -74,7 +74,7 @@ def output_curvature(
     try:
         for parameter in wanted:
             parameter.requires_grad_(False)
-        grams = sum_moments(zeros, enumerate(feeds), watch, jobs)
+        grams = sum_moments(zeros, enumerate(sorted(feeds, key=elements, reverse=True)), watch, jobs)
     finally:
         for parameter in wanted:
             parameter.requires_grad_(True)

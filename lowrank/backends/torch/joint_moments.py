@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.inputs import Feed, Signature, elements
 from lowrank.backends.torch.hooks import first_input, removed_after
 from lowrank.backends.torch.inputs import call, mask_of, token_rows
 from lowrank.backends.torch.layers import fill_
@@ -94,7 +94,7 @@ class ModulePair:
                 stages.append((tensor, [weight]))
         self._wanted = [weight for _, weight in calls]
         most = max((tensor.numel() / tensor.shape[-1] for tensor in inputs), default=0.0)
-        sizes = [next(iter(feed.values())).size for feed in self._feeds]
+        sizes = list(map(elements, self._feeds))
         self._rows = most * sum(sizes) / sizes[0]
         return [stage for _, stage in stages]
 

@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
+from threading import Condition
 from typing import Any, Generic, TypeVar
 
 from lowrank.errors import ClusterError, first_line
@@ -23,6 +24,7 @@ WAIT = "20s"
 RETRIES = 10
 """Of a job whose worker was lost."""
 OPENMP = "OMP_NUM_THREADS"
+ALONE: ContextVar[bool] = ContextVar("a product has one thread", default=False)
 
 
 def processes() -> tuple[int, int]:
@@ -68,6 +70,9 @@ def one_thread_each() -> Generator[None]:
     Threads that share a product wait for the one that lost its core, as happens all the time on a busy machine, and
     gain little with matrices of these sizes. Work is spread over samples and weights instead.
     """
+    if ALONE.get():
+        yield
+        return
     from threadpoolctl import threadpool_limits
 
     torch, named = sys.modules.get("torch"), os.environ.get(OPENMP)
@@ -76,12 +81,14 @@ def one_thread_each() -> Generator[None]:
     if torch is not None:
         before = torch.get_num_threads()
     os.environ[OPENMP] = "1"
+    alone = ALONE.set(True)
     try:
         with threadpool_limits(1):
             if torch is not None:
                 torch.set_num_threads(1)
             yield
     finally:
+        ALONE.reset(alone)
         os.environ.pop(OPENMP)
         os.environ.update({} if named is None else {OPENMP: named})
         if (torch := sys.modules.get("torch")) is not None:
@@ -101,8 +108,36 @@ def threads(jobs: int | None = None) -> Generator[Pool]:
     from threadpoolctl import threadpool_limits
 
     jobs = min(jobs or cores(), cores())
-    with threadpool_limits(max(1, cores() // jobs)), ThreadPoolExecutor(jobs) as executor:
+    share = max(1, cores() // jobs)
+    # To look for all libraries takes milliseconds.
+    limits = nullcontext() if share == 1 and ALONE.get() else threadpool_limits(share)
+    with limits, ThreadPoolExecutor(jobs) as executor:
         yield Pool(executor, jobs)
+
+
+class InTurn:
+    """Lets jobs that run at once do one part of their work in the order of their numbers, from 0 on."""
+
+    def __init__(self) -> None:
+        self._turn = Condition()
+        self._next = 0
+
+    @contextmanager
+    def after(self, number: int, make: Callable[[], R]) -> Generator[R]:
+        """What `make` gives, inside the block, which no other job is in; it ends the job's turn, as an error does."""
+        try:
+            made = make()
+            self._await(number)
+            yield made
+        finally:
+            self._await(number)
+            with self._turn:
+                self._next += 1
+                self._turn.notify_all()
+
+    def _await(self, number: int) -> None:
+        with self._turn:
+            self._turn.wait_for(lambda: self._next == number)
 
 
 @contextmanager

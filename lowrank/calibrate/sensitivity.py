@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
+from threading import Lock
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from lowrank.backends.inputs import Feed
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis, Measured, Numbers
 from lowrank.core.distance import Reference, References
-from lowrank.core.linalg.eigen import Matrix
+from lowrank.core.linalg.eigen import Matrix, Vector
 from lowrank.core.structures import structure_named
 from lowrank.core.structures.base import Replacement, Structure
 from lowrank.core.structures.two_factor import TwoFactor
@@ -56,17 +57,23 @@ def measure_sensitivity(
         lambda: backend.curvature(some_batches(calibration, CURVATURE_TOKENS, fit=True), names),
     )
     results: dict[tuple[str, str], Measured] = {}
-    prepared = partial(_prepared, backend, analysis, curvatures, journal)
+    trying = Lock()
+    prepared = partial(_prepared, Undisturbed(backend, trying), analysis, curvatures, journal)
     with backend.trials(feeds) as run, threads() as pool:
         reference = reference_of(backend, feeds, run({}))
 
+        def loss(trials: Trials, index: int) -> float:
+            changes = trials.changes(index)
+            with trying:
+                return reference.loss(run(changes))
+
         def decided(trials: Sequence[Trials]) -> tuple[Measured, bool]:
             """The measurements, and whether they are of factors in the two-sided metric."""
-            strongest = [reference.loss(run(each.changes(-1))) for each in trials]
+            strongest = [loss(each, -1) for each in trials]
             # That metric is a guess at what matters: it is used where the strongest cut is no worse with it.
             curved = strongest[-1] <= strongest[0] and len(trials) > 1
             chosen = trials[-1] if curved else trials[0]
-            lost = [reference.loss(run(chosen.changes(i))) for i in range(len(KEEPS) - 1)]
+            lost = [loss(chosen, i) for i in range(len(KEEPS) - 1)]
             pairs = zip(chosen.errors, [*lost, strongest[-1 if curved else 0]], strict=True)
             return tuple(pairs), curved
 
@@ -84,6 +91,24 @@ def measure_sensitivity(
         weights=tuple(replace(r, measured=results[r.weight.name, TwoFactor().name]) for r in analysis.weights),
         couplings=tuple(replace(b, measured=results[b.group.name, b.structure]) for b in analysis.couplings),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Undisturbed:
+    """The numbers of a model, read while no trial has others in their places."""
+
+    numbers: Numbers
+    trying: Lock
+
+    def read(self, name: str) -> Matrix:
+        """A weight."""
+        with self.trying:
+            return self.numbers.read(name)
+
+    def bias(self, name: str) -> Vector | None:
+        """A bias."""
+        with self.trying:
+            return self.numbers.bias(name)
 
 
 @dataclass(frozen=True, slots=True)

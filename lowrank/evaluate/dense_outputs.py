@@ -45,7 +45,7 @@ class DenseOutputs:
         Args:
             compared: makes what is compared of all batches one after the other, for less than one by one.
         """
-        if self._kept:
+        if self._kept or self.room.left <= 0:
             return
         for batch, found in enumerate(compared()):
             if not self.room.takes(sum(array.nbytes for array in found.values())):

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from typing import Protocol
 
 from lowrank.backends.base import Backend, Outputs, signature_of
@@ -82,8 +83,9 @@ class Judge:
 
     def against(self, model: Runs, track: Track = silent, doing: str = "measuring fidelity") -> list[Likeness]:
         """The likeness of each output of another model, which is run once on every batch."""
+        measures = self._measures
         self._outputs.keep(self._all_compared)
-        measures = [measure.begun() for measure in self._measures]
+        measures = [measure.begun() for measure in measures]
         for i, outputs in enumerate(track(model.outputs_of(self.feeds), doing, len(self.feeds))):
             for measure in measures:
                 measure.add(i, outputs[measure.name])
@@ -95,8 +97,9 @@ class Judge:
         return self._of(i, outputs)
 
     def _all_compared(self) -> Iterator[dict[str, Array]]:
-        self._first.clear()
-        return (self._of(i, outputs) for i, outputs in enumerate(self.dense.outputs_of(self.feeds)))
+        first = [self._first.pop(0)] if self._first else []
+        rest = self.dense.outputs_of(self.feeds[len(first) :])
+        return (self._of(i, outputs) for i, outputs in enumerate(chain(first, rest)))
 
     def _of(self, i: int, outputs: Outputs) -> dict[str, Array]:
         return {measure.name: measure.compared(i, outputs[measure.name]) for measure in self._measures}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from builders import tiny_transformer
+from builders import tiny_transformer, trained_blocks
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -157,3 +161,26 @@ def test_a_table_is_bent_by_its_head_too() -> None:
     dense.module.get_parameter(table.name).requires_grad_(False)
     frozen = output_curvature(dense.module, dense.signature, [table], feeds)
     np.testing.assert_allclose(frozen[table.name], tied[table.name], rtol=1e-3, atol=1e-5)
+
+
+def test_no_weight_is_read_while_a_trial_has_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The next trial is made in another thread meanwhile."""
+    swapped, read, inside = ModuleBackend.swapped, ModuleBackend.read, list[str]()
+
+    @contextmanager
+    def noted(self: ModuleBackend, changes: Any) -> Iterator[None]:
+        with swapped(self, changes):
+            inside.extend(changes)
+            time.sleep(0.002)
+            yield
+            inside.clear()
+
+    def checked(self: ModuleBackend, name: str) -> Any:
+        assert not inside
+        return read(self, name)
+
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).standard_normal((40, 5, 16)).astype(np.float32))
+    monkeypatch.setattr(ModuleBackend, "swapped", noted)
+    monkeypatch.setattr(ModuleBackend, "read", checked)
+    analysis = lowrank.analyze(trained_blocks(), settings=lowrank.Settings(calib=str(tmp_path / "x.npz")))
+    assert all(record.measured for record in analysis.weights)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lowrank.backends.inputs import Feed, Signature, elements
+from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.moment_sums import Observe, sum_moments
 from lowrank.backends.torch.compared import compared_rows
 from lowrank.backends.torch.hooks import first_input
@@ -21,6 +21,7 @@ from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.weight import Weight
 from lowrank.machine import cores
+from lowrank.parallel import InTurn
 
 READ = " (read)"
 """What follows the name of a table whose head's inputs are meant."""
@@ -61,11 +62,14 @@ def output_curvature(
     zeros = {weight.name: _zeros(weight.rows) for weight in weights}
     zeros |= {read[layer]: _zeros(zeros[name].moment.shape[0]) for layer, name in heads.items()}
 
+    generator, turns = torch.Generator().manual_seed(0), InTurn()
+
     def watch(numbered: tuple[int, Feed], observe: Observe) -> None:
         number, feed = numbered
-        generator = torch.Generator().manual_seed(number)
         with spares.one() as gradients, gradients.shown_to(observe, mask_of(feed)), torch.enable_grad():
-            value = _probes(signature, call(signature, gradients.module, feed), feed, generator)
+            # One after the other, so that what is drawn for a sample does not depend on threads and batches.
+            with turns.after(number, lambda: call(signature, gradients.module, feed)) as outputs:
+                value = _probes(signature, outputs, feed, generator)
             if value.requires_grad and gradients.leaves:
                 torch.autograd.grad(value, gradients.leaves, allow_unused=True)
 
@@ -74,7 +78,7 @@ def output_curvature(
     try:
         for parameter in wanted:
             parameter.requires_grad_(False)
-        grams = sum_moments(zeros, enumerate(sorted(feeds, key=elements, reverse=True)), watch, jobs)
+        grams = sum_moments(zeros, enumerate(feeds), watch, jobs)
     finally:
         for parameter in wanted:
             parameter.requires_grad_(True)

@@ -20,8 +20,6 @@ from lowrank.core.truncation.gram import Gram, Side
 from lowrank.core.weight import Weight
 from lowrank.nn.experts import observed
 
-TINY = 1e-20
-"""Sums of squares below it have lost digits in float32."""
 Watch = Callable[[Feed, Observe], None]
 """Runs a model on one batch, and shows the Gram of each weight that is watched by the weight's name."""
 
@@ -194,27 +192,25 @@ def _observer(parameter: Tensor, weight: Weight, watch: _MomentHooks) -> Callabl
 
 
 def moment(side: Side, rows: Tensor, inputs: Tensor | None = None) -> Gram:
-    """The Gram of a batch. Numpy multiplies it, which computes one half of a symmetric product.
-
-    The product has the precision of the numbers; sums over batches are in float64.
+    """The Gram of a batch, in float64: directions that the data hardly show are told apart by their last digits. Numpy
+    multiplies it, which computes one half of a symmetric product.
 
     Args:
         side: of the layer.
         rows: tokens x width.
         inputs: what the layer read, tokens x width, where the rows are what it gave.
     """
-    used = rows.numpy()
+    count, used = len(rows), rows.double().numpy()
     with np.errstate(over="ignore", invalid="ignore"):
         product = used.T @ used
-    if not TINY < np.trace(product) < np.inf:
-        # NaN, infinity, or numbers whose squares overflow or vanish.
-        rows = rows.double()
-        finite = torch.isfinite(rows.square().sum(1))
-        inputs = None if inputs is None else inputs[finite]
-        used = rows[finite].numpy()
+    if not np.isfinite(np.trace(product)):
+        # NaN, infinity, or numbers whose squares overflow.
+        finite = np.isfinite(np.square(used).sum(1))
+        inputs = None if inputs is None else inputs[torch.from_numpy(finite)]
+        used = used[finite]
         product = used.T @ used
-    energy = _energy(inputs) if inputs is not None else float(np.trace(product, dtype=np.float64))
-    return Gram(side, product, len(used), energy, len(rows) - len(used), used.sum(0, dtype=np.float64))
+    energy = _energy(inputs) if inputs is not None else float(np.trace(product))
+    return Gram(side, product, len(used), energy, count - len(used), used.sum(0))
 
 
 def _energy(rows: Tensor) -> float:

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 BENCH := bench
 
-.PHONY: demo test test-devices test-slow test-browser coverage lint bench bench-models bench-small bench-onnx bench-edge bench-text bench-real bench-scale \
+.PHONY: demo test test-devices test-slow test-browser coverage lint bench bench-models bench-small bench-onnx bench-edge bench-text bench-real bench-scale bench-calm \
 	docs numbers fuzz clean
 
 demo: $(VENV)/.demo
@@ -91,6 +91,10 @@ bench-real: $(VENV)/.bench
 # A checkpoint of seven billion parameters in 4 GB of memory: 14 GB of disk for it, half as much for the result, an hour.
 bench-scale: $(VENV)/.demo
 	$(BIN)/python tools/bench_scale.py --weight 4096 --checkpoint $(BENCH)/llama-7b --output $(BENCH)/scale
+
+# Commands and stages on an idle machine and beside other work; BEFORE=checkout measures another version in turn.
+bench-calm: $(VENV)/.bench
+	$(BIN)/python tools/bench_calm.py $(if $(DATA),--data $(DATA)) $(if $(BEFORE),--before $(BEFORE)) --output $(BENCH)
 
 # ONNX in against torch in, for the same model.
 bench-onnx: $(VENV)/.demo

@@ -31,7 +31,12 @@ class Unrun:
         """
         raise UnsupportedModel(self.refusal)
 
-    run = outputs = reference = otherwise_rounded = watching = swapped = changed = trials = refuse
+    run = outputs = outputs_of = reference = otherwise_rounded = watching = swapped = changed = trials = refuse
+
+    @property
+    def jobs(self) -> int:
+        """One: there is nothing to run at once."""
+        return 1
 
     @property
     def output_kind(self) -> Any:

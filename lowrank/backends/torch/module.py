@@ -148,9 +148,13 @@ class ModuleBackend:
         return replace(self, signature=signature if signature.outputs else with_outputs(signature, self.module, feed))
 
     @cached_property
+    def _jobs(self) -> int:
+        return cores() if cores() > 1 and can_be_copied(self.module) else 1
+
+    @property
     def jobs(self) -> int:
         """A thread for each core, each with a replica of the module; one where it cannot be copied."""
-        return cores() if cores() > 1 and can_be_copied(self.module) else 1
+        return self._jobs
 
     def outputs(self, feed: Feed) -> Outputs:
         """One forward pass in evaluation mode."""

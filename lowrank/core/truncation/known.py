@@ -52,4 +52,5 @@ class _Same:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and other.held is self.held
 
-    __hash__ = None
+    def __hash__(self) -> int:
+        return id(self.held)

@@ -7,7 +7,13 @@ from pathlib import Path
 
 import psutil
 
+from lowrank.machine import cores
+
 CONTROL_GROUP = Path("/sys/fs/cgroup")
+
+
+BATCH_BYTES = 4096 * 16
+"""What a batch takes for each channel of the widest layer, roughly: its tokens, and four copies of each number."""
 
 
 def available_memory() -> int:
@@ -43,3 +49,12 @@ def _left_by_limits() -> list[int]:
             if soft != resource.RLIM_INFINITY:
                 limits.append(soft - used)
     return limits
+
+
+def batches_at_once(widest: int) -> int:
+    """How many batches can be run at once: one for each core, as far as there is memory for each.
+
+    Args:
+        widest: the largest number of channels of a layer, such as the vocabulary of a language model's head.
+    """
+    return max(1, min(cores(), available_memory() // (BATCH_BYTES * max(widest, 1))))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lowrank.backends.base import Outputs
 from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.memory import batches_at_once
 from lowrank.backends.ort_session import floating, run_session, start_session
 from lowrank.errors import ExportError, first_line
 from lowrank.parallel import threads
@@ -36,7 +37,8 @@ class FileModel:
 
     def outputs_of(self, feeds: Sequence[Feed]) -> Iterator[Outputs]:
         """All outputs for each of some batches, in their order; as many are run at once as there are cores."""
-        with threads() as pool:
+        sizes = (size for output in self._session.get_outputs() for size in output.shape if isinstance(size, int))
+        with threads(batches_at_once(max(sizes, default=1))) as pool:
             yield from pool.map(self.outputs, feeds)
 
     def run(self, feed: Feed) -> NDArray[Any]:

@@ -14,6 +14,7 @@ from lowrank.backends.inputs import Feed, Signature, spread
 from lowrank.backends.torch.inputs import in_float32
 from lowrank.backends.torch.joint_moments import ModulePair
 from lowrank.backends.torch.module import ModuleBackend
+from lowrank.backends.torch.replicas import jobs_for
 from lowrank.backends.torch.tensors import module_in_float32
 from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.truncation.directions import directions
@@ -57,7 +58,8 @@ def begin_with_the_discarded(
     records = {name: record for name, record in small.replaced.items() if record["kind"] == "linear"}
     weights = {w.name: w for w in dense.weights if w.name in records and _is_factored(module, w.layers[0].name)}
     rows = {n: np.array(records[n].get("rows", range(w.rows)), np.int64) for n, w in weights.items()}
-    pair = ModulePair(original, module, signature, spread(feeds, TOKENS), ())
+    jobs = min(map(jobs_for, (original, module)))
+    pair = ModulePair(original, module, signature, spread(feeds, TOKENS), (), jobs)
     for stage in pair.stages(list(weights.values())):
         for name, (joint, _) in pair.joint(stage, rows).items():
             wanted = dense.read(name)[rows[name]]

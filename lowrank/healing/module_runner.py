@@ -15,9 +15,8 @@ from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.torch.hooks import removed_after
 from lowrank.backends.torch.inputs import as_tensors, call, mask_of
 from lowrank.backends.torch.partial_forward import blocks_of, main_tensor
-from lowrank.backends.torch.replicas import Spares, can_be_copied, replica
+from lowrank.backends.torch.replicas import Spares, jobs_for, replica
 from lowrank.backends.torch.tensors import module_in_float32
-from lowrank.machine import cores
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +70,7 @@ class ModuleRunner:
     @cached_property
     def jobs(self) -> int:
         """How many threads may run a replica each."""
-        return cores() if self.device == "cpu" and can_be_copied(self.module) else 1
+        return jobs_for(self.module) if self.device == "cpu" else 1
 
     @cached_property
     def spares(self) -> Spares[ModuleRunner]:

@@ -19,9 +19,10 @@ from torch import nn
 import lowrank
 from lowrank.backends import open_model
 from lowrank.backends.base import signature_of
+from lowrank.backends.memory import batches_at_once
 from lowrank.backends.moment_sums import MomentSums, Observe, sum_moments
 from lowrank.backends.torch import ModuleBackend
-from lowrank.backends.torch.replicas import can_be_copied, replica
+from lowrank.backends.torch.replicas import can_be_copied, jobs_for, replica
 from lowrank.core.truncation.gram import Gram
 from lowrank.healing.training import Training
 
@@ -88,6 +89,19 @@ def test_a_replica_shares_numbers_and_nothing_else() -> None:
     assert all(a is b for a, b in zip(module.buffers(), other.buffers(), strict=True))
 
 
+def test_as_many_batches_at_once_as_there_is_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lowrank.backends.memory.cores", lambda: 16)
+    monkeypatch.setattr("lowrank.backends.memory.available_memory", lambda: 8 << 30)
+    heads = {1536: 16, 50_000: 2, 250_000: 1}
+    assert {width: batches_at_once(width) for width in heads} == heads
+    for width, jobs in heads.items():
+        # A table is looked up, and gives no row for each of its entries; a head that is tied to it does.
+        table, head = nn.Embedding(width, 8), nn.Linear(8, width, bias=False)
+        assert jobs_for(nn.Sequential(table, nn.Linear(8, 8))) == 16
+        head.weight = table.weight
+        assert jobs_for(nn.Sequential(table, head)) == jobs
+
+
 class Stream(nn.Module):
     """Holds what cannot be copied."""
 
@@ -100,7 +114,7 @@ class Stream(nn.Module):
 
 
 def test_what_cannot_be_copied_runs_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lowrank.backends.torch.module.cores", lambda: 3)
+    monkeypatch.setattr("lowrank.backends.memory.cores", lambda: 3)
     opened = open_model(nn.Sequential(nn.Linear(16, 16)).eval())
     assert isinstance(opened, ModuleBackend) and opened.jobs == 3
     module = Stream().eval()

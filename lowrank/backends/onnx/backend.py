@@ -18,6 +18,7 @@ from lowrank.backends.base import Change, Outputs, not_exported
 from lowrank.backends.beside import read_beside
 from lowrank.backends.finite import finite
 from lowrank.backends.inputs import Feed, Signature, in_batches_of
+from lowrank.backends.memory import batches_at_once
 from lowrank.backends.onnx.constants import constants_of, tensor_of
 from lowrank.backends.onnx.describe import Described, Use, describe
 from lowrank.backends.onnx.joint_moments import OnnxPair
@@ -35,7 +36,6 @@ from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.gram import Side
 from lowrank.core.weight import Skip, Weight
 from lowrank.errors import ExportError, NonFiniteWeight
-from lowrank.machine import cores
 from lowrank.parallel import threads
 
 
@@ -188,8 +188,9 @@ class OnnxBackend:
 
     @property
     def jobs(self) -> int:
-        """A thread for each core: they can all be in one session."""
-        return cores()
+        """A thread for each core, as far as there is memory for a batch in each: they can all be in one session."""
+        products = (weight for weight in self.weights if not weight.is_table or len(weight.layers) > 1)
+        return batches_at_once(max((max(weight.rows, weight.cols) for weight in products), default=1))
 
     def outputs_of(self, feeds: Sequence[Feed]) -> Iterator[Outputs]:
         """Forward passes in ONNX Runtime."""
@@ -317,7 +318,9 @@ class OnnxBackend:
             return None
         uses = self._described.uses
         fit, judge = self._whole(fit), self._whole(judge)
-        return OnnxPair(self.model, self.folder, uses, lambda factored: self.rewrite(factored).model, fit, judge)
+        return OnnxPair(
+            self.model, self.folder, uses, lambda factored: self.rewrite(factored).model, fit, judge, self.jobs
+        )
 
     def _whole(self, feeds: Sequence[Feed]) -> Sequence[Feed]:
         """Batches of as many samples as the graph takes at once, where that is fixed."""

@@ -33,6 +33,7 @@ class OnnxPair:
         rewritten: the graph with replacements in the places of weights.
         fit: batches for the moments that choose.
         judge: batches for those that judge.
+        jobs: how many batches are run at once.
     """
 
     def __init__(
@@ -43,9 +44,10 @@ class OnnxPair:
         rewritten: Callable[[Mapping[str, Replacement]], Any],
         fit: Sequence[Feed],
         judge: Sequence[Feed],
+        jobs: int = 1,
     ) -> None:
         self.dense, self.folder, self.uses, self.rewritten = dense, folder, uses, rewritten
-        self.feeds, self.fit_count = [*fit, *judge], len(fit)
+        self.feeds, self.fit_count, self.jobs = [*fit, *judge], len(fit), jobs
 
     def stages(self, weights: Sequence[Weight]) -> list[list[Weight]]:
         """Weights in the order of their nodes, those that read one value together; others than plain products not."""
@@ -73,7 +75,7 @@ class OnnxPair:
             return {name: _joint(rows, token_rows(y, mask), square) for name, y in outputs}
 
         sums: tuple[dict[str, Joint], dict[str, Joint]] = {}, {}
-        with threads() as pool:
+        with threads(self.jobs) as pool:
             for i, found in enumerate(pool.map(joint, self.feeds)):
                 own = sums[i >= self.fit_count]
                 own.update({name: own[name] + each if name in own else each for name, each in found.items()})

@@ -15,12 +15,11 @@ from lowrank.backends.moment_sums import Observe, sum_moments
 from lowrank.backends.torch.compared import compared_rows
 from lowrank.backends.torch.hooks import first_input
 from lowrank.backends.torch.inputs import call, compared_output, mask_of, token_rows
-from lowrank.backends.torch.replicas import Spares, can_be_copied, replica
+from lowrank.backends.torch.replicas import Spares, replica
 from lowrank.core.distance import OutputKind
 from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.weight import Weight
-from lowrank.machine import cores
 from lowrank.parallel import InTurn
 
 READ = " (read)"
@@ -30,7 +29,7 @@ CLIP = 10.0
 
 
 def output_curvature(
-    module: nn.Module, signature: Signature, weights: Sequence[Weight], feeds: Sequence[Feed]
+    module: nn.Module, signature: Signature, weights: Sequence[Weight], feeds: Sequence[Feed], jobs: int = 1
 ) -> dict[str, Matrix]:
     """`E[g g']` of the gradient of the output's own measure with respect to what each layer gives, rows x rows.
 
@@ -42,6 +41,13 @@ def output_curvature(
     Of a table whose head gives the logits, what the head reads is added, `E[h h']`. To second order a change D of the
     rows costs the head `sum_v p_v (D_v' h)^2` and the lookups `sum_v f_v (D_v' g)^2`; with entries that are predicted
     about as often as they are read, p = f, both are one metric.
+
+    Args:
+        module: whose parameters may have gradients or not.
+        signature: how it is fed.
+        weights: of which layers.
+        feeds: batches.
+        jobs: how many of them are run at once, on replicas of the module.
     """
     heads = {
         layer.name: weight.name
@@ -51,7 +57,6 @@ def output_curvature(
     }
     listened = {w.name: next((x for x in w.layers if x.kind == "lookup"), w.layers[0]).name for w in weights}
     read = {layer: f"{name}{READ}" for layer, name in heads.items()}
-    jobs = cores() if can_be_copied(module) else 1
     made: list[_Gradients] = []
 
     def hooked() -> _Gradients:

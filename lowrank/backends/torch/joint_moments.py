@@ -18,12 +18,10 @@ from lowrank.backends.torch.hooks import first_input, removed_after
 from lowrank.backends.torch.inputs import call, mask_of, token_rows
 from lowrank.backends.torch.layers import fill_
 from lowrank.backends.torch.partial_forward import Prefix
-from lowrank.backends.torch.replicas import can_be_copied
 from lowrank.core.linalg.eigen import Vector
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.refit import Joint, kept_outputs
 from lowrank.core.weight import Weight
-from lowrank.machine import cores
 from lowrank.nn import NarrowLinear
 from lowrank.parallel import threads
 
@@ -46,6 +44,7 @@ class ModulePair:
         signature: how both are fed.
         fit: batches for the moments that choose.
         judge: batches for those that judge.
+        jobs: how many batches are run at once, on replicas of the modules.
     """
 
     def __init__(
@@ -55,10 +54,11 @@ class ModulePair:
         signature: Signature,
         fit: Sequence[Feed],
         judge: Sequence[Feed],
+        jobs: int = 1,
     ) -> None:
         self.dense, self.small = dense, small
         self._signature, self._feeds = signature, [*fit, *judge]
-        self._jobs = cores() if can_be_copied(dense) and can_be_copied(small) else 1
+        self._jobs = jobs
         self._before = Prefix(dense, signature, self._feeds, self._jobs)
         self._after = Prefix(small, signature, self._feeds, self._jobs)
         # So many whatever the number of threads: what is summed in which order does not depend on that.

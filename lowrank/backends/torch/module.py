@@ -33,7 +33,7 @@ from lowrank.backends.torch.moments import Watch, watching
 from lowrank.backends.torch.parameters import numbers_of, swapped
 from lowrank.backends.torch.partial_forward import Prefix
 from lowrank.backends.torch.replace import replace_layers_
-from lowrank.backends.torch.replicas import Spares, can_be_copied, replica
+from lowrank.backends.torch.replicas import Spares, jobs_for, replica
 from lowrank.backends.torch.tensors import as_matrix, bytes_of, module_in_float32
 from lowrank.core.distance import OutputKind
 from lowrank.core.linalg.eigen import Matrix, Vector
@@ -41,7 +41,6 @@ from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.gram import Side
 from lowrank.core.weight import Coupling, Skip, Weight
 from lowrank.errors import NonFiniteWeight
-from lowrank.machine import cores
 from lowrank.parallel import threads
 
 
@@ -149,11 +148,11 @@ class ModuleBackend:
 
     @cached_property
     def _jobs(self) -> int:
-        return cores() if cores() > 1 and can_be_copied(self.module) else 1
+        return jobs_for(self.module)
 
     @property
     def jobs(self) -> int:
-        """A thread for each core, each with a replica of the module; one where it cannot be copied."""
+        """A thread for each core, each with a replica of the module, as far as there is memory for a batch in each."""
         return self._jobs
 
     def outputs(self, feed: Feed) -> Outputs:
@@ -251,13 +250,13 @@ class ModuleBackend:
         weights = [w for w in self.weights if w.name in names and (w.is_linear or w.is_table)]
         if not isinstance(self.signature, Signature) or self.rebuild["kind"] == "program":
             return {}
-        return output_curvature(self.module, self.signature, weights, feeds)
+        return output_curvature(self.module, self.signature, weights, feeds, self.jobs)
 
     def paired(self, small: ModuleBackend, fit: Sequence[Feed], judge: Sequence[Feed]) -> ModulePair | None:
         """This module beside a compressed one; None if they cannot be run."""
         if not isinstance(self.signature, Signature) or not fit:
             return None
-        return ModulePair(self.module, small.module, self.signature, fit, judge)
+        return ModulePair(self.module, small.module, self.signature, fit, judge, min(self.jobs, small.jobs))
 
     def reloaded(self, folder: Path) -> ModuleBackend:
         """The saved module as a user will load it, checked tensor for tensor; itself, if it takes code to build."""

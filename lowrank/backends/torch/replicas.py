@@ -10,6 +10,8 @@ from typing import Generic, TypeVar
 
 from torch import nn
 
+from lowrank.backends.memory import batches_at_once
+
 T = TypeVar("T")
 
 
@@ -27,6 +29,15 @@ def can_be_copied(module: nn.Module) -> bool:
     except Exception:
         return False
     return True
+
+
+def jobs_for(module: nn.Module) -> int:
+    """How many threads may run a module at once, each with a replica: one for each core, as far as there is memory for
+    a batch in each; one where it cannot be copied."""
+    layers = (layer for layer in module.modules() if not isinstance(layer, nn.Embedding))
+    matrices = (p for layer in layers for p in layer.parameters(recurse=False) if p.dim() > 1)
+    jobs = batches_at_once(max((max(matrix.shape) for matrix in matrices), default=1))
+    return jobs if jobs > 1 and can_be_copied(module) else 1
 
 
 class Spares(Generic[T]):

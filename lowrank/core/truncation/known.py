@@ -23,6 +23,10 @@ class KnownDirections:
         self._found: OrderedDict[str, tuple[tuple[object, ...], Directions]] = OrderedDict()
         self._lock = Lock()
 
+    def __reduce__(self) -> tuple[type[KnownDirections], tuple[()]]:
+        # Another process begins with none.
+        return KnownDirections, ()
+
     def of(
         self, name: str, matrix: Matrix, gram: Gram | None, curvature: Matrix | None, make: Callable[[], Directions]
     ) -> Directions:

@@ -36,6 +36,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, analysed: Path) -> Pat
     return tmp_path
 
 
+@pytest.mark.slow
 def test_several_tasks_make_the_generalisation_table(cli: Cli, here: Path) -> None:
     made = cli("compress", "--budget", "0.4", "--no-timing", "--task", "sts:pairs.tsv")
     assert made.code == 0, made.err

@@ -157,7 +157,14 @@ def test_an_interruption_of_a_judgement_changes_nothing(tmp_path: Path, judgemen
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-@pytest.mark.parametrize(("step", "judging", "total"), [(0.4, 0.2, 100.0), (3.0, 1.0, 200.0), (0.6, 5.0, 400.0)])
+@pytest.mark.parametrize(
+    ("step", "judging", "total"),
+    [
+        (3.0, 1.0, 200.0),
+        pytest.param(0.4, 0.2, 100.0, marks=pytest.mark.slow),
+        pytest.param(0.6, 5.0, 400.0, marks=pytest.mark.slow),
+    ],
+)
 def test_the_time_is_kept(monkeypatch: pytest.MonkeyPatch, step: float, judging: float, total: float) -> None:
     """Steps and judgements take the time that they take; blocks, trials and all end within a twentieth of it."""
     now = [0.0]

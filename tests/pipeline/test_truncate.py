@@ -232,6 +232,7 @@ def test_a_cut_is_judged_on_every_set(bert_run: Path, tmp_path: Path) -> None:
     assert f"same answers as the earlier result, {before.where}" in (tmp_path / "cut/report.html").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_refit_helps_and_lost_data_is_said(bert_run: Path, tmp_path: Path) -> None:
     refitted = lowrank.truncate(bert_run, 0.3, output=tmp_path / "a", latency=False)
     plain = lowrank.truncate(bert_run, 0.3, output=tmp_path / "b", latency=False, refit=False)

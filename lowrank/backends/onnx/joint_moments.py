@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank.backends.folds import JointFolds
 from lowrank.backends.inputs import MASK, Feed
 from lowrank.backends.onnx.describe import Use
 from lowrank.backends.onnx.moments import token_rows, watched
@@ -74,14 +75,12 @@ class OnnxPair:
             outputs = zip(given, before(feed, list(given.values())), strict=True)
             return {name: _joint(rows, token_rows(y, mask), square) for name, y in outputs}
 
-        sums: tuple[dict[str, Joint], dict[str, Joint]] = {}, {}
+        folds = JointFolds()
         with threads(self.jobs) as pool:
             for i, found in enumerate(pool.map(joint, self.feeds)):
-                own = sums[i >= self.fit_count]
-                own.update({name: own[name] + each if name in own else each for name, each in found.items()})
-        fit, judge = sums
-        # Without batches to judge by, those that choose judge too.
-        return {name: (each, judge.get(name, each)) for name, each in fit.items()}
+                for name, each in found.items():
+                    folds.add(name, each, judges=i >= self.fit_count)
+        return folds.both()
 
     def put(self, weight: Weight, replacement: Replacement) -> None:
         """Do nothing: the next stage rewrites the graph with all numbers found until then."""

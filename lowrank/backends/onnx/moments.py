@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.backends.inputs import MASK, Feed, Signature, in_batches_of
+from lowrank.backends.inputs import MASK, Feed, Signature, batch_size, in_batches_of
 from lowrank.backends.moment_sums import Observe
 from lowrank.backends.onnx.describe import Use
 from lowrank.backends.onnx.runtime import Runner
@@ -77,7 +77,7 @@ class MomentRunner:
 
     def _rows(self, feed: Feed) -> int:
         """How many samples a feed has that can be run apart."""
-        return len(next(iter(feed.values()))) if self.by_rows and self.size is None else 1
+        return batch_size(feed) if self.by_rows and self.size is None else 1
 
     def _whole(self, part: Feed) -> Iterator[Feed]:
         """Batches of as many samples as the graph takes at once, where that is fixed."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from functools import reduce
-from operator import add
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lowrank.backends.folds import JointFolds
 from lowrank.backends.inputs import Feed, Signature, elements
 from lowrank.backends.torch.hooks import first_input, removed_after
 from lowrank.backends.torch.inputs import call, mask_of, token_rows
@@ -117,8 +116,13 @@ class ModulePair:
                 if whole:
                     self._before.moved_to(at + 1)
             picks = {name: self._picks(name) for name in names}
-            found = list(pool.map(lambda part: part.joint(picks), self._parts))
-        return {w.name: _joined([part[path] for part in found]) for w, path in zip(stage, names, strict=True)}
+            folds = JointFolds()
+            for found in pool.map(lambda part: part.joint(picks), self._parts):
+                for name, joints in found.items():
+                    for fold, each in enumerate(joints):
+                        folds.add(name, each, judges=fold > 0)
+        both = folds.both()
+        return {w.name: both[w.layers[0].name] for w in stage}
 
     def _to_keep(self, at: int, stage: Sequence[Weight], outputs: Mapping[str, Rows]) -> tuple[dict[str, Rows], bool]:
         """The outputs of the dense layers that are kept until the next block, so that this one is run once; those of
@@ -228,10 +232,3 @@ def _joint(x: Array, y: Array, square: Array) -> Joint:
         float(np.einsum("ij,ij->", y, y, dtype=np.float64)),
         len(x),
     )
-
-
-def _joined(parts: Sequence[Folded]) -> tuple[Joint, Joint]:
-    """The sums over all parts in their order; without batches to judge by, those that choose judge too."""
-    fit = reduce(add, (part[0] for part in parts))
-    judge = [part[1] for part in parts if len(part) > 1]
-    return fit, reduce(add, judge) if judge else fit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.moment_sums import Observe, sum_moments
 from lowrank.backends.torch.compared import compared_rows
-from lowrank.backends.torch.hooks import first_input
+from lowrank.backends.torch.hooks import first_input, removed_after
 from lowrank.backends.torch.inputs import call, compared_output, mask_of, token_rows
 from lowrank.backends.torch.replicas import Spares, replica
 from lowrank.core.distance import OutputKind
@@ -57,17 +57,18 @@ def output_curvature(
     }
     listened = {w.name: next((x for x in w.layers if x.kind == "lookup"), w.layers[0]).name for w in weights}
     read = {layer: f"{name}{READ}" for layer, name in heads.items()}
-    made: list[_Gradients] = []
-
-    def hooked() -> _Gradients:
-        made.append(_Gradients(replica(module) if jobs > 1 else module, listened, read))
-        return made[-1]
-
-    spares = Spares(hooked)
     zeros = {weight.name: _zeros(weight.rows) for weight in weights}
     zeros |= {read[layer]: _zeros(zeros[name].moment.shape[0]) for layer, name in heads.items()}
 
     generator, turns = torch.Generator().manual_seed(0), InTurn()
+    hooks = ExitStack()
+
+    def hooked() -> _Gradients:
+        gradients = _Gradients(replica(module) if jobs > 1 else module, listened, read)
+        hooks.enter_context(removed_after(gradients.handles))
+        return gradients
+
+    spares = Spares(hooked)
 
     def watch(numbered: tuple[int, Feed], observe: Observe) -> None:
         number, feed = numbered
@@ -83,12 +84,11 @@ def output_curvature(
     try:
         for parameter in wanted:
             parameter.requires_grad_(False)
-        grams = sum_moments(zeros, enumerate(feeds), watch, jobs)
+        with hooks:
+            grams = sum_moments(zeros, enumerate(feeds), watch, jobs)
     finally:
         for parameter in wanted:
             parameter.requires_grad_(True)
-        for handle in (handle for gradients in made for handle in gradients.handles):
-            handle.remove()
     means = {name: gram.moment / gram.tokens for name, gram in grams.items() if gram.tokens}
     # A table whose lookups do not reach the output has no metric of its own.
     return {

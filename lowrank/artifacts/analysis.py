@@ -11,6 +11,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank.artifacts.directions import DIRECTIONS_FOLDER, StoredDirections
 from lowrank.artifacts.files import linked, read_json, read_tensors, staged, write_json, write_tensors
 from lowrank.artifacts.grams import GRAMS_FOLDER, StoredGrams, facts_of, gram_of, triangle_of
 from lowrank.artifacts.journal import Codec, Piece
@@ -26,7 +27,7 @@ from lowrank.errors import ArtifactError
 
 ANALYSIS_FILE = "analysis.json"
 TENSOR_FILE = "analysis.safetensors"
-ANALYSIS_FILES = (ANALYSIS_FILE, TENSOR_FILE, GRAMS_FOLDER)
+ANALYSIS_FILES = (ANALYSIS_FILE, TENSOR_FILE, GRAMS_FOLDER, DIRECTIONS_FOLDER)
 STORED = "files"
 """What `grams` holds in analysis.json where they are files of their own; no weight is called so without a dot."""
 ENERGIES = (0.90, 0.95, 0.99)
@@ -52,16 +53,19 @@ def save_analysis(analysis: Analysis, folder: Path) -> None:
         packed, grams = _pack_grams(analysis.grams)
         tensors |= packed
     contexts = [asdict(context) for context in analysis.contexts]
+    directions = dict(analysis.leading.files) if isinstance(analysis.leading, StoredDirections) else {}
     with staged(folder, owned=ANALYSIS_FILES) as stage:
         if isinstance(analysis.grams, StoredGrams):
             # Linked: they are as large as the model, and stay where they are until all is in place.
             shutil.copytree(analysis.grams.folder, stage / GRAMS_FOLDER, copy_function=linked)
+        if isinstance(analysis.leading, StoredDirections) and analysis.leading.folder.exists():
+            shutil.copytree(analysis.leading.folder, stage / DIRECTIONS_FOLDER, copy_function=linked)
         write_tensors(stage / TENSOR_FILE, tensors, {"analysis": analysis.fingerprint})
         write_json(
             stage / ANALYSIS_FILE,
             "analysis",
             # "bonds" is what files call couplings since version 0.1.0.
-            {**figures(analysis), "bonds": couplings, "contexts": contexts, "grams": grams},
+            {**figures(analysis), "bonds": couplings, "contexts": contexts, "grams": grams, "directions": directions},
         )
 
 
@@ -118,11 +122,13 @@ def _pack_couplings(records: Sequence[CouplingAnalysis]) -> tuple[dict[str, NDAr
 
 
 def read_in(folder: Path, analysis: Analysis) -> Analysis:
-    """An analysis that was saved to a folder, with the moments that it keeps on disk read from there."""
-    grams = analysis.grams
-    if not isinstance(grams, StoredGrams):
-        return analysis
-    return replace(analysis, grams=StoredGrams(folder / GRAMS_FOLDER, grams.files))
+    """An analysis that was saved to a folder, with the moments and directions that it keeps on disk read from there."""
+    grams, leading = analysis.grams, analysis.leading
+    if isinstance(grams, StoredGrams):
+        grams = StoredGrams(folder / GRAMS_FOLDER, grams.files)
+    if isinstance(leading, StoredDirections):
+        leading = StoredDirections(folder / DIRECTIONS_FOLDER, leading.files)
+    return replace(analysis, grams=grams, leading=leading)
 
 
 def figures(analysis: Analysis, spectra: bool = False) -> dict[str, Any]:
@@ -202,6 +208,7 @@ def load_analysis(folder: Path) -> Analysis:
             grams = StoredGrams(folder / GRAMS_FOLDER, _read_files(content["grams"][STORED]))
         else:
             grams = _unpack_grams((tensors, content["grams"]))
+        directions = _read_files(content.get("directions", {}))
         weights = tuple(_unpack_record((tensors, entry)) for entry in content["weights"])
         if not weights or len({r.weight.name for r in weights}) < len(weights):
             raise ValueError("its weights are missing or named twice")
@@ -217,6 +224,7 @@ def load_analysis(folder: Path) -> Analysis:
             contexts=tuple(_read_context(entry, weights) for entry in content["contexts"]),
             forecast=_read_forecast(content.get("forecast", ())),
             grams=grams,
+            leading=StoredDirections(folder / DIRECTIONS_FOLDER, directions) if directions else {},
             curvatures={n.removesuffix(":curvature"): t for n, t in tensors.items() if n.endswith(":curvature")},
             source=content["source"],
             settings=content["settings"],
@@ -234,7 +242,7 @@ def load_analysis(folder: Path) -> Analysis:
 def _read_files(files: Any) -> dict[str, str]:
     by_name = {str(name): str(file) for name, file in dict(files).items()}
     if not all(Path(file).name == file and named_in(Path(), file) for file in by_name.values()):
-        raise ValueError("a file of Grams lies outside of its folder")
+        raise ValueError("a file that it names lies outside of its folder")
     return by_name
 
 

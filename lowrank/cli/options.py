@@ -295,6 +295,7 @@ class ExecutionOptions:
     memory: Annotated[int | None, Option("SIZE", "Memory limit, such as 4GB.", LARGE, parse=memory_of)] = None
     stream: Annotated[bool | None, Option("", "Read weight by weight.", LARGE)] = None
     scheduler: Annotated[str | None, Option("URL", "Use the workers of a Dask cluster.", LARGE)] = None
+    no_directions: Annotated[bool, Option("", "Less disk, but decompose twice.", LARGE)] = False
     resume: Annotated[bool, Option("", "Go on with an interrupted run.", LARGE)] = False
     dry_run: Annotated[bool, Option("", "Say how long and how much, and stop.", LARGE)] = False
 
@@ -306,4 +307,5 @@ class ExecutionOptions:
             raise typer.BadParameter("--scheduler streams: leave --no-stream out")
         options = asdict(self)
         del options["dry_run"]
+        options["keep_directions"] = not options.pop("no_directions")
         return Execution(**options)

@@ -167,6 +167,8 @@ class Analysis:
     """By weight name; weights that share an input share the object."""
     curvatures: Mapping[str, Matrix] = field(default_factory=dict[str, Matrix])
     """Of the model's output with respect to that of a weight, for the weights whose truncation it was found to help."""
+    leading: Mapping[str, Matrix] = field(default_factory=dict[str, Matrix])
+    """Leading singular vectors of a weight's smaller side, as columns, where they were kept: see `truncated`."""
     source: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Where the model is, and the fingerprint of what was read."""
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -264,7 +266,7 @@ class Analysis:
         """The best factors of a rank that are known for one weight: for its data, or in the plain metric."""
         if name in self.grams or matrix.ndim == 3:
             return self.directions(name, matrix).truncate(matrix, rank)
-        return plain_truncation(matrix, rank, name)
+        return plain_truncation(matrix, rank, name, self.leading.get(name))
 
     def _directions_with_curvature(self, name: str, matrix: Matrix, curvature: Matrix) -> Directions:
         ridge, fit = ridge_of(self[name].weight), self.grams[name].fit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lowrank.core.analysis import Folds, WeightAnalysis, ridge_of
-from lowrank.core.linalg.eigen import Matrix, singular_values
+from lowrank.core.linalg.eigen import Matrix, Vector, singular_values
 from lowrank.core.rounding.cost import rounding_errors
 from lowrank.core.structures import structures
 from lowrank.core.truncation.directions import measure
@@ -11,7 +11,13 @@ from lowrank.core.truncation.spectrum import Spectrum
 from lowrank.core.weight import Weight
 
 
-def analyze_weight(weight: Weight, matrix: Matrix, folds: Folds | None = None, rounded: bool = True) -> WeightAnalysis:
+def analyze_weight(
+    weight: Weight,
+    matrix: Matrix,
+    folds: Folds | None = None,
+    rounded: bool = True,
+    values: Vector | None = None,
+) -> WeightAnalysis:
     """Spectra of one weight, and its held-out error curve when there are Grams.
 
     Args:
@@ -19,6 +25,7 @@ def analyze_weight(weight: Weight, matrix: Matrix, folds: Folds | None = None, r
         matrix: rows x cols (or a stack of them), float64, finite.
         folds: Grams of its layer's data; None, or with nothing but zeros in them, leaves the plain metric alone.
         rounded: find what storing it in fewer bits would lose, too, which a budget of bytes asks for.
+        values: its singular values, if they are known and there are no Grams.
 
     Raises:
         DecompositionError: if no solver converges.
@@ -29,7 +36,7 @@ def analyze_weight(weight: Weight, matrix: Matrix, folds: Folds | None = None, r
     fit, judge = (None, None) if folds is None else (folds.fit, folds.judge)
     lost = rounding_errors(weight, matrix, fit, judge) if rounded else {}
     if folds is None:
-        plain = Spectrum(singular_values(matrix, name=weight.name))
+        plain = Spectrum(singular_values(matrix, name=weight.name) if values is None else values)
         return WeightAnalysis(weight, plain, curves=curves, rounding=lost)
     figures = measure(matrix, folds.fit, folds.judge, ridge=ridge_of(weight), name=weight.name)
     return WeightAnalysis(

@@ -9,8 +9,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar, Unpack
 
-from lowrank.artifacts import hash_json, save_analysis
+from lowrank.artifacts import hash_json, make_folder, save_analysis
 from lowrank.artifacts.analysis import COUPLINGS, GRAMS, RECORD, read_in
+from lowrank.artifacts.directions import DIRECTIONS_FOLDER, StoredDirections, directions_file, store_directions
 from lowrank.artifacts.grams import StoredGrams
 from lowrank.artifacts.journal import NOWHERE, Journal, Journaled, close_journal, open_journal
 from lowrank.artifacts.lock import holding
@@ -20,12 +21,13 @@ from lowrank.calibrate.interactions import measure_contexts
 from lowrank.calibrate.sensitivity import measure_sensitivity
 from lowrank.core.analysis import Analysis, CouplingAnalysis, Folds, Numbers, WeightAnalysis
 from lowrank.core.linalg.drivers import Fallback, watched_solvers
+from lowrank.core.linalg.eigen import singular_vectors
 from lowrank.core.listing import listed
 from lowrank.core.structures import structures
 from lowrank.core.weight import Coupling, Weight
 from lowrank.core.weight_analysis import analyze_weight
 from lowrank.parallel import Pool, one_thread_each, processes, threads
-from lowrank.pipeline.estimate import check_room, estimate
+from lowrank.pipeline.estimate import check_room, estimate, keeps_directions
 from lowrank.pipeline.forecasting import with_forecast
 from lowrank.pipeline.run.layout import PAGE_FILE
 from lowrank.pipeline.run.page import with_analysis_page
@@ -145,12 +147,18 @@ def _computed(session: Session, weights: Sequence[Weight]) -> tuple[Analysis, Ma
                 # Several processes must all come here, or none.
                 keeper = journal if processes()[1] == 1 else NOWHERE
                 grams = keeper.kept("grams", GRAMS, lambda: collect_grams(calibration, weights, track, coupled))
+    folder = None
+    if journal.folder is not None and keeps_directions(backend, session.execution):
+        folder = make_folder(journal.folder / DIRECTIONS_FOLDER)
     with clock.stage("analyze"), session.execution.pool(weights, bool(grams)) as pool:
         analysis = Analysis(
-            weights=analyze_weights(backend, weights, grams, track, pool, journal),
+            weights=analyze_weights(backend, weights, grams, track, pool, journal, folder),
             couplings=analyze_couplings(backend, couplings, grams, track, pool, journal),
             grams=informing(grams),
         )
+    if folder is not None:
+        files = {weight.name: directions_file(weight) for weight in weights if weight.stack == 1}
+        analysis = replace(analysis, leading=StoredDirections(folder, files))
     if calibration is not None and not is_streamed(backend):
         with clock.stage("sensitivity"):
             analysis = measure_sensitivity(calibration, analysis, track, journal)
@@ -169,10 +177,16 @@ class _WeightJob:
     numbers: Numbers
     grams: Mapping[str, Folds]
     rounded: bool
+    directions: Path | None = None
+    """A folder for the leading directions of what is decomposed in the plain metric; None if they are not kept."""
 
     def __call__(self, weight: Weight) -> WeightAnalysis:
-        matrix = self.numbers.read(weight.name)
-        return analyze_weight(weight, matrix, self.grams.get(weight.name), self.rounded)
+        matrix, folds = self.numbers.read(weight.name), self.grams.get(weight.name)
+        values = None
+        if self.directions is not None and folds is None and weight.stack == 1:
+            values, basis = singular_vectors(matrix, name=weight.name)
+            store_directions(self.directions, weight, basis)
+        return analyze_weight(weight, matrix, folds, self.rounded, values)
 
 
 def analyze_weights(
@@ -182,6 +196,7 @@ def analyze_weights(
     track: Track = silent,
     pool: Pool | None = None,
     journal: Journal = NOWHERE,
+    directions: Path | None = None,
 ) -> tuple[WeightAnalysis, ...]:
     """The spectra and error curves of all weights.
 
@@ -192,9 +207,10 @@ def analyze_weights(
         track: shows progress.
         pool: where they are computed; by default a thread for each core.
         journal: has the results of an earlier run, and keeps those of this one.
+        directions: a folder for leading directions; None if they are not kept.
     """
     # What is streamed has no graph whose bytes would be counted.
-    job = Journaled(_WeightJob(backend, grams, not is_streamed(backend)), journal, _name, RECORD)
+    job = Journaled(_WeightJob(backend, grams, not is_streamed(backend), directions), journal, _name, RECORD)
     return tuple(_mapped(job, weights, pool, track, "analyzing"))
 
 

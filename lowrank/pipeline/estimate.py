@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lowrank.artifacts import load_analysis
+from lowrank.artifacts.directions import directions_bytes
 from lowrank.backends import IN_MEMORY, Backend, Opening, is_streamed, open_model
 from lowrank.backends.memory import used_memory
 from lowrank.core.cost import item_bytes
@@ -40,8 +41,8 @@ def check_room(needed: Estimate, run: Path) -> None:
     """
     if needed.disk > needed.disk_free:
         raise ResourceError(
-            f"{run} needs about {needed.disk / 1e9:.1f} GB, and its disk has {needed.disk_free / 1e9:.1f} GB left; "
-            "make room, or choose another folder with -o"
+            f"{run} needs about {_gigabytes(needed.disk)}, and its disk has {_gigabytes(needed.disk_free)} left; "
+            f"make room, or choose another folder with -o{_or_without(needed.directions)}"
         )
     if needed.streamed and needed.memory > needed.memory_left + used_memory():
         raise ResourceError(
@@ -106,6 +107,9 @@ def estimate(
     if not isinstance(backend.signature, str):
         # Moments of two folds, as lower triangles.
         written += sum(min(weight.shape) ** 2 * weight.stack * 8 for weight in weights)
+    kept = keeps_directions(backend, execution)
+    directions = sum(directions_bytes(weight) for weight in weights if weight.stack == 1) if kept else 0
+    written += directions
     if keep is not None:
         compressed = backend.nbytes - (1 - keep) * targeted
         # A model that is run is written as a graph in float32, too.
@@ -121,10 +125,24 @@ def estimate(
         memory=used_memory() + (jobs * largest if streamed else max(IN_MEMORY * backend.params, jobs * largest)),
         memory_left=execution.left(),
         disk=int(written),
+        directions=directions,
         disk_free=shutil.disk_usage(_existing(run)).free,
-        analyze_seconds=float(widths * unit * (VALUES * cubes + PRODUCT * products) / jobs),
-        compress_seconds=float(widths * unit * (cubes + 2 * PRODUCT * products) / jobs),
+        analyze_seconds=float(widths * unit * ((1 if kept else VALUES) * cubes + PRODUCT * products) / jobs),
+        compress_seconds=float(widths * unit * ((0 if kept else cubes) + 3 * PRODUCT * products) / jobs),
     )
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"
+
+
+def _or_without(directions: int) -> str:
+    return f"; --no-directions spares {_gigabytes(directions)} and takes longer" if directions else ""
+
+
+def keeps_directions(backend: Backend, execution: Execution) -> bool:
+    """Whether an analysis keeps leading directions for the compression; see `Execution.keep_directions`."""
+    return execution.keep_directions and is_streamed(backend) and isinstance(backend.signature, str)
 
 
 def _existing(path: Path) -> Path:

@@ -25,6 +25,9 @@ class Execution:
     """Whether to stream; None for where it is needed."""
     scheduler: str | None = None
     """Of a Dask cluster; None for threads of this process. Models are streamed, as workers read them themselves."""
+    keep_directions: bool = True
+    """Whether the analysis of a streamed model without data keeps what truncation needs, so that no weight is
+    decomposed twice. It takes disk: see `directions_bytes`."""
     resume: bool = False
     """Go on with what an earlier run left unfinished."""
 

@@ -123,8 +123,8 @@ def compress_streamed(session: Session, plan: Plan, run: Path) -> Report:
 
 def _alone(name: str, analysis: Analysis) -> Analysis:
     """What is known of one weight."""
-    # Moments stay on disk until they are asked for, on whatever machine that is.
-    return Analysis((analysis[name],), grams=analysis.grams)
+    # Moments and directions stay on disk until they are asked for, on whatever machine that is.
+    return Analysis((analysis[name],), grams=analysis.grams, leading=analysis.leading)
 
 
 def _rest(backend: CheckpointBackend, factored: set[str]) -> list[list[str]]:

@@ -21,6 +21,8 @@ class Estimate(Part):
     """Bytes that may be taken."""
     disk: int
     """Bytes that are written."""
+    directions: int
+    """Bytes among those: of what the analysis keeps for the compression."""
     disk_free: int
     analyze_seconds: float
     compress_seconds: float

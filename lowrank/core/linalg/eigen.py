@@ -125,7 +125,19 @@ def singular_values(weight: Matrix, *, name: str = "matrix") -> Vector:
 
 
 def _squares(unit: Matrix, name: str) -> Vector:
-    return moment_values(unit if unit.shape[0] <= unit.shape[1] else unit.T, name=name)
+    return moment_values(wide(unit), name=name)
+
+
+def singular_vectors(weight: Matrix, *, name: str = "matrix") -> tuple[Vector, Matrix]:
+    """`singular_values`, and the singular vectors of the smaller side as columns, in the same order."""
+    scale = magnitude(weight)
+    squares, vectors = moment_vectors(wide(weight / weight.dtype.type(scale)), name=name)
+    return scale * np.sqrt(squares.astype(np.float64)), vectors
+
+
+def wide(matrix: Matrix) -> Matrix:
+    """A matrix, or the transpose of a tall one."""
+    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
 
 
 SPREAD = 1e3

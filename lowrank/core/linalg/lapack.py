@@ -65,6 +65,42 @@ def syevd(symmetric: NDArray[Any], vectors: bool) -> tuple[NDArray[Any], NDArray
     return values, matrix.T if vectors else None
 
 
+def geqp3(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The triangle and the order of a QR decomposition of `rows'` with column pivoting: `rows[order]' = Q triangle`.
+
+    The row with the largest remainder comes next (Businger and Golub 1965). `Q` is not formed.
+
+    Args:
+        rows: n x r, float64 or float32.
+
+    Returns:
+        min(r, n) x n, and n indices.
+
+    Example:
+        >>> triangle, order = geqp3(np.array([[1.0], [2.0]]))
+        >>> np.abs(triangle).tolist(), order.tolist()
+        ([[2.0, 1.0]], [1, 0])
+    """
+    count, rank = rows.shape
+    # Row by row in C is column by column in Fortran, so this is the transpose already.
+    matrix = np.array(rows, order="C")
+    order, scales = np.zeros(count, np.intc), np.empty(min(rows.shape), matrix.dtype)
+    work = np.empty(2 * count + (count + 1) * BLOCK, matrix.dtype)
+    routine = _routine("sgeqp3" if matrix.dtype == np.float32 else "dgeqp3", 9)
+    routine(
+        _count(rank),
+        _count(count),
+        _of(matrix),
+        _count(max(rank, 1)),
+        _of(order),
+        _of(scales),
+        _of(work),
+        _count(len(work)),
+        ctypes.byref(ctypes.c_int(0)),
+    )
+    return np.triu(matrix.T[: min(rows.shape)]), order.astype(np.int64) - 1
+
+
 def _count(number: int) -> Any:
     return ctypes.byref(ctypes.c_int(number))
 

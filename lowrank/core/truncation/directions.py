@@ -15,6 +15,7 @@ from lowrank.core.linalg.eigen import (
     magnitude,
     moment_vectors,
     tail_shares,
+    wide,
 )
 from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.gram import Gram
@@ -125,7 +126,7 @@ def thin_directions(
     return Directions(basis @ vectors, _scaled(energies, scale))
 
 
-def plain_truncation(weight: Matrix, rank: int, name: str = "matrix") -> Factors:
+def plain_truncation(weight: Matrix, rank: int, name: str = "matrix", leading: Matrix | None = None) -> Factors:
     """The best factors of a rank in the plain metric (Eckart and Young 1936), with one eigenproblem and no QR.
 
     Of a wide matrix `U_r (U_r' W)`, of a tall one `(W V_r) V_r'`, with leading singular vectors of the smaller side.
@@ -134,6 +135,8 @@ def plain_truncation(weight: Matrix, rank: int, name: str = "matrix") -> Factors
         weight: rows x cols, in float64 or float32, which the factors then have, too.
         rank: of the factors.
         name: the weight's name, for errors.
+        leading: those singular vectors of the smaller side that are known, as columns; with as many as the rank there
+            is no eigenproblem.
 
     Example:
         >>> plain_truncation(np.diag([3.0, 2.0, 1.0]), 2).product().diagonal().tolist()
@@ -141,11 +144,12 @@ def plain_truncation(weight: Matrix, rank: int, name: str = "matrix") -> Factors
     """
     scale = magnitude(weight)
     unit = weight / weight.dtype.type(scale)
+    if leading is None or leading.shape[1] < rank:
+        leading = moment_vectors(wide(unit), name=name)[1]
+    basis = leading[:, :rank].astype(weight.dtype)
     if weight.shape[0] <= weight.shape[1]:
-        left = moment_vectors(unit, name=name)[1][:, :rank].astype(weight.dtype)
-        return Factors(left, left.T @ unit).balanced(scale)
-    right = moment_vectors(unit.T, name=name)[1][:, :rank].astype(weight.dtype)
-    return Factors(unit @ right, right.T).balanced(scale)
+        return Factors(basis, basis.T @ unit).balanced(scale)
+    return Factors(unit @ basis, basis.T).balanced(scale)
 
 
 def _scaled(energies: Vector, scale: float) -> Vector:

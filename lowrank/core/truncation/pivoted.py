@@ -11,6 +11,7 @@ import scipy.linalg  # pyright: ignore[reportMissingTypeStubs]
 from numpy.typing import NDArray
 
 from lowrank.core.linalg.eigen import Matrix
+from lowrank.core.linalg.lapack import geqp3
 from lowrank.core.truncation.factors import Factors
 from lowrank.core.weight import Weight
 
@@ -113,8 +114,7 @@ def chosen_rows(
     free = np.ones(rows, bool) if allowed is None else allowed.copy()
     if heads == 1 and forced is None:
         where = np.flatnonzero(free)
-        _, _, order = _lapack.qr(basis[where].T, mode="economic", pivoting=True, check_finite=False)
-        return where[order[:rank]]
+        return where[geqp3(basis[where])[1][:rank]]
     head: NDArray[np.int64] = np.arange(rows, dtype=np.int64) * heads // rows
     left = np.full(heads, rank // heads)
     waiting = np.zeros(rows, bool) if forced is None else forced & free
@@ -169,7 +169,7 @@ def pivot(factors: Factors) -> Pivoted:
     # In the precision of the factors, which is float32 for weights that are stored in 16 bits.
     left, dtype = factors.left, factors.left.dtype
     rank = factors.rank
-    _, triangle, order = _lapack.qr(left.T, mode="economic", pivoting=True, check_finite=False)
+    triangle, order = geqp3(left)
     # left'[:, order] = Q [R1 R2]: the rows that are left out are R2' inv(R1') times those that are kept.
     diagonal = np.abs(np.diag(triangle))
     least = DEPENDENT if dtype == np.float64 else float(np.finfo(dtype).eps) * rank
@@ -180,4 +180,4 @@ def pivot(factors: Factors) -> Pivoted:
             triangle[:sound, :sound], triangle[:sound, rank:], check_finite=False
         ).T
     pivots = left[order[:rank]] @ factors.right
-    return Pivoted(others, pivots, np.argsort(order).astype(np.int64))
+    return Pivoted(others, pivots, np.argsort(order))

@@ -20,9 +20,10 @@ from lowrank.healing.optimizer import START, Diverged, Optimizer, descend, rates
 
 BLOCKS, TRIAL = 0.1, 0.05
 """Shares of the work: of all blocks together, and of one trial of a learning rate."""
-RAISED = 4
-"""Times the best rate of the trials, in the main phase. The best rate of a short training is too low for a long one:
-what a high one gains shows only once it has come down again. Where no trial gains anything it stays as it is."""
+RAISED, HIGHEST = 4, 0.008
+"""Times the best rate of the trials, in the main phase, and up to which rate. The best rate of a short training is too
+low for a long one: what a high one gains shows only once it has come down again. Beyond that rate more is lost than
+gained, unless the trials themselves found it better. Where no trial gains anything it stays as it is."""
 FAR = 3
 """At so many times the loss of before healing the main phase begins again, at a rate that is `RAISED` times lower: a
 weight that is applied at many depths moves the output many times."""
@@ -183,7 +184,8 @@ class Healing:
         """Of the main phase, from what the trials came to."""
         progress = self.progress
         rate = min(progress.tried, key=lambda rate: progress.tried[rate])
-        return float(rate) * (RAISED if progress.tried[rate] < progress.before else 1)
+        best = float(rate)
+        return max(best, min(RAISED * best, HIGHEST)) if progress.tried[rate] < progress.before else best
 
     def _begin(self, rate: float) -> None:
         """Begin the main phase with what is best."""

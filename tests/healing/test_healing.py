@@ -280,13 +280,15 @@ def test_rates_that_all_break_are_named() -> None:
 
 def test_a_rate_that_is_far_too_high_is_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lowrank.healing.phases.RAISED", 300)
+    monkeypatch.setattr("lowrank.healing.phases.HIGHEST", 3.0)
     made, _ = healing("bert", steps=60)
     result = finished(made).healed()
     assert result.kept and result.rate is not None and result.rate < 0.1
     assert max(loss for _, loss in result.curve) > 3 * result.before
 
 
-def test_a_raised_rate_that_breaks_is_lowered_too() -> None:
+def test_a_raised_rate_that_breaks_is_lowered_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lowrank.healing.phases.HIGHEST", 1.0)
     made, _ = healing("bert", steps=60)
     backward, rates = made.task.backward, set[float]()
 

@@ -53,7 +53,6 @@ def save_analysis(analysis: Analysis, folder: Path) -> None:
         packed, grams = _pack_grams(analysis.grams)
         tensors |= packed
     contexts = [asdict(context) for context in analysis.contexts]
-    directions = dict(analysis.leading.files) if isinstance(analysis.leading, StoredDirections) else {}
     with staged(folder, owned=ANALYSIS_FILES) as stage:
         if isinstance(analysis.grams, StoredGrams):
             # Linked: they are as large as the model, and stay where they are until all is in place.
@@ -65,7 +64,7 @@ def save_analysis(analysis: Analysis, folder: Path) -> None:
             stage / ANALYSIS_FILE,
             "analysis",
             # "bonds" is what files call couplings since version 0.1.0.
-            {**figures(analysis), "bonds": couplings, "contexts": contexts, "grams": grams, "directions": directions},
+            {**figures(analysis), "bonds": couplings, "contexts": contexts, "grams": grams},
         )
 
 
@@ -127,7 +126,7 @@ def read_in(folder: Path, analysis: Analysis) -> Analysis:
     if isinstance(grams, StoredGrams):
         grams = StoredGrams(folder / GRAMS_FOLDER, grams.files)
     if isinstance(leading, StoredDirections):
-        leading = StoredDirections(folder / DIRECTIONS_FOLDER, leading.files)
+        leading = replace(leading, folder=folder / DIRECTIONS_FOLDER)
     return replace(analysis, grams=grams, leading=leading)
 
 
@@ -208,7 +207,6 @@ def load_analysis(folder: Path) -> Analysis:
             grams = StoredGrams(folder / GRAMS_FOLDER, _read_files(content["grams"][STORED]))
         else:
             grams = _unpack_grams((tensors, content["grams"]))
-        directions = _read_files(content.get("directions", {}))
         weights = tuple(_unpack_record((tensors, entry)) for entry in content["weights"])
         if not weights or len({r.weight.name for r in weights}) < len(weights):
             raise ValueError("its weights are missing or named twice")
@@ -224,7 +222,7 @@ def load_analysis(folder: Path) -> Analysis:
             contexts=tuple(_read_context(entry, weights) for entry in content["contexts"]),
             forecast=_read_forecast(content.get("forecast", ())),
             grams=grams,
-            leading=StoredDirections(folder / DIRECTIONS_FOLDER, directions) if directions else {},
+            leading=StoredDirections(folder / DIRECTIONS_FOLDER, str(content["source"].get("fingerprint"))),
             curvatures={n.removesuffix(":curvature"): t for n, t in tensors.items() if n.endswith(":curvature")},
             source=content["source"],
             settings=content["settings"],
@@ -242,7 +240,7 @@ def load_analysis(folder: Path) -> Analysis:
 def _read_files(files: Any) -> dict[str, str]:
     by_name = {str(name): str(file) for name, file in dict(files).items()}
     if not all(Path(file).name == file and named_in(Path(), file) for file in by_name.values()):
-        raise ValueError("a file that it names lies outside of its folder")
+        raise ValueError("a file of Grams lies outside of its folder")
     return by_name
 
 

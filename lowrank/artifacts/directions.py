@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,66 +18,61 @@ DIRECTIONS_FOLDER = "directions"
 """The folder of files with directions, beside a run's analysis."""
 SHARE = 2
 """One direction in so many is kept, the leading ones: more are hardly ever asked for."""
+TENSOR = "directions"
 
 
-@dataclass(frozen=True, eq=False)
-class StoredDirections(Mapping[str, Matrix]):
-    """Leading directions by weight name, as columns in float32. Files may be removed: what they held is not known then.
+@dataclass(frozen=True, slots=True)
+class StoredDirections:
+    """A folder of files with the leading directions of a model's weights.
 
-    It can be sent to a process that sees the folder.
+    Any of the files may be missing, or the folder: what they would hold is not known then. It can be sent to a process
+    that sees the folder.
     """
 
     folder: Path
-    files: Mapping[str, str]
-    """The file of each weight."""
+    model: str
+    """The fingerprint of the model; directions of another one are not known, either."""
 
-    def __getitem__(self, name: str) -> Matrix:
-        path = self.folder / self.files[name]
+    def get(self, name: str) -> Matrix | None:
+        """Those of a weight as columns in float32; None if they are not known.
+
+        Raises:
+            ArtifactError: if their file is damaged.
+        """
+        path = self._path(name)
         if not path.exists():
-            raise KeyError(name)
+            return None
         try:
-            directions: Any = read_tensors(path)[0]["directions"].astype(np.float32)
-            return directions
+            tensors, metadata = read_tensors(path)
+            directions: Any = tensors[TENSOR].astype(np.float32)
+            return directions if metadata == self._identity(name) else None
         except (ArtifactError, KeyError):
             raise ArtifactError(
                 f"{path} is damaged; remove the folder {self.folder}, and weights are decomposed again"
             ) from None
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.files
+    def store(self, weight: Weight, basis: Matrix) -> None:
+        """Write the leading ones of all directions of a weight, more finely than the weight itself is stored."""
+        kept = basis[:, : kept_of(weight)].astype(f"f{_width(weight)}")
+        write_tensors(self._path(weight.name), {TENSOR: kept}, self._identity(weight.name))
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.files)
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{hash_json(name)}.safetensors"
 
-    def __len__(self) -> int:
-        return len(self.files)
-
-
-def directions_file(weight: Weight) -> str:
-    """The name of the file of a weight's directions."""
-    return f"{hash_json(weight.name)}.safetensors"
+    def _identity(self, name: str) -> dict[str, str]:
+        return {"weight": name, "model": self.model}
 
 
-def store_directions(folder: Path, weight: Weight, basis: Matrix) -> None:
-    """Write the leading directions of a weight, about as finely as the weight itself is stored.
-
-    Args:
-        folder: of such files.
-        weight: whose they are.
-        basis: all of them, as columns.
-    """
-    kept = basis[:, : _count(weight)].astype(f"f{_width(weight)}")
-    write_tensors(folder / directions_file(weight), {"directions": kept}, {})
-
-
-def directions_bytes(weight: Weight) -> int:
-    """Bytes of the file of a weight's directions."""
-    return weight.full_rank * _count(weight) * _width(weight)
-
-
-def _count(weight: Weight) -> int:
+def kept_of(weight: Weight) -> int:
+    """How many directions of a weight are kept."""
     return -(-weight.full_rank // SHARE)
 
 
+def directions_bytes(weight: Weight) -> int:
+    """Bytes of the directions of a weight that are kept."""
+    return weight.full_rank * kept_of(weight) * _width(weight)
+
+
 def _width(weight: Weight) -> int:
-    return 2 if item_bytes(weight.dtype) <= 2 else 4
+    """Of a number: float16 has more digits than bfloat16 and all types of 8 bits."""
+    return 2 if weight.dtype == "bfloat16" or item_bytes(weight.dtype) == 1 else 4

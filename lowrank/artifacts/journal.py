@@ -159,6 +159,11 @@ def check_identity(run: Path, before: Mapping[str, Any], identity: Mapping[str, 
         )
 
 
+def unfinished_bytes(run: Path) -> int:
+    """Bytes of the pieces of all stages that lie in a run."""
+    return sum(path.stat().st_size for path in (run / PROGRESS_FOLDER).rglob("*") if path.is_file())
+
+
 def close_journal(run: Path, stage: str) -> None:
     """Remove the pieces of a stage: what they were for is done."""
     shutil.rmtree(run / PROGRESS_FOLDER / stage, ignore_errors=True)

@@ -290,7 +290,7 @@ class HealingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionOptions:
-    """In how much memory and on which machines work is done; the results are the same."""
+    """In how much memory and on which machines work is done; the results are the same but for the last digits."""
 
     memory: Annotated[int | None, Option("SIZE", "Memory limit, such as 4GB.", LARGE, parse=memory_of)] = None
     stream: Annotated[bool | None, Option("", "Read weight by weight.", LARGE)] = None

@@ -32,6 +32,14 @@ Measured = tuple[tuple[float, float], ...]
 """Pairs of squared relative errors, rising: of the weights' own output, and of the model's output that it led to."""
 
 
+class Leading(Protocol):
+    """Leading singular vectors that were kept."""
+
+    def get(self, name: str, /) -> Matrix | None:
+        """Those of a weight's smaller side, as columns; None if they are not known."""
+        ...
+
+
 class Numbers(Protocol):
     """Reads the numbers of a model's weights and biases."""
 
@@ -167,8 +175,8 @@ class Analysis:
     """By weight name; weights that share an input share the object."""
     curvatures: Mapping[str, Matrix] = field(default_factory=dict[str, Matrix])
     """Of the model's output with respect to that of a weight, for the weights whose truncation it was found to help."""
-    leading: Mapping[str, Matrix] = field(default_factory=dict[str, Matrix])
-    """Leading singular vectors of a weight's smaller side, as columns, where they were kept: see `truncated`."""
+    leading: Leading = field(default_factory=dict[str, Matrix])
+    """For truncation in the plain metric."""
     source: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """Where the model is, and the fingerprint of what was read."""
     settings: Mapping[str, Any] = field(default_factory=dict[str, Any])

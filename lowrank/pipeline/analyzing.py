@@ -11,7 +11,7 @@ from typing import TypeVar, Unpack
 
 from lowrank.artifacts import hash_json, make_folder, save_analysis
 from lowrank.artifacts.analysis import COUPLINGS, GRAMS, RECORD, read_in
-from lowrank.artifacts.directions import DIRECTIONS_FOLDER, StoredDirections, directions_file, store_directions
+from lowrank.artifacts.directions import DIRECTIONS_FOLDER, StoredDirections
 from lowrank.artifacts.grams import StoredGrams
 from lowrank.artifacts.journal import NOWHERE, Journal, Journaled, close_journal, open_journal
 from lowrank.artifacts.lock import holding
@@ -82,10 +82,14 @@ def with_saved_analysis(session: Session) -> Session:
     return session
 
 
-def with_analysis(session: Session) -> Session:
+def with_analysis(session: Session, keep: float | None = None) -> Session:
     """The session with an analysis: the run's, if it is of the same model with the same settings, or a new one.
 
     Pieces of a new one stay in the journal of the run until `with_saved_analysis`, so that nothing is lost before that.
+
+    Args:
+        session: with the model and its data.
+        keep: the share of the weights that a compression will keep, so that the room for it is looked at, too.
 
     Raises:
         LowRankError: if the model cannot be analyzed.
@@ -109,7 +113,8 @@ def with_analysis(session: Session) -> Session:
         "settings": hash_json([asked, [w.name for w in weights]]),
     }
     if run is not None and processes()[0] == 0:
-        check_room(estimate(backend, weights, None, run, session.execution, timed=False), run)
+        data = calibration is not None
+        check_room(estimate(backend, weights, keep, run, session.execution, calibrated=data, timed=False), run)
         session = replace(session, journal=open_journal(run, STAGE, identity, session.execution.resume))
     with watched_solvers() as used:
         analysis, grams = _computed(session, weights)
@@ -147,18 +152,18 @@ def _computed(session: Session, weights: Sequence[Weight]) -> tuple[Analysis, Ma
                 # Several processes must all come here, or none.
                 keeper = journal if processes()[1] == 1 else NOWHERE
                 grams = keeper.kept("grams", GRAMS, lambda: collect_grams(calibration, weights, track, coupled))
-    folder = None
-    if journal.folder is not None and keeps_directions(backend, session.execution):
+    directions = None
+    if journal.folder is not None and keeps_directions(backend, session.execution, calibration is not None):
         folder = make_folder(journal.folder / DIRECTIONS_FOLDER)
+        directions = StoredDirections(folder, str(backend.source["fingerprint"]))
     with clock.stage("analyze"), session.execution.pool(weights, bool(grams)) as pool:
         analysis = Analysis(
-            weights=analyze_weights(backend, weights, grams, track, pool, journal, folder),
+            weights=analyze_weights(backend, weights, grams, track, pool, journal, directions),
             couplings=analyze_couplings(backend, couplings, grams, track, pool, journal),
             grams=informing(grams),
         )
-    if folder is not None:
-        files = {weight.name: directions_file(weight) for weight in weights if weight.stack == 1}
-        analysis = replace(analysis, leading=StoredDirections(folder, files))
+    if directions is not None:
+        analysis = replace(analysis, leading=directions)
     if calibration is not None and not is_streamed(backend):
         with clock.stage("sensitivity"):
             analysis = measure_sensitivity(calibration, analysis, track, journal)
@@ -177,15 +182,15 @@ class _WeightJob:
     numbers: Numbers
     grams: Mapping[str, Folds]
     rounded: bool
-    directions: Path | None = None
-    """A folder for the leading directions of what is decomposed in the plain metric; None if they are not kept."""
+    directions: StoredDirections | None = None
+    """Where those of what is decomposed in the plain metric go; None if they are not kept."""
 
     def __call__(self, weight: Weight) -> WeightAnalysis:
         matrix, folds = self.numbers.read(weight.name), self.grams.get(weight.name)
         values = None
-        if self.directions is not None and folds is None and weight.stack == 1:
+        if self.directions is not None and folds is None:
             values, basis = singular_vectors(matrix, name=weight.name)
-            store_directions(self.directions, weight, basis)
+            self.directions.store(weight, basis)
         return analyze_weight(weight, matrix, folds, self.rounded, values)
 
 
@@ -196,7 +201,7 @@ def analyze_weights(
     track: Track = silent,
     pool: Pool | None = None,
     journal: Journal = NOWHERE,
-    directions: Path | None = None,
+    directions: StoredDirections | None = None,
 ) -> tuple[WeightAnalysis, ...]:
     """The spectra and error curves of all weights.
 
@@ -207,7 +212,7 @@ def analyze_weights(
         track: shows progress.
         pool: where they are computed; by default a thread for each core.
         journal: has the results of an earlier run, and keeps those of this one.
-        directions: a folder for leading directions; None if they are not kept.
+        directions: where the leading ones go; None if they are not kept.
     """
     # What is streamed has no graph whose bytes would be counted.
     job = Journaled(_WeightJob(backend, grams, not is_streamed(backend), directions), journal, _name, RECORD)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Unpack
 
 from lowrank.artifacts import hash_json, load_analysis, save_analysis, staged
-from lowrank.artifacts.analysis import ANALYSIS_FILE
+from lowrank.artifacts.analysis import ANALYSIS_FILE, ANALYSIS_FILES
 from lowrank.artifacts.journal import close_journal, open_journal
 from lowrank.artifacts.lock import holding
 from lowrank.backends import is_streamed
@@ -89,7 +89,7 @@ def compress(
     session = _opened(model, run, request)
     with session.clock.stage("read tasks"):
         benchmark = read_benchmark(request.tasks, session.dense, session.judges)
-    session = with_analysis(session)
+    session = with_analysis(session, request.keep)
     if not (run / ANALYSIS_FILE).exists():
         # The expensive part is worth keeping even if what follows fails; it must not displace that of an earlier run.
         session = with_saved_analysis(session)
@@ -158,7 +158,18 @@ def _with_journal(session: Session, plan: Plan, run: Path) -> Session:
         ResourceError: if there is too little memory or disk for the plan.
     """
     weights = [record.weight for record in session.analysis.weights]
-    check_room(estimate(session.dense, weights, plan.cost / plan.dense_cost, run, session.execution, timed=False), run)
+    keep, data = plan.cost / plan.dense_cost, bool(session.analysis.grams)
+    needed = estimate(
+        session.dense,
+        weights,
+        keep,
+        run,
+        session.execution,
+        calibrated=data,
+        known=session.analysis,
+        timed=False,
+    )
+    check_room(needed, run)
     identity = {
         "model": session.dense.source["fingerprint"],
         "version of lowrank": __version__,
@@ -185,7 +196,8 @@ def _written(session: Session, plan: Plan, run: Path, request: Request, benchmar
         max_drop=request.max_drop,
     )
     refit = request.refit and session.calibration is not None and bool(layers)
-    with staged(run, owned=RESULTS) as stage:
+    owned = RESULTS if session.is_saved else (*RESULTS, *ANALYSIS_FILES)
+    with staged(run, owned=owned) as stage:
         if not session.is_saved:
             save_analysis(session.analysis, stage)
         beside = request.beside

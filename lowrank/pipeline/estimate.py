@@ -10,16 +10,18 @@ from pathlib import Path
 import numpy as np
 
 from lowrank.artifacts import load_analysis
-from lowrank.artifacts.directions import directions_bytes
+from lowrank.artifacts.directions import StoredDirections, directions_bytes, kept_of
+from lowrank.artifacts.journal import unfinished_bytes
 from lowrank.backends import IN_MEMORY, Backend, Opening, is_streamed, open_model
 from lowrank.backends.memory import used_memory
+from lowrank.core.analysis import Analysis
 from lowrank.core.cost import item_bytes
 from lowrank.core.linalg.eigen import eigh_descending
 from lowrank.core.weight import Weight
 from lowrank.errors import ResourceError
 from lowrank.pipeline.execution import Execution, working_bytes
 from lowrank.pipeline.run.read import source_of
-from lowrank.pipeline.settings import Settings
+from lowrank.pipeline.settings import NO_DATA, Settings
 from lowrank.pipeline.targets import targeted
 from lowrank.results.forecast import Estimate
 
@@ -73,19 +75,36 @@ def foresee(
         LowRankError: if it cannot be done.
     """
     execution, run = execution or Execution(), Path(output).expanduser()
-    if model is None:
-        stored = load_analysis(run)
+    stored = load_analysis(run) if model is None else None
+    if stored is not None:
         model, opening = source_of(stored, run, opening)
         settings = settings or Settings.from_json(stored.settings)
     backend = open_model(model, opening or Opening(), execution.memory, execution.streamed)
-    weights, _ = targeted(backend, settings or Settings())
-    needed = estimate(backend, weights, keep, run, execution)
+    settings = settings or Settings()
+    weights, _ = targeted(backend, settings)
+    needed = estimate(
+        backend,
+        weights,
+        keep,
+        run,
+        execution,
+        calibrated=settings.calib != NO_DATA and (settings.calib is not None or not is_streamed(backend)),
+        known=stored,
+    )
     check_room(needed, run)
     return needed
 
 
 def estimate(
-    backend: Backend, weights: Sequence[Weight], keep: float | None, run: Path, execution: Execution, timed: bool = True
+    backend: Backend,
+    weights: Sequence[Weight],
+    keep: float | None,
+    run: Path,
+    execution: Execution,
+    *,
+    calibrated: bool,
+    known: Analysis | None = None,
+    timed: bool = True,
 ) -> Estimate:
     """What analysing and compressing some weights of a model will take.
 
@@ -95,6 +114,8 @@ def estimate(
         keep: the share of them that is kept; None for the analysis alone.
         run: where results go.
         execution: how it is done.
+        calibrated: whether there is data.
+        known: the analysis, if it is there already.
         timed: decompose a small matrix to learn how long it takes; otherwise the seconds are zero.
 
     Raises:
@@ -104,19 +125,26 @@ def estimate(
     largest = max(map(working_bytes, weights))
     targeted = sum(weight.params * item_bytes(weight.dtype) for weight in weights)
     written = sum(min(weight.shape) * CURVES for weight in weights)
-    if not isinstance(backend.signature, str):
+    if calibrated and (streamed or not isinstance(backend.signature, str)):
         # Moments of two folds, as lower triangles.
         written += sum(min(weight.shape) ** 2 * weight.stack * 8 for weight in weights)
-    kept = keeps_directions(backend, execution)
-    directions = sum(directions_bytes(weight) for weight in weights if weight.stack == 1) if kept else 0
+    kept = keeps_directions(backend, execution, calibrated)
+    # What lies there already takes no more.
+    directions = sum(map(directions_bytes, weights)) if kept and known is None else 0
     written += directions
+    if known is not None:
+        kept = isinstance(known.leading, StoredDirections) and known.leading.folder.exists()
     if keep is not None:
         compressed = backend.nbytes - (1 - keep) * targeted
         # A model that is run is written as a graph in float32, too.
         written += compressed if streamed else compressed * 2
     unit = _seconds_per_unit() if timed else 0.0
-    work = [(min(w.shape) ** 3, min(w.shape) ** 2 * max(w.shape)) for w in weights]
-    cubes, products = (sum(w.stack * each[i] for w, each in zip(weights, work, strict=True)) for i in (0, 1))
+    cubes, products = (sum(w.stack * min(w.shape) ** 2 * size(w.shape) for w in weights) for size in (min, max))
+    again = sum(
+        w.stack * min(w.shape) ** 3
+        for w in weights
+        if not kept or (keep is not None and _rank_at(keep, w) > kept_of(w))
+    )
     widths = np.mean([0.5 if item_bytes(w.dtype) <= 2 else 1.0 for w in weights]) if streamed else 1.0
     return Estimate(
         streamed=streamed,
@@ -126,9 +154,10 @@ def estimate(
         memory_left=execution.left(),
         disk=int(written),
         directions=directions,
-        disk_free=shutil.disk_usage(_existing(run)).free,
+        # Unfinished work is gone on with, or makes room.
+        disk_free=shutil.disk_usage(_existing(run)).free + unfinished_bytes(run),
         analyze_seconds=float(widths * unit * ((1 if kept else VALUES) * cubes + PRODUCT * products) / jobs),
-        compress_seconds=float(widths * unit * ((0 if kept else cubes) + 3 * PRODUCT * products) / jobs),
+        compress_seconds=float(widths * unit * (again + 3 * PRODUCT * products) / jobs),
     )
 
 
@@ -140,9 +169,15 @@ def _or_without(directions: int) -> str:
     return f"; --no-directions spares {_gigabytes(directions)} and takes longer" if directions else ""
 
 
-def keeps_directions(backend: Backend, execution: Execution) -> bool:
+def keeps_directions(backend: Backend, execution: Execution, calibrated: bool) -> bool:
     """Whether an analysis keeps leading directions for the compression; see `Execution.keep_directions`."""
-    return execution.keep_directions and is_streamed(backend) and isinstance(backend.signature, str)
+    return execution.keep_directions and is_streamed(backend) and not calibrated
+
+
+def _rank_at(keep: float, weight: Weight) -> float:
+    """The rank at which pivoted factors of a weight keep such a share of its numbers."""
+    around, area = sum(weight.shape), weight.rows * weight.cols
+    return (around - (around**2 - 4 * min(keep, 1.0) * area) ** 0.5) / 2
 
 
 def _existing(path: Path) -> Path:

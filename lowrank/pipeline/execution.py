@@ -1,4 +1,4 @@
-"""Execution: how work is done. It changes nothing of what comes out."""
+"""Execution: how work is done. It changes nothing of what comes out but the last digits."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Execution:
     scheduler: str | None = None
     """Of a Dask cluster; None for threads of this process. Models are streamed, as workers read them themselves."""
     keep_directions: bool = True
-    """Whether the analysis of a streamed model without data keeps what truncation needs, so that no weight is
-    decomposed twice. It takes disk: see `directions_bytes`."""
+    """Whether the analysis of a streamed model without data keeps what truncation needs, so that no weight that
+    keeps at most half of its rank is decomposed twice. It takes disk: see `directions_bytes`."""
     resume: bool = False
     """Go on with what an earlier run left unfinished."""
 

@@ -65,6 +65,11 @@ class Request(Work):
     timings: Timings | None = None
 
     @property
+    def keep(self) -> float | None:
+        """The share of the targeted parameters that is kept; None if the budget does not say."""
+        return self.budget.limit if self.budget is not None and self.budget.kind == "params" else None
+
+    @property
     def kind(self) -> PlanSource:
         """How the plan is found."""
         if self.max_drop is not None:

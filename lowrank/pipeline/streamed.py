@@ -11,6 +11,7 @@ from typing import NoReturn
 import numpy as np
 
 from lowrank.artifacts import save_analysis, staged, write_json
+from lowrank.artifacts.analysis import ANALYSIS_FILES
 from lowrank.artifacts.files import linked
 from lowrank.backends.checkpoint.backend import CheckpointBackend
 from lowrank.backends.checkpoint.write import (
@@ -112,7 +113,7 @@ def compress_streamed(session: Session, plan: Plan, run: Path) -> Report:
             list(track(pool.map(_CopyJob(backend, folder), copies), "copying the rest", len(copies)))
             after = finish(backend, folder, parts)
     report = _report(backend, analysis, plan, parts, after)
-    with staged(run, owned=RESULTS) as stage:
+    with staged(run, owned=(*RESULTS, *ANALYSIS_FILES)) as stage:
         save_analysis(analysis, stage)
         # Linked and not moved: until all is in place, a run that is killed finds its pieces again.
         shutil.copytree(folder, stage / MODEL_FOLDER, copy_function=linked)

@@ -302,13 +302,14 @@ def test_a_raised_rate_that_breaks_is_lowered_too(monkeypatch: pytest.MonkeyPatc
     assert max(rates) > 0.02 > result.rate
 
 
-def test_where_no_trial_gains_anything_the_rate_is_not_raised() -> None:
+def test_the_rate_is_raised_up_to_a_bound_and_only_where_a_trial_gains() -> None:
     made, _ = healing("bert")
     before = made.progress.before
     made.progress.tried = {"0.004": 4 * before, "0.002": 2 * before}
     assert made._first_rate() == 0.002
-    made.progress.tried["0.001"] = 0.9 * before
-    assert made._first_rate() == 0.004
+    for tried, raised in ((0.001, 0.004), (0.002, 0.008), (0.004, 0.008), (0.008, 0.008), (0.016, 0.016)):
+        made.progress.tried = {repr(tried): 0.9 * before}
+        assert made._first_rate() == raised
 
 
 def test_vectors_that_are_alike_stay_where_the_file_may_not_grow() -> None:

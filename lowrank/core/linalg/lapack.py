@@ -84,7 +84,7 @@ def geqp3(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
     count, rank = rows.shape
     # Row by row in C is column by column in Fortran, so this is the transpose already.
     matrix = np.array(rows, order="C")
-    order, scales = np.zeros(count, np.intc), np.empty(min(rows.shape), matrix.dtype)
+    order, scales, info = np.zeros(count, np.intc), np.empty(min(rows.shape), matrix.dtype), ctypes.c_int(0)
     work = np.empty(2 * count + (count + 1) * BLOCK, matrix.dtype)
     routine = _routine("sgeqp3" if matrix.dtype == np.float32 else "dgeqp3", 9)
     routine(
@@ -96,8 +96,10 @@ def geqp3(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
         _of(scales),
         _of(work),
         _count(len(work)),
-        ctypes.byref(ctypes.c_int(0)),
+        ctypes.byref(info),
     )
+    if info.value:
+        raise np.linalg.LinAlgError(f"geqp3 refused its argument {-info.value}")
     return np.triu(matrix.T[: min(rows.shape)]), order.astype(np.int64) - 1
 
 

@@ -37,7 +37,7 @@ def show_estimate(estimate: Estimate, as_json: bool) -> None:
     say(f"memory  {estimate.memory / 1e9:8.2f} GB of {estimate.memory_left / 1e9:.2f} GB left")
     say(f"disk    {estimate.disk / 1e9:8.2f} GB of {estimate.disk_free / 1e9:.2f} GB free")
     if estimate.directions:
-        say(f"        {estimate.directions / 1e9:8.2f} GB of it so that no weight is decomposed twice")
+        say(f"        {estimate.directions / 1e9:8.2f} GB of it to decompose no weight twice")
     analyze, compress = estimate.analyze_seconds, estimate.compress_seconds
     say(f"time    {analyze:8.0f} s to analyse the weights, {compress:.0f} s to factor them")
     say("Times are within a factor of two, and leave out forward passes, export and healing.")

@@ -1,0 +1,29 @@
+"""LAPACK by its addresses does what SciPy's wrappers do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+from lowrank.core.linalg.lapack import geqp3
+
+_lapack: Any = scipy.linalg
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (200, 70), (70, 200), (1, 1)])
+def test_pivoted_qr_is_that_of_scipy(shape: tuple[int, int], dtype: Any) -> None:
+    rows = np.random.default_rng(0).standard_normal(shape).astype(dtype)
+    triangle, order = geqp3(rows)
+    _, expected, indices = _lapack.qr(rows.T, mode="economic", pivoting=True)
+    assert order.tolist() == indices.tolist()
+    assert np.array_equal(triangle, expected)
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (4, 0)])
+def test_pivoted_qr_of_nothing(shape: tuple[int, int]) -> None:
+    triangle, order = geqp3(np.zeros(shape))
+    assert triangle.shape == (0, shape[0]) and sorted(order) == list(range(shape[0]))

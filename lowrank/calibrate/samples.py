@@ -15,6 +15,7 @@ from lowrank.calibrate.mixture import (
     MOST_TOKENS,
     SHARE,
     TRAINING,
+    Mixture,
     builtin_samples,
     builtin_tokens,
     within,
@@ -42,8 +43,8 @@ class TextSource:
     """Whether built-in text is added to it."""
     tokens: int = MOST_TOKENS
     """Tokens at most, of the user's own text."""
-    times: int = 1
-    """How many times as much built-in text as calibration takes, if it is alone."""
+    mixture: Mixture = CALIBRATION
+    """How much built-in text of each style, if it is alone."""
 
     def to_learn_from(self, samples: int) -> TextSource:
         """The same text, as much of it as training can use."""
@@ -53,7 +54,7 @@ class TextSource:
             samples=samples,
             mixed=self.mixed,
             tokens=32 * MOST_TOKENS,
-            times=TRAINING,
+            mixture=TRAINING,
         )
 
 
@@ -150,7 +151,7 @@ def _mixed(tokenizer: Tokenizer, samples: TextSamples, choosing: int) -> TextSam
 
 
 def _builtin(tokenizer: Tokenizer, longest: int, source: TextSource) -> TextSamples:
-    samples = builtin_samples(tokenizer, longest, CALIBRATION.times(source.times))
+    samples = builtin_samples(tokenizer, longest, source.mixture)
     reading = reading_of(tokenizer, samples)
     known = f"{percent(reading.unknown)} of the built-in text, which is English, is unknown to the model's tokenizer"
     if reading.is_unreadable:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lowrank.backends.inputs import Feed, batch_size
+from lowrank.backends.inputs import Feed, batch_size, elements
 from lowrank.backends.torch.workers import Workers
 from lowrank.core.distance import Made
 from lowrank.errors import HealingError
@@ -84,12 +84,12 @@ class Distillation:
         return steps_in_turn(len(self.fit.feeds), seed, skip, self.together)
 
     def backward(self, batches: Sequence[int]) -> float:
-        """Add the gradients of a step to those of the parameters; the loss, a mean over its samples.
+        """Add the gradients of a step to those of the parameters; the loss, a mean over its samples by their weights.
 
         Raises:
             HealingError: if memory does not hold a single sample.
         """
-        total = sum(map(self.rows, batches))
+        total = sum(weight_of(self.fit.feeds[index]) for index in batches)
         while True:
             try:
                 loss = self._backward(batches, total)
@@ -121,22 +121,22 @@ class Distillation:
         finally:
             self.student = before
 
-    def _backward(self, batches: Sequence[int], samples: int) -> float:
-        """Add the gradients of a step that has so many samples, slice by slice; as many slices run at once as there are
+    def _backward(self, batches: Sequence[int], whole: float) -> float:
+        """Add the gradients of a step of this weight in all, slice by slice; as many slices run at once as there are
         threads, and are added in their order."""
         slices = [(i, part) for i in batches for part in _slices(self.workers.share(self.rows(i)), self.parts)]
         parameters, total = list(self.parameters.values()), 0.0
         with threads(self.jobs) as pool:
-            for loss, gradients in pool.map(lambda each: self._gradients(*each, samples), slices):
+            for loss, gradients in pool.map(lambda each: self._gradients(*each, whole), slices):
                 total += loss
                 add_gradients_(parameters, gradients)
         return total
 
-    def _gradients(self, index: int, part: slice, samples: int) -> tuple[float, Sequence[Tensor | None]]:
-        """The loss of a part of a batch, as a share of that of so many samples, and its gradients."""
+    def _gradients(self, index: int, part: slice, whole: float) -> tuple[float, Sequence[Tensor | None]]:
+        """The loss of a part of a batch, weighted by its share of a whole step, and its gradients."""
         feed, taught = self.fit.feeds[index], self.fit(index)
         cut = {name: value[part] for name, value in feed.items()}
-        loss = self._loss(cut, _cut(taught, part, self.rows(index))) * ((part.stop - part.start) / samples)
+        loss = self._loss(cut, _cut(taught, part, self.rows(index))) * (weight_of(cut) / whole)
         parameters = list(self.parameters.values())
         return float(loss.detach()), torch.autograd.grad(loss, parameters, allow_unused=True)
 
@@ -272,6 +272,20 @@ def steps_in_turn(count: int, seed: int, skip: int = 0, together: int = 1) -> It
         order = np.random.default_rng((seed, turn)).permutation(count).tolist()
         yield from (order[i : i + together] for i in range(at * together, count, together))
         turn, at = turn + 1, 0
+
+
+def weight_of(feed: Feed) -> float:
+    """What a batch counts for in the mean of a step: its samples, each by the root of its length.
+
+    By samples alone passages would be next to nothing beside the short texts of a step, by tokens the short ones, of
+    which each says as much of the output as a passage does.
+
+    Example:
+        >>> weight_of({"ids": np.zeros((2, 9))}), weight_of({"ids": np.zeros((6, 1))})
+        (6.0, 6.0)
+    """
+    rows = batch_size(feed)
+    return rows * math.sqrt(elements(feed) / rows)
 
 
 REMEMBERED = 1 << 30

@@ -55,7 +55,7 @@ def scale(given: argparse.Namespace) -> None:
     if not (given.checkpoint / "config.json").exists():
         write(shape)
     run = given.output
-    bounded = ["--stream", "--memory", given.memory]
+    bounded = ["--stream", "--memory", given.memory, *(["--no-directions"] if given.no_directions else [])]
     chosen = ["--structures", given.structures] if given.structures else []
     rows: list[list[Cell]] = []
     stages = {
@@ -165,6 +165,7 @@ def main() -> None:
     options.add_argument("--output", type=Path, default=Path("bench/scale"))
     options.add_argument("--memory", default="4GB")
     options.add_argument("--structures", help="as for lowrank compress")
+    options.add_argument("--no-directions", action="store_true", help="decompose each weight twice")
     options.add_argument("--weight", type=int, help="the size of one weight")
     options.add_argument("--repeats", type=int, default=3)
     options.add_argument("shape", nargs="*", help="after --, as for make_checkpoint.py")

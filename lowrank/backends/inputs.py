@@ -58,6 +58,11 @@ def in_batches_of(size: int, feed: Feed) -> Iterator[tuple[Feed, int]]:
         yield {name: array[chosen] for name, array in feed.items()}, min(size, rows - start)
 
 
+def as_taken(feeds: Sequence[Feed], size: int | None) -> Sequence[Feed]:
+    """Batches of as many samples as a model takes at once, those that it is given if that is not fixed."""
+    return feeds if size is None else [part for feed in feeds for part, _ in in_batches_of(size, feed)]
+
+
 @dataclass(frozen=True, slots=True)
 class Input:
     """One input: its name, type and axes. Integers are drawn from 0 to `high - 1`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field, replace
@@ -23,6 +22,7 @@ from lowrank.evaluate.latency import measure_latency
 from lowrank.evaluate.parity import check_parity
 from lowrank.evaluate.planned import planned_report
 from lowrank.evaluate.tasks.benchmark import Benchmark
+from lowrank.machine import cores
 from lowrank.progress import Clock, Track
 from lowrank.results.parts import Graph, Latency, Parity, Quality
 from lowrank.results.report import ONNX_FILE, Report
@@ -232,7 +232,7 @@ def timed(report: Report, original: Original, path: Path) -> Report:
         dense_rounded_ms=times.get("dense_rounded"),
         speedup=times["dense"] / times["compressed"],
         threads=1,
-        cores=os.cpu_count(),
+        cores=cores(),
         shapes=[f"1{sequence}"],
         dense_onnx_bytes=sizes["dense"],
         compressed_onnx_bytes=sizes["compressed"],

@@ -17,7 +17,7 @@ from lowrank.artifacts.files import RECORD_FILE, write_json
 from lowrank.backends.base import Change, Outputs, not_exported
 from lowrank.backends.beside import read_beside
 from lowrank.backends.finite import finite
-from lowrank.backends.inputs import Feed, Signature, in_batches_of
+from lowrank.backends.inputs import Feed, Signature, as_taken
 from lowrank.backends.memory import batches_at_once
 from lowrank.backends.onnx.constants import constants_of, tensor_of
 from lowrank.backends.onnx.describe import Described, Use, describe
@@ -317,15 +317,11 @@ class OnnxBackend:
         if not fit:
             return None
         uses = self._described.uses
-        fit, judge = self._whole(fit), self._whole(judge)
+        size = self.signature.fixed_batch if isinstance(self.signature, Signature) else None
+        fit, judge = as_taken(fit, size), as_taken(judge, size)
         return OnnxPair(
             self.model, self.folder, uses, lambda factored: self.rewrite(factored).model, fit, judge, self.jobs
         )
-
-    def _whole(self, feeds: Sequence[Feed]) -> Sequence[Feed]:
-        """Batches of as many samples as the graph takes at once, where that is fixed."""
-        size = self.signature.fixed_batch if isinstance(self.signature, Signature) else None
-        return feeds if size is None else [part for feed in feeds for part, _ in in_batches_of(size, feed)]
 
     def write_onnx(self, path: Path, opset: int | None = None) -> None:
         """The graph as a file, with its numbers beside it if they were so before or are too many."""

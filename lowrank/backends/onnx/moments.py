@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lowrank.backends.inputs import MASK, Feed, Signature, batch_size, in_batches_of
+from lowrank.backends.inputs import MASK, Feed, Signature, as_taken, batch_size
 from lowrank.backends.moment_sums import Observe
 from lowrank.backends.onnx.describe import Use
 from lowrank.backends.onnx.runtime import Runner
@@ -71,20 +71,13 @@ class MomentRunner:
         while start < rows:
             part = {name: array[start : start + step] for name, array in feed.items()} if rows > 1 else feed
             start += step
-            size = sum(self._run(each, observe) for each in self._whole(part))
+            size = sum(self._run(each, observe) for each in as_taken([part], self.size))
             # What one row gives is known after the first.
             step = max(1, BYTES * step // size) if size else rows
 
     def _rows(self, feed: Feed) -> int:
         """How many samples a feed has that can be run apart."""
         return batch_size(feed) if self.by_rows and self.size is None else 1
-
-    def _whole(self, part: Feed) -> Iterator[Feed]:
-        """Batches of as many samples as the graph takes at once, where that is fixed."""
-        if self.size is None:
-            yield part
-        else:
-            yield from (part for part, _ in in_batches_of(self.size, part))
 
     def _run(self, feed: Feed, observe: Observe) -> int:
         """Run a part and show its Grams; the bytes of the activations that it gave."""

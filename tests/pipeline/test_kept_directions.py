@@ -28,7 +28,10 @@ FORGETFUL = Execution(stream=True, keep_directions=False)
 TYPES = {"32 bits": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-@pytest.fixture(scope="module", params=TYPES)
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", params=[pytest.param(n, marks=SLOW if n != "bfloat16" else ()) for n in TYPES])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoint(tmp_path_factory.mktemp("model"), dtype=TYPES[request.param])
 
@@ -117,6 +120,7 @@ def test_another_analysis_takes_them_away(coarse: Path, tmp_path: Path, whole: b
     assert not (run / DIRECTIONS_FOLDER).exists()
 
 
+@pytest.mark.slow
 def test_those_of_another_model_are_not_taken(coarse: Path, tmp_path: Path) -> None:
     """As a copy that was not finished leaves them: files are named after weights, which both models have."""
     other = checkpoint(tmp_path / "other", hidden_act="gelu")
@@ -144,7 +148,9 @@ def test_a_run_that_was_moved_has_them(coarse: Path, tmp_path: Path, monkeypatch
     compressed(tmp_path / "there", 0.4, STREAMED)
 
 
-@pytest.mark.parametrize("how", [(STREAMED, FORGETFUL), (FORGETFUL, STREAMED), (STREAMED, STREAMED)])
+@pytest.mark.parametrize(
+    "how", [(STREAMED, FORGETFUL), pytest.param((FORGETFUL, STREAMED), marks=SLOW), (STREAMED, STREAMED)]
+)
 def test_an_analysis_that_was_stopped_goes_on(
     coarse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: tuple[Execution, Execution]
 ) -> None:

@@ -53,6 +53,9 @@ class StoredDirections:
 
     def store(self, weight: Weight, basis: Matrix) -> None:
         """Write the leading ones of all directions of a weight, more finely than the weight itself is stored."""
+        if self.get(weight.name) is not None:
+            # By a run that was stopped just after it.
+            return
         kept = basis[:, : kept_of(weight)].astype(f"f{_width(weight)}")
         write_tensors(self._path(weight.name), {TENSOR: kept}, self._identity(weight.name))
 
@@ -60,7 +63,8 @@ class StoredDirections:
         return self.folder / f"{hash_json(name)}.safetensors"
 
     def _identity(self, name: str) -> dict[str, str]:
-        return {"weight": name, "model": self.model}
+        # One entry: the package orders several at random.
+        return {"of": f"{self.model}: {name}"}
 
 
 def kept_of(weight: Weight) -> int:

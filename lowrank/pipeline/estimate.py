@@ -21,7 +21,8 @@ from lowrank.core.weight import Weight
 from lowrank.errors import ResourceError
 from lowrank.pipeline.execution import Execution, working_bytes
 from lowrank.pipeline.run.read import source_of
-from lowrank.pipeline.settings import NO_DATA, Settings
+from lowrank.pipeline.session import takes_data
+from lowrank.pipeline.settings import Settings
 from lowrank.pipeline.targets import targeted
 from lowrank.results.forecast import Estimate
 
@@ -88,7 +89,7 @@ def foresee(
         keep,
         run,
         execution,
-        calibrated=settings.calib != NO_DATA and (settings.calib is not None or not is_streamed(backend)),
+        calibrated=takes_data(backend, settings),
         known=stored,
     )
     check_room(needed, run)

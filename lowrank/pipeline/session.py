@@ -90,10 +90,14 @@ class Session:
         return replace(self, clock=Clock(), track=silent, journal=NOWHERE)
 
 
+def takes_data(backend: Backend, settings: Settings) -> bool:
+    """Whether a model is run on data; a streamed one only when they are asked for, as that takes hours."""
+    return settings.calib != NO_DATA and (settings.calib is not None or not is_streamed(backend))
+
+
 def read_calibration(backend: Backend, settings: Settings) -> Calibration | None:
     """The data that the settings name, as inputs of the model."""
-    if settings.calib == NO_DATA or (settings.calib is None and is_streamed(backend)):
-        # Of a large model it takes hours, so only when it is asked for.
+    if not takes_data(backend, settings):
         return None
     if is_streamed(backend):
         from lowrank.backends.checkpoint.backend import CheckpointBackend

@@ -12,7 +12,7 @@ from torch import nn
 
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.directions import directions
-from lowrank.core.truncation.gram import Gram
+from lowrank.core.truncation.gram import Gram, Tokens
 
 
 class OneByOne:
@@ -78,6 +78,11 @@ def gram_of(weight: np.ndarray, x: np.ndarray, side: str = "input") -> Gram:
     """The Gram of a layer with this weight on these inputs, from either side."""
     energy = float((x**2).sum())
     return Gram.of("input", x) if side == "input" else Gram.of("output", x @ weight.T, energy)
+
+
+def made(moment: Gram | Tokens) -> Gram:
+    """The Gram of what a backend shows of a batch."""
+    return moment if isinstance(moment, Gram) else moment.gram()
 
 
 def two_factors(matrix: np.ndarray, rank: int) -> Replacement:

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from threading import Condition
 from typing import TypeVar
 
-import numpy as np
-
-from lowrank.core.truncation.gram import Gram
+from lowrank.core.truncation.gram import Gram, Tokens
 from lowrank.parallel import threads
 
-Observe = Callable[[str, Gram], None]
+Observe = Callable[[str, Gram | Tokens], None]
 T = TypeVar("T")
 
 
@@ -26,7 +23,7 @@ class MomentSums:
     one before it is at.
 
     Args:
-        zeros: an empty Gram for each name; they become the sums.
+        zeros: an empty Gram for each name; they become the sums, of whose moments the lower triangle counts.
     """
 
     def __init__(self, zeros: Mapping[str, Gram]) -> None:
@@ -58,11 +55,11 @@ class MomentSums:
                     self._first += 1
                 self._turn.notify_all()
 
-    def _add(self, number: int, name: str, gram: Gram) -> None:
+    def _add(self, number: int, name: str, gram: Gram | Tokens) -> None:
         with self._turn:
             self._turn.wait_for(lambda: all(self._is_past(other, name) for other in range(self._first, number)))
         # No other thread is at this sum: later batches wait for this one.
-        self.grams[name] = _added(self.grams[name], gram)
+        self.grams[name] = gram.added_to(self.grams[name])
         with self._turn:
             self._shown[number][name] += 1
             self._turn.notify_all()
@@ -91,12 +88,4 @@ def sum_moments(
 
     with threads(jobs) as pool:
         deque(pool.map(run, enumerate(batches)), maxlen=0)
-    return sums.grams
-
-
-def _added(total: Gram, gram: Gram) -> Gram:
-    """The sum, in the place of the first: moments are the largest of what is in memory."""
-    moment = total.moment
-    moment += gram.moment
-    none = np.zeros(())
-    return replace(replace(total, moment=none) + replace(gram, moment=none), moment=moment)
+    return {name: gram.mirrored() for name, gram in sums.grams.items()}

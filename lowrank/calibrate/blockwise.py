@@ -14,7 +14,7 @@ from lowrank.backends.checkpoint.block_runner import BlockRunner
 from lowrank.calibrate.collect import hash_of
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Folds
-from lowrank.core.truncation.gram import Gram
+from lowrank.core.truncation.gram import Gram, Tokens
 from lowrank.core.weight import Weight
 from lowrank.errors import CalibrationError
 from lowrank.progress import Track
@@ -57,8 +57,9 @@ def _of_block(blocks: BlockRunner, index: int, weights: Sequence[Weight], fits: 
     own = blocks.weights_of(index, weights)
     folds = [{weight.name: Gram.zeros(weight) for weight in own} for _ in range(2)]
 
-    def observe(number: int, name: str, gram: Gram) -> None:
-        folds[number >= fits][name] += gram
+    def observe(number: int, name: str, gram: Gram | Tokens) -> None:
+        fold = folds[number >= fits]
+        fold[name] = gram.added_to(fold[name])
 
     blocks.run(index, own, {name: gram.side for name, gram in folds[0].items()}, observe)
     files: dict[str, str] = {}

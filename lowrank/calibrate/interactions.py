@@ -20,15 +20,15 @@ from lowrank.core.distance import References
 from lowrank.core.plan import Plan
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.structures import factorize_option, structure_named
-from lowrank.core.structures.base import Option
+from lowrank.core.structures.base import Option, Replacement
 from lowrank.core.truncation.spatial import SpatialFactors
 from lowrank.errors import InfeasibleBudget
 from lowrank.parallel import threads
 from lowrank.progress import Track
 
 KEEPS = (0.5, 0.3)
-"""Keep ratios whose contexts are measured; between them the selector interpolates."""
-ROUNDS = 2
+"""Keep ratios whose contexts are measured, the second starting from the first; between them the selector
+interpolates."""
 MOST = 5.0
 """A factor is between this and its inverse, relative to the median: marginal errors near zero are noise."""
 
@@ -40,21 +40,19 @@ def measure_contexts(
 
     Errors of several layers do not add up exactly: some cancel, some reinforce each other. So the model is compressed
     as the selector would, each group in turn is put back dense, and what that gains is compared with what was predicted
-    for it. The selector then solves again with the predictions corrected, and once more.
+    for it. The selector then solves again with the predictions corrected, for the next keep ratio.
     """
     backend = calibration.backend
     feeds = some_batches(calibration)
     with backend.trials(feeds) as run:
         reference = reference_of(backend, feeds, run({}))
-    tasks = [(keep, turn) for keep in KEEPS for turn in range(ROUNDS)]
-    contexts: dict[float, Context] = {}
-    for keep, turn in track(tasks, "measuring in context", len(tasks)):
-        known = replace(analysis, contexts=(contexts[keep],) if keep in contexts else ())
-        make = partial(_measured, backend, feeds, known, keep, reference)
-        factors = journal.kept(f"context: {keep}, {turn}", FACTS, make)
+    contexts: list[Context] = []
+    for keep in track(KEEPS, "measuring in context", len(KEEPS)):
+        make = partial(_measured, backend, feeds, replace(analysis, contexts=tuple(contexts[-1:])), keep, reference)
+        factors = journal.kept(f"context: {keep}", FACTS, make)
         if factors is not None:
-            contexts[keep] = Context(keep, factors)
-    return replace(analysis, contexts=tuple(contexts.values()))
+            contexts.append(Context(keep, factors))
+    return replace(analysis, contexts=tuple(contexts))
 
 
 def _measured(
@@ -65,7 +63,7 @@ def _measured(
         return None
     # Spatial factors are compared with the others' elsewhere: what they add in context is not measured.
     options = [o for o in plan.options if structure_named(o.structure).factors is not SpatialFactors]
-    base = _changes(backend, analysis, options)
+    base = changes_of(_factorized(backend, analysis, options), analysis)
     dense: dict[str, Change] = {name: (backend.read(name), backend.bias(name)) for name in base}
     ratios: dict[str, float] = {}
     with backend.trials(feeds, base) as run:
@@ -87,11 +85,10 @@ def _measured(
     }
 
 
-def changes_at(backend: Backend, analysis: Analysis, keep: float) -> dict[str, Change] | None:
-    """The numbers that the dense weights have in a model of a keep ratio, as the selector would compress it; None if it
-    cannot."""
+def replacements_at(backend: Backend, analysis: Analysis, keep: float) -> dict[str, Replacement] | None:
+    """What replaces the weights in a model of a keep ratio, as the selector would compress it; None if it cannot."""
     plan = _plan(analysis, keep)
-    return None if plan is None else _changes(backend, analysis, plan.options)
+    return None if plan is None else _factorized(backend, analysis, plan.options)
 
 
 def _plan(analysis: Analysis, keep: float) -> Plan | None:
@@ -101,12 +98,9 @@ def _plan(analysis: Analysis, keep: float) -> Plan | None:
         return None
 
 
-def _changes(backend: Backend, analysis: Analysis, options: Iterable[Option]) -> dict[str, Change]:
-    def of_option(option: Option) -> dict[str, Change]:
-        return changes_of(factorize_option(option, analysis, backend), analysis)
-
-    changes: dict[str, Change] = {}
+def _factorized(backend: Backend, analysis: Analysis, options: Iterable[Option]) -> dict[str, Replacement]:
+    found: dict[str, Replacement] = {}
     with threads() as pool:
-        for each in pool.map(of_option, options):
-            changes |= each
-    return changes
+        for each in pool.map(lambda option: factorize_option(option, analysis, backend), options):
+            found |= each
+    return found

@@ -8,7 +8,7 @@ from functools import partial
 
 from lowrank.artifacts.journal import FACTS
 from lowrank.backends.inputs import Feed, batch_size
-from lowrank.calibrate.interactions import changes_at
+from lowrank.calibrate.interactions import replacements_at
 from lowrank.calibrate.judging_set import JudgingSet
 from lowrank.core.analysis import Analysis
 from lowrank.core.forecast import Foretold
@@ -36,10 +36,10 @@ def with_forecast(session: Session, analysis: Analysis) -> Analysis:
 
 
 def _tried(session: Session, judges: Judges, analysis: Analysis, keep: float) -> dict[str, float] | None:
-    changes = changes_at(session.dense, analysis, keep)
-    if changes is None:
+    layers = replacements_at(session.dense, analysis, keep)
+    if layers is None:
         return None
-    quality = judges.quality_of(session.dense.changed(changes))
+    quality = judges.quality_of(session.dense.rewrite(layers))
     # What is not finite answers nothing.
     return {row.name: row.fidelity if math.isfinite(row.fidelity) else 0.0 for row in quality.sets or ()}
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from builders import WORDS, decaying, write_text, write_tokenizer
+from builders import WORDS, decaying, made, write_text, write_tokenizer
 from onnx import TensorProto, helper
 from onnx_builders import IN, OUT, init, model, node, weight
 
@@ -17,7 +17,7 @@ from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx import OnnxBackend
 from lowrank.calibrate.data import load_calibration
-from lowrank.core.truncation.gram import Gram
+from lowrank.core.truncation.gram import Gram, Tokens
 from lowrank.errors import CalibrationError
 
 RNG = np.random.default_rng(2)
@@ -60,8 +60,8 @@ def test_its_moments_are_those_of_all_samples(flat: bool, tmp_path: Path) -> Non
     backend = opened(products(1, flat=flat), tmp_path / "m.onnx")
     seen: dict[str, Gram] = {}
 
-    def observe(name: str, gram: Gram) -> None:
-        seen[name] = seen[name] + gram if name in seen else gram
+    def observe(name: str, gram: Gram | Tokens) -> None:
+        seen[name] = seen[name] + made(gram) if name in seen else made(gram)
 
     with backend.watching({"w": "input", "v": "input"}) as run:
         run({"x": FLOATS}, observe)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from builders import Replacement, read, two_factors, write_text, write_tokenizer
+from builders import Replacement, made, read, two_factors, write_text, write_tokenizer
 from onnx import TensorProto, helper, numpy_helper
 from onnx_builders import GOOD, IN, argument, floats, init, matmul_right, model, node, weight
 
@@ -72,7 +72,7 @@ def test_spatial_factors(name: str, tmp_path: Path) -> None:
     dense = run(tmp_path / "m.onnx", feed)
     grams: list[Gram] = []
     with backend.watching({w.name: "input"}) as see:
-        see(feed, lambda _, gram: grams.append(gram))
+        see(feed, lambda _, gram: grams.append(made(gram)))
     gram = sum(grams[1:], grams[0])
     analysis = analyze_weight(w, matrix, Folds(gram, gram))
     assert "spatial" in analysis.curves
@@ -99,7 +99,7 @@ def test_grams_are_the_error(name: str, side: str, tmp_path: Path) -> None:
     (w,) = backend.weights
     grams: list[Gram] = []
     with backend.watching({w.name: side}) as see:  # type: ignore[dict-item]
-        see(feed, lambda _, gram: grams.append(gram))
+        see(feed, lambda _, gram: grams.append(made(gram)))
     matrix = backend.read(w.name)
     chosen = directions(matrix, sum(grams[1:], grams[0]))
     small = backend.rewrite({w.name: Replacement("two_factor", chosen.truncate(matrix, 2))})

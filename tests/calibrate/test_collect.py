@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import launched_together, tiny_transformer, write_text
+from builders import launched_together, made, tiny_transformer, write_text
 
 from lowrank.artifacts import load_analysis
 from lowrank.backends import open_model
@@ -240,7 +240,7 @@ def test_a_model_elsewhere_is_watched_there(bert_folder: Path) -> None:
         seen: dict[str, Gram] = {}
         sides = {weight.name: "input" for weight in backend.weights}
         with backend.watching(sides, device) as run:
-            run(feed, seen.__setitem__)
+            run(feed, lambda name, moment, seen=seen: seen.update({name: made(moment)}))
         found.append(seen)
     assert found[0].keys() == found[1].keys()
     assert all(np.array_equal(found[0][name].moment, found[1][name].moment) for name in found[0])

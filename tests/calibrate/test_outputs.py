@@ -27,8 +27,8 @@ from lowrank.backends.torch.module import ModuleBackend
 from lowrank.backends.torch.partial_forward import Prefix
 from lowrank.calibrate.collect import collect_grams
 from lowrank.calibrate.data import Calibration
-from lowrank.calibrate.interactions import changes_at, measure_contexts
-from lowrank.calibrate.sensitivity import measure_sensitivity
+from lowrank.calibrate.interactions import measure_contexts, replacements_at
+from lowrank.calibrate.sensitivity import changes_of, measure_sensitivity
 from lowrank.core.analysis import Analysis, loss_of
 from lowrank.core.budget import Budget
 from lowrank.core.selection.knapsack import Knapsack
@@ -79,7 +79,7 @@ def test_everything_is_measured_and_kept(calibrated: tuple[Calibration, Analysis
         assert plans[0].options == plans[1].options
 
 
-def test_a_trial_changes_all_that_a_plan_does(tmp_path: Path) -> None:
+def test_a_forecast_replaces_all_that_a_plan_does(tmp_path: Path) -> None:
     """Spatial factors, too."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(4, 24, 3), nn.ReLU(), nn.Conv2d(24, 24, 3)).eval()
@@ -88,8 +88,9 @@ def test_a_trial_changes_all_that_a_plan_does(tmp_path: Path) -> None:
     analysis = lowrank.analyze(module, settings=settings)
     plan = lowrank.select(analysis, 0.4)
     assert any(option.structure == "spatial" for option in plan.options)
-    changed = changes_at(open_model(module), analysis, 0.4)
-    assert changed is not None
+    layers = replacements_at(open_model(module), analysis, 0.4)
+    assert layers is not None
+    changed = changes_of(layers, analysis)
     smaller = [option for option in plan.options if option.structure != "dense"]
     assert set(changed) == {name for option in smaller for name in analysis.groups[option.group].weights}
     assert all(np.isfinite(numbers).all() for numbers, _ in changed.values())

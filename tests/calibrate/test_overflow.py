@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from builders import Blocks, shape_spectra_
+from builders import Blocks, made, shape_spectra_
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -70,6 +70,6 @@ def test_patches_that_are_not_finite_are_counted(groups: int, tmp_path: Path) ->
     (use,) = backend._described.uses[weight.name]
     values = {use.site.vectors.name: x.numpy(), use.site.node.outputs[0].name: given}
     grams += [_of_conv(use.site, weight, side, values) for side in ("input", "output")]
-    for gram in grams:
+    for gram in map(made, grams):
         assert gram.tokens + gram.nonfinite == 5 * 16 and gram.nonfinite > 0
         assert np.isfinite(gram.moment).all() and np.isfinite(gram.energy) and gram.energy > 0

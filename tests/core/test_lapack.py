@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from lowrank.core.linalg.lapack import geqp3
+from lowrank.core.linalg.lapack import add_square, geqp3
 
 _lapack: Any = scipy.linalg
 
@@ -27,3 +27,12 @@ def test_pivoted_qr_is_that_of_scipy(shape: tuple[int, int], dtype: Any) -> None
 def test_pivoted_qr_of_nothing(shape: tuple[int, int]) -> None:
     triangle, order = geqp3(np.zeros(shape))
     assert triangle.shape == (0, shape[0]) and sorted(order) == list(range(shape[0]))
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (3, 70), (0, 4), (4, 0)])
+def test_a_square_is_added_in_its_place(shape: tuple[int, int]) -> None:
+    rows = np.random.default_rng(0).standard_normal(shape)
+    total = np.ones((shape[1], shape[1]))
+    add_square(total, rows)
+    assert np.allclose(np.tril(total), np.tril(1 + rows.T @ rows), rtol=1e-14)
+    assert np.array_equal(np.triu(total, 1), np.triu(np.ones_like(total), 1))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lowrank.core.analysis import Folds
 from lowrank.core.linalg.eigen import singular_values
 from lowrank.core.truncation.directions import RIDGE, UNSEEN, directions, measure, residual_curve
-from lowrank.core.truncation.gram import Gram
+from lowrank.core.truncation.gram import Gram, moment_of
 from lowrank.core.truncation.spectrum import Spectrum
 from lowrank.core.weight import Weight
 from lowrank.core.weight_analysis import analyze_weight
@@ -134,6 +134,19 @@ def test_grams_add(width: int, seed: int, parts: int) -> None:
     assert np.allclose(whole.moment, total.moment)
     assert (whole.tokens, whole.nonfinite) == (total.tokens, total.nonfinite)
     assert whole.energy == pytest.approx(total.energy)
+
+
+@given(sizes, seeds, st.integers(1, 5))
+def test_tokens_add_as_their_grams_do(width: int, seed: int, parts: int) -> None:
+    """In the place of the sum, whether there are more tokens than numbers in each or fewer; those not finite apart."""
+    x = np.random.default_rng(seed).standard_normal((20, width))
+    x[3, 0] = np.nan
+    total = Gram("input", np.zeros((width, width)), total=np.zeros(width))
+    for part in np.array_split(x, parts):
+        total = moment_of("input", part).added_to(total)
+    sound = np.delete(x, 3, 0)
+    assert np.allclose(total.mirrored().moment, sound.T @ sound) and np.allclose(total.total, sound.sum(0))
+    assert (total.tokens, total.nonfinite) == (19, 1) and total.energy == pytest.approx(np.square(sound).sum())
 
 
 def test_heldout_error_is_unbiased_where_the_in_sample_error_is_not() -> None:

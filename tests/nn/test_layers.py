@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import two_factors
+from builders import made, two_factors
 from torch import nn
 
 import lowrank
@@ -72,7 +72,7 @@ def test_moments_of_convolutions_are_the_error(name: str, side: str) -> None:
     backend = backend.fed_with(lowrank.backends.inputs.Signature(inputs, positional=1))
     grams: list[Gram] = []
     with backend.watching({w.name: side}) as run:  # type: ignore[dict-item]
-        run({"input": x}, lambda _, gram: grams.append(gram))
+        run({"input": x}, lambda _, gram: grams.append(made(gram)))
     matrix = backend.read(w.name)
     chosen = directions(matrix, grams[0])
     bias = 0 if model[0].bias is None else model[0].bias.detach().numpy()[:, None, None]

@@ -21,11 +21,11 @@ from lowrank.backends.torch.hooks import Enough, first_input
 from lowrank.backends.torch.inputs import call
 from lowrank.backends.torch.moments import watching
 from lowrank.backends.torch.partial_forward import main_tensor, outermost_lists
-from lowrank.core.truncation.gram import Gram, Side
+from lowrank.core.truncation.gram import Gram, Side, Tokens
 from lowrank.core.weight import Weight
 from lowrank.errors import CalibrationError, first_line
 
-ShowGram = Callable[[int, str, Gram], None]
+ShowGram = Callable[[int, str, Gram | Tokens], None]
 """Takes the number of a feed, a weight's name, and the moment of what it saw of it."""
 Called = tuple[tuple[Any, ...], dict[str, Any]]
 """What a block is called with beside its hidden state."""

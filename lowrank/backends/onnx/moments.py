@@ -13,7 +13,7 @@ from lowrank.backends.moment_sums import Observe
 from lowrank.backends.onnx.describe import Use
 from lowrank.backends.onnx.runtime import Runner
 from lowrank.backends.onnx.sites import Site, attribute
-from lowrank.core.truncation.gram import Gram, Side
+from lowrank.core.truncation.gram import Gram, Side, Tokens, moment_of
 from lowrank.core.weight import Weight
 
 BYTES = 64 << 20
@@ -86,7 +86,7 @@ class MomentRunner:
         return sum(array.nbytes for array in outputs.values())
 
     def _show(self, values: Mapping[str, Array], mask: Array | None, observe: Observe) -> None:
-        shared: dict[tuple[str, str], Gram] = {}
+        shared: dict[tuple[str, str], Gram | Tokens] = {}
         for weight, use in self.uses:
             side = self.sides[weight.name]
             if use.site.kind == "linear" and side == "input":
@@ -144,10 +144,12 @@ def _energy(rows: Array) -> float:
     return float(np.square(rows if finite.all() else rows[finite]).sum())
 
 
-def _of_linear(site: Site, weight: Weight, side: Side, values: Mapping[str, Array], mask: Array | None) -> Gram:
+def _of_linear(
+    site: Site, weight: Weight, side: Side, values: Mapping[str, Array], mask: Array | None
+) -> Gram | Tokens:
     tokens = _tokens(site, values[site.vectors.name], mask)
     if side == "input":
-        return Gram.of("input", tokens)
+        return moment_of("input", tokens)
     if site.node.op_type == "MatMul":
         given = values[site.node.outputs[0].name]
         product = token_rows(given if site.at == 1 else given.swapaxes(-1, -2), mask)
@@ -155,21 +157,23 @@ def _of_linear(site: Site, weight: Weight, side: Side, values: Mapping[str, Arra
         # Its output has a bias in it, or other axes.
         product = tokens @ np.asarray(site.matrix(), np.float64).T
     # Of the tokens that the moment is of: an output can overflow where the input did not.
-    return Gram.of("output", product, _energy(tokens[np.isfinite(product).all(axis=1)]))
+    return moment_of("output", product, _energy(tokens[np.isfinite(product).all(axis=1)]))
 
 
-def _of_lookup(site: Site, weight: Weight, side: Side, values: Mapping[str, Array], mask: Array | None) -> Gram:
+def _of_lookup(
+    site: Site, weight: Weight, side: Side, values: Mapping[str, Array], mask: Array | None
+) -> Gram | Tokens:
     """A lookup is a product with a one-hot vector, whose squared norm is 1."""
     if side == "output":
         rows = token_rows(values[site.node.outputs[0].name], mask)
-        return Gram.of("output", rows, float(len(rows)))
+        return moment_of("output", rows, float(len(rows)))
     ids = values[site.node.inputs[1].name]
     ids = ids[mask != 0] if mask is not None and ids.shape == mask.shape else ids.reshape(-1)
     counts = np.bincount(np.where(ids < 0, ids + weight.cols, ids), minlength=weight.cols).astype(np.float64)
     return Gram("input", np.diag(counts), ids.size, float(ids.size))
 
 
-def _of_conv(site: Site, weight: Weight, side: Side, values: Mapping[str, Array]) -> Gram:
+def _of_conv(site: Site, weight: Weight, side: Side, values: Mapping[str, Array]) -> Gram | Tokens:
     """Every position is a token; its input is the patch under the kernel."""
     images = values[site.node.inputs[0].name]
     patches = _patches(site, images)
@@ -185,7 +189,7 @@ def _of_conv(site: Site, weight: Weight, side: Side, values: Mapping[str, Array]
             product = product - bias.const_value.numpy() if bias.const_value is not None else product
         rows = product.astype(np.float64).reshape(len(product), stack, weight.rows)
     if stack == 1:
-        return Gram.of(side, rows[:, 0], energy)
+        return moment_of(side, rows[:, 0], energy)
     # A position that is not finite in one group counts in none: all have one number of tokens.
     finite = rows[np.isfinite(rows).all(axis=(1, 2))]
     moments = np.einsum("tsi,tsj->sij", finite, finite)

@@ -16,7 +16,7 @@ from lowrank.backends.moment_sums import Observe
 from lowrank.backends.torch.hooks import first_input
 from lowrank.backends.torch.inputs import call, mask_of, token_rows
 from lowrank.backends.torch.normalize import experts_as
-from lowrank.core.truncation.gram import Gram, Side
+from lowrank.core.truncation.gram import Gram, Side, Tokens, moment_of
 from lowrank.core.weight import Weight
 from lowrank.nn.experts import observed
 
@@ -77,7 +77,7 @@ class _MomentHooks:
         self.mask: Tensor | None = None
         self.stacks: dict[str, Gram] = {}
         """What the experts of each stack have seen in this batch."""
-        self._last: tuple[Tensor, int, Gram] | None = None
+        self._last: tuple[Tensor, int, Gram | Tokens] | None = None
 
     def finish(self) -> None:
         """Show what was gathered over a batch, and let go of its last tensor."""
@@ -102,22 +102,22 @@ class _MomentHooks:
             else:
                 bias = getattr(layer, "bias", None)
                 rows = self._rows(output if bias is None else output - bias.cpu())
-                gram = moment("output", rows, self._rows(vectors))
+                gram = moment_in("output", rows, self._rows(vectors))
             self.observe(weight.name, gram)
 
         return hook
 
-    def _of_input(self, vectors: Tensor) -> Gram:
+    def _of_input(self, vectors: Tensor) -> Gram | Tokens:
         # The same object, still alive and not written to since: the address alone could belong to a later tensor.
         if self._last is None or self._last[0] is not vectors or self._last[1] != vectors._version:
-            self._last = (vectors, vectors._version, moment("input", self._rows(vectors)))
+            self._last = (vectors, vectors._version, moment_in("input", self._rows(vectors)))
         return self._last[2]
 
-    def _of_lookup(self, layer: nn.Embedding, ids: Tensor, output: Tensor, side: Side) -> Gram:
+    def _of_lookup(self, layer: nn.Embedding, ids: Tensor, output: Tensor, side: Side) -> Gram | Tokens:
         """A lookup is a product with a one-hot vector, whose squared norm is 1."""
         rows = self._rows(output)
         if side == "output":
-            return replace(moment("output", rows), energy=float(len(rows)))
+            return replace(moment_in("output", rows), energy=float(len(rows)))
         ids = ids[self.mask] if self.mask is not None and ids.shape == self.mask.shape else ids.reshape(-1)
         counts = torch.bincount(ids, minlength=layer.num_embeddings).double()
         return Gram("input", torch.diag(counts).numpy(), ids.numel(), float(ids.numel()))
@@ -128,7 +128,7 @@ class _MomentHooks:
         return token_rows(tensor if tensor.dtype == torch.float64 else tensor.float(), self.mask)
 
 
-def _of_conv(layer: nn.Conv1d | nn.Conv2d, images: Tensor, output: Tensor, side: Side) -> Gram:
+def _of_conv(layer: nn.Conv1d | nn.Conv2d, images: Tensor, output: Tensor, side: Side) -> Gram | Tokens:
     """Every position of a convolution is a token; its input is the patch under the kernel."""
     groups = layer.groups
     energy = float(_patch_energy(layer, images.double()))
@@ -146,7 +146,7 @@ def _of_conv(layer: nn.Conv1d | nn.Conv2d, images: Tensor, output: Tensor, side:
         rows = rows.flatten(2).transpose(0, 1).reshape(groups, patch, -1)
     rows = rows.transpose(1, 2)
     if groups == 1:
-        return replace(moment(side, rows[0]), energy=energy)
+        return replace(moment_in(side, rows[0]), energy=energy)
     # A position that is not finite in one group counts in none: all have one number of tokens.
     finite = torch.isfinite(rows).all(2).all(0)
     used = rows[:, finite]
@@ -180,7 +180,7 @@ def _observer(parameter: Tensor, weight: Weight, watch: _MomentHooks) -> Callabl
         stack = watch.stacks[weight.name]
         tokens, bad = 0, 0
         for i, part in [(index, rows)] if index is not None else enumerate(rows):
-            gram = moment(side, part.reshape(-1, width))
+            gram = Gram.of(side, part.reshape(-1, width).numpy())
             # In place: a whole stack of moments for every expert would be allocated and added otherwise.
             stack.moment[i] += gram.moment
             tokens, bad = tokens + gram.tokens, bad + gram.nonfinite
@@ -191,26 +191,22 @@ def _observer(parameter: Tensor, weight: Weight, watch: _MomentHooks) -> Callabl
     return observe
 
 
-def moment(side: Side, rows: Tensor, inputs: Tensor | None = None) -> Gram:
-    """The Gram of a batch, in float64: directions that the data hardly show are told apart by their last digits. Numpy
-    multiplies it, which computes one half of a symmetric product.
+def moment_in(side: Side, rows: Tensor, inputs: Tensor | None = None) -> Gram | Tokens:
+    """The moment of rows, in float64: directions that the data hardly show are told apart by their last digits.
 
     Args:
         side: of the layer.
         rows: tokens x width.
         inputs: what the layer read, tokens x width, where the rows are what it gave.
     """
-    count, used = len(rows), rows.double().numpy()
-    with np.errstate(over="ignore", invalid="ignore"):
-        product = used.T @ used
-    if not np.isfinite(np.trace(product)):
-        # NaN, infinity, or numbers whose squares overflow.
-        finite = np.isfinite(np.square(used).sum(1))
-        inputs = None if inputs is None else inputs[torch.from_numpy(finite)]
-        used = used[finite]
-        product = used.T @ used
-    energy = _energy(inputs) if inputs is not None else float(np.trace(product))
-    return Gram(side, product, len(used), energy, count - len(used), used.sum(0))
+    vectors = rows.double().numpy()
+    seen = moment_of(side, vectors)
+    if inputs is None:
+        return seen
+    if seen.nonfinite:
+        with np.errstate(over="ignore", invalid="ignore"):
+            inputs = inputs[torch.from_numpy(np.isfinite(np.square(vectors).sum(1)))]
+    return replace(seen, energy=_energy(inputs))
 
 
 def _energy(rows: Tensor) -> float:

@@ -1,7 +1,8 @@
-"""SciPy's LAPACK, called so that other threads run meanwhile.
+"""SciPy's LAPACK and BLAS, called so that other threads run meanwhile.
 
 The same drivers are faster there than in NumPy's build (by half, measured with `tools/bench_scale.py`), but SciPy's own
-wrappers hold the interpreter. `scipy.linalg.cython_lapack` gives the routines' addresses, which is what it is for.
+wrappers hold the interpreter. `scipy.linalg.cython_lapack` and `cython_blas` give the routines' addresses, which is
+what they are for.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# scipy carries no types.
-_lapack: Any = import_module("scipy.linalg.cython_lapack")
+LAPACK, BLAS = "scipy.linalg.cython_lapack", "scipy.linalg.cython_blas"
 
 BLOCK = 64
 """Columns that LAPACK takes at once."""
@@ -46,7 +46,7 @@ def syevd(symmetric: NDArray[Any], vectors: bool) -> tuple[NDArray[Any], NDArray
     work = np.empty(1 + 6 * size + 2 * size**2 if vectors else 1 + (2 + BLOCK) * size, dtype)
     whole = np.empty(3 + 5 * size if vectors else 1, np.intc)
     info = ctypes.c_int(0)
-    routine = _routine("ssyevd" if dtype == np.float32 else "dsyevd", 11)
+    routine = _routine(LAPACK, "ssyevd" if dtype == np.float32 else "dsyevd", 11)
     routine(
         ctypes.c_char_p(b"V" if vectors else b"N"),
         ctypes.c_char_p(b"U"),
@@ -86,7 +86,7 @@ def geqp3(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
     matrix = np.array(rows, order="C")
     order, scales, info = np.zeros(count, np.intc), np.empty(min(rows.shape), matrix.dtype), ctypes.c_int(0)
     work = np.empty(2 * count + (count + 1) * BLOCK, matrix.dtype)
-    routine = _routine("sgeqp3" if matrix.dtype == np.float32 else "dgeqp3", 9)
+    routine = _routine(LAPACK, "sgeqp3" if matrix.dtype == np.float32 else "dgeqp3", 9)
     routine(
         _count(rank),
         _count(count),
@@ -103,6 +103,32 @@ def geqp3(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
     return np.triu(matrix.T[: min(rows.shape)]), order.astype(np.int64) - 1
 
 
+def add_square(total: NDArray[np.float64], rows: NDArray[np.float64]) -> None:
+    """Add `rows' rows` to the lower triangle of a matrix, in its place; what is above its diagonal means nothing then.
+
+    A product that is made apart is mirrored and added, which takes longer than the product where rows are few.
+
+    Args:
+        total: n x n, in C's order.
+        rows: k x n, in C's order.
+
+    Example:
+        >>> total = np.zeros((2, 2))
+        >>> add_square(total, np.array([[1.0, 2.0]]))
+        >>> np.tril(total).tolist()
+        [[1.0, 0.0], [2.0, 4.0]]
+    """
+    assert total.flags.c_contiguous and rows.flags.c_contiguous and total.dtype == rows.dtype == np.float64
+    count, width = rows.shape
+    assert total.shape == (width, width)
+    one = ctypes.byref(ctypes.c_double(1.0))
+    routine = _routine(BLAS, "dsyrk", 10)
+    # Columns in Fortran are rows in C, so the lower triangle is called the upper one.
+    names = ctypes.c_char_p(b"U"), ctypes.c_char_p(b"N")
+    size = _count(max(width, 1))
+    routine(*names, _count(width), _count(count), one, _of(rows), size, one, _of(total), size)
+
+
 def _count(number: int) -> Any:
     return ctypes.byref(ctypes.c_int(number))
 
@@ -112,9 +138,11 @@ def _of(array: NDArray[Any]) -> ctypes.c_void_p:
 
 
 @cache
-def _routine(name: str, arguments: int) -> Callable[..., None]:
+def _routine(library: str, name: str, arguments: int) -> Callable[..., None]:
     """A routine by its name; ctypes lets go of the interpreter while it runs."""
-    capsule: Any = _lapack.__pyx_capi__[name]
+    # scipy carries no types.
+    module: Any = import_module(library)
+    capsule: Any = module.__pyx_capi__[name]
     api = ctypes.pythonapi
     api.PyCapsule_GetName.restype = ctypes.c_char_p
     api.PyCapsule_GetName.argtypes = [ctypes.py_object]

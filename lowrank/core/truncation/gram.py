@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.core.linalg.eigen import Matrix, Vector
+from lowrank.core.linalg.lapack import add_square
 from lowrank.core.weight import Weight
 
 Side = Literal["input", "output"]
@@ -82,12 +83,18 @@ class Gram:
     @classmethod
     def of(cls, side: Side, vectors: NDArray[np.floating], energy: float | None = None) -> Gram:
         """The Gram of some tokens (rows of `vectors`: tokens x width); those not finite are only counted."""
-        rows = np.asarray(vectors, dtype=np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):
-            finite = np.isfinite(np.einsum("ij,ij->i", rows, rows))
-        sound = rows if finite.all() else rows[finite]
-        own = float(np.vdot(sound, sound)) if energy is None else energy
-        return cls(side, sound.T @ sound, len(sound), own, len(rows) - len(sound), sound.sum(0))
+        return Tokens.of(side, vectors, energy).gram()
+
+    def added_to(self, total: Gram) -> Gram:
+        """The sum, in the place of `total`: moments are the largest of what is in memory."""
+        moment = total.moment
+        moment += self.moment
+        return self.counted_in(total)
+
+    def counted_in(self, total: Gram) -> Gram:
+        """A Gram with this one's numbers beside the moment added."""
+        none = np.zeros(())
+        return replace(replace(total, moment=none) + replace(self, moment=none), moment=total.moment)
 
     def __add__(self, other: Gram) -> Gram:
         return Gram(
@@ -121,3 +128,50 @@ class Gram:
         # Not by its square, which can be zero or infinite where this is not.
         mean = self.moment / count / scale / scale
         return mean if basis is None else basis.T @ mean @ basis
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """What a layer sees or gives of some tokens: a Gram whose product is only made when it is added to another one."""
+
+    side: Side
+    rows: Matrix
+    """Tokens x width, in float64; those not finite are only counted."""
+    energy: float
+    nonfinite: int = 0
+
+    @classmethod
+    def of(cls, side: Side, vectors: NDArray[np.floating], energy: float | None = None) -> Tokens:
+        """Rows of `vectors`; `energy` is that of the layer's inputs, if they are not these."""
+        rows = np.ascontiguousarray(vectors, dtype=np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = np.einsum("ij,ij->i", rows, rows)
+            own = float(squares.sum())
+        count = len(rows)
+        if not np.isfinite(own):
+            finite = np.isfinite(squares)
+            rows, own = rows[finite], float(squares[finite].sum())
+        return cls(side, rows, own if energy is None else energy, count - len(rows))
+
+    @property
+    def tokens(self) -> int:
+        """How many there are."""
+        return len(self.rows)
+
+    def gram(self) -> Gram:
+        """Their Gram."""
+        width = self.rows.shape[1]
+        return self.added_to(Gram(self.side, np.zeros((width, width)), total=np.zeros(width))).mirrored()
+
+    def added_to(self, total: Gram) -> Gram:
+        """The sum, in the place of `total`, of whose moment the lower triangle counts from then on (`mirrored`)."""
+        add_square(total.moment, self.rows)
+        own = np.asarray(self.rows.sum(0), np.float64)
+        return Gram(self.side, total.moment, self.tokens, self.energy, self.nonfinite, own).counted_in(total)
+
+
+def moment_of(side: Side, vectors: NDArray[np.floating], energy: float | None = None) -> Gram | Tokens:
+    """What is the cheaper to add, once or for each of several layers that read the same: few tokens as they are, of
+    many their Gram. Arguments as in `Tokens.of`."""
+    found = Tokens.of(side, vectors, energy)
+    return found if found.tokens <= found.rows.shape[1] else found.gram()

@@ -33,6 +33,8 @@ SECONDS = 1800
 STEPS = 40
 """Of healing; their number does not depend on the time that they take."""
 HERE = Path(__file__).parent.parent
+Measured = tuple[dict[str, float], dict[str, float]]
+"""Seconds of commands, and of the stages of `compress`."""
 
 
 @contextmanager
@@ -78,7 +80,7 @@ def commands_in(run: Path, calib: Sequence[str]) -> dict[str, list[str]]:
     }
 
 
-def measured(checkout: Path, busy: bool, calib: Sequence[str]) -> tuple[dict[str, float], dict[str, float]]:
+def measured(checkout: Path, busy: bool, calib: Sequence[str]) -> Measured:
     """The seconds of all commands, and of the stages of `compress`."""
     with tempfile.TemporaryDirectory() as work, beside(busy):
         run, stages, times = Path(work) / "run", dict[str, float](), dict[str, float]()
@@ -96,29 +98,39 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="a checkout of another version")
     parser.add_argument("--output", type=Path, default=Path("bench"))
     args = parser.parse_args()
-    versions = {"before": args.before.resolve(), "now": HERE} if args.before else {"now": HERE}
+    versions = {"now": HERE} | ({"before": args.before.resolve()} if args.before else {})
     with tempfile.TemporaryDirectory() as work:
         calib: list[str] = []
         if args.data:
             head = first_rows(args.data / "stsb_train.tsv", Path(work) / "first.tsv")
             calib = ["--calib", str(head), "--column", "sentence1,sentence2", "--samples", "4096"]
-        found = {
-            (label, busy): measured(folder, busy, calib) for busy in (False, True) for label, folder in versions.items()
-        }
+        found: dict[tuple[str, bool], Measured] = {}
+        for busy in (False, True):
+            for label, folder in versions.items():
+                found[label, busy] = measured(folder, busy, calib)
+                texts = written(found, list(versions), args.output)
+    print("\n".join(texts))
+
+
+def written(found: dict[tuple[str, bool], Measured], versions: Sequence[str], output: Path) -> list[str]:
+    """The tables of what was measured so far: of commands, and of stages."""
     columns = (
         {"": ""}
         | {f"{label}, {kind}": ".1f s" for label in versions for kind in ("idle", "busy")}
         | {f"busy / idle, {label}": ".2f" for label in versions}
     )
+    texts: list[str] = []
     for part, name in enumerate(("calm", "calm-stages")):
-        last = found["now", False][part]
+        last = found.get(("now", False), next(iter(found.values())))[part]
         names = list(last) if part == 0 else sorted(last, key=lambda stage: -last[stage])
         rows: list[list[Cell]] = []
         for row in names:
-            times = {key: found[key][part].get(row) for key in found}
-            ratios = [_ratio(times[label, True], times[label, False]) for label in versions]
-            rows.append([row, *(times[label, busy] for label in versions for busy in (False, True)), *ratios])
-        print(publish(Table(columns, rows), args.output, name))
+            times = {(v, busy): found[v, busy][part].get(row) for v, busy in found}
+            each = [times.get((label, busy)) for label in versions for busy in (False, True)]
+            ratios = [_ratio(times.get((label, True)), times.get((label, False))) for label in versions]
+            rows.append([row, *each, *ratios])
+        texts.append(publish(Table(columns, rows), output, name))
+    return texts
 
 
 def _ratio(busy: float | None, idle: float | None) -> float | None:

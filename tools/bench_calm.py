@@ -3,7 +3,8 @@
     python tools/bench_calm.py [--data DATA] [--before CHECKOUT] --output bench
 
 The other work is one loop for each core at nice 15, which the bench starts and stops; a loop ends by itself after some
-minutes. The model is all-MiniLM-L6-v2; DATA holds stsb_train.tsv, of which the first 2,048 rows calibrate it, and
+minutes. The model is all-MiniLM-L6-v2; on an idle machine two models of other kinds with random numbers are compressed,
+too. DATA holds stsb_train.tsv, of which the first 2,048 rows calibrate it, and
 without it the built-in text does. CHECKOUT is a folder with another version of the project, which is measured in turn
 with this one.
 """
@@ -20,6 +21,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -80,11 +85,37 @@ def commands_in(run: Path, calib: Sequence[str]) -> dict[str, list[str]]:
     }
 
 
+def other_models(folder: Path) -> dict[str, list[str]]:
+    """Commands on models of other kinds, with random numbers: a language model of IgLM's size on as much text as people
+    have for it, and a ViT-S on a few images."""
+    from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    gpt = GPT2LMHeadModel(GPT2Config(vocab_size=33, n_positions=256, n_embd=512, n_layer=4, n_head=8))
+    vit = ViTForImageClassification(ViTConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1536))
+    ids, images = rng.integers(0, 33, (336, 256)), rng.standard_normal((8, 3, 224, 224)).astype(np.float32)
+    commands: dict[str, list[str]] = {}
+    subjects: tuple[tuple[str, Any, dict[str, Any]], ...] = (
+        ("a GPT-2 of 13 M parameters, 86,000 tokens", gpt, {"input_ids": ids, "attention_mask": np.ones_like(ids)}),
+        ("a ViT-S, 8 images", vit, {"pixel_values": images}),
+    )
+    for name, model, arrays in subjects:
+        place = folder / f"{type(model).__name__}"
+        model.save_pretrained(place)
+        np.savez(folder / f"{place.name}.npz", **arrays)
+        data = ["--calib", str(folder / f"{place.name}.npz"), "--calib-only"]
+        run = str(folder / f"{place.name}-run")
+        commands[f"compress {name}"] = ["compress", str(place), "--budget", "0.5", "-o", run, *data]
+    return commands
+
+
 def measured(checkout: Path, busy: bool, calib: Sequence[str]) -> Measured:
     """The seconds of all commands, and of the stages of `compress`."""
     with tempfile.TemporaryDirectory() as work, beside(busy):
         run, stages, times = Path(work) / "run", dict[str, float](), dict[str, float]()
-        for name, arguments in commands_in(run, calib).items():
+        others = {} if busy else other_models(Path(work))
+        for name, arguments in (commands_in(run, calib) | others).items():
             times[name] = seconds_of(checkout, arguments)
             print(f"{checkout.name}, {'busy' if busy else 'idle'}: {name}: {times[name]:.1f} s", flush=True)
             if not stages and (run / "report.json").exists():
@@ -105,6 +136,7 @@ def main() -> None:
             head = first_rows(args.data / "stsb_train.tsv", Path(work) / "first.tsv")
             calib = ["--calib", str(head), "--column", "sentence1,sentence2", "--samples", "4096"]
         found: dict[tuple[str, bool], Measured] = {}
+        texts: list[str] = []
         for busy in (False, True):
             for label, folder in versions.items():
                 found[label, busy] = measured(folder, busy, calib)

@@ -51,10 +51,12 @@ def _left_by_limits() -> list[int]:
     return limits
 
 
-def batches_at_once(widest: int) -> int:
+def batches_at_once(widest: int, left: int | None = None) -> int:
     """How many batches can be run at once: one for each core, as far as there is memory for each.
 
     Args:
         widest: the largest number of channels of a layer, such as the vocabulary of a language model's head.
+        left: bytes that they may take; by default all that there are.
     """
-    return max(1, min(cores(), available_memory() // (BATCH_BYTES * max(widest, 1))))
+    left = available_memory() if left is None else left
+    return max(1, min(cores(), left // (BATCH_BYTES * max(widest, 1))))

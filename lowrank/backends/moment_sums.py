@@ -23,7 +23,7 @@ class MomentSums:
     one before it is at.
 
     Args:
-        zeros: an empty Gram for each name; they become the sums, of whose moments the lower triangle counts.
+        zeros: an empty Gram for each name; their moments become those of the sums, lower triangles alone.
     """
 
     def __init__(self, zeros: Mapping[str, Gram]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from lowrank.backends.inputs import MASK, Feed, Signature
 
 BATCH_TOKENS = 4096
-BATCH_ROWS = 256
+BATCH_ROWS = 64
 
 
 def token_batches(lines: Sequence[Sequence[int]], signature: Signature) -> tuple[Feed, ...]:

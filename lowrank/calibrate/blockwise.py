@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,10 +11,12 @@ from lowrank.artifacts.grams import GRAMS_FOLDER, StoredGrams, store_grams
 from lowrank.artifacts.journal import FACTS, Journal
 from lowrank.backends.checkpoint.backend import CheckpointBackend
 from lowrank.backends.checkpoint.block_runner import BlockRunner
+from lowrank.backends.memory import available_memory, batches_at_once
+from lowrank.backends.moment_sums import sum_moments
 from lowrank.calibrate.collect import hash_of
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Folds
-from lowrank.core.truncation.gram import Gram, Tokens
+from lowrank.core.truncation.gram import Gram
 from lowrank.core.weight import Weight
 from lowrank.errors import CalibrationError
 from lowrank.progress import Track
@@ -22,7 +24,13 @@ from lowrank.progress import Track
 HIDDEN_FOLDER = "hidden"
 
 
-def blockwise_grams(calibration: Calibration, weights: Sequence[Weight], track: Track, journal: Journal) -> StoredGrams:
+def blockwise_grams(
+    calibration: Calibration,
+    weights: Sequence[Weight],
+    track: Track,
+    journal: Journal,
+    left: Callable[[], int] = available_memory,
+) -> StoredGrams:
     """The second moments of the inputs, or the outputs, of the weights in blocks; those outside of blocks have none.
 
     Args:
@@ -30,6 +38,7 @@ def blockwise_grams(calibration: Calibration, weights: Sequence[Weight], track: 
         weights: which.
         track: shows progress.
         journal: where hidden states wait and Grams are kept; a run that was killed goes on at its block.
+        left: bytes that moments and batches may take.
 
     Raises:
         CalibrationError: if the model's blocks cannot be run one by one, or there is no run folder.
@@ -46,26 +55,22 @@ def blockwise_grams(calibration: Calibration, weights: Sequence[Weight], track: 
     blocks.prepare(afresh=start == 0)
     files: dict[str, str] = {}
     for index in track(range(count), "calibrating block by block", count):
-        make = partial(_of_block, blocks, index, weights, len(calibration.fit), folder)
+        make = partial(_of_block, blocks, index, weights, len(calibration.fit), folder, left)
         files |= journal.kept(f"grams of block {index}", FACTS, make)
         blocks.forget(index)
     return StoredGrams(folder, files)
 
 
-def _of_block(blocks: BlockRunner, index: int, weights: Sequence[Weight], fits: int, folder: Path) -> dict[str, str]:
+def _of_block(
+    blocks: BlockRunner, index: int, weights: Sequence[Weight], fits: int, folder: Path, left: Callable[[], int]
+) -> dict[str, str]:
     """The file of each weight's Grams; none for a weight that nothing reached."""
     own = blocks.weights_of(index, weights)
-    folds = [{weight.name: Gram.zeros(weight) for weight in own} for _ in range(2)]
-
-    def observe(number: int, name: str, gram: Gram | Tokens) -> None:
-        fold = folds[number >= fits]
-        fold[name] = gram.added_to(fold[name])
-
-    blocks.run(index, own, {name: gram.side for name, gram in folds[0].items()}, observe)
+    folds = _folds_of(blocks, index, own, fits, left)
     files: dict[str, str] = {}
     by_hash: dict[str, str] = {}
     for weight in own:
-        grams = Folds(*(fold[weight.name].mirrored() for fold in folds))
+        grams = Folds(*(fold[weight.name] for fold in folds))
         if not grams.fit.informs:
             continue
         key = hash_of(grams)
@@ -73,3 +78,16 @@ def _of_block(blocks: BlockRunner, index: int, weights: Sequence[Weight], fits: 
             by_hash[key] = store_grams(folder, weight.name, grams)
         files[weight.name] = by_hash[key]
     return files
+
+
+def _folds_of(
+    blocks: BlockRunner, index: int, own: Sequence[Weight], fits: int, left: Callable[[], int]
+) -> list[dict[str, Gram]]:
+    """The sums of both folds, of as many batches at once as there is memory for beside them."""
+    zeros = [{weight.name: Gram.zeros(weight) for weight in own} for _ in range(2)]
+    sums = sum(gram.moment.nbytes for each in zeros for gram in each.values())
+    widest = max((max(weight.shape) for weight in own), default=1)
+    jobs = batches_at_once(widest, left() - sums) if blocks.copies else 1
+    parts = range(fits), range(fits, len(blocks.feeds))
+    with blocks.running(index, own, {name: gram.side for name, gram in zeros[0].items()}, jobs) as run:
+        return [sum_moments(each, part, run, jobs) for each, part in zip(zeros, parts, strict=True)]

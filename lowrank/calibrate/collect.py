@@ -75,7 +75,7 @@ def _run(
 
         grams = sum_moments(grams, batches, run, backend.jobs if device == "cpu" else 1)
     if workers is not None:
-        grams = {name: _summed(gram, workers) for name, gram in grams.items()}
+        grams = {name: _summed(gram, workers).mirrored() for name, gram in grams.items()}
     return grams
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from lowrank.core.truncation.spatial import SpatialFactors
 from lowrank.errors import InfeasibleBudget
 from lowrank.parallel import threads
 from lowrank.progress import Track
+
+T = TypeVar("T")
 
 KEEPS = (0.5, 0.3)
 """Keep ratios whose contexts are measured, the second starting from the first; between them the selector
@@ -63,7 +66,7 @@ def _measured(
         return None
     # Spatial factors are compared with the others' elsewhere: what they add in context is not measured.
     options = [o for o in plan.options if structure_named(o.structure).factors is not SpatialFactors]
-    base = changes_of(_factorized(backend, analysis, options), analysis)
+    base = _each(lambda option: changes_of(factorize_option(option, analysis, backend), analysis), options)
     dense: dict[str, Change] = {name: (backend.read(name), backend.bias(name)) for name in base}
     ratios: dict[str, float] = {}
     with backend.trials(feeds, base) as run:
@@ -88,7 +91,7 @@ def _measured(
 def replacements_at(backend: Backend, analysis: Analysis, keep: float) -> dict[str, Replacement] | None:
     """What replaces the weights in a model of a keep ratio, as the selector would compress it; None if it cannot."""
     plan = _plan(analysis, keep)
-    return None if plan is None else _factorized(backend, analysis, plan.options)
+    return None if plan is None else _each(lambda option: factorize_option(option, analysis, backend), plan.options)
 
 
 def _plan(analysis: Analysis, keep: float) -> Plan | None:
@@ -98,9 +101,10 @@ def _plan(analysis: Analysis, keep: float) -> Plan | None:
         return None
 
 
-def _factorized(backend: Backend, analysis: Analysis, options: Iterable[Option]) -> dict[str, Replacement]:
-    found: dict[str, Replacement] = {}
+def _each(job: Callable[[Option], Mapping[str, T]], options: Iterable[Option]) -> dict[str, T]:
+    """What a job gives for every option, by weight name."""
+    found: dict[str, T] = {}
     with threads() as pool:
-        for each in pool.map(lambda option: factorize_option(option, analysis, backend), options):
+        for each in pool.map(job, options):
             found |= each
     return found

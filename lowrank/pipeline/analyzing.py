@@ -147,7 +147,7 @@ def _computed(session: Session, weights: Sequence[Weight]) -> tuple[Analysis, Ma
             if is_streamed(backend):
                 from lowrank.calibrate.blockwise import blockwise_grams
 
-                grams = blockwise_grams(calibration, weights, track, journal)
+                grams = blockwise_grams(calibration, weights, track, journal, session.execution.left)
             else:
                 # Several processes must all come here, or none.
                 keeper = journal if processes()[1] == 1 else NOWHERE

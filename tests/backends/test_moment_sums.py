@@ -23,7 +23,7 @@ from lowrank.backends.memory import batches_at_once
 from lowrank.backends.moment_sums import MomentSums, Observe, sum_moments
 from lowrank.backends.torch import ModuleBackend
 from lowrank.backends.torch.replicas import can_be_copied, jobs_for, replica
-from lowrank.core.truncation.gram import Gram
+from lowrank.core.truncation.gram import Gram, moment_of
 from lowrank.healing.training import Training
 
 
@@ -33,6 +33,21 @@ def gram(value: float) -> Gram:
 
 def zeros(*names: str) -> dict[str, Gram]:
     return {name: Gram("input", np.zeros((2, 2)), total=np.zeros(2)) for name in names}
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+@pytest.mark.parametrize("tokens", [2, 40])
+def test_tokens_are_summed_as_their_grams_are(tokens: int, jobs: int) -> None:
+    """Whether a batch has more tokens than channels or fewer; with what is above the diagonal."""
+    rows = np.random.default_rng(0).standard_normal((12, tokens, 7))
+
+    def watch(number: int, observe: Observe) -> None:
+        observe("a", moment_of("input", rows[number]))
+
+    found = sum_moments({"a": Gram("input", np.zeros((7, 7)), total=np.zeros(7))}, range(12), watch, jobs)["a"]
+    every = rows.reshape(-1, 7)
+    assert np.allclose(found.moment, every.T @ every) and np.array_equal(found.moment, found.moment.T)
+    assert found.tokens == len(every) and found.total is not None and np.allclose(found.total, every.sum(0))
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 5])

@@ -14,7 +14,9 @@ from checkpoints import STREAMED, checkpoint, contents
 
 import lowrank
 from lowrank.artifacts.grams import StoredGrams
+from lowrank.backends.memory import batches_at_once
 from lowrank.errors import CalibrationError
+from lowrank.machine import cores
 from lowrank.pipeline import Execution, Settings
 
 
@@ -57,6 +59,18 @@ def test_the_moments_are_those_of_the_whole_model(kind: str, tmp_path: Path, tex
     assert report.targets.keep_ratio <= 0.5
 
 
+def test_threads_change_nothing(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, settings = folder_of("LlamaForCausalLM", tmp_path / "model"), Settings(calib=str(text))
+    for jobs in (1, 3):
+        monkeypatch.setattr("lowrank.calibrate.blockwise.batches_at_once", lambda *_, jobs=jobs: jobs)
+        lowrank.analyze(folder, output=tmp_path / str(jobs), settings=settings, execution=STREAMED)
+    assert contents(tmp_path / "1") == contents(tmp_path / "3")
+
+
+def test_few_bytes_run_one_batch_at_once() -> None:
+    assert batches_at_once(100, 0) == 1 and batches_at_once(100, 1 << 50) == cores()
+
+
 def test_data_makes_a_better_model(tmp_path: Path, text: Path) -> None:
     folder = folder_of("LlamaForCausalLM", tmp_path / "model")
     import transformers
@@ -85,26 +99,26 @@ def test_a_run_that_was_stopped_goes_on_at_its_block(
     folder = folder_of("LlamaForCausalLM", tmp_path / "model", num_hidden_layers=4)
     settings = Settings(calib=str(text))
     lowrank.analyze(folder, output=tmp_path / "undisturbed", settings=settings, execution=STREAMED)
-    run = BlockRunner.run
+    running = BlockRunner.running
     done: list[int] = []
 
-    def counted(self: BlockRunner, index: int, *args: Any) -> None:
+    def counted(self: BlockRunner, index: int, *args: Any) -> Any:
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(index)
-        run(self, index, *args)
+        return running(self, index, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(BlockRunner, "run", counted)
+        patch.setattr(BlockRunner, "running", counted)
         with pytest.raises(KeyboardInterrupt):
             lowrank.analyze(folder, output=tmp_path / "run", settings=settings, execution=STREAMED)
     again: list[int] = []
 
-    def noted(self: BlockRunner, index: int, *args: Any) -> None:
+    def noted(self: BlockRunner, index: int, *args: Any) -> Any:
         again.append(index)
-        run(self, index, *args)
+        return running(self, index, *args)
 
-    monkeypatch.setattr(BlockRunner, "run", noted)
+    monkeypatch.setattr(BlockRunner, "running", noted)
     resumed = Execution(stream=True, resume=True)
     lowrank.analyze(folder, output=tmp_path / "run", settings=settings, execution=resumed)
     assert (done, again) == ([0, 1], [2, 3])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -16,17 +18,19 @@ from torch import Tensor, nn
 from lowrank.backends.checkpoint.backend import CheckpointBackend
 from lowrank.backends.checkpoint.skeleton import prefix_of, skeleton, stored_names
 from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.moment_sums import Observe
 from lowrank.backends.torch import huggingface
 from lowrank.backends.torch.hooks import Enough, first_input
 from lowrank.backends.torch.inputs import call
 from lowrank.backends.torch.moments import watching
 from lowrank.backends.torch.partial_forward import main_tensor, outermost_lists
-from lowrank.core.truncation.gram import Gram, Side, Tokens
+from lowrank.backends.torch.replicas import Spares, can_be_copied, replica
+from lowrank.core.truncation.gram import Side
 from lowrank.core.weight import Weight
 from lowrank.errors import CalibrationError, first_line
 
-ShowGram = Callable[[int, str, Gram | Tokens], None]
-"""Takes the number of a feed, a weight's name, and the moment of what it saw of it."""
+RunFeed = Callable[[int, Observe], None]
+"""Runs a block on the feed of a number, and shows the moments of what its weights saw."""
 Called = tuple[tuple[Any, ...], dict[str, Any]]
 """What a block is called with beside its hidden state."""
 
@@ -50,6 +54,8 @@ class BlockRunner:
         config = huggingface.read_config(next(path for path in backend.extras if path.name == "config.json"))
         self.module = skeleton(backend.source["path"], config, torch.float32)
         self.paths = _row_of(self.module)
+        self.copies = can_be_copied(self.module)
+        """Whether several threads can run a block at once, each on a copy of the module."""
         self._calls: list[list[Called]] = []
 
     def weights_of(self, index: int, weights: Sequence[Weight]) -> list[Weight]:
@@ -76,26 +82,45 @@ class BlockRunner:
                 _save(begun / f"{number}.npy", hidden)
         self._empty(outside)
 
-    def run(self, index: int, weights: Sequence[Weight], sides: Mapping[str, Side], observe: ShowGram) -> None:
-        """Run one block on all feeds, and show `observe` the moments that its weights saw; see `Backend.watching`.
+    @contextmanager
+    def running(
+        self, index: int, weights: Sequence[Weight], sides: Mapping[str, Side], jobs: int = 1
+    ) -> Iterator[RunFeed]:
+        """What runs one block on the feed of a number, and shows the moments that its weights saw; see
+        `Backend.watching`.
+
+        At the end of the block of code all feeds must have been run: what they gave is what the next block reads.
 
         Args:
             index: the block, whose predecessor was run.
             weights: of the block.
             sides: which moment of each.
-            observe: takes the moments.
+            jobs: how many threads call it at once.
         """
         path = self.paths[index]
         names = [n for n, _ in self.module.named_parameters() if n.startswith(f"{path}.")]
         self._fill(names)
-        block = self.module.get_submodule(path)
         after = self.folder / f"{index + 1}.unfinished"
         shutil.rmtree(after, ignore_errors=True)
         after.mkdir()
-        for number, feed in enumerate(self.feeds):
-            forward = partial(self._through, block, index, number, after / f"{number}.npy")
-            with watching(self.module, self.signature, weights, sides, forward) as run:
-                run(feed, partial(observe, number))
+        entering = Lock()
+        with ExitStack() as stack:
+
+            def watched_block() -> _Watched:
+                with entering:
+                    module = replica(self.module) if jobs > 1 else self.module
+                    return _Watched(module, path, self.signature, weights, sides, stack)
+
+            spares = Spares(watched_block)
+
+            def run(number: int, observe: Observe) -> None:
+                args, kwargs = self._calls[number][index]
+                hidden = torch.from_numpy(np.load(self.folder / str(index) / f"{number}.npy"))
+                with spares.one() as watched:
+                    result = watched(self.feeds[number], observe, hidden, *args, **kwargs)
+                _save(after / f"{number}.npy", result)
+
+            yield run
         shutil.rmtree(self.folder / str(index + 1), ignore_errors=True)
         os.replace(after, self.folder / str(index + 1))
         self._empty(names)
@@ -107,11 +132,6 @@ class BlockRunner:
     def has(self, index: int) -> bool:
         """Whether the hidden states that a block is run on are there."""
         return (self.folder / str(index)).is_dir()
-
-    def _through(self, block: nn.Module, index: int, number: int, result: Path, _: Feed) -> None:
-        args, kwargs = self._calls[number][index]
-        hidden = torch.from_numpy(np.load(self.folder / str(index) / f"{number}.npy"))
-        _save(result, main_tensor(block(hidden, *args, **kwargs)))
 
     def _before(self, feed: Feed) -> tuple[Tensor, list[Called]]:
         """The first block's hidden state, and what each block is called with beside its own."""
@@ -150,6 +170,45 @@ class BlockRunner:
     def _set(self, name: str, tensor: Tensor) -> None:
         owner, _, key = name.rpartition(".")
         self.module.get_submodule(owner)._parameters[key] = nn.Parameter(tensor, requires_grad=False)
+
+
+class _Watched:
+    """A block of a module whose moments are shown.
+
+    Args:
+        module: the whole, for this alone.
+        path: of the block.
+        signature: how the module is fed.
+        weights: which are watched.
+        sides: which moment of each.
+        stack: ends the watching.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        path: str,
+        signature: Signature,
+        weights: Sequence[Weight],
+        sides: Mapping[str, Side],
+        stack: ExitStack,
+    ) -> None:
+        self._block = module.get_submodule(path)
+        self._called: Called = ((), {})
+        self._given: Tensor | None = None
+        self._watch = stack.enter_context(watching(module, signature, weights, sides, self._forward))
+
+    def __call__(self, feed: Feed, observe: Observe, /, *args: Any, **kwargs: Any) -> Tensor:
+        """The hidden state that the block gives."""
+        self._called = args, kwargs
+        self._watch(feed, observe)
+        given, self._given = self._given, None
+        assert given is not None
+        return given
+
+    def _forward(self, _: Feed) -> None:
+        args, kwargs = self._called
+        self._given = main_tensor(self._block(*args, **kwargs))
 
 
 def _plain(hidden: Tensor) -> Any:

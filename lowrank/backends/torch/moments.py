@@ -16,12 +16,13 @@ from lowrank.backends.moment_sums import Observe
 from lowrank.backends.torch.hooks import first_input
 from lowrank.backends.torch.inputs import call, mask_of, token_rows
 from lowrank.backends.torch.normalize import experts_as
+from lowrank.core.linalg.lapack import add_square
 from lowrank.core.truncation.gram import Gram, Side, Tokens, moment_of
 from lowrank.core.weight import Weight
 from lowrank.nn.experts import observed
 
 Watch = Callable[[Feed, Observe], None]
-"""Runs a model on one batch, and shows the Gram of each weight that is watched by the weight's name."""
+"""Runs a model on one batch, and shows the moment of each weight that is watched by the weight's name."""
 
 
 @contextmanager
@@ -102,7 +103,7 @@ class _MomentHooks:
             else:
                 bias = getattr(layer, "bias", None)
                 rows = self._rows(output if bias is None else output - bias.cpu())
-                gram = moment_in("output", rows, self._rows(vectors))
+                gram = moment_of_rows("output", rows, self._rows(vectors))
             self.observe(weight.name, gram)
 
         return hook
@@ -110,14 +111,14 @@ class _MomentHooks:
     def _of_input(self, vectors: Tensor) -> Gram | Tokens:
         # The same object, still alive and not written to since: the address alone could belong to a later tensor.
         if self._last is None or self._last[0] is not vectors or self._last[1] != vectors._version:
-            self._last = (vectors, vectors._version, moment_in("input", self._rows(vectors)))
+            self._last = (vectors, vectors._version, moment_of_rows("input", self._rows(vectors)))
         return self._last[2]
 
     def _of_lookup(self, layer: nn.Embedding, ids: Tensor, output: Tensor, side: Side) -> Gram | Tokens:
         """A lookup is a product with a one-hot vector, whose squared norm is 1."""
         rows = self._rows(output)
         if side == "output":
-            return replace(moment_in("output", rows), energy=float(len(rows)))
+            return replace(moment_of_rows("output", rows), energy=float(len(rows)))
         ids = ids[self.mask] if self.mask is not None and ids.shape == self.mask.shape else ids.reshape(-1)
         counts = torch.bincount(ids, minlength=layer.num_embeddings).double()
         return Gram("input", torch.diag(counts).numpy(), ids.numel(), float(ids.numel()))
@@ -146,7 +147,7 @@ def _of_conv(layer: nn.Conv1d | nn.Conv2d, images: Tensor, output: Tensor, side:
         rows = rows.flatten(2).transpose(0, 1).reshape(groups, patch, -1)
     rows = rows.transpose(1, 2)
     if groups == 1:
-        return replace(moment_in(side, rows[0]), energy=energy)
+        return replace(moment_of_rows(side, rows[0]), energy=energy)
     # A position that is not finite in one group counts in none: all have one number of tokens.
     finite = torch.isfinite(rows).all(2).all(0)
     used = rows[:, finite]
@@ -180,10 +181,10 @@ def _observer(parameter: Tensor, weight: Weight, watch: _MomentHooks) -> Callabl
         stack = watch.stacks[weight.name]
         tokens, bad = 0, 0
         for i, part in [(index, rows)] if index is not None else enumerate(rows):
-            gram = Gram.of(side, part.reshape(-1, width).numpy())
+            seen = Tokens.of(side, part.reshape(-1, width).numpy())
             # In place: a whole stack of moments for every expert would be allocated and added otherwise.
-            stack.moment[i] += gram.moment
-            tokens, bad = tokens + gram.tokens, bad + gram.nonfinite
+            add_square(stack.moment[i], seen.rows)
+            tokens, bad = tokens + seen.tokens, bad + seen.nonfinite
         watch.stacks[weight.name] = Gram(
             side, stack.moment, stack.tokens + tokens, stack.energy + energy, stack.nonfinite + bad
         )
@@ -191,7 +192,7 @@ def _observer(parameter: Tensor, weight: Weight, watch: _MomentHooks) -> Callabl
     return observe
 
 
-def moment_in(side: Side, rows: Tensor, inputs: Tensor | None = None) -> Gram | Tokens:
+def moment_of_rows(side: Side, rows: Tensor, inputs: Tensor | None = None) -> Gram | Tokens:
     """The moment of rows, in float64: directions that the data hardly show are told apart by their last digits.
 
     Args:

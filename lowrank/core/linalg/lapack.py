@@ -112,15 +112,20 @@ def add_square(total: NDArray[np.float64], rows: NDArray[np.float64]) -> None:
         total: n x n, in C's order.
         rows: k x n, in C's order.
 
+    Raises:
+        ValueError: if they are not.
+
     Example:
         >>> total = np.zeros((2, 2))
         >>> add_square(total, np.array([[1.0, 2.0]]))
         >>> np.tril(total).tolist()
         [[1.0, 0.0], [2.0, 4.0]]
     """
-    assert total.flags.c_contiguous and rows.flags.c_contiguous and total.dtype == rows.dtype == np.float64
     count, width = rows.shape
-    assert total.shape == (width, width)
+    if total.shape != (width, width):
+        raise ValueError(f"{count} x {width} has no square of {' x '.join(map(str, total.shape))}")
+    if not (total.flags.c_contiguous and rows.flags.c_contiguous and total.dtype == rows.dtype == np.float64):
+        raise ValueError("a square is added in float64, and in C's order")
     one = ctypes.byref(ctypes.c_double(1.0))
     routine = _routine(BLAS, "dsyrk", 10)
     # Columns in Fortran are rows in C, so the lower triangle is called the upper one.

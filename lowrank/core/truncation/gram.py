@@ -89,12 +89,8 @@ class Gram:
         """The sum, in the place of `total`: moments are the largest of what is in memory."""
         moment = total.moment
         moment += self.moment
-        return self.counted_in(total)
-
-    def counted_in(self, total: Gram) -> Gram:
-        """A Gram with this one's numbers beside the moment added."""
         none = np.zeros(())
-        return replace(replace(total, moment=none) + replace(self, moment=none), moment=total.moment)
+        return replace(replace(total, moment=none) + replace(self, moment=none), moment=moment)
 
     def __add__(self, other: Gram) -> Gram:
         return Gram(
@@ -107,9 +103,10 @@ class Gram:
         )
 
     def mirrored(self) -> Gram:
-        """The same with a moment that is symmetric to the last bit, as it is read back from its lower triangle."""
-        lower = np.tril(self.moment)
-        return replace(self, moment=lower + np.tril(lower, -1).swapaxes(-1, -2))
+        """This one, with a moment that is symmetric to the last bit: its lower triangle, which is what is stored."""
+        above = ~np.tri(self.moment.shape[-1], dtype=bool)
+        np.copyto(self.moment, self.moment.swapaxes(-1, -2), where=above)
+        return self
 
     def metric(self, core: Matrix, basis: Matrix | None, scale: float = 1.0) -> Matrix:
         """The layer's mean output moment `E[(Wx)(Wx)']`, in the coordinates of the column basis of `W`.
@@ -160,14 +157,20 @@ class Tokens:
 
     def gram(self) -> Gram:
         """Their Gram."""
-        width = self.rows.shape[1]
+        width = int(self.rows.shape[1])
         return self.added_to(Gram(self.side, np.zeros((width, width)), total=np.zeros(width))).mirrored()
 
     def added_to(self, total: Gram) -> Gram:
         """The sum, in the place of `total`, of whose moment the lower triangle counts from then on (`mirrored`)."""
         add_square(total.moment, self.rows)
-        own = np.asarray(self.rows.sum(0), np.float64)
-        return Gram(self.side, total.moment, self.tokens, self.energy, self.nonfinite, own).counted_in(total)
+        return Gram(
+            total.side,
+            total.moment,
+            total.tokens + self.tokens,
+            total.energy + self.energy,
+            total.nonfinite + self.nonfinite,
+            None if total.total is None else total.total + self.rows.sum(0),
+        )
 
 
 def moment_of(side: Side, vectors: NDArray[np.floating], energy: float | None = None) -> Gram | Tokens:

@@ -30,8 +30,8 @@ from lowrank.progress import Track
 T = TypeVar("T")
 
 KEEPS = (0.5, 0.3)
-"""Keep ratios whose contexts are measured, the second starting from the first; between them the selector
-interpolates."""
+"""Keep ratios whose contexts are measured; between them the selector interpolates."""
+ROUNDS = 2
 MOST = 5.0
 """A factor is between this and its inverse, relative to the median: marginal errors near zero are noise."""
 
@@ -43,19 +43,21 @@ def measure_contexts(
 
     Errors of several layers do not add up exactly: some cancel, some reinforce each other. So the model is compressed
     as the selector would, each group in turn is put back dense, and what that gains is compared with what was predicted
-    for it. The selector then solves again with the predictions corrected, for the next keep ratio.
+    for it. The selector then solves again with the predictions corrected, and once more.
     """
     backend = calibration.backend
     feeds = some_batches(calibration)
     with backend.trials(feeds) as run:
         reference = reference_of(backend, feeds, run({}))
-    contexts: list[Context] = []
-    for keep in track(KEEPS, "measuring in context", len(KEEPS)):
-        make = partial(_measured, backend, feeds, replace(analysis, contexts=tuple(contexts[-1:])), keep, reference)
-        factors = journal.kept(f"context: {keep}", FACTS, make)
+    tasks = [(keep, turn) for keep in KEEPS for turn in range(ROUNDS)]
+    contexts: dict[float, Context] = {}
+    for keep, turn in track(tasks, "measuring in context", len(tasks)):
+        known = replace(analysis, contexts=(contexts[keep],) if keep in contexts else ())
+        make = partial(_measured, backend, feeds, known, keep, reference)
+        factors = journal.kept(f"context: {keep}, {turn}", FACTS, make)
         if factors is not None:
-            contexts.append(Context(keep, factors))
-    return replace(analysis, contexts=tuple(contexts))
+            contexts[keep] = Context(keep, factors)
+    return replace(analysis, contexts=tuple(contexts.values()))
 
 
 def _measured(

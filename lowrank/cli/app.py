@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 from typing import Annotated
 
@@ -26,6 +28,8 @@ from lowrank.interrupts import remember_interrupts, was_interrupted
 from lowrank.report.terminal.terminal import complain
 from lowrank.version import __version__
 
+OBJECTS = 10_000
+"""Made since the last search for garbage, before the next one."""
 INTERRUPTED = 130
 """What typer exits with on Ctrl-C, as shells do."""
 
@@ -69,6 +73,10 @@ for _panel, _verbs in VERBS.items():
 def main() -> None:
     """The console script: errors become one sentence and exit code 1."""
     remember_interrupts()
+    # Libraries make objects by the million that live until the end: to look for garbage among them again and again,
+    # and once more at the end, takes seconds.
+    gc.set_threshold(OBJECTS)
+    atexit.register(gc.freeze)
     try:
         sys.argv[1:] = expanded(sys.argv[1:], app)
         app(prog_name="lowrank")

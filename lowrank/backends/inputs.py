@@ -18,6 +18,10 @@ Dim = int | str
 Feed = Mapping[str, NDArray[Any]]
 """The inputs of one forward pass, by name."""
 
+BATCH_TOKENS = 4096
+BATCH_ROWS = 64
+SEVERAL = 8
+"""Batches that samples are spread over at least, so that all cores have some."""
 MASK = "attention_mask"
 NOISE = "noise"
 """The name of random numbers that a model draws itself where it is not given any."""
@@ -37,6 +41,26 @@ Pooling = Literal["mean", "cls", "lasttoken", "max"]
 def batch_size(feed: Feed) -> int:
     """How many samples a batch has."""
     return len(next(iter(feed.values())))
+
+
+def rows_at_once(feed: Feed, count: int, size: int | None = None) -> int:
+    """How many samples a batch has.
+
+    Args:
+        feed: samples of one shape.
+        count: how many of them are to be in batches.
+        size: how many the model takes, if it takes no other number.
+
+    Example:
+        >>> rows_at_once({"ids": np.zeros((900, 256), np.int64)}, 900), rows_at_once({"x": np.zeros((20, 3, 9, 9))}, 20)
+        (16, 3)
+    """
+    if size is not None:
+        return -(-BATCH_ROWS // size) * size
+    first = next(iter(feed.values()))
+    tokens = first.shape[1] if first.ndim == 2 and np.issubdtype(first.dtype, np.integer) else 1
+    # Two at least: some are tried as one, too.
+    return max(1, min(BATCH_ROWS, BATCH_TOKENS // max(tokens, 1), max(2, -(-count // SEVERAL))))
 
 
 def elements(feed: Feed) -> int:

@@ -6,10 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lowrank.backends.inputs import MASK, Feed, Signature
-
-BATCH_TOKENS = 4096
-BATCH_ROWS = 64
+from lowrank.backends.inputs import BATCH_ROWS, BATCH_TOKENS, MASK, Feed, Signature
 
 
 def token_batches(lines: Sequence[Sequence[int]], signature: Signature) -> tuple[Feed, ...]:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from lowrank.artifacts.files import hash_array, hash_json
 from lowrank.backends.base import Backend, signature_of
-from lowrank.backends.inputs import MASK, NOISE, NOT_RUN, Feed, Signature, batch_size, of_arrays
+from lowrank.backends.inputs import MASK, NOISE, NOT_RUN, Feed, Signature, batch_size, of_arrays, rows_at_once
 from lowrank.calibrate.arrays import array_files, as_inputs, read_arrays
-from lowrank.calibrate.batches import BATCH_ROWS, token_batches
+from lowrank.calibrate.batches import token_batches
 from lowrank.calibrate.folds import split_folds
 from lowrank.calibrate.masking import fills_in, masked_arrays, masked_lines, with_mask_token
 from lowrank.calibrate.samples import BUILT_IN, TextSource, read_text_samples
@@ -152,7 +152,8 @@ def _from_arrays(backend: Backend, path: Path, samples: int) -> Calibration:
         found: list[Feed] = []
         for part in parts:
             rows = [chosen[i][1] for i in fold if chosen[i][0] is part]
-            steps = (rows[i : i + BATCH_ROWS] for i in range(0, len(rows), BATCH_ROWS))
+            each = rows_at_once(part, len(rows), signature.fixed_batch)
+            steps = (rows[i : i + each] for i in range(0, len(rows), each))
             found += [{name: a[step] for name, a in part.items()} for step in steps]
         return tuple(found)
 

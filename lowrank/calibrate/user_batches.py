@@ -9,8 +9,7 @@ import numpy as np
 
 from lowrank.artifacts.files import hash_array, hash_json
 from lowrank.backends.base import Backend
-from lowrank.backends.inputs import MASK, NOT_RUN, Feed, Signature
-from lowrank.calibrate.batches import BATCH_ROWS
+from lowrank.backends.inputs import MASK, NOT_RUN, Feed, Signature, rows_at_once
 from lowrank.calibrate.data import Calibration
 from lowrank.calibrate.folds import split_folds
 from lowrank.errors import CalibrationError
@@ -41,8 +40,9 @@ def calibration_of(backend: Backend, feeds: Sequence[Feed], signature: Signature
         parts: list[Feed] = []
         for number, feed in enumerate(feeds):
             wanted = [units[i][1] for i in fold if units[i][0] == number]
-            for start in range(0, len(wanted), BATCH_ROWS):
-                part = wanted[start : start + BATCH_ROWS]
+            each = rows_at_once(feed, len(fold), signature.fixed_batch)
+            for start in range(0, len(wanted), each):
+                part = wanted[start : start + each]
                 parts += _unpadded({name: array[part] for name, array in feed.items()})
         return tuple(parts)
 

@@ -36,3 +36,12 @@ def test_a_square_is_added_in_its_place(shape: tuple[int, int]) -> None:
     add_square(total, rows)
     assert np.allclose(np.tril(total), np.tril(1 + rows.T @ rows), rtol=1e-14)
     assert np.array_equal(np.triu(total, 1), np.triu(np.ones_like(total), 1))
+
+
+def test_a_square_of_another_size_or_type_is_refused() -> None:
+    with pytest.raises(ValueError, match="5 x 3 has no square of 4 x 4"):
+        add_square(np.zeros((4, 4)), np.zeros((5, 3)))
+    with pytest.raises(ValueError, match="float64"):
+        add_square(np.zeros((3, 3), np.float32), np.zeros((5, 3)))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="C's order"):
+        add_square(np.zeros((3, 3)), np.zeros((3, 5)).T)

@@ -20,8 +20,6 @@ Feed = Mapping[str, NDArray[Any]]
 
 BATCH_TOKENS = 4096
 BATCH_ROWS = 64
-SEVERAL = 8
-"""Batches that samples are spread over at least, so that all cores have some."""
 MASK = "attention_mask"
 NOISE = "noise"
 """The name of random numbers that a model draws itself where it is not given any."""
@@ -43,24 +41,19 @@ def batch_size(feed: Feed) -> int:
     return len(next(iter(feed.values())))
 
 
-def rows_at_once(feed: Feed, count: int, size: int | None = None) -> int:
-    """How many samples a batch has.
+def rows_at_once(feed: Feed) -> int:
+    """How many samples a batch has at most: of token ids no more than so many tokens, as of text.
 
     Args:
         feed: samples of one shape.
-        count: how many of them are to be in batches.
-        size: how many the model takes, if it takes no other number.
 
     Example:
-        >>> rows_at_once({"ids": np.zeros((900, 256), np.int64)}, 900), rows_at_once({"x": np.zeros((20, 3, 9, 9))}, 20)
-        (16, 3)
+        >>> rows_at_once({"ids": np.zeros((900, 256), np.int64)}), rows_at_once({"x": np.zeros((20, 3, 9, 9))})
+        (16, 64)
     """
-    if size is not None:
-        return -(-BATCH_ROWS // size) * size
     first = next(iter(feed.values()))
     tokens = first.shape[1] if first.ndim == 2 and np.issubdtype(first.dtype, np.integer) else 1
-    # Two at least: some are tried as one, too.
-    return max(1, min(BATCH_ROWS, BATCH_TOKENS // max(tokens, 1), max(2, -(-count // SEVERAL))))
+    return max(1, min(BATCH_ROWS, BATCH_TOKENS // max(tokens, 1)))
 
 
 def elements(feed: Feed) -> int:

@@ -152,7 +152,7 @@ def _from_arrays(backend: Backend, path: Path, samples: int) -> Calibration:
         found: list[Feed] = []
         for part in parts:
             rows = [chosen[i][1] for i in fold if chosen[i][0] is part]
-            each = rows_at_once(part, len(rows), signature.fixed_batch)
+            each = rows_at_once(part)
             steps = (rows[i : i + each] for i in range(0, len(rows), each))
             found += [{name: a[step] for name, a in part.items()} for step in steps]
         return tuple(found)

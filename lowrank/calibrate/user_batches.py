@@ -40,7 +40,7 @@ def calibration_of(backend: Backend, feeds: Sequence[Feed], signature: Signature
         parts: list[Feed] = []
         for number, feed in enumerate(feeds):
             wanted = [units[i][1] for i in fold if units[i][0] == number]
-            each = rows_at_once(feed, len(fold), signature.fixed_batch)
+            each = rows_at_once(feed)
             for start in range(0, len(wanted), each):
                 part = wanted[start : start + each]
                 parts += _unpadded({name: array[part] for name, array in feed.items()})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lowrank.backends.inputs import Feed, batch_size, elements, rows_at_once
+from lowrank.backends.inputs import Feed, batch_size, elements
 from lowrank.backends.torch.workers import Workers
 from lowrank.core.distance import Made
 from lowrank.errors import HealingError
@@ -240,8 +239,7 @@ MIXED = 4
 def mixed(feeds: Sequence[Feed]) -> tuple[list[Feed], int]:
     """Batches cut so that a step can take several for the price of one, and how many it takes.
 
-    Batches whose samples all have one shape are mixed already: they stay as they are, and a step takes as
-    many samples as a batch has where there are many.
+    Batches whose samples all have one shape are mixed already: they stay as they are, and make a step each.
 
     Example:
         >>> cut, together = mixed([{"ids": np.zeros((8, 5))}, {"ids": np.zeros((2, 9))}])
@@ -249,8 +247,7 @@ def mixed(feeds: Sequence[Feed]) -> tuple[list[Feed], int]:
         ([2, 2, 2, 2, 1, 1], 4)
     """
     if len({tuple(values.shape[1:] for values in feed.values()) for feed in feeds}) == 1:
-        most = rows_at_once(feeds[0], sys.maxsize)
-        return list(feeds), max(1, most // max(map(batch_size, feeds)))
+        return list(feeds), 1
     return [part for feed in feeds for part in _parts(feed)], MIXED
 
 

@@ -59,6 +59,7 @@ def test_the_moments_are_those_of_the_whole_model(kind: str, tmp_path: Path, tex
     assert report.targets.keep_ratio <= 0.5
 
 
+@pytest.mark.slow
 def test_threads_change_nothing(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, settings = folder_of("LlamaForCausalLM", tmp_path / "model"), Settings(calib=str(text))
     for jobs in (1, 3):

@@ -247,7 +247,6 @@ def test_calibration_data_that_does_not_fit_is_explained(calib: Any, said: str) 
 
 
 def test_padding_that_a_mask_shows_is_cut_off() -> None:
-    from lowrank.backends.inputs import Signature
     from lowrank.calibrate.user_batches import calibration_of
 
     class Backend:
@@ -257,11 +256,11 @@ def test_padding_that_a_mask_shows_is_cut_off() -> None:
     ids = np.arange(12).reshape(3, 4)
     mask = np.array([[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]])
     feed = {"input_ids": ids, "attention_mask": mask}
-    made = calibration_of(Backend(), [feed], Signature(()))  # type: ignore[arg-type]
+    made = calibration_of(Backend(), [feed], None)  # type: ignore[arg-type]
     rows = [row.tolist() for fold in (made.fit, made.heldout) for each in fold for row in each["input_ids"]]
     assert sorted(rows) == [[0, 1], [4, 5, 6, 7], [8, 9]]
     odd = {"input_ids": ids, "attention_mask": mask[:, ::-1]}
-    made = calibration_of(Backend(), [odd], Signature(()))  # type: ignore[arg-type]
+    made = calibration_of(Backend(), [odd], None)  # type: ignore[arg-type]
     assert {each["input_ids"].shape[1] for each in (*made.fit, *made.heldout)} == {4}
 
 

@@ -153,11 +153,11 @@ def written(found: dict[tuple[str, bool], Measured], versions: Sequence[str], ou
     )
     texts: list[str] = []
     for part, name in enumerate(("calm", "calm-stages")):
-        last = found.get(("now", False), next(iter(found.values())))[part]
+        last = found["now", False][part]
         names = list(last) if part == 0 else sorted(last, key=lambda stage: -last[stage])
         rows: list[list[Cell]] = []
         for row in names:
-            times = {(v, busy): found[v, busy][part].get(row) for v, busy in found}
+            times = {key: found[key][part].get(row) for key in found}
             each = [times.get((label, busy)) for label in versions for busy in (False, True)]
             ratios = [_ratio(times.get((label, True)), times.get((label, False))) for label in versions]
             rows.append([row, *each, *ratios])

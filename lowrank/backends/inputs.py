@@ -52,7 +52,11 @@ def rows_at_once(feed: Feed) -> int:
         (16, 64)
     """
     first = next(iter(feed.values()))
-    tokens = first.shape[1] if first.ndim == 2 and np.issubdtype(first.dtype, np.integer) else 1
+    return rows_of(first.shape[1] if first.ndim == 2 and np.issubdtype(first.dtype, np.integer) else 1)
+
+
+def rows_of(tokens: int) -> int:
+    """How many samples of so many tokens a batch has at most."""
     return max(1, min(BATCH_ROWS, BATCH_TOKENS // max(tokens, 1)))
 
 

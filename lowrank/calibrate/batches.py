@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lowrank.backends.inputs import BATCH_ROWS, BATCH_TOKENS, MASK, Feed, Signature
+from lowrank.backends.inputs import BATCH_ROWS, MASK, Feed, Signature, rows_of
 
 
 def token_batches(lines: Sequence[Sequence[int]], signature: Signature) -> tuple[Feed, ...]:
@@ -19,7 +19,7 @@ def token_batches(lines: Sequence[Sequence[int]], signature: Signature) -> tuple
         by_length.setdefault(len(ids), []).append(ids)
     batches: list[Feed] = []
     for length, rows in sorted(by_length.items()):
-        step = max(1, min(BATCH_ROWS, BATCH_TOKENS // length))
+        step = rows_of(length)
         batches += [token_feed(rows[i : i + step], signature) for i in range(0, len(rows), step)]
     return tuple(batches)
 

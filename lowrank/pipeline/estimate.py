@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +36,8 @@ CURVES = 48
 """Bytes for each rank of a weight: its spectra and its curve, twice while they are written."""
 PRODUCT = 0.1
 """Of the same: the product of a square matrix with its transpose."""
+BLOCK = re.compile(r".*?\.\d+\.")
+"""The block that a weight is in: the beginning of its name, to its first number."""
 
 
 def check_room(needed: Estimate, run: Path) -> None:
@@ -122,8 +126,9 @@ def estimate(
     Raises:
         ResourceError: if there is not enough memory for one weight.
     """
-    streamed, jobs = is_streamed(backend), execution.jobs(weights)
-    largest = max(map(working_bytes, weights))
+    streamed, jobs = is_streamed(backend), execution.jobs(weights, calibrated)
+    largest = max(working_bytes(weight, calibrated) for weight in weights)
+    matrices = max(jobs * largest, _block_bytes(weights) if streamed and calibrated else 0)
     targeted = sum(weight.params * item_bytes(weight.dtype) for weight in weights)
     written = sum(min(weight.shape) * CURVES for weight in weights)
     if calibrated and (streamed or not isinstance(backend.signature, str)):
@@ -151,7 +156,7 @@ def estimate(
         streamed=streamed,
         weights=len(weights),
         jobs=jobs,
-        memory=used_memory() + (jobs * largest if streamed else max(IN_MEMORY * backend.params, jobs * largest)),
+        memory=used_memory() + (matrices if streamed else max(IN_MEMORY * backend.params, matrices)),
         memory_left=execution.left(),
         disk=int(written),
         directions=directions,
@@ -173,6 +178,17 @@ def _or_without(directions: int) -> str:
 def keeps_directions(backend: Backend, execution: Execution, calibrated: bool) -> bool:
     """Whether an analysis keeps leading directions for the compression; see `Execution.keep_directions`."""
     return execution.keep_directions and is_streamed(backend) and not calibrated
+
+
+def _block_bytes(weights: Sequence[Weight]) -> int:
+    """What the largest block takes while it is calibrated: its weights in float32, and moments of two folds, of the
+    smaller side of each weight."""
+    sizes: Counter[str] = Counter()
+    for weight in weights:
+        number = BLOCK.match(weight.name)
+        if number is not None:
+            sizes[number.group()] += weight.params * 4 + weight.stack * min(weight.shape) ** 2 * 2 * 8
+    return max(sizes.values(), default=0)
 
 
 def _rank_at(keep: float, weight: Weight) -> float:

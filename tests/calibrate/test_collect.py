@@ -229,6 +229,9 @@ def test_processes_share_the_batches(bert_folder: Path, tmp_path: Path) -> None:
             assert (one.tokens, one.nonfinite, one.side) == (two.tokens, two.nonfinite, two.side)
             # The same numbers in another order.
             assert np.abs(one.moment - two.moment).max() <= 1e-12 * np.abs(one.moment).max()
+    # Files hold one triangle of a moment; what was made of the other one shows in the curves.
+    for one, two in zip(alone.weights, together.weights, strict=True):
+        assert np.allclose(one.error_curve, two.error_curve, rtol=1e-9, atol=1e-12)
 
 
 def test_a_model_elsewhere_is_watched_there(bert_folder: Path) -> None:

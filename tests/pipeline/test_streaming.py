@@ -15,12 +15,14 @@ from checkpoints import NO_DATA, STREAMED, checkpoint, contents, index_of
 from safetensors.torch import load_file, save_file
 
 import lowrank
+from lowrank.backends import open_model
 from lowrank.backends.checkpoint.location import Location
 from lowrank.backends.checkpoint.shards import open_shards
 from lowrank.backends.config_block import is_block
 from lowrank.core.weight import View
 from lowrank.errors import ArtifactError, PlanMismatch, ResourceError, UnsupportedModel
-from lowrank.pipeline import Execution, Settings
+from lowrank.pipeline import Execution, Settings, foresee
+from lowrank.pipeline import estimate as estimating
 
 IDS = torch.arange(24).reshape(2, 12)
 
@@ -273,3 +275,15 @@ def test_columns_first_are_read_as_a_matrix(tmp_path: Path) -> None:
     weight = next(w for w in backend.weights if w.name.endswith("c_fc.weight"))
     assert weight.view == View("cols rows")
     assert backend.read(weight.name).shape == weight.shape
+
+
+def test_moments_of_a_block_are_in_the_memory_that_is_foreseen(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimating, "used_memory", lambda: 0)
+    data = Settings(calib="ids.npz")
+    plain, calibrated = (
+        foresee(str(llama), 0.5, llama.parent / "new", settings, execution=STREAMED) for settings in (NO_DATA, data)
+    )
+    backend = open_model(str(llama), streamed=True)
+    block = [weight for weight in backend.weights if ".layers.1." in weight.name]
+    moments = sum(min(weight.shape) ** 2 * 16 for weight in block)
+    assert calibrated.memory >= moments + sum(weight.params * 4 for weight in block) > plain.memory / plain.jobs

@@ -34,6 +34,10 @@ class CalibrationError(LowRankError):
     """The calibration data cannot be read, or the model cannot be run on it."""
 
 
+class VocabularyError(LowRankError, ValueError):
+    """What should stay of a vocabulary is not in it, or cannot be told from what is given."""
+
+
 class ArtifactError(LowRankError):
     """A file of a run cannot be read or written."""
 

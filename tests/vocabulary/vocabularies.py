@@ -1,0 +1,166 @@
+"""Small tokenizers of every type, trained on a few sentences, and what must hold of one with fewer pieces."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from lowrank.backends.vocabulary.counts import tokenizer_of
+from lowrank.backends.vocabulary.tokenizer_file import cut_tokenizer
+
+TEXTS = [
+    "the quick brown fox jumps over the lazy dog, and the dog sleeps on",
+    "lower and lowest are words of which the lowering of lows is made; newer, newest, widest",
+    "Straßen und Häuser stehen über den Flüssen; der Fuchs schläft",
+    "любой текст на русском языке тоже есть, и слова повторяются в тексте",
+    "naïve café déjà-vu 2024 12 %",
+    "日本語の文 東京 北京",
+]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = sorted({word for text in TEXTS for word in text.split()})
+
+
+def _framed(tokenizer: Tokenizer, kind: str = "template") -> Tokenizer:
+    first, last = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]"))
+    if kind == "roberta":
+        tokenizer.post_processor = processors.RobertaProcessing(("[SEP]", last), ("[CLS]", first))
+    elif kind == "bert":
+        tokenizer.post_processor = processors.BertProcessing(("[SEP]", last), ("[CLS]", first))
+    else:
+        template = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", first), ("[SEP]", last)]
+        )
+        ends = [processors.ByteLevel(trim_offsets=False), template] if kind == "sequence" else None
+        tokenizer.post_processor = processors.Sequence(ends) if ends else template
+    tokenizer.enable_padding(pad_id=tokenizer.token_to_id("[PAD]"), pad_token="[PAD]")
+    return tokenizer
+
+
+def wordpiece() -> Tokenizer:
+    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    made.decoder = decoders.WordPiece()
+    # Added tokens stand between the pieces, as in BERT.
+    made.train_from_iterator(
+        TEXTS * 3, trainers.WordPieceTrainer(vocab_size=330, special_tokens=SPECIAL[:1], show_progress=False)
+    )
+    content = json.loads(made.to_str())
+    vocab = sorted(content["model"]["vocab"], key=content["model"]["vocab"].get)
+    vocab[100:100] = SPECIAL[1:]
+    made.model = models.WordPiece({piece: i for i, piece in enumerate(vocab)}, unk_token="[UNK]")
+    made.add_special_tokens(SPECIAL)
+    return _framed(made)
+
+
+def byte_bpe() -> Tokenizer:
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.train_from_iterator(
+        TEXTS * 3,
+        trainers.BpeTrainer(vocab_size=500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False),
+    )
+    made.add_special_tokens(SPECIAL)
+    made.add_tokens(["extraordinary"])
+    return _framed(made, "roberta")
+
+
+def suffixed_bpe() -> Tokenizer:
+    """As CLIP's: what ends a word is marked."""
+    made = Tokenizer(models.BPE(unk_token="[UNK]", end_of_word_suffix="</w>", fuse_unk=True))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Whitespace(), decoders.BPEDecoder(suffix="</w>")
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=SPECIAL, end_of_word_suffix="</w>", show_progress=False
+    )
+    made.train_from_iterator(TEXTS * 3, trainer)
+    return _framed(made, "bert")
+
+
+def prefixed_bpe() -> Tokenizer:
+    """What goes on with a word is marked."""
+    made = Tokenizer(models.BPE(unk_token="[UNK]", continuing_subword_prefix="##"))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=SPECIAL, continuing_subword_prefix="##", show_progress=False
+    )
+    made.train_from_iterator(TEXTS * 3, trainer)
+    return _framed(made)
+
+
+def fallback_bpe() -> Tokenizer:
+    """As Llama's: characters without a piece are read as bytes, and old files have merges as lines."""
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    made = Tokenizer(models.BPE(unk_token="[UNK]", byte_fallback=True, fuse_unk=True))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    trainer = trainers.BpeTrainer(
+        vocab_size=620, special_tokens=[*SPECIAL, *bytes_], limit_alphabet=60, show_progress=False
+    )
+    made.train_from_iterator([text.replace(" ", " ") for text in TEXTS * 3], trainer)
+    content = json.loads(made.to_str())
+    content["added_tokens"] = [entry for entry in content["added_tokens"] if entry["content"] in SPECIAL]
+    return _framed(Tokenizer.from_str(json.dumps(content)))
+
+
+def unigram() -> Tokenizer:
+    made = Tokenizer(models.Unigram())
+    made.normalizer, made.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+    made.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=250, special_tokens=SPECIAL, unk_token="[UNK]", show_progress=False)
+    made.train_from_iterator(TEXTS * 3, trainer)
+    return _framed(made, "sequence")
+
+
+def wordlevel() -> Tokenizer:
+    made = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.train_from_iterator(TEXTS, trainers.WordLevelTrainer(special_tokens=SPECIAL, show_progress=False))
+    return _framed(made)
+
+
+TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
+    "wordpiece": wordpiece,
+    "byte_bpe": byte_bpe,
+    "suffixed_bpe": suffixed_bpe,
+    "prefixed_bpe": prefixed_bpe,
+    "fallback_bpe": fallback_bpe,
+    "unigram": unigram,
+    "wordlevel": wordlevel,
+}
+
+
+def content_of(name: str) -> dict[str, Any]:
+    """The parsed tokenizer.json of one."""
+    return json.loads(TOKENIZERS[name]().to_str())
+
+
+def check_same(content: dict[str, Any], keep: Iterable[int], texts: Iterable[str]) -> int:
+    """Every text is read; those whose tokens all stayed as before, with the same places in the text.
+
+    Gives how many those were.
+    """
+    changed, old_ids = cut_tokenizer(content, keep)
+    before, after = tokenizer_of(content), tokenizer_of(changed)
+    names = {i: piece for piece, i in after.get_vocab().items()}
+    assert sorted(names) == list(range(len(old_ids)))
+    assert [names[i] for i in range(len(old_ids))] == [before.id_to_token(int(i)) for i in old_ids]
+    stayed, same = set(old_ids.tolist()), 0
+    for text in texts:
+        old, new = before.encode(text), after.encode(text)
+        assert len(new.ids) == 0 or max(new.ids) < len(old_ids)
+        after.decode(new.ids)
+        if stayed.issuperset(old.ids) and not _is_hidden(content, old.tokens):
+            same += 1
+            assert new.tokens == old.tokens
+            assert np.array_equal(old_ids[new.ids], old.ids)
+            assert new.offsets == old.offsets and new.special_tokens_mask == old.special_tokens_mask
+    return same
+
+
+def _is_hidden(content: dict[str, Any], tokens: list[str]) -> bool:
+    """Whether a word is unknown to greedy reading alone: shorter pieces may spell it."""
+    return content["model"]["type"] == "WordPiece" and content["model"]["unk_token"] in tokens

@@ -1,0 +1,153 @@
+"""The rows of a torch model's tables of tokens, cut to those of the pieces that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lowrank.backends.torch.huggingface import quiet
+from lowrank.backends.vocabulary.named_ids import SIZES, Renumbering, is_named
+from lowrank.backends.vocabulary.tokenizer_file import Ids
+from lowrank.errors import UnsupportedModel, VocabularyError
+
+BIAS = "final_logits_bias"
+"""A bias of a head that is kept beside it, as a buffer of 1 x rows."""
+PAD = "padding_idx"
+
+
+def cut_rows(model: Any, old_ids: Ids) -> None:
+    """Keep only some rows of a model's table of tokens, of its head and of the head's biases, in place.
+
+    Given the new ids of a text, the model computes what it computed for the old ones, and of each kept token the same
+    logit. Ids in the model's configs, and those that its modules remember, are renumbered; ids that are gone are taken
+    out of lists of tokens that are never generated.
+
+    Args:
+        model: of `transformers`; its table is an embedding, its head a linear layer, tied to the table or not.
+        old_ids: for each new id the old one, as `rewrite_folder` gives them.
+
+    Raises:
+        UnsupportedModel: if its table or its head is of another form, or if its positions are counted from the id of
+            padding, and this would change. The model is then as it was.
+        VocabularyError: if an id is none of the table's, stands there twice, or is missing though the config names it.
+    """
+    table, head = _table_and_head(model)
+    size = table.num_embeddings
+    new_of = _checked(old_ids, size)
+    numbering = Renumbering(new_of, size, len(old_ids))
+    places = list(_places(model, table, new_of))
+    changes = [change for config in _configs(model) for change in _changes(config, numbering)]
+    chosen = torch.from_numpy(np.ascontiguousarray(old_ids))
+    with torch.no_grad(), quiet():
+        for tensor in _tensors(model, table, head):
+            # Rows are along the first axis, but for a bias that is kept as one row.
+            rows = tensor.mT if tensor.dim() == 2 and tensor.shape[0] == 1 else tensor
+            rows[: len(chosen)] = rows[chosen.to(tensor.device)]
+        model.resize_token_embeddings(len(chosen), mean_resizing=False)
+    for owner, name, value in (*changes, *places):
+        setattr(owner, name, value)
+
+
+def _table_and_head(model: Any) -> tuple[nn.Embedding, nn.Linear | None]:
+    """The two, of the forms whose rows can be cut."""
+    try:
+        table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    except (AttributeError, NotImplementedError):
+        table = head = None
+    if not isinstance(table, nn.Embedding):
+        raise UnsupportedModel(
+            f"{type(model).__name__} has no table of tokens that can be cut ({type(table).__name__}); cut the "
+            "vocabulary of a model that reads text, before its table is factored"
+        )
+    if head is None:
+        return table, None
+    if not isinstance(head, nn.Linear) or head.out_features != table.num_embeddings:
+        rows = getattr(head, "out_features", "?")
+        raise UnsupportedModel(
+            f"{type(model).__name__} reads {table.num_embeddings:,} tokens, and its head ({type(head).__name__}) "
+            f"writes {rows}; only a linear layer with as many can be cut with the table: keep the vocabulary whole"
+        )
+    return table, head
+
+
+def _checked(old_ids: Ids, size: int) -> dict[int, int]:
+    """From old ids to new ones."""
+    new_of = {int(old): new for new, old in enumerate(old_ids)}
+    if not new_of or len(new_of) != len(old_ids) or min(new_of) < 0 or max(new_of) >= size:
+        raise VocabularyError(
+            f"{len(old_ids):,} rows are to stay of a table of {size:,}, but the ids are not all different and among "
+            "its own; give those that were found with the tokenizer of this model"
+        )
+    return new_of
+
+
+def _tensors(model: Any, table: nn.Embedding, head: nn.Linear | None) -> list[Tensor]:
+    """The tensors with a row for each token, each once, however many names it has."""
+    found = [table.weight]
+    found += [] if head is None else [head.weight, *([head.bias] if head.bias is not None else [])]
+    found += [buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] == BIAS]
+    return list({id(tensor): tensor.data for tensor in found}.values())
+
+
+def _places(model: Any, table: nn.Embedding, new_of: Mapping[int, int]) -> Iterator[tuple[Any, str, int]]:
+    """Modules that remember ids or the size of the table: each with the attribute, and its new value.
+
+    Raises:
+        UnsupportedModel: if positions would be counted anew.
+    """
+    numbering = Renumbering(new_of, table.num_embeddings, len(new_of))
+    for name, module in model.named_modules():
+        padding = getattr(module, PAD, None)
+        of_table = isinstance(module, nn.Embedding) and module.weight is table.weight
+        if isinstance(padding, int) and "position" in name.rpartition(".")[2]:
+            if new_of.get(padding, padding) != padding:
+                raise UnsupportedModel(
+                    f"{name} counts positions from the id of padding, {padding}, which would become "
+                    f"{new_of[padding]}; let all ids below it stay"
+                )
+        elif isinstance(padding, int) and (of_table or not isinstance(module, nn.Embedding)):
+            yield module, PAD, _required(PAD, padding, numbering)
+        for key, value in vars(module).items():
+            if isinstance(value, int) and (is_named(key) or key in SIZES):
+                yield module, key, _required(key, value, numbering)
+
+
+def _configs(model: Any) -> list[Any]:
+    """The configs of a model and its parts, each once."""
+    found = {id(c): c for module in model.modules() if (c := getattr(module, "config", None)) is not None}
+    generation = getattr(model, "generation_config", None)
+    waiting, every = [*found.values(), *([generation] if generation is not None else [])], dict[int, Any]()
+    while waiting:
+        config = waiting.pop()
+        if id(config) not in every and hasattr(config, "to_dict"):
+            every[id(config)] = config
+            waiting += vars(config).values()
+    return list(every.values())
+
+
+def _changes(config: Any, numbering: Renumbering) -> Iterator[tuple[Any, str, Any]]:
+    """The attributes of a config that change, with their new values."""
+    told = {key: value for key, value in vars(config).items() if not key.startswith("_")}
+    if not numbering.is_foreign(told):
+        for key, value in told.items():
+            new = _required(key, value, numbering)
+            if new != value:
+                yield config, key, new
+
+
+def _required(key: str, value: Any, numbering: Renumbering) -> Any:
+    """A value with new ids.
+
+    Raises:
+        VocabularyError: if an id in it is gone.
+    """
+    try:
+        return numbering.entry("pad_token_id" if key == PAD else key, value)
+    except KeyError as error:
+        raise VocabularyError(
+            f"the token {error} is to go, but the model needs it ({key}); let it stay: `rewrite_folder` sees to that"
+        ) from None

@@ -37,7 +37,7 @@ class Renumbering:
         """A config with new ids; parts of it whose tables are of another size are left as they are."""
         if self.is_foreign(content):
             return dict(content)
-        return {key: self.entry(key, value) for key, value in content.items()}
+        return {key: self.entry(str(key), value) for key, value in content.items()}
 
     def is_foreign(self, content: Mapping[str, Any]) -> bool:
         """Whether a config, or a part of one, tells of another table than this one."""

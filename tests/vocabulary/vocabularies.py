@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -133,9 +134,15 @@ TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
 }
 
 
+@cache
+def _trained(name: str) -> str:
+    """The file of one; training it again may break ties in another way."""
+    return TOKENIZERS[name]().to_str()
+
+
 def content_of(name: str) -> dict[str, Any]:
     """The parsed tokenizer.json of one."""
-    return json.loads(TOKENIZERS[name]().to_str())
+    return json.loads(_trained(name))
 
 
 def check_same(content: dict[str, Any], keep: Iterable[int], texts: Iterable[str]) -> int:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).parents[1] / "tools"
 
 
 @contextmanager
@@ -16,3 +22,18 @@ def made_once(name: str) -> Iterator[Path]:
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder
+
+
+def javascript(tool: str = "javascript", package: str = "onnxruntime-node") -> Path:
+    """A folder with a script and the package that it needs, made once."""
+    with made_once(tool) as folder:
+        folder.mkdir(exist_ok=True)
+        for path in (TOOLS / tool).iterdir():
+            shutil.copyfile(path, folder / path.name)
+        if not (folder / "node_modules" / package).exists():
+            # Its script would fetch a library for graphics cards.
+            command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund"]
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"npm: {done.stderr.strip().splitlines()[-1]}")
+    return folder

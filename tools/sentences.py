@@ -63,11 +63,15 @@ def by_length(encoded: Sequence[Sequence[int]], tokens: int = BATCH) -> list[lis
     return parts
 
 
-def embedder(run: Callable[[Any], Array], longest: int = LONGEST) -> Embed:
-    """From what gives one vector for each row of token ids, all of one length."""
+def embedder(
+    run: Callable[[Any], Array],
+    longest: int = LONGEST,
+    encode: Callable[[Sequence[str], int], list[list[int]]] = encoded,
+) -> Embed:
+    """From what gives one vector for each row of token ids, all of one length; the model may have its own tokenizer."""
 
     def embed(texts: Sequence[str]) -> Array:
-        lines = encoded(texts, longest)
+        lines = encode(texts, longest)
         found: list[Any] = [None] * len(lines)
         for part in by_length(lines):
             for i, vector in zip(part, run(np.array([lines[i] for i in part], np.int64)), strict=True):
@@ -77,8 +81,8 @@ def embedder(run: Callable[[Any], Array], longest: int = LONGEST) -> Embed:
     return embed
 
 
-def of_module(model: Any) -> Embed:
-    """Mean-pooled hidden states of a torch model."""
+def of_module(model: Any, encode: Callable[[Sequence[str], int], list[list[int]]] = encoded) -> Embed:
+    """Mean-pooled hidden states of a torch model, whose tokenizer may be its own."""
 
     def run(ids: Any) -> Array:
         tokens = torch.from_numpy(ids)
@@ -86,7 +90,7 @@ def of_module(model: Any) -> Embed:
             states = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
         return states.mean(1).numpy()
 
-    return embedder(run)
+    return embedder(run, encode=encode)
 
 
 def of_file(path: Path, threads: int | None = None, output: int = 0, longest: int = LONGEST) -> Embed:

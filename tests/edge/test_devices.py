@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from builders import tiny_bert_folder
-from kept import made_once
+from kept import TOOLS, javascript, made_once
 
 from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
@@ -30,7 +30,6 @@ pytestmark = [
     pytest.mark.slow,
 ]
 
-TOOLS = Path(__file__).parents[2] / "tools"
 EXACT = {"portable": 1e-4, "beside": 1e-4, "fused": 1e-4, "fp16": 1e-4}
 ROUNDED = {"int8": 5e-2, "int4": 5e-2, "nbits4": 5e-2}
 debian = pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs Debian or Ubuntu")
@@ -103,21 +102,6 @@ def test_arm64(name: str, tolerance: float, files: Path) -> None:
 def test_armv7(name: str, tolerance: float, files: Path) -> None:
     there, here = run(python_of("armv7"), files, name)
     assert np.abs(there - here).max() < tolerance * np.abs(here).max()
-
-
-def javascript(tool: str = "javascript", package: str = "onnxruntime-node") -> Path:
-    """A folder with a script and the package that it needs, made once."""
-    with made_once(tool) as folder:
-        folder.mkdir(exist_ok=True)
-        for path in (TOOLS / tool).iterdir():
-            shutil.copyfile(path, folder / path.name)
-        if not (folder / "node_modules" / package).exists():
-            # Its script would fetch a library for graphics cards.
-            command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund"]
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-            if done.returncode:
-                pytest.skip(f"npm: {done.stderr.strip().splitlines()[-1]}")
-    return folder
 
 
 @npm

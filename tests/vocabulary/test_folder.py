@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from architectures import WIDTHS
 from builders import read, shape_spectra_
-from test_rows import SIZES
 from vocabularies import TEXTS, TOKENIZERS, content_of
 
 from lowrank.backends.vocabulary.counts import tokenizer_of
@@ -25,7 +25,7 @@ EXTRA_ROWS = 7
 """Rows of a table beyond the pieces of the tokenizer."""
 NAMES = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 CLASSES = {
-    "wordpiece": ("BertForMaskedLM", "BertConfig", {**SIZES, "max_position_embeddings": 64}),
+    "wordpiece": ("BertForMaskedLM", "BertConfig", {**WIDTHS, "max_position_embeddings": 64}),
     "byte_bpe": ("GPT2LMHeadModel", "GPT2Config", {"n_embd": 32, "n_layer": 1, "n_head": 4}),
     "unigram": (
         "T5ForConditionalGeneration",

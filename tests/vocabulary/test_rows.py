@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from architectures import WIDTHS
 from builders import shape_spectra_
 
 from lowrank.backends.vocabulary.rows import cut_rows
@@ -16,7 +17,6 @@ from lowrank.errors import UnsupportedModel, VocabularyError
 VOCABULARY = 97
 """No other size in these models."""
 OLD_IDS = np.array([0, 1, 2, 3, *range(10, 70, 3), 80, 95, 96], np.int64)
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 MARKS = {"pad_token_id": 0, "bos_token_id": 95, "eos_token_id": 96}
 SEQ2SEQ = {
     **{f"{part}_{what}": count for part in ("encoder", "decoder") for what, count in (("layers", 1), ("ffn_dim", 64))},
@@ -31,17 +31,17 @@ def model_of(kind: str, **changes: Any) -> Any:
     import transformers as t
 
     configs: dict[str, Any] = {
-        "BertModel": lambda: t.BertConfig(**SIZES, pad_token_id=3),
-        "BertForMaskedLM": lambda: t.BertConfig(**SIZES, pad_token_id=0),
-        "RobertaModel": lambda: t.RobertaConfig(**SIZES, type_vocab_size=1, **{**MARKS, "pad_token_id": 1}),
+        "BertModel": lambda: t.BertConfig(**WIDTHS, pad_token_id=3),
+        "BertForMaskedLM": lambda: t.BertConfig(**WIDTHS, pad_token_id=0),
+        "RobertaModel": lambda: t.RobertaConfig(**WIDTHS, type_vocab_size=1, **{**MARKS, "pad_token_id": 1}),
         "GPT2LMHeadModel": lambda: t.GPT2Config(n_embd=32, n_layer=2, n_head=4, **MARKS),
-        "LlamaForCausalLM": lambda: t.LlamaConfig(**SIZES, num_key_value_heads=2, **MARKS),
+        "LlamaForCausalLM": lambda: t.LlamaConfig(**WIDTHS, num_key_value_heads=2, **MARKS),
         "T5ForConditionalGeneration": lambda: t.T5Config(
             d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, pad_token_id=0, eos_token_id=96,
             decoder_start_token_id=95,
         ),
         "BartForConditionalGeneration": lambda: t.BartConfig(d_model=32, **SEQ2SEQ, **MARKS),
-        "CLIPTextModel": lambda: t.CLIPTextConfig(**SIZES, max_position_embeddings=32, **MARKS),
+        "CLIPTextModel": lambda: t.CLIPTextConfig(**WIDTHS, max_position_embeddings=32, **MARKS),
     }  # fmt: skip
     config = configs[kind]()
     config.vocab_size = VOCABULARY
@@ -147,5 +147,5 @@ def test_what_cannot_be_cut_is_refused_and_stays_as_it_was() -> None:
         _unchanged(model_of("GPT2LMHeadModel"), np.array(wrong, np.int64), VocabularyError, "of a table of 97")
     import transformers as t
 
-    vision = t.ViTModel(t.ViTConfig(**SIZES, image_size=16, patch_size=8))
+    vision = t.ViTModel(t.ViTConfig(**WIDTHS, image_size=16, patch_size=8))
     _unchanged(vision, kept, UnsupportedModel, r"ViTModel has no table of tokens")

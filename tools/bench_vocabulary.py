@@ -1,0 +1,106 @@
+"""Quality of sentence embeddings with fewer pieces: the most used ones in the built-in text, and all characters.
+
+    python tools/bench_vocabulary.py --data DATA --output bench
+
+DATA holds stsb_dev.tsv, sst2_dev.tsv, sst2_train.tsv and cisi, a collection in the layout of BEIR. "unknown" counts
+tokens for unknown text in the film reviews of sst2_train.tsv and in German sentences; "tokens" is how many more tokens
+the reviews have. The whole folder is written and loaded as a user would: by `rewrite_folder` and `cut_rows`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from measured import Cell, Table, publish
+from sentences import COLUMNS, Judge, minilm_folder, of_module
+
+from lowrank.artifacts import parse_json
+from lowrank.backends.vocabulary.counts import count_ids, most_used, spared_ids
+from lowrank.backends.vocabulary.folder import rewrite_folder
+from lowrank.backends.vocabulary.pieces import read_pieces
+from lowrank.backends.vocabulary.rows import cut_rows
+from lowrank.backends.vocabulary.scripts import script_ids, scripts_of
+from lowrank.calibrate.builtin import builtin_text
+
+SHARES = (0.75, 0.5, 0.35, 0.25)
+GERMAN = (
+    "Der Fluß führte im Frühjahr so viel Wasser, daß die Straßen überflutet wurden.",
+    "Wir haben gestern über die Vor- und Nachteile größerer Wörterbücher gesprochen.",
+    "Österreichische Gemüsehändler verkaufen süße Äpfel, würzigen Käse und frische Brötchen.",
+)
+
+
+def vocabularies(content: dict[str, Any]) -> Iterator[tuple[str, set[int]]]:
+    """What stays, with a name for it."""
+    pieces = read_pieces(content)
+    texts = [text for style in ("lines", "prose", "technical") for text in builtin_text(style)]
+    counts = count_ids(content, texts)
+    every = script_ids(pieces, None, whole=False)
+    yield "all pieces in Latin script", script_ids(pieces, scripts_of(["en"]), whole=True) | every
+    for share in SHARES:
+        yield f"most used {100 * share:g} %", most_used(pieces, counts, every, round(share * len(pieces.all_ids)))
+    few = script_ids(pieces, scripts_of(["en"]), whole=False)
+    half = most_used(pieces, counts, few, len(pieces.all_ids) // 2)
+    yield "most used 50 %, characters of en", spared_ids(content, half, texts)
+
+
+def encoder(folder: Path) -> Any:
+    """Token ids by the tokenizer of a folder."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
+
+    def encode(texts: Sequence[str], longest: int) -> list[list[int]]:
+        return tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
+
+    return encode, tokenizer.unk_token_id
+
+
+def told(folder: Path, reviews: Sequence[str]) -> tuple[int, int, int]:
+    """Tokens of the reviews, and of these and of the German sentences the unknown ones."""
+    encode, unknown = encoder(folder)
+    ids = [[i for line in encode(texts, 512) for i in line] for texts in (reviews, GERMAN)]
+    return len(ids[0]), ids[0].count(unknown), ids[1].count(unknown)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--data", type=Path, required=True)
+    options.add_argument("--output", type=Path, default=Path("bench"))
+    args = options.parse_args()
+    from transformers import AutoModel
+
+    source = minilm_folder()
+    dense: Any = AutoModel.from_pretrained(str(source)).eval()
+    judge = Judge(args.data, of_module(dense))
+    lines = (args.data / "sst2_train.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    reviews = [line.split("\t")[1] for line in lines]
+    whole = told(source, reviews)
+    content = parse_json((source / "tokenizer.json").read_bytes())
+    columns = {"vocabulary": "", "rows": ",.0f", "parameters": ",.0f", **COLUMNS}
+    columns |= {"tokens": ".3f", "unknown": ".0f", "unknown, German": ".0f"}
+
+    def row(name: str, model: Any, encode: Any, counts: tuple[int, int, int]) -> list[Cell]:
+        table, size = model.get_input_embeddings().num_embeddings, sum(p.numel() for p in model.parameters())
+        return [name, table, size, *judge(of_module(model, encode)), counts[0] / whole[0], *counts[1:]]
+
+    rows = [row("all", dense, encoder(source)[0], whole)]
+    for name, keep in vocabularies(content):
+        with tempfile.TemporaryDirectory() as work:
+            old_ids, notes = rewrite_folder(source, Path(work) / "cut", keep)
+            model = copy.deepcopy(dense)
+            cut_rows(model, old_ids)
+            rows.append(row(name, model, encoder(Path(work) / "cut")[0], told(Path(work) / "cut", reviews)))
+        print(*notes, publish(Table(columns, rows), args.output, "vocabulary").splitlines()[-1], flush=True)
+
+
+if __name__ == "__main__":
+    main()

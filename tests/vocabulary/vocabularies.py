@@ -116,6 +116,17 @@ def unigram() -> Tokenizer:
     return _framed(made, "sequence")
 
 
+def fallback_unigram() -> Tokenizer:
+    """Characters without a piece are read as bytes."""
+    content = json.loads(unigram().to_str())
+    vocab = content["model"]["vocab"]
+    # Some characters lose their piece, so that their bytes are needed.
+    vocab = [entry for entry in vocab if entry[0] not in {"я", "é", "北"}]
+    vocab[5:5] = [[f"<0x{byte:02X}>", 0.0] for byte in range(256)]
+    content["model"] |= {"vocab": vocab, "byte_fallback": True}
+    return Tokenizer.from_str(json.dumps(content))
+
+
 def wordlevel() -> Tokenizer:
     made = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -130,6 +141,7 @@ TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
     "prefixed_bpe": prefixed_bpe,
     "fallback_bpe": fallback_bpe,
     "unigram": unigram,
+    "fallback_unigram": fallback_unigram,
     "wordlevel": wordlevel,
 }
 

@@ -23,14 +23,14 @@ from measured import Cell, Table, publish
 from sentences import COLUMNS, Judge, minilm_folder, of_module
 
 from lowrank.artifacts import parse_json
-from lowrank.backends.vocabulary.counts import count_ids, most_used, spared_ids
+from lowrank.backends.vocabulary.counts import count_ids, most_used, spared_ids, unread_ids
 from lowrank.backends.vocabulary.folder import rewrite_folder
 from lowrank.backends.vocabulary.pieces import read_pieces
 from lowrank.backends.vocabulary.rows import cut_rows
 from lowrank.backends.vocabulary.scripts import script_ids, scripts_of
 from lowrank.calibrate.builtin import builtin_text
 
-SHARES = (0.75, 0.5, 0.35, 0.25)
+SHARES = (0.75, 0.5, 0.35)
 GERMAN = (
     "Der Fluß führte im Frühjahr so viel Wasser, daß die Straßen überflutet wurden.",
     "Wir haben gestern über die Vor- und Nachteile größerer Wörterbücher gesprochen.",
@@ -43,12 +43,13 @@ def vocabularies(content: dict[str, Any]) -> Iterator[tuple[str, set[int]]]:
     pieces = read_pieces(content)
     texts = [text for style in ("lines", "prose", "technical") for text in builtin_text(style)]
     counts = count_ids(content, texts)
-    every = script_ids(pieces, None, whole=False)
-    yield "all pieces in Latin script", script_ids(pieces, scripts_of(["en"]), whole=True) | every
+    unread = unread_ids(content)
+    yield "all that texts are read as", set(pieces.all_ids - unread)
+    every, few = (script_ids(pieces, s, whole=False) - unread for s in (None, scripts_of(["en"])))
     for share in SHARES:
-        yield f"most used {100 * share:g} %", most_used(pieces, counts, every, round(share * len(pieces.all_ids)))
-    few = script_ids(pieces, scripts_of(["en"]), whole=False)
-    half = most_used(pieces, counts, few, len(pieces.all_ids) // 2)
+        rows = round(share * len(pieces.all_ids))
+        yield f"most used {100 * share:g} %", most_used(pieces, counts, every, rows, unread)
+    half = most_used(pieces, counts, few, len(pieces.all_ids) // 2, unread)
     yield "most used 50 %, characters of en", spared_ids(content, half, texts)
 
 

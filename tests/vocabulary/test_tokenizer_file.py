@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models
 from vocabularies import SPECIAL, TEXTS, TOKENIZERS, WORDS, check_same, content_of
 
 from lowrank.backends.vocabulary.closure import closed, spelling_ids
-from lowrank.backends.vocabulary.counts import count_ids, most_used, spared_ids, tokenizer_of
+from lowrank.backends.vocabulary.counts import count_ids, most_used, spared_ids, tokenizer_of, unread_ids
 from lowrank.backends.vocabulary.pieces import read_pieces
 from lowrank.backends.vocabulary.tokenizer_file import cut_tokenizer
 from lowrank.errors import UnsupportedModel, VocabularyError
@@ -105,6 +105,28 @@ def test_the_most_used_pieces_fit(name: str) -> None:
     assert sizes == sorted(sizes) and sizes[-1] == len(pieces.all_ids)
     with pytest.raises(VocabularyError, match=r"too few.*allow more"):
         most_used(pieces, counts, (), least - 1)
+
+
+@every_type
+def test_pieces_that_no_text_is_read_as_are_told(name: str) -> None:
+    whole = content_of(name)
+    if name != "wordpiece":
+        assert unread_ids(whole) == set()
+        return
+    vocab = whole["model"]["vocab"]
+    first = len(vocab)
+    for piece in ("[unused1]", "Fox", "##ing!", "caf\u00e9", "\u4eac\u90fd"):
+        vocab[piece] = len(vocab)
+    known = {i for text in (*TEXTS, *WORDS) for i in tokenizer_of(whole).encode(text).ids}
+    unread = unread_ids(whole)
+    assert unread >= set(range(first, len(vocab))) and not unread & known
+    changed, _ = cut_tokenizer(whole, read_pieces(whole).all_ids - unread)
+    before, after = tokenizer_of(whole), tokenizer_of(changed)
+    for text in (*TEXTS, "[unused1] Fox CAF\u00c9 caf\u00e9 jumping! \u4eac\u90fd"):
+        assert after.encode(text).tokens == before.encode(text).tokens
+    pieces = read_pieces(whole)
+    chosen = most_used(pieces, count_ids(whole, TEXTS), (), len(vocab), unread)
+    assert not chosen & unread
 
 
 def test_every_part_of_a_merged_piece_stays() -> None:

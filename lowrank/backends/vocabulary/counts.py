@@ -74,7 +74,33 @@ def spared_ids(content: Mapping[str, Any], keep: Iterable[int], texts: Sequence[
     return kept
 
 
-def most_used(pieces: Pieces, counts: NDArray[np.int64], base: Iterable[int], rows: int) -> set[int]:
+def unread_ids(content: Mapping[str, Any]) -> set[int]:
+    """The ids of pieces that no text is read as, such as `[unused7]` in BERT, or pieces in capitals where all is made
+    small. To leave them out changes nothing.
+
+    Only told of a WordPiece tokenizer with BERT's pre-tokenizer, which cuts a text the same wherever a character
+    stands; of any other the set is empty.
+
+    Args:
+        content: a parsed tokenizer.json.
+    """
+    pieces, tokenizer = read_pieces(content), tokenizer_of(content)
+    known = {None, "BertNormalizer"}
+    kinds = [(content.get(key) or {}).get("type") for key in ("normalizer", "pre_tokenizer")]
+    if pieces.kind != "WordPiece" or kinds[0] not in known or kinds[1] != "BertPreTokenizer":
+        return set()
+    found: set[int] = set()
+    for i, name in pieces.words().items():
+        text = pieces.inner(name)
+        made = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text
+        if [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(made)] != [text]:
+            found.add(i)
+    return found
+
+
+def most_used(
+    pieces: Pieces, counts: NDArray[np.int64], base: Iterable[int], rows: int, unread: Iterable[int] = ()
+) -> set[int]:
     """As many ids as fit into some rows, the most used first, and of equally used ones those with small ids, which are
     the more common ones in most tokenizers.
 
@@ -83,6 +109,7 @@ def most_used(pieces: Pieces, counts: NDArray[np.int64], base: Iterable[int], ro
         counts: of each id, what `count_ids` gave.
         base: ids that must stay in any case.
         rows: how many may stay, with all that stay because of others.
+        unread: ids that are not worth a row, as `unread_ids` finds them.
 
     Returns:
         A closed set, which is what `closed` makes of itself.
@@ -96,7 +123,7 @@ def most_used(pieces: Pieces, counts: NDArray[np.int64], base: Iterable[int], ro
             f"{len(least):,} pieces must stay, of {len(pieces.all_ids):,}; {rows:,} rows are too few for them: allow "
             "more, or let fewer languages stay"
         )
-    order = sorted(pieces.all_ids - least, key=lambda i: (-counts[i] if i < len(counts) else 0, i))
+    order = sorted(pieces.all_ids - least - set(unread), key=lambda i: (-counts[i] if i < len(counts) else 0, i))
     low, high = 0, len(order)
     while low < high:
         middle = (low + high + 1) // 2

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models
+from tokenizers import AddedToken, Tokenizer, models
 from vocabularies import SPECIAL, TEXTS, TOKENIZERS, WORDS, check_same, content_of
 
 from lowrank.backends.vocabulary.closure import closed, spelling_ids
@@ -159,6 +159,17 @@ def test_a_whole_word_that_no_merges_make_stays_whole() -> None:
         Tokenizer(models.BPE(vocab, [("a", "b"), ("c", "ab")], unk_token="[UNK]", ignore_merges=True)).to_str()
     )
     assert check_same(whole, [vocab["abc"], vocab["cab"]], ["abc", "cab", "ab", "abcab", "ba"]) == 5
+
+
+def test_what_the_file_names_may_be_read_in_words_too() -> None:
+    """An added token that stands for whole words alone, and one that is also the padding."""
+    vocab = {piece: i for i, piece in enumerate(["a", "b", "c", "ab", "bc", "abc", "ca", "[UNK]"])}
+    made = Tokenizer(models.BPE(vocab, [("a", "b"), ("c", "a"), ("ab", "c")], unk_token="[UNK]"))
+    made.add_tokens([AddedToken("abc", single_word=True)])
+    made.enable_padding(pad_id=vocab["ca"], pad_token="ca")
+    whole = json.loads(made.to_str())
+    assert tokenizer_of(whole).encode("abcabc").tokens == ["abc", "abc"]
+    assert check_same(whole, (), ["abc", "abcabc", "caca", "cabc", "ababc", ""]) == 6
 
 
 def test_pieces_made_of_bytes_keep_their_parts() -> None:

@@ -37,7 +37,8 @@ def closed(pieces: Pieces, keep: Iterable[int]) -> set[int]:
     kept |= spelling_ids(pieces, {c for i in kept & words.keys() for c in pieces.inner(words[i])})
     if pieces.kind == "BPE":
         merges = merges_of(pieces)
-        kept |= {pieces.ids[part] for i in kept & words.keys() for part in merges.parts(words[i])}
+        # An added token may be read as part of a word too, where it stands for whole words alone.
+        kept |= {pieces.ids[part] for i in kept & pieces.names.keys() for part in merges.parts(pieces.names[i])}
     if pieces.kind == "Unigram":
         kept.add(_least(pieces.scores, kept))
     return kept

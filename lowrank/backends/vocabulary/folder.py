@@ -64,7 +64,7 @@ class Folder:
         """Rows of the model's table, which often has more than the tokenizer has pieces."""
         largest = max(self.pieces.all_ids) + 1
         config = self.configs.get(CONFIG_FILE, {})
-        parts = [config, config.get("text_config")]
+        parts = [config, *(config.get(key) for key in ("text_config", "encoder", "decoder"))]
         told = [part[key] for part in parts if isinstance(part, Mapping) for key in SIZES if key in part]
         size = int(told[0]) if told else largest
         if size < largest:

@@ -34,15 +34,14 @@ class Merges:
 
     def _parts(self, piece: str) -> set[str]:
         made, last = self._made(piece)
-        if last == [piece]:
-            return {part for part in made if part in self._pieces.ids}
-        found, waiting = set[str](), [piece]
-        while waiting:
-            part = waiting.pop()
-            if part not in found:
-                found.add(part)
-                waiting += self._first.get(part, ())
-        return found
+        if last != [piece]:
+            made, waiting = set[str](), [piece]
+            while waiting:
+                part = waiting.pop()
+                if part not in made:
+                    made.add(part)
+                    waiting += self._first.get(part, ())
+        return {part for part in made if part in self._pieces.ids}
 
     def _made(self, piece: str) -> tuple[set[str], list[str]]:
         """All pieces that there are while a piece is put together, and those at the end."""

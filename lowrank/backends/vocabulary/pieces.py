@@ -52,7 +52,8 @@ class Pieces:
 
     def words(self) -> dict[int, str]:
         """The pieces of the model that stand for text: no added tokens, and none for single bytes."""
-        return {i: name for i, name in self.names.items() if i not in self.named and not BYTE_PIECE.fullmatch(name)}
+        apart = {*self.added, self.unknown}
+        return {i: name for i, name in self.names.items() if i not in apart and not BYTE_PIECE.fullmatch(name)}
 
     def inner(self, piece: str) -> str:
         """The characters of a piece, without what marks its place in a word.

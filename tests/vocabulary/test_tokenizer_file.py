@@ -181,16 +181,15 @@ def test_pieces_made_of_bytes_keep_their_parts() -> None:
 
 
 def test_what_is_unknown_weighs_as_before() -> None:
-    """A reading with something unknown is judged by the lowest score of all pieces, so a piece with it stays."""
-    scored = [("[UNK]", 0.0), ("abq", -45.0), ("a", -1.0), ("b", -1.0), ("z", -40.0), ("y", -40.0)]
-    whole = json.loads(Tokenizer(models.Unigram(scored, unk_id=0)).to_str())
-    assert tokenizer_of(whole).encode("abq").tokens == ["abq"]
-    assert check_same(whole, [1], ["abq", "ab", "aq"]) == 3
-    changed, _ = cut_tokenizer(whole, [1])
-    assert {name for name, _ in changed["model"]["vocab"]} == {"[UNK]", "abq", "a", "b"}
-    scored[1] = ("abq", -3.0)
-    changed, _ = cut_tokenizer(json.loads(Tokenizer(models.Unigram(scored, unk_id=0)).to_str()), [1])
-    assert [name for name, _ in changed["model"]["vocab"]] == ["[UNK]", "abq", "a", "b", "z"]
+    """A reading with something unknown is judged by the lowest score of all pieces, so a piece with it stays: else
+    `q` unknown and then `aqb` would be better than `qa` and `qb`."""
+    scored = [("[UNK]", 0.0), ("qa", -20.0), ("qb", -20.0), ("aqb", -1.0), ("a", -3.0), ("b", -3.0), ("z", -60.0)]
+    whole = json.loads(Tokenizer(models.Unigram([*scored, ("y", -60.0)], unk_id=0)).to_str())
+    assert tokenizer_of(whole).encode("qaqb").tokens == ["qa", "qb"]
+    assert check_same(whole, [1, 2, 3], ["qaqb", "aqb", "q", "qq", "ab"]) == 5
+    changed, _ = cut_tokenizer(whole, [1, 2, 3])
+    assert [name for name, _ in changed["model"]["vocab"]] == [name for name, _ in scored]
+    assert cut_tokenizer(whole, [1, 2, 3, 7])[1].tolist() == [0, 1, 2, 3, 4, 5, 7]
 
 
 def test_a_character_that_only_longer_pieces_have_keeps_them() -> None:
@@ -204,14 +203,14 @@ def test_a_character_that_only_longer_pieces_have_keeps_them() -> None:
 
 
 def test_pieces_that_greedy_reading_needs_come_back() -> None:
-    """Without `abc` the longest beginning is `ab`, which leads to `c`, and nothing goes on from there."""
-    vocab = {
-        piece: i for i, piece in enumerate(["[UNK]", "a", "##b", "##c", "ab", "abx", "abcx", "##cd", "##ef", "abcd"])
-    }
-    whole = json.loads(Tokenizer(models.WordPiece(vocab, unk_token="[UNK]")).to_str())
-    assert tokenizer_of(whole).encode("abcdef").tokens == ["abcd", "##ef"]
-    keep = spared_ids(whole, (), ["abcdef"])
-    assert "[UNK]" not in tokenizer_of(cut_tokenizer(whole, keep)[0]).encode("abcdef").tokens
+    """Without `abc` the longest beginning is `ab`; then `##cd` is read, and nothing goes on from there."""
+    names = ["[UNK]", "a", "##b", "##c", "##d", "ab", "abc", "##cd", "##d\u00e9"]
+    whole = json.loads(Tokenizer(models.WordPiece({n: i for i, n in enumerate(names)}, unk_token="[UNK]")).to_str())
+    assert tokenizer_of(whole).encode("abcd\u00e9").tokens == ["abc", "##d\u00e9"]
+    base, text = {names.index("ab"), names.index("##cd")}, "abcd\u00e9"
+    kept = closed(read_pieces(whole), {*base, names.index("##d\u00e9")})
+    assert tokenizer_of(cut_tokenizer(whole, kept)[0]).encode(text).tokens == ["[UNK]"]
+    assert names.index("abc") in spared_ids(whole, base, [text])
 
 
 def _broken(**changes: Any) -> dict[str, Any]:

@@ -234,6 +234,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_sentence_transformers_loads_it(tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Pooling, Transformer

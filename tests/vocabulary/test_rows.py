@@ -149,3 +149,21 @@ def test_what_cannot_be_cut_is_refused_and_stays_as_it_was() -> None:
 
     vision = t.ViTModel(t.ViTConfig(**WIDTHS, image_size=16, patch_size=8))
     _unchanged(vision, kept, UnsupportedModel, r"ViTModel has no table of tokens")
+    mobile = t.MobileBertConfig(**{**WIDTHS, "hidden_size": 40}, embedding_size=32, vocab_size=VOCABULARY)
+    _unchanged(t.MobileBertForMaskedLM(mobile), kept, UnsupportedModel, r"only its class knows")
+
+
+def test_the_part_that_reads_text_is_cut() -> None:
+    import transformers as t
+
+    text = {**WIDTHS, **MARKS, "vocab_size": VOCABULARY, "max_position_embeddings": 32}
+    config = t.CLIPConfig(text_config=text, vision_config={**WIDTHS, "image_size": 16, "patch_size": 8})
+    model = t.CLIPModel(config).eval()
+    new = torch.randint(1, len(OLD_IDS) - 1, (2, 9))
+    new[:, -3] = len(OLD_IDS) - 1
+    before = model.text_model(input_ids=torch.from_numpy(OLD_IDS)[new])
+    cut_rows(model, OLD_IDS)
+    after = model.text_model(input_ids=new)
+    assert torch.allclose(before.last_hidden_state, after.last_hidden_state, atol=1e-5)
+    assert torch.allclose(before.pooler_output, after.pooler_output, atol=1e-5)
+    assert model.config.text_config.vocab_size == len(OLD_IDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,9 @@ def cut_rows(model: Any, old_ids: Ids) -> None:
             padding, and this would change. The model is then as it was.
         VocabularyError: if an id is none of the table's, stands there twice, or is missing though the config names it.
     """
-    table, head = _table_and_head(model)
+    reader = _reader(model)
+    table: nn.Embedding = reader.get_input_embeddings()
+    head = _head(reader, table)
     size = table.num_embeddings
     new_of = _checked(old_ids, size)
     numbering = Renumbering(new_of, size, len(old_ids))
@@ -47,31 +50,53 @@ def cut_rows(model: Any, old_ids: Ids) -> None:
             # Rows are along the first axis, but for a bias that is kept as one row.
             rows = tensor.mT if tensor.dim() == 2 and tensor.shape[0] == 1 else tensor
             rows[: len(chosen)] = rows[chosen.to(tensor.device)]
-        model.resize_token_embeddings(len(chosen), mean_resizing=False)
+        reader.resize_token_embeddings(len(chosen), mean_resizing=False)
     for owner, name, value in (*changes, *places):
         setattr(owner, name, value)
 
 
-def _table_and_head(model: Any) -> tuple[nn.Embedding, nn.Linear | None]:
-    """The two, of the forms whose rows can be cut."""
+def _reader(model: Any) -> Any:
+    """The model, or the part of it that reads text, which has the table.
+
+    Raises:
+        UnsupportedModel: if none has one, or if it is of a class that has tables of its own beside.
+    """
+    part = next((p for p in (model, getattr(model, "text_model", None)) if _table(p) is not None), None)
+    if part is None:
+        raise UnsupportedModel(
+            f"{type(model).__name__} has no table of tokens that can be cut; cut the vocabulary of a model that reads "
+            "text, before its table is factored"
+        )
+    if "mean_resizing" not in signature(part.resize_token_embeddings).parameters:
+        raise UnsupportedModel(
+            f"{type(part).__name__} has tables of tokens that only its class knows; keep the vocabulary whole"
+        )
+    return part
+
+
+def _table(part: Any) -> nn.Embedding | None:
+    """The table of tokens of a model or a part of one, if it has one of the usual form."""
     try:
-        table, head = model.get_input_embeddings(), model.get_output_embeddings()
+        table = part.get_input_embeddings()
     except (AttributeError, NotImplementedError):
-        table = head = None
-    if not isinstance(table, nn.Embedding):
+        return None
+    return table if isinstance(table, nn.Embedding) else None
+
+
+def _head(reader: Any, table: nn.Embedding) -> nn.Linear | None:
+    """The layer that gives a logit for each token, if there is one.
+
+    Raises:
+        UnsupportedModel: if it is of another form, or has other rows than the table.
+    """
+    head = reader.get_output_embeddings()
+    if head is not None and (not isinstance(head, nn.Linear) or head.out_features != table.num_embeddings):
         raise UnsupportedModel(
-            f"{type(model).__name__} has no table of tokens that can be cut ({type(table).__name__}); cut the "
-            "vocabulary of a model that reads text, before its table is factored"
+            f"{type(reader).__name__} reads {table.num_embeddings:,} tokens, and its head ({type(head).__name__}) "
+            f"writes {getattr(head, 'out_features', '?')}; only a linear layer with as many can be cut with the table: "
+            "keep the vocabulary whole"
         )
-    if head is None:
-        return table, None
-    if not isinstance(head, nn.Linear) or head.out_features != table.num_embeddings:
-        rows = getattr(head, "out_features", "?")
-        raise UnsupportedModel(
-            f"{type(model).__name__} reads {table.num_embeddings:,} tokens, and its head ({type(head).__name__}) "
-            f"writes {rows}; only a linear layer with as many can be cut with the table: keep the vocabulary whole"
-        )
-    return table, head
+    return head
 
 
 def _checked(old_ids: Ids, size: int) -> dict[int, int]:

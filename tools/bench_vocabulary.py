@@ -4,9 +4,9 @@
 
 DATA holds stsb_train.tsv, stsb_dev.tsv, sst2_dev.tsv, sst2_train.tsv and cisi, a collection in the layout of BEIR.
 "unknown" counts tokens for unknown text in the film reviews of sst2_train.tsv and in German sentences; "tokens" is how
-many times as many tokens the reviews have. "own data" is the head of stsb_train.tsv, all of whose pieces stay. The whole
-folder is written and loaded as a user would, by `rewrite_folder` and `cut_rows`. What a table in the output has already
-is not measured again.
+many times as many tokens the reviews have. "own data" is the head of stsb_train.tsv, all of whose pieces stay. The
+whole folder is written and loaded as a user would, by `rewrite_folder` and `cut_rows`. What a table in the output has
+already is not measured again.
 """
 
 from __future__ import annotations

@@ -33,14 +33,14 @@ def closed(pieces: Pieces, keep: Iterable[int]) -> set[int]:
             "ids from the tokenizer that belongs to the model"
         )
     kept |= pieces.named | _bytes(pieces)
+    if pieces.kind == "Unigram":
+        kept.add(_least(pieces, kept))
     words = pieces.words()
     kept |= spelling_ids(pieces, {c for i in kept & words.keys() for c in pieces.inner(words[i])})
     if pieces.kind == "BPE":
         merges = merges_of(pieces)
         # An added token may be read as part of a word too, where it stands for whole words alone.
         kept |= {pieces.ids[part] for i in kept & pieces.names.keys() for part in merges.parts(pieces.names[i])}
-    if pieces.kind == "Unigram":
-        kept.add(_least(pieces.scores, kept))
     return kept
 
 
@@ -87,8 +87,8 @@ def byte_alphabet() -> Mapping[str, int]:
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
-def _least(scores: tuple[float, ...], kept: set[int]) -> int:
+def _least(pieces: Pieces, kept: set[int]) -> int:
     """A piece with the lowest score: what is unknown is given a score by it, which decides between readings."""
-    least = min(scores)
-    lowest = [i for i, score in enumerate(scores) if score == least]
-    return next((i for i in lowest if i in kept), lowest[0])
+    least = min(pieces.scores)
+    lowest = (i for i, score in enumerate(pieces.scores) if score == least)
+    return min(lowest, key=lambda i: (i not in kept, len(pieces.names[i])))

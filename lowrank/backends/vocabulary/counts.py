@@ -99,14 +99,14 @@ def unread_ids(content: Mapping[str, Any]) -> set[int]:
 
 
 def most_used(
-    pieces: Pieces, counts: NDArray[np.int64], base: Iterable[int], rows: int, unread: Iterable[int] = ()
+    pieces: Pieces, worth: NDArray[Any], base: Iterable[int], rows: int, unread: Iterable[int] = ()
 ) -> set[int]:
     """As many ids as fit into some rows, the most used first, and of equally used ones those with small ids, which are
     the more common ones in most tokenizers.
 
     Args:
         pieces: those of the tokenizer.
-        counts: of each id, what `count_ids` gave.
+        worth: of each id, what `count_ids` gave, or any other number that is larger for what should rather stay.
         base: ids that must stay in any case.
         rows: how many may stay, with all that stay because of others.
         unread: ids that are not worth a row, as `unread_ids` finds them.
@@ -123,7 +123,7 @@ def most_used(
             f"{len(least):,} pieces must stay, of {len(pieces.all_ids):,}; {rows:,} rows are too few for them: allow "
             "more, or let fewer languages stay"
         )
-    order = sorted(pieces.all_ids - least - set(unread), key=lambda i: (-counts[i] if i < len(counts) else 0, i))
+    order = sorted(pieces.all_ids - least - set(unread), key=lambda i: (-worth[i] if i < len(worth) else 0, i))
     low, high = 0, len(order)
     while low < high:
         middle = (low + high + 1) // 2

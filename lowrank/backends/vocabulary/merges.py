@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from functools import lru_cache
 from itertools import pairwise
 
@@ -33,7 +33,7 @@ class Merges:
         return self._known[piece]
 
     def _parts(self, piece: str) -> set[str]:
-        made, last = self._made(piece)
+        made, last = self.made(piece)
         if last != [piece]:
             made, waiting = set[str](), [piece]
             while waiting:
@@ -43,20 +43,38 @@ class Merges:
                     waiting += self._first.get(part, ())
         return {part for part in made if part in self._pieces.ids}
 
-    def _made(self, piece: str) -> tuple[set[str], list[str]]:
-        """All pieces that there are while a piece is put together, and those at the end."""
+    def made(self, piece: str, among: Container[str] | None = None) -> tuple[set[str], list[str]]:
+        """How the text of a piece is put together alone.
+
+        Args:
+            piece: it need not be one of the tokenizer's.
+            among: what merges may make on the way, and then not the piece itself; None for all pieces.
+
+        Returns:
+            All pieces that there are on the way, and those at the end, in order.
+        """
         symbols = list(self._pieces.spelling(piece))
         made = set(symbols)
-        while (best := min(self._candidates(symbols), default=None)) is not None:
-            at = best[1]
-            symbols[at : at + 2] = [self._pieces.merged(*symbols[at : at + 2])]
-            made.add(symbols[at])
-        return made, symbols
+        while True:
+            best = min(
+                (
+                    each
+                    for each in self._candidates(symbols)
+                    if among is None or (each[2] in among and each[2] != piece)
+                ),
+                default=None,
+            )
+            if best is None:
+                return made, symbols
+            _, at, new = best
+            symbols[at : at + 2] = [new]
+            made.add(new)
 
-    def _candidates(self, symbols: list[str]) -> Iterator[tuple[int, int]]:
+    def _candidates(self, symbols: list[str]) -> Iterator[tuple[int, int, str]]:
+        """The merges that can be made: rank, place and result of each."""
         for at, pair in enumerate(pairwise(symbols)):
             if pair in self._ranks:
-                yield self._ranks[pair], at
+                yield self._ranks[pair], at, self._pieces.merged(*pair)
 
 
 @lru_cache(maxsize=2)

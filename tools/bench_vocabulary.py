@@ -29,10 +29,12 @@ from subjects import first_rows
 from lowrank.artifacts import parse_json
 from lowrank.backends.vocabulary.counts import count_ids, most_used, spared_ids, unread_ids
 from lowrank.backends.vocabulary.folder import rewrite_folder
-from lowrank.backends.vocabulary.pieces import read_pieces
+from lowrank.backends.vocabulary.pieces import Pieces, read_pieces
+from lowrank.backends.vocabulary.respelling import respellings
 from lowrank.backends.vocabulary.rows import cut_rows
 from lowrank.backends.vocabulary.scripts import script_ids, scripts_of
 from lowrank.calibrate.builtin import builtin_text
+from lowrank.core.distance import Array
 
 SHARES = (0.75, 0.5, 0.35)
 GERMAN = (
@@ -42,7 +44,22 @@ GERMAN = (
 )
 
 
-def vocabularies(content: dict[str, Any], own: Sequence[str]) -> Iterator[tuple[str, set[int]]]:
+def changes(model: Any, pieces: Pieces, among: set[int]) -> Array:
+    """By id, one minus the cosine of a piece's embedding to that of what is read in its place; one if that is nothing.
+
+    Each stands alone, between what begins and ends a text.
+    """
+    found = respellings(pieces, among)
+    ends = [pieces.ids[token] for token in ("[CLS]", "[SEP]")]
+    embed = of_module(model, lambda texts, _: [[ends[0], *map(int, text.split()), ends[1]] for text in texts])
+    alone = embed([str(i) for i in found])
+    spelled = embed([" ".join(map(str, parts)) for parts in found.values()])
+    result = np.ones(max(pieces.all_ids) + 1)
+    result[list(found)] = 1 - (alone * spelled).sum(1)
+    return result
+
+
+def vocabularies(content: dict[str, Any], own: Sequence[str], dense: Any) -> Iterator[tuple[str, set[int]]]:
     """What stays, with a name for it; last with all pieces of some texts of one's own."""
     pieces = read_pieces(content)
     texts = [text for style in ("lines", "prose", "technical") for text in builtin_text(style)]
@@ -59,6 +76,11 @@ def vocabularies(content: dict[str, Any], own: Sequence[str]) -> Iterator[tuple[
     for share in SHARES[:2]:
         rows = round(share * len(pieces.all_ids))
         yield f"own data and most used {100 * share:g} %", most_used(pieces, counts, needed, rows, unread)
+    # What is used seldom, but spelled badly, is worth a row too; one is added for what the texts happen not to use.
+    worth = (counts + 1) * changes(dense, pieces, half) ** 2
+    for share in SHARES[:2]:
+        rows = round(share * len(pieces.all_ids))
+        yield f"own data and worst spelled {100 * share:g} %", most_used(pieces, worth, needed, rows, unread)
 
 
 def encoder(folder: Path) -> Any:
@@ -104,7 +126,7 @@ def main() -> None:
     rows = measured_before(args.output, "vocabulary", columns) or [row("all", dense, encoder(source)[0], whole)]
     with tempfile.TemporaryDirectory() as work:
         own, _ = read_pairs(first_rows(args.data / "stsb_train.tsv", Path(work) / "first.tsv"))
-    for name, keep in vocabularies(content, own):
+    for name, keep in vocabularies(content, own, dense):
         if name in [known[0] for known in rows]:
             continue
         with tempfile.TemporaryDirectory() as work:

@@ -43,7 +43,7 @@ def bench(
         )
     if table is not None:
         say(f"{table}: {figures['operators']} operators; the dense model takes {figures['whole_ms']:.2f} ms")
-        same = "" if result.quantize == "none" else f" --quantize {result.quantize}"
+        same = "" if result.quantize is None else f" --quantize {result.quantize}"
         say(f"Next: lowrank compress {model} --latency 0.5 --table {table}{same}")
     if script is not None:
         say(f"{script}: {figures['operators']} operators; run it there: python {script.name} table.json [dense.onnx]")

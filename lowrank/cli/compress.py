@@ -36,7 +36,7 @@ def compress(
 ) -> None:
     """Factor a model within a budget.
 
-    Writes model/, model.onnx, plan.json, report.json and report.html to the run folder.
+    Writes model/, model.onnx, model_int8.onnx, plan.json, report.json and report.html to the run folder.
     """
     from lowrank import pipeline
 
@@ -67,6 +67,7 @@ def compress(
             max_drop=goal.max_drop,
             latency=result.timing,
             with_past=result.with_past,
+            int8=result.int8,
             timings=goal.table,
             target=result.target(),
             execution=execution,

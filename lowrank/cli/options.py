@@ -229,9 +229,8 @@ class OutputOptions:
 
     output: Annotated[Path, Option("FOLDER", "The run folder.", names=("--output", "-o"))] = Path("lowrank-run")
     quantize: Annotated[
-        str,
-        Option("TYPE", f"Store weights as {', '.join([*DTYPES][1:])}.", choices=DTYPES, show_default=False),
-    ] = "none"
+        str | None, Option("TYPE", f"Store weights as {', '.join([*DTYPES][1:])}, or none.", choices=DTYPES)
+    ] = None
     with_past: Annotated[bool, Option("", "Also a graph with cache.", OUTPUT)] = False
     profile: Annotated[Profile | None, Option("NAME", "portable, or ort.", OUTPUT)] = None
     timing: Annotated[
@@ -244,7 +243,12 @@ class OutputOptions:
     def target(self) -> Target:
         """What graphs are written for."""
         needed: Profile = "ort" if self.quantize == "nbits4" else "portable"
-        return Target(profile=self.profile or needed, dtype=DTYPES[self.quantize])
+        return Target(profile=self.profile or needed, dtype=DTYPES[self.quantize or "none"])
+
+    @property
+    def int8(self) -> bool:
+        """Whether a graph in eight bits is written beside an exact one: unless a type is named, if only `none`."""
+        return self.quantize is None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,6 +72,7 @@ def compress(
             - beside: a LoRA that PEFT saved for the dense model; it is kept as an adapter of the compressed one, whose
               layers then keep their channels. `Opening.lora` merges one instead.
             - latency: export the dense model too and time both.
+            - int8: also write `model_int8.onnx` beside an exact `model.onnx`, where eight bits make it smaller.
             - with_past: also write `model_with_past.onnx`, a causal language model with its key-value cache.
             - target: what graphs are for: any runtime, or ONNX Runtime with its own operators; and the type of weights.
             - timings: what a budget of time is spent on, or a file with it; measured here if there is none.
@@ -190,6 +191,7 @@ def _written(session: Session, plan: Plan, run: Path, request: Request, benchmar
     output = WriteOptions(
         target=replace(request.target, dtype="mixed") if mixed else request.target,
         with_past=request.with_past,
+        int8=request.int8,
         # A model that is healed is timed after that.
         latency=request.latency and request.heal is None,
         benchmark=benchmark,

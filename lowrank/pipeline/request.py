@@ -43,6 +43,7 @@ class CompressOptions(WorkOptions, total=False):
     beside: str | Path | None
     latency: bool
     with_past: bool
+    int8: bool
     target: Target | None
     timings: Timings | str | Path | None
 
@@ -61,6 +62,7 @@ class Request(Work):
     beside: str | Path | None = None
     latency: bool = True
     with_past: bool = False
+    int8: bool = True
     target: Target = field(default_factory=Target)
     timings: Timings | None = None
 

@@ -41,7 +41,7 @@ from lowrank.pipeline.session import Session, Work, WorkOptions, read_calibratio
 from lowrank.pipeline.settings import Settings
 from lowrank.progress import Clock, Track
 from lowrank.results.parts import Cut
-from lowrank.results.report import ONNX_FILE, Report
+from lowrank.results.report import INT8_FILE, ONNX_FILE, Report
 
 
 def cut_name(run: str | Path, budget: Budget | float) -> Path:
@@ -246,7 +246,8 @@ def _write(session: Session, result: Smaller, finished: Finished, remarks: Seque
             remarks=remarks,
             before=report,
         )
-        output = WriteOptions(target=result.target, with_past=with_past, latency=latency)
+        int8 = (finished.folder / INT8_FILE).exists()
+        output = WriteOptions(target=result.target, with_past=with_past, int8=int8, latency=latency)
         return write_and_measure(session, result.small, result.plan, stage, output, history)
 
 

@@ -42,7 +42,7 @@ def compress(
 
     budget, output = goal.limit(), result.output
     if budget is None and goal.plan is None and goal.max_drop is None:
-        raise typer.BadParameter("give --budget, --error, --latency, --size, --max-drop or --plan")
+        raise typer.BadParameter("give --budget, --error, --speedup, --latency, --size, --max-drop or --plan")
     if goal.max_drop is not None and (budget is not None or goal.plan is not None):
         raise typer.BadParameter("--max-drop chooses the keep ratio itself: leave other budgets and --plan out")
     how, execution = opening.opening(), work.execution()

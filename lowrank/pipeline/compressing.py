@@ -141,7 +141,7 @@ def _opened(model: object, run: Path, request: Request) -> Session:
         run,
         stored=stored,
         check=request.check_model,
-        settings=request.settings or settings_of(stored, model, request.kind == "size"),
+        settings=request.settings or settings_of(stored, model, _counts_file(request)),
         opening=request.opening,
         execution=execution,
         track=request.track,
@@ -187,7 +187,7 @@ def _written(session: Session, plan: Plan, run: Path, request: Request, benchmar
     with session.clock.stage("rewrite"):
         small = session.dense.rewrite(layers)
     plan = replace(plan, notes=(*plan.notes, *solver_notes(used)))
-    mixed = request.kind == "size" or any(option.dtype != "float32" for option in plan.options)
+    mixed = _counts_file(request) or any(option.dtype != "float32" for option in plan.options)
     output = WriteOptions(
         target=replace(request.target, dtype="mixed") if mixed else request.target,
         with_past=request.with_past,
@@ -205,6 +205,11 @@ def _written(session: Session, plan: Plan, run: Path, request: Request, benchmar
         beside = request.beside
         problems = keep_adapter(small, Path(beside).expanduser(), stage) if beside is not None else ()
         return write_and_measure(session, small, plan, stage, output, History(refit=refit, problems=problems))
+
+
+def _counts_file(request: Request) -> bool:
+    """Whether the bytes of the file are part of the budget, tables and all."""
+    return request.budget is not None and request.budget.most_bytes is not None
 
 
 def _check_channels(plan: Plan) -> None:

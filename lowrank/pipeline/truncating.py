@@ -19,7 +19,7 @@ from lowrank.calibrate.data import Calibration
 from lowrank.calibrate.refit import sequential_refit
 from lowrank.calibrate.sets import judging_sets
 from lowrank.core.analysis import Analysis
-from lowrank.core.budget import NAMES, Budget
+from lowrank.core.budget import NAMES, TIMED, Budget
 from lowrank.core.plan import Plan, check_budget, share_of
 from lowrank.core.selection.recut import cutting_of
 from lowrank.core.selection.remaining import CompressedWeights, Remaining, recut, remaining
@@ -135,7 +135,7 @@ def _check_possible(folder: Path, analysis: Analysis, plan: Plan, report: Report
             f"{folder} is of a model that was streamed, weight by weight, and has no factors in memory to cut; "
             "`lowrank compress` with the smaller budget takes the analysis that is there"
         )
-    if budget.kind in ("latency", "milliseconds"):
+    if budget.kind in TIMED:
         raise LowRankError("truncate takes --budget, --error or --size; for --latency compress the original again")
     if budget.kind != "size" and report is not None and report.target.dtype == "mixed":
         raise LowRankError(

@@ -98,12 +98,14 @@ def write_and_measure(
             problems.append(str(error))
             _delete_graph(stage, WITH_PAST_FILE)
     budget = plan.budget
-    if budget is not None and budget.kind == "size" and onnx.exists():
-        plan = replace(plan, share=float(file_size(onnx)))
-        if not plan.meets_budget:
+    most = budget.most_bytes if budget is not None else None
+    if budget is not None and most is not None and onnx.exists():
+        nbytes = file_size(onnx)
+        plan = replace(plan, share=float(nbytes)) if budget.kind == "size" else plan
+        if nbytes > most:
             problems.append(
-                f"{ONNX_FILE} has {int(plan.reached):,} bytes with its numbers, and {int(budget.limit):,} were "
-                "allowed; lower some ranks of the plan, or give more"
+                f"{ONNX_FILE} has {nbytes:,} bytes with its numbers, and {int(most):,} were allowed; lower some ranks "
+                "of the plan, or give more"
             )
     report = measure(session.original, small, plan, stage, output)
     if report.latency is not None and (advice := faster(session, target, report.latency)):

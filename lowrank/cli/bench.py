@@ -24,7 +24,7 @@ def bench(
     opening: Annotated[OpeningOptions, "arch", "config", "unsafe_pickle"],
     result: Annotated[OutputOptions, "profile", "quantize"],
 ) -> None:
-    """Time the operators of a model, for compress --latency."""
+    """Time the operators of a model, for compress --speedup."""
     from lowrank import pipeline
 
     if table is None and script is None:
@@ -35,6 +35,7 @@ def bench(
             table=table,
             script=script,
             target=result.target(),
+            dtypes=pipeline.BOTH if result.quantize is None else (result.target().dtype,),
             tokens=tokens,
             threads=threads,
             settings=data.settings(),
@@ -43,7 +44,7 @@ def bench(
         )
     if table is not None:
         say(f"{table}: {figures['operators']} operators; the dense model takes {figures['whole_ms']:.2f} ms")
-        same = "" if result.quantize == "none" else f" --quantize {result.quantize}"
-        say(f"Next: lowrank compress {model} --latency 0.5 --table {table}{same}")
+        goal = "--speedup 3" if result.quantize is None else f"--latency 0.5 --quantize {result.quantize}"
+        say(f"Next: lowrank compress {model} {goal} --table {table}")
     if script is not None:
         say(f"{script}: {figures['operators']} operators; run it there: python {script.name} table.json [dense.onnx]")

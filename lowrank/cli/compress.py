@@ -36,13 +36,13 @@ def compress(
 ) -> None:
     """Factor a model within a budget.
 
-    Writes model/, model.onnx, plan.json, report.json and report.html to the run folder.
+    Writes model/, model.onnx, model_int8.onnx, plan.json, report.json and report.html to the run folder.
     """
     from lowrank import pipeline
 
     budget, output = goal.limit(), result.output
     if budget is None and goal.plan is None and goal.max_drop is None:
-        raise typer.BadParameter("give --budget, --error, --latency, --size, --max-drop or --plan")
+        raise typer.BadParameter("give --budget, --error, --speedup, --latency, --size, --max-drop or --plan")
     if goal.max_drop is not None and (budget is not None or goal.plan is not None):
         raise typer.BadParameter("--max-drop chooses the keep ratio itself: leave other budgets and --plan out")
     how, execution = opening.opening(), work.execution()
@@ -67,6 +67,7 @@ def compress(
             max_drop=goal.max_drop,
             latency=result.timing,
             with_past=result.with_past,
+            int8=result.int8,
             timings=goal.table,
             target=result.target(),
             execution=execution,

@@ -62,6 +62,14 @@ def size_of(text: str) -> Budget:
     return Budget.size(bytes_of(text, "--size", ", or a share such as 0.2"))
 
 
+def speedup_of(text: str) -> Budget:
+    """A budget of speed."""
+    try:
+        return Budget.speedup(float(text.removesuffix("x")))
+    except ValueError:
+        raise typer.BadParameter(f"--speedup {text}: give how many times as fast, such as 4") from None
+
+
 def latency_of(text: str) -> Budget:
     """A budget of milliseconds, or of a share of the dense model's time."""
     number, unit = (text[:-2], "milliseconds") if text.endswith("ms") else (text, "latency")
@@ -86,6 +94,7 @@ def completed(names: Iterable[str]) -> Callable[[str], list[str]]:
 Model = Annotated[str, Option("", "Hugging Face folder, .safetensors, .pt, .onnx, ...", is_argument=True)]
 Run = Annotated[Path, Option("", "The folder of a finished run.", is_argument=True)]
 LATENCY = Option("TIME", "Time of 128 tokens: 12ms, or 0.5 of the original's.", BUDGET, parse=latency_of)
+SPEEDUP = Option("TIMES", "So many times as fast, types chosen too: 4.", BUDGET, parse=speedup_of)
 SIZE = Option("SIZE", "Size of model.onnx: 8MB, or 0.2 of the original's.", BUDGET, parse=size_of)
 
 
@@ -98,6 +107,7 @@ class BudgetOptions:
         Unit, Option("UNIT", "--budget counts params (default), bytes or macs.", BUDGET, show_default=False)
     ] = "params"
     error: Annotated[float | None, Option("ERROR", "Relative output error of each weight: 0.05.", BUDGET)] = None
+    speedup: Annotated[Budget | None, SPEEDUP] = None
     latency: Annotated[Budget | None, LATENCY] = None
     size: Annotated[Budget | None, SIZE] = None
     task: Annotated[list[str] | None, Option("TASK", "Measure fidelity, sts:FILE, ... Repeatable.", BUDGET)] = None
@@ -109,9 +119,12 @@ class BudgetOptions:
         """The budget that is named, if one is."""
         share = None if self.budget is None else Budget(self.of, self.budget)
         error = None if self.error is None else Budget.error(self.error)
-        named = [budget for budget in (share, error, self.latency, self.size) if budget is not None]
+        speed, size = self.speedup, self.size
+        if speed is not None and size is not None:
+            speed, size = Budget.speedup(speed.limit, size.limit), None
+        named = [budget for budget in (share, error, speed, self.latency, size) if budget is not None]
         if len(named) > 1:
-            raise typer.BadParameter("give one of --budget, --error, --latency and --size")
+            raise typer.BadParameter("give one of --budget, --error, --speedup, --latency and --size")
         return named[0] if named else None
 
 
@@ -229,9 +242,8 @@ class OutputOptions:
 
     output: Annotated[Path, Option("FOLDER", "The run folder.", names=("--output", "-o"))] = Path("lowrank-run")
     quantize: Annotated[
-        str,
-        Option("TYPE", f"Store weights as {', '.join([*DTYPES][1:])}.", choices=DTYPES, show_default=False),
-    ] = "none"
+        str | None, Option("TYPE", f"Store weights as {', '.join([*DTYPES][1:])}, or none.", choices=DTYPES)
+    ] = None
     with_past: Annotated[bool, Option("", "Also a graph with cache.", OUTPUT)] = False
     profile: Annotated[Profile | None, Option("NAME", "portable, or ort.", OUTPUT)] = None
     timing: Annotated[
@@ -244,7 +256,12 @@ class OutputOptions:
     def target(self) -> Target:
         """What graphs are written for."""
         needed: Profile = "ort" if self.quantize == "nbits4" else "portable"
-        return Target(profile=self.profile or needed, dtype=DTYPES[self.quantize])
+        return Target(profile=self.profile or needed, dtype=DTYPES[self.quantize or "none"])
+
+    @property
+    def int8(self) -> bool:
+        """Whether a graph in eight bits is written beside an exact one: unless a type is named, if only `none`."""
+        return self.quantize is None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,20 +9,23 @@ from typing import Literal, cast
 from lowrank.core.cost import UNITS, Unit
 from lowrank.errors import InfeasibleBudget
 
-Kind = Unit | Literal["error", "latency", "milliseconds", "size"]
+Kind = Unit | Literal["error", "latency", "milliseconds", "speedup", "size"]
 NAMES: dict[str, str] = {
     "params": "parameters",
     "bytes": "bytes",
     "macs": "multiply-adds",
     "latency": "time",
+    "speedup": "time",
     "size": "bytes",
 }
+TIMED = ("latency", "milliseconds", "speedup")
+"""Kinds that are spent on time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A share of what the targeted weights cost to keep, or of the time that the model takes; or an error that each may
-    have.
+    """A share of what the targeted weights cost to keep, or of the time that the model takes; how many times as fast it
+    is to be; bytes of its file; or an error that each weight may have.
 
     Example:
         >>> Budget.params(0.3)
@@ -31,8 +34,21 @@ class Budget:
 
     kind: Kind
     limit: float
+    file_bytes: float | None = None
+    """Beside a speed: how many bytes the file may have, or, up to 1, which share of the original's."""
 
     def __post_init__(self) -> None:
+        if self.file_bytes is not None:
+            if self.kind != "speedup":
+                raise InfeasibleBudget(f"a size beside {self.kind} is not known; give it beside a speedup, or alone")
+            Budget("size", self.file_bytes)
+        if self.kind == "speedup":
+            if not (math.isfinite(self.limit) and self.limit >= 1):
+                raise InfeasibleBudget(
+                    f"a speedup of {self.limit:g}: it is how many times as fast as the dense model the result is to "
+                    "be, so it must be at least 1; 4 takes a quarter of the time"
+                )
+            return
         if self.kind == "milliseconds":
             if not (math.isfinite(self.limit) and self.limit > 0):
                 raise InfeasibleBudget(
@@ -67,12 +83,25 @@ class Budget:
             return None
         entry = cast("dict[str, object]", content) if isinstance(content, dict) else {}
         kind, limit = entry.get("kind"), entry.get("limit")
-        if kind not in (*UNITS, "error", "latency", "size") or not isinstance(limit, int | float):
+        size = entry.get("size")
+        if (
+            kind not in (*UNITS, "error", "latency", "speedup", "size")
+            or not isinstance(limit, int | float)
+            or not isinstance(size, int | float | None)
+        ):
             raise InfeasibleBudget(
-                f"the plan's budget {content!r} must have a kind ({', '.join(UNITS)}, latency, size or error) and a "
-                "limit"
+                f"the plan's budget {content!r} must have a kind ({', '.join(UNITS)}, latency, speedup, size or error) "
+                "and a limit"
             )
-        return cls(cast("Kind", kind), float(limit))
+        return cls(cast("Kind", kind), float(limit), None if size is None else float(size))
+
+    def to_json(self) -> dict[str, object]:
+        """A mapping that JSON can hold, for `from_json`."""
+        return {
+            "kind": self.kind,
+            "limit": self.limit,
+            **({} if self.file_bytes is None else {"size": self.file_bytes}),
+        }
 
     @classmethod
     def params(cls, keep: float) -> Budget:
@@ -85,13 +114,37 @@ class Budget:
         return cls("latency", float(share))
 
     @classmethod
+    def speedup(cls, times: float, size: float | None = None) -> Budget:
+        """So many times as fast as the dense model in float32, as predicted from `Timings`, types chosen, too.
+
+        Args:
+            times: at least 1.
+            size: bytes that the file may have beside that, or a share of the original's; None for any.
+        """
+        return cls("speedup", float(times), size)
+
+    @classmethod
     def size(cls, limit: float) -> Budget:
         """A model file of at most so many bytes, or, up to 1, of this share of the original's."""
         return cls("size", float(limit))
 
+    @property
+    def most_bytes(self) -> float | None:
+        """Bytes that the file may have; None if it may have any number."""
+        return self.limit if self.kind == "size" else self.file_bytes
+
+    @property
+    def time_share(self) -> float:
+        """The share of the dense model's time that a budget of time leaves."""
+        return 1 / self.limit if self.kind == "speedup" else self.limit
+
     def of_original(self, nbytes: int) -> Budget:
         """A share of a size as bytes; any other budget as it is."""
-        return Budget.size(float(int(self.limit * nbytes))) if self.kind == "size" and self.limit <= 1 else self
+        most = self.most_bytes
+        if most is None or most > 1:
+            return self
+        count = float(int(most * nbytes))
+        return Budget.size(count) if self.kind == "size" else Budget.speedup(self.limit, count)
 
     def of_whole(self, milliseconds: float | None) -> Budget:
         """A budget of milliseconds as the share of what the whole dense model takes; any other as it is.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from lowrank.core.analysis import Analysis
@@ -20,7 +20,7 @@ from lowrank.core.structures.dense import Dense
 from lowrank.core.weight import Group
 from lowrank.errors import InfeasibleBudget, PlanMismatch
 
-ELSEWHERE = ("latency", "size")
+ELSEWHERE = ("latency", "speedup", "size")
 """Kinds of budgets that options alone cannot be checked against: they need timings, or the written file."""
 
 
@@ -64,6 +64,8 @@ class Plan:
             return self.worst_error
         if self.budget and self.budget.kind in ELSEWHERE and self.share is None:
             return math.nan
+        if self.budget and self.budget.kind == "speedup" and self.share:
+            return 1 / self.share
         return self.keep_ratio if self.share is None else self.share
 
     @property
@@ -71,13 +73,15 @@ class Plan:
         """Whether the plan is within its budget."""
         if self.budget is None or (self.budget.kind in ELSEWHERE and self.share is None):
             return True
+        if self.budget.kind == "speedup":
+            return self.reached >= self.budget.limit * (1 - 1e-9)
         return self.reached <= self.budget.limit * (1 + 1e-9)
 
     def to_json(self) -> dict[str, Any]:
         """A mapping that JSON can hold, for `from_json`."""
         return {
             "analysis": self.analysis,
-            "budget": asdict(self.budget) if self.budget else None,
+            "budget": self.budget.to_json() if self.budget else None,
             "selector": dict(self.selector),
             "dense_cost": self.dense_cost,
             "cost": self.cost,
@@ -143,8 +147,8 @@ class Plan:
         share, reached = share_of(budget, options, analysis), content.get("budget_reached")
         before = content.get("budget")
         kind = cast("dict[str, Any]", before).get("kind") if isinstance(before, dict) else None
-        if budget is not None and budget.kind == "latency" == kind and known and isinstance(reached, float):
-            share = reached
+        if budget is not None and budget.kind == kind and known and isinstance(reached, float):
+            share = {"latency": reached, "speedup": 1 / max(reached, 1e-9)}.get(budget.kind, share)
         return cls(
             analysis=analysis.fingerprint,
             budget=budget,

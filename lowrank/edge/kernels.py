@@ -74,7 +74,7 @@ def _graph(operator: Operator, first: int, second: int, tokens: int, dtype: str,
     inputs: dict[str, list[int]]
     output = [1, tokens, second]
     if operator == "product":
-        inputs = {"x": [1, tokens, first]}
+        inputs, output = {"x": [1, tokens, first]}, [1, second]
         for i in range(copies):
             # Equal ones would be merged.
             _product(nodes, filled, f"{i}", first, second, dtype, i % 100 + 1)
@@ -85,10 +85,7 @@ def _graph(operator: Operator, first: int, second: int, tokens: int, dtype: str,
         inputs = {"x": [1, tokens, second]}
         nodes.append(helper.make_node("Gelu", ["x"], ["y0"]))
     else:
-        across = [1, first, second, tokens] if operator == "scores" else [1, first, tokens, second]
-        inputs = {"x": [1, first, tokens, second if operator == "scores" else tokens], "z": across}
-        output = [1, first, tokens, tokens if operator == "scores" else second]
-        nodes.append(helper.make_node("MatMul", ["x", "z"], ["y0"]))
+        inputs, output = _attention(nodes, operator, first, second, tokens)
     graph = helper.make_graph(
         nodes,
         operator,
@@ -98,6 +95,38 @@ def _graph(operator: Operator, first: int, second: int, tokens: int, dtype: str,
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     onnx.checker.check_model(model)
     return model.SerializeToString()
+
+
+def _attention(
+    nodes: list[Any], operator: Operator, heads: int, width: int, tokens: int
+) -> tuple[dict[str, list[int]], list[int]]:
+    """What attention does with two projections, and the turns that make heads of channels, and channels of heads.
+
+    Returns:
+        The shapes of the inputs, by name, and that of the output.
+    """
+    from onnx import TensorProto, helper
+
+    channels, between = [1, tokens, heads * width], [1, heads, tokens, tokens]
+
+    def shaped(name: str, shape: Sequence[int], result: str) -> None:
+        size = helper.make_tensor(f"{result}.size", TensorProto.INT64, [len(shape)], list(shape))
+        nodes.append(helper.make_node("Constant", [], [f"{result}.shape"], value=size))
+        nodes.append(helper.make_node("Reshape", [name, f"{result}.shape"], [result]))
+
+    def turned(name: str, axes: Sequence[int]) -> str:
+        shaped(name, [1, tokens, heads, width], f"{name}.heads")
+        nodes.append(helper.make_node("Transpose", [f"{name}.heads"], [f"{name}.turned"], perm=axes))
+        return f"{name}.turned"
+
+    if operator == "scores":
+        pair = [turned("x", [0, 2, 1, 3]), turned("z", [0, 2, 3, 1])]
+        nodes.append(helper.make_node("MatMul", pair, ["y0"]))
+        return {"x": channels, "z": channels}, between
+    nodes.append(helper.make_node("MatMul", ["x", turned("z", [0, 2, 1, 3])], ["mixed"]))
+    nodes.append(helper.make_node("Transpose", ["mixed"], ["back"], perm=[0, 2, 1, 3]))
+    shaped("back", channels, "y0")
+    return {"x": between, "z": channels}, channels
 
 
 def _product(nodes: list[Any], filled: Any, tag: str, cols: int, rows: int, dtype: str, number: int) -> None:
@@ -120,4 +149,8 @@ def _product(nodes: list[Any], filled: Any, tag: str, cols: int, rows: int, dtyp
         weight = filled(f"w{tag}", (cols, rows), TensorProto.FLOAT, 0.01 * number)
         nodes.append(helper.make_node("MatMul", ["x", weight], [f"m{tag}"]))
     bias = filled(f"b{tag}", (rows,), TensorProto.FLOAT, 0.01 * number)
-    nodes.append(helper.make_node("Add", [f"m{tag}", bias], [f"y{tag}"]))
+    nodes.append(helper.make_node("Add", [f"m{tag}", bias], [f"p{tag}"]))
+    # As in a model, what comes next is given the memory of what was read; outputs would take new memory each.
+    first = helper.make_tensor("first", TensorProto.INT64, [], [0])
+    nodes.append(helper.make_node("Constant", [], [f"first{tag}"], value=first))
+    nodes.append(helper.make_node("Gather", [f"p{tag}", f"first{tag}"], [f"y{tag}"], axis=1))

@@ -55,7 +55,7 @@ def measure(work, shown=lambda items: items):
 
     Args:
         work: `tokens`, `threads`, `dtype`, `step` and `kernels`: a list of operator, two sizes, a graph, and how
-            many of the operator are in it.
+            many of the operator are in it; `others` are such works for other types.
         shown: wraps the list of all that is to be done, to show progress.
     """
     best = {}
@@ -69,12 +69,14 @@ def measure(work, shown=lambda items: items):
     for (operator, first, second), found in best.items():
         points.setdefault(operator, []).append([first, second, found])
     kept = {name: work[name] for name in ("tokens", "threads", "dtype", "step")}
+    others = {"others": [measure(each, shown) for each in work["others"]]} if "others" in work else {}
     return {
         "points": points,
         "machine": platform.machine(),
         "runtime": "onnxruntime " + onnxruntime.__version__,
         "whole": None,
         **kept,
+        **others,
     }
 
 

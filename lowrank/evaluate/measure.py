@@ -13,8 +13,9 @@ from lowrank.backends.onnx.save import file_size
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan
 from lowrank.edge.counts import fused_counts
-from lowrank.edge.target import Target, export_command
+from lowrank.edge.target import Target
 from lowrank.errors import ExportError, TaskError
+from lowrank.evaluate.choice import which_to_take
 from lowrank.evaluate.fitness import unfit
 from lowrank.evaluate.graph import FileModel
 from lowrank.evaluate.judges import Judges
@@ -25,7 +26,7 @@ from lowrank.evaluate.tasks.benchmark import Benchmark
 from lowrank.machine import cores
 from lowrank.progress import Clock, Track
 from lowrank.results.parts import Graph, Latency, Parity, Quality
-from lowrank.results.report import ONNX_FILE, Report
+from lowrank.results.report import INT8_FILE, ONNX_FILE, Report
 
 SEQUENCE = 128
 
@@ -133,7 +134,7 @@ def _run(report: Report, original: Original, small: Backend, onnx: Path, measure
             with clock.stage("latency"):
                 for path in original.track((onnx,), "timing both models", 1):
                     report = timed(report, original, path)
-            report.notes.extend([*_lost_fusions(report.onnx), *_better_dense(report.latency)])
+            report.notes.extend(_lost_fusions(report.onnx))
     except ExportError as error:
         report.problems.append(str(error))
     return report
@@ -163,24 +164,6 @@ def _predicted_ms(plan: Plan) -> float | None:
     return plan.share * whole / 1e3 if plan.share is not None and whole is not None else None
 
 
-def _better_dense(times: Latency | None) -> list[str]:
-    """A note where the dense model in fewer bits is the better choice."""
-    assert times is not None
-    better = [
-        word
-        for word, ours, plain in (
-            ("smaller", times.compressed_onnx_bytes, times.dense_rounded_onnx_bytes),
-            ("faster", times.compressed_ms, times.dense_rounded_ms),
-        )
-        if plain is not None and plain < ours
-    ]
-    if not better:
-        return []
-    dtype = str(times.dense_rounded_to)
-    how = export_command(dtype)
-    return [f"the dense model in {dtype} is {' and '.join(better)} than this one; {how} makes it"]
-
-
 def _alike(target: Target) -> Target:
     """What a dense model is rounded to beside a compressed one: the same; the smallest, where types were chosen; and
     int8 beside floating numbers, since that is what anyone would try first."""
@@ -189,7 +172,7 @@ def _alike(target: Target) -> Target:
 
 def timed(report: Report, original: Original, path: Path) -> Report:
     """The report of a compressed model with times and bytes of its graph, of the dense model's for the same target, and
-    of the dense model's in fewer bits, whose quality is measured, too, if it can be rounded.
+    of both in fewer bits, whose quality is measured, too, if they can be rounded; and with which of them to take.
 
     Args:
         report: of the compressed model, with what its graph was written for.
@@ -214,13 +197,14 @@ def timed(report: Report, original: Original, path: Path) -> Report:
         quality: Quality | None = None
         try:
             fit_file(plain, rounded, signature)
-            quality = original.judges.quality_of(FileModel(plain, signature))
-            quality = replace(quality, dtype=rounded.dtype).if_finite
+            quality = _rounded_quality(original, plain, rounded.dtype)
             files["dense_rounded"] = plain
         except ExportError:
             # What nobody asked for must not spoil what there is.
             if target.is_rounded:
                 raise
+        int8 = path.with_name(INT8_FILE)
+        files |= {"int8": int8} if int8.exists() else {}
         fit_file(files["dense"], replace(target, dtype="float32"), signature)
         graph = replace(report.onnx, dense_fused=fused_counts(files["dense"]))
         sizes = {name: file_size(path) for name, path in files.items()}
@@ -238,7 +222,17 @@ def timed(report: Report, original: Original, path: Path) -> Report:
         compressed_onnx_bytes=sizes["compressed"],
         dense_rounded_onnx_bytes=sizes.get("dense_rounded"),
         dense_rounded_to=rounded.dtype if "dense_rounded" in files else None,
+        int8_ms=times.get("int8"),
+        int8_onnx_bytes=sizes.get("int8"),
     )
-    if report.quality and quality:
-        report = replace(report, quality=replace(report.quality, dense_rounded=quality))
-    return replace(report, onnx=graph, latency=latency)
+    if report.quality:
+        ours = _rounded_quality(original, int8, "int8") if "int8" in files else None
+        report = replace(report, quality=replace(report.quality, dense_rounded=quality, int8=ours))
+    report = replace(report, onnx=graph, latency=latency)
+    return replace(report, take=which_to_take(report))
+
+
+def _rounded_quality(original: Original, path: Path, dtype: str) -> Quality | None:
+    """What is measured of a graph in fewer bits; None where its outputs are not finite."""
+    quality = original.judges.quality_of(FileModel(path, signature_of(original.dense)))
+    return replace(quality, dtype=dtype).if_finite

@@ -2,7 +2,7 @@
 
 from lowrank.healing.training import Training
 from lowrank.pipeline.analyzing import analyze, analyze_weights
-from lowrank.pipeline.budgets.operator_times import bench_table
+from lowrank.pipeline.budgets.operator_times import BOTH, bench_table
 from lowrank.pipeline.budgets.trade_off import trade_off
 from lowrank.pipeline.compressing import compress
 from lowrank.pipeline.estimate import foresee
@@ -25,6 +25,7 @@ from lowrank.pipeline.settings import Settings
 from lowrank.pipeline.truncating import cut_name, truncate
 
 __all__ = [
+    "BOTH",
     "CHECKPOINT_FILE",
     "ELASTIC_DATA",
     "ONNX_FILE",

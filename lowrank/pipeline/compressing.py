@@ -72,6 +72,7 @@ def compress(
             - beside: a LoRA that PEFT saved for the dense model; it is kept as an adapter of the compressed one, whose
               layers then keep their channels. `Opening.lora` merges one instead.
             - latency: export the dense model too and time both.
+            - int8: also write `model_int8.onnx` beside an exact `model.onnx`, where eight bits make it smaller.
             - with_past: also write `model_with_past.onnx`, a causal language model with its key-value cache.
             - target: what graphs are for: any runtime, or ONNX Runtime with its own operators; and the type of weights.
             - timings: what a budget of time is spent on, or a file with it; measured here if there is none.
@@ -140,7 +141,7 @@ def _opened(model: object, run: Path, request: Request) -> Session:
         run,
         stored=stored,
         check=request.check_model,
-        settings=request.settings or settings_of(stored, model, request.kind == "size"),
+        settings=request.settings or settings_of(stored, model, _counts_file(request)),
         opening=request.opening,
         execution=execution,
         track=request.track,
@@ -186,10 +187,11 @@ def _written(session: Session, plan: Plan, run: Path, request: Request, benchmar
     with session.clock.stage("rewrite"):
         small = session.dense.rewrite(layers)
     plan = replace(plan, notes=(*plan.notes, *solver_notes(used)))
-    mixed = request.kind == "size" or any(option.dtype != "float32" for option in plan.options)
+    mixed = _counts_file(request) or any(option.dtype != "float32" for option in plan.options)
     output = WriteOptions(
         target=replace(request.target, dtype="mixed") if mixed else request.target,
         with_past=request.with_past,
+        int8=request.int8,
         # A model that is healed is timed after that.
         latency=request.latency and request.heal is None,
         benchmark=benchmark,
@@ -203,6 +205,11 @@ def _written(session: Session, plan: Plan, run: Path, request: Request, benchmar
         beside = request.beside
         problems = keep_adapter(small, Path(beside).expanduser(), stage) if beside is not None else ()
         return write_and_measure(session, small, plan, stage, output, History(refit=refit, problems=problems))
+
+
+def _counts_file(request: Request) -> bool:
+    """Whether the bytes of the file are part of the budget, tables and all."""
+    return request.budget is not None and request.budget.most_bytes is not None
 
 
 def _check_channels(plan: Plan) -> None:

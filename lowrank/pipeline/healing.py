@@ -41,7 +41,7 @@ from lowrank.pipeline.session import Session, WorkOptions, open_session, read_ca
 from lowrank.pipeline.settings import NO_DATA, Settings
 from lowrank.progress import Clock
 from lowrank.results.parts import HealingResult
-from lowrank.results.report import ONNX_FILE, Report
+from lowrank.results.report import INT8_FILE, ONNX_FILE, Report
 
 if TYPE_CHECKING:
     from lowrank.healing.adapter import Adapter
@@ -110,6 +110,7 @@ def heal(
     output = WriteOptions(
         target=report.target,
         with_past=(folder / WITH_PAST_FILE).exists(),
+        int8=(folder / INT8_FILE).exists(),
         latency=latency,
         benchmark=benchmark,
         max_drop=max_drop,

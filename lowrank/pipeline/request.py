@@ -9,7 +9,7 @@ from typing import Any, Literal, Unpack
 
 from lowrank.artifacts import read_json
 from lowrank.backends import Backend, is_streamed
-from lowrank.core.budget import Budget
+from lowrank.core.budget import TIMED, Budget
 from lowrank.core.plan import entries_of
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.selection.selector import Selector
@@ -25,7 +25,7 @@ from lowrank.pipeline.session import Work, WorkOptions
 
 PlanSource = Literal["share", "time", "size", "drop"]
 """How a plan is found: by what is predicted, by a table of times, by writing files, by measuring."""
-SOURCES: dict[str, PlanSource] = {"latency": "time", "milliseconds": "time", "size": "size"}
+SOURCES: dict[str, PlanSource] = {**dict.fromkeys(TIMED, "time"), "size": "size"}
 """Of budgets whose plan is not found by what is predicted."""
 SAME_CHANNELS = tuple(s.name for s in structures() if s.keeps_channels and not s.is_dense)
 """Structures after which a layer reads and gives what it did before."""
@@ -43,6 +43,7 @@ class CompressOptions(WorkOptions, total=False):
     beside: str | Path | None
     latency: bool
     with_past: bool
+    int8: bool
     target: Target | None
     timings: Timings | str | Path | None
 
@@ -61,6 +62,7 @@ class Request(Work):
     beside: str | Path | None = None
     latency: bool = True
     with_past: bool = False
+    int8: bool = True
     target: Target = field(default_factory=Target)
     timings: Timings | None = None
 
@@ -111,7 +113,7 @@ class Request(Work):
             return
         asked = {
             "--quantize or --profile": self.target != Target(),
-            "--latency": self.kind == "time",
+            "--speedup or --latency": self.kind == "time",
             "--size": self.kind == "size",
             "--max-drop": self.kind == "drop",
             "--task": bool(self.tasks),
@@ -139,9 +141,9 @@ def read_request(budget: Budget | float | None, **options: Unpack[CompressOption
     _check(request)
     if timings is not None:
         if request.kind != "time":
-            raise LowRankError("a table of timings is for a budget of time; give --latency 0.5")
+            raise LowRankError("a table of timings is for a budget of time; give --speedup 3 or --latency 0.5")
         table = timings if isinstance(timings, Timings) else read_table(Path(timings).expanduser())
-        request = replace(request, timings=check_table(table, target))
+        request = replace(request, timings=check_table(table, target.dtype))
     if request.kind == "drop" and not request.tasks:
         request = replace(request, tasks=("fidelity",))
     if request.beside is not None and request.selector is None:
@@ -166,5 +168,5 @@ def _check(request: Request) -> None:
         raise HealingError("with several processes compress first, then run `accelerate launch -m lowrank heal RUN`")
     if request.beside is not None and heal is not None and heal.adapter is not None and heal.fold == "no":
         raise HealingError("--keep-lora and --adapter exclude each other, unless --fold is given")
-    if request.kind == "size" and target.dtype != "float32":
-        raise LowRankError("a size chooses the type of each weight; leave --quantize out")
+    if budget is not None and budget.kind in ("size", "speedup") and target.dtype != "float32":
+        raise LowRankError(f"a {budget.kind} chooses the type of each weight; leave --quantize out")

@@ -19,7 +19,7 @@ from lowrank.calibrate.data import Calibration
 from lowrank.calibrate.refit import sequential_refit
 from lowrank.calibrate.sets import judging_sets
 from lowrank.core.analysis import Analysis
-from lowrank.core.budget import NAMES, Budget
+from lowrank.core.budget import NAMES, TIMED, Budget
 from lowrank.core.plan import Plan, check_budget, share_of
 from lowrank.core.selection.recut import cutting_of
 from lowrank.core.selection.remaining import CompressedWeights, Remaining, recut, remaining
@@ -41,7 +41,7 @@ from lowrank.pipeline.session import Session, Work, WorkOptions, read_calibratio
 from lowrank.pipeline.settings import Settings
 from lowrank.progress import Clock, Track
 from lowrank.results.parts import Cut
-from lowrank.results.report import ONNX_FILE, Report
+from lowrank.results.report import INT8_FILE, ONNX_FILE, Report
 
 
 def cut_name(run: str | Path, budget: Budget | float) -> Path:
@@ -135,7 +135,7 @@ def _check_possible(folder: Path, analysis: Analysis, plan: Plan, report: Report
             f"{folder} is of a model that was streamed, weight by weight, and has no factors in memory to cut; "
             "`lowrank compress` with the smaller budget takes the analysis that is there"
         )
-    if budget.kind in ("latency", "milliseconds"):
+    if budget.kind in TIMED:
         raise LowRankError("truncate takes --budget, --error or --size; for --latency compress the original again")
     if budget.kind != "size" and report is not None and report.target.dtype == "mixed":
         raise LowRankError(
@@ -246,7 +246,8 @@ def _write(session: Session, result: Smaller, finished: Finished, remarks: Seque
             remarks=remarks,
             before=report,
         )
-        output = WriteOptions(target=result.target, with_past=with_past, latency=latency)
+        int8 = (finished.folder / INT8_FILE).exists()
+        output = WriteOptions(target=result.target, with_past=with_past, int8=int8, latency=latency)
         return write_and_measure(session, result.small, result.plan, stage, output, history)
 
 

@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from lowrank.core.share import percent
-from lowrank.report.fidelity import FIGURES, rows_of_sets
+from lowrank.report.fidelity import columns_of_sets
+from lowrank.report.shipped import columns_of_files
 from lowrank.results.report import Report
 
 MARK = "<!-- lowrank: below is the card of the original model -->"
@@ -170,20 +171,9 @@ def _quality(report: Report) -> str:
     figures = dict(report.quality.figures) if report.quality else {}
     samples = figures.pop("samples", None)
     parts: list[str] = []
-    rows = rows_of_sets(report.quality)
-    if report.quality and rows:
-        names = [name for name in FIGURES if any(name in row.figures for row in rows)]
-        head = ["set", "same answers", *(FIGURES[name] for name in names), "samples"]
-        cells = [
-            [
-                row.name,
-                percent(row.fidelity),
-                *(f"{row.figures[name]:.4f}" if name in row.figures else "" for name in names),
-                str(row.samples),
-            ]
-            for row in rows
-        ]
-        parts += [report.quality.headline, _table(head, cells), *report.unfit]
+    heads, lines = columns_of_sets(report.quality)
+    if report.quality and lines:
+        parts += [report.quality.headline, _table(heads, lines), *report.unfit]
     elif report.quality and figures:
         values = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures.items())
         where = f", on {samples:.0f} {report.quality.data}" if samples else ""
@@ -212,11 +202,8 @@ def _times(report: Report) -> str:
     on = f" of {processor}" if processor else ""
     runtime = (report.provenance.versions or {}).get("onnxruntime", "")
     shape = ", ".join(times.shapes)
-    return (
-        f"As `model.onnx` in ONNX Runtime {runtime}, {times.threads} thread(s){on}, {shape}: "
-        f"{times.compressed_ms:.2f} ms; the original takes {times.dense_ms:.2f} ms "
-        f"({times.speedup:.2f} times the time of the compressed one)."
-    )
+    where = f"The files of the run and the original, in ONNX Runtime {runtime}, {times.threads} thread(s){on}, {shape}:"
+    return "\n\n".join([where, _table(*columns_of_files(report)), *([report.take] if report.take else [])])
 
 
 def _use(kind: str, pooled: bool) -> str:

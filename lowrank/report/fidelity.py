@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lowrank.core.share import percent
 from lowrank.results.parts import FIDELITY, Quality, SetQuality
 
 FIGURES = {
@@ -34,6 +35,8 @@ class SetRow:
     samples: int
     dense_rounded: float | None
     """The fidelity of the dense model in fewer bits."""
+    int8: float | None
+    """That of the result in eight bits."""
     fidelity: float
     is_worst: bool
     figures: dict[str, float]
@@ -47,17 +50,46 @@ def rows_of_sets(quality: Quality | None) -> list[SetRow]:
 
 
 def _row(quality: Quality, each: SetQuality) -> SetRow:
-    rounded = next((row for row in _sets(quality.dense_rounded) if row.name == each.name), None)
+    dense_rounded, int8 = (_fidelity_of(other, each.name) for other in (quality.dense_rounded, quality.int8))
     same = FIDELITY.get(each.kind or quality.kind or "", "")
     return SetRow(
         f"{each.name}, {each.output}" if each.output else each.name,
         each.samples,
-        rounded and rounded.fidelity,
+        dense_rounded,
+        int8,
         each.fidelity,
         each.name == quality.worst and len(_sets(quality)) > 1,
         {name: each.figures[name] for name in FIGURES if name in each.figures and name != same},
     )
 
 
+def _fidelity_of(quality: Quality | None, name: str) -> float | None:
+    return next((row.fidelity for row in _sets(quality) if row.name == name), None)
+
+
 def _sets(quality: Quality | None) -> list[SetQuality]:
     return (quality and quality.sets) or []
+
+
+def columns_of_sets(quality: Quality | None) -> tuple[list[str], list[tuple[str, ...]]]:
+    """A table of all sets: the heads of its columns, short ones, and a line of cells for each set."""
+    rows = rows_of_sets(quality)
+    dtype = quality and quality.dense_rounded and quality.dense_rounded.dtype
+    given = {
+        f"dense {dtype}": [row.dense_rounded for row in rows],
+        "compressed": [row.fidelity for row in rows],
+        "compressed int8": [row.int8 for row in rows],
+    }
+    shown = {head: values for head, values in given.items() if any(value is not None for value in values)}
+    names = [name for name in FIGURES if any(name in row.figures for row in rows)]
+    heads = ["set", *shown, *(FIGURES[name] for name in names), "samples"]
+    lines = [
+        (
+            row.name,
+            *("" if (value := values[i]) is None else percent(value) for values in shown.values()),
+            *(f"{row.figures[name]:.4f}" if name in row.figures else "" for name in names),
+            f"{row.samples:,}",
+        )
+        for i, row in enumerate(rows)
+    ]
+    return heads, lines

@@ -88,7 +88,7 @@ class Parity(Part):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Latency(Part):
-    """Milliseconds of a run in ONNX Runtime and bytes of the graph: dense, compressed, and dense in fewer bits."""
+    """Milliseconds of a run in ONNX Runtime and bytes of the graph: dense, compressed, and both in fewer bits."""
 
     dense_ms: float
     compressed_ms: float
@@ -102,6 +102,9 @@ class Latency(Part):
     dense_rounded_onnx_bytes: int | None = field(default=None, metadata=LEFT_OUT)
     dense_rounded_to: str | None = field(default=None, metadata=LEFT_OUT)
     """The type that the dense model was rounded to."""
+    int8_ms: float | None = field(default=None, metadata=LEFT_OUT)
+    """Of `model_int8.onnx`, if it was written."""
+    int8_onnx_bytes: int | None = field(default=None, metadata=LEFT_OUT)
     predicted_ms: float | None = field(default=None, metadata=LEFT_OUT)
     """What the plan was expected to take, if it was chosen for its time."""
 
@@ -206,6 +209,10 @@ class Quality(Part):
         default=None, metadata={**LEFT_OUT, "read": lambda content: Quality.from_json(content)}
     )
     """The same of the dense model in fewer bits."""
+    int8: Quality | None = field(
+        default=None, metadata={**LEFT_OUT, "read": lambda content: Quality.from_json(content)}
+    )
+    """The same of `model_int8.onnx`."""
     tasks: list[Comparison] | None = field(default=None, metadata={**LEFT_OUT, "read": rows_of(Comparison)})
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from lowrank.edge.target import Target
-from lowrank.results.json_part import Document, rows_of
+from lowrank.results.json_part import LEFT_OUT, Document, rows_of
 from lowrank.results.parts import (
     BudgetResult,
     Comparison,
@@ -22,8 +22,8 @@ from lowrank.results.parts import (
     Targets,
 )
 
-ONNX_FILE = "model.onnx"
-"""The exported model's name in a run."""
+ONNX_FILE, INT8_FILE = "model.onnx", "model_int8.onnx"
+"""The exported model's name in a run, and that of the same one in eight bits beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,8 @@ class Report(Document):
     """One entry for each time that a finished result was cut again."""
     skipped: list[Skipped] = field(default_factory=list[Skipped], metadata={"read": rows_of(Skipped)})
     notes: list[str] = field(default_factory=list[str])
+    take: str | None = field(default=None, metadata=LEFT_OUT)
+    """Which file to ship, and why; see `evaluate.choice`."""
     unfit: list[str] = field(default_factory=list[str])
     """What makes the result unfit for use, and what would help; see `evaluate.fitness`."""
     problems: list[str] = field(default_factory=list[str])
@@ -61,6 +63,7 @@ class Report(Document):
         left = f"{self.targets.keep_ratio:.3f} of the targeted parameters are left"
         told = [f"{self.model.params_before:,} parameters, now {self.model.params_after:,}: {left}"]
         told += [self.quality.headline] if self.quality and self.quality.headline else []
+        told += [self.take] if self.take else []
         return "\n".join([*told, *self.unfit, *(f"Problem: {problem}" for problem in self.last_problems)])
 
     @property

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lowrank.core.analysis import Analysis
-from lowrank.core.budget import Budget
+from lowrank.core.budget import TIMED, Budget
 from lowrank.core.listing import listed
 from lowrank.core.plan import Plan, dense_cost
 from lowrank.core.rounding.cost import BITS
@@ -17,7 +17,8 @@ from lowrank.core.rounding.formats import FORMATS
 from lowrank.core.selection.allocate import Costs
 from lowrank.core.selection.partition import cheapest, choose, partitions
 from lowrank.core.selection.selector import infeasible, plan_of, round_up
-from lowrank.core.selection.timings import Timings
+from lowrank.core.selection.timings import COMPUTED, Timings
+from lowrank.core.selection.two_limits import Limits, choose_within
 from lowrank.core.structures import structure_named, structures
 from lowrank.core.structures.base import Curve, Option, Structure
 from lowrank.core.structures.dense import Dense
@@ -43,7 +44,7 @@ class Knapsack:
     timings: Timings | None = None
     """What a budget of time is spent on."""
     dtypes: tuple[str, ...] = tuple(BITS)
-    """Types on offer, for a budget of a file's size."""
+    """Types on offer, for a budget of a file's size, or of a speed."""
     overhead: int = 0
     """Bytes of a file that no choice changes, for a budget of its size."""
 
@@ -54,7 +55,7 @@ class Knapsack:
             within = [[o for o in c if o.error <= budget.limit**2] for c in curves]
             least: list[Option] = [min(options, key=lambda option: option.cost) for options in within]
             return plan_of(self, analysis, budget, least)
-        if budget.kind in ("latency", "milliseconds"):
+        if budget.kind in TIMED:
             return self._within_time(analysis, budget)
         if budget.kind == "size":
             return self._within_size(analysis, budget)
@@ -73,13 +74,13 @@ class Knapsack:
         return plan_of(self, analysis, budget, chosen.options, chosen.gap)
 
     def _within_time(self, analysis: Analysis, budget: Budget) -> Plan:
-        """The plan of least error whose predicted time is within a share of the dense model's."""
+        """The plan of least error whose predicted time is within a share of the dense model's, and whose file within
+        its bytes, if it has such a limit."""
         timings = self.timings
         if timings is None:
             raise TimingError("a budget of time needs timings; measure them with `lowrank bench MODEL --table FILE`")
         budget = budget.of_whole(None if timings.whole is None else timings.whole / 1e3)
-        step = timings.step
-        offers = _Offers(analysis, lambda g: [timed(c, timings, g, analysis) for c in self._curves(g, analysis, step)])
+        offers = _Offers(analysis, lambda group: self._timed(group, analysis, timings, budget))
         dense = sum(int(offers.costs[group.name][0]) for group in analysis.singles)
         whole = dense if timings.whole is None else int(NANO * timings.whole)
         rest = whole - dense
@@ -88,13 +89,17 @@ class Knapsack:
                 f"the table's operators take {dense / 1e6:.2f} ms together and the whole model {whole / 1e6:.2f}: it "
                 "was measured for another model, or on a busy machine; measure again"
             )
-        chosen = offers.best(int(budget.limit * whole) - rest, budget.limit)
-        if chosen is None:
-            least = (rest + offers.least) / max(whole, 1)
-            raise InfeasibleBudget(
-                f"no choice of ranks reaches {budget.limit:.3g} of the dense time: with every weight at its fastest "
-                f"the model takes {least * whole / 1e6:.2f} ms; the smallest possible budget is {round_up(least)}"
-            )
+        limit = int(budget.time_share * whole) - rest
+        if offers.least > limit:
+            raise _too_fast(budget, (rest + offers.least) / max(whole, 1), whole)
+        chosen = offers.best(limit, budget.time_share)
+        assert chosen is not None
+        if budget.kind == "speedup":
+            # Where types are chosen, too, more numbers are left than time.
+            chosen = offers.best(limit, _keep_of(chosen, analysis))
+            assert chosen is not None
+        if budget.file_bytes is not None:
+            chosen = self._in_bytes(offers, chosen, analysis, limit, budget)
         costs = offers.costs
         slow = [
             o.group
@@ -105,14 +110,40 @@ class Knapsack:
         plan = plan_of(self, analysis, budget, chosen.options, chosen.gap)
         return replace(plan, share=(rest + chosen.cost) / max(whole, 1), notes=notes if slow else ())
 
+    def _timed(self, group: Group, analysis: Analysis, timings: Timings, budget: Budget) -> list[tuple[Curve, Costs]]:
+        """All on offer that there are times for; in all types of the table where these are chosen, too."""
+        if budget.kind != "speedup":
+            return [timed(curve, timings, group, analysis) for curve in self._curves(group, analysis, timings.step)]
+        # Numbers of four bits are computed with in eight: they are smaller, and not faster.
+        wanted = [d for d in self.dtypes if budget.file_bytes is not None or COMPUTED.get(d) == d]
+        dtypes = [dtype for dtype in wanted if timings.of(dtype) is not None]
+        curves = self._stored(group, analysis, dtypes, timings.step)
+        return [timed(c, table, group, analysis) for c in curves if (table := timings.of(c.dtype)) is not None]
+
+    def _in_bytes(self, offers: _Offers, fastest: _Chosen, analysis: Analysis, limit: int, budget: Budget) -> _Chosen:
+        """The best choice within a time whose file is within its bytes, too."""
+        assert budget.file_bytes is not None
+        sizes = {
+            name: np.concatenate([_file_bytes(curve, group, analysis) for curve in offers.curves[name]])
+            for name, group in analysis.groups.items()
+        }
+        most = int(budget.file_bytes) - self.overhead
+        chosen = offers.best(limit, _keep_of(fastest, analysis), (sizes, most))
+        if chosen is None:
+            least = self.overhead + cheapest(sizes, offers.blocks)
+            raise InfeasibleBudget(
+                f"no choice is {budget.limit:g} times as fast and has {int(budget.file_bytes):,} bytes: the smallest "
+                f"file of any speed has {least:,}, of which {self.overhead:,} are tensors that are not targeted; give "
+                "a larger --size or a smaller --speedup, or more --targets"
+            )
+        return chosen
+
     def _within_size(self, analysis: Analysis, budget: Budget) -> Plan:
         """The plan of least error, structures, ranks and types, whose file has at most so many bytes."""
         limit = int(budget.limit) - self.overhead
 
         def priced(group: Group) -> list[tuple[Curve, Costs]]:
-            weights = analysis.weights_of(group)
-            sizes = [(c, structure_named(c.structure).file_bytes(c, weights)) for c in self._stored(group, analysis)]
-            return [(curve, np.ceil(size).astype(np.int64)) for curve, size in sizes]
+            return [(c, _file_bytes(c, group, analysis)) for c in self._stored(group, analysis, self.dtypes)]
 
         offers = _Offers(analysis, priced)
         if offers.least > limit:
@@ -126,25 +157,24 @@ class Knapsack:
         keep = min(1.0, max(limit, 1) / (BITS["int4"] / 8 * analysis.dense_params))
         chosen = offers.best(limit, keep)
         assert chosen is not None
-        keep = min(1.0, max(sum(o.cost for o in chosen.options) / analysis.dense_params, 1e-3))
-        chosen = offers.best(limit, keep)
+        chosen = offers.best(limit, _keep_of(chosen, analysis))
         assert chosen is not None
         plan = plan_of(self, analysis, budget, chosen.options, chosen.gap)
         return replace(plan, share=float(self.overhead + chosen.cost))
 
-    def _stored(self, group: Group, analysis: Analysis) -> list[Curve]:
-        """All on offer in all types."""
+    def _stored(self, group: Group, analysis: Analysis, dtypes: Sequence[str], step: int = 1) -> list[Curve]:
+        """All on offer in some types, ranks in steps."""
         residuals = [
             structure.curve(group, analysis, self.multiple) for structure in self._on_offer() if structure.is_residual
         ]
         return [
             structure_named(curve.structure).stored_in(curve, group, analysis, dtype)
-            for curves, dtypes in (
-                (self._curves(group, analysis), self.dtypes),
-                (residuals, [dtype for dtype in self.dtypes if dtype in FORMATS]),
+            for curves, types in (
+                (self._curves(group, analysis, step), dtypes),
+                (residuals, [dtype for dtype in dtypes if dtype in FORMATS]),
             )
             for curve in curves
-            for dtype in dtypes
+            for dtype in types
         ]
 
     def _curves(self, group: Group, analysis: Analysis, step: int = 1) -> list[Curve]:
@@ -192,20 +222,60 @@ class _Offers:
         """What everything costs at its smallest."""
         return cheapest(self.costs, self.blocks)
 
-    def best(self, limit: int, keep: float) -> _Chosen | None:
-        """The options of least error within a limit, in a model of this keep ratio; None if there are none."""
+    def best(self, limit: int, keep: float, also: tuple[Mapping[str, Costs], int] | None = None) -> _Chosen | None:
+        """The options of least error within a limit, in a model of this keep ratio; None if there are none.
+
+        Args:
+            limit: of the costs.
+            keep: the keep ratio.
+            also: the costs of the same options in another unit, and their limit.
+        """
         groups, loss = self.analysis.groups, self.analysis.loss
         losses = {
             name: np.concatenate([loss(groups[name], c.structure, c.errors, keep) for c in curves])
             for name, curves in self.curves.items()
         }
-        choice = choose(self.costs, losses, self.blocks, limit)
+        choice = (
+            choose(self.costs, losses, self.blocks, limit)
+            if also is None
+            else choose_within(Limits(self.costs, also[0], limit, also[1]), losses, self.blocks)
+        )
         if choice is None:
             return None
         options = [_at(name, self.curves[name], i) for name, i in choice.options.items()]
         cost = sum(int(self.costs[name][i]) for name, i in choice.options.items())
         gap, error = choice.allocation.gap, choice.allocation.error
         return _Chosen(options, cost, gap / error if error > 0 else 0.0)
+
+
+def _keep_of(chosen: _Chosen, analysis: Analysis) -> float:
+    """The keep ratio that some options come to."""
+    return min(1.0, max(sum(o.cost for o in chosen.options) / analysis.dense_params, 1e-3))
+
+
+def bytes_of(options: Iterable[Option], analysis: Analysis) -> int:
+    """About the bytes that some options have in a file, without what no choice changes."""
+    return sum(int(_file_bytes(o.curve, analysis.groups[o.group], analysis)[0]) for o in options)
+
+
+def _too_fast(budget: Budget, least: float, whole: int) -> InfeasibleBudget:
+    """The error of a time that even the fastest ranks, which take this share, do not reach."""
+    asked, most = f"{budget.limit:.3g} of the dense time", f"the smallest possible budget is {round_up(least)}"
+    if budget.kind == "speedup":
+        asked, most = (
+            f"{budget.limit:.3g} times the dense model's speed",
+            f"at most --speedup {1 / round_up(least):.3g}",
+        )
+    return InfeasibleBudget(
+        f"no choice of ranks reaches {asked}: with every weight at its fastest the model takes "
+        f"{least * whole / 1e6:.2f} ms; {most}"
+    )
+
+
+def _file_bytes(curve: Curve, group: Group, analysis: Analysis) -> Costs:
+    """Whole bytes of a file at each point of a curve."""
+    size = structure_named(curve.structure).file_bytes(curve, analysis.weights_of(group))
+    return np.ceil(size).astype(np.int64)
 
 
 def timed(curve: Curve, timings: Timings, group: Group, analysis: Analysis) -> tuple[Curve, Costs]:

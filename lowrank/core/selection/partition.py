@@ -64,10 +64,11 @@ def _disjoint(groups: Sequence[Group]) -> list[list[Group]]:
 
 def cheapest(costs: Mapping[str, Costs], blocks: Sequence[Sequence[Partition]]) -> int:
     """The least that all blocks together can cost."""
-    return sum(min(sum(int(costs[n].min()) for n in p) for p in _usable(splits, costs)) for splits in blocks)
+    return sum(min(sum(int(costs[n].min()) for n in p) for p in usable(splits, costs)) for splits in blocks)
 
 
-def _usable(splits: Sequence[Partition], costs: Mapping[str, Costs]) -> list[Partition]:
+def usable(splits: Sequence[Partition], costs: Mapping[str, Costs]) -> list[Partition]:
+    """The ways to split a block of which every part has options."""
     return [p for p in splits if all(len(costs[name]) for name in p)]
 
 
@@ -97,14 +98,14 @@ def choose(
     """
     if cheapest(costs, blocks) > limit:
         return None
-    usable = [_usable(splits, costs) for splits in blocks]
-    price, bound, slack = _price(costs, errors, usable, limit)
+    splits_of = [usable(splits, costs) for splits in blocks]
+    price, bound, slack = price_of(costs, errors, splits_of, limit)
     reduced = {name: errors[name] + price * costs[name] for name in costs}
     # A good choice first, from few options: it shows that most of the others cannot matter.
     best: tuple[list[_Written], Allocation] | None = None
     allocation: Allocation | None = None
     for share in (*SHARES, 1.0):
-        written = [_written_out(splits, costs, errors, reduced, share * slack) for splits in usable]
+        written = [_written_out(splits, costs, errors, reduced, share * slack) for splits in splits_of]
         allocation = allocate([w.costs for w in written], [w.errors for w in written], limit, quick=share < 1)
         if allocation is None:
             continue
@@ -120,7 +121,7 @@ def choose(
     return Choice(options, allocation)
 
 
-def _price(
+def price_of(
     costs: Mapping[str, Costs], errors: Mapping[str, Vector], blocks: Sequence[Sequence[Partition]], limit: int
 ) -> tuple[float, float, float]:
     """A price at which the best separate choices keep the limit, the bound on the error that it gives, and how far

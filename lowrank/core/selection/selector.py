@@ -64,7 +64,7 @@ def plan_of(
         gap: how far from optimal it can be, as a share of its error, if that is known.
     """
     settings: dict[str, Any] = {k: v for k, v in asdict(selector).items() if v is not None}  # pyright: ignore[reportArgumentType, reportCallIssue]
-    if budget.kind != "size":
+    if budget.most_bytes is None:
         # What only a budget of bytes of a file looks at.
         settings = {k: v for k, v in settings.items() if k not in ("dtypes", "overhead")}
     if "timings" in settings:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lowrank.core.analysis import Analysis
-from lowrank.core.budget import NAMES, Budget
+from lowrank.core.budget import NAMES, TIMED, Budget
 from lowrank.core.linalg.eigen import Vector
 from lowrank.core.plan import Plan
 from lowrank.core.selection.selector import Selector, infeasible, plan_of, round_up, uniform_minimum
@@ -78,7 +78,7 @@ def _one_tolerance(selector: Selector, analysis: Analysis, budget: Budget, lost:
     multiple: int = getattr(selector, "multiple", 1)
     dense = [Dense().curve(group, analysis, multiple) for group in analysis.singles]
     curves = [TwoFactor().curve(group, analysis, multiple) for group in analysis.singles]
-    if budget.kind in ("bytes", "macs", "latency", "milliseconds", "size"):
+    if budget.kind in ("bytes", "macs", "size", *TIMED):
         raise InfeasibleBudget(
             f"a budget of {NAMES[budget.kind]} is for the knapsack; other selectors count parameters"
         )

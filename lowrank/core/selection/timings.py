@@ -18,7 +18,11 @@ from lowrank.core.weight import Group, Weight
 from lowrank.errors import TimingError
 
 Operator = Literal["product", "concat", "activation", "scores", "mixture"]
-"""A product with a constant and its bias; `scores` of query and key, `mixture` of values, both by width of a head."""
+"""A product with a constant and its bias; `scores` of query and key, `mixture` of values, both by width of a head and
+with the turns of channels into heads."""
+
+COMPUTED = {"float32": "float32", "int8": "int8", "int4": "int8"}
+"""What products are computed in, by the type of their weights."""
 
 Point = tuple[int, int, float]
 """Two sizes and microseconds: (inputs, outputs) of a product, (heads, width) inside attention, else (0, channels)."""
@@ -45,6 +49,13 @@ class Timings:
     runtime: str = ""
     whole: float | None = None
     """Microseconds of the whole dense model, where that was measured too."""
+    others: tuple[Timings, ...] = ()
+    """The same operators with weights of other types."""
+
+    def of(self, dtype: str) -> Timings | None:
+        """The table for weights of a type, by what products with them are computed in; None if there is none."""
+        computed = COMPUTED.get(dtype)
+        return next((table for table in (self, *self.others) if table.dtype == computed), None)
 
     @cached_property
     def _curves(self) -> dict[tuple[str, int, int], tuple[Vector, Vector]]:
@@ -97,7 +108,10 @@ class Timings:
 
     def to_json(self) -> dict[str, Any]:
         """A mapping that JSON can hold, for `from_json`."""
-        return {**asdict(self), "points": {name: [list(p) for p in points] for name, points in self.points.items()}}
+        points = {name: [list(p) for p in points] for name, points in self.points.items()}
+        facts = {key: value for key, value in asdict(self).items() if key != "others"}
+        others = {"others": [table.to_json() for table in self.others]} if self.others else {}
+        return {**facts, "points": points, **others}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Timings:
@@ -121,6 +135,7 @@ class Timings:
                 machine=str(content.get("machine", "")),
                 runtime=str(content.get("runtime", "")),
                 whole=None if whole is None else float(whole),
+                others=tuple(map(cls.from_json, cast("list[Any]", content.get("others", [])))),
             )
             if table.step < 1 or table.tokens < 1:
                 raise ValueError("no step, or no tokens")

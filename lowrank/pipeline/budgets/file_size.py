@@ -12,7 +12,7 @@ from lowrank.backends.onnx.save import file_size
 from lowrank.core.analysis import Analysis
 from lowrank.core.budget import Budget
 from lowrank.core.plan import Plan, stored_weights
-from lowrank.core.selection.knapsack import Knapsack
+from lowrank.core.selection.knapsack import Knapsack, bytes_of
 from lowrank.edge.graph_file import make_graph
 from lowrank.edge.target import Target
 from lowrank.errors import InfeasibleBudget, UnsupportedModel
@@ -26,7 +26,8 @@ CLOSE, SMALL = 0.005, 3000
 
 
 def sized_plan(session: Session, budget: Budget, selector: Knapsack, target: Target) -> Plan:
-    """The plan of least error whose file has at most the budget's bytes, all of it counted.
+    """The plan of least error whose file has at most the budget's bytes, all of it counted, and which is as fast as the
+    budget says, if it says so.
 
     What a file needs beside the weights that are chosen depends on the choice. So each plan is written, and the
     next one is made with what that came to.
@@ -38,22 +39,23 @@ def sized_plan(session: Session, budget: Budget, selector: Knapsack, target: Tar
     signature = session.dense.signature
     if not isinstance(signature, Signature):
         raise UnsupportedModel(f"a size is that of model.onnx, which cannot be written: {signature}")
-    overhead, best, size = _guess(session.dense, session.analysis), None, 0
+    most = budget.most_bytes
+    assert most is not None
+    overhead, best, size, largest = _guess(session.dense, session.analysis), None, 0, -1
     for tried in session.track(range(TRIES), "fitting the size", TRIES):
         plan = select(session.analysis, budget, replace(selector, overhead=overhead))
-        assert plan.share is not None
+        predicted = overhead + bytes_of(plan.options, session.analysis)
         size = _bytes_of(session.on_trial, plan, target)
-        # What nodes and padding come to differs from plan to plan: a little room is left for that.
-        overhead = max(0, overhead + size - int(plan.share)) + tried * ROOM
-        plan = replace(plan, share=float(size))
-        if size <= budget.limit and (best is None or size > best.reached):
-            best = plan
-        if 0 <= budget.limit - size <= max(CLOSE * budget.limit, SMALL):
+        if size <= most and size > largest:
+            best, largest = replace(plan, share=float(size)) if budget.kind == "size" else plan, size
+        # A file that is smaller than it may be, as its speed asks for that, is no nearer with other bytes.
+        if size <= most and (most - size <= max(CLOSE * most, SMALL) or predicted < (1 - CLOSE) * most):
             break
+        # What nodes and padding come to differs from plan to plan: a little room is left for that.
+        overhead = max(0, overhead + size - predicted) + tried * ROOM
     if best is None:
         raise InfeasibleBudget(
-            f"no plan was found whose file has {int(budget.limit):,} bytes; the last one had {size:,}: give a little "
-            "more"
+            f"no plan was found whose file has {int(most):,} bytes; the last one had {size:,}: give a little more"
         )
     return best
 

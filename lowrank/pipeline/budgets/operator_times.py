@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -12,24 +14,26 @@ from lowrank.artifacts import parse_json
 from lowrank.backends import Backend, Opening, open_model
 from lowrank.backends.inputs import Signature
 from lowrank.core.analysis import Analysis
-from lowrank.core.selection.timings import Timings, sizes_for
+from lowrank.core.selection.timings import COMPUTED, Timings, sizes_for
 from lowrank.core.weight import Group, Weight
-from lowrank.edge.graph_file import make_graph
-from lowrank.edge.target import Target
+from lowrank.edge.graph_file import fit_file
+from lowrank.edge.target import Dtype, Target
 from lowrank.errors import TimingError
+from lowrank.pipeline.budgets.whole_model import corrected, write_smallest
 from lowrank.pipeline.session import Work, WorkOptions
 from lowrank.pipeline.settings import Settings
 from lowrank.pipeline.targets import targeted_groups
 from lowrank.progress import Track, silent
 
 TOKENS, THREADS, STEP = 128, 1, 16
-COMPUTED = {"float32": "float32", "int8": "int8", "int4": "int8"}
-"""What products are computed in, by the type of their weights."""
+SMALLEST = "smallest"
+BOTH: tuple[Dtype, ...] = ("float32", "int8")
+"""Types that a speedup is chosen from, if no table says which there are."""
 
 
 def work_for(
     groups: Sequence[tuple[Group, Sequence[Weight]]],
-    target: Target,
+    dtypes: Sequence[Dtype],
     *,
     tokens: int = TOKENS,
     threads: int = THREADS,
@@ -37,19 +41,30 @@ def work_for(
 ) -> dict[str, Any]:
     """The operators to time for some groups of weights; see `edge.kernels`.
 
+    Args:
+        groups: what can be decided on, with their weights.
+        dtypes: of the weights; the operators of others than the first are under `others`.
+        tokens: rows that are multiplied.
+        threads: inside an operator.
+        step: between sizes.
+
     Raises:
         TimingError: for a type that has no operators of its own.
     """
     from lowrank.edge.kernels import work_of
 
-    dtype = COMPUTED.get(target.dtype)
-    if dtype is None:
+    unknown = [dtype for dtype in dtypes if dtype not in COMPUTED]
+    if unknown:
         raise TimingError(
-            f"operators can be timed for {', '.join(COMPUTED)}, and not for {target.dtype}; leave --quantize out"
+            f"operators can be timed for {', '.join(COMPUTED)}, and not for {unknown[0]}; leave --quantize out"
         )
     numbers = sum(weights[0].params for group, weights in groups if group.coupling is None)
     sizes = sizes_for(groups, step)
-    return work_of(sizes, numbers=numbers, tokens=tokens, threads=threads, dtype=dtype, step=step)
+    first, *others = (
+        work_of(sizes, numbers=numbers, tokens=tokens, threads=threads, dtype=COMPUTED[dtype], step=step)
+        for dtype in dtypes
+    )
+    return {**first, **({"others": others} if others else {})}
 
 
 def time_here(backend: Backend, work: dict[str, Any], target: Target, track: Track = silent) -> Timings:
@@ -64,18 +79,31 @@ def time_here(backend: Backend, work: dict[str, Any], target: Target, track: Tra
     signature = backend.signature
     if not isinstance(signature, Signature):
         raise TimingError(f"the model cannot be timed as a whole: {signature}")
+    works = [work, *work.get("others", ())]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        make_graph(backend, path, target)
+        exact, paths = Path(folder) / "exact.onnx", dict[str, Path]()
+        backend.write_onnx(exact)
+        for each in works:
+            # Tracing a model takes seconds, a copy none.
+            path = paths[each["dtype"]] = exact.with_name(f"{each['dtype']}.onnx")
+            shutil.copyfile(exact, path)
+            fit_file(path, replace(target, dtype=each["dtype"]), signature)
 
-        def whole() -> float:
-            return measure_latency({"dense": path}, signature, 1, work["tokens"], work["threads"])["dense"]
+        def whole() -> dict[str, float]:
+            return measure_latency(paths, signature, 1, work["tokens"], work["threads"])
 
         # Like the operators the lowest of several medians: others may use the machine too.
         before = whole()
-        table = measure(work, lambda items: track(items, "timing operators", len(items)))
-        lowest = min(before, whole())
-    return Timings.from_json({**table, "whole": 1e3 * lowest})
+        table = Timings.from_json(measure(work, lambda items: track(items, "timing operators", len(items))))
+        thin = write_smallest(exact, paths.setdefault(SMALLEST, exact.with_name("smallest.onnx")), table)
+        fit_file(paths[SMALLEST], replace(target, dtype="float32"), signature)
+        after = whole()
+    lowest = {name: 1e3 * min(time, before.get(name, time)) for name, time in after.items()}
+    tables = {each.dtype: replace(each, whole=lowest[each.dtype]) for each in (table, *table.others)}
+    if "float32" in tables:
+        tables = corrected(tables, thin, lowest[SMALLEST])
+    first, *others = tables.values()
+    return replace(first, others=tuple(replace(other, others=()) for other in others))
 
 
 def bench_table(
@@ -84,6 +112,7 @@ def bench_table(
     table: str | Path | None = None,
     script: str | Path | None = None,
     target: Target | None = None,
+    dtypes: Sequence[Dtype] = BOTH,
     tokens: int = TOKENS,
     threads: int = THREADS,
     **options: Unpack[WorkOptions],
@@ -95,6 +124,7 @@ def bench_table(
         table: the file for the timings of this machine.
         script: the file for a script that needs only numpy and onnxruntime.
         target: what graphs are for.
+        dtypes: types of weights; a speedup chooses among those of the table, a share of the time is spent on one.
         tokens: in a sample.
         threads: inside an operator.
         options: `settings`, which weights; `opening`, how to build the model if its file does not say; `track`, which
@@ -109,7 +139,7 @@ def bench_table(
     target.check()
     backend = open_model(model, asked.opening or Opening())
     groups = targeted_groups(backend, asked.settings or Settings())
-    work = work_for(groups, target, tokens=_rows(backend, tokens), threads=threads)
+    work = work_for(groups, dtypes, tokens=_rows(backend, tokens), threads=threads)
     figures: dict[str, Any] = {"operators": len(work["kernels"]), "whole_ms": None}
     if script is not None:
         write_script(work, Path(script))
@@ -144,19 +174,23 @@ def _rows(backend: Backend, tokens: int) -> int:
     return sorted(counts)[len(counts) // 2]
 
 
-def work_here(backend: Backend, groups: Sequence[tuple[Group, Sequence[Weight]]], target: Target) -> dict[str, Any]:
-    """The operators to time before a model is compressed on this machine."""
-    return work_for(groups, target, tokens=_rows(backend, TOKENS))
-
-
-def model_times(backend: Backend, analysis: Analysis, target: Target, track: Track = silent) -> Timings:
+def model_times(
+    backend: Backend, analysis: Analysis, target: Target, dtypes: Sequence[Dtype], track: Track = silent
+) -> Timings:
     """The table of this machine for all groups of an analysis.
 
+    Args:
+        backend: the dense model.
+        analysis: of it.
+        target: what graphs are for, but for its type.
+        dtypes: types of weights.
+        track: shows progress.
+
     Raises:
-        TimingError: if the model, or the type of the target, cannot be timed.
+        TimingError: if the model, or a type, cannot be timed.
     """
     groups = [(group, analysis.weights_of(group)) for group in analysis.groups.values()]
-    return time_here(backend, work_here(backend, groups, target), target, track)
+    return time_here(backend, work_for(groups, dtypes, tokens=_rows(backend, TOKENS)), target, track)
 
 
 def read_table(path: Path) -> Timings:
@@ -176,15 +210,18 @@ def read_table(path: Path) -> Timings:
     return Timings.from_json(content)
 
 
-def check_table(timings: Timings, target: Target) -> Timings:
-    """The table itself, if it is for the type of a target.
+def check_table(timings: Timings, dtype: Dtype) -> Timings:
+    """The part of a table that is for a type of weights, with the others beside it.
 
     Raises:
-        TimingError: if it is not.
+        TimingError: if it has none.
     """
-    if timings.dtype != COMPUTED.get(target.dtype, target.dtype):
+    found = timings.of(dtype)
+    if found is None:
         raise TimingError(
-            f"the table was measured for {timings.dtype}, and the graph will be in {target.dtype}; measure again with "
-            "the same --quantize"
+            f"the table was measured for {timings.dtype}, and the graph will be in {dtype}; measure again with "
+            "the same --quantize, or without"
         )
-    return timings
+    everything = (timings, *timings.others)
+    others = tuple(replace(table, others=()) for table in everything if table.dtype != found.dtype)
+    return replace(found, others=others)

@@ -12,7 +12,7 @@ from lowrank.core.selection.knapsack import Knapsack, share_in_time
 from lowrank.errors import InfeasibleBudget
 from lowrank.evaluate.tasks.benchmark import Benchmark
 from lowrank.pipeline.budgets.file_size import sized_plan
-from lowrank.pipeline.budgets.operator_times import model_times
+from lowrank.pipeline.budgets.operator_times import BOTH, model_times
 from lowrank.pipeline.budgets.quality_drop import Search
 from lowrank.pipeline.plans import read_plan, select
 from lowrank.pipeline.request import PlanSource, Request
@@ -41,8 +41,10 @@ def _by_time(session: Session, request: Request, _: Benchmark | None) -> Plan:
     with session.clock.stage("time operators"):
         timings = request.timings
         if timings is None:
-            timings = model_times(session.dense, analysis, target, session.track)
+            dtypes = BOTH if _budget(request).kind == "speedup" else (target.dtype,)
+            timings = model_times(session.dense, analysis, target, dtypes, session.track)
     budget = _budget(request).of_whole(None if timings.whole is None else timings.whole / 1e3)
+    budget = budget.of_original(session.dense.nbytes)
     with session.clock.stage("select"):
         plan = _given(session, request, None)
         if plan is not None:
@@ -50,6 +52,8 @@ def _by_time(session: Session, request: Request, _: Benchmark | None) -> Plan:
             return check_budget(replace(plan, budget=budget, share=share))
         if selector is None or isinstance(selector, Knapsack):
             selector = replace(selector or Knapsack(), timings=timings)
+            if budget.file_bytes is not None:
+                return sized_plan(session, budget, selector, replace(target, dtype="mixed"))
         return select(analysis, budget, selector)
 
 

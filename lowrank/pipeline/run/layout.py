@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lowrank.results.report import ONNX_FILE, Report
+from lowrank.results.report import INT8_FILE, ONNX_FILE, Report
 
 PAGE_FILE, PLAN_FILE, REPORT_FILE = "report.html", "plan.json", Report.file
 RUN = "lowrank-run"
 MODEL_FOLDER = "model"
 WITH_PAST_FILE = "model_with_past.onnx"
-GRAPHS = (ONNX_FILE, f"{ONNX_FILE}.data", WITH_PAST_FILE, f"{WITH_PAST_FILE}.data")
+GRAPHS = tuple(f"{name}{end}" for name in (ONNX_FILE, INT8_FILE, WITH_PAST_FILE) for end in ("", ".data"))
 ADAPTER_FOLDER, ADAPTER_FILE, ADAPTABLE_FILE = "adapter", "adapter.onnx_adapter", "model_with_adapters.onnx"
 ADAPTER_FILES = (ADAPTER_FOLDER, ADAPTER_FILE, ADAPTABLE_FILE, f"{ADAPTABLE_FILE}.data")
 CHECKPOINT_FILE = "healing.safetensors"

@@ -29,10 +29,12 @@ from lowrank.pipeline.run.page import with_page
 from lowrank.pipeline.run.provenance import provenance
 from lowrank.pipeline.session import Session
 from lowrank.results.parts import Cut, HealingResult
-from lowrank.results.report import ONNX_FILE, Report, held_against
+from lowrank.results.report import INT8_FILE, ONNX_FILE, Report, held_against
 
 TOKENS = 16384
 """Of the calibration data that graphs are rounded on."""
+WORTHWHILE = 0.9
+"""Of the bytes of an exact graph: what a second one may have at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,8 @@ class WriteOptions(Measures):
 
     with_past: bool = False
     """Write `model_with_past.onnx`."""
+    int8: bool = False
+    """Write `model_int8.onnx` beside an exact graph, where eight bits make it smaller."""
     max_drop: float | None = None
     """How much it may lose on the tasks."""
 
@@ -80,10 +84,12 @@ def write_and_measure(
                     small.write_onnx(path)
                     if target.is_rounded:
                         output = replace(output, exact=check_parity(small, path))
+                    elif output.int8:
+                        notes += write_int8(path, target, small.signature, rounding_feeds(calibration))
                     notes += fit_file(path, target, small.signature, rounding_feeds(calibration), stored)
         except ExportError as error:
             problems.append(str(error))
-            _delete_graph(stage, ONNX_FILE)
+            _delete_graph(stage, ONNX_FILE, INT8_FILE)
     if output.with_past:
         try:
             with clock.stage("export with past"):
@@ -92,12 +98,14 @@ def write_and_measure(
             problems.append(str(error))
             _delete_graph(stage, WITH_PAST_FILE)
     budget = plan.budget
-    if budget is not None and budget.kind == "size" and onnx.exists():
-        plan = replace(plan, share=float(file_size(onnx)))
-        if not plan.meets_budget:
+    most = budget.most_bytes if budget is not None else None
+    if budget is not None and most is not None and onnx.exists():
+        nbytes = file_size(onnx)
+        plan = replace(plan, share=float(nbytes)) if budget.kind == "size" else plan
+        if nbytes > most:
             problems.append(
-                f"{ONNX_FILE} has {int(plan.reached):,} bytes with its numbers, and {int(budget.limit):,} were "
-                "allowed; lower some ranks of the plan, or give more"
+                f"{ONNX_FILE} has {nbytes:,} bytes with its numbers, and {int(most):,} were allowed; lower some ranks "
+                "of the plan, or give more"
             )
     report = measure(session.original, small, plan, stage, output)
     if report.latency is not None and (advice := faster(session, target, report.latency)):
@@ -107,7 +115,7 @@ def write_and_measure(
     problems += report.problems
     if report.parity is None:
         # A graph that failed its check is not left for anyone to ship.
-        _delete_graph(stage, ONNX_FILE)
+        _delete_graph(stage, ONNX_FILE, INT8_FILE)
     elif not (run / SCRIPT_FILE).exists():
         # One that is there may be the user's own, or changed.
         shutil.copyfile(Path(edge.__file__).with_name("standalone.py"), stage / SCRIPT_FILE)
@@ -145,6 +153,31 @@ def rounding_feeds(calibration: Calibration | None) -> Sequence[Feed]:
     return spread(calibration.fit, TOKENS) if calibration is not None else ()
 
 
+def write_int8(exact: Path, target: Target, signature: Signature, feeds: Sequence[Feed]) -> list[str]:
+    """Write `model_int8.onnx` beside a graph, unless eight bits would not make it smaller; notes on what stayed as it
+    was.
+
+    Args:
+        exact: the graph, as `Backend.write_onnx` gives it.
+        target: what it is for.
+        signature: how it is fed.
+        feeds: inputs on which it is rounded.
+    """
+    path = exact.with_name(INT8_FILE)
+    # Tensors that lie beside the graph are read from there, and written beside the copy.
+    shutil.copyfile(exact, path)
+    try:
+        notes = fit_file(path, replace(target, dtype="int8"), signature, feeds)
+    except ExportError as error:
+        # What nobody asked for must not spoil what there is.
+        _delete_graph(path.parent, INT8_FILE)
+        return [f"{INT8_FILE} is left out: {error}"]
+    if file_size(path) > WORTHWHILE * file_size(exact):
+        _delete_graph(path.parent, INT8_FILE)
+        return [f"{INT8_FILE} is left out: eight bits would not make the graph a tenth smaller"]
+    return [f"{INT8_FILE}: {note}" for note in notes]
+
+
 def write_past(backend: Backend, stage: Path, target: Target, stored: Mapping[str, Stored] | None = None) -> list[str]:
     """Write `model_with_past.onnx` and let it generate; notes on what of it is not as asked for.
 
@@ -163,6 +196,7 @@ def write_past(backend: Backend, stage: Path, target: Target, stored: Mapping[st
     return [*remarks, *(f"{path.name}: {note}" for note in notes)]
 
 
-def _delete_graph(folder: Path, name: str) -> None:
-    for each in (name, f"{name}.data"):
-        (folder / each).unlink(missing_ok=True)
+def _delete_graph(folder: Path, *names: str) -> None:
+    for name in names:
+        for each in (name, f"{name}.data"):
+            (folder / each).unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from lowrank.core.prediction import is_measured
-from lowrank.report.fidelity import FIGURES, MEANING, SetRow, rows_of_sets
+from lowrank.report.fidelity import FIGURES, MEANING, rows_of_sets
 from lowrank.report.page.page_data import PageData
 from lowrank.report.page.svg import percent
 from lowrank.results.parts import Comparison, Latency, Quality
@@ -43,7 +43,6 @@ class Row:
 
     label: str
     dense: str
-    rounded: str
     ours: str
     ratio: str
 
@@ -132,10 +131,16 @@ def _likeness(facts: PageData) -> Card:
 
 
 def _compared(label: str, key: str, said: Callable[[float], str], latency: Latency, rounded: str) -> Card:
-    names = [("dense", "dense"), (rounded or "dense, rounded", "dense_rounded"), ("compressed", "compressed")]
+    names = [
+        ("dense", "dense"),
+        (rounded or "dense, rounded", "dense_rounded"),
+        ("compressed", "compressed"),
+        ("compressed int8", "int8"),
+    ]
     figures = latency.to_json()
-    known = [(name, figures[f"{kind}_{key}"]) for name, kind in names if f"{kind}_{key}" in figures]
-    return _bars(label, said(known[-1][1]), _times(known[0], known[-1]), known, said)
+    known = {name: figures[f"{kind}_{key}"] for name, kind in names if f"{kind}_{key}" in figures}
+    ours = known["compressed"]
+    return _bars(label, said(ours), _times(("dense", known["dense"]), ("compressed", ours)), [*known.items()], said)
 
 
 def _speed(latency: Latency, rounded: str) -> Card:
@@ -156,7 +161,7 @@ def _times(before: tuple[str, float], after: tuple[str, float]) -> str:
 def _bars(label: str, value: str, words: str, known: Sequence[tuple[str, float]], said: Callable[[float], str]) -> Card:
     longest = max((number for _, number in known), default=0)
     bars = tuple(
-        Bar(name, said(number), max(number / longest, 0) if longest > 0 else 0, name == "compressed")
+        Bar(name, said(number), max(number / longest, 0) if longest > 0 else 0, name.startswith("compressed"))
         for name, number in known
     )
     return Card(label, value, words, bars)
@@ -189,29 +194,26 @@ def _promises(facts: PageData) -> list[Card]:
 
 
 def comparison_of(facts: PageData) -> list[Row]:
-    """Dense against compressed, and against the dense model in the same type where that was measured."""
+    """Dense against compressed."""
     report = facts.report
     if report is None:
         return []
     targets, model, latency = report.targets, report.model, report.latency
-    rows = [_row("targeted parameters", targets.params_before, None, targets.params_after)]
+    rows = [_row("targeted parameters", targets.params_before, targets.params_after)]
     for key, label in (("params", "all parameters"), ("bytes", "bytes of tensors"), ("macs", "multiply-adds a token")):
-        rows.append(_row(label, model[f"{key}_before"], None, model[f"{key}_after"]))
+        rows.append(_row(label, model[f"{key}_before"], model[f"{key}_after"]))
     if latency is not None:
         figures, how = latency.to_json(), f"{latency.shapes[0]}, {latency.threads} thread"
         for key, label, digits in (("onnx_bytes", "bytes of model.onnx", 0), ("ms", f"ms a run ({how})", 2)):
             dense, ours = figures[f"dense_{key}"], figures[f"compressed_{key}"]
-            rows.append(_row(label, dense, figures.get(f"dense_rounded_{key}"), ours, digits))
+            rows.append(_row(label, dense, ours, digits))
         if latency.predicted_ms is not None:
-            rows.append(Row("ms that were predicted", "", "", f"{latency.predicted_ms:.2f}", ""))
+            rows.append(Row("ms that were predicted", "", f"{latency.predicted_ms:.2f}", ""))
     return rows
 
 
-def _row(label: str, dense: float, rounded: float | None, ours: float, digits: int = 0) -> Row:
-    def said(value: float | None) -> str:
-        return "" if value is None else f"{value:,.{digits}f}"
-
-    return Row(label, said(dense), said(rounded), said(ours), f"{ours / dense:.3f}" if dense else "")
+def _row(label: str, dense: float, ours: float, digits: int = 0) -> Row:
+    return Row(label, f"{dense:,.{digits}f}", f"{ours:,.{digits}f}", f"{ours / dense:.3f}" if dense else "")
 
 
 def quality_of(facts: PageData) -> list[tuple[str, str]]:
@@ -267,19 +269,10 @@ def tasks_of(facts: PageData) -> list[tuple[str, ...]]:
     return [row(task) for task in (facts.report.tasks if facts.report else ())]
 
 
-def sets_of(facts: PageData) -> tuple[list[str], list[tuple[str, ...]]]:
-    """What was measured on each set, side by side: the heads of the columns, and the rows."""
-    rows = rows_of_sets(facts.report.quality if facts.report else None)
-    names = [name for name in FIGURES if any(name in row.figures for row in rows)]
-    rounded = [rounded_name(facts)] if any(row.dense_rounded is not None for row in rows) else []
-    heads = ["set", *rounded, "compressed", *(FIGURES[name] for name in names), "samples"]
-
-    def cells(row: SetRow) -> tuple[str, ...]:
-        beside = ["" if row.dense_rounded is None else percent(row.dense_rounded)] if rounded else []
-        figures = (f"{row.figures[name]:.4f}" if name in row.figures else "" for name in names)
-        return (row.name, *beside, percent(row.fidelity), *figures, f"{row.samples:,}")
-
-    return heads, [cells(row) for row in rows]
+def shown(table: tuple[list[str], list[tuple[str, ...]]]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """The heads and lines of a table for the page, on which a number and its unit stay on one line."""
+    heads, lines = table
+    return heads, [tuple(cell.replace(" %", "\xa0%") for cell in line) for line in lines]
 
 
 def _said(value: float | str) -> str:

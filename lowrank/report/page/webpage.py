@@ -20,15 +20,14 @@ from lowrank.core.match import stem
 from lowrank.core.prediction import is_measured
 from lowrank.core.verdict import forecast_sentences
 from lowrank.core.weight import Skip
-from lowrank.report.fidelity import MEANING
+from lowrank.report.fidelity import MEANING, columns_of_sets
 from lowrank.report.page import drawings, sweep_plot
 from lowrank.report.page.headline import (
     cards_of,
     comparison_of,
     quality_of,
-    rounded_name,
-    sets_of,
     short,
+    shown,
     summary_of,
     tasks_of,
 )
@@ -37,6 +36,7 @@ from lowrank.report.page.page_data import PageData
 from lowrank.report.page.positions import row_labels
 from lowrank.report.page.spectra import ENERGIES, ShownWeight
 from lowrank.report.page.svg import percent, power
+from lowrank.report.shipped import columns_of_files
 from lowrank.report.terminal.terminal import harmless
 from lowrank.results.parts import Provenance
 
@@ -98,10 +98,11 @@ def rendered(facts: PageData) -> str:
         cards=cards_of(facts),
         sections=SECTIONS,
         comparison=comparison_of(facts),
-        rounded=rounded_name(facts),
+        files=shown(columns_of_files(report)) if report else ([], []),
+        take=report.take if report else None,
         quality=quality_of(facts),
         tasks=tasks_of(facts),
-        sets=sets_of(facts),
+        sets=shown(columns_of_sets(report and report.quality)),
         meaning=MEANING.get((report and report.quality and report.quality.kind) or "", ""),
         largest=max((max(part.before, part.after or 0) for part in facts.parts), default=1) or 1,
         healings=_healings(facts),

@@ -45,12 +45,14 @@ def show_estimate(estimate: Estimate, as_json: bool) -> None:
 
 def show_report(report: Report, as_json: bool) -> None:
     """What was measured."""
-    from lowrank.report.terminal.tables import report_table, sets_table, tasks_table
+    from lowrank.report.terminal.tables import files_table, report_table, sets_table, tasks_table
 
     if as_json:
         print_json(report.to_json())
     else:
         print_table(report_table(report))
+        if report.latency:
+            print_table(files_table(report))
         if report.quality and report.quality.sets:
             print_table(sets_table(report))
         if report.tasks:
@@ -58,7 +60,7 @@ def show_report(report: Report, as_json: bool) -> None:
         notes(report.notes)
         if report.quality and report.quality.headline:
             say(report.quality.headline)
-        for sentence in report.unfit:
+        for sentence in (*report.unfit, *([report.take] if report.take else [])):
             say(sentence)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from rich.table import Table
 
@@ -12,8 +14,9 @@ from lowrank.core.plan import Plan
 from lowrank.core.share import percent
 from lowrank.core.structures import structure_named
 from lowrank.core.truncation.spectrum import Spectrum
-from lowrank.report.fidelity import FIGURES, MEANING, rows_of_sets
-from lowrank.results.parts import Cut, Quality
+from lowrank.report.fidelity import FIGURES, MEANING, columns_of_sets
+from lowrank.report.shipped import columns_of_files
+from lowrank.results.parts import Cut
 from lowrank.results.report import Report
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -103,7 +106,7 @@ def plan_table(plan: Plan, analysis: Analysis) -> Table:
             f"{option.error**0.5:.3f}",
         )
     table.caption = f"keep ratio {plan.keep_ratio:.4f}"
-    if plan.budget is not None and plan.budget.kind in ("bytes", "macs", "latency"):
+    if plan.budget is not None and plan.budget.kind in ("bytes", "macs", "latency", "speedup"):
         table.caption += f", of {NAMES[plan.budget.kind]} {plan.reached:.4f}"
     if plan.budget is not None and plan.budget.kind == "size" and plan.share is not None:
         table.caption += f", {int(plan.share):,} bytes of {int(plan.budget.limit):,}"
@@ -130,8 +133,6 @@ def report_table(report: Report) -> Table:
         _compared(table, label, model[f"{key}_before"], model[f"{key}_after"])
     if report.latency:
         times = report.latency
-        if times.dense_rounded_ms is not None:
-            _rounded(table, report)
         _compared(table, "bytes of model.onnx", times.dense_onnx_bytes, times.compressed_onnx_bytes)
         if times.predicted_ms is not None:
             table.add_row("ms that were predicted", "", f"{times.predicted_ms:.2f}", "")
@@ -176,25 +177,30 @@ def report_table(report: Report) -> Table:
 
 def sets_table(report: Report) -> Table:
     """How often a user gets the dense model's answer: one row for each set."""
-    rows, quality = rows_of_sets(report.quality), report.quality or Quality()
-    table = Table(title="Same answers as the dense model", title_justify="left", caption_justify="left")
-    table.box, table.pad_edge = None, False
-    table.add_column("set")
-    rounded = f"dense {quality.dense_rounded.dtype}" if quality.dense_rounded else ""
-    names = [name for name in FIGURES if any(name in row.figures for row in rows)]
-    heads: list[str] = [rounded] if rounded else []
-    heads += ["compressed", *(SHORT.get(name, name) for name in names), "samples"]
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
-    for row in rows:
-        beside = ["" if row.dense_rounded is None else percent(row.dense_rounded)] if rounded else []
-        figures = (f"{row.figures[name]:.4f}" if name in row.figures else "" for name in names)
-        table.add_row(row.name, *beside, percent(row.fidelity), *figures, f"{row.samples:,}")
-    table.caption = f"how often: {MEANING.get(quality.kind or '', '')}"
+    heads, lines = columns_of_sets(report.quality)
+    table = _table_of("Same answers as the dense model", [SHORT_HEADS.get(head, head) for head in heads], lines)
+    kind = report.quality and report.quality.kind
+    table.caption = f"how often: {MEANING.get(kind or '', '')}"
+    return table
+
+
+def files_table(report: Report) -> Table:
+    """The files that one could ship: one row for each."""
+    return _table_of("Files to ship", *columns_of_files(report))
+
+
+def _table_of(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    """A table of words on the left and numbers beside them."""
+    table = Table(title=title, title_justify="left", caption_justify="left", box=None, pad_edge=False)
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="right" if number else "left", no_wrap=True)
+    for line in lines:
+        table.add_row(*line)
     return table
 
 
 SHORT = {"relative_error": "relative error", "spearman": "Spearman", "kl": "KL"}
+SHORT_HEADS = {FIGURES[name]: word for name, word in SHORT.items()}
 
 
 def tasks_table(report: Report) -> Table:
@@ -225,24 +231,6 @@ def tasks_table(report: Report) -> Table:
 
 def _drop(value: float, relative: bool) -> str:
     return f"{value:+.2%}" if relative else f"{value:+.4f}"
-
-
-def _rounded(table: Table, report: Report) -> None:
-    """The dense model in fewer bits: what one would ship without this tool."""
-    assert report.latency is not None and report.onnx is not None
-    times, quality = report.latency, report.quality
-    dtype = times.dense_rounded_to or report.onnx.dtype
-    label = f"both in {dtype}" if dtype == report.onnx.dtype else f"dense in {dtype}"
-    dense_bytes, dense_ms = times.dense_rounded_onnx_bytes, times.dense_rounded_ms
-    assert dense_bytes is not None and dense_ms is not None
-    _compared(table, f"bytes of model.onnx, {label}", dense_bytes, times.compressed_onnx_bytes)
-    ratio = f"{times.compressed_ms / dense_ms:.3f}"
-    table.add_row(f"ms, {label}", f"{dense_ms:.2f}", f"{times.compressed_ms:.2f}", ratio)
-    if quality is None or quality.sets or quality.dense_rounded is None:
-        return
-    for name, value in quality.dense_rounded.figures.items():
-        if name in FIGURES:
-            table.add_row(f"{FIGURES[name]}, {label}", f"{value:.4f}", f"{quality.figures[name]:.4f}", "")
 
 
 def _cut(table: Table, entry: Cut) -> None:

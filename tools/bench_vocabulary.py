@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 from measured import Cell, Table, measured_before, publish
+from respelling import respellings
 from sentences import COLUMNS, Judge, minilm_folder, of_module, read_pairs
 from subjects import first_rows
 
@@ -30,7 +31,6 @@ from lowrank.artifacts import parse_json
 from lowrank.backends.vocabulary.counts import count_ids, most_used, spared_ids, unread_ids
 from lowrank.backends.vocabulary.folder import rewrite_folder
 from lowrank.backends.vocabulary.pieces import Pieces, read_pieces
-from lowrank.backends.vocabulary.respelling import respellings
 from lowrank.backends.vocabulary.rows import cut_rows
 from lowrank.backends.vocabulary.scripts import script_ids, scripts_of
 from lowrank.calibrate.builtin import builtin_text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from lowrank.backends.base import Backend, signature_of
 from lowrank.backends.inputs import Signature
@@ -16,8 +17,8 @@ from lowrank.calibrate.readable import reading_of
 from lowrank.calibrate.tokenize import open_tokenizer, usual_maximum
 from lowrank.core.share import percent
 
-SHORT, PASSAGES, TECHNICAL = 200, 110, 110
-"""Texts of each set: more than a hundred, of which ten are the nearest."""
+COUNTS = (200, 110, 110)
+"""Short texts, passages and texts of technical prose: more than a hundred of each, of which ten are the nearest."""
 WHOLE = 0.85
 """A passage has at least this share of the tokens that a model is used with."""
 PIECE = 40
@@ -32,6 +33,48 @@ FEWEST = 8
 """Texts of a set, at least."""
 
 
+@dataclass(frozen=True)
+class TextSet:
+    """Texts of one kind, with their token ids."""
+
+    name: str
+    texts: Sequence[str]
+    lines: Sequence[list[int]]
+    most: int
+    """Tokens that a text has at most."""
+    left_out: str = ""
+    """Why it is not used."""
+
+
+def sets_of_texts(backend: Backend) -> Iterator[TextSet]:
+    """Short texts, passages as long as a model is used with, and technical prose, all that there is of each.
+
+    Raises:
+        CalibrationError: if the tokenizer cannot be used.
+    """
+    longest = usual_maximum(backend)
+    assert backend.tokenizer is not None
+    tokenizer = open_tokenizer(backend.tokenizer)
+    kinds: list[tuple[str, Style, int, int]] = [
+        ("short texts", "lines", 1, min(longest, SHORT_TOKENS)),
+        (f"passages of {longest} tokens", "prose", int(WHOLE * longest), longest),
+        ("technical prose", "technical", 1, min(longest, SHORT_TOKENS)),
+    ]
+    for name, style, least, most in kinds:
+        texts = judging_text(style)
+        if style == "technical":
+            texts = in_turn([_pieces(text) for text in texts])
+        lengths = [len(ids) for ids in tokenizer.encode(texts, most, True)]
+        joined = list(_joined(texts, lengths, least))
+        pairs = [(text, ids) for text, ids in zip(joined, tokenizer.encode(joined, most, True), strict=True) if ids]
+        lines, why = [ids for _, ids in pairs], ""
+        reading = reading_of(tokenizer, lines) if lines else None
+        if reading is None or reading.is_foreign:
+            what = f"{percent(reading.unknown)} of it is unknown to" if reading else "it has too few tokens for"
+            why = f"{what} the model's tokenizer"
+        yield TextSet(name, [text for text, _ in pairs], lines, most, why)
+
+
 def text_sets(backend: Backend) -> Iterator[JudgingSet]:
     """Short texts, passages as long as a model is used with, and technical prose; what its tokenizer was not made for
     is left out, with the reason.
@@ -39,29 +82,15 @@ def text_sets(backend: Backend) -> Iterator[JudgingSet]:
     Raises:
         CalibrationError: if the tokenizer cannot be used.
     """
-    signature, longest = signature_of(backend), usual_maximum(backend)
-    assert backend.tokenizer is not None
-    tokenizer, scores = open_tokenizer(backend.tokenizer), token_scores(backend)
-    kinds: list[tuple[str, Style, int, int, int]] = [
-        ("short texts", "lines", SHORT, 1, min(longest, SHORT_TOKENS)),
-        (f"passages of {longest} tokens", "prose", PASSAGES, int(WHOLE * longest), longest),
-        ("technical prose", "technical", TECHNICAL, 1, min(longest, SHORT_TOKENS)),
-    ]
-    for name, style, count, least, most in kinds:
-        texts = judging_text(style)
-        if style == "technical":
-            texts = in_turn([_pieces(text) for text in texts])
-        lengths = [len(ids) for ids in tokenizer.encode(texts, most, True)]
-        lines = [ids for ids in tokenizer.encode(list(_joined(texts, lengths, least)), most, True) if ids]
-        reading = reading_of(tokenizer, lines) if lines else None
-        if reading is None or reading.is_foreign:
-            why = f"{percent(reading.unknown)} of it is unknown to" if reading else "it has too few tokens for"
-            yield JudgingSet(name, (), "built-in", left_out=f"{why} the model's tokenizer")
+    signature, scores = signature_of(backend), token_scores(backend)
+    for of, count in zip(sets_of_texts(backend), COUNTS, strict=True):
+        if of.left_out:
+            yield JudgingSet(of.name, (), "built-in", left_out=of.left_out)
             continue
         if isinstance(scores, TokenScores):
-            count = _enough(count, sum(map(len, lines)) / len(lines), signature, scores)
-        lines = masked_lines(lines[:count], backend)
-        yield JudgingSet(name, token_batches(lines, signature), "built-in", f"{len(lines)} texts")
+            count = _enough(count, sum(map(len, of.lines)) / len(of.lines), signature, scores)
+        lines = masked_lines(of.lines[:count], backend)
+        yield JudgingSet(of.name, token_batches(lines, signature), "built-in", f"{len(lines)} texts")
 
 
 def _pieces(text: str) -> list[str]:

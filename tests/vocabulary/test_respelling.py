@@ -8,8 +8,8 @@ from vocabularies import TEXTS, content_of
 from lowrank.backends.vocabulary.closure import closed
 from lowrank.backends.vocabulary.counts import count_ids, most_used, tokenizer_of
 from lowrank.backends.vocabulary.pieces import read_pieces
-from lowrank.backends.vocabulary.respelling import respellings
 from lowrank.backends.vocabulary.tokenizer_file import cut_tokenizer
+from tools.respelling import respellings
 
 
 @pytest.mark.parametrize("name", ["wordpiece", "byte_bpe", "suffixed_bpe", "prefixed_bpe", "unigram"])

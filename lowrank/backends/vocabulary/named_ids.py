@@ -18,6 +18,8 @@ LISTS = frozenset(["suppress_tokens", "begin_suppress_tokens"])
 """Keys of lists of ids that are never written, so that one that is gone needs no entry."""
 SEQUENCES = frozenset(["bad_words_ids"])
 """Keys of lists of such words, each of several ids."""
+BIASED = "sequence_bias"
+"""The key of pairs of such a word and what is added to its score."""
 
 
 class Renumbering:
@@ -57,6 +59,8 @@ class Renumbering:
             return [self._one(i) for i in value if self._is_left(i)]
         if key in SEQUENCES and isinstance(value, list):
             return [mapped(word, self._one) for word in value if all(map(self._is_left, word))]
+        if key == BIASED and isinstance(value, list):
+            return [[mapped(word, self._one), bias] for word, bias in value if all(map(self._is_left, word))]
         if isinstance(value, Mapping):
             return self.config(cast("Mapping[str, Any]", value))
         return value

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lowrank.backends.torch.huggingface import quiet
+from lowrank.backends.config_block import CONFIG_FILE
+from lowrank.backends.torch.huggingface import from_folder, quiet, read_config
+from lowrank.backends.torch.tensors import MODEL_FILE, save_state
 from lowrank.backends.vocabulary.named_ids import SIZES, Renumbering, is_named
 from lowrank.backends.vocabulary.tokenizer_file import Ids
 from lowrank.errors import UnsupportedModel, VocabularyError
@@ -18,6 +21,8 @@ from lowrank.errors import UnsupportedModel, VocabularyError
 BIAS = "final_logits_bias"
 """A bias of a head that is kept beside it, as a buffer of 1 x rows."""
 PAD = "padding_idx"
+TOKEN_TABLES = ("embed_tokens", "word_embeddings", "tok_embeddings", "wte")
+"""What the names of tables of tokens begin with."""
 
 
 def cut_rows(model: Any, old_ids: Ids) -> None:
@@ -32,13 +37,14 @@ def cut_rows(model: Any, old_ids: Ids) -> None:
         old_ids: for each new id the old one, as `rewrite_folder` gives them.
 
     Raises:
-        UnsupportedModel: if its table or its head is of another form, or if its positions are counted from the id of
-            padding, and this would change. The model is then as it was.
+        UnsupportedModel: if its table or its head is of another form, if it has a second table of tokens, or if its
+            positions are counted from the id of padding, and this would change. The model is then as it was.
         VocabularyError: if an id is none of the table's, stands there twice, or is missing though the config names it.
     """
     reader = _reader(model)
     table: nn.Embedding = reader.get_input_embeddings()
     head = _head(reader, table)
+    _check_only(model, table)
     size = table.num_embeddings
     new_of = _checked(old_ids, size)
     numbering = Renumbering(new_of, size, len(old_ids))
@@ -97,6 +103,23 @@ def _head(reader: Any, table: nn.Embedding) -> nn.Linear | None:
             "keep the vocabulary whole"
         )
     return head
+
+
+def _check_only(model: Any, table: nn.Embedding) -> None:
+    """Check that no other table has rows for the same tokens.
+
+    Raises:
+        UnsupportedModel: if one does, as in models with an embedding for each layer.
+    """
+    for path, module in model.named_modules():
+        name = path.rpartition(".")[2]
+        if not isinstance(module, nn.Embedding) or module.weight is table.weight or "position" in name:
+            continue
+        if module.num_embeddings == table.num_embeddings or name.startswith(TOKEN_TABLES):
+            raise UnsupportedModel(
+                f"{path} is a second table of tokens, of {module.num_embeddings:,} rows, which would not be cut with "
+                "the first; keep the vocabulary whole"
+            )
 
 
 def _checked(old_ids: Ids, size: int) -> dict[int, int]:
@@ -176,3 +199,26 @@ def _required(key: str, value: Any, numbering: Renumbering) -> Any:
         raise VocabularyError(
             f"the token {error} is to go, but the model needs it ({key}); let it stay: `rewrite_folder` sees to that"
         ) from None
+
+
+def write_rows(source: Path, target: Path, old_ids: Ids) -> list[str]:
+    """Write the weights of a model folder with fewer rows to the folder that `rewrite_folder` wrote.
+
+    Tensors that the model's files lack are not written, so that they are not taken for trained ones.
+
+    Args:
+        source: a Hugging Face folder.
+        target: the other folder, whose config tells of the rows.
+        old_ids: for each new id the old one.
+
+    Returns:
+        Sentences about tensors of the files that are not of the model.
+
+    Raises:
+        UnsupportedModel: if the model cannot be built, or its rows cannot be cut.
+    """
+    module, reading = from_folder(source, read_config(source / CONFIG_FILE))
+    cut_rows(module, old_ids)
+    state = {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if name not in reading.missing}
+    save_state(state, target / MODEL_FILE)
+    return list(reading.notes)

@@ -1,7 +1,7 @@
 """lowrank makes a trained transformer smaller and faster on a CPU, after training, by low-rank factors.
 
-Verbs: `analyze`, `select`, `compress`, `heal`, `truncate`, `export`, `load`; `compress_` is one call in place, on a
-live module. Everything is imported when it is first used.
+Verbs: `analyze`, `select`, `compress`, `heal`, `truncate`, `cut_vocabulary`, `export`, `load`; `compress_` is one call
+in place, on a live module. Everything is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         analyze,
         compress,
         compress_,
+        cut_vocabulary,
         export,
         export_elastic,
         export_hub,
@@ -59,6 +60,7 @@ _HOMES = {
         "analyze",
         "compress",
         "compress_",
+        "cut_vocabulary",
         "export",
         "export_elastic",
         "export_hub",
@@ -93,6 +95,7 @@ __all__ = [
     "analyze",
     "compress",
     "compress_",
+    "cut_vocabulary",
     "export",
     "export_elastic",
     "export_hub",

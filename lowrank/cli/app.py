@@ -23,6 +23,7 @@ from lowrank.cli.select import select
 from lowrank.cli.sweep import sweep
 from lowrank.cli.truncate import truncate
 from lowrank.cli.tune import tune
+from lowrank.cli.vocabulary import vocabulary
 from lowrank.errors import LowRankError
 from lowrank.interrupts import remember_interrupts, was_interrupted
 from lowrank.report.terminal.terminal import complain
@@ -34,7 +35,7 @@ INTERRUPTED = 130
 """What typer exits with on Ctrl-C, as shells do."""
 
 VERBS = {
-    "Make a model smaller": (analyze, compress, heal, truncate),
+    "Make a model smaller": (analyze, compress, heal, truncate, vocabulary),
     "Decide": (select, sweep, tune),
     "Look": (evaluate, demo, inspect, doctor),
     "Ship": (export, bench),

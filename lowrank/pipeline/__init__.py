@@ -5,6 +5,7 @@ from lowrank.pipeline.analyzing import analyze, analyze_weights
 from lowrank.pipeline.budgets.operator_times import BOTH, bench_table
 from lowrank.pipeline.budgets.trade_off import trade_off
 from lowrank.pipeline.compressing import compress
+from lowrank.pipeline.cutting_vocabulary import cut_vocabulary
 from lowrank.pipeline.estimate import foresee
 from lowrank.pipeline.evaluating import evaluate
 from lowrank.pipeline.execution import Execution
@@ -46,6 +47,7 @@ __all__ = [
     "compress",
     "compress_",
     "cut_name",
+    "cut_vocabulary",
     "draw_page",
     "evaluate",
     "export",

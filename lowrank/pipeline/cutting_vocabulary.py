@@ -137,9 +137,9 @@ def _written(
     source: Path, stage: Path, kept: set[int], own: Mapping[str, Sequence[str]], track: Track
 ) -> CutVocabulary:
     """Write the folder, read it as a user would, and measure it."""
+    before = open_model(source, streamed=False)
     from lowrank.backends.vocabulary.rows import write_rows
 
-    before = open_model(source, streamed=False)
     old_ids, notes = rewrite_folder(source, stage, kept)
     notes += write_rows(source, stage, old_ids)
     after = open_model(stage, streamed=False)

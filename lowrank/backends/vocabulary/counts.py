@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding, Tokenizer
 
 from lowrank.backends.vocabulary.closure import characters_of, closed, spelling_ids
 from lowrank.backends.vocabulary.pieces import Pieces, read_pieces
 from lowrank.backends.vocabulary.tokenizer_file import cut_tokenizer
 from lowrank.errors import UnsupportedModel, VocabularyError, first_line
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
 
 TOGETHER = 1024
 """Texts that are encoded at once."""
@@ -26,6 +28,8 @@ def tokenizer_of(content: Mapping[str, Any]) -> Tokenizer:
     Raises:
         UnsupportedModel: if it is none.
     """
+    from tokenizers import Tokenizer
+
     try:
         tokenizer = Tokenizer.from_str(json.dumps(content))
     except Exception as error:

@@ -14,7 +14,6 @@ import numpy as np
 
 from lowrank.artifacts import parse_json, staged
 from lowrank.backends.config_block import CONFIG_FILE
-from lowrank.backends.torch.huggingface import belongings
 from lowrank.backends.vocabulary.closure import closed
 from lowrank.backends.vocabulary.counts import tokenizer_of
 from lowrank.backends.vocabulary.named_ids import SIZES, Renumbering, is_named, named_ids
@@ -109,6 +108,8 @@ def rewrite_folder(source: Path, target: Path, keep: Iterable[int]) -> tuple[Ids
         VocabularyError: if an id is none of the tokenizer's, or tokenizer and config do not belong together.
         ArtifactError: if something cannot be written.
     """
+    from lowrank.backends.torch.huggingface import belongings
+
     if source.resolve() == target.resolve():
         raise VocabularyError(f"{target} is the model itself, which stays as it is; give another folder")
     folder = Folder(source, frozenset(int(i) for i in keep))

@@ -54,7 +54,7 @@ def show_report(report: Report, as_json: bool) -> None:
         if report.latency:
             print_table(files_table(report))
         if report.quality and report.quality.sets:
-            print_table(sets_table(report))
+            print_table(sets_table(report.quality))
         if report.tasks:
             print_table(tasks_table(report))
         notes(report.notes)

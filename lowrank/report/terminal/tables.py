@@ -16,7 +16,7 @@ from lowrank.core.structures import structure_named
 from lowrank.core.truncation.spectrum import Spectrum
 from lowrank.report.fidelity import FIGURES, MEANING, columns_of_sets
 from lowrank.report.shipped import columns_of_files
-from lowrank.results.parts import Cut
+from lowrank.results.parts import Cut, Quality
 from lowrank.results.report import Report
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -175,21 +175,20 @@ def report_table(report: Report) -> Table:
     return table
 
 
-def sets_table(report: Report) -> Table:
+def sets_table(quality: Quality) -> Table:
     """How often a user gets the dense model's answer: one row for each set."""
-    heads, lines = columns_of_sets(report.quality)
-    table = _table_of("Same answers as the dense model", [SHORT_HEADS.get(head, head) for head in heads], lines)
-    kind = report.quality and report.quality.kind
-    table.caption = f"how often: {MEANING.get(kind or '', '')}"
+    heads, lines = columns_of_sets(quality)
+    table = table_of("Same answers as the dense model", [SHORT_HEADS.get(head, head) for head in heads], lines)
+    table.caption = f"how often: {MEANING.get(quality.kind or '', '')}"
     return table
 
 
 def files_table(report: Report) -> Table:
     """The files that one could ship: one row for each."""
-    return _table_of("Files to ship", *columns_of_files(report))
+    return table_of("Files to ship", *columns_of_files(report))
 
 
-def _table_of(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+def table_of(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
     """A table of words on the left and numbers beside them."""
     table = Table(title=title, title_justify="left", caption_justify="left", box=None, pad_edge=False)
     for number, head in enumerate(heads):

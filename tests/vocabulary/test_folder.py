@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from architectures import WIDTHS
-from builders import read, shape_spectra_
-from vocabularies import TEXTS, TOKENIZERS, content_of
+from builders import read
+from vocabularies import CLASSES, TEXTS, TOKENIZERS, content_of, write_model
 
 from lowrank.backends.vocabulary.counts import tokenizer_of
 from lowrank.backends.vocabulary.folder import rewrite_folder
@@ -20,35 +19,6 @@ from lowrank.backends.vocabulary.named_ids import named_ids
 from lowrank.backends.vocabulary.pieces import read_pieces
 from lowrank.backends.vocabulary.rows import cut_rows
 from lowrank.errors import UnsupportedModel, VocabularyError
-
-EXTRA_ROWS = 7
-"""Rows of a table beyond the pieces of the tokenizer."""
-NAMES = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
-CLASSES = {
-    "wordpiece": ("BertForMaskedLM", "BertConfig", {**WIDTHS, "max_position_embeddings": 64}),
-    "byte_bpe": ("GPT2LMHeadModel", "GPT2Config", {"n_embd": 32, "n_layer": 1, "n_head": 4}),
-    "unigram": (
-        "T5ForConditionalGeneration",
-        "T5Config",
-        {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4},
-    ),
-}
-
-
-def _write(folder: Path, name: str, **config: Any) -> Path:
-    """A model with one of the tokenizers; its table has more rows than there are pieces."""
-    import transformers as t
-
-    inner = tokenizer_of(content_of(name))
-    t.PreTrainedTokenizerFast(tokenizer_object=inner, **NAMES).save_pretrained(folder)
-    kind, settings, sizes = CLASSES.get(name, CLASSES["wordpiece"])
-    last = inner.get_vocab_size()
-    ids = {"pad_token_id": inner.token_to_id("[PAD]"), "bos_token_id": inner.token_to_id("[CLS]")}
-    ids |= {"eos_token_id": inner.token_to_id("[SEP]")}
-    torch.manual_seed(0)
-    made = getattr(t, settings)(**sizes, **{**ids, **config}, vocab_size=last + EXTRA_ROWS)
-    shape_spectra_(getattr(t, kind)(made)).save_pretrained(folder)
-    return folder
 
 
 def _cut(source: Path, target: Path, keep: Any = ()) -> tuple[np.ndarray, list[str]]:
@@ -68,7 +38,9 @@ def _cut(source: Path, target: Path, keep: Any = ()) -> tuple[np.ndarray, list[s
 def test_transformers_loads_it_and_computes_the_same(name: str, tmp_path: Path) -> None:
     import transformers as t
 
-    source = _write(tmp_path / "whole", name, decoder_start_token_id=2 + len(read_pieces(content_of(name)).all_ids))
+    source = write_model(
+        tmp_path / "whole", name, decoder_start_token_id=2 + len(read_pieces(content_of(name)).all_ids)
+    )
     used = {i for text in TEXTS[:2] for i in tokenizer_of(content_of(name)).encode(text).ids}
     old_ids, notes = _cut(source, tmp_path / "cut", used)
     before, after = (t.AutoTokenizer.from_pretrained(folder) for folder in (source, tmp_path / "cut"))
@@ -96,7 +68,7 @@ def test_transformers_loads_it_and_computes_the_same(name: str, tmp_path: Path) 
 def test_every_type_of_tokenizer_is_loaded(name: str, tmp_path: Path) -> None:
     import transformers as t
 
-    old_ids, _ = rewrite_folder(_write(tmp_path / "whole", name), tmp_path / "cut", range(30, 60))
+    old_ids, _ = rewrite_folder(write_model(tmp_path / "whole", name), tmp_path / "cut", range(30, 60))
     before, after = (t.AutoTokenizer.from_pretrained(tmp_path / folder) for folder in ("whole", "cut"))
     assert len(after) == len(old_ids)
     for i in range(len(after)):
@@ -109,7 +81,7 @@ def test_every_type_of_tokenizer_is_loaded(name: str, tmp_path: Path) -> None:
 def test_lists_of_pieces_agree_with_the_tokenizer(tmp_path: Path) -> None:
     """As older versions of transformers save them: vocab.txt, or vocab.json with merges.txt and added_tokens.json."""
     for name in ("wordpiece", "byte_bpe"):
-        source, content = _write(tmp_path / name, name), content_of(name)
+        source, content = write_model(tmp_path / name, name), content_of(name)
         pieces = read_pieces(content)
         if name == "wordpiece":
             (source / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces.names.values()))
@@ -133,7 +105,7 @@ def test_lists_of_pieces_agree_with_the_tokenizer(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_written_anew_is_left_out_with_a_note(tmp_path: Path) -> None:
-    source = _write(tmp_path / "whole", "unigram")
+    source = write_model(tmp_path / "whole", "unigram")
     (source / "spiece.model").write_bytes(b"pieces")
     (source / "vocab.txt").write_text("other\npieces\n")
     (source / "README.md").write_text("a model")
@@ -148,7 +120,7 @@ def test_what_cannot_be_written_anew_is_left_out_with_a_note(tmp_path: Path) -> 
 
 
 def test_configs_in_configs_and_lists(tmp_path: Path) -> None:
-    source = _write(tmp_path / "whole", "wordpiece")
+    source = write_model(tmp_path / "whole", "wordpiece")
     config = read(source / "config.json")
     size = config["vocab_size"]
     text = {"vocab_size": size, "eos_token_id": [101, 102], "image_token_index": 40}
@@ -184,7 +156,7 @@ def test_configs_in_configs_and_lists(tmp_path: Path) -> None:
 
 def test_ids_that_only_a_class_tells_are_told(tmp_path: Path) -> None:
     """A config may leave out what is usual for its class; with other ids it no longer is."""
-    source = _write(tmp_path / "whole", "unigram")
+    source = write_model(tmp_path / "whole", "unigram")
     config = read(source / "config.json")
     for key in ("pad_token_id", "eos_token_id"):
         config.pop(key, None)
@@ -197,7 +169,7 @@ def test_ids_that_only_a_class_tells_are_told(tmp_path: Path) -> None:
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
-    source, target = _write(tmp_path / "whole", "wordpiece"), tmp_path / "cut"
+    source, target = write_model(tmp_path / "whole", "wordpiece"), tmp_path / "cut"
     with pytest.raises(VocabularyError, match="the model itself"):
         rewrite_folder(source, source, ())
     with pytest.raises(VocabularyError, match="id 99999"):
@@ -220,7 +192,7 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, target = _write(tmp_path / "whole", "wordpiece"), tmp_path / "cut"
+    source, target = write_model(tmp_path / "whole", "wordpiece"), tmp_path / "cut"
     rewrite_folder(source, target, range(40))
     before = {path.name: path.read_bytes() for path in target.iterdir()}
     (source / "README.md").write_text("new")
@@ -239,7 +211,7 @@ def test_sentence_transformers_loads_it(tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Pooling, Transformer
 
-    inner = Transformer(str(_write(tmp_path / "bert", "wordpiece")))
+    inner = Transformer(str(write_model(tmp_path / "bert", "wordpiece")))
     SentenceTransformer(modules=[inner, Pooling(32)], device="cpu").save(str(tmp_path / "whole"))
     used = {i for text in TEXTS[:3] for i in tokenizer_of(content_of("wordpiece")).encode(text).ids}
     _cut(tmp_path / "whole", tmp_path / "cut", used)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from architectures import WIDTHS
+from builders import shape_spectra_
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from lowrank.backends.vocabulary.counts import tokenizer_of
@@ -183,3 +187,33 @@ def check_same(content: dict[str, Any], keep: Iterable[int], texts: Iterable[str
 def _is_hidden(content: dict[str, Any], tokens: list[str]) -> bool:
     """Whether a word is unknown to greedy reading alone: shorter pieces may spell it."""
     return content["model"]["type"] == "WordPiece" and content["model"]["unk_token"] in tokens
+
+
+EXTRA_ROWS = 7
+"""Rows of a table beyond the pieces of the tokenizer."""
+NAMES = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+CLASSES = {
+    "wordpiece": ("BertForMaskedLM", "BertConfig", {**WIDTHS, "max_position_embeddings": 64}),
+    "byte_bpe": ("GPT2LMHeadModel", "GPT2Config", {"n_embd": 32, "n_layer": 1, "n_head": 4}),
+    "unigram": (
+        "T5ForConditionalGeneration",
+        "T5Config",
+        {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4},
+    ),
+}
+
+
+def write_model(folder: Path, name: str, **config: Any) -> Path:
+    """A model with one of the tokenizers; its table has more rows than there are pieces."""
+    import transformers as t
+
+    inner = tokenizer_of(content_of(name))
+    t.PreTrainedTokenizerFast(tokenizer_object=inner, **NAMES).save_pretrained(folder)
+    kind, settings, sizes = CLASSES.get(name, CLASSES["wordpiece"])
+    last = inner.get_vocab_size()
+    ids = {"pad_token_id": inner.token_to_id("[PAD]"), "bos_token_id": inner.token_to_id("[CLS]")}
+    ids |= {"eos_token_id": inner.token_to_id("[SEP]")}
+    torch.manual_seed(0)
+    made = getattr(t, settings)(**sizes, **{**ids, **config}, vocab_size=last + EXTRA_ROWS)
+    shape_spectra_(getattr(t, kind)(made)).save_pretrained(folder)
+    return folder

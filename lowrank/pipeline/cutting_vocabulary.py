@@ -127,7 +127,7 @@ def _chosen(folder: Folder, keep: float | None, texts: Sequence[str], languages:
         what = "the languages, the texts and the tokenizer" if languages else "single letters, texts and the tokenizer"
         raise VocabularyError(
             f"{least:,} of {folder.size:,} rows must stay because of {what}, and --keep {keep:g} is {rows:,}; give at "
-            f"least --keep {share:g}, or {'fewer' if languages else 'name the only'} languages with --keep-languages"
+            f"least --keep {share:g}, or {'fewer' if languages else 'name the'} languages with --keep-languages"
         )
     builtin = [text for style in STYLES for text in builtin_text(style)]
     return most_used(pieces, count_ids(content, [*builtin, *texts]), base, rows - beside, unread)

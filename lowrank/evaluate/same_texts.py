@@ -41,6 +41,11 @@ def quality_on_texts(dense: Backend, other: Backend, track: Track = silent) -> t
         return None, [NOT.format("the model cannot be run on text of any length alone")]
     if dense.tokenizer is None or other.tokenizer is None or signature.fixed_length is not None:
         return None, [NOT.format("the model cannot be run on text of any length alone")]
+    shown = dense.outputs(signature.example(2, min(8, signature.max_sequence)))
+    of_tokens = [o.name for o in signature.compared if not _is_of_texts(o, shown[o.name])]
+    if of_tokens:
+        why = f"{of_tokens[0]} is of each token, and the texts are read as other tokens than before"
+        return None, [NOT.format(why)]
     ids_of: dict[bytes, list[int]] = {}
     sets: list[JudgingSet] = []
     try:
@@ -53,14 +58,8 @@ def quality_on_texts(dense: Backend, other: Backend, track: Track = silent) -> t
             sets.append(JudgingSet(of.name, feeds, "built-in", f"{len(lines)} texts", of.left_out))
     except CalibrationError as error:
         return None, [NOT.format(error)]
-    first = next((each.feeds[0] for each in sets if each.feeds), None)
-    if first is None:
+    if not any(each.feeds for each in sets):
         return None, [NOT.format("the built-in text, which is English, is unknown to the model's tokenizer")]
-    shown = dense.outputs(first)
-    of_tokens = [o.name for o in signature.compared if not _is_of_texts(o, shown[o.name])]
-    if of_tokens:
-        why = f"{of_tokens[0]} is of each token, and the texts are read as other tokens than before"
-        return None, [NOT.format(why)]
     judges = Judges(dense, sets)
     return judges.quality_of(_Reread(other, ids_of), track).if_finite, judges.notes
 

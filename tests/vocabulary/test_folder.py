@@ -34,6 +34,7 @@ def _cut(source: Path, target: Path, keep: Any = ()) -> tuple[np.ndarray, list[s
     return old_ids, notes
 
 
+@pytest.mark.slow_but("byte_bpe")
 @pytest.mark.parametrize("name", CLASSES)
 def test_transformers_loads_it_and_computes_the_same(name: str, tmp_path: Path) -> None:
     import transformers as t

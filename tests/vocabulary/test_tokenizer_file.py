@@ -29,6 +29,7 @@ texts = st.one_of(
 )
 
 
+@pytest.mark.slow_but("wordpiece", "byte_bpe", "unigram")
 @every_type
 @given(data=st.data())
 def test_texts_whose_tokens_all_stay_are_read_as_before(name: str, data: st.DataObject) -> None:

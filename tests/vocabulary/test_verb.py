@@ -73,6 +73,7 @@ def test_by_default_nothing_is_lost(tagger: Path, tmp_path: Path) -> None:
         assert torch.allclose(_hidden(tmp_path / "cut", text), _hidden(tagger, text), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_texts_of_ones_own_stay_as_they_were(
     cli: Callable[..., Any], embedder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,6 +98,10 @@ def _check_folders(source: Path, target: Path) -> None:
         raise UnsupportedModel(
             f"{source} is a run; cut the vocabulary of the original model, and compress the folder that comes of it"
         )
+    if source.resolve() in target.resolve().parents:
+        raise ArtifactError(
+            f"{target} is inside of the model's folder, which stays as it is; give one beside it with -o"
+        )
     if target.is_dir() and any(not entry.name.startswith(STAGE_PREFIX) for entry in target.iterdir()):
         raise ArtifactError(f"{target} is not empty, and nothing in it is replaced; give a new folder with -o")
 

@@ -145,6 +145,8 @@ def test_bad_input_is_refused_and_costs_nothing(cli: Callable[..., Any], tagger:
     (target / "mine.txt").write_text("mine")
     done = cli("vocabulary", tagger, "-o", target)
     assert done.code == 1 and "is not empty" in done.err and [path.name for path in target.iterdir()] == ["mine.txt"]
+    done = cli("vocabulary", tagger, "-o", tagger / "cut")
+    assert done.code == 1 and "is inside of" in done.err and not (tagger / "cut").exists()
     assert cli("vocabulary", tagger, "-o", tagger).code == 1 and (tagger / "model.safetensors").is_file()
     assert cli("vocabulary", tagger).code == 2
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lowrank.backends.config_block import CONFIG_FILE
 from lowrank.backends.torch.huggingface import from_folder, quiet, read_config
+from lowrank.backends.torch.model_folder import check_same
 from lowrank.backends.torch.tensors import MODEL_FILE, save_state
 from lowrank.backends.vocabulary.named_ids import SIZES, Renumbering, is_named
 from lowrank.backends.vocabulary.tokenizer_file import Ids
@@ -216,9 +217,12 @@ def write_rows(source: Path, target: Path, old_ids: Ids) -> list[str]:
 
     Raises:
         UnsupportedModel: if the model cannot be built, or its rows cannot be cut.
+        ArtifactError: if what was written is read as another model.
     """
     module, reading = from_folder(source, read_config(source / CONFIG_FILE))
     cut_rows(module, old_ids)
     state = {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if name not in reading.missing}
     save_state(state, target / MODEL_FILE)
+    loaded, _ = from_folder(target, read_config(target / CONFIG_FILE))
+    check_same(target, module, loaded, reading.missing)
     return list(reading.notes)

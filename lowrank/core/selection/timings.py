@@ -153,8 +153,23 @@ def products_of(weight: Weight) -> tuple[int, int, int]:
     return (weight.products, *sides)
 
 
+NEAR, FAR = 8, 32
+"""How many sizes are timed one by one, and up to how many every second; beyond that it is every fourth."""
+
+
+def spaced(step: int, most: int) -> list[int]:
+    """Sizes to time, up to the largest: near each other where few steps make a large difference.
+
+    Example:
+        >>> spaced(16, 400)[-9:]
+        [128, 160, 192, 224, 256, 288, 320, 352, 384]
+    """
+    counts = [*range(1, NEAR), *range(NEAR, FAR, 2), *range(FAR, max(most // step, FAR) + 1, 4)]
+    return [step * count for count in counts if step * count <= most]
+
+
 def sizes_for(groups: Sequence[tuple[Group, Sequence[Weight]]], step: int) -> dict[Operator, Sequence[tuple[int, int]]]:
-    """Every size in steps that some structure of some group could have.
+    """Sizes in steps that some structure of some group could have; between them times are interpolated.
 
     Args:
         groups: what can be decided on, with their weights.
@@ -166,7 +181,7 @@ def sizes_for(groups: Sequence[tuple[Group, Sequence[Weight]]], step: int) -> di
         for weight in weights:
             if weight.stack > 1 or not all(layer.kind in ("linear", "lookup") for layer in weight.layers):
                 continue
-            ranks = range(step, weight.full_rank + 1, step)
+            ranks = spaced(step, weight.full_rank)
             count, inputs, outputs = products_of(weight)
             if count:
                 products |= {(inputs, outputs)} | {(inputs, r) for r in ranks} | {(r, outputs) for r in ranks}
@@ -180,7 +195,7 @@ def sizes_for(groups: Sequence[tuple[Group, Sequence[Weight]]], step: int) -> di
             continue
         first, last = weights[0], weights[-1]
         if group.coupling.kind == "hidden":
-            hidden = [*range(step, last.cols, step), last.cols]
+            hidden = sorted({*spaced(step, last.cols), last.cols})
             products |= {(first.cols, n) for n in hidden} | {(n, last.rows) for n in hidden}
             sizes["activation"] |= {(0, n) for n in (step, last.cols // 2, last.cols)}
         elif group.coupling.kind != "same_input":

@@ -71,11 +71,29 @@ class Timings:
         }
 
     def at(self, operator: Operator, first: int, second: int) -> float:
-        """The time of an operator of two sizes.
+        """The time of an operator of two sizes: on the way between those that were measured, and beyond them as on it.
 
         Raises:
             TimingError: if none like it was measured.
         """
+        found = self._along_one(operator, first, second)
+        if found is not None:
+            return found
+        # Neither size was measured: between two that were, each with the other size on its own way.
+        measured = sorted(size for name, side, size in self._curves if (name, side) == (operator, 0))
+        below, above = [a for a in measured if a < first], [a for a in measured if a > first]
+        if below and above:
+            near = below[-1], above[0]
+            times = [self._along_one(operator, size, second) for size in near]
+            if None not in times:
+                return float(np.interp(first, near, cast("list[float]", times)))
+        raise TimingError(
+            f"the table has no {operator} of {first} x {second} or near it: it was measured for other shapes; "
+            "measure this model with `lowrank bench MODEL --table`"
+        )
+
+    def _along_one(self, operator: Operator, first: int, second: int) -> float | None:
+        """The time where one of the two sizes was measured; None where neither was."""
         options = [self._curves.get((operator, 0, first)), self._curves.get((operator, 1, second))]
         sizes = (second, first)
         # The curve that holds the size, and has the more points.
@@ -87,10 +105,7 @@ class Timings:
             return float(np.interp(sizes[i], *curve))
         beyond = [(i, c) for i, c in enumerate(options) if c is not None and len(c[0]) > 1]
         if not beyond:
-            raise TimingError(
-                f"the table has no {operator} of {first} x {second} or near it: it was measured for other shapes; "
-                "measure this model with `lowrank bench MODEL --table`"
-            )
+            return None
         i, (x, y) = beyond[0]
         if sizes[i] < x[0]:
             return float(y[0])

@@ -69,7 +69,7 @@ def plan_of(
         settings = {k: v for k, v in settings.items() if k not in ("dtypes", "overhead")}
     if "timings" in settings:
         # Where they are from; they themselves are a file of their own.
-        settings["timings"] = {k: v for k, v in settings["timings"].items() if k != "points"}
+        settings["timings"] = {k: v for k, v in settings["timings"].items() if k not in ("points", "others")}
     return Plan(
         analysis=analysis.fingerprint,
         budget=budget,

@@ -71,11 +71,29 @@ class Timings:
         }
 
     def at(self, operator: Operator, first: int, second: int) -> float:
-        """The time of an operator of two sizes.
+        """The time of an operator of two sizes: on the way between those that were measured, and beyond them as on it.
 
         Raises:
             TimingError: if none like it was measured.
         """
+        found = self._along_one(operator, first, second)
+        if found is not None:
+            return found
+        # Neither size was measured: between two that were, each with the other size on its own way.
+        measured = sorted(size for name, side, size in self._curves if (name, side) == (operator, 0))
+        below, above = [a for a in measured if a < first], [a for a in measured if a > first]
+        if below and above:
+            near = below[-1], above[0]
+            times = [self._along_one(operator, size, second) for size in near]
+            if None not in times:
+                return float(np.interp(first, near, cast("list[float]", times)))
+        raise TimingError(
+            f"the table has no {operator} of {first} x {second} or near it: it was measured for other shapes; "
+            "measure this model with `lowrank bench MODEL --table`"
+        )
+
+    def _along_one(self, operator: Operator, first: int, second: int) -> float | None:
+        """The time where one of the two sizes was measured; None where neither was."""
         options = [self._curves.get((operator, 0, first)), self._curves.get((operator, 1, second))]
         sizes = (second, first)
         # The curve that holds the size, and has the more points.
@@ -87,10 +105,7 @@ class Timings:
             return float(np.interp(sizes[i], *curve))
         beyond = [(i, c) for i, c in enumerate(options) if c is not None and len(c[0]) > 1]
         if not beyond:
-            raise TimingError(
-                f"the table has no {operator} of {first} x {second} or near it: it was measured for other shapes; "
-                "measure this model with `lowrank bench MODEL --table`"
-            )
+            return None
         i, (x, y) = beyond[0]
         if sizes[i] < x[0]:
             return float(y[0])
@@ -153,8 +168,23 @@ def products_of(weight: Weight) -> tuple[int, int, int]:
     return (weight.products, *sides)
 
 
+NEAR, FAR = 8, 32
+"""How many sizes are timed one by one, and up to how many every second; beyond that it is every fourth."""
+
+
+def spaced(step: int, most: int) -> list[int]:
+    """Sizes to time, up to the largest: near each other where few steps make a large difference.
+
+    Example:
+        >>> spaced(16, 400)[-9:]
+        [128, 160, 192, 224, 256, 288, 320, 352, 384]
+    """
+    counts = [*range(1, NEAR), *range(NEAR, FAR, 2), *range(FAR, max(most // step, FAR) + 1, 4)]
+    return [step * count for count in counts if step * count <= most]
+
+
 def sizes_for(groups: Sequence[tuple[Group, Sequence[Weight]]], step: int) -> dict[Operator, Sequence[tuple[int, int]]]:
-    """Every size in steps that some structure of some group could have.
+    """Sizes in steps that some structure of some group could have; between them times are interpolated.
 
     Args:
         groups: what can be decided on, with their weights.
@@ -166,7 +196,7 @@ def sizes_for(groups: Sequence[tuple[Group, Sequence[Weight]]], step: int) -> di
         for weight in weights:
             if weight.stack > 1 or not all(layer.kind in ("linear", "lookup") for layer in weight.layers):
                 continue
-            ranks = range(step, weight.full_rank + 1, step)
+            ranks = spaced(step, weight.full_rank)
             count, inputs, outputs = products_of(weight)
             if count:
                 products |= {(inputs, outputs)} | {(inputs, r) for r in ranks} | {(r, outputs) for r in ranks}
@@ -180,7 +210,7 @@ def sizes_for(groups: Sequence[tuple[Group, Sequence[Weight]]], step: int) -> di
             continue
         first, last = weights[0], weights[-1]
         if group.coupling.kind == "hidden":
-            hidden = [*range(step, last.cols, step), last.cols]
+            hidden = sorted({*spaced(step, last.cols), last.cols})
             products |= {(first.cols, n) for n in hidden} | {(n, last.rows) for n in hidden}
             sizes["activation"] |= {(0, n) for n in (step, last.cols // 2, last.cols)}
         elif group.coupling.kind != "same_input":

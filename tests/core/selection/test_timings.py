@@ -45,6 +45,9 @@ def test_between_and_beyond_what_was_measured() -> None:
     table = Timings(points={"product": [(8, 4, 1.0), (8, 8, 3.0), (4, 8, 2.0)]}, tokens=1, threads=1)
     assert table.at("product", 8, 6) == 2.0 and table.at("product", 8, 8) == 3.0
     assert table.at("product", 8, 12) == pytest.approx(5.0) and table.at("product", 6, 8) == 2.5
+    # Neither size was measured: half of the way between (4, 6) and (8, 6).
+    wide = Timings(points={"product": [(4, 4, 1.0), (4, 8, 2.0), (8, 4, 2.0), (8, 8, 4.0)]}, tokens=1, threads=1)
+    assert wide.at("product", 6, 6) == pytest.approx((1.5 + 3.0) / 2)
     with pytest.raises(TimingError, match="3 x 5"):
         table.at("product", 3, 5)
 

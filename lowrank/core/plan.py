@@ -248,6 +248,11 @@ def check_budget(plan: Plan) -> Plan:
     if plan.meets_budget:
         return plan
     assert plan.budget is not None
+    if plan.budget.kind == "speedup":
+        raise InfeasibleBudget(
+            f"the plan is {plan.reached:.4g} times as fast, and {plan.budget.limit:g} times were asked for; lower some "
+            "ranks in it, or ask for less"
+        )
     raise InfeasibleBudget(
         f"the plan comes to {plan.reached:.4f}, above its budget of {plan.budget.limit:g} ({plan.budget.kind}); "
         "lower some ranks in it, or raise the budget"

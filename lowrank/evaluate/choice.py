@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lowrank.core.forecast import FLOOR
 from lowrank.core.share import percent
 from lowrank.edge.target import export_command
+from lowrank.evaluate.fitness import judged_sets
 from lowrank.results.parts import Quality
 from lowrank.results.report import INT8_FILE, ONNX_FILE, Report
 
@@ -22,7 +23,7 @@ class ShippedFile:
     nbytes: int
     ms: float
     fidelity: float | None
-    """On the worst set; None where that was not measured."""
+    """On the worst of the sets that a result is judged by; None where nothing was measured."""
 
     @property
     def is_fit(self) -> bool:
@@ -38,20 +39,31 @@ class ShippedFile:
 
 def files_of(report: Report) -> list[ShippedFile]:
     """The files that were timed: the dense model and the dense model in fewer bits, then those of the run."""
-    times, quality = report.latency, report.quality or Quality()
+    times, quality = report.latency, report.quality
     if times is None:
         return []
-    told = 1.0 if quality.fidelity is not None else None
-    files = [ShippedFile("dense", times.dense_onnx_bytes, times.dense_ms, told)]
+    ours = _worst(quality)
+
+    def fidelity(other: Quality | None) -> float | None:
+        """Where the rest was measured, what could not be measured is not fit."""
+        found = _worst(other)
+        return found if ours is None or found is not None else 0.0
+
+    files = [ShippedFile("dense", times.dense_onnx_bytes, times.dense_ms, None if ours is None else 1.0)]
     if times.dense_rounded_ms is not None and times.dense_rounded_onnx_bytes is not None:
-        fidelity = quality.dense_rounded and quality.dense_rounded.fidelity
-        name = f"dense {times.dense_rounded_to}"
-        files.append(ShippedFile(name, times.dense_rounded_onnx_bytes, times.dense_rounded_ms, fidelity))
-    files.append(ShippedFile(ONNX_FILE, times.compressed_onnx_bytes, times.compressed_ms, quality.fidelity))
+        dtype = times.dense_rounded_to or report.target.dtype
+        judged = fidelity(quality and quality.dense_rounded)
+        files.append(ShippedFile(f"dense {dtype}", times.dense_rounded_onnx_bytes, times.dense_rounded_ms, judged))
+    files.append(ShippedFile(ONNX_FILE, times.compressed_onnx_bytes, times.compressed_ms, ours))
     if times.int8_ms is not None and times.int8_onnx_bytes is not None:
-        fidelity = quality.int8 and quality.int8.fidelity
-        files.append(ShippedFile(INT8_FILE, times.int8_onnx_bytes, times.int8_ms, fidelity))
+        judged = fidelity(quality and quality.int8)
+        files.append(ShippedFile(INT8_FILE, times.int8_onnx_bytes, times.int8_ms, judged))
     return files
+
+
+def _worst(quality: Quality | None) -> float | None:
+    """The least fidelity on the sets that a result is judged by; None where there is none."""
+    return min((row.fidelity for row in judged_sets(quality)), default=None)
 
 
 def which_to_take(report: Report) -> str | None:
@@ -60,7 +72,8 @@ def which_to_take(report: Report) -> str | None:
     Of the files that give the dense model's answers often enough, it is the fastest; of those that are as fast, the
     smallest.
     """
-    files = files_of(report)
+    # What the graph in eight bits loses on tasks was not measured.
+    files = [file for file in files_of(report) if file.name != INT8_FILE or report.budget.kind != "drop"]
     if not files:
         return None
     fit = [file for file in files if file.is_fit]

@@ -41,7 +41,7 @@ def unfit(report: Report, analysis: Analysis) -> list[str]:
     """
     sentences: list[str] = []
     quality = report.quality
-    sets = [row for row in (quality and quality.sets) or () if row.origin != "random" and _is_enough(row, quality)]
+    sets = judged_sets(quality)
     failed = [row for row in sets if not row.fidelity >= FLOOR]
     if quality is not None and failed:
         sentences.append(_lacks(quality, failed))
@@ -50,6 +50,11 @@ def unfit(report: Report, analysis: Analysis) -> list[str]:
     if report.latency is not None and report.latency.speedup < 1:
         sentences.append(_slow(report.latency))
     return sentences
+
+
+def judged_sets(quality: Quality | None) -> list[SetQuality]:
+    """The sets that a result is judged by: those of enough samples, and not of random numbers."""
+    return [row for row in (quality and quality.sets) or () if row.origin != "random" and _is_enough(row, quality)]
 
 
 def _is_enough(row: SetQuality, quality: Quality | None) -> bool:

@@ -164,10 +164,13 @@ def _predicted_ms(plan: Plan) -> float | None:
     return plan.share * whole / 1e3 if plan.share is not None and whole is not None else None
 
 
-def _alike(target: Target) -> Target:
-    """What a dense model is rounded to beside a compressed one: the same; the smallest, where types were chosen; and
-    int8 beside floating numbers, since that is what anyone would try first."""
-    return replace(target, dtype={"mixed": "int4", "float32": "int8"}.get(target.dtype, target.dtype))
+def _alike(report: Report) -> Target:
+    """What a dense model is rounded to beside a compressed one: the same; the smallest, where types were chosen for
+    their bytes; and else int8, since that is what anyone would try first."""
+    mixed = "int8" if report.budget.kind == "speedup" else "int4"
+    return replace(
+        report.target, dtype={"mixed": mixed, "float32": "int8"}.get(report.target.dtype, report.target.dtype)
+    )
 
 
 def timed(report: Report, original: Original, path: Path) -> Report:
@@ -186,7 +189,7 @@ def timed(report: Report, original: Original, path: Path) -> Report:
 
     assert report.onnx is not None
     dense, signature, target = original.dense, signature_of(original.dense), report.target
-    rounded = _alike(target)
+    rounded = _alike(report)
     with tempfile.TemporaryDirectory() as folder:
         exact = Path(folder) / "exact"
         exact.mkdir()

@@ -100,6 +100,7 @@ def _plan(path: Path, content: Content) -> Description:
         ],
     }
     asked = f"for {tidy(budget['kind'])} {budget['limit']:g}" if budget else "written by hand"
+    asked += f" and {budget['size']:,.0f} bytes" if budget and budget.get("size") else ""
     return Description(
         "plan",
         f"the ranks of {len(groups)} groups of weights, {asked}",

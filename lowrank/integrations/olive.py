@@ -118,6 +118,7 @@ def _compress(model: HfModelHandler | ONNXModelHandler, wanted: dict[str, Any], 
         heal=None if wanted["heal"] is None else Training(minutes=wanted["heal"]),
         target=Target(dtype=wanted["quantize"]),
         latency=False,
+        int8=False,
     )
 
 

@@ -128,7 +128,7 @@ def estimate(
     """
     streamed, jobs = is_streamed(backend), execution.jobs(weights, calibrated)
     largest = max(working_bytes(weight, calibrated) for weight in weights)
-    matrices = max(jobs * largest, _block_bytes(weights) if streamed and calibrated else 0)
+    matrices = max(jobs * largest, _block_bytes(weights) if streamed and calibrated and known is None else 0)
     targeted = sum(weight.params * item_bytes(weight.dtype) for weight in weights)
     written = sum(min(weight.shape) * CURVES for weight in weights)
     if calibrated and (streamed or not isinstance(backend.signature, str)):

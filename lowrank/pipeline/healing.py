@@ -235,7 +235,7 @@ def _train(
     if calibration.is_own_alone:
         fit, heldout = (with_changes(calibration.backend, fold) for fold in (fit, heldout))
     samples = Samples(fit, heldout)
-    same_size = plan.budget is not None and plan.budget.kind == "size"
+    same_size = plan.budget is not None and plan.budget.most_bytes is not None
     healing = prepare(calibration.backend, small, samples, training, Checkpoint(path, key, resume), same_size=same_size)
     for _ in opened.track(hundredths(healing.run()), healing.status, 100):
         pass

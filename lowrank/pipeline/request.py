@@ -89,6 +89,7 @@ class Request(Work):
 
             refuse_whole(
                 heal=self.heal,
+                speedup=self.budget is not None and self.budget.kind == "speedup",
                 latency=self.kind == "time",
                 size=self.kind == "size",
                 quantize=self.target.dtype != "float32",

@@ -136,11 +136,13 @@ def _check_possible(folder: Path, analysis: Analysis, plan: Plan, report: Report
             "`lowrank compress` with the smaller budget takes the analysis that is there"
         )
     if budget.kind in TIMED:
-        raise LowRankError("truncate takes --budget, --error or --size; for --latency compress the original again")
+        raise LowRankError(
+            "truncate takes --budget, --error or --size; for --speedup and --latency compress the original again"
+        )
     if budget.kind != "size" and report is not None and report.target.dtype == "mixed":
         raise LowRankError(
-            f"{folder} was made with --size, which chose a type for each weight: truncate it with --size, or "
-            "compress the original with --budget"
+            f"{folder} was made with --size or --speedup, which chose a type for each weight: truncate it with --size, "
+            "or compress the original with --budget"
         )
     now = share_of(budget, plan.options, analysis)
     if budget.kind == "size" and budget.limit > 1 and (folder / ONNX_FILE).is_file():

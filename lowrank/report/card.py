@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -132,7 +132,7 @@ def card_of(
         f"{_count(report.targets.params_after)}, which is {percent(report.targets.keep_ratio)} of them.",
         _sizes(report),
         _quality(report),
-        _times(report),
+        _times(replace(report, take=None) if graphs else report),
         "## Use",
         _use(kind, pooled),
         f"For `optimum` and transformers.js there are, under `onnx/`: {', '.join(graphs)}." if graphs else "",

@@ -74,7 +74,7 @@ def _sets(quality: Quality | None) -> list[SetQuality]:
 def columns_of_sets(quality: Quality | None) -> tuple[list[str], list[tuple[str, ...]]]:
     """A table of all sets: the heads of its columns, short ones, and a line of cells for each set."""
     rows = rows_of_sets(quality)
-    dtype = quality and quality.dense_rounded and quality.dense_rounded.dtype
+    dtype = (quality and quality.dense_rounded and quality.dense_rounded.dtype) or "rounded"
     given = {
         f"dense {dtype}": [row.dense_rounded for row in rows],
         "compressed": [row.fidelity for row in rows],

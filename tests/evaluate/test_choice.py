@@ -10,7 +10,7 @@ from test_fitness import latency, report_of
 
 from lowrank.core.forecast import FLOOR
 from lowrank.evaluate.choice import ALIKE, files_of, which_to_take
-from lowrank.results.parts import Latency, Quality
+from lowrank.results.parts import BudgetResult, Latency
 from lowrank.results.report import Report
 
 MS = st.floats(0.1, 100)
@@ -19,10 +19,10 @@ SHARE = st.floats(0, 1)
 
 
 def report_with(times: Latency, own: float, rounded: float, int8: float) -> Report:
-    report = report_of(own, own, latency=times)
-    assert report.quality is not None
-    plain, ours = (Quality(dtype="int8", fidelity=value, worst="your data") for value in (rounded, int8))
-    return replace(report, quality=replace(report.quality, dense_rounded=plain, int8=ours))
+    qualities = [report_of(value, value).quality for value in (own, rounded, int8)]
+    assert qualities[0] is not None
+    quality = replace(qualities[0], dense_rounded=qualities[1], int8=qualities[2])
+    return replace(report_of(own, own, latency=times), quality=quality)
 
 
 @given(st.tuples(MS, MS, MS, MS), st.tuples(BYTES, BYTES, BYTES, BYTES), st.tuples(SHARE, SHARE, SHARE))
@@ -81,6 +81,38 @@ def test_a_result_that_is_not_fit_is_not_taken() -> None:
     assert said.startswith("Take the dense model instead (4 MB, 10 ms")
     assert "no file of this run gives the same answers in 90 %" in said
     assert "makes it" not in said
+
+
+def test_a_graph_whose_outputs_are_not_finite_is_not_taken() -> None:
+    """Nothing was measured of it then, though the rest was."""
+    times = replace(latency(2.0, rounded=3.0), int8_ms=1.0, int8_onnx_bytes=600_000)
+    report = report_with(times, 0.95, 0.98, 0.94)
+    assert report.quality is not None
+    said = which_to_take(replace(report, quality=replace(report.quality, int8=None)))
+    assert said is not None and "model_int8.onnx" not in said.split(":")[0]
+
+
+def test_what_no_result_is_judged_by_decides_nothing() -> None:
+    """Random inputs, and sets of a few samples."""
+    report = report_with(latency(2.0, rounded=12.0), 0.3, 0.4, 0.2)
+    quality = report.quality
+    assert quality is not None and quality.sets is not None
+    for change in ({"origin": "random"}, {"samples": 2}):
+        sets = [replace(row, **change) for row in quality.sets]
+        said = which_to_take(replace(report, quality=replace(quality, sets=sets, dense_rounded=None)))
+        assert said is not None and said.startswith("Take model.onnx (2 MB, 5 ms):")
+
+
+def test_tasks_were_measured_on_one_graph_alone() -> None:
+    times = replace(latency(2.0, rounded=3.0), int8_ms=1.0, int8_onnx_bytes=600_000)
+    report = report_with(times, 0.95, 0.98, 0.94)
+    said = which_to_take(replace(report, budget=BudgetResult(kind="drop", limit=0.01, reached=0.0)))
+    assert said is not None and "model_int8.onnx" not in said
+
+
+def test_an_old_report_has_no_type() -> None:
+    times = replace(latency(2.0, rounded=3.0), dense_rounded_to=None)
+    assert [file.name for file in files_of(report_with(times, 0.95, 0.98, 0.94))][1] == "dense float32"
 
 
 def test_without_times_nothing_is_said() -> None:

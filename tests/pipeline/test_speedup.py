@@ -16,8 +16,8 @@ import lowrank
 from lowrank.backends import open_model
 from lowrank.backends.onnx.save import file_size
 from lowrank.core.budget import Budget
-from lowrank.core.plan import Plan
-from lowrank.core.selection.knapsack import Knapsack, bytes_of
+from lowrank.core.plan import Plan, check_budget
+from lowrank.core.selection.knapsack import Knapsack, bytes_of, share_in_time
 from lowrank.core.selection.timings import Timings, sizes_for
 from lowrank.edge.target import Target
 from lowrank.errors import InfeasibleBudget, LowRankError, TimingError
@@ -63,6 +63,29 @@ def test_types_are_chosen_with_ranks(analysis: Any) -> None:
     assert {o.dtype for o in alone.options} == {"float32"} and alone.keep_ratio < 0.6
     again = Plan.from_json(plan.to_json(), analysis, plan.budget)
     assert again.options == plan.options and again.reached == pytest.approx(plan.reached)
+
+
+def test_a_plan_is_held_against_its_own_types(analysis: Any) -> None:
+    table = table_of(analysis)
+    plan = select(analysis, Budget.speedup(1.8), Knapsack(timings=table))
+    assert share_in_time(plan.options, analysis, table) == pytest.approx(plan.share, rel=1e-3)
+    with pytest.raises(TimingError, match="stored in int8, and the table was measured for float32 alone"):
+        share_in_time(plan.options, analysis, replace(table, others=()))
+    slow = replace(plan, share=0.9)
+    with pytest.raises(InfeasibleBudget, match=r"is 1\.111 times as fast, and 1\.8 times were asked for"):
+        check_budget(slow)
+
+
+def test_a_type_whose_dense_model_was_not_timed_has_the_rest_of_another(analysis: Any) -> None:
+    table = check_table(table_of(analysis), "int8")
+    assert table.whole is None and table.dtype == "int8"
+    plan = select(analysis, Budget.latency(0.7), Knapsack(timings=table))
+    # A third of the products, and half of the float32 products beside: that much is not the products' to save.
+    dense = sum(table.dense(record.weight) for record in analysis.weights)
+    assert plan.share == pytest.approx(0.7, abs=0.05)
+    assert plan.share is not None
+    spent = plan.share * (dense + 1.5 * dense) - 1.5 * dense
+    assert 0 < spent < dense
 
 
 def test_where_eight_bits_are_slower_they_are_left(analysis: Any) -> None:
@@ -135,6 +158,9 @@ def test_operators_are_made_true_to_the_model(tmp_path: Path) -> None:
     for dtype, scale in (("float32", 2.0), ("int8", 1.5)):
         assert found[dtype].product(16, 16) == pytest.approx(scale * tables[dtype].product(16, 16))
         assert found[dtype].whole == tables[dtype].whole
+    # Products are never scaled beyond what the whole model takes.
+    for dtype, each in corrected(tables, weights, 1.0).items():
+        assert sum(map(each.dense, weights)) <= (tables[dtype].whole or 0.0) * (1 + 1e-9)
     # A smallest model that is slower than the dense one tells nothing.
     assert corrected(tables, weights, 1e9) == tables
 

@@ -54,6 +54,7 @@ def test_both_are_written_and_measured(made: tuple[Path, Report], bert_folder: P
     assert {each.op_type for each in onnx.load(int8).graph.node} & {"MatMulInteger", "DynamicQuantizeLinear"}
 
 
+@pytest.mark.slow
 def test_healing_and_cutting_leave_two_again(made: tuple[Path, Report], tmp_path: Path) -> None:
     shutil.copytree(made[0], tmp_path / "run")
     lowrank.compress(None, 0.2, output=tmp_path / "run", refit=False, latency=False)
@@ -66,6 +67,7 @@ def test_healing_and_cutting_leave_two_again(made: tuple[Path, Report], tmp_path
     assert (tmp_path / "cut" / INT8_FILE).read_bytes() != healed
 
 
+@pytest.mark.slow
 def test_left_out_where_nobody_wants_it(bert_folder: Path, tmp_path: Path) -> None:
     run, plain = tmp_path / "run", lowrank.Settings(calib="none")
     lowrank.compress(str(bert_folder), 0.5, output=run, settings=plain, latency=False)

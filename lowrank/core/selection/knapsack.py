@@ -83,6 +83,10 @@ class Knapsack:
         offers = _Offers(analysis, lambda group: self._timed(group, analysis, timings, budget))
         dense = sum(int(offers.costs[group.name][0]) for group in analysis.singles)
         whole = dense if timings.whole is None else int(NANO * timings.whole)
+        if timings.whole is None and (other := next((t for t in timings.others if t.whole is not None), None)):
+            # What is no product takes as long in a model of another type.
+            products = sum(other.dense(record.weight) for record in analysis.weights)
+            whole = dense + int(NANO * max((other.whole or 0.0) - products, 0.0))
         rest = whole - dense
         if rest < 0:
             raise TimingError(
@@ -287,15 +291,29 @@ def timed(curve: Curve, timings: Timings, group: Group, analysis: Analysis) -> t
 
 
 def share_in_time(options: Sequence[Option], analysis: Analysis, timings: Timings) -> float:
-    """What some options leave of the time of the dense model."""
+    """What some options leave of the time of the dense model in the table's first type; each is computed in its own, if
+    types were chosen.
 
-    def time_of(option: Option) -> float:
+    Raises:
+        TimingError: if the table has none of an option's type.
+    """
+
+    def time_of(option: Option, table: Timings) -> float:
         group, structure = analysis.groups[option.group], structure_named(option.structure)
-        return float(structure.times(timings, np.array([option.rank]), group, analysis.weights_of(group))[0])
+        return float(structure.times(table, np.array([option.rank]), group, analysis.weights_of(group))[0])
 
-    dense = sum(time_of(Dense().at(group, analysis, 0)) for group in analysis.singles)
+    def table_of(option: Option) -> Timings:
+        found = timings if option.dtype == "float32" else timings.of(option.dtype)
+        if found is None:
+            raise TimingError(
+                f"{option.group} is stored in {option.dtype}, and the table was measured for {timings.dtype} alone; "
+                "measure again with `lowrank bench MODEL --table FILE`"
+            )
+        return found
+
+    dense = sum(time_of(Dense().at(group, analysis, 0), timings) for group in analysis.singles)
     whole = timings.whole or dense
-    return (whole - dense + sum(map(time_of, options))) / max(whole, 1e-9)
+    return (whole - dense + sum(time_of(option, table_of(option)) for option in options)) / max(whole, 1e-9)
 
 
 def _at(group: str, curves: Sequence[Curve], index: int) -> Option:

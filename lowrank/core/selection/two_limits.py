@@ -113,12 +113,14 @@ def _filled(
     splits = [usable(each, limits.costs) for each in blocks]
     adjusted = _with(errors, limits.others, price)
     cost_price, lowest, _ = price_of(limits.costs, adjusted, splits, limits.limit)
-    bound = max(bound, lowest - price * limits.other_limit, 0.0)
+    # What an option adds to is the bound at this price alone; others may be higher.
+    own = lowest - price * limits.other_limit
+    bound = max(bound, own, 0.0)
     error = _total(errors, options)
     exact = error - bound <= 1e-9 * error
     if not exact:
         reduced = {name: adjusted[name] + cost_price * limits.costs[name] for name in errors}
-        better, proven = _branched(limits, errors, reduced, splits, (error - bound) * (1 + 1e-9))
+        better, proven = _branched(limits, errors, reduced, splits, (error - own) * (1 + 1e-9))
         if better is not None and _total(errors, better) < error:
             options, error = better, _total(errors, better)
         bound = max(bound, min(proven, error))

@@ -60,13 +60,15 @@ def corrected(tables: Mapping[str, Timings], weights: list[Weight], smallest: fl
     assert plain.whole is not None
     if dense <= thin or plain.whole <= smallest:
         return dict(tables)
-    scale = float(np.clip((plain.whole - smallest) / (dense - thin), LEAST, MOST))
-    rest = max(plain.whole - scale * dense, 0.0)
+    # Thin factors run warmer than dense matrices; all products together take no longer than the model.
+    scale = min(float(np.clip((plain.whole - smallest) / (dense - thin), LEAST, MOST)), plain.whole / dense)
+    rest = plain.whole - scale * dense
     found: dict[str, Timings] = {}
     for dtype, table in tables.items():
         assert table.whole is not None
-        own = (table.whole - rest) / sum(table.dense(weight) for weight in weights)
-        found[dtype] = _scaled(table, scale if table is plain else float(np.clip(own, LEAST, MOST)))
+        products = sum(table.dense(weight) for weight in weights)
+        own = min(float(np.clip((table.whole - rest) / products, LEAST, MOST)), table.whole / products)
+        found[dtype] = _scaled(table, scale if table is plain else own)
     return found
 
 

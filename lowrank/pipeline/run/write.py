@@ -19,7 +19,9 @@ from lowrank.core.rounding.formats import Stored
 from lowrank.edge.graph_file import fit_file
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError
+from lowrank.evaluate.choice import which_to_take
 from lowrank.evaluate.generation import check_generation
+from lowrank.evaluate.graph import FileModel
 from lowrank.evaluate.measure import Measures, measure
 from lowrank.evaluate.parity import check_parity
 from lowrank.pipeline.budgets.faster import faster
@@ -112,6 +114,7 @@ def write_and_measure(
         report.unfit.append(advice)
     if output.max_drop is not None:
         report = held_against(report, output.max_drop)
+        report = replace(report, take=which_to_take(report))
     problems += report.problems
     if report.parity is None:
         # A graph that failed its check is not left for anyone to ship.
@@ -168,6 +171,7 @@ def write_int8(exact: Path, target: Target, signature: Signature, feeds: Sequenc
     shutil.copyfile(exact, path)
     try:
         notes = fit_file(path, replace(target, dtype="int8"), signature, feeds)
+        FileModel(path, signature).run(signature.example(1, 4))
     except ExportError as error:
         # What nobody asked for must not spoil what there is.
         _delete_graph(path.parent, INT8_FILE)

@@ -204,7 +204,7 @@ class Workbench:
 
     def milliseconds(self, latency: Budget) -> float:
         """What a budget of time comes to."""
-        return latency.limit if latency.kind == "milliseconds" else latency.limit * self.dense_ms
+        return latency.limit if latency.kind == "milliseconds" else latency.time_share * self.dense_ms
 
     def folder(self, trial: Trial) -> Path:
         """Of a trial's run."""
@@ -279,6 +279,7 @@ class Workbench:
             opening=self.bench.session.opening,
             heal=Training(minutes=trial.minutes, seed=self.seed) if trial.minutes else None,
             latency=False,
+            int8=False,
             target=Target(dtype=trial.dtype),  # pyright: ignore[reportArgumentType]
         )
         if report.problems:

@@ -106,8 +106,10 @@ def plan_table(plan: Plan, analysis: Analysis) -> Table:
             f"{option.error**0.5:.3f}",
         )
     table.caption = f"keep ratio {plan.keep_ratio:.4f}"
-    if plan.budget is not None and plan.budget.kind in ("bytes", "macs", "latency", "speedup"):
+    if plan.budget is not None and plan.budget.kind in ("bytes", "macs", "latency"):
         table.caption += f", of {NAMES[plan.budget.kind]} {plan.reached:.4f}"
+    if plan.budget is not None and plan.budget.kind == "speedup":
+        table.caption += f", {plan.reached:.3g} times as fast, as predicted"
     if plan.budget is not None and plan.budget.kind == "size" and plan.share is not None:
         table.caption += f", {int(plan.share):,} bytes of {int(plan.budget.limit):,}"
     if plan.gap == 0:

@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowrank.core.selection.partition import partitions
@@ -59,6 +59,41 @@ def test_brute_force_agrees(case: tuple[Limits, dict[str, np.ndarray]]) -> None:
     assert cost <= limits.limit and other <= limits.other_limit
     assert choice.allocation.error == pytest.approx(sum(float(errors[n][i]) for n, i in choice.options.items()))
     assert choice.allocation.bound <= best + 1e-9
+
+
+def least_error(limits: Limits, errors: dict[str, np.ndarray]) -> float | None:
+    """Dynamic programming over both limits, group by group."""
+    states = {(0, 0): 0.0}
+    for name, losses in errors.items():
+        after: dict[tuple[int, int], float] = {}
+        for (cost, other), error in states.items():
+            for i, loss in enumerate(losses):
+                key = cost + int(limits.costs[name][i]), other + int(limits.others[name][i])
+                if key[0] <= limits.limit and key[1] <= limits.other_limit:
+                    after[key] = min(after.get(key, np.inf), error + float(loss))
+        states = after
+    return min(states.values(), default=None)
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=60)
+def test_what_is_said_to_be_the_least_is(seed: int) -> None:
+    """More groups, so that the first choice is not the best one, and some options are left out on the way."""
+    rng = np.random.default_rng(seed)
+    names = [str(number) for number in range(int(rng.integers(5, 11)))]
+    sizes = {name: int(rng.integers(2, 6)) for name in names}
+    costs, others = ({n: rng.integers(0, 16, sizes[n]) for n in names} for _ in range(2))
+    errors = {n: rng.random(sizes[n]) for n in names}
+    most = [sum(int(each[n].max()) for n in names) for each in (costs, others)]
+    limits = Limits(costs, others, int(rng.uniform(0.2, 0.6) * most[0]), int(rng.uniform(0.2, 0.6) * most[1]))
+    best, choice = least_error(limits, errors), choose_within(limits, errors, [[(name,)] for name in names])
+    assert (best is None) == (choice is None)
+    if best is None or choice is None:
+        return
+    found = choice.allocation
+    assert found.bound <= best * (1 + 1e-9) + 1e-12 and found.error >= best * (1 - 1e-9)
+    assert not found.exact or found.error == pytest.approx(best)
+    assert found.error <= best + found.gap + 1e-9
 
 
 def test_many_options_keep_to_both_limits_and_say_how_far_they_are() -> None:

@@ -61,6 +61,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python tools/bench_pivots.py --output $(BENCH)
 	$(if $(DATA),$(BIN)/python tools/bench_healing.py --data $(DATA) $(if $(VIT),--vit $(VIT)) $(if $(GPT),--gpt $(GPT)) --output $(BENCH))
 	$(if $(DATA),$(BIN)/python tools/bench_tables.py --data $(DATA) $(if $(GPT),--gpt $(GPT)) --output $(BENCH))
+	$(if $(DATA),$(BIN)/python tools/bench_speed.py --data $(DATA) --output $(BENCH))
 	$(if $(DATA),$(BIN)/python tools/bench_vocabulary.py --data $(DATA) --output $(BENCH))
 
 # Trains the two second models of the bench, some minutes each.

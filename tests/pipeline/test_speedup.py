@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from lowrank.core.selection.knapsack import Knapsack, bytes_of, share_in_time
 from lowrank.core.selection.timings import Timings, sizes_for
 from lowrank.edge.target import Target
 from lowrank.errors import InfeasibleBudget, LowRankError, TimingError
+from lowrank.pipeline.budgets import measured_speed
 from lowrank.pipeline.budgets.operator_times import BOTH, check_table, model_times
 from lowrank.pipeline.budgets.whole_model import corrected, write_smallest
 from lowrank.pipeline.plans import select
@@ -163,6 +165,46 @@ def test_operators_are_made_true_to_the_model(tmp_path: Path) -> None:
         assert sum(map(each.dense, weights)) <= (tables[dtype].whole or 0.0) * (1 + 1e-9)
     # A smallest model that is slower than the dense one tells nothing.
     assert corrected(tables, weights, 1e9) == tables
+
+
+@pytest.mark.parametrize(
+    ("truth", "asked", "kept"),
+    [
+        # What is predicted is what comes: one trial is enough.
+        ({1.8: 1.8}, [1.8], 1.8),
+        # Faster than it has to be: made again, for as much less.
+        ({1.8: 2.4, 1.35: 1.8}, [1.8, 1.35], 1.8),
+        # Too slow, and then fast enough.
+        ({1.8: 1.5, 2.16: 1.85}, [1.8, 2.16], 1.85),
+        # The second one is too slow: the first stays.
+        ({1.8: 2.4, 1.35: 1.2}, [1.8, 1.35], 2.4),
+        # A speed that no plan is predicted to have.
+        ({1.8: 0.5}, [1.8, 6.48], 0.5),
+    ],
+)
+def test_a_plan_is_made_again_by_what_its_graph_took(
+    analysis: Any, monkeypatch: pytest.MonkeyPatch, truth: dict[float, float], asked: list[float], kept: float
+) -> None:
+    selector, tried, finding = Knapsack(timings=table_of(analysis)), list[float](), [0.0]
+
+    def find(budget: Budget) -> Plan:
+        tried.append(round(budget.limit, 2))
+        finding[0] = tried[-1]
+        plan = select(analysis, budget, selector)
+        # As if the prediction were exactly what was asked for.
+        return replace(plan, share=1 / budget.limit)
+
+    def times(*_: object) -> dict[str, float]:
+        return {"dense": 10.0, "tried": 10.0 / truth[finding[0]]}
+
+    for name in ("make_graph", "compressed_model", "signature_of"):
+        monkeypatch.setattr(measured_speed, name, lambda *_, **__: None)
+    monkeypatch.setattr(measured_speed, "measure_latency", times)
+    session: Any = SimpleNamespace(dense=None, analysis=analysis, on_trial=None)
+    plan = measured_speed.measured_plan(session, Budget.speedup(1.8), find, Target(), (16, 1))
+    assert tried == asked and plan.budget == Budget.speedup(1.8)
+    assert plan.reached == pytest.approx(kept)
+    assert bool(plan.notes) == (kept < 1.7)
 
 
 @pytest.mark.slow

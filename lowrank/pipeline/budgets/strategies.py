@@ -12,6 +12,7 @@ from lowrank.core.selection.knapsack import Knapsack, share_in_time
 from lowrank.errors import InfeasibleBudget
 from lowrank.evaluate.tasks.benchmark import Benchmark
 from lowrank.pipeline.budgets.file_size import sized_plan
+from lowrank.pipeline.budgets.measured_speed import measured_plan
 from lowrank.pipeline.budgets.operator_times import BOTH, model_times
 from lowrank.pipeline.budgets.quality_drop import Search
 from lowrank.pipeline.plans import read_plan, select
@@ -52,9 +53,15 @@ def _by_time(session: Session, request: Request, _: Benchmark | None) -> Plan:
             return check_budget(replace(plan, budget=budget, share=share))
         if selector is None or isinstance(selector, Knapsack):
             selector = replace(selector or Knapsack(), timings=timings)
-            if budget.file_bytes is not None:
-                return sized_plan(session, budget, selector, replace(target, dtype="mixed"))
-        return select(analysis, budget, selector)
+
+        def find(asked: Budget) -> Plan:
+            if asked.file_bytes is not None and isinstance(selector, Knapsack):
+                return sized_plan(session, asked, selector, replace(target, dtype="mixed"))
+            return select(analysis, asked, selector)
+
+        if budget.kind == "speedup" and request.timings is None:
+            return measured_plan(session, budget, find, target, (timings.tokens, timings.threads))
+        return find(budget)
 
 
 def _by_size(session: Session, request: Request, _: Benchmark | None) -> Plan:

@@ -69,6 +69,7 @@ def test_a_wrong_task_costs_nothing(cli: Cli, here: Path) -> None:
     assert not (here / "lowrank-run/model").exists()
 
 
+@pytest.mark.slow
 def test_the_drop_stays_within_its_limit(cli: Cli) -> None:
     made = cli("compress", "--task", "fidelity", "--max-drop", "0.02", "--no-refit", "--no-timing", "--json")
     assert made.code == 0, made.err

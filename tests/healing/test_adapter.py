@@ -163,6 +163,7 @@ def test_beginning_with_the_discarded_gains_after_a_refit_too(name: str) -> None
     assert task.judge() < 0.97 * task.before
 
 
+@pytest.mark.slow
 def test_two_adapters_on_one_session_give_two_right_answers(tmp_path: Path) -> None:
     import onnxruntime
 

@@ -90,6 +90,7 @@ def test_selection(blocks: tuple[Any, Analysis], kind: Any) -> None:
     assert sum(o.error for o in every.options) <= sum(o.error for o in plan.options)
 
 
+@pytest.mark.slow
 def test_torch_to_onnx_and_smaller(tmp_path: Path) -> None:
     tiny_bert_folder(tmp_path / "model")
     settings = lowrank.Settings(calib=str(write_text(tmp_path / "text.txt", 30)))

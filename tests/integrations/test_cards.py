@@ -59,7 +59,7 @@ def test_a_card_is_written_and_renewed(folder: Path, tmp_path: Path, cli: Callab
         assert f"{report['model'][key]:,}" in first
     assert percent(report["targets"]["keep_ratio"]) in first
     assert percent(report["quality"]["fidelity"]) in first
-    assert f"{report['latency']['compressed_ms']:.2f} ms" in first and report["provenance"]["processor"] in first
+    assert f"| {report['latency']['compressed_ms']:.2f} |" in first and report["provenance"]["processor"] in first
     assert "import lowrank" in first and "AutoModel.from_pretrained" in first
     assert "lowrank compress bert --budget 0.5 -o run --calib text.txt" in first
     assert str(tmp_path) not in first and str(folder.parent) not in first
@@ -75,7 +75,7 @@ def test_a_card_is_written_and_renewed(folder: Path, tmp_path: Path, cli: Callab
     again, report = card.read_text(), read(run / "report.json")
     assert header_of(card) == header
     assert (
-        f"{report['latency']['compressed_ms']:.2f} ms" in again
+        f"| {report['latency']['compressed_ms']:.2f} |" in again
         and f"{100 * report['quality']['fidelity']:.1f} %" in again
     )
     assert again.count("you must say that someone made it") == 1 and again.count("## The original's card") == 1

@@ -69,6 +69,11 @@ class Plan:
         return self.keep_ratio if self.share is None else self.share
 
     @property
+    def is_typed(self) -> bool:
+        """Whether types were chosen: some weight is not stored in floating numbers of 32 bits."""
+        return any(option.dtype != "float32" for option in self.options)
+
+    @property
     def meets_budget(self) -> bool:
         """Whether the plan is within its budget."""
         if self.budget is None or (self.budget.kind in ELSEWHERE and self.share is None):

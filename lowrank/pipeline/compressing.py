@@ -187,7 +187,7 @@ def _written(session: Session, plan: Plan, run: Path, request: Request, benchmar
     with session.clock.stage("rewrite"):
         small = session.dense.rewrite(layers)
     plan = replace(plan, notes=(*plan.notes, *solver_notes(used)))
-    mixed = _counts_file(request) or any(option.dtype != "float32" for option in plan.options)
+    mixed = _counts_file(request) or plan.is_typed
     output = WriteOptions(
         target=replace(request.target, dtype="mixed") if mixed else request.target,
         with_past=request.with_past,

@@ -45,10 +45,8 @@ def measured_plan(
         make_graph(session.dense, dense, replace(target, dtype="float32"))
 
         def speed_of(plan: Plan) -> float:
-            path, options = Path(folder) / "tried.onnx", plan.options
-            mixed = any(option.dtype != "float32" for option in options)
-            small = compressed_model(session.on_trial, plan, refit=False)
-            kind = replace(target, dtype="mixed" if mixed else "float32")
+            path, small = Path(folder) / "tried.onnx", compressed_model(session.on_trial, plan, refit=False)
+            kind = replace(target, dtype="mixed" if plan.is_typed else "float32")
             make_graph(small, path, kind, stored=stored_weights(plan, session.analysis), plain=True)
             files = {"dense": dense, "tried": path}
             times = measure_latency(files, signature_of(session.dense), 1, *rows)

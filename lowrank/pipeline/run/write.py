@@ -30,7 +30,7 @@ from lowrank.pipeline.run.layout import MODEL_FOLDER, PLAN_FILE, REPORT_FILE, SC
 from lowrank.pipeline.run.page import with_page
 from lowrank.pipeline.run.provenance import provenance
 from lowrank.pipeline.session import Session
-from lowrank.results.parts import Cut, HealingResult
+from lowrank.results.parts import Cut, HealingResult, Parity
 from lowrank.results.report import INT8_FILE, ONNX_FILE, Report, held_against
 
 TOKENS = 16384
@@ -71,7 +71,7 @@ def write_and_measure(
     """Write everything of a result but its analysis to `stage`, a folder for the session's run, and measure it."""
     run = session.run
     assert run is not None
-    calibration, clock, target = session.calibration, session.clock, output.target
+    clock, target = session.clock, output.target
     problems, notes, stored = list(history.problems), list[str](), stored_weights(plan, session.analysis)
     folder, onnx = stage / MODEL_FOLDER, stage / ONNX_FILE
     folder.mkdir()
@@ -83,12 +83,8 @@ def write_and_measure(
         try:
             with clock.stage("export"):
                 for path in session.track((onnx,), "writing ONNX", 1):
-                    small.write_onnx(path)
-                    if target.is_rounded:
-                        output = replace(output, exact=check_parity(small, path))
-                    elif output.int8:
-                        notes += write_int8(path, target, small.signature, rounding_feeds(calibration))
-                    notes += fit_file(path, target, small.signature, rounding_feeds(calibration), stored)
+                    exact, remarks = write_graphs(small, path, output, rounding_feeds(session.calibration), stored)
+                    output, notes = replace(output, exact=exact), [*notes, *remarks]
         except ExportError as error:
             problems.append(str(error))
             _delete_graph(stage, ONNX_FILE, INT8_FILE)
@@ -99,16 +95,8 @@ def write_and_measure(
         except ExportError as error:
             problems.append(str(error))
             _delete_graph(stage, WITH_PAST_FILE)
-    budget = plan.budget
-    most = budget.most_bytes if budget is not None else None
-    if budget is not None and most is not None and onnx.exists():
-        nbytes = file_size(onnx)
-        plan = replace(plan, share=float(nbytes)) if budget.kind == "size" else plan
-        if nbytes > most:
-            problems.append(
-                f"{ONNX_FILE} has {nbytes:,} bytes with its numbers, and {int(most):,} were allowed; lower some ranks "
-                "of the plan, or give more"
-            )
+    if onnx.exists():
+        plan = _with_bytes(plan, file_size(onnx), problems)
     report = measure(session.original, small, plan, stage, output)
     if report.latency is not None and (advice := faster(session, target, report.latency)):
         report.unfit.append(advice)
@@ -154,6 +142,40 @@ def write_report(stage: Path, run: Path, analysis: Analysis, plan: Plan, report:
 def rounding_feeds(calibration: Calibration | None) -> Sequence[Feed]:
     """The inputs on which graphs are rounded; none without data."""
     return spread(calibration.fit, TOKENS) if calibration is not None else ()
+
+
+def _with_bytes(plan: Plan, nbytes: int, problems: list[str]) -> Plan:
+    """The plan with the bytes that its graph has, if those are its budget; a problem if they are more than allowed."""
+    budget = plan.budget
+    if budget is None or budget.most_bytes is None:
+        return plan
+    if nbytes > budget.most_bytes:
+        problems.append(
+            f"{ONNX_FILE} has {nbytes:,} bytes with its numbers, and {int(budget.most_bytes):,} were allowed; lower "
+            "some ranks of the plan, or give more"
+        )
+    return replace(plan, share=float(nbytes)) if budget.kind == "size" else plan
+
+
+def write_graphs(
+    small: Backend, path: Path, output: WriteOptions, feeds: Sequence[Feed], stored: Mapping[str, Stored]
+) -> tuple[Parity | None, list[str]]:
+    """Write the graph of a model, and the one in eight bits beside it if that is wanted.
+
+    Returns:
+        How exact a graph was before it was rounded, None for one that is not; and remarks on what stayed as it was.
+
+    Raises:
+        ExportError: if it cannot be written, or does not agree with the model.
+    """
+    target, notes, exact = output.target, list[str](), None
+    assert isinstance(small.signature, Signature)
+    small.write_onnx(path)
+    if target.is_rounded:
+        exact = check_parity(small, path)
+    elif output.int8:
+        notes += write_int8(path, target, small.signature, feeds)
+    return exact, [*notes, *fit_file(path, target, small.signature, feeds, stored)]
 
 
 def write_int8(exact: Path, target: Target, signature: Signature, feeds: Sequence[Feed]) -> list[str]:

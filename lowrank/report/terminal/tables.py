@@ -89,8 +89,7 @@ def plan_table(plan: Plan, analysis: Analysis) -> Table:
     """The chosen ranks, one row a group."""
     table = Table(title="Ranks", title_justify="left", caption_justify="left", box=None, pad_edge=False)
     table.add_column("weight", no_wrap=True)
-    typed = any(option.dtype != "float32" for option in plan.options)
-    for name in ("shape", "structure", "rank", *(("type",) if typed else ()), "kept", "error"):
+    for name in ("shape", "structure", "rank", *(("type",) if plan.is_typed else ()), "kept", "error"):
         table.add_column(name, justify="right", no_wrap=True)
     groups = analysis.groups
     for option in plan.options:
@@ -101,7 +100,7 @@ def plan_table(plan: Plan, analysis: Analysis) -> Table:
             ", ".join(f"{rows} x {cols}" for rows, cols in shapes),
             option.structure,
             "-" if structure_named(option.structure).is_dense else str(option.rank),
-            *((option.dtype,) if typed else ()),
+            *((option.dtype,) if plan.is_typed else ()),
             f"{option.cost / analysis.params(group):.2f}",
             f"{option.error**0.5:.3f}",
         )

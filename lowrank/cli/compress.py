@@ -61,6 +61,7 @@ def compress(
             settings=settings,
             opening=how,
             refit=ranks.refit,
+            refine=ranks.refine,
             beside=opening.lora if opening.keep_lora else None,
             heal=healing.training(),
             tasks=goal.task or (),

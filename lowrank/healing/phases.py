@@ -1,4 +1,5 @@
-"""The phases of healing: block by block, a search for the learning rate, and the whole model to the end."""
+"""The phases of healing: block by block, a search for the learning rate, and the whole model to the end. Refinement is
+the first of them alone."""
 
 from __future__ import annotations
 
@@ -20,6 +21,8 @@ from lowrank.healing.optimizer import START, Diverged, Optimizer, descend, rates
 
 BLOCKS, TRIAL = 0.1, 0.05
 """Shares of the work: of all blocks together, and of one trial of a learning rate."""
+ALONE = 0.008
+"""The learning rate of blocks, where nothing is trained after them."""
 RAISED, HIGHEST = 4, 0.008
 """Times the best rate of the trials, in the main phase, and up to which rate. The best rate of a short training is too
 low for a long one: what a high one gains shows only once it has come down again. Beyond that rate more is lost than
@@ -106,7 +109,7 @@ class Healing:
         progress = self.progress
         try:
             if progress.phase == "blocks":
-                yield from self._blocks()
+                yield from self._blocks(START, BLOCKS)
                 self._enter("search")
             if progress.phase == "search":
                 yield from self._search()
@@ -115,8 +118,15 @@ class Healing:
         except Diverged as error:
             where = first_nonfinite(self.task.student, self.task.fit.feeds, str(error))
             self.problems.append(f"healing stopped: {where}; what was best until then is kept")
-        places = dict(self.target.named_parameters())
-        restore_({name: places[name] for name in self.best}, self.best)
+        self._finish()
+
+    def refine(self) -> Iterator[float]:
+        """Spend all of the work on the first phase: after every step, the share that is done.
+
+        Yields nothing if the model cannot be run from the middle.
+        """
+        yield from self._blocks(ALONE, 1.0)
+        self._finish()
 
     def status(self) -> str:
         """How far it has come, in words."""
@@ -136,10 +146,16 @@ class Healing:
             problems=self.problems,
         )
 
-    def _blocks(self) -> Iterator[float]:
+    def _finish(self) -> None:
+        """Give the target the best numbers."""
+        places = dict(self.target.named_parameters())
+        restore_({name: places[name] for name in self.best}, self.best)
+
+    def _blocks(self, rate: float, share: float) -> Iterator[float]:
+        """Fit one block after the other with a share of the work."""
         task, progress = self.task, self.progress
         try:
-            fitting = BlockFit(task, START, self.work, BLOCKS * self.work.total, self.seed)
+            fitting = BlockFit(task, rate, self.work, share * self.work.total, self.seed)
             for block in range(progress.blocks, len(fitting.paths)):
                 for _ in fitting.fit(block):
                     yield self._share

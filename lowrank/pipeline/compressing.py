@@ -29,6 +29,7 @@ from lowrank.pipeline.healing import check_data
 from lowrank.pipeline.healing import heal as heal_run
 from lowrank.pipeline.plans import replacements
 from lowrank.pipeline.publish.adapters import keep_adapter
+from lowrank.pipeline.refining import refine
 from lowrank.pipeline.request import SAME_CHANNELS, CompressOptions, Request, read_request
 from lowrank.pipeline.run.layout import RESULTS, RUN
 from lowrank.pipeline.run.write import History, WriteOptions, write_and_measure
@@ -66,6 +67,7 @@ def compress(
             - settings: which weights, and on what data; by default those of the run's analysis, if it is of this model.
             - opening: how to build the model if its file does not say.
             - refit: fit every replacement to what it sees in the compressed model (`sequential_refit`).
+            - refine: then fit every block to the dense block's outputs, by some steps of training.
             - heal: then train it to imitate the dense model, in this way or for so many minutes; see `lowrank.heal`.
             - tasks: what the result is measured on beside fidelity: `sts:FILE`, ... (see `read_tasks`).
             - max_drop: instead of a budget, how much each task may lose; `fidelity` if none is named.
@@ -186,6 +188,9 @@ def _written(session: Session, plan: Plan, run: Path, request: Request, benchmar
         layers = replacements(session, plan, refit=request.refit, permute=request.beside is None)
     with session.clock.stage("rewrite"):
         small = session.dense.rewrite(layers)
+    # Healing begins with the same.
+    wanted = request.refine and request.heal is None and session.calibration is not None and bool(layers)
+    refinement, remarks = refine(session, small, plan) if wanted else (None, ())
     plan = replace(plan, notes=(*plan.notes, *solver_notes(used)))
     mixed = _counts_file(request) or plan.is_typed
     output = WriteOptions(
@@ -204,7 +209,8 @@ def _written(session: Session, plan: Plan, run: Path, request: Request, benchmar
             save_analysis(session.analysis, stage)
         beside = request.beside
         problems = keep_adapter(small, Path(beside).expanduser(), stage) if beside is not None else ()
-        return write_and_measure(session, small, plan, stage, output, History(refit=refit, problems=problems))
+        history = History(refit=refit, refinement=refinement, remarks=remarks, problems=problems)
+        return write_and_measure(session, small, plan, stage, output, history)
 
 
 def _counts_file(request: Request) -> bool:

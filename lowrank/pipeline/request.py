@@ -37,6 +37,7 @@ class CompressOptions(WorkOptions, total=False):
     plan: str | Path | None
     selector: Selector | None
     refit: bool
+    refine: bool
     heal: Training | float | None
     tasks: Sequence[str]
     max_drop: float | None
@@ -56,6 +57,7 @@ class Request(Work):
     plan: str | Path | None = None
     selector: Selector | None = None
     refit: bool = True
+    refine: bool = True
     heal: Training | None = None
     tasks: Sequence[str] = ()
     max_drop: float | None = None

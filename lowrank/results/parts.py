@@ -276,6 +276,19 @@ class HealingResult(Part):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Refinement(Part):
+    """What came of fitting each block to the dense block's outputs."""
+
+    before: float
+    """Held-out loss."""
+    after: float
+    steps: int
+    """Of each block."""
+    kept: bool
+    """Whether the result is the model now: it is better than before."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Cut(Part):
     """How a finished result was cut again."""
 

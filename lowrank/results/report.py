@@ -18,6 +18,7 @@ from lowrank.results.parts import (
     Parity,
     Provenance,
     Quality,
+    Refinement,
     Skipped,
     Targets,
 )
@@ -41,6 +42,8 @@ class Report(Document):
     parity: Parity | None = field(default=None, metadata={"read": Parity.from_json})
     latency: Latency | None = field(default=None, metadata={"read": Latency.from_json})
     quality: Quality | None = field(default=None, metadata={"read": Quality.from_json})
+    refinement: Refinement | None = field(default=None, metadata={"read": Refinement.from_json, **LEFT_OUT})
+    """None where the blocks were not fitted."""
     healing: list[HealingResult] = field(default_factory=list[HealingResult], metadata={"read": rows_of(HealingResult)})
     """One entry for each time that the model was healed."""
     cut: list[Cut] = field(default_factory=list[Cut], metadata={"read": rows_of(Cut)})

@@ -30,7 +30,7 @@ from lowrank.pipeline.run.layout import MODEL_FOLDER, PLAN_FILE, REPORT_FILE, SC
 from lowrank.pipeline.run.page import with_page
 from lowrank.pipeline.run.provenance import provenance
 from lowrank.pipeline.session import Session
-from lowrank.results.parts import Cut, HealingResult, Parity
+from lowrank.results.parts import Cut, HealingResult, Parity, Refinement
 from lowrank.results.report import INT8_FILE, ONNX_FILE, Report, held_against
 
 TOKENS = 16384
@@ -57,6 +57,8 @@ class History:
 
     refit: bool
     """Whether its replacements were fitted to what they see in the compressed model."""
+    refinement: Refinement | None = None
+    """How its blocks were fitted to the dense ones; None if they were not."""
     healing: Sequence[HealingResult] = ()
     cut: Sequence[Cut] = ()
     problems: Sequence[str] = ()
@@ -115,6 +117,7 @@ def write_and_measure(
         report,
         problems=problems,
         notes=[*report.notes, *history.remarks, *notes],
+        refinement=history.refinement,
         healing=list(history.healing),
         cut=list(history.cut),
         seconds=clock.seconds,

@@ -152,6 +152,10 @@ def report_table(report: Report) -> Table:
         table.add_row("error of rounding the factors to their types", "", f"{report.error.cast_relative:.4f}", "")
     if report.cut:
         _cut(table, report.cut[-1])
+    if report.refinement is not None:
+        fitted = report.refinement
+        lost = f"{fitted.after:.4g}, {fitted.after / fitted.before:.3f} of before" if fitted.kept else "no better"
+        table.add_row(f"held-out loss after refinement ({fitted.steps} steps of each block)", "", lost, "")
     for entry in report.healing:
         lost = "no better"
         if entry.kept and entry.after is not None and entry.before:

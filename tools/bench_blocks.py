@@ -17,7 +17,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,6 +42,7 @@ from lowrank.calibrate.sensitivity import changes_of, reference_of
 from lowrank.core.analysis import Analysis
 from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.plan import Plan
+from lowrank.core.structures import structure_named
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.pivoted import pivoted_cost
@@ -54,25 +55,15 @@ COSTS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 """Shares of a part's numbers that are left of it."""
 TOKENS = 4096
 """Of the report fold, at most."""
+CHANNELS = ("neurons", "product", "rotary")
 OFFERED: Mapping[str, tuple[str, ...] | None] = {
     "lowrank": None,
-    "fewer channels": ("neurons", "product", "rotary"),
+    "fewer channels": CHANNELS,
     "factors": ("two_factor", "pivoted", "shared"),
 }
 """What is on offer to the knapsack for one part."""
-COLUMNS = {
-    "model": "",
-    "part": "",
-    "kind": "",
-    "left": "g",
-    "method": "",
-    "numbers": ".3f",
-    "multiply-adds": ".3f",
-    "error": ".4f",
-    "after its mean": ".4f",
-    "loss": "figure",
-    "fidelity": ".4f",
-}
+COLUMNS = {"model": "", "part": "", "kind": "", "left": "g", "method": "", "numbers": ".3f", "multiply-adds": ".3f"}
+COLUMNS |= {"error": ".4f", "after its mean": ".4f", "loss": "figure", "fidelity": ".4f"}
 
 
 @dataclass(frozen=True)
@@ -265,6 +256,15 @@ class Bench:
         except lowrank.LowRankError:
             return None
 
+    def neurons_of(self, part: Part, limit: float) -> Plan | None:
+        """As many neurons as have so many numbers, whatever is predicted of so few; None for other parts."""
+        for record in self.analysis.couplings:
+            if record.structure == "neurons" and set(record.group.weights) == set(part.weights):
+                rank = int(limit / self.params(part) * int(record.ranks[-1]))
+                option = structure_named("neurons").at(record.group, self.analysis, rank)
+                return Plan("", None, {}, (option,), self.params(part)) if rank else None
+        return None
+
     def tried(self, part: Part, changes: Mapping[str, Any], numbers: Any = None) -> Found:
         """The model with other numbers in a part, or a map in its place."""
         at, lost, whole = self.parts.index(part), 0.0, 0.0
@@ -317,9 +317,8 @@ def rows_of(bench: Bench, part: Part) -> Iterator[list[Cell]]:
     rows, cols = bench.fit[bench.parts.index(part)].cross.shape
 
     def row(left: float, method: str, numbers: float, multiplied: float, found: Found) -> list[Cell]:
-        cells = (found.error, found.after_mean, found.loss, found.fidelity)
         share = (numbers + multiplied) / (params + products)
-        return [bench.name, part.name, part.kind, left, method, numbers / params, share, *cells]
+        return [bench.name, part.name, part.kind, left, method, numbers / params, share, *astuple(found)]
 
     nothing = np.zeros((rows, cols)), np.zeros(rows)
     yield row(0, "nothing", 0, 0, bench.tried(part, {}, nothing))
@@ -328,7 +327,8 @@ def rows_of(bench: Bench, part: Part) -> Iterator[list[Cell]]:
         rank = rank_within(left * params, rows, cols)
         yield row(left, "map", pivoted_cost(rows, cols, rank), 0, bench.tried(part, {}, bench.map_of(part, rank)))
         for method, structures in OFFERED.items():
-            plan = bench.plan_of(part.weights, left * params, structures)
+            neurons = bench.neurons_of(part, left * params) if structures == CHANNELS else None
+            plan = neurons or bench.plan_of(part.weights, left * params, structures)
             if plan is None or (part.is_block and structures):
                 continue
             changes = changes_of(factorize(bench.backend, bench.analysis, plan), bench.analysis)

@@ -58,6 +58,16 @@ def seeded() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def refined_shortly() -> Iterator[None]:
+    """Blocks are refined for a few steps: tests of other things need no good models."""
+    from lowrank.pipeline import refining
+
+    steps, refining.STEPS = refining.STEPS, 4
+    yield
+    refining.STEPS = steps
+
+
+@pytest.fixture(autouse=True, scope="session")
 def traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A model is traced once for all tests and workers: see `traces.py`."""
     from traces import Traces

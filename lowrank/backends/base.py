@@ -160,6 +160,11 @@ class Backend(Protocol):
         """A new backend whose model has other numbers in some weights; this one is unchanged."""
         ...
 
+    def without_pivots(self) -> Self:
+        """The same function with two factors or one matrix in the place of pivoted factors, which do not bear few bits;
+        this backend itself if it has none."""
+        ...
+
     def write_onnx(self, path: Path, opset: int | None = None) -> None:
         """Write the model as an ONNX file (and `path.data` beside it, if it is large).
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from lowrank.backends.base import not_exported
 from lowrank.backends.inputs import Feed, Signature
@@ -58,6 +58,10 @@ class Unrun:
     def write_onnx(self, path: Path, opset: int | None = None) -> NoReturn:
         """Not possible: a graph is checked by running the model."""
         raise not_exported(self.source, str(self.signature))
+
+    def without_pivots(self) -> Self:
+        """Itself: no graph is written of it."""
+        return self
 
     def check_with_past(self) -> NoReturn:
         """Not possible: a graph is checked by running the model."""

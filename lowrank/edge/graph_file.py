@@ -8,7 +8,7 @@ from pathlib import Path
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.onnx.save import load_whole, save_model
-from lowrank.core.rounding.formats import Stored
+from lowrank.core.rounding.formats import FORMATS, Stored
 from lowrank.edge.fuse import fuse_file
 from lowrank.edge.quantize import quantize_file
 from lowrank.edge.target import Target
@@ -43,9 +43,15 @@ def make_graph(
     Raises:
         ExportError: if the model cannot be traced, or its graph not be fused.
     """
+    model = bearing(model, target)
     assert isinstance(model.signature, Signature)
     model.write_onnx(path, opset)
     return fit_file(path, target, model.signature, feeds, stored, plain)
+
+
+def bearing(model: Backend, target: Target) -> Backend:
+    """The model as its graph bears the types of a target: without pivots, if all of it is rounded to few bits."""
+    return model.without_pivots() if target.dtype in FORMATS else model
 
 
 def fit_file(
@@ -56,7 +62,7 @@ def fit_file(
     stored: Mapping[str, Stored] | None = None,
     plain: bool = False,
 ) -> list[str]:
-    """Round and fuse what `Backend.write_onnx` wrote, in place; see `make_graph`.
+    """Round and fuse what `Backend.write_onnx` wrote of a `bearing` model, in place; see `make_graph`.
 
     Raises:
         ExportError: if the graph cannot be fused.

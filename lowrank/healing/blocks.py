@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -18,6 +19,9 @@ from lowrank.healing.module_runner import ModuleRunner
 from lowrank.healing.optimizer import Diverged, Optimizer, add_gradients_, descend, restore_, snapshot
 from lowrank.parallel import threads
 
+RATE = 0.02
+"""The learning rate of a block, as a share of its relative error: steps of a given size would undo a small error, and
+take long for a large one."""
 REMEMBERED = 1 << 29
 """Bytes of the hidden states of one block, at most; they are in memory twice, and those of held-out batches besides."""
 
@@ -27,14 +31,13 @@ class BlockFit:
 
     Args:
         task: the models and the data, of which as many batches are taken as `REMEMBERED` allows.
-        rate: see `Optimizer`.
         work: the whole work, of which each block takes an equal part.
         length: of all parts together.
         seed: of the order of the batches.
     """
 
-    def __init__(self, task: Distillation, rate: float, work: WorkLimit, length: float, seed: int) -> None:
-        self.task, self.rate, self.work, self.length, self.seed = task, rate, work, length, seed
+    def __init__(self, task: Distillation, work: WorkLimit, length: float, seed: int) -> None:
+        self.task, self.work, self.length, self.seed = task, work, length, seed
         student, dense = task.student, task.fit.dense
         aside = task.heldout.feeds[: max(1, len(task.heldout.feeds) // 2)]
         feeds = [*_some(task.fit.feeds, student), *aside]
@@ -63,7 +66,8 @@ class BlockFit:
             if part.share < 1:
                 start = self._judge()
                 backward = partial(self._backward, list(own.values()))
-                yield from descend(backward, steps, Optimizer(own, self.rate, self.task.smallest), part, cost)
+                optimizer = Optimizer(own, RATE * math.sqrt(start), self.task.smallest)
+                yield from descend(backward, steps, optimizer, part, cost)
                 better = self._judge() < start
         except Diverged:
             pass

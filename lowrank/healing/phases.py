@@ -17,12 +17,10 @@ from lowrank.healing.checkpoint import Checkpoint, Phase, Progress
 from lowrank.healing.clock import Span, WorkLimit
 from lowrank.healing.distill import Distillation
 from lowrank.healing.faults import first_nonfinite, is_memory
-from lowrank.healing.optimizer import START, Diverged, Optimizer, descend, rates, restore_, snapshot
+from lowrank.healing.optimizer import Diverged, Optimizer, descend, rates, restore_, snapshot
 
 BLOCKS, TRIAL = 0.1, 0.05
 """Shares of the work: of all blocks together, and of one trial of a learning rate."""
-ALONE = 0.008
-"""The learning rate of blocks, where nothing is trained after them."""
 RAISED, HIGHEST = 4, 0.008
 """Times the best rate of the trials, in the main phase, and up to which rate. The best rate of a short training is too
 low for a long one: what a high one gains shows only once it has come down again. Beyond that rate more is lost than
@@ -109,7 +107,7 @@ class Healing:
         progress = self.progress
         try:
             if progress.phase == "blocks":
-                yield from self._blocks(START, BLOCKS)
+                yield from self._blocks(BLOCKS)
                 self._enter("search")
             if progress.phase == "search":
                 yield from self._search()
@@ -125,7 +123,7 @@ class Healing:
 
         Yields nothing if the model cannot be run from the middle.
         """
-        yield from self._blocks(ALONE, 1.0)
+        yield from self._blocks(1.0)
         self._finish()
 
     def status(self) -> str:
@@ -151,11 +149,11 @@ class Healing:
         places = dict(self.target.named_parameters())
         restore_({name: places[name] for name in self.best}, self.best)
 
-    def _blocks(self, rate: float, share: float) -> Iterator[float]:
+    def _blocks(self, share: float) -> Iterator[float]:
         """Fit one block after the other with a share of the work."""
         task, progress = self.task, self.progress
         try:
-            fitting = BlockFit(task, rate, self.work, share * self.work.total, self.seed)
+            fitting = BlockFit(task, self.work, share * self.work.total, self.seed)
             for block in range(progress.blocks, len(fitting.paths)):
                 for _ in fitting.fit(block):
                     yield self._share

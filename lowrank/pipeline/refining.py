@@ -10,8 +10,8 @@ from lowrank.pipeline.healing import check_samples, hundredths
 from lowrank.pipeline.session import Session
 from lowrank.results.parts import Refinement
 
-STEPS = 120
-"""Of each block, of a batch each: more gain little, fewer lose some of it."""
+STEPS = 200
+"""Of each block. More of them gain more, and take longer: healing is for that."""
 
 
 def refine(session: Session, small: Backend, plan: Plan) -> tuple[Refinement | None, list[str]]:

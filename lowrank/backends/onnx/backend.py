@@ -33,7 +33,9 @@ from lowrank.backends.ort_session import floating
 from lowrank.core.distance import OutputKind
 from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.structures.base import Replacement
+from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.gram import Side
+from lowrank.core.truncation.pivoted import Pivoted, without_pivots
 from lowrank.core.weight import Skip, Weight
 from lowrank.errors import ExportError, NonFiniteWeight
 from lowrank.parallel import threads
@@ -163,6 +165,23 @@ class OnnxBackend:
         store_once(model)
         origin = {"dense": self, "replacements": dict(replacements), "replaced": replaced}
         return replace(self, model=model, path=None, declared=self.signature, tried=True, **origin)
+
+    def without_pivots(self) -> OnnxBackend:
+        """The dense graph with other factors in the weights' places."""
+        if self.dense is None or not any(isinstance(r.factors, Pivoted) for r in self.replacements.values()):
+            return self
+        kept, whole = dict[str, Replacement](), dict[str, Change]()
+        for name, replacement in self.replacements.items():
+            factors = replacement.factors
+            if not isinstance(factors, Pivoted):
+                kept[name] = replacement
+                continue
+            numbers = without_pivots(np.asarray(factors.product(), np.float64), factors.rank)
+            if isinstance(numbers, Factors):
+                kept[name] = replace(replacement, factors=numbers)
+            else:
+                whole[name] = (numbers, None)
+        return (self.dense.changed(whole) if whole else self.dense).rewrite(kept)
 
     def changed(self, changes: Mapping[str, Change]) -> OnnxBackend:
         """A copy of the graph, with other numbers in some constants; biases stay."""

@@ -35,6 +35,7 @@ from lowrank.backends.torch.partial_forward import Prefix
 from lowrank.backends.torch.replace import replace_layers_
 from lowrank.backends.torch.replicas import Spares, jobs_for, replica
 from lowrank.backends.torch.tensors import as_matrix, bytes_of, module_in_float32
+from lowrank.backends.torch.unpivot import without_pivoted_layers
 from lowrank.core.distance import OutputKind
 from lowrank.core.linalg.eigen import Matrix, Vector
 from lowrank.core.structures.base import Replacement
@@ -283,6 +284,11 @@ class ModuleBackend:
         folder = run / "model" if (run / "model").is_dir() else run
         record = read_json(folder / RECORD_FILE, "model")
         return replace(self, module=loaded, fresh=None, replaced=record["replaced"])
+
+    def without_pivots(self) -> ModuleBackend:
+        """A copy of the module, if it has pivots."""
+        module = without_pivoted_layers(self.module)
+        return self if module is self.module else replace(self, module=module, fresh=None)
 
     def write_onnx(self, path: Path, opset: int | None = None) -> None:
         """Trace the module in float32, and write the graph."""

@@ -69,9 +69,11 @@ def output_energy(last: Matrix, covariance: Matrix) -> float:
 def neuron_curve(
     last: Matrix, order: NDArray[np.int64], fit: Matrix, judge: Matrix, points: int = 16
 ) -> tuple[NDArray[np.int64], Vector]:
-    """Errors on the judging fold at some numbers of neurons, from few to all, each with its own refit."""
+    """Errors on the judging fold at some numbers of neurons, from one to all, each with its own refit."""
     count = len(order)
-    steps = np.unique(np.linspace(max(1, count // points), count, points).astype(np.int64))
+    even = np.linspace(max(1, count // points), count, points).astype(np.int64)
+    # Below the even steps errors rise steeply.
+    steps = np.unique([1, *(max(1, int(even[0]) >> half) for half in (2, 1)), *even])
     total = output_energy(last, judge)
     errors = np.zeros(len(steps))
     for i, step in enumerate(steps[:-1] if total > 0 else ()):

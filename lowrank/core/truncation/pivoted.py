@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.linalg.lapack import geqp3
+from lowrank.core.truncation.directions import directions
 from lowrank.core.truncation.factors import Factors
 from lowrank.core.weight import Weight
 
@@ -94,6 +95,20 @@ def pivoted_cost(rows: int, cols: int, rank: Ranks) -> Ranks:
         (147455, True)
     """
     return rank * (rows + cols) - rank * rank
+
+
+def without_pivots(matrix: Matrix, rank: int) -> Factors | Matrix:
+    """A matrix of some rank as two factors, or itself where they would not be smaller.
+
+    Pivoted factors need fewer numbers, and each of them exactly: what follows from pivots is a sum of many of them.
+
+    Example:
+        >>> matrix = np.outer(np.arange(6.0), np.ones(4))
+        >>> without_pivots(matrix, 1).rank, without_pivots(matrix, 3) is matrix
+        (1, True)
+    """
+    rows, cols = matrix.shape
+    return directions(matrix).truncate(matrix, rank) if rank * (rows + cols) < rows * cols else matrix
 
 
 def chosen_rows(

@@ -55,7 +55,7 @@ def export(
     Raises:
         ExportError: if it cannot be traced, or what was written does not agree with torch.
     """
-    from lowrank.edge.graph_file import fit_file
+    from lowrank.edge.graph_file import bearing, fit_file
     from lowrank.evaluate.parity import check_parity
 
     target, opening, folder = target or Target(), opening or Opening(), Path(output).expanduser()
@@ -67,7 +67,7 @@ def export(
     if with_past:
         backend.check_with_past()
     calibration = None if settings is None else read_calibration(backend, settings)
-    backend = backend if calibration is None else calibration.backend
+    backend = bearing(backend if calibration is None else calibration.backend, target)
     with staged(folder, owned=GRAPHS) as stage:
         backend.write_onnx(stage / ONNX_FILE, opset)
         assert isinstance(backend.signature, Signature)

@@ -16,7 +16,7 @@ from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan, stored_weights
 from lowrank.core.rounding.formats import Stored
-from lowrank.edge.graph_file import fit_file
+from lowrank.edge.graph_file import bearing, fit_file
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError
 from lowrank.evaluate.choice import which_to_take
@@ -172,30 +172,37 @@ def write_graphs(
         ExportError: if it cannot be written, or does not agree with the model.
     """
     target, notes, exact = output.target, list[str](), None
+    small = bearing(small, target)
     assert isinstance(small.signature, Signature)
     small.write_onnx(path)
     if target.is_rounded:
         exact = check_parity(small, path)
     elif output.int8:
-        notes += write_int8(path, target, small.signature, feeds)
+        notes += write_int8(small, path, target, feeds)
     return exact, [*notes, *fit_file(path, target, small.signature, feeds, stored)]
 
 
-def write_int8(exact: Path, target: Target, signature: Signature, feeds: Sequence[Feed]) -> list[str]:
+def write_int8(small: Backend, exact: Path, target: Target, feeds: Sequence[Feed]) -> list[str]:
     """Write `model_int8.onnx` beside a graph, unless eight bits would not make it smaller; notes on what stayed as it
     was.
 
     Args:
-        exact: the graph, as `Backend.write_onnx` gives it.
+        small: the model.
+        exact: its graph, as `Backend.write_onnx` gives it.
         target: what it is for.
-        signature: how it is fed.
         feeds: inputs on which it is rounded.
     """
-    path = exact.with_name(INT8_FILE)
-    # Tensors that lie beside the graph are read from there, and written beside the copy.
-    shutil.copyfile(exact, path)
+    path, signature, eight = exact.with_name(INT8_FILE), small.signature, replace(target, dtype="int8")
+    assert isinstance(signature, Signature)
+    other, notes = bearing(small, eight), list[str]()
     try:
-        notes = fit_file(path, replace(target, dtype="int8"), signature, feeds)
+        if other is small:
+            # Tensors that lie beside the graph are read from there, and written beside the copy.
+            shutil.copyfile(exact, path)
+        else:
+            other.write_onnx(path)
+            notes.append("pivoted factors are two factors or one matrix in it, as pivots do not bear eight bits")
+        notes += fit_file(path, eight, signature, feeds)
         FileModel(path, signature).run(signature.example(1, 4))
     except ExportError as error:
         # What nobody asked for must not spoil what there is.
@@ -213,8 +220,8 @@ def write_past(backend: Backend, stage: Path, target: Target, stored: Mapping[st
     Raises:
         ExportError: if it cannot be written, does not run, or chooses other tokens than torch.
     """
+    backend, path = bearing(backend, target), stage / WITH_PAST_FILE
     assert isinstance(backend.signature, Signature)
-    path = stage / WITH_PAST_FILE
     backend.write_with_past(path)
     remarks = check_generation(backend, path)
     if target == Target():

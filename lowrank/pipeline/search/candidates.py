@@ -15,7 +15,7 @@ from lowrank.artifacts.files import linked
 from lowrank.backends import Backend
 from lowrank.backends.inputs import Feed
 from lowrank.backends.onnx.save import file_size
-from lowrank.edge.graph_file import fit_file
+from lowrank.edge.graph_file import bearing, fit_file
 from lowrank.errors import UnsupportedModel
 from lowrank.evaluate.parity import check_parity
 from lowrank.healing.training import Training
@@ -98,16 +98,20 @@ class CandidateBuilder:
         feeds = rounding_feeds(self.session.calibration)
         for kind in missing:
             if kind is not whole:
-                self._round(kind, whole, feeds)
+                self._round(kind, whole, candidate, feeds)
             self._keep(kind, candidate)
 
-    def _round(self, kind: Method, whole: Method, feeds: Sequence[Feed]) -> None:
+    def _round(self, kind: Method, whole: Method, candidate: Candidate, feeds: Sequence[Feed]) -> None:
         place = self.path(kind).parent
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        for part in (self.path(whole), self.path(whole).with_name(f"{ONNX_FILE}.data")):
-            if part.exists():
-                shutil.copyfile(part, place / part.name)
+        model = bearing(candidate.model, kind.target)
+        if model is candidate.model:
+            for part in (self.path(whole), self.path(whole).with_name(f"{ONNX_FILE}.data")):
+                if part.exists():
+                    shutil.copyfile(part, place / part.name)
+        else:
+            model.write_onnx(self.path(kind))
         fit_file(self.path(kind), kind.target, self.bench.signature, feeds)
         if self.saving:
             shutil.copytree(self.path(whole).parent / MODEL_FOLDER, place / MODEL_FOLDER, copy_function=linked)

@@ -59,10 +59,10 @@ def seeded() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def refined_shortly() -> Iterator[None]:
-    """Blocks are refined for a few steps: tests of other things need no good models."""
+    """Blocks are refined for one step: tests of other things need no good models."""
     from lowrank.pipeline import refining
 
-    steps, refining.STEPS = refining.STEPS, 4
+    steps, refining.STEPS = refining.STEPS, 1
     yield
     refining.STEPS = steps
 

@@ -73,6 +73,7 @@ def test_the_smaller_form_is_taken() -> None:
     assert without_pivoted_layers(plain) is plain
 
 
+@pytest.mark.slow
 def test_eight_bits_are_near_the_exact_graph(bert_folder: Path, tmp_path: Path) -> None:
     settings = lowrank.Settings(calib=str(write_text(tmp_path / "text.txt", 40)))
     options: dict[str, Any] = {"settings": settings, "latency": False, "selector": Knapsack(structures=("pivoted",))}

@@ -37,6 +37,7 @@ from lowrank.calibrate.sensitivity import measure_sensitivity
 from lowrank.core.analysis import Analysis
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.pipeline.plans import factorize
+from lowrank.pipeline.refining import refine
 from lowrank.progress import silent
 
 OURS = "lowrank"
@@ -82,6 +83,9 @@ def ours(calibration: Any) -> Compressor:
     return compressor(calibration, measured(calibration), None, refit=True)
 
 
+REFINED = "+ block refinement (all)"
+
+
 def ingredients(calibration: Any) -> Iterator[tuple[str, Compressor]]:
     """From the activation-aware truncation on, one more thing at a time."""
     two = ("two_factor",)
@@ -96,7 +100,9 @@ def ingredients(calibration: Any) -> Iterator[tuple[str, Compressor]]:
     for name in known(whole):
         offered = (*offered, name)
         yield f"+ {name}", compressor(calibration, whole, offered, refit=False)
-    yield "+ sequential refit (all)", compressor(calibration, whole, None, refit=True)
+    everything = compressor(calibration, whole, None, refit=True)
+    yield "+ sequential refit", everything
+    yield REFINED, everything
     yield "no refit, all but the two-sided metric", compressor(calibration, context, None, refit=False)
     for name in known(whole):
         rest = (*two, *(other for other in known(whole) if other != name))
@@ -119,11 +125,13 @@ def rows_of(
             continue
         start = time.perf_counter()
         try:
-            module = backend.rewrite(compress(keep)).module
+            small = backend.rewrite(compress(keep))
         except lowrank.LowRankError:
             continue
+        if label in (OURS, Task(OURS, True).label, REFINED):
+            refine(calibration, small)
         seconds = time.perf_counter() - start
-        yield {"method": label, "keep": keep, "found": subject.measure(module), "seconds": seconds}
+        yield {"method": label, "keep": keep, "found": subject.measure(small.module), "seconds": seconds}
 
 
 def run(subject: subjects.Subject, task: Task, known: Container[list[Cell]]) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,7 @@
 
 Quality is the Spearman correlation of embedding similarity with human scores (STS-B dev), nDCG@10 of retrieval (cisi),
 and the mean cosine to the dense model's embeddings, of sentences and of passages of 256 tokens. All is measured on the
-`model.onnx` that `lowrank compress` wrote, and on what one would take instead (`baselines.py`). DATA holds
+graphs that `lowrank compress` wrote, and on what one would take instead (`baselines.py`). DATA holds
 stsb_train.tsv, stsb_dev.tsv, sst2_dev.tsv and cisi, a collection in the layout of BEIR; without it, the model is
 calibrated on the built-in text, and only the cosine of other such text is measured.
 """
@@ -37,6 +37,7 @@ from lowrank.calibrate.builtin import judging_text
 from lowrank.core.selection.registry import selector_type
 from lowrank.evaluate.latency import measure_latency
 from lowrank.pipeline import analyze_weights
+from lowrank.results.report import INT8_FILE, ONNX_FILE
 
 KEEPS = (0.8, 0.5, 0.3)
 COLUMNS = {
@@ -46,19 +47,22 @@ COLUMNS = {
     RETRIEVAL: ".1f",
     "cosine to dense": ".3f",
     PASSAGES: ".3f",
-    "model.onnx MB": ".1f",
+    "MB": ".1f",
     "latency / dense": ".3f",
     "seconds": "",
     "peak MB": ".0f",
 }
 MEASURED = (SIMILARITY, RETRIEVAL, "cosine to dense", PASSAGES)
+DEFAULT = "lowrank, default"
 METHODS = {
-    "plain SVD, uniform ranks": ("uniform", False),
-    "lowrank, default": ("knapsack", True),
+    "plain SVD, uniform ranks": ("uniform", False, False),
+    "lowrank, no refinement": ("knapsack", True, False),
+    DEFAULT: ("knapsack", True, True),
 }
+"""How ranks are chosen, whether there are data, and whether blocks are refined."""
 
 
-def run_method(selector: str, settings: dict[str, Any], folder: Path) -> None:
+def run_method(selector: str, refine: bool, settings: dict[str, Any], folder: Path) -> None:
     """In a process of its own, so that its peak memory is its own: one analysis, then every keep ratio."""
     rows = {}
     for keep in KEEPS:
@@ -68,6 +72,7 @@ def run_method(selector: str, settings: dict[str, Any], folder: Path) -> None:
             output=folder / f"{keep}",
             selector=selector_type(selector)(),
             settings=lowrank.Settings(**settings),
+            refine=refine,
             latency=False,
         )
         rows[str(keep)] = {"keep": report.targets.keep_ratio, "seconds": report.seconds}
@@ -123,10 +128,10 @@ def run_methods(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         calib = first_rows(args.data / "stsb_train.tsv", folder / "calibration.tsv", args.rows)
         given |= {"calib": str(calib), "column": "sentence1,sentence2"}
     results: dict[str, Any] = {}
-    for number, (label, (selector, with_data)) in enumerate(METHODS.items()):
+    for number, (label, (selector, with_data, refine)) in enumerate(METHODS.items()):
         settings = given if with_data else {"calib": "none"}
         command = [sys.executable, __file__, "--method", selector, "--settings", json.dumps(settings)]
-        command += ["--output", str(folder / str(number))]
+        command += ["--output", str(folder / str(number)), *(["--refine"] if refine else [])]
         found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         results[label] = json.loads(found.splitlines()[-1]) | {"folder": folder / str(number)}
     return results
@@ -141,7 +146,10 @@ def bench(args: argparse.Namespace) -> str:
     instead = list(baselines(folder))
     variants = [Variant.of("dense", folder / "dense" / "model.onnx"), *instead]
     compressed = [(label, keep) for label in results for keep in KEEPS]
-    variants += [Variant.of(label, results[label]["folder"] / f"{keep}" / "model.onnx") for label, keep in compressed]
+    variants += [Variant.of(label, results[label]["folder"] / f"{keep}" / ONNX_FILE) for label, keep in compressed]
+    places = {keep: results[DEFAULT]["folder"] / f"{keep}" / INT8_FILE for keep in KEEPS}
+    rounded = [keep for keep in KEEPS if places[keep].exists()]
+    variants += [Variant.of(f"{DEFAULT}, {INT8_FILE}", places[keep]) for keep in rounded]
     files = {str(i): variant.file for i, variant in enumerate(variants) if variant.file}
     latency = measure_latency(files, signature_of(lowrank.open_model(str(minilm_folder()))), rounds=args.rounds)
     judge = judge_of(args.data, variants[0].embed)
@@ -149,11 +157,14 @@ def bench(args: argparse.Namespace) -> str:
     for i, variant in enumerate(variants):
         took = latency[str(i)] if variant.file else milliseconds(variant.embed, args.rounds)
         rows.append([variant.name, 1, *judge(variant), variant.megabytes, took / latency["0"], None, None])
+    rows, of_rounded = rows[: len(rows) - len(rounded)], rows[len(rows) - len(rounded) :]
     for row, (label, keep) in zip(rows[-len(compressed) :], compressed, strict=True):
         seconds = results[label]["rows"][str(keep)]["seconds"]
         row[1] = keep
         row[-2:] = ", ".join(f"{k} {v:.1f}" for k, v in seconds.items() if v >= 0.05), results[label]["peak_mb"]
-    table = publish(Table(COLUMNS, rows), folder.parent, "minilm")
+    for row, keep in zip(of_rounded, rounded, strict=True):
+        row[1] = keep
+    table = publish(Table(COLUMNS, [*rows, *of_rounded]), folder.parent, "minilm")
     ours, theirs = time_analysis(folder / str(len(METHODS) - 1) / str(KEEPS[0]))
     return (
         f"{table}\n\nDense latency {latency['0']:.1f} ms (1 thread, batch 1, 128 tokens, median of {args.rounds} "
@@ -171,10 +182,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--output", type=Path, default=Path("bench/minilm"), help="for models; the table is beside it")
     parser.add_argument("--method", help=argparse.SUPPRESS)
+    parser.add_argument("--refine", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--settings", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.method:
-        run_method(args.method, json.loads(args.settings), args.output)
+        run_method(args.method, args.refine, json.loads(args.settings), args.output)
         return
     print(bench(args))
 

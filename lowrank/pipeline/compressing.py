@@ -188,9 +188,12 @@ def _written(session: Session, plan: Plan, run: Path, request: Request, benchmar
         layers = replacements(session, plan, refit=request.refit, permute=request.beside is None)
     with session.clock.stage("rewrite"):
         small = session.dense.rewrite(layers)
+    refinement, remarks = None, list[str]()
     # Healing begins with the same.
-    wanted = request.refine and request.heal is None and session.calibration is not None and bool(layers)
-    refinement, remarks = refine(session, small, plan) if wanted else (None, ())
+    if request.refine and request.heal is None and session.calibration is not None and layers:
+        sized = plan.budget is not None and plan.budget.most_bytes is not None
+        with session.clock.stage("refine"):
+            refinement, remarks = refine(session.calibration, small, sized, session.track)
     plan = replace(plan, notes=(*plan.notes, *solver_notes(used)))
     mixed = _counts_file(request) or plan.is_typed
     output = WriteOptions(

@@ -162,7 +162,11 @@ class Backend(Protocol):
 
     def without_pivots(self) -> Self:
         """The same function with two factors or one matrix in the place of pivoted factors, which do not bear few bits;
-        this backend itself if it has none."""
+        this backend itself if it has none.
+
+        Raises:
+            ExportError: if it has some, and cannot be changed.
+        """
         ...
 
     def write_onnx(self, path: Path, opset: int | None = None) -> None:

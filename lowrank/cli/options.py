@@ -150,7 +150,7 @@ class RankOptions:
         ),
     ] = None
     refit: Annotated[bool, Option("", "Fit each factor to its inputs.", EXPERTS)] = True
-    refine: Annotated[bool, Option("", "Then fit each block.", EXPERTS)] = True
+    refine: Annotated[bool, Option("", "Then fit blocks as a whole.", EXPERTS)] = True
 
     def policy(self, default: Iterable[str] | None = None) -> Selector:
         """The selector.

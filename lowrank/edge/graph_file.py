@@ -13,6 +13,7 @@ from lowrank.edge.fuse import fuse_file
 from lowrank.edge.quantize import quantize_file
 from lowrank.edge.target import Target
 
+WITHOUT_PIVOTS = "pivoted factors are two factors or one matrix in the graph, as pivots do not bear few bits"
 LARGE = 1 << 20
 """Bytes of a table that is better mapped than read."""
 
@@ -43,15 +44,22 @@ def make_graph(
     Raises:
         ExportError: if the model cannot be traced, or its graph not be fused.
     """
-    model = bearing(model, target)
+    model, notes = fit_for(model, target)
     assert isinstance(model.signature, Signature)
     model.write_onnx(path, opset)
-    return fit_file(path, target, model.signature, feeds, stored, plain)
+    return notes + fit_file(path, target, model.signature, feeds, stored, plain)
 
 
-def bearing(model: Backend, target: Target) -> Backend:
-    """The model as its graph bears the types of a target: without pivots, if all of it is rounded to few bits."""
-    return model.without_pivots() if target.dtype in FORMATS else model
+def fit_for(model: Backend, target: Target) -> tuple[Backend, list[str]]:
+    """The model to be written for a target, and remarks: without pivots, if all of it is rounded to few bits.
+
+    Raises:
+        ExportError: if it has pivots, and cannot be changed.
+    """
+    if target.dtype not in FORMATS:
+        return model, []
+    other = model.without_pivots()
+    return other, [] if other is model else [WITHOUT_PIVOTS]
 
 
 def fit_file(
@@ -62,7 +70,7 @@ def fit_file(
     stored: Mapping[str, Stored] | None = None,
     plain: bool = False,
 ) -> list[str]:
-    """Round and fuse what `Backend.write_onnx` wrote of a `bearing` model, in place; see `make_graph`.
+    """Round and fuse what `Backend.write_onnx` wrote of the model of `fit_for`, in place; see `make_graph`.
 
     Raises:
         ExportError: if the graph cannot be fused.

@@ -116,7 +116,7 @@ class Healing:
         except Diverged as error:
             where = first_nonfinite(self.task.student, self.task.fit.feeds, str(error))
             self.problems.append(f"healing stopped: {where}; what was best until then is kept")
-        self._finish()
+        self.keep_best()
 
     def refine(self) -> Iterator[float]:
         """Spend all of the work on the first phase: after every step, the share that is done.
@@ -124,7 +124,7 @@ class Healing:
         Yields nothing if the model cannot be run from the middle.
         """
         yield from self._blocks(1.0)
-        self._finish()
+        self.keep_best()
 
     def status(self) -> str:
         """How far it has come, in words."""
@@ -144,7 +144,7 @@ class Healing:
             problems=self.problems,
         )
 
-    def _finish(self) -> None:
+    def keep_best(self) -> None:
         """Give the target the best numbers."""
         places = dict(self.target.named_parameters())
         restore_({name: places[name] for name in self.best}, self.best)

@@ -189,8 +189,14 @@ def _written(session: Session, plan: Plan, run: Path, request: Request, benchmar
     with session.clock.stage("rewrite"):
         small = session.dense.rewrite(layers)
     refinement, remarks = None, list[str]()
-    # Healing begins with the same.
-    if request.refine and request.heal is None and session.calibration is not None and layers:
+    # Healing begins with the same phase; and what was measured to be within a drop is written as it was measured.
+    if (
+        request.refine
+        and request.heal is None
+        and request.kind != "drop"
+        and session.calibration is not None
+        and layers
+    ):
         sized = plan.budget is not None and plan.budget.most_bytes is not None
         with session.clock.stage("refine"):
             refinement, remarks = refine(session.calibration, small, sized, session.track)

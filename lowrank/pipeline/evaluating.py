@@ -65,6 +65,7 @@ def evaluate(
     report = _with_kept(report, known) if known else report
     report = replace(
         report,
+        refinement=known.refinement if known else None,
         healing=known.healing if known else [],
         cut=known.cut if known else [],
         seconds=session.clock.seconds,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Unpack
 from lowrank.artifacts import hash_json, staged, write_json
 from lowrank.artifacts.lock import holding
 from lowrank.backends.base import Backend
+from lowrank.backends.inputs import Feed
 from lowrank.calibrate.changed_sets import with_changes
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
@@ -45,6 +46,7 @@ from lowrank.results.report import INT8_FILE, ONNX_FILE, Report
 
 if TYPE_CHECKING:
     from lowrank.healing.adapter import Adapter
+    from lowrank.healing.distill import Samples
     from lowrank.healing.phases import Healing
 
 FEWEST = 10
@@ -124,7 +126,7 @@ def heal(
         if entry.kept:
             small, plan = merged, followed
     refit, healings = bool(report.provenance.refit), [*report.healing, entry]
-    history = History(refit=refit, healing=healings, cut=report.cut, before=report)
+    history = History(refit=refit, refinement=report.refinement, healing=healings, cut=report.cut, before=report)
     if beside or not entry.kept:
         report = _beside(opened, small, plan, history, output, healing.adapter if entry.kept else None)
     else:
@@ -227,19 +229,26 @@ def _train(
 ) -> Healing:
     """Train the module of `small`, or an adapter for it."""
     from lowrank.healing.checkpoint import Checkpoint
-    from lowrank.healing.distill import Samples
     from lowrank.healing.preparation import prepare
 
     calibration, settings = _data_of(opened), opened.settings
-    fit, heldout = read_training(calibration, settings), calibration.heldout
-    if calibration.is_own_alone:
-        fit, heldout = (with_changes(calibration.backend, fold) for fold in (fit, heldout))
-    samples = Samples(fit, heldout)
+    samples = samples_of(calibration, read_training(calibration, settings))
     same_size = plan.budget is not None and plan.budget.most_bytes is not None
     healing = prepare(calibration.backend, small, samples, training, Checkpoint(path, key, resume), same_size=same_size)
     for _ in opened.track(hundredths(healing.run()), healing.status, 100):
         pass
     return healing
+
+
+def samples_of(calibration: Calibration, fit: Sequence[Feed]) -> Samples:
+    """Batches to learn from, and the held-out ones; with plain changes, where all are of one kind: what learns from
+    these alone forgets the others."""
+    from lowrank.healing.distill import Samples
+
+    heldout = calibration.heldout
+    if calibration.is_own_alone:
+        fit, heldout = (with_changes(calibration.backend, fold) for fold in (fit, heldout))
+    return Samples(fit, heldout)
 
 
 def hundredths(shares: Iterator[float]) -> Iterator[int]:

@@ -7,14 +7,15 @@ from lowrank.backends.memory import available_memory
 from lowrank.calibrate.data import Calibration
 from lowrank.errors import HealingError
 from lowrank.healing.training import Training, check_trainable
-from lowrank.pipeline.healing import FEWEST, hundredths
+from lowrank.parallel import processes
+from lowrank.pipeline.healing import FEWEST, hundredths, samples_of
 from lowrank.progress import Track, silent
 from lowrank.results.parts import Refinement
 
 STEPS = 200
 """Of each block. More of them gain more, and take longer: healing is for that."""
 COPIES = 8
-"""Bytes that training takes for each number of the dense model, at most: both models in float32."""
+"""Bytes that training takes for each number of the dense model, about: both models in float32."""
 
 
 def refine(
@@ -33,24 +34,50 @@ def refine(
     Returns:
         What came of it, None if it could not be done; and the reason, then.
     """
-    dense = calibration.backend
-    if (samples := calibration.provenance["samples"]) < FEWEST:
-        return None, [f"blocks were not refined: {samples} samples are too few; give at least {FEWEST}"]
-    if COPIES * dense.params > available_memory():
-        return None, ["blocks were not refined: there is no memory for training beside both models"]
     try:
-        check_trainable(dense)
-        from lowrank.healing.distill import Samples
-        from lowrank.healing.preparation import prepare
-
-        feeds = calibration.fit
-        apart = Samples(feeds[:: -(-len(feeds) // STEPS)], calibration.heldout)
-        fitting = prepare(dense, small, apart, Training(steps=STEPS), same_size=same_size)
-        for _ in track(hundredths(fitting.refine()), fitting.status, 100):
-            pass
+        _check(calibration)
+        return _refined(calibration, small, same_size, track), []
     except HealingError as error:
         return None, [f"blocks were not refined: {error}"]
+
+
+def _check(calibration: Calibration) -> None:
+    """Check that blocks can be trained.
+
+    Raises:
+        HealingError: with the reason if not.
+    """
+    samples = calibration.provenance["samples"]
+    if samples < FEWEST:
+        raise HealingError(f"{samples} samples are too few; give at least {FEWEST}")
+    if processes()[1] > 1:
+        raise HealingError("only one of several processes goes on after the calibration; heal the run with all of them")
+    if COPIES * calibration.backend.params > available_memory():
+        raise HealingError("there is no memory for training beside both models")
+    check_trainable(calibration.backend)
+
+
+def _refined(calibration: Calibration, small: Backend, same_size: bool, track: Track) -> Refinement:
+    from lowrank.backends.torch.module import ModuleBackend
+    from lowrank.healing.preparation import prepare
+
+    assert isinstance(small, ModuleBackend)
+    feeds = calibration.fit
+    samples = samples_of(calibration, feeds[:: -(-len(feeds) // STEPS)])
+    trained = {name: parameter.requires_grad for name, parameter in small.module.named_parameters()}
+    try:
+        fitting = prepare(calibration.backend, small, samples, Training(steps=STEPS), same_size=same_size)
+        try:
+            for _ in track(hundredths(fitting.refine()), "refining blocks", 100):
+                pass
+        except RuntimeError as error:
+            # A layer that changes its inputs in place, say, can be run and not trained.
+            fitting.keep_best()
+            raise HealingError(f"they cannot be trained ({str(error).splitlines()[0]})") from None
+    finally:
+        for name, parameter in small.module.named_parameters():
+            parameter.requires_grad_(trained[name])
     if not fitting.work.done:
-        return None, ["blocks were not refined: none were found that can be run by themselves"]
+        raise HealingError("none were found that can be run by themselves")
     result = fitting.healed()
-    return Refinement(before=result.before, after=result.after, steps=STEPS, kept=result.kept), []
+    return Refinement(before=result.before, after=result.after, steps=STEPS, kept=result.kept)

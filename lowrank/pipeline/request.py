@@ -11,6 +11,7 @@ from lowrank.artifacts import read_json
 from lowrank.backends import Backend, is_streamed
 from lowrank.core.budget import TIMED, Budget
 from lowrank.core.plan import entries_of
+from lowrank.core.rounding.formats import FORMATS
 from lowrank.core.selection.knapsack import Knapsack
 from lowrank.core.selection.selector import Selector
 from lowrank.core.selection.timings import Timings
@@ -29,6 +30,8 @@ SOURCES: dict[str, PlanSource] = {**dict.fromkeys(TIMED, "time"), "size": "size"
 """Of budgets whose plan is not found by what is predicted."""
 SAME_CHANNELS = tuple(s.name for s in structures() if s.keeps_channels and not s.is_dense)
 """Structures after which a layer reads and gives what it did before."""
+FEW_BITS = tuple(s.name for s in structures() if s.can_round and not s.is_dense)
+"""Structures whose numbers bear few bits."""
 
 
 class CompressOptions(WorkOptions, total=False):
@@ -149,8 +152,13 @@ def read_request(budget: Budget | float | None, **options: Unpack[CompressOption
         request = replace(request, timings=check_table(table, target.dtype))
     if request.kind == "drop" and not request.tasks:
         request = replace(request, tasks=("fidelity",))
-    if request.beside is not None and request.selector is None:
-        request = replace(request, selector=Knapsack(structures=SAME_CHANNELS))
+    selector = Knapsack() if request.selector is None else request.selector
+    # What is truncated for pivots would be no smaller in a graph that has none.
+    limits = {SAME_CHANNELS: request.beside is not None, FEW_BITS: target.dtype in FORMATS}
+    asked = [names for names, limited in limits.items() if limited]
+    if asked and isinstance(selector, Knapsack) and selector.structures is None:
+        common = tuple(name for name in asked[0] if all(name in names for names in asked))
+        request = replace(request, selector=replace(selector, structures=common))
     return request
 
 

@@ -242,6 +242,7 @@ def _write(session: Session, result: Smaller, finished: Finished, remarks: Seque
             save_analysis(finished.analysis, stage)
         history = History(
             refit=result.refit,
+            refinement=report.refinement if report else None,
             healing=report.healing if report else (),
             cut=[*(report.cut if report else ()), result.entry],
             problems=keep_adapter(result.small, beside, stage) if keeps_lora else (),

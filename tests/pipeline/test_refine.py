@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from architectures import build
-from builders import write_text
+from builders import tiny_bert_folder, two_factors, write_text
 from safetensors.torch import load_file
 
 import lowrank
+from lowrank.artifacts import read_json
+from lowrank.backends.base import signature_of
+from lowrank.backends.torch.module import ModuleBackend
 from lowrank.core.selection.knapsack import Knapsack
-from lowrank.pipeline import refining
+from lowrank.edge.target import Target
+from lowrank.healing.training import Training
+from lowrank.pipeline import evaluate, refining
 from lowrank.results.report import Report
 
 
@@ -56,7 +62,8 @@ def test_it_gains_on_held_out_samples(analyzed: tuple[str, Path], monkeypatch: p
 def test_any_number_of_threads_gives_the_same(analyzed: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[dict[str, torch.Tensor]] = []
     for jobs in (1, 3):
-        monkeypatch.setattr("lowrank.backends.memory.cores", lambda jobs=jobs: jobs)
+        for module in ("lowrank.backends.memory", "lowrank.parallel"):
+            monkeypatch.setattr(f"{module}.cores", lambda jobs=jobs: jobs)
         made.append(compressed(analyzed)[1])
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
 
@@ -100,3 +107,61 @@ def test_too_few_samples(analyzed: tuple[str, Path], tmp_path: Path) -> None:
     options: dict[str, Any] = {"settings": settings, "latency": False, "int8": False}
     report = lowrank.compress(analyzed[0], 0.5, output=tmp_path / "run", **options)
     assert report.refinement is None and any("too few" in note for note in report.notes)
+
+
+@pytest.mark.slow
+def test_blocks_that_cannot_be_trained_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer changes what another one's gradient needs: it can be run, and not trained."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("a variable was modified by an inplace operation")
+
+    model = str(tiny_bert_folder(tmp_path / "bert"))
+    settings = lowrank.Settings(calib=str(write_text(tmp_path / "text.txt", 40)))
+    options: dict[str, Any] = {"settings": settings, "latency": False, "int8": False}
+    monkeypatch.setattr("lowrank.healing.blocks.BlockFit._backward", refuse)
+    report = lowrank.compress(model, 0.5, output=tmp_path / "run", **options)
+    assert report.refinement is None
+    assert any("cannot be trained (a variable was modified" in note for note in report.notes)
+
+
+def test_flags_stay_and_several_processes_leave_it_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = lowrank.open_model(build("bert"))
+    assert isinstance(dense, ModuleBackend)
+    feeds = [signature_of(dense).example(8, 6, seed) for seed in range(6)]
+    calibration: Any = SimpleNamespace(
+        backend=dense, fit=feeds[:4], heldout=feeds[4:], provenance={"samples": 48}, is_own_alone=False
+    )
+    chosen = [w for w in dense.weights if w.is_linear and w.role == "projection" and w.stack == 1]
+    small = dense.rewrite({w.name: two_factors(dense.read(w.name), w.full_rank // 4) for w in chosen})
+    frozen = next(iter(small.module.parameters())).requires_grad_(False)
+    flags = [p.requires_grad for p in small.module.parameters()]
+    found, notes = refining.refine(calibration, small)
+    assert found is not None and not notes and not frozen.requires_grad
+    assert [p.requires_grad for p in small.module.parameters()] == flags
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    found, notes = refining.refine(calibration, small)
+    assert found is None and notes[0].startswith("blocks were not refined: only one of several processes")
+
+
+@pytest.mark.slow
+def test_it_stays_in_the_report(analyzed: tuple[str, Path], tmp_path: Path) -> None:
+    report, _ = compressed(analyzed)
+    found = report.refinement
+    assert found is not None
+    assert evaluate(analyzed[1]).refinement == found
+    cut = lowrank.truncate(analyzed[1], 0.3, output=tmp_path / "cut", latency=False)
+    assert cut.refinement == found
+    assert lowrank.heal(analyzed[1], Training(steps=2), latency=False).refinement == found
+    assert compressed(analyzed, heal=Training(steps=2))[0].refinement is None
+
+
+@pytest.mark.slow
+def test_few_bits_choose_no_pivots(analyzed: tuple[str, Path]) -> None:
+    plain, _ = compressed(analyzed, 0.8)
+    report, _ = compressed(analyzed, 0.8, target=Target(dtype="int8"))
+    structures = [{e["structure"] for e in read_json(analyzed[1] / "plan.json", "plan")["groups"]}]
+    assert "pivoted" not in structures[0] and report.targets.keep_ratio <= 0.8 and plain.targets.keep_ratio <= 0.8
+    # Asked for, they are chosen, and left out of the graph with a remark.
+    asked, _ = compressed(analyzed, 0.8, target=Target(dtype="int8"), selector=Knapsack(structures=("pivoted",)))
+    assert any(note.startswith("pivoted factors are two factors or one matrix") for note in asked.notes)

@@ -38,10 +38,11 @@ from lowrank.backends.torch.tensors import as_matrix, bytes_of, module_in_float3
 from lowrank.backends.torch.unpivot import without_pivoted_layers
 from lowrank.core.distance import OutputKind
 from lowrank.core.linalg.eigen import Matrix, Vector
+from lowrank.core.structures import structure_named
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.gram import Side
 from lowrank.core.weight import Coupling, Skip, Weight
-from lowrank.errors import NonFiniteWeight
+from lowrank.errors import ExportError, NonFiniteWeight
 from lowrank.parallel import threads
 
 
@@ -286,7 +287,18 @@ class ModuleBackend:
         return replace(self, module=loaded, fresh=None, replaced=record["replaced"])
 
     def without_pivots(self) -> ModuleBackend:
-        """A copy of the module, if it has pivots."""
+        """A copy of the module, if it has pivots.
+
+        Raises:
+            ExportError: if it has, and is an exported program, whose layers cannot be changed.
+        """
+        if self.rebuild["kind"] == "program":
+            if all(structure_named(record["structure"]).can_round for record in self.replaced.values()):
+                return self
+            raise ExportError(
+                "an exported program keeps its pivoted factors, which do not bear few bits; leave them out with "
+                "--structures two_factor, or give the model as code"
+            )
         module = without_pivoted_layers(self.module)
         return self if module is self.module else replace(self, module=module, fresh=None)
 

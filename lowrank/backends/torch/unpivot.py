@@ -18,6 +18,8 @@ def without_pivoted_layers(module: nn.Module) -> nn.Module:
     """The same function without pivoted factors, as a copy; the module itself if it has none."""
     if not any(isinstance(layer, PivotedLinear) for layer in module.modules()):
         return module
+    if isinstance(module, PivotedLinear):
+        return _without(module)
     module = copy.deepcopy(module)
     made: dict[nn.Module, nn.Linear] = {}
     # A layer under several names stays one.
@@ -34,7 +36,7 @@ def _without(layer: PivotedLinear) -> nn.Linear:
     """Two factors or one matrix, whichever is smaller."""
     like = {"dtype": layer.left.weight.dtype, "device": layer.left.weight.device}
     rows, cols, bias = layer.out_features, layer.in_features, layer.bias is not None
-    numbers = without_pivots(layer.weight.detach().double().cpu().numpy(), layer.rank)
+    numbers = without_pivots(copy.deepcopy(layer).double().weight.detach().cpu().numpy(), layer.rank)
     if isinstance(numbers, Factors):
         new = LowRankLinear(cols, rows, layer.rank, bias=bias, **like)
         _fill(new.left.weight, numbers.left)

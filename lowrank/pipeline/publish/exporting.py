@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from lowrank.artifacts import staged
+from lowrank.artifacts import read_json, staged
 from lowrank.artifacts.lock import holding
 from lowrank.backends import Backend, Opening, open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx.opset import OPSET
+from lowrank.core.rounding.formats import FORMATS
+from lowrank.core.structures import structure_named
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError
 from lowrank.parallel import one_thread_each
-from lowrank.pipeline.run.layout import ADAPTABLE_FILE, GRAPHS, REPORT_FILE
+from lowrank.pipeline.run.layout import ADAPTABLE_FILE, GRAPHS, PLAN_FILE, REPORT_FILE
 from lowrank.pipeline.run.read import check_source, read_run, source_of
 from lowrank.pipeline.run.write import rounding_feeds, write_past
 from lowrank.pipeline.session import read_calibration
@@ -55,7 +57,7 @@ def export(
     Raises:
         ExportError: if it cannot be traced, or what was written does not agree with torch.
     """
-    from lowrank.edge.graph_file import bearing, fit_file
+    from lowrank.edge.graph_file import fit_file, fit_for
     from lowrank.evaluate.parity import check_parity
 
     target, opening, folder = target or Target(), opening or Opening(), Path(output).expanduser()
@@ -67,7 +69,9 @@ def export(
     if with_past:
         backend.check_with_past()
     calibration = None if settings is None else read_calibration(backend, settings)
-    backend = bearing(backend if calibration is None else calibration.backend, target)
+    backend, notes = fit_for(backend if calibration is None else calibration.backend, target)
+    for note in [*notes, *_pivots_stay(graph, target)]:
+        remark(note)
     with staged(folder, owned=GRAPHS) as stage:
         backend.write_onnx(stage / ONNX_FILE, opset)
         assert isinstance(backend.signature, Signature)
@@ -102,6 +106,20 @@ def _opened_graph(graph: Path, opening: Opening, target: Target) -> Backend:
             "it, and --profile ort fuses it for ONNX Runtime"
         )
     return read_onnx(graph.resolve(), opening)
+
+
+def _pivots_stay(graph: Path | None, target: Target) -> list[str]:
+    """A remark if a graph is of a run whose plan has factors that do not bear the type of a target."""
+    plan = None if graph is None else graph.with_name(PLAN_FILE)
+    if plan is None or not plan.is_file() or target.dtype not in FORMATS:
+        return []
+    chosen = {entry["structure"] for entry in read_json(plan, "plan")["groups"]}
+    if all(structure_named(name).can_round for name in chosen):
+        return []
+    return [
+        f"{graph} has pivoted factors, which do not bear {target.dtype}; the model_int8.onnx of a run has none, nor "
+        f"has what `lowrank compress --quantize {target.dtype}` makes"
+    ]
 
 
 def graph_of(model: str | Path) -> Path | None:

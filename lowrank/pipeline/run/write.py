@@ -16,7 +16,7 @@ from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan, stored_weights
 from lowrank.core.rounding.formats import Stored
-from lowrank.edge.graph_file import bearing, fit_file
+from lowrank.edge.graph_file import fit_file, fit_for
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError
 from lowrank.evaluate.choice import which_to_take
@@ -172,14 +172,14 @@ def write_graphs(
         ExportError: if it cannot be written, or does not agree with the model.
     """
     target, notes, exact = output.target, list[str](), None
-    small = bearing(small, target)
+    small, remarks = fit_for(small, target)
     assert isinstance(small.signature, Signature)
     small.write_onnx(path)
     if target.is_rounded:
         exact = check_parity(small, path)
     elif output.int8:
         notes += write_int8(small, path, target, feeds)
-    return exact, [*notes, *fit_file(path, target, small.signature, feeds, stored)]
+    return exact, [*remarks, *notes, *fit_file(path, target, small.signature, feeds, stored)]
 
 
 def write_int8(small: Backend, exact: Path, target: Target, feeds: Sequence[Feed]) -> list[str]:
@@ -194,14 +194,14 @@ def write_int8(small: Backend, exact: Path, target: Target, feeds: Sequence[Feed
     """
     path, signature, eight = exact.with_name(INT8_FILE), small.signature, replace(target, dtype="int8")
     assert isinstance(signature, Signature)
-    other, notes = bearing(small, eight), list[str]()
     try:
+        other, notes = fit_for(small, eight)
         if other is small:
             # Tensors that lie beside the graph are read from there, and written beside the copy.
             shutil.copyfile(exact, path)
         else:
             other.write_onnx(path)
-            notes.append("pivoted factors are two factors or one matrix in it, as pivots do not bear eight bits")
+            check_parity(other, path)
         notes += fit_file(path, eight, signature, feeds)
         FileModel(path, signature).run(signature.example(1, 4))
     except ExportError as error:
@@ -220,14 +220,15 @@ def write_past(backend: Backend, stage: Path, target: Target, stored: Mapping[st
     Raises:
         ExportError: if it cannot be written, does not run, or chooses other tokens than torch.
     """
-    backend, path = bearing(backend, target), stage / WITH_PAST_FILE
+    path = stage / WITH_PAST_FILE
+    backend, notes = fit_for(backend, target)
     assert isinstance(backend.signature, Signature)
     backend.write_with_past(path)
     remarks = check_generation(backend, path)
     if target == Target():
         return remarks
     # Its inputs are not those of the calibration data, so it is rounded to the nearest.
-    notes = fit_file(path, target, backend.signature, stored=stored)
+    notes += fit_file(path, target, backend.signature, stored=stored)
     check_generation(backend, path, exact=not target.is_rounded)
     return [*remarks, *(f"{path.name}: {note}" for note in notes)]
 

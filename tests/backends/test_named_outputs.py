@@ -508,7 +508,7 @@ def test_outputs_of_weights_that_nobody_trained_are_not_judged(tmp_path: Path) -
         assert [output.name for output in signature.compared] == ["last_hidden_state"]
 
 
-@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("trained", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_finished_run_is_judged_by_the_outputs_that_its_model_was(trained: bool, tmp_path: Path) -> None:
     """A refit gives layers other biases, which tell nothing of what was trained."""
     whole: Any = bert("BertModel")

@@ -444,6 +444,7 @@ def test_a_compressed_model_is_not_compressed_again(cli: Cli, here: Path, bert_f
     assert (refused.code, "compressed already" in refused.err) == (1, True)
 
 
+@pytest.mark.slow
 def test_moved_run_still_loads(cli: Cli, here: Path, bert_folder: Path) -> None:
     """Whatever is written can be rebuilt without the original and without the path it was written to."""
     shutil.copytree(bert_folder, here / "original")

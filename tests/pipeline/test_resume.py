@@ -172,6 +172,7 @@ def test_nothing_that_was_done_is_done_again(
     assert contents(tmp_path / "run") == contents(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
 def test_factors_and_refits_are_kept(bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(calib=str(write_text(tmp_path / "text.txt", 64)))
     lowrank.analyze(bert_folder, output=tmp_path / "whole", settings=settings)

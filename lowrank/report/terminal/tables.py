@@ -155,7 +155,7 @@ def report_table(report: Report) -> Table:
     if report.refinement is not None:
         fitted = report.refinement
         lost = f"{fitted.after:.4g}, {fitted.after / fitted.before:.3f} of before" if fitted.kept else "no better"
-        table.add_row(f"held-out loss after refinement ({fitted.steps} steps of each block)", "", lost, "")
+        table.add_row(f"held-out loss after refinement ({fitted.steps} steps a block)", "", lost, "")
     for entry in report.healing:
         lost = "no better"
         if entry.kept and entry.after is not None and entry.before:

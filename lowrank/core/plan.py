@@ -74,6 +74,11 @@ class Plan:
         return any(option.dtype != "float32" for option in self.options)
 
     @property
+    def is_sized(self) -> bool:
+        """Whether its budget limits the bytes of the file."""
+        return self.budget is not None and self.budget.most_bytes is not None
+
+    @property
     def meets_budget(self) -> bool:
         """Whether the plan is within its budget."""
         if self.budget is None or (self.budget.kind in ELSEWHERE and self.share is None):

@@ -197,9 +197,8 @@ def _written(session: Session, plan: Plan, run: Path, request: Request, benchmar
         and session.calibration is not None
         and layers
     ):
-        sized = plan.budget is not None and plan.budget.most_bytes is not None
         with session.clock.stage("refine"):
-            refinement, remarks = refine(session.calibration, small, sized, session.track)
+            refinement, remarks = refine(session.calibration, small, plan.is_sized, session.track)
     plan = replace(plan, notes=(*plan.notes, *solver_notes(used)))
     mixed = _counts_file(request) or plan.is_typed
     output = WriteOptions(

@@ -233,8 +233,9 @@ def _train(
 
     calibration, settings = _data_of(opened), opened.settings
     samples = samples_of(calibration, read_training(calibration, settings))
-    same_size = plan.budget is not None and plan.budget.most_bytes is not None
-    healing = prepare(calibration.backend, small, samples, training, Checkpoint(path, key, resume), same_size=same_size)
+    healing = prepare(
+        calibration.backend, small, samples, training, Checkpoint(path, key, resume), same_size=plan.is_sized
+    )
     for _ in opened.track(hundredths(healing.run()), healing.status, 100):
         pass
     return healing

@@ -16,7 +16,7 @@ from lowrank.core.structures import structure_named
 from lowrank.core.truncation.spectrum import Spectrum
 from lowrank.report.fidelity import FIGURES, MEANING, columns_of_sets
 from lowrank.report.shipped import columns_of_files
-from lowrank.results.parts import Cut, Quality
+from lowrank.results.parts import Cut, HealingResult, Quality, Refinement
 from lowrank.results.report import Report
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -118,6 +118,13 @@ def plan_table(plan: Plan, analysis: Analysis) -> Table:
     return table
 
 
+def _lost(training: Refinement | HealingResult) -> str:
+    """The held-out loss that a training came to, in words."""
+    if training.kept and training.after is not None and training.before:
+        return f"{training.after:.4g}, {training.after / training.before:.3f} of before"
+    return "no better"
+
+
 def report_table(report: Report) -> Table:
     """Dense against compressed."""
     table = Table(title="Dense against compressed", title_justify="left", box=None, pad_edge=False)
@@ -153,15 +160,11 @@ def report_table(report: Report) -> Table:
     if report.cut:
         _cut(table, report.cut[-1])
     if report.refinement is not None:
-        fitted = report.refinement
-        lost = f"{fitted.after:.4g}, {fitted.after / fitted.before:.3f} of before" if fitted.kept else "no better"
-        table.add_row(f"held-out loss after refinement ({fitted.steps} steps a block)", "", lost, "")
+        done = f"{report.refinement.steps} steps a block"
+        table.add_row(f"held-out loss after refinement ({done})", "", _lost(report.refinement), "")
     for entry in report.healing:
-        lost = "no better"
-        if entry.kept and entry.after is not None and entry.before:
-            lost = f"{entry.after:.4g}, {entry.after / entry.before:.3f} of before"
         done = f"{entry.steps} steps, {entry.batch} samples at a time in memory"
-        table.add_row(f"held-out loss after healing ({done})", "", lost, "")
+        table.add_row(f"held-out loss after healing ({done})", "", _lost(entry), "")
     if report.onnx:
         graph = report.onnx
         before, after = (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Feed, Signature
-from lowrank.backends.onnx.save import load_whole, save_model
+from lowrank.backends.onnx.save import copy_graph, load_whole, save_model
 from lowrank.core.rounding.formats import FORMATS, Stored
 from lowrank.edge.fuse import fuse_file
 from lowrank.edge.quantize import quantize_file
@@ -48,6 +48,31 @@ def make_graph(
     assert isinstance(model.signature, Signature)
     model.write_onnx(path, opset)
     return notes + fit_file(path, target, model.signature, feeds, stored, plain)
+
+
+def write_again(model: Backend, exact: Path, path: Path, target: Target) -> tuple[Backend, list[str]]:
+    """Write a model whose exact graph is there already for another target, which `fit_file` then fits it to.
+
+    Tracing a model takes seconds, so the graph is copied, unless the model has pivots, which do not bear few bits.
+
+    Args:
+        model: one that can be run.
+        exact: its graph, as `Backend.write_onnx` gave it.
+        path: of the new file.
+        target: what the file is for.
+
+    Returns:
+        The model that was written, which is the one that was given if the graph was copied; and remarks.
+
+    Raises:
+        ExportError: if the model cannot be traced.
+    """
+    other, notes = fit_for(model, target)
+    if other is model:
+        copy_graph(exact, path)
+    else:
+        other.write_onnx(path)
+    return other, notes
 
 
 def fit_for(model: Backend, target: Target) -> tuple[Backend, list[str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from lowrank.edge.counts import fused_counts
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError, TaskError
 from lowrank.evaluate.choice import which_to_take
+from lowrank.evaluate.dense_graph import DenseGraph
 from lowrank.evaluate.fitness import unfit
 from lowrank.evaluate.graph import FileModel
 from lowrank.evaluate.judges import Judges
@@ -37,6 +37,8 @@ class Original:
 
     dense: Backend
     analysis: Analysis
+    graph: DenseGraph
+    """Of the dense model."""
     judges: Judges
     """What fidelity is measured by."""
     track: Track
@@ -188,15 +190,14 @@ def timed(report: Report, original: Original, path: Path) -> Report:
     from lowrank.edge.graph_file import fit_file
 
     assert report.onnx is not None
-    dense, signature, target = original.dense, signature_of(original.dense), report.target
+    signature, target = signature_of(original.dense), report.target
     rounded = _alike(report)
     with tempfile.TemporaryDirectory() as folder:
-        exact = Path(folder) / "exact"
-        exact.mkdir()
-        files = {"dense": exact / ONNX_FILE, "compressed": path}
-        dense.write_onnx(files["dense"])
-        # Copied, since tracing a model takes seconds.
-        plain = shutil.copytree(exact, Path(folder) / "rounded") / ONNX_FILE
+        exact, plain = (Path(folder) / name / ONNX_FILE for name in ("exact", "rounded"))
+        files = {"dense": exact, "compressed": path}
+        for copy in (exact, plain):
+            copy.parent.mkdir()
+            original.graph.write(copy)
         quality: Quality | None = None
         try:
             fit_file(plain, rounded, signature)

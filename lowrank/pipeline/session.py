@@ -16,6 +16,7 @@ from lowrank.calibrate.data import Calibration, load_calibration, training_batch
 from lowrank.calibrate.sets import judging_sets
 from lowrank.core.analysis import Analysis
 from lowrank.errors import ArtifactError
+from lowrank.evaluate.dense_graph import DenseGraph
 from lowrank.evaluate.judges import Judges
 from lowrank.evaluate.measure import Original
 from lowrank.pipeline.execution import Execution
@@ -52,6 +53,7 @@ class Session:
     """A dense model, the data that it is run on, and how work on them is done."""
 
     dense: Backend
+    graph: DenseGraph
     judges: Judges
     """The sets that results are judged on, and the dense model's outputs on them, which are made once."""
     calibration: Calibration | None = None
@@ -82,7 +84,7 @@ class Session:
     @property
     def original(self) -> Original:
         """What a compressed model is measured against."""
-        return Original(self.dense, self.analysis, self.judges, self.track, self.clock)
+        return Original(self.dense, self.analysis, self.graph, self.judges, self.track, self.clock)
 
     @property
     def on_trial(self) -> Session:
@@ -165,6 +167,7 @@ def open_session(
     dense = calibration.backend if calibration else dense
     return Session(
         dense=dense,
+        graph=DenseGraph(dense),
         judges=Judges(dense, judging_sets(dense, calibration)),
         calibration=calibration,
         settings=settings,

@@ -29,6 +29,7 @@ from lowrank.core.structures.permute import agree_channel_order
 from lowrank.core.weight import Coupling
 from lowrank.edge.target import Target
 from lowrank.errors import CalibrationError, InfeasibleBudget, LowRankError, UnsupportedModel
+from lowrank.evaluate.dense_graph import DenseGraph
 from lowrank.evaluate.judges import Judges
 from lowrank.parallel import one_thread_each
 from lowrank.pipeline.budgets.file_size import sized_plan
@@ -115,6 +116,7 @@ def truncate(
         dense = calibration.backend if calibration else finished.full
         session = Session(
             dense=dense,
+            graph=DenseGraph(dense),
             judges=Judges(dense, judging_sets(dense, calibration)),
             calibration=calibration,
             run=out,
@@ -224,7 +226,7 @@ def _reference(session: Session, original: Backend | None) -> Session:
     if isinstance(signature, Signature) and isinstance(original.signature, Signature):
         original = original.fed_with(signature)
     sets = session.judges.sets if isinstance(signature, Signature) else ()
-    return replace(session, dense=original, judges=Judges(original, sets))
+    return replace(session, dense=original, graph=DenseGraph(original), judges=Judges(original, sets))
 
 
 def _write(session: Session, result: Smaller, finished: Finished, remarks: Sequence[str], latency: bool) -> Report:

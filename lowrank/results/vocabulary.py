@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lowrank.core.share import percent
 from lowrank.results.json_part import LEFT_OUT, Document, Part, rows_of
 from lowrank.results.parts import Quality
 
@@ -43,3 +44,14 @@ class CutVocabulary(Document):
     quality: Quality | None = field(default=None, metadata={**LEFT_OUT, "read": Quality.from_json})
     """Of both models on the same texts, each with its own tokens; None where the notes say why not."""
     notes: list[str] = field(default_factory=list[str])
+
+    @property
+    def remark(self) -> str:
+        """A sentence for a report on a model that was made from this one, which is its dense model."""
+        rows = f"the dense model here has {self.rows_after:,} of the {self.rows_before:,} tokens of its original"
+        if self.quality is None:
+            return f"{rows}; how often it gives the original's answers was not measured"
+        if self.quality.fidelity == 1:
+            return f"{rows}, and gives the same answers"
+        answers = f"{percent(self.quality.fidelity or 0.0)} of the original's answers on {self.quality.worst}"
+        return f"{rows}, and gives {answers}; what is lost here comes on top of that"

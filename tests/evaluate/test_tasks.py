@@ -32,6 +32,7 @@ from lowrank.calibrate.data import Calibration, load_calibration
 from lowrank.calibrate.judging_set import JudgingSet
 from lowrank.calibrate.sets import judging_sets, random_feeds
 from lowrank.errors import LowRankError
+from lowrank.evaluate.dense_graph import DenseGraph
 from lowrank.evaluate.dense_outputs import Room
 from lowrank.evaluate.fidelity import Judge
 from lowrank.evaluate.judges import Judges
@@ -432,7 +433,8 @@ def test_a_model_that_gives_no_numbers_is_unfit_and_its_report_can_be_written(tm
     analysis = lowrank.analyze(tiny_transformer("bert"), settings=lowrank.Settings(calib="none"))
     feeds = tuple(random_feeds(dense))
     calibration = Calibration(feeds, feeds, feeds, dense, {"samples": 16})
-    original = Original(dense, analysis, Judges(dense, judging_sets(dense, calibration)), silent, Clock())
+    judges = Judges(dense, judging_sets(dense, calibration))
+    original = Original(dense, analysis, DenseGraph(dense), judges, silent, Clock())
     report = measure(original, small, lowrank.select(analysis, 0.5), tmp_path, Measures(latency=False))
     assert report.quality is None and report.error.relative is None
     assert any("not finite on your data" in problem for problem in report.problems)

@@ -12,6 +12,7 @@ from lowrank.backends import open_model
 from lowrank.core.selection.timings import Timings, sizes_for
 from lowrank.edge.target import Target
 from lowrank.errors import TimingError
+from lowrank.evaluate.dense_graph import DenseGraph
 from lowrank.evaluate.judges import Judges
 from lowrank.pipeline.budgets import faster as advice
 from lowrank.pipeline.session import Session
@@ -22,7 +23,8 @@ from lowrank.results.parts import Latency
 def session() -> Session:
     dense: Any = open_model(build("bert"))
     feeds = tuple(dense.signature.example(4, 12, seed) for seed in range(2))
-    return Session(dense=dense, judges=Judges(dense, []), current=analysis_of(dense, dense.couplings, feeds))
+    analysis = analysis_of(dense, dense.couplings, feeds)
+    return Session(dense=dense, graph=DenseGraph(dense), judges=Judges(dense, []), current=analysis)
 
 
 def times(dense: float, compressed: float) -> Latency:

@@ -22,6 +22,7 @@ from lowrank.core.selection.knapsack import Knapsack, bytes_of, share_in_time
 from lowrank.core.selection.timings import Timings, sizes_for
 from lowrank.edge.target import Target
 from lowrank.errors import InfeasibleBudget, LowRankError, TimingError
+from lowrank.evaluate.dense_graph import DenseGraph
 from lowrank.pipeline.budgets import measured_speed
 from lowrank.pipeline.budgets.operator_times import BOTH, check_table, model_times
 from lowrank.pipeline.budgets.whole_model import corrected, write_smallest
@@ -176,8 +177,10 @@ def test_operators_are_made_true_to_the_model(tmp_path: Path) -> None:
         ({1.8: 2.4, 1.35: 1.8}, [1.8, 1.35], 1.8),
         # Too slow, and then fast enough.
         ({1.8: 1.5, 2.16: 1.85}, [1.8, 2.16], 1.85),
-        # The second one is too slow: the first stays.
-        ({1.8: 2.4, 1.35: 1.2}, [1.8, 1.35], 2.4),
+        # The second one is too slow: the third is between them.
+        ({1.8: 2.4, 1.35: 1.25, 1.94: 1.9}, [1.8, 1.35, 1.94], 1.9),
+        # Only the first is fast enough, and there is no fourth.
+        ({1.8: 2.4, 1.35: 1.25, 1.94: 1.5}, [1.8, 1.35, 1.94], 2.4),
         # A speed that no plan is predicted to have.
         ({1.8: 0.5}, [1.8, 6.48], 0.5),
     ],
@@ -197,10 +200,11 @@ def test_a_plan_is_made_again_by_what_its_graph_took(
     def times(*_: object) -> dict[str, float]:
         return {"dense": 10.0, "tried": 10.0 / truth[finding[0]]}
 
-    for name in ("make_graph", "compressed_model", "signature_of"):
+    for name in ("make_graph", "fit_file", "compressed_model", "signature_of"):
         monkeypatch.setattr(measured_speed, name, lambda *_, **__: None)
     monkeypatch.setattr(measured_speed, "measure_latency", times)
-    session: Any = SimpleNamespace(dense=None, analysis=analysis, on_trial=None)
+    graph = SimpleNamespace(write=lambda _: None)
+    session: Any = SimpleNamespace(dense=None, graph=graph, analysis=analysis, on_trial=None)
     plan = measured_speed.measured_plan(session, Budget.speedup(1.8), find, Target(), (16, 1))
     assert tried == asked and plan.budget == Budget.speedup(1.8)
     assert plan.reached == pytest.approx(kept)
@@ -214,7 +218,7 @@ def test_the_command_chooses_types_measures_and_holds_both(
     text, run = write_text(tmp_path / "text.txt", 60), tmp_path / "run"
     dense: Any = open_model(bert_folder)
     calibrated = lowrank.analyze(str(bert_folder), output=run, settings=lowrank.Settings(calib=str(text)))
-    timings = model_times(dense, calibrated, Target(), BOTH)
+    timings = model_times(DenseGraph(dense), calibrated, Target(), BOTH)
     assert timings.dtype == "float32" and timings.of("int8") is not None and timings.whole
     table = tmp_path / "table.json"
     table.write_text(json.dumps(table_of(calibrated).to_json()), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,17 @@ def load_whole(path: Path) -> Any:
     model = ir.load(path)
     ir.external_data.load_to_model(model)
     return model
+
+
+def copy_graph(source: Path, target: Path) -> None:
+    """Copy a graph to another name; its numbers, if they lie beside it, keep theirs, which several graphs may share."""
+    shutil.copyfile(source, target)
+    data = source.with_name(f"{source.name}.data")
+    beside = target.with_name(data.name)
+    if data.is_file() and beside != data:
+        # What is there may be mapped: it is not written over.
+        beside.unlink(missing_ok=True)
+        shutil.copyfile(data, beside)
 
 
 def renamed(source: Path, target: Path, suffix: str = ".data") -> Path:

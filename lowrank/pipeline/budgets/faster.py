@@ -31,7 +31,7 @@ def faster(session: Session, target: Target, times: Latency) -> str | None:
         return None
     analysis = session.analysis
     try:
-        timings = model_times(session.dense, analysis, target, (target.dtype,))
+        timings = model_times(session.graph, analysis, target, (target.dtype,))
     except LowRankError:
         return None
     for limit in LIMITS:

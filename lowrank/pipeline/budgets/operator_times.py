@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from lowrank.core.weight import Group, Weight
 from lowrank.edge.graph_file import fit_file
 from lowrank.edge.target import Dtype, Target
 from lowrank.errors import TimingError
+from lowrank.evaluate.dense_graph import DenseGraph
 from lowrank.pipeline.budgets.whole_model import corrected, write_smallest
 from lowrank.pipeline.session import Work, WorkOptions
 from lowrank.pipeline.settings import Settings
@@ -67,7 +67,7 @@ def work_for(
     return {**first, **({"others": others} if others else {})}
 
 
-def time_here(backend: Backend, work: dict[str, Any], target: Target, track: Track = silent) -> Timings:
+def time_here(graph: DenseGraph, work: dict[str, Any], target: Target, track: Track = silent) -> Timings:
     """The table of this machine, the dense model as a whole included.
 
     Raises:
@@ -76,17 +76,16 @@ def time_here(backend: Backend, work: dict[str, Any], target: Target, track: Tra
     from lowrank.edge.timing_script import measure
     from lowrank.evaluate.latency import measure_latency
 
-    signature = backend.signature
+    signature = graph.dense.signature
     if not isinstance(signature, Signature):
         raise TimingError(f"the model cannot be timed as a whole: {signature}")
     works = [work, *work.get("others", ())]
     with tempfile.TemporaryDirectory() as folder:
         exact, paths = Path(folder) / "exact.onnx", dict[str, Path]()
-        backend.write_onnx(exact)
+        graph.write(exact)
         for each in works:
-            # Tracing a model takes seconds, a copy none.
             path = paths[each["dtype"]] = exact.with_name(f"{each['dtype']}.onnx")
-            shutil.copyfile(exact, path)
+            graph.write(path)
             fit_file(path, replace(target, dtype=each["dtype"]), signature)
 
         def whole() -> dict[str, float]:
@@ -144,7 +143,7 @@ def bench_table(
     if script is not None:
         write_script(work, Path(script))
     if table is not None:
-        timings = time_here(backend, work, target, asked.track)
+        timings = time_here(DenseGraph(backend), work, target, asked.track)
         assert timings.whole is not None
         figures["whole_ms"] = timings.whole / 1e3
         Path(table).write_text(json.dumps(timings.to_json()), encoding="utf-8")
@@ -175,13 +174,13 @@ def _rows(backend: Backend, tokens: int) -> int:
 
 
 def model_times(
-    backend: Backend, analysis: Analysis, target: Target, dtypes: Sequence[Dtype], track: Track = silent
+    graph: DenseGraph, analysis: Analysis, target: Target, dtypes: Sequence[Dtype], track: Track = silent
 ) -> Timings:
     """The table of this machine for all groups of an analysis.
 
     Args:
-        backend: the dense model.
-        analysis: of it.
+        graph: of the dense model.
+        analysis: of the model.
         target: what graphs are for, but for its type.
         dtypes: types of weights.
         track: shows progress.
@@ -190,7 +189,7 @@ def model_times(
         TimingError: if the model, or a type, cannot be timed.
     """
     groups = [(group, analysis.weights_of(group)) for group in analysis.groups.values()]
-    return time_here(backend, work_for(groups, dtypes, tokens=_rows(backend, TOKENS)), target, track)
+    return time_here(graph, work_for(groups, dtypes, tokens=_rows(graph.dense, TOKENS)), target, track)
 
 
 def read_table(path: Path) -> Timings:

@@ -43,7 +43,7 @@ def _by_time(session: Session, request: Request, _: Benchmark | None) -> Plan:
         timings = request.timings
         if timings is None:
             dtypes = BOTH if _budget(request).kind == "speedup" else (target.dtype,)
-            timings = model_times(session.dense, analysis, target, dtypes, session.track)
+            timings = model_times(session.graph, analysis, target, dtypes, session.track)
     budget = _budget(request).of_whole(None if timings.whole is None else timings.whole / 1e3)
     budget = budget.of_original(session.dense.nbytes)
     with session.clock.stage("select"):

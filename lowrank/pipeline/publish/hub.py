@@ -17,6 +17,7 @@ from lowrank.artifacts import parse_json, read_json, staged
 from lowrank.artifacts.files import RECORD_FILE, atomic, linked
 from lowrank.artifacts.lock import holding
 from lowrank.backends import Backend
+from lowrank.backends.base import signature_of
 from lowrank.core.analysis import Analysis
 from lowrank.edge.target import Dtype, Target
 from lowrank.errors import ArtifactError, CalibrationError, ExportError
@@ -150,7 +151,7 @@ def _graphs(
     dtypes: tuple[Dtype, ...],
     remark: Callable[[str], object],
 ) -> list[Path]:
-    from lowrank.edge.graph_file import make_graph
+    from lowrank.edge.graph_file import fit_file, write_again
     from lowrank.evaluate.parity import check_parity
 
     target = report.target
@@ -176,7 +177,9 @@ def _graphs(
             remark(f"rounded to the nearest, as the run's data cannot be read: {error}")
     for dtype in wanted:
         rounded = place / f".{dtype}.onnx"
-        for note in make_graph(backend, rounded, Target(profile=target.profile, dtype=dtype), feeds):
+        other = Target(profile=target.profile, dtype=dtype)
+        _, notes = write_again(backend, plain, rounded, other)
+        for note in [*notes, *fit_file(rounded, other, signature_of(backend), feeds)]:
             remark(note)
         graphs += _named(rounded, place, dtype)
     for path in place.glob(".*"):

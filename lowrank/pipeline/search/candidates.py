@@ -15,7 +15,7 @@ from lowrank.artifacts.files import linked
 from lowrank.backends import Backend
 from lowrank.backends.inputs import Feed
 from lowrank.backends.onnx.save import file_size
-from lowrank.edge.graph_file import fit_file, fit_for
+from lowrank.edge.graph_file import fit_file, write_again
 from lowrank.errors import UnsupportedModel
 from lowrank.evaluate.parity import check_parity
 from lowrank.healing.training import Training
@@ -105,13 +105,7 @@ class CandidateBuilder:
         place = self.path(kind).parent
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        model, _ = fit_for(candidate.model, kind.target)
-        if model is candidate.model:
-            for part in (self.path(whole), self.path(whole).with_name(f"{ONNX_FILE}.data")):
-                if part.exists():
-                    shutil.copyfile(part, place / part.name)
-        else:
-            model.write_onnx(self.path(kind))
+        write_again(candidate.model, self.path(whole), self.path(kind), kind.target)
         fit_file(self.path(kind), kind.target, self.bench.signature, feeds)
         if self.saving:
             shutil.copytree(self.path(whole).parent / MODEL_FOLDER, place / MODEL_FOLDER, copy_function=linked)

@@ -183,7 +183,7 @@ class Workbench:
         """The dense model's graph."""
         path = self.place / "dense" / ONNX_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.bench.session.dense.write_onnx(path)
+        self.bench.session.graph.write(path)
         return path
 
     @cached_property

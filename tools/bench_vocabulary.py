@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import numpy as np
 from measured import Cell, Table, measured_before, publish
 from respelling import respellings
-from sentences import COLUMNS, Judge, minilm_folder, of_module, read_pairs
+from sentences import COLUMNS, Judge, encoder, minilm_folder, of_module, read_pairs
 from subjects import first_rows
 
 from lowrank.artifacts import parse_json
@@ -81,18 +81,6 @@ def vocabularies(content: dict[str, Any], own: Sequence[str], dense: Any) -> Ite
     for share in SHARES[:2]:
         rows = round(share * len(pieces.all_ids))
         yield f"own data and worst spelled {100 * share:g} %", most_used(pieces, worth, needed, rows, unread)
-
-
-def encoder(folder: Path) -> Any:
-    """Token ids by the tokenizer of a folder."""
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
-
-    def encode(texts: Sequence[str], longest: int) -> list[list[int]]:
-        return tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
-
-    return encode, tokenizer.unk_token_id
 
 
 def told(folder: Path, reviews: Sequence[str]) -> tuple[int, int, int]:

@@ -21,6 +21,8 @@ from lowrank.evaluate.tasks.retrieval import DEPTH, ndcg
 
 Embed = Callable[[Sequence[str]], Array]
 """From texts to unit vectors, a row each."""
+Encode = Callable[[Sequence[str], int], list[list[int]]]
+"""From texts, and how many tokens one has at most, to token ids."""
 LONGEST = 256
 """Tokens that all-MiniLM-L6-v2 reads of a text; a text that long is a passage here."""
 LENGTHS = (12, 48, 96, 192, 256)
@@ -63,11 +65,19 @@ def by_length(encoded: Sequence[Sequence[int]], tokens: int = BATCH) -> list[lis
     return parts
 
 
-def embedder(
-    run: Callable[[Any], Array],
-    longest: int = LONGEST,
-    encode: Callable[[Sequence[str], int], list[list[int]]] = encoded,
-) -> Embed:
+def encoder(folder: Path) -> tuple[Encode, int | None]:
+    """What gives token ids by the tokenizer of a folder, and its id of unknown text."""
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
+
+    def encode(texts: Sequence[str], longest: int) -> list[list[int]]:
+        return tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
+
+    return encode, tokenizer.unk_token_id
+
+
+def embedder(run: Callable[[Any], Array], longest: int = LONGEST, encode: Encode = encoded) -> Embed:
     """From what gives one vector for each row of token ids, all of one length; the model may have its own tokenizer."""
 
     def embed(texts: Sequence[str]) -> Array:
@@ -81,7 +91,7 @@ def embedder(
     return embed
 
 
-def of_module(model: Any, encode: Callable[[Sequence[str], int], list[list[int]]] = encoded) -> Embed:
+def of_module(model: Any, encode: Encode = encoded) -> Embed:
     """Mean-pooled hidden states of a torch model, whose tokenizer may be its own."""
 
     def run(ids: Any) -> Array:
@@ -93,7 +103,9 @@ def of_module(model: Any, encode: Callable[[Sequence[str], int], list[list[int]]
     return embedder(run, encode=encode)
 
 
-def of_file(path: Path, threads: int | None = None, output: int = 0, longest: int = LONGEST) -> Embed:
+def of_file(
+    path: Path, threads: int | None = None, output: int = 0, longest: int = LONGEST, encode: Encode = encoded
+) -> Embed:
     """The same of an ONNX file, with as many threads as torch has if none are given; an output that has one vector a
     text is taken as it is."""
     session = open_graph(path, threads or torch.get_num_threads())
@@ -104,7 +116,7 @@ def of_file(path: Path, threads: int | None = None, output: int = 0, longest: in
         found = session.run(None, {name: fed[name] for name in names})[output]
         return found.mean(1) if found.ndim == 3 else found
 
-    return embedder(run, longest)
+    return embedder(run, longest, encode)
 
 
 def read_pairs(path: Path) -> tuple[list[str], list[float]]:

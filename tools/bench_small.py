@@ -25,6 +25,7 @@ from lowrank.backends import open_model
 from lowrank.calibrate.data import load_calibration
 from lowrank.calibrate.refit import sequential_refit
 from lowrank.pipeline.plans import factorize
+from lowrank.pipeline.refining import refine
 from lowrank.progress import silent
 
 METHODS: dict[str, tuple[bool, Any]] = {
@@ -46,7 +47,12 @@ def variants(source: Any, calib: Path, keeps: list[float]) -> Any:
             made = factorize(dense, analysis, plan)
             if with_data:
                 made = sequential_refit(data, dense.rewrite(made), made, analysis, silent)
-            yield method, keep, dense.rewrite(made).module
+                small: Any = dense.rewrite(made)
+                yield "lowrank, no refinement", keep, small.module
+                refine(data, small)
+                yield method, keep, small.module
+            else:
+                yield method, keep, dense.rewrite(made).module
 
 
 def sample(model: Any, count: int, length: int, seed: int) -> torch.Tensor:

@@ -44,15 +44,14 @@ def main() -> None:
     rows: list[list[Cell]] = measured_before(args.output, "vocabulary-bytes", columns)
     with tempfile.TemporaryDirectory() as work:
         settings, _ = minilm_data(args.data, Path(work))
-        assert settings.calib is not None
         settings = replace(settings, targets=("projections", "embeddings"))
+        texts = [settings.calib] if settings.calib else []
         for size in SIZES:
             for share in SHARES:
                 folder, run = source, Path(work) / f"run-{size}-{share}"
                 if share < 1:
                     folder = Path(work) / f"cut-{share}"
                     if not folder.exists():
-                        texts = [settings.calib]
                         lowrank.cut_vocabulary(source, folder, keep=share, texts=texts, column=settings.column)
                 kept = AutoModel.from_pretrained(str(folder)).get_input_embeddings().num_embeddings
                 if any(row[:2] == [size, kept] for row in rows):

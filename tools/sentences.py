@@ -65,7 +65,7 @@ def by_length(encoded: Sequence[Sequence[int]], tokens: int = BATCH) -> list[lis
     return parts
 
 
-def encoder(folder: Path) -> tuple[Encode, int | None]:
+def encoder(folder: Path) -> tuple[Encode, int]:
     """What gives token ids by the tokenizer of a folder, and its id of unknown text."""
     from transformers import AutoTokenizer
 

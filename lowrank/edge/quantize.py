@@ -18,10 +18,11 @@ from lowrank.backends.onnx.save import load_whole, save_model
 from lowrank.backends.onnx.sites import attribute
 from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.listing import listed
+from lowrank.core.rounding.chain import rounded_chain
 from lowrank.core.rounding.codes import Codes, even_latents, refitted_left
-from lowrank.core.rounding.formats import FORMATS, Stored, stored_as
+from lowrank.core.rounding.formats import FORMATS, LEAST, Format, Stored, stored_as
+from lowrank.core.rounding.grid import codes_on_grid
 from lowrank.core.truncation.directions import directions
-from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.weight import Weight
 from lowrank.edge.half import store_in_half
@@ -31,8 +32,6 @@ from lowrank.errors import ExportError
 
 INTEGERS, FOURS = 11, 13
 """The operator sets that DynamicQuantizeLinear came with, and a Split into parts that are given."""
-LEAST = 1024
-"""Weights with fewer numbers stay as they are: what they save is less than what their operators cost."""
 MOMENTS = 1 << 30
 """Bytes of moments in memory at a time."""
 
@@ -200,29 +199,33 @@ class _Quantizer:
                 if gram.tokens:
                     yield from ((weight.name, gram.moment / gram.tokens) for weight in group)
 
+    def _format(self, weight: Weight) -> Format:
+        return FORMATS[self._as(weight).dtype]
+
+    def _is_table(self, weight: Weight) -> bool:
+        return self.backend.uses(weight.name)[0].site.kind == "lookup"
+
+    def _on_grid(self, weight: Weight, matrix: Matrix) -> Codes | None:
+        """The codes of numbers that were trained in their format."""
+        return codes_on_grid(matrix.T if self._is_table(weight) else matrix, self._format(weight))
+
     def _codes(self, weight: Weight, matrix: Matrix, moment: Matrix | None) -> Codes:
-        table = self.backend.uses(weight.name)[0].site.kind == "lookup"
-        return FORMATS[self._as(weight).dtype].codes(matrix.T if table else matrix, None if table else moment)
+        table, known = self._is_table(weight), self._on_grid(weight, matrix)
+        return known or self._format(weight).codes(matrix.T if table else matrix, None if table else moment)
 
     def _chain(
         self, first: Weight, readers: Sequence[Weight], matrices: Mapping[str, Matrix], moments: Mapping[str, Matrix]
     ) -> None:
-        """Two factors, the second one perhaps of several weights: the channels between them are balanced, the first is
-        rounded, and the second is fitted to it before it is rounded too."""
-        table = self.backend.uses(first.name)[0].site.kind == "lookup"
-        moment = moments.get(first.name)
-        pair = even_latents(Factors(np.concatenate([matrices[r.name] for r in readers]), matrices[first.name]), moment)
-        right = np.asarray(pair.right, np.float64)
-        codes = self._codes(first, right, moment)
-        self._place(first, codes)
-        right_rounded = codes.matrix().T if table else codes.matrix()
-        left = refitted_left(pair, right_rounded, moment)
-        inner = right_rounded @ right_rounded.T if moment is None else right_rounded @ moment @ right_rounded.T
-        start = 0
-        for reader in readers:
-            part = left[start : start + reader.rows]
-            start += reader.rows
-            self._place(reader, self._codes(reader, part, inner))
+        """Two factors, the second one perhaps of several weights."""
+        known = [self._on_grid(weight, matrices[weight.name]) for weight in (first, *readers)]
+        found = [codes for codes in known if codes is not None]
+        if len(found) < len(known):
+            lefts, forms = [matrices[r.name] for r in readers], [self._format(r) for r in readers]
+            right, moment = matrices[first.name], moments.get(first.name)
+            codes, others = rounded_chain(lefts, right, forms, self._format(first), moment, self._is_table(first))
+            found = [codes, *others]
+        for weight, each in zip((first, *readers), found, strict=True):
+            self._place(weight, each)
 
     def _split(self, weight: Weight, matrix: Matrix, moment: Matrix | None) -> None:
         """`W = Q + A B`: what is largest of a matrix as two factors of eight bits, and the rest, which has less to be

@@ -75,6 +75,8 @@ def measure(original: Original, small: Backend, plan: Plan, folder: Path, measur
     if plan.budget is not None and plan.budget.kind == "size" and onnx.exists():
         plan = replace(plan, share=float(file_size(onnx)))
     report = planned_report(original.dense, small.params, small.nbytes, original.analysis, plan)
+    if report.budget.size is not None and onnx.exists():
+        report = replace(report, budget=replace(report.budget, size_reached=float(file_size(onnx))))
     if isinstance(small.signature, str):
         report.notes.append(
             f"no model.onnx and no measured quality: {small.signature}; give inputs with --calib inputs.npz, or say "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -17,11 +17,14 @@ from lowrank.healing.distill import Distillation, steps_in_turn
 from lowrank.healing.loss import hidden_loss
 from lowrank.healing.module_runner import ModuleRunner
 from lowrank.healing.optimizer import Diverged, Optimizer, add_gradients_, descend, restore_, snapshot
+from lowrank.healing.rounding import Formats, RoundedOptimizer
 from lowrank.parallel import threads
 
 RATE = 0.02
 """The learning rate of a block, as a share of its relative error: steps of a given size would undo a small error, and
 take long for a large one."""
+ROUNDED_RATE = 0.05
+"""The same for numbers that are rounded: they have to come as far as another code to change anything."""
 REMEMBERED = 1 << 29
 """Bytes of the hidden states of one block, at most; they are in memory twice, and those of held-out batches besides."""
 
@@ -34,10 +37,13 @@ class BlockFit:
         work: the whole work, of which each block takes an equal part.
         length: of all parts together.
         seed: of the order of the batches.
+        formats: of the parameters that are trained with rounding.
     """
 
-    def __init__(self, task: Distillation, work: WorkLimit, length: float, seed: int) -> None:
-        self.task, self.work, self.length, self.seed = task, work, length, seed
+    def __init__(
+        self, task: Distillation, work: WorkLimit, length: float, seed: int, formats: Formats | None = None
+    ) -> None:
+        self.task, self.work, self.length, self.seed, self.formats = task, work, length, seed, formats
         student, dense = task.student, task.fit.dense
         aside = task.heldout.feeds[: max(1, len(task.heldout.feeds) // 2)]
         feeds = [*_some(task.fit.feeds, student), *aside]
@@ -66,7 +72,7 @@ class BlockFit:
             if part.share < 1:
                 start = self._judge()
                 backward = partial(self._backward, list(own.values()))
-                optimizer = Optimizer(own, RATE * math.sqrt(start), self.task.smallest)
+                optimizer = self._optimizer(own, math.sqrt(start))
                 yield from descend(backward, steps, optimizer, part, cost)
                 better = self._judge() < start
         except Diverged:
@@ -74,6 +80,11 @@ class BlockFit:
         finally:
             if not better:
                 restore_(own, known)
+
+    def _optimizer(self, own: Mapping[str, nn.Parameter], error: float) -> Optimizer:
+        if self.formats:
+            return RoundedOptimizer(own, ROUNDED_RATE * error, self.task.smallest, self.formats)
+        return Optimizer(own, RATE * error, self.task.smallest)
 
     def _loss(self, index: int) -> Tensor:
         with self.task.student.precision():

@@ -18,6 +18,7 @@ from lowrank.healing.clock import Span, WorkLimit
 from lowrank.healing.distill import Distillation
 from lowrank.healing.faults import first_nonfinite, is_memory
 from lowrank.healing.optimizer import Diverged, Optimizer, descend, rates, restore_, snapshot
+from lowrank.healing.rounding import Formats
 
 BLOCKS, TRIAL = 0.1, 0.05
 """Shares of the work: of all blocks together, and of one trial of a learning rate."""
@@ -67,6 +68,7 @@ class Healing:
         seed: of the order of the batches.
         checkpoint: where the healing is kept when it is interrupted.
         adapter: that is trained; None if the factors are.
+        formats: of the parameters that blocks are trained with in few bits.
     """
 
     def __init__(
@@ -79,8 +81,9 @@ class Healing:
         seed: int,
         checkpoint: Checkpoint,
         adapter: Adapter | None = None,
+        formats: Formats | None = None,
     ) -> None:
-        self.task, self.target, self.adapter = task, target, adapter
+        self.task, self.target, self.adapter, self.formats = task, target, adapter, formats
         self.seed, self.checkpoint = seed, checkpoint
         self.problems: list[str] = []
         self.resumed: dict[str, dict[str, Tensor]] = {}
@@ -153,7 +156,7 @@ class Healing:
         """Fit one block after the other with a share of the work."""
         task, progress = self.task, self.progress
         try:
-            fitting = BlockFit(task, self.work, share * self.work.total, self.seed)
+            fitting = BlockFit(task, self.work, share * self.work.total, self.seed, self.formats)
             for block in range(progress.blocks, len(fitting.paths)):
                 for _ in fitting.fit(block):
                     yield self._share

@@ -25,6 +25,7 @@ from lowrank.healing.distill import Distillation, Samples
 from lowrank.healing.module_runner import ModuleRunner, block_paths, on_device
 from lowrank.healing.optimizer import restore_, snapshot
 from lowrank.healing.phases import Healing
+from lowrank.healing.rounding import Formats, layers_of
 from lowrank.healing.training import Training, check_device
 
 
@@ -36,6 +37,7 @@ def prepare(
     checkpoint: Checkpoint | None = None,
     *,
     same_size: bool = False,
+    formats: Formats | None = None,
 ) -> Healing:
     """Get a healing of `small` ready, whose module has the best numbers when it has run.
 
@@ -46,6 +48,7 @@ def prepare(
         training: how.
         checkpoint: where an interrupted healing is kept; nowhere, if not given.
         same_size: the model's file may not grow: vectors that are alike, which a graph has once, stay as they are.
+        formats: of the matrices that blocks are trained with in few bits, in which they are already.
 
     Raises:
         HealingError: if there is nothing to train, no such device, or no such checkpoint.
@@ -63,7 +66,7 @@ def prepare(
     check_device(training.device)
     if all(output.kind == "choices" for output in dense.signature.compared):
         raise HealingError("the model gives whole numbers alone, which have no gradient; heal one that gives scores")
-    if not small.replaced:
+    if not small.replaced and not formats:
         raise HealingError("nothing in the compressed model was replaced, so there is nothing to heal")
     workers, signature = Workers(training.device), in_float32(dense.signature)
     teacher, student = (module_in_float32(backend.module).eval() for backend in (dense, small))
@@ -75,14 +78,18 @@ def prepare(
         ModuleRunner(on_device(teacher, workers.device), signature, paths, workers.device),
         ModuleRunner(student, signature, paths, workers.device),
         samples,
-        trainable(student, _layers(small), same_size) if adapter is None else parameters_of(student),
+        trainable(student, [*_layers(small), *layers_of(formats or ())], same_size)
+        if adapter is None
+        else parameters_of(student),
         None if adapter is None else smallest_sizes(student, adapter.shapes),
         workers,
     )
     loss = task.before
     if adapter is not None and training.initial == "discarded" and training.fold != "rank" and not checkpoint.resume:
         loss = _begin(task, adapter.module, dense, small, samples.fit)
-    return Healing(task, target, work, loss=loss, seed=training.seed, checkpoint=checkpoint, adapter=adapter)
+    return Healing(
+        task, target, work, loss=loss, seed=training.seed, checkpoint=checkpoint, adapter=adapter, formats=formats
+    )
 
 
 def trainable(module: nn.Module, layers: Iterable[str], same_size: bool = False) -> dict[str, nn.Parameter]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Unpack
 
@@ -14,7 +15,8 @@ from lowrank.artifacts.lock import holding
 from lowrank.backends import is_streamed
 from lowrank.core.budget import Budget
 from lowrank.core.linalg.drivers import watched_solvers
-from lowrank.core.plan import Plan
+from lowrank.core.plan import Plan, stored_weights
+from lowrank.core.rounding.formats import format_of
 from lowrank.core.structures import structure_named
 from lowrank.errors import PlanMismatch
 from lowrank.evaluate.fitness import warning
@@ -188,6 +190,8 @@ def _written(session: Session, plan: Plan, run: Path, request: Request, benchmar
         layers = replacements(session, plan, refit=request.refit, permute=request.beside is None)
     with session.clock.stage("rewrite"):
         small = session.dense.rewrite(layers)
+    mixed = _counts_file(request) or plan.is_typed
+    target = replace(request.target, dtype="mixed") if mixed else request.target
     refinement, remarks = None, list[str]()
     # Healing begins with the same phase; and what was measured to be within a drop is written as it was measured.
     if (
@@ -198,11 +202,11 @@ def _written(session: Session, plan: Plan, run: Path, request: Request, benchmar
         and layers
     ):
         with session.clock.stage("refine"):
-            refinement, remarks = refine(session.calibration, small, plan.is_sized, session.track)
+            format_in = partial(format_of, dtype=target.dtype, known=stored_weights(plan, session.analysis))
+            refinement, remarks = refine(session.calibration, small, plan.is_sized, session.track, format_in)
     plan = replace(plan, notes=(*plan.notes, *solver_notes(used)))
-    mixed = _counts_file(request) or plan.is_typed
     output = WriteOptions(
-        target=replace(request.target, dtype="mixed") if mixed else request.target,
+        target=target,
         with_past=request.with_past,
         int8=request.int8,
         # A model that is healed is timed after that.

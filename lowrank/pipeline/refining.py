@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from lowrank.backends.base import Backend
+from lowrank.backends.inputs import Signature, spread
 from lowrank.backends.memory import available_memory
 from lowrank.calibrate.data import Calibration
+from lowrank.core.rounding.formats import Format
 from lowrank.errors import HealingError
 from lowrank.healing.training import Training, check_trainable
 from lowrank.parallel import processes
@@ -14,12 +18,18 @@ from lowrank.results.parts import Refinement
 
 STEPS = 200
 """Of each block. More of them gain more, and take longer: healing is for that."""
+TOKENS = 16384
+"""On which matrices are rounded."""
 COPIES = 8
 """Bytes that training takes for each number of the dense model, about: both models in float32."""
 
 
 def refine(
-    calibration: Calibration, small: Backend, same_size: bool = False, track: Track = silent
+    calibration: Calibration,
+    small: Backend,
+    same_size: bool = False,
+    track: Track = silent,
+    format_of: Callable[[str], Format | None] = lambda _: None,
 ) -> tuple[Refinement | None, list[str]]:
     """Fit each block of a compressed model to the dense block's outputs, in place, on calibration data.
 
@@ -30,13 +40,15 @@ def refine(
         small: the compressed model, whose module changes.
         same_size: its file may not grow: see `prepare`.
         track: shows progress.
+        format_of: from the name of a matrix to the format that its file will have it in, if it has few bits. Such
+            matrices are rounded first and stay in their formats, so that blocks make up for what rounding does.
 
     Returns:
         What came of it, None if it could not be done; and the reason, then.
     """
     try:
         _check(calibration)
-        return _refined(calibration, small, same_size, track), []
+        return _refined(calibration, small, same_size, track, format_of), []
     except HealingError as error:
         return None, [f"blocks were not refined: {error}"]
 
@@ -57,16 +69,28 @@ def _check(calibration: Calibration) -> None:
     check_trainable(calibration.backend)
 
 
-def _refined(calibration: Calibration, small: Backend, same_size: bool, track: Track) -> Refinement:
+def _refined(
+    calibration: Calibration,
+    small: Backend,
+    same_size: bool,
+    track: Track,
+    format_of: Callable[[str], Format | None],
+) -> Refinement:
     from lowrank.backends.torch.module import ModuleBackend
     from lowrank.healing.preparation import prepare
+    from lowrank.healing.rounding import formats_in, round_
 
     assert isinstance(small, ModuleBackend)
     feeds = calibration.fit
     samples = samples_of(calibration, feeds[:: -(-len(feeds) // STEPS)])
     trained = {name: parameter.requires_grad for name, parameter in small.module.named_parameters()}
+    formats = formats_in(small.module, format_of)
+    if formats:
+        assert isinstance(small.signature, Signature)
+        round_(small.module, small.signature, formats, spread(feeds, TOKENS))
     try:
-        fitting = prepare(calibration.backend, small, samples, Training(steps=STEPS), same_size=same_size)
+        training = Training(steps=STEPS)
+        fitting = prepare(calibration.backend, small, samples, training, same_size=same_size, formats=formats)
         try:
             for _ in track(hundredths(fitting.refine()), "refining blocks", 100):
                 pass

@@ -43,6 +43,9 @@ class BudgetResult(Part):
     kind: str
     limit: float | None = None
     reached: float | None = None
+    size: float | None = field(default=None, metadata=LEFT_OUT)
+    """Bytes that the file was allowed beside a speed."""
+    size_reached: float | None = field(default=None, metadata=LEFT_OUT)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

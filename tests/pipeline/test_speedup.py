@@ -231,6 +231,8 @@ def test_the_command_chooses_types_measures_and_holds_both(
     assert cli(*asked, "--size", str(int(0.97 * before))).code == 0
     assert file_size(run / ONNX_FILE) <= 0.97 * before
     assert json.loads((run / "plan.json").read_text())["budget"]["size"] == int(0.97 * before)
+    reached = json.loads((run / "report.json").read_text())["budget"]
+    assert (reached["size"], reached["size_reached"]) == (int(0.97 * before), file_size(run / ONNX_FILE))
     wrong = cli("compress", "-o", str(run), "--speedup", "fast")
     assert wrong.code == 2
     with pytest.raises(LowRankError, match="chooses the type"):

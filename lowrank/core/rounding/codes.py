@@ -55,6 +55,17 @@ class Codes:
         return self.codes * _each(self.scale, self.steps, self.block, self.codes.shape[1])
 
 
+def unit_of_each(weight: Matrix, bits: int, block: int | None, stepped: bool) -> Matrix:
+    """What one more in the code of each number of a matrix would add to it; see `quantize`.
+
+    Returns:
+        rows x cols, zero where all numbers of a block would be zero.
+    """
+    width = block or weight.shape[1]
+    scale, steps = _stepped(weight, width) if stepped else (_scales(weight, bits, width), None)
+    return _each(scale, steps, width, weight.shape[1])
+
+
 def _each(scale: NDArray[np.float32], steps: NDArray[np.int8] | None, block: int, cols: int) -> Matrix:
     """The scale of every number."""
     blocks = scale.astype(np.float64) if steps is None else scale.astype(np.float64) * steps
@@ -110,7 +121,7 @@ def _spread(moment: Matrix) -> Matrix:
 
 def _scales(weight: Matrix, bits: int, block: int) -> NDArray[np.float32]:
     """One scale for each row and block: for 8 bits the finest that clips nothing, for 4 the one that loses least."""
-    parts = _in_blocks(weight, block)
+    parts = in_blocks(weight, block)
     if bits == 8:
         return (np.abs(parts).max(-1) / LARGEST).astype(np.float32)
     # The code -8 has no positive twin: the largest number takes it, whatever its sign.
@@ -128,7 +139,7 @@ def _scales(weight: Matrix, bits: int, block: int) -> NDArray[np.float32]:
 def _stepped(weight: Matrix, block: int) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
     """A scale for each row, with which the largest step can hold the largest number; for each block the step that loses
     least."""
-    parts = _in_blocks(weight, block)
+    parts = in_blocks(weight, block)
     scale = (np.abs(parts).max((1, 2)) / LARGEST).astype(np.float32)[:, None]
     steps, least = np.zeros(parts.shape[:2], np.int8), np.square(parts).sum(-1)
     for step in range(LEVELS[0], LEVELS[1] + 1):
@@ -138,8 +149,8 @@ def _stepped(weight: Matrix, block: int) -> tuple[NDArray[np.float32], NDArray[n
     return scale, steps
 
 
-def _in_blocks(weight: Matrix, block: int) -> NDArray[np.float64]:
-    """Rows x blocks x block, zeros at the end."""
+def in_blocks(weight: Matrix, block: int) -> NDArray[np.float64]:
+    """A matrix as rows x blocks x block numbers, with zeros at the end of each row."""
     rows, cols = weight.shape
     blocks = -(-cols // block)
     padded = np.zeros((rows, blocks * block))

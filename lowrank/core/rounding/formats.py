@@ -10,7 +10,7 @@ import numpy as np
 
 from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.match import stem
-from lowrank.core.rounding.codes import Codes, quantize
+from lowrank.core.rounding.codes import LARGEST, LEVELS, Codes, quantize, unit_of_each
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +24,15 @@ class Format:
     def codes(self, matrix: Matrix, moment: Matrix | None = None) -> Codes:
         """The matrix in this format, rounded to what data with this moment ask for."""
         return quantize(matrix, bits=self.bits, block=self.block, stepped=self.stepped, moment=moment)
+
+    @property
+    def levels(self) -> tuple[int, int]:
+        """The smallest and the largest code."""
+        return (-LARGEST, LARGEST) if self.bits == 8 else LEVELS
+
+    def units(self, matrix: Matrix) -> Matrix:
+        """What one more in the code of each number of a matrix would add to it; zero where all of a block are zero."""
+        return unit_of_each(matrix, self.bits, self.block, self.stepped)
 
     def nbytes(self, rows: int, cols: int) -> int:
         """Bytes of codes and scales of a matrix.
@@ -41,6 +50,8 @@ class Format:
 
 SCALE = 4
 """Bytes of a scale."""
+LEAST = 1024
+"""Weights with fewer numbers stay as they are: what they save is less than what their operators cost."""
 
 FORMATS: dict[str, Format] = {
     "int8": Format(bits=8),
@@ -65,6 +76,13 @@ class Stored:
     dtype: str
     residual: int = 0
     """The rank of two factors of eight bits beside it, which hold what is largest of it."""
+
+
+def format_of(name: str, dtype: str, known: Mapping[str, Stored]) -> Format | None:
+    """The format of a constant in a file of a type, of which `mixed` is as `stored_as` says; None if it is stored in
+    floating numbers, or with factors beside it."""
+    stored = stored_as(name, known) if dtype == "mixed" else Stored(dtype)
+    return None if stored.residual else FORMATS.get(stored.dtype)
 
 
 def stored_as(name: str, known: Mapping[str, Stored]) -> Stored:

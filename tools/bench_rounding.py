@@ -2,8 +2,8 @@
 
     python tools/bench_rounding.py --data DATA [--stories stories260K] [--vit vit] [--gpt gpt] --output bench
 
-Both begin with the same replacements, after the refit. What is measured is the module with the numbers that a file of
-four bits has; activations are exact. "not rounded" is the refined model as it is.
+Both begin with the same replacements, after the refit. What is measured is the module whose blocks have the numbers
+that a file of four bits has; tables and activations are exact. "not rounded" is the refined model as it is.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from bench_methods import measured
 from measured import Cell, Table, publish
 
 import lowrank
-from lowrank.backends.inputs import spread
 from lowrank.calibrate.data import load_calibration
 from lowrank.calibrate.refit import sequential_refit
 from lowrank.core.rounding.formats import FORMATS, Format
 from lowrank.core.selection.knapsack import Knapsack
+from lowrank.healing.module_runner import block_paths
 from lowrank.healing.rounding import formats_in, round_
 from lowrank.pipeline.plans import factorize
-from lowrank.pipeline.refining import TOKENS, refine
+from lowrank.pipeline.refining import refine
 from lowrank.pipeline.request import FEW_BITS
+from lowrank.pipeline.run.write import rounding_feeds
 from lowrank.progress import silent
 
 KEEPS = (0.8, 0.5)
@@ -52,8 +53,8 @@ def rows_of(subject: subjects.Subject) -> Any:
         after, during = backend.rewrite(made), backend.rewrite(made)
         refine(data, after)
         yield [keep, "not rounded", *subject.measure(after.module)]
-        formats = formats_in(after.module, format_of)
-        round_(after.module, after.signature, formats, spread(data.fit, TOKENS))
+        formats = formats_in(after.module, block_paths(after.module, after.signature, data.fit[0]), format_of)
+        round_(after.module, after.signature, formats, rounding_feeds(data))
         yield [keep, "rounded after refinement", *subject.measure(after.module)]
         refine(data, during, format_of=format_of)
         yield [keep, "rounded while refined", *subject.measure(during.module)]

@@ -241,11 +241,12 @@ def option_at(structure: Structure, group: Group, analysis: Analysis, rank: int,
 
 
 def stored_weights(plan: Plan, analysis: Analysis) -> dict[str, Stored]:
-    """How each weight is stored, by its name."""
+    """How each weight is stored, by all names that it has: in a graph a table may have that of the head tied to it."""
     return {
-        name: Stored(option.dtype, option.rank if structure_named(option.structure).is_residual else 0)
+        each: Stored(option.dtype, option.rank if structure_named(option.structure).is_residual else 0)
         for option in plan.options
-        for name in analysis.groups[option.group].weights
+        for weight in analysis.weights_of(analysis.groups[option.group])
+        for each in (weight.name, *(f"{layer.name}.weight" for layer in weight.layers))
     }
 
 

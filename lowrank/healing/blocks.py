@@ -82,7 +82,7 @@ class BlockFit:
                 restore_(own, known)
 
     def _optimizer(self, own: Mapping[str, nn.Parameter], error: float) -> Optimizer:
-        if self.formats:
+        if self.formats and own.keys() & self.formats.keys():
             return RoundedOptimizer(own, ROUNDED_RATE * error, self.task.smallest, self.formats)
         return Optimizer(own, RATE * error, self.task.smallest)
 

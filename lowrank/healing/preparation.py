@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from hashlib import blake2b
 
 from torch import nn
 
@@ -25,7 +26,7 @@ from lowrank.healing.distill import Distillation, Samples
 from lowrank.healing.module_runner import ModuleRunner, block_paths, on_device
 from lowrank.healing.optimizer import restore_, snapshot
 from lowrank.healing.phases import Healing
-from lowrank.healing.rounding import Formats, layers_of
+from lowrank.healing.rounding import Formats
 from lowrank.healing.training import Training, check_device
 
 
@@ -78,9 +79,7 @@ def prepare(
         ModuleRunner(on_device(teacher, workers.device), signature, paths, workers.device),
         ModuleRunner(student, signature, paths, workers.device),
         samples,
-        trainable(student, [*_layers(small), *layers_of(formats or ())], same_size)
-        if adapter is None
-        else parameters_of(student),
+        trainable(student, _layers(small), same_size, formats or ()) if adapter is None else parameters_of(student),
         None if adapter is None else smallest_sizes(student, adapter.shapes),
         workers,
     )
@@ -92,15 +91,18 @@ def prepare(
     )
 
 
-def trainable(module: nn.Module, layers: Iterable[str], same_size: bool = False) -> dict[str, nn.Parameter]:
+def trainable(
+    module: nn.Module, layers: Iterable[str], same_size: bool = False, rounded: Collection[str] = ()
+) -> dict[str, nn.Parameter]:
     """The factors, and every bias and norm of the model; ties once.
 
-    Dense matrices stay, so that what an optimiser holds is bounded by the size of the factors.
+    Other dense matrices stay, so that what an optimiser holds is bounded by the size of the factors.
 
     Args:
         module: the compressed model.
         layers: the names of the replaced layers.
-        same_size: without vectors that are equal to another one.
+        same_size: without vectors, and rounded matrices, that are equal to another one.
+        rounded: names of dense matrices that are trained as well.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
@@ -111,13 +113,18 @@ def trainable(module: nn.Module, layers: Iterable[str], same_size: bool = False)
     found = {
         name: parameter
         for name, parameter in module.named_parameters()
-        if parameter.is_floating_point() and (parameter.dim() <= 1 or name.startswith(fronts))
+        if parameter.is_floating_point() and (parameter.dim() <= 1 or name.startswith(fronts) or name in rounded)
     }
     if not same_size:
         return found
-    numbers = {name: p.detach().float().cpu().numpy().tobytes() for name, p in found.items() if p.dim() <= 1}
-    times = Counter(numbers.values())
-    return {name: parameter for name, parameter in found.items() if times[numbers.get(name, b"")] <= 1}
+    alike = {name: _digest(p) for name, p in found.items() if p.dim() <= 1 or name in rounded}
+    times = Counter(alike.values())
+    return {name: parameter for name, parameter in found.items() if times[alike.get(name, b"")] <= 1}
+
+
+def _digest(parameter: nn.Parameter) -> bytes:
+    """The same for the same numbers."""
+    return blake2b(parameter.detach().float().cpu().numpy().tobytes()).digest()
 
 
 def _layers(small: ModuleBackend) -> list[str]:

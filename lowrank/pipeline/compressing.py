@@ -202,8 +202,9 @@ def _written(session: Session, plan: Plan, run: Path, request: Request, benchmar
         and layers
     ):
         with session.clock.stage("refine"):
-            format_in = partial(format_of, dtype=target.dtype, known=stored_weights(plan, session.analysis))
-            refinement, remarks = refine(session.calibration, small, plan.is_sized, session.track, format_in)
+            known = stored_weights(plan, session.analysis)
+            formats = partial(format_of, dtype=target.dtype, known=known) if target.is_rounded else None
+            refinement, remarks = refine(session.calibration, small, plan.is_sized, session.track, formats)
     plan = replace(plan, notes=(*plan.notes, *solver_notes(used)))
     output = WriteOptions(
         target=target,

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from lowrank.backends.base import Backend
-from lowrank.backends.inputs import Signature, spread
+from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.memory import available_memory
 from lowrank.calibrate.data import Calibration
 from lowrank.core.rounding.formats import Format
-from lowrank.errors import HealingError
+from lowrank.errors import HealingError, LowRankError, first_line
 from lowrank.healing.training import Training, check_trainable
 from lowrank.parallel import processes
 from lowrank.pipeline.healing import FEWEST, hundredths, samples_of
+from lowrank.pipeline.run.write import rounding_feeds
 from lowrank.progress import Track, silent
 from lowrank.results.parts import Refinement
 
+if TYPE_CHECKING:
+    from lowrank.backends.torch.module import ModuleBackend
+
+FormatOf = Callable[[str], Format | None]
+"""From the name of a matrix to its format, if it has one."""
 STEPS = 200
 """Of each block. More of them gain more, and take longer: healing is for that."""
-TOKENS = 16384
-"""On which matrices are rounded."""
-COPIES = 8
-"""Bytes that training takes for each number of the dense model, about: both models in float32."""
+COPIES, ROUNDED_COPIES = 8, 24
+"""Bytes that training takes for each number of the dense model, about: both models in float32; and of rounded numbers
+the exact ones, their gradients, and what the optimiser remembers."""
 
 
 def refine(
@@ -29,32 +35,33 @@ def refine(
     small: Backend,
     same_size: bool = False,
     track: Track = silent,
-    format_of: Callable[[str], Format | None] = lambda _: None,
+    format_of: FormatOf | None = None,
 ) -> tuple[Refinement | None, list[str]]:
     """Fit each block of a compressed model to the dense block's outputs, in place, on calibration data.
 
-    The model is never worse on the held-out samples: it stays as it was if it would be.
+    The model is never worse on the held-out samples: it stays as it was if it would be. Where matrices are rounded, it
+    is never worse than the model that is only rounded.
 
     Args:
         calibration: of the dense model.
         small: the compressed model, whose module changes.
         same_size: its file may not grow: see `prepare`.
         track: shows progress.
-        format_of: from the name of a matrix to the format that its file will have it in, if it has few bits. Such
-            matrices are rounded first and stay in their formats, so that blocks make up for what rounding does.
+        format_of: from the name of a matrix to the format that its file will have it in, if it has few bits. Those of
+            blocks are rounded first and stay in their formats, so that blocks make up for what rounding does.
 
     Returns:
         What came of it, None if it could not be done; and the reason, then.
     """
     try:
-        _check(calibration)
+        _check(calibration, COPIES if format_of is None else ROUNDED_COPIES)
         return _refined(calibration, small, same_size, track, format_of), []
     except HealingError as error:
         return None, [f"blocks were not refined: {error}"]
 
 
-def _check(calibration: Calibration) -> None:
-    """Check that blocks can be trained.
+def _check(calibration: Calibration, copies: int) -> None:
+    """Check that blocks can be trained, in so many bytes for each number.
 
     Raises:
         HealingError: with the reason if not.
@@ -64,32 +71,27 @@ def _check(calibration: Calibration) -> None:
         raise HealingError(f"{samples} samples are too few; give at least {FEWEST}")
     if processes()[1] > 1:
         raise HealingError("only one of several processes goes on after the calibration; heal the run with all of them")
-    if COPIES * calibration.backend.params > available_memory():
+    if copies * calibration.backend.params > available_memory():
         raise HealingError("there is no memory for training beside both models")
     check_trainable(calibration.backend)
 
 
 def _refined(
-    calibration: Calibration,
-    small: Backend,
-    same_size: bool,
-    track: Track,
-    format_of: Callable[[str], Format | None],
+    calibration: Calibration, small: Backend, same_size: bool, track: Track, format_of: FormatOf | None
 ) -> Refinement:
     from lowrank.backends.torch.module import ModuleBackend
+    from lowrank.healing.optimizer import restore_, snapshot
     from lowrank.healing.preparation import prepare
-    from lowrank.healing.rounding import formats_in, round_
 
     assert isinstance(small, ModuleBackend)
-    feeds = calibration.fit
+    feeds, training = calibration.fit, Training(steps=STEPS)
     samples = samples_of(calibration, feeds[:: -(-len(feeds) // STEPS)])
-    trained = {name: parameter.requires_grad for name, parameter in small.module.named_parameters()}
-    formats = formats_in(small.module, format_of)
-    if formats:
-        assert isinstance(small.signature, Signature)
-        round_(small.module, small.signature, formats, spread(feeds, TOKENS))
+    places = dict(small.module.named_parameters())
+    trained = {name: parameter.requires_grad for name, parameter in places.items()}
+    formats = {} if format_of is None else _formats(small, feeds[0], format_of)
+    exact = snapshot({name: places[name] for name in formats})
     try:
-        training = Training(steps=STEPS)
+        _round(calibration, small, formats)
         fitting = prepare(calibration.backend, small, samples, training, same_size=same_size, formats=formats)
         try:
             for _ in track(hundredths(fitting.refine()), "refining blocks", 100):
@@ -98,10 +100,40 @@ def _refined(
             # A layer that changes its inputs in place, say, can be run and not trained.
             fitting.keep_best()
             raise HealingError(f"they cannot be trained ({str(error).splitlines()[0]})") from None
+        if not fitting.work.done:
+            raise HealingError("none were found that can be run by themselves")
+    except HealingError:
+        restore_({name: places[name] for name in exact}, exact)
+        raise
     finally:
-        for name, parameter in small.module.named_parameters():
+        for name, parameter in places.items():
             parameter.requires_grad_(trained[name])
-    if not fitting.work.done:
-        raise HealingError("none were found that can be run by themselves")
     result = fitting.healed()
     return Refinement(before=result.before, after=result.after, steps=STEPS, kept=result.kept)
+
+
+def _formats(small: ModuleBackend, feed: Feed, format_of: FormatOf) -> dict[str, Format]:
+    """Of the matrices in blocks that will have few bits; none of a model that cannot be run."""
+    from lowrank.healing.module_runner import block_paths
+    from lowrank.healing.rounding import formats_in
+
+    if not isinstance(small.signature, Signature):
+        return {}
+    return formats_in(small.module, block_paths(small.module, small.signature, feed), format_of)
+
+
+def _round(calibration: Calibration, small: ModuleBackend, formats: Mapping[str, Format]) -> None:
+    """Round these matrices.
+
+    Raises:
+        HealingError: if one of them cannot be.
+    """
+    from lowrank.healing.rounding import round_
+
+    if not formats:
+        return
+    assert isinstance(small.signature, Signature)
+    try:
+        round_(small.module, small.signature, formats, rounding_feeds(calibration))
+    except (LowRankError, RuntimeError, MemoryError) as error:
+        raise HealingError(f"they cannot be rounded ({first_line(error)})") from None

@@ -15,7 +15,7 @@ CLOSE = 1e-3
 """How far from a whole number a code may be: what float32 leaves of the largest is below it, and a row of other numbers
 is not all so near."""
 FIRST = 8
-"""Rows that tell whether it is worth looking at the others."""
+"""Rows that are not zero, which tell whether it is worth looking at the others."""
 MULTIPLES = tuple(sorted({abs(a * b) for a in range(-8, 8) for b in range(-8, 8)} - {0}, reverse=True))
 """What a step of four bits times a code of four bits can be."""
 
@@ -33,7 +33,8 @@ def codes_on_grid(matrix: Matrix, form: Format) -> Codes | None:
         >>> codes_on_grid(rounded, FORMATS["int8"]).matrix().tolist() == rounded.tolist()
         True
     """
-    if len(matrix) > FIRST and codes_on_grid(matrix[:FIRST], form) is None:
+    first = matrix[np.flatnonzero(matrix.any(1))[:FIRST]]
+    if 0 < len(first) < len(matrix) and codes_on_grid(first, form) is None:
         return None
     if form.stepped:
         return _stepped(matrix, form)
@@ -42,7 +43,7 @@ def codes_on_grid(matrix: Matrix, form: Format) -> Codes | None:
     parts = in_blocks(matrix, width).reshape(-1, width)
     low, high = form.levels
     scale, missing = np.zeros(len(parts), np.float32), np.abs(parts).max(1) > 0
-    for code in [*range(-low, 0, -1), *range(low, 0)]:
+    for code in [*range(-low, 0, -1), *(range(low, 0) if low != -high else ())]:
         trial = _trial(parts[missing], code)
         fits = _whole(parts[missing] / trial[:, None], low, high).all(1)
         scale[np.flatnonzero(missing)[fits]] = trial[fits]
@@ -105,7 +106,7 @@ def _steps_of(units: Matrix) -> tuple[NDArray[np.bool_], NDArray[np.int8], NDArr
 
 
 def _tried() -> Iterator[int]:
-    """Steps, each before its multiples' parts: the coarsest that fits is as good as any."""
+    """All steps, the coarsest first: any that fits stands for the same numbers."""
     for size in range(8, 0, -1):
         yield -size
         if size < 8:

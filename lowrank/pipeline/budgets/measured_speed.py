@@ -61,6 +61,8 @@ def measured_plan(
             while len(found) < TRIES and abs(found[-1][0] / budget.limit - 1) > CLOSE:
                 speed, plan = found[-1]
                 other = find(Budget.speedup(max(1.0, budget.limit * plan.reached / speed), budget.file_bytes))
+                if other.options == plan.options:
+                    break
                 found.append((speed_of(other), other))
     enough = [each for each in found if each[0] >= budget.limit * (1 - CLOSE)]
     # Of those that are fast enough the slowest, which loses least; else the one that comes nearest.

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+from lowrank.artifacts import read_json
 from lowrank.backends.base import Backend
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan, cost_in, dense_cost
 from lowrank.core.prediction import weight_error
 from lowrank.core.structures.base import Option
 from lowrank.core.structures.dense import Dense
+from lowrank.errors import ArtifactError
 from lowrank.results.parts import BudgetResult, Errors, ModelSizes, Skipped, Targets
 from lowrank.results.report import Report
+from lowrank.results.vocabulary import CutVocabulary
 
 
 def planned_report(dense: Backend, params: int, nbytes: int, analysis: Analysis, plan: Plan) -> Report:
@@ -38,8 +42,20 @@ def planned_report(dense: Backend, params: int, nbytes: int, analysis: Analysis,
         ),
         error=Errors(relative=weight_error(analysis, plan), per_weight=per_weight),
         skipped=[Skipped(name=skip.name, shape=list(skip.shape), reason=skip.reason) for skip in analysis.skips],
-        notes=[*analysis.notes, *plan.notes],
+        notes=[*analysis.notes, *_cut_before(dense), *plan.notes],
     )
+
+
+def _cut_before(dense: Backend) -> list[str]:
+    """A remark on a dense model that has fewer tokens than its original."""
+    folder = dense.source.get("path")
+    path = Path(str(folder)) / CutVocabulary.file
+    if folder is None or not path.is_file():
+        return []
+    try:
+        return [CutVocabulary.from_json(read_json(path, "cut_vocabulary")).remark]
+    except ArtifactError as error:
+        return [f"what the model lost when its vocabulary was cut is not known: {error}"]
 
 
 def _sizes(dense: Backend, params: int, nbytes: int, analysis: Analysis, plan: Plan) -> ModelSizes:

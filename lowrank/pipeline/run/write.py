@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lowrank import edge
-from lowrank.artifacts import read_json, write_json
+from lowrank.artifacts import write_json
 from lowrank.backends import Backend
 from lowrank.backends.inputs import Feed, Signature, spread
 from lowrank.backends.onnx.save import file_size
@@ -18,7 +18,7 @@ from lowrank.core.plan import Plan, stored_weights
 from lowrank.core.rounding.formats import Stored
 from lowrank.edge.graph_file import fit_file, fit_for, write_again
 from lowrank.edge.target import Target
-from lowrank.errors import ArtifactError, ExportError
+from lowrank.errors import ExportError
 from lowrank.evaluate.choice import which_to_take
 from lowrank.evaluate.generation import check_generation
 from lowrank.evaluate.graph import FileModel
@@ -32,7 +32,6 @@ from lowrank.pipeline.run.provenance import provenance
 from lowrank.pipeline.session import Session
 from lowrank.results.parts import Cut, HealingResult, Parity, Refinement
 from lowrank.results.report import INT8_FILE, ONNX_FILE, Report, held_against
-from lowrank.results.vocabulary import CutVocabulary
 
 TOKENS = 16384
 """Of the calibration data that graphs are rounded on."""
@@ -117,7 +116,7 @@ def write_and_measure(
     report = replace(
         report,
         problems=problems,
-        notes=[*report.notes, *_cut_before(session.dense), *history.remarks, *notes],
+        notes=[*report.notes, *history.remarks, *notes],
         refinement=history.refinement,
         healing=list(history.healing),
         cut=list(history.cut),
@@ -125,17 +124,6 @@ def write_and_measure(
         provenance=provenance(session.analysis, plan, history.refit, history.cut, history.before),
     )
     return write_report(stage, run, session.analysis, plan, report)
-
-
-def _cut_before(dense: Backend) -> list[str]:
-    """A remark on a dense model that has fewer tokens than its original."""
-    path = Path(str(dense.source.get("path", ""))) / CutVocabulary.file
-    if not path.is_file():
-        return []
-    try:
-        return [CutVocabulary.from_json(read_json(path, "cut_vocabulary")).remark]
-    except ArtifactError as error:
-        return [f"what the model lost when its vocabulary was cut is not known: {error}"]
 
 
 def write_report(stage: Path, run: Path, analysis: Analysis, plan: Plan, report: Report) -> Report:

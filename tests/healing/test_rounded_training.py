@@ -71,7 +71,7 @@ def test_the_model_never_sees_other_numbers_than_rounded_ones(name: str) -> None
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
-@pytest.mark.parametrize("name", ["bert", "llama"])
+@pytest.mark.parametrize("name", ["bert", pytest.param("llama", marks=pytest.mark.slow)])
 def test_what_is_rounded_is_written_as_it_is(name: str, dtype: Dtype, found: list[bool], tmp_path: Path) -> None:
     dense = open_model(build(name))
     assert isinstance(dense, ModuleBackend) and isinstance(dense.signature, Signature)
@@ -116,6 +116,7 @@ def test_layers_that_read_nothing_are_rounded_to_the_nearest() -> None:
         assert np.isfinite(numbers).all() and codes_on_grid(numbers, FORMATS["int8"]) is not None
 
 
+@pytest.mark.slow
 def test_where_blocks_cannot_be_trained_numbers_stay_exact(
     bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,7 +31,7 @@ Formats = Mapping[str, Format]
 def formats_in(
     module: nn.Module, blocks: Iterable[str], format_of: Callable[[str], Format | None]
 ) -> dict[str, Format]:
-    """The format of every matrix inside of some blocks that a graph of the module will hold in one.
+    """The format of every matrix inside of some blocks that a graph of the module will hold in one, by its first name.
 
     Args:
         module: in float32; numbers of fewer bits cannot hold what formats stand for.
@@ -39,8 +39,10 @@ def formats_in(
         format_of: from the name of a parameter.
     """
     fronts, found = tuple(f"{path}." for path in blocks), dict[str, Format]()
+    # What several layers share has one name.
+    names = {name for name, _ in module.named_parameters()}
     for path, layer in module.named_modules():
-        if type(layer) is not nn.Linear or not path.startswith(fronts):
+        if type(layer) is not nn.Linear or not path.startswith(fronts) or f"{path}.weight" not in names:
             continue
         weight = layer.weight
         if not isinstance(weight, nn.Parameter) or weight.dtype != torch.float32 or weight.numel() < LEAST:

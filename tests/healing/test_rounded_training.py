@@ -95,6 +95,30 @@ def test_numbers_of_sixteen_bits_are_left_alone() -> None:
     assert list(formats_in(module, ["0"], lambda _: FORMATS["int8"])) == ["0.0.weight"]
 
 
+def test_a_factor_that_layers_share_is_rounded_once() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query, self.key = LowRankLinear(64, 64, 20), LowRankLinear(64, 64, 20)
+            self.key.right.weight = self.query.right.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.query(x) + self.key(x)
+
+    torch.manual_seed(0)
+    block = Block()
+    module, x = nn.Sequential(block), np.random.default_rng(0).standard_normal((30, 64)).astype(np.float32)
+    before = module(torch.from_numpy(x)).detach()
+    formats = formats_in(module, ["0"], lambda _: FORMATS["int8"])
+    assert formats.keys() == {"0.query.right.weight", "0.query.left.weight", "0.key.left.weight"}
+    round_(module, Signature((Input("x", "float32", ("batch", 64)),), positional=1), formats, [{"x": x}])
+    assert block.key.right.weight is block.query.right.weight
+    for name in formats:
+        assert codes_on_grid(module.get_parameter(name).detach().double().numpy(), FORMATS["int8"]) is not None
+    after = module(torch.from_numpy(x)).detach()
+    assert 0 < float((after - before).norm() / before.norm()) < 0.03
+
+
 def test_layers_that_read_nothing_are_rounded_to_the_nearest() -> None:
     class Experts(nn.Module):
         def __init__(self) -> None:

@@ -179,4 +179,4 @@ def test_blocks_are_refined_in_the_format_of_the_file(found: list[bool], bert_fo
     matrices = [name for name, numbers in state.items() if numbers.dim() == 2 and ".layer." in name]
     assert matrices and sum(found) >= len(matrices)
     for name in matrices:
-        assert codes_on_grid(state[name].double().numpy().astype(np.float64), FORMATS["int8"]) is not None
+        assert codes_on_grid(state[name].double().numpy(), FORMATS["int8"]) is not None

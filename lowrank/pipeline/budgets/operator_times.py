@@ -12,6 +12,7 @@ from typing import Any, Unpack
 from lowrank.artifacts import parse_json
 from lowrank.backends import Backend, Opening, open_model
 from lowrank.backends.inputs import Signature
+from lowrank.backends.onnx.save import copy_graph
 from lowrank.core.analysis import Analysis
 from lowrank.core.selection.timings import COMPUTED, Timings, sizes_for
 from lowrank.core.weight import Group, Weight
@@ -85,7 +86,7 @@ def time_here(graph: DenseGraph, work: dict[str, Any], target: Target, track: Tr
         graph.write(exact)
         for each in works:
             path = paths[each["dtype"]] = exact.with_name(f"{each['dtype']}.onnx")
-            graph.write(path)
+            copy_graph(exact, path)
             fit_file(path, replace(target, dtype=each["dtype"]), signature)
 
         def whole() -> dict[str, float]:

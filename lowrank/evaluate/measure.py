@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from lowrank.backends.base import Backend, signature_of
-from lowrank.backends.onnx.save import copy_graph, file_size
+from lowrank.backends.onnx.save import file_size
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan
 from lowrank.edge.counts import fused_counts
@@ -195,10 +195,12 @@ def timed(report: Report, original: Original, path: Path) -> Report:
     signature, target = signature_of(original.dense), report.target
     rounded = _alike(report)
     with tempfile.TemporaryDirectory() as folder:
-        exact, plain = Path(folder) / ONNX_FILE, Path(folder) / "rounded.onnx"
+        exact, plain = (Path(folder) / name / ONNX_FILE for name in ("exact", "rounded"))
         files = {"dense": exact, "compressed": path}
-        original.graph.write(exact)
-        copy_graph(exact, plain)
+        # Each under its own name: that of the file of numbers is part of a graph's bytes.
+        for copy in (exact, plain):
+            copy.parent.mkdir()
+            original.graph.write(copy)
         quality: Quality | None = None
         try:
             fit_file(plain, rounded, signature)

@@ -7,6 +7,7 @@ operators.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,17 @@ from numpy.typing import NDArray
 from lowrank.backends.onnx.edit import add, constant, new_node, replace_node
 from lowrank.backends.onnx.sites import Site
 from lowrank.core.rounding.codes import Codes
+from lowrank.errors import ExportError, first_line
 
 CONTRIB = "com.microsoft"
 FLOAT, INT8 = 1, 3
 """ONNX's numbers for these types."""
 FAST = 4
 """MatMulNBits with inputs rounded to eight bits, too: several times faster than with inputs as they are."""
+
+
+CODES = (".int8", ".int4")
+"""The ends of the names of stored codes."""
 
 
 Rounded = dict[str, tuple[Any, Any, Any]]
@@ -82,6 +88,21 @@ def _eight(
     cast = add(node, "Cast", [product.outputs[0]], part=f"{part}.cast", to=FLOAT)
     both = add(node, "Mul", [scale, sizes], part=f"{part}.scale")
     return add(node, "Mul", [cast.outputs[0], both.outputs[0]], part=f"{part}.scaled")
+
+
+def weights_in_bits(path: Path) -> frozenset[str]:
+    """The names of the weights that a graph of ours has codes of.
+
+    Raises:
+        ExportError: if it is missing or damaged.
+    """
+    import onnx_ir as ir
+
+    try:
+        names = list(ir.load(path).graph.initializers)
+    except Exception as error:
+        raise ExportError(f"{path} cannot be read ({first_line(error)})") from None
+    return frozenset(name.removesuffix(end) for name in names for end in CODES if name.endswith(end))
 
 
 def pack(codes: Codes) -> NDArray[np.uint8]:

@@ -14,10 +14,11 @@ from lowrank.backends.inputs import Feed, batch_size, elements
 from lowrank.backends.torch.partial_forward import Prefix
 from lowrank.healing.clock import Span, WorkLimit
 from lowrank.healing.distill import Distillation, steps_in_turn
+from lowrank.healing.grids import Grids
 from lowrank.healing.loss import hidden_loss
 from lowrank.healing.module_runner import ModuleRunner
 from lowrank.healing.optimizer import Diverged, Optimizer, add_gradients_, descend, restore_, snapshot
-from lowrank.healing.rounding import Formats, RoundedOptimizer
+from lowrank.healing.straight_through import RoundedOptimizer
 from lowrank.parallel import threads
 
 RATE = 0.02
@@ -37,13 +38,13 @@ class BlockFit:
         work: the whole work, of which each block takes an equal part.
         length: of all parts together.
         seed: of the order of the batches.
-        formats: of the parameters that are trained with rounding.
+        grids: of the parameters that are trained with rounding.
     """
 
     def __init__(
-        self, task: Distillation, work: WorkLimit, length: float, seed: int, formats: Formats | None = None
+        self, task: Distillation, work: WorkLimit, length: float, seed: int, grids: Grids | None = None
     ) -> None:
-        self.task, self.work, self.length, self.seed, self.formats = task, work, length, seed, formats
+        self.task, self.work, self.length, self.seed, self.grids = task, work, length, seed, grids
         student, dense = task.student, task.fit.dense
         aside = task.heldout.feeds[: max(1, len(task.heldout.feeds) // 2)]
         feeds = [*_some(task.fit.feeds, student), *aside]
@@ -82,8 +83,8 @@ class BlockFit:
                 restore_(own, known)
 
     def _optimizer(self, own: Mapping[str, nn.Parameter], error: float) -> Optimizer:
-        if self.formats and own.keys() & self.formats.keys():
-            return RoundedOptimizer(own, ROUNDED_RATE * error, self.task.smallest, self.formats)
+        if self.grids and own.keys() & self.grids.keys():
+            return RoundedOptimizer(own, ROUNDED_RATE * error, self.task.smallest, self.grids)
         return Optimizer(own, RATE * error, self.task.smallest)
 
     def _loss(self, index: int) -> Tensor:

@@ -17,8 +17,9 @@ from lowrank.healing.checkpoint import Checkpoint, Phase, Progress
 from lowrank.healing.clock import Span, WorkLimit
 from lowrank.healing.distill import Distillation
 from lowrank.healing.faults import first_nonfinite, is_memory
+from lowrank.healing.grids import Grids
 from lowrank.healing.optimizer import Diverged, Optimizer, descend, rates, restore_, snapshot
-from lowrank.healing.rounding import Formats
+from lowrank.healing.straight_through import RoundedOptimizer
 
 BLOCKS, TRIAL = 0.1, 0.05
 """Shares of the work: of all blocks together, and of one trial of a learning rate."""
@@ -68,7 +69,7 @@ class Healing:
         seed: of the order of the batches.
         checkpoint: where the healing is kept when it is interrupted.
         adapter: that is trained; None if the factors are.
-        formats: of the parameters that blocks are trained with in few bits.
+        grids: of the parameters that are trained in few bits.
     """
 
     def __init__(
@@ -81,9 +82,9 @@ class Healing:
         seed: int,
         checkpoint: Checkpoint,
         adapter: Adapter | None = None,
-        formats: Formats | None = None,
+        grids: Grids | None = None,
     ) -> None:
-        self.task, self.target, self.adapter, self.formats = task, target, adapter, formats
+        self.task, self.target, self.adapter, self.grids = task, target, adapter, grids
         self.seed, self.checkpoint = seed, checkpoint
         self.problems: list[str] = []
         self.resumed: dict[str, dict[str, Tensor]] = {}
@@ -156,7 +157,7 @@ class Healing:
         """Fit one block after the other with a share of the work."""
         task, progress = self.task, self.progress
         try:
-            fitting = BlockFit(task, self.work, share * self.work.total, self.seed, self.formats)
+            fitting = BlockFit(task, self.work, share * self.work.total, self.seed, self.grids)
             for block in range(progress.blocks, len(fitting.paths)):
                 for _ in fitting.fit(block):
                     yield self._share
@@ -177,7 +178,7 @@ class Healing:
         with suppress(StopIteration):
             while True:
                 restore_(task.parameters, start)
-                optimizer = Optimizer(task.parameters, rate, task.smallest)
+                optimizer = self._optimizer(rate)
                 part = Span(self.work, min(TRIAL * self.work.total, self.work.total - self.work.done))
                 if tried and part.length <= 0:
                     break
@@ -196,6 +197,12 @@ class Healing:
             raise Diverged(f"{broken}, at each learning rate that was tried")
         restore_(task.parameters, reached[best])
         self._judge(tried[best])
+
+    def _optimizer(self, rate: float) -> Optimizer:
+        parameters, smallest = self.task.parameters, self.task.smallest
+        if self.grids:
+            return RoundedOptimizer(parameters, rate, smallest, self.grids)
+        return Optimizer(parameters, rate, smallest)
 
     def _first_rate(self) -> float:
         """Of the main phase, from what the trials came to."""
@@ -219,7 +226,7 @@ class Healing:
         """The main phase at one rate; whether it went well."""
         task, progress = self.task, self.progress
         part = Span(self.work, self.work.total - progress.begun, progress.begun)
-        optimizer = Optimizer(task.parameters, progress.rate, task.smallest)
+        optimizer = self._optimizer(progress.rate)
         if "mean" in self.resumed:
             optimizer.restore(self.resumed, progress.steps, progress.usual)
             self.resumed = {}

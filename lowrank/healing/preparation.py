@@ -23,10 +23,10 @@ from lowrank.healing.checkpoint import Checkpoint
 from lowrank.healing.clock import WorkLimit
 from lowrank.healing.discarded import begin_with_the_discarded
 from lowrank.healing.distill import Distillation, Samples
+from lowrank.healing.grids import Grids
 from lowrank.healing.module_runner import ModuleRunner, block_paths, on_device
 from lowrank.healing.optimizer import restore_, snapshot
 from lowrank.healing.phases import Healing
-from lowrank.healing.rounding import Formats
 from lowrank.healing.training import Training, check_device
 
 
@@ -38,7 +38,7 @@ def prepare(
     checkpoint: Checkpoint | None = None,
     *,
     same_size: bool = False,
-    formats: Formats | None = None,
+    grids: Grids | None = None,
 ) -> Healing:
     """Get a healing of `small` ready, whose module has the best numbers when it has run.
 
@@ -49,7 +49,7 @@ def prepare(
         training: how.
         checkpoint: where an interrupted healing is kept; nowhere, if not given.
         same_size: the model's file may not grow: vectors that are alike, which a graph has once, stay as they are.
-        formats: of the matrices that blocks are trained with in few bits, in which they are already.
+        grids: of the matrices that are trained in few bits, in which they are already.
 
     Raises:
         HealingError: if there is nothing to train, no such device, or no such checkpoint.
@@ -67,7 +67,7 @@ def prepare(
     check_device(training.device)
     if all(output.kind == "choices" for output in dense.signature.compared):
         raise HealingError("the model gives whole numbers alone, which have no gradient; heal one that gives scores")
-    if not small.replaced and not formats:
+    if not small.replaced and not grids:
         raise HealingError("nothing in the compressed model was replaced, so there is nothing to heal")
     workers, signature = Workers(training.device), in_float32(dense.signature)
     teacher, student = (module_in_float32(backend.module).eval() for backend in (dense, small))
@@ -79,7 +79,9 @@ def prepare(
         ModuleRunner(on_device(teacher, workers.device), signature, paths, workers.device),
         ModuleRunner(student, signature, paths, workers.device),
         samples,
-        trainable(student, _layers(small), same_size, formats or ()) if adapter is None else parameters_of(student),
+        trainable(student, _layers(small), same_size, _no_tables(student, grids or ()))
+        if adapter is None
+        else parameters_of(student),
         None if adapter is None else smallest_sizes(student, adapter.shapes),
         workers,
     )
@@ -87,7 +89,7 @@ def prepare(
     if adapter is not None and training.initial == "discarded" and training.fold != "rank" and not checkpoint.resume:
         loss = _begin(task, adapter.module, dense, small, samples.fit)
     return Healing(
-        task, target, work, loss=loss, seed=training.seed, checkpoint=checkpoint, adapter=adapter, formats=formats
+        task, target, work, loss=loss, seed=training.seed, checkpoint=checkpoint, adapter=adapter, grids=grids
     )
 
 
@@ -120,6 +122,12 @@ def trainable(
     alike = {name: _digest(p) for name, p in found.items() if p.dim() <= 1 or name in rounded}
     times = Counter(alike.values())
     return {name: parameter for name, parameter in found.items() if times[alike.get(name, b"")] <= 1}
+
+
+def _no_tables(module: nn.Module, names: Iterable[str]) -> list[str]:
+    """Those of some parameters that are not of a table: dense tables are large, and most of their rows are never
+    read in some minutes."""
+    return [n for n in names if not isinstance(module.get_submodule(n.rpartition(".")[0]), nn.Embedding)]
 
 
 def _digest(parameter: nn.Parameter) -> bytes:

@@ -21,6 +21,7 @@ from lowrank.evaluate.measure import timed
 from lowrank.evaluate.tasks.benchmark import read_benchmark
 from lowrank.healing.training import Training, check_trainable
 from lowrank.parallel import one_thread_each
+from lowrank.pipeline.in_bits import grids_of_file, in_bits
 from lowrank.pipeline.publish.adapters import folded, keep_adapter, write_adapters
 from lowrank.pipeline.publish.model_card import write_card
 from lowrank.pipeline.run.layout import (
@@ -46,7 +47,9 @@ from lowrank.results.report import INT8_FILE, ONNX_FILE, Report
 
 if TYPE_CHECKING:
     from lowrank.healing.adapter import Adapter
+    from lowrank.healing.checkpoint import Checkpoint
     from lowrank.healing.distill import Samples
+    from lowrank.healing.grids import Grids
     from lowrank.healing.phases import Healing
 
 FEWEST = 10
@@ -91,6 +94,8 @@ def heal(
     Example:
         report = lowrank.heal("run", 10)
     """
+    from lowrank.healing.checkpoint import Checkpoint
+
     training = training if isinstance(training, Training) else Training(minutes=training or Training.minutes)
     folder = Path(run).expanduser()
     analysis, plan, report = read_run(folder)
@@ -101,11 +106,12 @@ def heal(
     dense, small = opened.dense, opened.dense.saved_in(folder, dict)
     asked = {**asdict(training), "data": dict(_data_of(opened).provenance)}
     path, key = folder / CHECKPOINT_FILE, hash_json([asked, plan.to_json()])
+    grids = _grids(folder, small, plan, report, analysis) if training.adapter is None else {}
     with opened.clock.stage("heal"):
-        healing = _train(opened, small, plan, training, path, key, resume)
+        healing = _train(opened, small, plan, training, Checkpoint(path, key, resume), grids)
     healed = healing.healed()
     unit = "minutes" if training.steps is None else "steps"
-    entry = HealingResult(**{**asked, **asdict(healed)}, kept=healed.kept, unit=unit)
+    entry = HealingResult(**{**asked, **asdict(healed)}, kept=healed.kept, unit=unit, in_bits=len(grids) or None)
     if not healing.task.workers.is_first:
         # Of several processes one writes.
         return report
@@ -225,20 +231,36 @@ def _check_adapter(folder: Path, report: Report, training: Training) -> None:
 
 
 def _train(
-    opened: Session, small: Backend, plan: Plan, training: Training, path: Path, key: str, resume: bool
+    opened: Session, small: Backend, plan: Plan, training: Training, checkpoint: Checkpoint, grids: Grids
 ) -> Healing:
     """Train the module of `small`, or an adapter for it."""
-    from lowrank.healing.checkpoint import Checkpoint
+    from lowrank.backends.torch.module import ModuleBackend
     from lowrank.healing.preparation import prepare
 
     calibration, settings = _data_of(opened), opened.settings
     samples = samples_of(calibration, read_training(calibration, settings))
-    healing = prepare(
-        calibration.backend, small, samples, training, Checkpoint(path, key, resume), same_size=plan.is_sized
-    )
-    for _ in opened.track(hundredths(healing.run()), healing.status, 100):
-        pass
-    return healing
+
+    def run() -> Healing:
+        sized = plan.is_sized
+        healing = prepare(calibration.backend, small, samples, training, checkpoint, same_size=sized, grids=grids)
+        for _ in opened.track(hundredths(healing.run()), healing.status, 100):
+            pass
+        return healing
+
+    if not grids:
+        return run()
+    assert isinstance(small, ModuleBackend)
+    with in_bits(calibration, small, grids):
+        return run()
+
+
+def _grids(folder: Path, small: Backend, plan: Plan, report: Report, analysis: Analysis) -> Grids:
+    """Of all parameters that the run's graph holds in few bits."""
+    from lowrank.backends.torch.module import ModuleBackend
+
+    if not report.target.is_rounded or report.onnx is None or not isinstance(small, ModuleBackend):
+        return {}
+    return grids_of_file(folder / ONNX_FILE, small, report.target.dtype, plan, analysis)
 
 
 def samples_of(calibration: Calibration, fit: Sequence[Feed]) -> Samples:

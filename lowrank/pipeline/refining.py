@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.memory import available_memory
 from lowrank.calibrate.data import Calibration
-from lowrank.core.rounding.formats import Format
-from lowrank.errors import HealingError, LowRankError, first_line
+from lowrank.errors import HealingError
 from lowrank.healing.training import Training, check_trainable
 from lowrank.parallel import processes
 from lowrank.pipeline.healing import FEWEST, hundredths, samples_of
-from lowrank.pipeline.run.write import rounding_feeds
+from lowrank.pipeline.in_bits import in_bits
 from lowrank.progress import Track, silent
 from lowrank.results.parts import Refinement
 
 if TYPE_CHECKING:
     from lowrank.backends.torch.module import ModuleBackend
+    from lowrank.healing.grids import FormatOf, Grids
 
-FormatOf = Callable[[str], Format | None]
-"""From the name of a matrix to its format, if it has one."""
 STEPS = 200
 """Of each block. More of them gain more, and take longer: healing is for that."""
 COPIES, ROUNDED_COPIES = 8, 24
@@ -80,7 +77,6 @@ def _refined(
     calibration: Calibration, small: Backend, same_size: bool, track: Track, format_of: FormatOf | None
 ) -> Refinement:
     from lowrank.backends.torch.module import ModuleBackend
-    from lowrank.healing.optimizer import restore_, snapshot
     from lowrank.healing.preparation import prepare
 
     assert isinstance(small, ModuleBackend)
@@ -88,23 +84,19 @@ def _refined(
     samples = samples_of(calibration, feeds[:: -(-len(feeds) // STEPS)])
     places = dict(small.module.named_parameters())
     trained = {name: parameter.requires_grad for name, parameter in places.items()}
-    formats = {} if format_of is None else _formats(small, feeds[0], format_of)
-    exact = snapshot({name: places[name] for name in formats})
+    grids = _grids(small, feeds[0], format_of)
     try:
-        _round(calibration, small, formats)
-        fitting = prepare(calibration.backend, small, samples, training, same_size=same_size, formats=formats)
-        try:
-            for _ in track(hundredths(fitting.refine()), "refining blocks", 100):
-                pass
-        except RuntimeError as error:
-            # A layer that changes its inputs in place, say, can be run and not trained.
-            fitting.keep_best()
-            raise HealingError(f"they cannot be trained ({str(error).splitlines()[0]})") from None
-        if not fitting.work.done:
-            raise HealingError("none were found that can be run by themselves")
-    except HealingError:
-        restore_({name: places[name] for name in exact}, exact)
-        raise
+        with in_bits(calibration, small, grids):
+            fitting = prepare(calibration.backend, small, samples, training, same_size=same_size, grids=grids)
+            try:
+                for _ in track(hundredths(fitting.refine()), "refining blocks", 100):
+                    pass
+            except RuntimeError as error:
+                # A layer that changes its inputs in place, say, can be run and not trained.
+                fitting.keep_best()
+                raise HealingError(f"they cannot be trained ({str(error).splitlines()[0]})") from None
+            if not fitting.work.done:
+                raise HealingError("none were found that can be run by themselves")
     finally:
         for name, parameter in places.items():
             parameter.requires_grad_(trained[name])
@@ -112,28 +104,12 @@ def _refined(
     return Refinement(before=result.before, after=result.after, steps=STEPS, kept=result.kept)
 
 
-def _formats(small: ModuleBackend, feed: Feed, format_of: FormatOf) -> dict[str, Format]:
-    """Of the matrices in blocks that will have few bits; none of a model that cannot be run."""
+def _grids(small: ModuleBackend, feed: Feed, format_of: FormatOf | None) -> Grids:
+    """Of the matrices in blocks that will have few bits; none of a model that cannot be run. What is outside, such as a
+    table of positions, may become something else in a graph."""
+    from lowrank.healing.grids import grids_in
     from lowrank.healing.module_runner import block_paths
-    from lowrank.healing.rounding import formats_in
 
-    if not isinstance(small.signature, Signature):
+    if format_of is None or not isinstance(small.signature, Signature):
         return {}
-    return formats_in(small.module, block_paths(small.module, small.signature, feed), format_of)
-
-
-def _round(calibration: Calibration, small: ModuleBackend, formats: Mapping[str, Format]) -> None:
-    """Round these matrices.
-
-    Raises:
-        HealingError: if one of them cannot be.
-    """
-    from lowrank.healing.rounding import round_
-
-    if not formats:
-        return
-    assert isinstance(small.signature, Signature)
-    try:
-        round_(small.module, small.signature, formats, rounding_feeds(calibration))
-    except (LowRankError, RuntimeError, MemoryError) as error:
-        raise HealingError(f"they cannot be rounded ({first_line(error)})") from None
+    return grids_in(small.module, format_of, block_paths(small.module, small.signature, feed))

@@ -276,6 +276,8 @@ class HealingResult(Part):
     unit: str | None = None
     unfolded: float | None = field(default=None, metadata=LEFT_OUT)
     """Held-out loss before the adapter was folded into the factors."""
+    in_bits: int | None = field(default=None, metadata=LEFT_OUT)
+    """Matrices that were trained in the few bits that the file has them in."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

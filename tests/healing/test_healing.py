@@ -18,14 +18,17 @@ from lowrank.backends import open_model
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.calibrate.sensitivity import reference_of
+from lowrank.core.rounding.formats import FORMATS
 from lowrank.errors import HealingError
 from lowrank.healing.blocks import BlockFit
 from lowrank.healing.checkpoint import Checkpoint
 from lowrank.healing.clock import Span, WorkLimit
 from lowrank.healing.distill import Samples, mixed, steps_in_turn
+from lowrank.healing.grids import grids_in
 from lowrank.healing.optimizer import Optimizer, snapshot
 from lowrank.healing.phases import Healing
 from lowrank.healing.preparation import prepare, trainable
+from lowrank.healing.rounding import round_
 from lowrank.healing.training import Training
 
 
@@ -45,10 +48,13 @@ def split(feeds: Sequence[Feed]) -> Samples:
 
 
 def healing(
-    name: str, steps: int = 60, checkpoint: Checkpoint | None = None, **more: Any
+    name: str, steps: int = 60, checkpoint: Checkpoint | None = None, dtype: str | None = None, **more: Any
 ) -> tuple[Healing, ModuleBackend]:
     dense, small, feeds = cut(name)
-    return prepare(dense, small, split(feeds), Training(steps=steps, **more), checkpoint), small
+    grids = grids_in(small.module, lambda _: FORMATS[dtype]) if dtype else {}
+    assert isinstance(small.signature, Signature)
+    round_(small.module, small.signature, grids, feeds)
+    return prepare(dense, small, split(feeds), Training(steps=steps, **more), checkpoint, grids=grids), small
 
 
 def finished(made: Healing) -> Healing:
@@ -107,12 +113,12 @@ def test_the_same_seed_and_steps_give_the_same_model_and_others_do_not() -> None
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-@pytest.mark.parametrize("stop", [2, 12, 30, 50])
-def test_an_interrupted_healing_goes_on_to_the_same_model(tmp_path: Path, stop: int) -> None:
-    whole, small = healing("bert", seed=3)
+@pytest.mark.parametrize(("stop", "dtype"), [(2, None), (12, None), (30, None), (50, None), (12, "int8"), (50, "int4")])
+def test_an_interrupted_healing_goes_on_to_the_same_model(tmp_path: Path, stop: int, dtype: str | None) -> None:
+    whole, small = healing("bert", seed=3, dtype=dtype)
     finished(whole)
     path = tmp_path / "healing.safetensors"
-    broken, _ = healing("bert", seed=3, checkpoint=Checkpoint(path, "a"))
+    broken, _ = healing("bert", seed=3, checkpoint=Checkpoint(path, "a"), dtype=dtype)
     steps = broken.run()
     for _ in range(stop):
         next(steps)
@@ -121,13 +127,13 @@ def test_an_interrupted_healing_goes_on_to_the_same_model(tmp_path: Path, stop: 
         # Before the first block is done there is nothing to go on from.
         assert stop == 2
         return
-    resumed, again = healing("bert", seed=3, checkpoint=Checkpoint(path, "a", True))
+    resumed, again = healing("bert", seed=3, checkpoint=Checkpoint(path, "a", True), dtype=dtype)
     finished(resumed)
     found, wanted = dict(again.module.named_parameters()), dict(small.module.named_parameters())
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert resumed.healed().before == whole.healed().before
     with pytest.raises(HealingError, match="other options"):
-        healing("bert", seed=3, checkpoint=Checkpoint(path, "b", True))
+        healing("bert", seed=3, checkpoint=Checkpoint(path, "b", True), dtype=dtype)
 
 
 @pytest.mark.parametrize("judgement", [3, 8, 12])

@@ -1,0 +1,147 @@
+"""Training straight through rounding: a model computes with what its file will hold, and gradients pass as if it did
+not (BinaryConnect, Courbariaux and others, 2015)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lowrank.backends.torch.hooks import removed_after
+from lowrank.core.rounding.formats import Format
+from lowrank.healing.grids import Grids
+from lowrank.healing.optimizer import Optimizer
+from lowrank.nn import LowRankEmbedding
+
+REFRESHED = 40
+"""Steps after which scales are found anew for what the numbers have become."""
+INPUTS = 255
+"""The largest code of inputs, which have eight bits without a sign."""
+NEAR = 127
+"""The largest code of inputs that have a sign, and a scale for each block."""
+
+
+class RoundedOptimizer(Optimizer):
+    """An optimiser of numbers of which the model only ever sees the rounded ones, to which the gradients belong.
+
+    Args:
+        parameters: by name, rounded.
+        rate: see `Optimizer`.
+        smallest: see `Optimizer`.
+        grids: of those that are rounded.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], rate: float, smallest: Mapping[str, float] | None, grids: Grids
+    ) -> None:
+        super().__init__(parameters, rate, smallest)
+        self.grids = {name: grid for name, grid in grids.items() if name in self.parameters}
+        self._exact = {name: self.parameters[name].detach().clone() for name in self.grids}
+        self._units: dict[str, Tensor] = {}
+        self._steps = 0
+
+    def step(self, share: float) -> None:
+        """Change the exact numbers, and give the model the rounded ones."""
+        with torch.no_grad():
+            for name, exact in self._exact.items():
+                self.parameters[name].copy_(exact)
+        super().step(share)
+        with torch.no_grad():
+            for name, grid in self.grids.items():
+                parameter = self.parameters[name]
+                self._exact[name].copy_(parameter)
+                if name not in self._units or self._steps % REFRESHED == 0:
+                    self._units[name] = grid.tensor(grid.form.units(grid.matrix(parameter)), parameter)
+                parameter.copy_(_nearest(parameter, self._units[name], grid.form))
+        self._steps += 1
+
+    def moments(self) -> dict[str, dict[str, Tensor]]:
+        """Those of `Optimizer`, with the exact numbers and the units."""
+        return {**super().moments(), "exact": self._exact, "units": self._units}
+
+    def restore(self, moments: Mapping[str, Mapping[str, Tensor]], steps: int, usual: float | None) -> None:
+        """Take over what `moments` gave after so many steps, and the usual norm of that time."""
+        super().restore(moments, steps, usual)
+        self._steps = steps
+        for known, name in ((self._exact, "exact"), (self._units, "units")):
+            # None were written before the first step.
+            known |= {key: value.to(self.parameters[key]) for key, value in moments.get(name, {}).items()}
+
+
+def _nearest(numbers: Tensor, units: Tensor, form: Format) -> Tensor:
+    """Numbers rounded to the nearest whole number of units that a code can stand for."""
+    safe = torch.where(units == 0, torch.ones_like(units), units)
+    return torch.clamp(torch.round(numbers / safe), *form.levels) * units
+
+
+@contextmanager
+def rounded_inputs(module: nn.Module, grids: Grids) -> Iterator[None]:
+    """Round what layers read as an engine does that multiplies whole numbers, as long as the block lasts.
+
+    Args:
+        module: replicas that are made of it meanwhile do the same.
+        grids: of the weights of these layers, which others may share; tables are looked up and read nothing.
+    """
+    forms = {module.get_parameter(name): grid.form for name, grid in grids.items()}
+    handles = list[Any]()
+    for layer in module.modules():
+        weight = layer.right.weight if isinstance(layer, LowRankEmbedding) else layer._parameters.get("weight")
+        if weight not in forms or isinstance(layer, nn.Embedding):
+            continue
+        rounded = partial(rounded_input, form=forms[weight])
+        if isinstance(layer, LowRankEmbedding):
+            # Its right factor is not called: what that reads is what is looked up.
+            handles.append(layer.left.register_forward_hook(partial(_after_layer, rounded)))
+        else:
+            handles.append(layer.register_forward_pre_hook(partial(_before_layer, rounded), with_kwargs=True))
+    with removed_after(handles):
+        yield
+
+
+def _before_layer(rounded: Any, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    if args:
+        return (rounded(args[0]), *args[1:]), kwargs
+    first, *others = kwargs
+    return args, {first: rounded(kwargs[first]), **{name: kwargs[name] for name in others}}
+
+
+def _after_layer(rounded: Any, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    return rounded(output)
+
+
+def rounded_input(x: Tensor, form: Format) -> Tensor:
+    """What a product of whole numbers reads in the place of `x`.
+
+    Eight bits without a sign, whose range is that of all numbers and zero (ONNX's `DynamicQuantizeLinear`); beside
+    weights with a scale a block and no steps, eight bits with a sign and a scale for each block, as ONNX Runtime has
+    them for `MatMulNBits`.
+
+    Example:
+        >>> rounded_input(torch.tensor([-1.0, 0.0, 0.301, 1.55]), Format(bits=8))
+        tensor([-1.0000,  0.0000,  0.3000,  1.5500])
+    """
+    if form.block is not None and not form.stepped:
+        return _in_blocks(x, form.block)
+    low, high = (each.float() for each in torch.aminmax(x.detach()))
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    scale = (high - low) / INPUTS
+    if not scale > 0 or not torch.isfinite(scale):
+        return x
+    zero = torch.round(-low / scale).clamp(0, INPUTS).to(torch.int32)
+    return torch.fake_quantize_per_tensor_affine(x.float(), scale, zero, 0, INPUTS).to(x)
+
+
+def _in_blocks(x: Tensor, block: int) -> Tensor:
+    cols = x.shape[-1]
+    with torch.no_grad():
+        parts = functional.pad(x, (0, -cols % block)).unflatten(-1, (-1, block))
+        largest = parts.abs().amax(-1, keepdim=True)
+        # In the engine's order of operations: what is looked up in a table may lie halfway between two codes.
+        codes = torch.round(parts * torch.where(largest > 0, largest.new_tensor(NEAR) / largest, 0.0))
+        near = (codes * (largest / NEAR)).flatten(-2)[..., :cols]
+    return x + (near - x).detach()

@@ -71,7 +71,7 @@ def quantize_file(
     if dtype == "float16":
         notes = _in_half(model)
     else:
-        opset, least = model.opset_imports.get("", 0), FOURS if dtype in ("int4", "mixed") else INTEGERS
+        opset, least = model.opset_imports.get("", 0), INTEGERS if dtype in ("int8", "nbits4") else FOURS
         if opset < least:
             raise ExportError(
                 f"the graph is of operator set {opset}, and what {dtype} is made of came with {least}; export the "

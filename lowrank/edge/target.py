@@ -10,7 +10,7 @@ from lowrank.errors import ExportError
 Profile = Literal["portable", "ort"]
 """What a graph is for: any runtime of the last years, or ONNX Runtime, with its own operators."""
 
-Dtype = Literal["float32", "float16", "int8", "int4", "nbits4", "mixed"]
+Dtype = Literal["float32", "float16", "int8", "int4", "int3", "int2", "nbits4", "mixed"]
 """What weights are stored in. Integers are also computed with, in eight bits; `nbits4` is what ONNX Runtime has
 operators of its own for, `mixed` is as the plan says for each weight."""
 
@@ -19,6 +19,8 @@ DTYPES: dict[str, Dtype] = {
     "fp16": "float16",
     "int8": "int8",
     "int4": "int4",
+    "int3": "int3",
+    "int2": "int2",
     "nbits4": "nbits4",
 }
 """What `--quantize` may ask for."""

@@ -75,8 +75,9 @@ class RoundedOptimizer(Optimizer):
 
 def _nearest(numbers: Tensor, units: Tensor, form: Format) -> Tensor:
     """Numbers rounded to the nearest whole number of units that a code can stand for."""
-    safe = torch.where(units == 0, torch.ones_like(units), units)
-    return torch.clamp(torch.round(numbers / safe), *form.levels) * units
+    values = numbers / torch.where(units == 0, torch.ones_like(units), units)
+    whole = 2 * torch.floor(values / 2) + 1 if form.is_odd else torch.round(values)
+    return torch.clamp(whole, *form.levels) * units
 
 
 @contextmanager

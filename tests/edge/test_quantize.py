@@ -26,7 +26,7 @@ from lowrank.edge.graph_file import fit_file
 from lowrank.edge.target import Dtype, Profile, Target
 from lowrank.evaluate.graph import open_graph
 
-TOLERANCE = {"float16": 2e-3, "int8": 5e-2, "int4": 0.4, "nbits4": 0.4}
+TOLERANCE = {"float16": 2e-3, "int8": 5e-2, "int4": 0.4, "int3": 0.6, "int2": 1.0, "nbits4": 0.4}
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +84,8 @@ TARGETS: list[tuple[Profile, Dtype]] = [
     ("portable", "int8"),
     ("ort", "int8"),
     ("portable", "int4"),
+    ("portable", "int3"),
+    ("portable", "int2"),
     ("ort", "nbits4"),
 ]
 
@@ -112,7 +114,7 @@ def test_every_architecture(name: str, tmp_path: Path) -> None:
 def test_all_large_matrices_are_codes(name: str, tmp_path: Path) -> None:
     backend, exact = factored(name), tmp_path / "exact.onnx"
     backend.write_onnx(exact)
-    for profile, dtype in (("portable", "int8"), ("portable", "int4"), ("ort", "nbits4")):
+    for profile, dtype in (("portable", "int8"), ("portable", "int4"), ("portable", "int3"), ("ort", "nbits4")):
         path = tmp_path / f"{dtype}.onnx"
         shutil.copyfile(exact, path)
         fit_file(path, Target(profile=profile, dtype=dtype), signature_of(backend))  # pyright: ignore[reportArgumentType]
@@ -142,7 +144,10 @@ def test_a_tied_table_is_stored_once(tmp_path: Path) -> None:
     assert shapes.count(sorted(table.shape)) == 1
 
 
-@pytest.mark.parametrize(("profile", "dtype"), [("portable", "int8"), ("portable", "int4"), ("ort", "nbits4")])
+@pytest.mark.parametrize(
+    ("profile", "dtype"),
+    [("portable", "int8"), ("portable", "int4"), ("portable", "int3"), ("portable", "int2"), ("ort", "nbits4")],
+)
 def test_evenness_refit_and_data_gain(profile: Any, dtype: Any, tmp_path: Path) -> None:
     backend = factored("bert")
     signature = signature_of(backend)

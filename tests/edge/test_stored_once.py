@@ -35,9 +35,10 @@ TARGETS = {
     "float16": Target(dtype="float16"),
     "int8": Target(dtype="int8"),
     "int4": Target(dtype="int4"),
+    "int3": Target(dtype="int3"),
     "nbits4": Target(dtype="nbits4", profile="ort"),
 }
-TOLERANCE = {"float32": 1e-4, "fused": 1e-4, "float16": 2e-3, "int8": 5e-2, "int4": 0.4, "nbits4": 0.4}
+TOLERANCE = {"float32": 1e-4, "fused": 1e-4, "float16": 2e-3, "int8": 5e-2, "int4": 0.4, "int3": 0.6, "nbits4": 0.4}
 
 
 @pytest.fixture(autouse=True)

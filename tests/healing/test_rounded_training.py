@@ -53,7 +53,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return seen
 
 
-@pytest.mark.parametrize("name", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["int8", "int4", "int3", "int2"])
 def test_the_model_never_sees_other_numbers_than_rounded_ones(name: str) -> None:
     torch.manual_seed(0)
     form, layer, wanted = FORMATS[name], nn.Linear(32, 8), nn.Linear(32, 8)
@@ -103,6 +103,9 @@ def test_what_is_rounded_is_written_as_it_is(name: str, dtype: Dtype, found: lis
         # Where an engine's own attention differs in the last digit, a number halfway between two codes gets another one.
         pytest.param("bert", "nbits4", marks=pytest.mark.slow),
         *(pytest.param(n, d, marks=pytest.mark.slow) for n in ("gpt2", "llama", "vit") for d in ("int8", "int4")),
+        ("bert", "int3"),
+        *(pytest.param("gpt2", d, marks=pytest.mark.slow) for d in ("int3",)),
+        pytest.param("bert", "int2", marks=pytest.mark.slow),
     ],
 )
 def test_torch_computes_in_training_what_the_file_computes(

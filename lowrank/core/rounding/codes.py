@@ -21,15 +21,20 @@ RIDGE = 1e-4
 LARGEST = 64
 """The largest code of eight bits. Processors with AVX2 and without VNNI add two products with inputs of up to 255 in 16
 bits: of larger codes the sum would not fit, and a model that is right on one machine would be wrong on another."""
-LEVELS = (-8, 7)
-"""The smallest and the largest code of four bits; products of two are codes of eight."""
+LEVELS = {8: (-LARGEST, LARGEST), 4: (-8, 7), 3: (-7, 7), 2: (-3, 3)}
+"""The smallest and the largest code, by bits. Those of three and two bits are odd numbers: with so few of them a zero
+that has no twin would cost more than it is worth."""
+STEPS = (-8, 7)
+"""The smallest and the largest step; products with codes are codes of eight bits."""
+SPANS = (1.0, 0.85, 0.7, 0.6, 0.5)
+"""Shares of a row's largest number that three or two bits may span: what is best for them clips much of it."""
 PANEL = 64
 """Columns after which what rounding did to them is made up for in all later ones at once."""
 
 
 @dataclass(frozen=True, eq=False)
 class Codes:
-    """`W[i, j] = scale[i, j // block] codes[i, j]`: symmetric, so zero stays zero.
+    """`W[i, j] = scale[i, j // block] codes[i, j]`: symmetric, so zero stays zero, but for odd codes.
 
     With steps there is one scale a row, and `W[i, j] = scale[i] steps[i, j // block] codes[i, j]`: scales of blocks in
     four bits each, whose products with codes are whole numbers of eight.
@@ -62,8 +67,20 @@ def unit_of_each(weight: Matrix, bits: int, block: int | None, stepped: bool) ->
         rows x cols, zero where all numbers of a block would be zero.
     """
     width = block or weight.shape[1]
-    scale, steps = _stepped(weight, width) if stepped else (_scales(weight, bits, width), None)
+    scale, steps = _stepped(weight, bits, width) if stepped else (_scales(weight, bits, width), None)
     return _each(scale, steps, width, weight.shape[1])
+
+
+def nearest(values: Matrix, bits: int) -> Matrix:
+    """The codes that are nearest to values.
+
+    Example:
+        >>> nearest(np.array([-9.0, 0.3, 2.2]), 4).tolist(), nearest(np.array([-9.0, 0.3, 2.2]), 2).tolist()
+        ([-8.0, 0.0, 2.0], [-3.0, 1.0, 3.0])
+    """
+    low, high = LEVELS[bits]
+    whole = np.rint(values) if bits > 3 else 2 * np.floor(values / 2) + 1
+    return np.clip(whole, low, high)
 
 
 def _each(scale: NDArray[np.float32], steps: NDArray[np.int8] | None, block: int, cols: int) -> Matrix:
@@ -83,29 +100,28 @@ def quantize(
 
     Args:
         weight: rows x cols, finite.
-        bits: 4 or 8.
+        bits: 8 or 4; with steps 4, 3 or 2.
         block: numbers of a row that share a scale; None for all of them.
-        stepped: of four bits, with scales of blocks that are four bits themselves.
+        stepped: with scales of blocks that are four bits themselves.
         moment: `E[x x']` of the inputs, cols x cols.
 
     Returns:
-        The codes; for 8 bits between -64 and 64, for 4 between -8 and 7.
+        The codes, within `LEVELS`.
     """
     rows, cols = weight.shape
     width = block or cols
-    scale, steps = _stepped(weight, width) if stepped else (_scales(weight, bits, width), None)
-    low, high = (-LARGEST, LARGEST) if bits == 8 else LEVELS
+    scale, steps = _stepped(weight, bits, width) if stepped else (_scales(weight, bits, width), None)
     each = _each(scale, steps, width, cols)
     safe = np.where(each == 0, 1.0, each)
     if moment is None:
-        return Codes(np.clip(np.rint(weight / safe), low, high).astype(np.int8), scale, bits, width, steps)
+        return Codes(nearest(weight / safe, bits).astype(np.int8), scale, bits, width, steps)
     spread = _spread(moment)
     left, codes = weight.copy(), np.zeros((rows, cols), np.int8)
     for start in range(0, cols, PANEL):
         stop = min(start + PANEL, cols)
         missed = np.zeros((rows, stop - start))
         for j in range(start, stop):
-            codes[:, j] = np.clip(np.rint(left[:, j] / safe[:, j]), low, high)
+            codes[:, j] = nearest(left[:, j] / safe[:, j], bits)
             missed[:, j - start] = (left[:, j] - codes[:, j] * safe[:, j]) / spread[j, j]
             left[:, j + 1 : stop] -= missed[:, j - start, None] * spread[j, j + 1 : stop]
         left[:, stop:] -= missed @ spread[start:stop, stop:]
@@ -121,7 +137,7 @@ def _spread(moment: Matrix) -> Matrix:
 
 def _scales(weight: Matrix, bits: int, block: int) -> NDArray[np.float32]:
     """One scale for each row and block: for 8 bits the finest that clips nothing, for 4 the one that loses least."""
-    parts = in_blocks(weight, block)
+    parts = in_blocks(weight, block, bits)
     if bits == 8:
         return (np.abs(parts).max(-1) / LARGEST).astype(np.float32)
     # The code -8 has no positive twin: the largest number takes it, whatever its sign.
@@ -130,38 +146,53 @@ def _scales(weight: Matrix, bits: int, block: int) -> NDArray[np.float32]:
     for share in SHRINKS:
         for side in (-8, 7):
             scale = (largest * share / side).astype(np.float32).astype(np.float64)
-            lost = _lost(parts, scale)
+            lost = _lost(parts, scale, bits)
             better = lost < least
             best[better], least[better] = scale[better], lost[better]
     return best
 
 
-def _stepped(weight: Matrix, block: int) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
-    """A scale for each row, with which the largest step can hold the largest number; for each block the step that loses
-    least."""
-    parts = in_blocks(weight, block)
-    scale = (np.abs(parts).max((1, 2)) / LARGEST).astype(np.float32)[:, None]
+def _stepped(weight: Matrix, bits: int, block: int) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+    """A scale for each row, with which the largest step can hold the largest number, or what is worth holding of it;
+    for each block the step that loses least."""
+    parts = in_blocks(weight, block, bits)
+    most = -STEPS[0] * -LEVELS[bits][0]
+    whole = (np.abs(parts).max((1, 2)) / most).astype(np.float32)
+    if bits > 3:
+        steps, _ = _steps(parts, whole, bits)
+        return whole[:, None], steps
+    scale, steps, least = whole.copy(), np.zeros(parts.shape[:2], np.int8), np.full(len(parts), np.inf)
+    for span in SPANS:
+        tried = whole * np.float32(span)
+        found, lost = _steps(parts, tried, bits)
+        better = lost.sum(1) < least
+        scale[better], steps[better], least[better] = tried[better], found[better], lost.sum(1)[better]
+    return scale[:, None], steps
+
+
+def _steps(parts: NDArray[np.float64], scale: NDArray[np.float32], bits: int) -> tuple[NDArray[np.int8], Matrix]:
+    """The step of each block that loses least, in units of its row's scale, and what that loses."""
     steps, least = np.zeros(parts.shape[:2], np.int8), np.square(parts).sum(-1)
-    for step in range(LEVELS[0], LEVELS[1] + 1):
-        lost = _lost(parts, scale.astype(np.float64) * step)
+    # Odd codes are the same with the other sign.
+    for step in range(STEPS[0], STEPS[1] + 1 if bits > 3 else 0):
+        lost = _lost(parts, scale.astype(np.float64)[:, None] * step, bits)
         better = lost < least
         steps[better], least[better] = step, lost[better]
-    return scale, steps
+    return steps, least
 
 
-def in_blocks(weight: Matrix, block: int) -> NDArray[np.float64]:
-    """A matrix as rows x blocks x block numbers, with zeros at the end of each row."""
+def in_blocks(weight: Matrix, block: int, bits: int) -> NDArray[np.float64]:
+    """A matrix as rows x blocks x block numbers; each row is filled up with zeros, or, as odd codes have none, with its
+    last number."""
     rows, cols = weight.shape
-    blocks = -(-cols // block)
-    padded = np.zeros((rows, blocks * block))
-    padded[:, :cols] = weight
-    return padded.reshape(rows, blocks, block)
+    filled = np.pad(weight, ((0, 0), (0, -cols % block)), mode="constant" if bits > 3 else "edge")
+    return np.asarray(filled.reshape(rows, -1, block), np.float64)
 
 
-def _lost(parts: NDArray[np.float64], scale: Matrix) -> Matrix:
-    """What rounding blocks to four bits with these scales loses of each."""
+def _lost(parts: NDArray[np.float64], scale: Matrix, bits: int) -> Matrix:
+    """What rounding blocks with these scales loses of each."""
     safe = np.where(scale == 0, 1.0, scale)[..., None]
-    return np.square(parts - np.clip(np.rint(parts / safe), *LEVELS) * safe).sum(-1)
+    return np.square(parts - nearest(parts / safe, bits) * np.where(scale == 0, 0.0, scale)[..., None]).sum(-1)
 
 
 def even_latents(factors: Factors, moment: Matrix | None, seed: int = 0) -> Factors:

@@ -13,10 +13,10 @@ SAMPLE = 256
 """Rows of a matrix that are rounded to see what that loses: each is rounded by itself."""
 HALF = 1e-7
 """Squared relative error of sixteen bits, at most."""
-FORMS = ("int8", "int4")
+FORMS = ("int8", "int4", "int3", "int2")
 """Formats that are on offer beside floating numbers."""
-BITS = {"float32": 32.0, "float16": 16.0, "int8": 8.0, "int4": 4.25}
-NODES = {"float32": 200, "float16": 350, "int8": 800, "int4": 2000}
+BITS = {"float32": 32.0, "float16": 16.0, "int8": 8.0, "int4": 4.25, "int3": 3.25, "int2": 2.25}
+NODES = {"float32": 200, "float16": 350, "int8": 800, "int4": 2000, "int3": 2500, "int2": 2000}
 """Bytes of the nodes that apply one matrix, about."""
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.match import stem
-from lowrank.core.rounding.codes import LARGEST, LEVELS, Codes, quantize, unit_of_each
+from lowrank.core.rounding.codes import LEVELS, Codes, quantize, unit_of_each
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +28,12 @@ class Format:
     @property
     def levels(self) -> tuple[int, int]:
         """The smallest and the largest code."""
-        return (-LARGEST, LARGEST) if self.bits == 8 else LEVELS
+        return LEVELS[self.bits]
+
+    @property
+    def is_odd(self) -> bool:
+        """Whether all codes are odd numbers."""
+        return self.bits < 4
 
     def units(self, matrix: Matrix) -> Matrix:
         """What one more in the code of each number of a matrix would add to it; zero where all of a block are zero."""
@@ -42,6 +47,9 @@ class Format:
             4.333333333333333
         """
         blocks = 1 if self.block is None else -(-cols // self.block)
+        if self.is_odd:
+            # Each bit above two is stored by itself.
+            return rows * (-(-cols // 4) + (self.bits - 2) * -(-cols // 8) + -(-blocks // 2) + SCALE)
         if self.stepped:
             return rows * (-(-(cols + blocks) // 2) + SCALE)
         width = cols if self.block is None else blocks * self.block
@@ -56,6 +64,8 @@ LEAST = 1024
 FORMATS: dict[str, Format] = {
     "int8": Format(bits=8),
     "int4": Format(bits=4, block=16, stepped=True),
+    "int3": Format(bits=3, block=16, stepped=True),
+    "int2": Format(bits=2, block=16, stepped=True),
     "nbits4": Format(bits=4, block=32),
 }
 """A scale a row; a scale a row and a step of four bits for 16 numbers; a scale for 32 numbers, no more than the rank of

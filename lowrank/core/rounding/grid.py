@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowrank.core.linalg.eigen import Matrix
-from lowrank.core.rounding.codes import LARGEST, LEVELS, Codes, in_blocks
+from lowrank.core.rounding.codes import LARGEST, STEPS, Codes, in_blocks
 from lowrank.core.rounding.formats import Format
 
 CLOSE = 1e-3
@@ -16,8 +16,6 @@ CLOSE = 1e-3
 is not all so near."""
 FIRST = 8
 """Rows that are not zero, which tell whether it is worth looking at the others."""
-MULTIPLES = tuple(sorted({abs(a * b) for a in range(-8, 8) for b in range(-8, 8)} - {0}, reverse=True))
-"""What a step of four bits times a code of four bits can be."""
 
 
 def codes_on_grid(matrix: Matrix, form: Format) -> Codes | None:
@@ -40,12 +38,12 @@ def codes_on_grid(matrix: Matrix, form: Format) -> Codes | None:
         return _stepped(matrix, form)
     rows, cols = matrix.shape
     width = form.block or cols
-    parts = in_blocks(matrix, width).reshape(-1, width)
+    parts = in_blocks(matrix, width, form.bits).reshape(-1, width)
     low, high = form.levels
     scale, missing = np.zeros(len(parts), np.float32), np.abs(parts).max(1) > 0
     for code in [*range(-low, 0, -1), *(range(low, 0) if low != -high else ())]:
         trial = _trial(parts[missing], code)
-        fits = _whole(parts[missing] / trial[:, None], low, high).all(1)
+        fits = _whole(parts[missing] / trial[:, None], form).all(1)
         scale[np.flatnonzero(missing)[fits]] = trial[fits]
         missing[np.flatnonzero(missing)[fits]] = False
         if not missing.any():
@@ -62,26 +60,27 @@ def _trial(parts: Matrix, code: int) -> NDArray[np.float32]:
     return (np.abs(parts).max(1) / code).astype(np.float32)
 
 
-def _whole(values: Matrix, low: int, high: int) -> NDArray[np.bool_]:
+def _whole(values: Matrix, form: Format) -> NDArray[np.bool_]:
     """Which values are codes."""
-    near = np.rint(values)
-    return (np.abs(values - near) < CLOSE) & (near >= low) & (near <= high)
+    (low, high), near = form.levels, np.rint(values)
+    codes = (np.abs(values - near) < CLOSE) & (near >= low) & (near <= high)
+    return codes & (near % 2 == 1) if form.is_odd else codes
 
 
 def _stepped(matrix: Matrix, form: Format) -> Codes | None:
     """With a scale for each row, and a step for each block."""
     assert form.block is not None
     rows, cols = matrix.shape
-    parts = in_blocks(matrix, form.block)
+    parts = in_blocks(matrix, form.block, form.bits)
     scale, steps = np.zeros(rows, np.float32), np.zeros(parts.shape[:2], np.int8)
-    codes = np.zeros(parts.shape, np.int8)
+    codes = np.full(parts.shape, int(form.is_odd), np.int8)
     missing = np.flatnonzero(np.abs(parts).max((1, 2)) > 0)
-    for multiple in MULTIPLES:
+    for multiple in _multiples(form):
         if not len(missing):
             break
         trial = _trial(parts[missing].reshape(len(missing), -1), multiple)
         units = parts[missing] / trial.astype(np.float64)[:, None, None]
-        found, each, coded = _steps_of(units)
+        found, each, coded = _steps_of(units, form)
         done = missing[found]
         scale[done], steps[done], codes[done] = trial[found], each[found], coded[found]
         missing = missing[~found]
@@ -90,15 +89,23 @@ def _stepped(matrix: Matrix, form: Format) -> Codes | None:
     return Codes(codes.reshape(rows, -1)[:, :cols], scale[:, None], form.bits, form.block, steps)
 
 
-def _steps_of(units: Matrix) -> tuple[NDArray[np.bool_], NDArray[np.int8], NDArray[np.int8]]:
+def _multiples(form: Format) -> list[int]:
+    """What a step times a code can be, without its sign, the largest first."""
+    (low, high), (least, most) = form.levels, STEPS
+    codes = range(low, high + 1, 2 if form.is_odd else 1)
+    return sorted({abs(step * code) for step in range(least, most + 1) for code in codes} - {0}, reverse=True)
+
+
+def _steps_of(units: Matrix, form: Format) -> tuple[NDArray[np.bool_], NDArray[np.int8], NDArray[np.int8]]:
     """For rows x blocks x block numbers in units of the rows' scales: which rows have steps, these, and the codes."""
-    steps, codes = np.zeros(units.shape[:2], np.int8), np.zeros(units.shape, np.int8)
+    steps, codes = np.zeros(units.shape[:2], np.int8), np.full(units.shape, int(form.is_odd), np.int8)
     open_blocks = np.abs(units).max(-1) > CLOSE
-    whole = _whole(units, -LARGEST, LARGEST).all((1, 2))
+    near = np.rint(units)
+    whole = ((np.abs(units - near) < CLOSE) & (np.abs(near) <= LARGEST)).all((1, 2))
     open_blocks[~whole] = False
     for step in _tried():
         values = units[open_blocks] / step
-        fits = _whole(values, *LEVELS).all(-1)
+        fits = _whole(values, form).all(-1)
         places = tuple(axis[fits] for axis in np.nonzero(open_blocks))
         steps[places], codes[places] = step, np.rint(values[fits]).astype(np.int8)
         open_blocks[places] = False
@@ -107,7 +114,7 @@ def _steps_of(units: Matrix) -> tuple[NDArray[np.bool_], NDArray[np.int8], NDArr
 
 def _tried() -> Iterator[int]:
     """All steps, the coarsest first: any that fits stands for the same numbers."""
-    for size in range(8, 0, -1):
+    for size in range(-STEPS[0], 0, -1):
         yield -size
-        if size < 8:
+        if size <= STEPS[1]:
             yield size

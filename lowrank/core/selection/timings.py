@@ -21,7 +21,7 @@ Operator = Literal["product", "concat", "activation", "scores", "mixture"]
 """A product with a constant and its bias; `scores` of query and key, `mixture` of values, both by width of a head and
 with the turns of channels into heads."""
 
-COMPUTED = {"float32": "float32", "int8": "int8", "int4": "int8"}
+COMPUTED = {"float32": "float32", "int8": "int8", "int4": "int8", "int3": "int8", "int2": "int8"}
 """What products are computed in, by the type of their weights."""
 
 Point = tuple[int, int, float]

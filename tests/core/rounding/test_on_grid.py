@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
+from lowrank.core.rounding.codes import nearest
 from lowrank.core.rounding.formats import FORMATS
 from lowrank.core.rounding.grid import codes_on_grid
 
@@ -26,7 +27,7 @@ def test_what_a_format_holds_comes_back(name: str, rows: int, cols: int, moved: 
     matrix[rng.random(rows) < 0.1] = 0
     # Scales of other numbers, as training leaves them: the largest code need not be in use.
     units = form.units(matrix)
-    numbers = np.clip(np.rint(moved * matrix / np.where(units == 0, 1, units)), *form.levels) * units
+    numbers = nearest(moved * matrix / np.where(units == 0, 1, units), form.bits) * units
     for on_grid in (form.codes(matrix).matrix(), numbers):
         stored = on_grid.astype(np.float32).astype(np.float64)
         codes = codes_on_grid(stored, form)

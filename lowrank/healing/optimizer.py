@@ -41,7 +41,7 @@ class Optimizer:
             {"params": [p], "scale": max(float(rms(p)), (smallest or {}).get(name, SMALLEST))}
             for name, p in parameters.items()
         ]
-        self.adam = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
+        self.adam = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
         self.usual: float | None = None
         """Norm of the gradients, a running mean."""
 

@@ -3,11 +3,13 @@ not (BinaryConnect, Courbariaux and others, 2015)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,6 +19,7 @@ from lowrank.core.rounding.formats import Format
 from lowrank.healing.grids import Grids
 from lowrank.healing.optimizer import Optimizer
 from lowrank.nn import LowRankEmbedding
+from lowrank.parallel import cores, threads
 
 REFRESHED = 40
 """Steps after which scales are found anew for what the numbers have become."""
@@ -51,14 +54,17 @@ class RoundedOptimizer(Optimizer):
             for name, exact in self._exact.items():
                 self.parameters[name].copy_(exact)
         super().step(share)
-        with torch.no_grad():
-            for name, grid in self.grids.items():
-                parameter = self.parameters[name]
-                self._exact[name].copy_(parameter)
-                if name not in self._units or self._steps % REFRESHED == 0:
-                    self._units[name] = grid.tensor(grid.form.units(grid.matrix(parameter)), parameter)
-                parameter.copy_(_nearest(parameter, self._units[name], grid.form))
+        with threads(cores()) as pool:
+            list(pool.map(self._round, self.grids))
         self._steps += 1
+
+    def _round(self, name: str) -> None:
+        parameter, grid = self.parameters[name], self.grids[name]
+        with torch.no_grad():
+            self._exact[name].copy_(parameter)
+            if name not in self._units or self._steps % REFRESHED == 0:
+                self._units[name] = grid.tensor(grid.form.units(grid.matrix(parameter)), parameter)
+            round_to_nearest_(parameter, self._units[name], grid.form)
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
         """Those of `Optimizer`, with the exact numbers and the units."""
@@ -73,11 +79,14 @@ class RoundedOptimizer(Optimizer):
             known |= {key: value.to(self.parameters[key]) for key, value in moments.get(name, {}).items()}
 
 
-def _nearest(numbers: Tensor, units: Tensor, form: Format) -> Tensor:
-    """Numbers rounded to the nearest whole number of units that a code can stand for."""
-    values = numbers / torch.where(units == 0, torch.ones_like(units), units)
-    whole = 2 * torch.floor(values / 2) + 1 if form.is_odd else torch.round(values)
-    return torch.clamp(whole, *form.levels) * units
+def round_to_nearest_(numbers: Tensor, units: Tensor, form: Format) -> None:
+    """Round numbers in place to the nearest whole number of units that a code can stand for; zero without a unit."""
+    numbers.div_(torch.where(units == 0, 1.0, units))
+    if form.is_odd:
+        numbers.div_(2).floor_().mul_(2).add_(1)
+    else:
+        numbers.round_()
+    numbers.clamp_(*form.levels).mul_(units)
 
 
 @contextmanager
@@ -89,12 +98,12 @@ def rounded_inputs(module: nn.Module, grids: Grids) -> Iterator[None]:
         grids: of the weights of these layers, which others may share; tables are looked up and read nothing.
     """
     forms = {module.get_parameter(name): grid.form for name, grid in grids.items()}
-    handles = list[Any]()
+    handles, rounder = list[Any](), _Rounder()
     for layer in module.modules():
         weight = layer.right.weight if isinstance(layer, LowRankEmbedding) else layer._parameters.get("weight")
         if weight not in forms or isinstance(layer, nn.Embedding):
             continue
-        rounded = partial(rounded_input, form=forms[weight])
+        rounded = partial(rounder, form=forms[weight])
         if isinstance(layer, LowRankEmbedding):
             # Its right factor is not called: what that reads is what is looked up.
             handles.append(layer.left.register_forward_hook(partial(_after_layer, rounded)))
@@ -115,6 +124,25 @@ def _after_layer(rounded: Any, _: nn.Module, args: tuple[Any, ...], output: Tens
     return rounded(output)
 
 
+class _Rounder:
+    """Rounds inputs, one that several layers read in a row once. Each replica of a module has its own."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor, int, Format, Tensor] | None = None
+
+    def __call__(self, x: Tensor, form: Format) -> Tensor:
+        if self._last is not None:
+            read, version, known, rounded = self._last
+            if read is x and version == x._version and known == form and rounded.requires_grad == x.requires_grad:
+                return rounded
+        rounded = rounded_input(x, form)
+        self._last = x, x._version, form, rounded
+        return rounded
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Rounder:
+        return memo.setdefault(id(self), _Rounder())
+
+
 def rounded_input(x: Tensor, form: Format) -> Tensor:
     """What a product of whole numbers reads in the place of `x`.
 
@@ -128,13 +156,25 @@ def rounded_input(x: Tensor, form: Format) -> Tensor:
     """
     if form.block is not None and not form.stepped:
         return _in_blocks(x, form.block)
-    low, high = (each.float() for each in torch.aminmax(x.detach()))
-    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
-    scale = (high - low) / INPUTS
-    if not scale > 0 or not torch.isfinite(scale):
+    low, high = (float(each) for each in torch.aminmax(x.detach()))
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = float((np.float32(high) - np.float32(low)) / np.float32(INPUTS))
+    if not 0 < scale < math.inf:
         return x
-    zero = torch.round(-low / scale).clamp(0, INPUTS).to(torch.int32)
-    return torch.fake_quantize_per_tensor_affine(x.float(), scale, zero, 0, INPUTS).to(x)
+    zero = round(-low / scale)
+    return _Straight.apply(x, scale, -zero, INPUTS - zero)
+
+
+class _Straight(torch.autograd.Function):
+    """Rounded to whole numbers of a scale within bounds; the gradient is that of what was rounded."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float, low: int, high: int) -> Tensor:
+        return x.div(scale).round_().clamp_(low, high).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        return gradient, None, None, None
 
 
 def _in_blocks(x: Tensor, block: int) -> Tensor:

@@ -63,7 +63,7 @@ class LowRank(Pass):
             "refine": param(bool, True, "Then fit each block to the dense one's outputs."),
             "heal": param(float | None, None, "Then train for so many minutes to imitate the dense model."),
             "onnx": param(bool, False, "Give the ONNX model of a Hugging Face model."),
-            "quantize": param(str, "float32", "Type of the weights in the ONNX model: float16, int8 or int4."),
+            "quantize": param(str, "float32", "Type of the ONNX model's weights: float16, int8, int4, int3 or int2."),
         }
 
     def _run_for_config(

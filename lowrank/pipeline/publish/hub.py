@@ -38,6 +38,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "int8": ("model_int8", "model_quantized"),
     "int4": ("model_q4",),
     "nbits4": ("model_q4",),
+    "int3": ("model_quantized",),
+    "int2": ("model_quantized",),
     "mixed": ("model_quantized",),
 }
 """By the type of weights, what transformers.js calls a graph."""

@@ -164,6 +164,7 @@ def report_table(report: Report) -> Table:
         table.add_row(f"held-out loss after refinement ({done})", "", _lost(report.refinement), "")
     for entry in report.healing:
         done = f"{entry.steps} steps, {entry.batch} samples at a time in memory"
+        done += f", {entry.in_bits} matrices in the bits of the file" if entry.in_bits else ""
         table.add_row(f"held-out loss after healing ({done})", "", _lost(entry), "")
     if report.onnx:
         graph = report.onnx

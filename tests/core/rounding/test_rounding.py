@@ -82,6 +82,7 @@ def test_steps_lose_less_than_scales_in_fewer_bytes() -> None:
     weight = np.random.default_rng(0).standard_normal((64, 384))
     lost = {name: float(np.square(weight - FORMATS[name].codes(weight).matrix()).sum()) for name in FORMATS}
     assert lost["int8"] < lost["int4"] < lost["nbits4"] < lost["int3"] < lost["int2"] < 0.11 * np.square(weight).sum()
+    assert 3.5 < lost["int3"] / lost["int4"] < 4.5 and 14 < lost["int2"] / lost["int4"] < 18
     assert FORMATS["int4"].nbytes(64, 384) < 0.9 * FORMATS["nbits4"].nbytes(64, 384)
 
 

@@ -26,8 +26,9 @@ from lowrank.calibrate.data import load_calibration
 from lowrank.calibrate.refit import sequential_refit
 from lowrank.core.rounding.formats import FORMATS, Format
 from lowrank.core.selection.knapsack import Knapsack
+from lowrank.healing.grids import grids_in
 from lowrank.healing.module_runner import block_paths
-from lowrank.healing.rounding import formats_in, round_
+from lowrank.healing.rounding import round_
 from lowrank.pipeline.plans import factorize
 from lowrank.pipeline.refining import refine
 from lowrank.pipeline.request import FEW_BITS
@@ -59,8 +60,8 @@ def rows_of(subject: subjects.Subject, known: Container[list[Cell]]) -> Iterator
             small = backend.rewrite(made)
             refine(data, small)
             yield [keep, "not rounded", *subject.measure(small.module)]
-            formats = formats_in(small.module, block_paths(small.module, small.signature, data.fit[0]), format_of)
-            round_(small.module, small.signature, formats, rounding_feeds(data))
+            grids = grids_in(small.module, format_of, block_paths(small.module, small.signature, data.fit[0]))
+            round_(small.module, small.signature, grids, rounding_feeds(data))
             yield [keep, AFTER, *subject.measure(small.module)]
         if [keep, DURING] not in known:
             small = backend.rewrite(made)

@@ -57,8 +57,8 @@ def grids_in(module: nn.Module, format_of: FormatOf, blocks: Iterable[str] | Non
     fronts = None if blocks is None else tuple(f"{path}." for path in blocks)
     users: dict[Tensor, list[tuple[str, bool]]] = {}
     for path, turned in _layers(module):
-        weight = module.get_submodule(path).weight
-        if isinstance(weight, nn.Parameter) and weight.dtype == torch.float32 and weight.numel() >= LEAST:
+        weight = module.get_submodule(path)._parameters.get("weight")
+        if weight is not None and weight.dtype == torch.float32 and weight.numel() >= LEAST:
             users.setdefault(weight, []).append((path, turned))
     found = dict[str, Grid]()
     for name, weight in module.named_parameters():

@@ -97,9 +97,10 @@ def rounded_inputs(module: nn.Module, grids: Grids) -> Iterator[None]:
         module: replicas that are made of it meanwhile do the same.
         grids: of the weights of these layers, which others may share; tables are looked up and read nothing.
     """
-    forms = {module.get_parameter(name): grid.form for name, grid in grids.items()}
+    forms: dict[Tensor | None, Format] = {module.get_parameter(name): grid.form for name, grid in grids.items()}
     handles, rounder = list[Any](), _Rounder()
     for layer in module.modules():
+        weight: Tensor | None
         weight = layer.right.weight if isinstance(layer, LowRankEmbedding) else layer._parameters.get("weight")
         if weight not in forms or isinstance(layer, nn.Embedding):
             continue

@@ -1,13 +1,13 @@
 """Bytes and milliseconds on the edge: dense and compressed all-MiniLM-L6-v2, in every type, as one table.
 
-    python tools/bench_edge.py --data DATA [--heal 15] --output bench
+    python tools/bench_edge.py --data DATA [--heal 15 | --dense] --output bench
 
 DATA holds stsb_train.tsv, stsb_dev.tsv, sst2_dev.tsv and cisi, a collection in the layout of BEIR. Every file is run by
 plain ONNX Runtime with one thread: Spearman on STS-B dev, nDCG@10 of retrieval as a share of the dense model's, bytes,
 multiply-adds a token, medians of milliseconds at four shapes, all files in turn, and the memory that a fresh process
 needs beyond onnxruntime itself. The baselines are the dense model for ONNX Runtime (`--profile ort`), in int8 as this
 tool and as ONNX Runtime itself round it, and a smaller model (`baselines.py`). Runs are kept in bench/edge, and not
-made again.
+made again. With --dense there are no runs, and the types of the dense model are a table of their own.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from lowrank.edge.target import Dtype, Target
 from lowrank.evaluate.latency import measure_latency
 
 SHAPES = ((1, 1), (1, 16), (1, 128), (8, 64))
-DTYPES: tuple[Dtype, ...] = ("float32", "float16", "int8", "int4", "nbits4")
+DTYPES: tuple[Dtype, ...] = ("float32", "float16", "int8", "int4", "int3", "int2", "nbits4")
 TOKENS = 16384
 TIMED = {
     "": "",
@@ -186,6 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--heal", type=float, default=0.0, metavar="MINUTES")
+    parser.add_argument("--dense", action="store_true", help="only the dense model, in every type")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--output", type=Path, default=Path("bench"))
     given = parser.parse_args()
@@ -195,7 +196,7 @@ def main() -> None:
         work = Path(place)
         subject = subjects.minilm(given.data, folder)
         rows = dense_rows(subject.source, work)
-        for name, run in runs_of(subject, given.heal, folder).items():
+        for name, run in ({} if given.dense else runs_of(subject, given.heal, folder)).items():
             rows += run_rows(name, run, subject, work)
         signature: Any = open_model(subject.source).signature
         files = {row.name: row.path for row in rows}
@@ -210,7 +211,10 @@ def main() -> None:
             macs = row.macs / 1e6 if row.macs else None
             score = (found[SIMILARITY], found[RETRIEVAL])
             lines.append([row.name, *score, file_size(row.path) / 1e6, macs, *took, memory(row.path)])
-            print(publish(Table(columns, lines), given.output, "edge").splitlines()[-1], flush=True)
+            title = "edge-dense" if given.dense else "edge"
+            print(publish(Table(columns, lines), given.output, title).splitlines()[-1], flush=True)
+        if given.dense:
+            return
         publish(Table(TIMED, [timed(name, folder / run) for name, run in BY_TIME.items()]), given.output, "edge-time")
 
 

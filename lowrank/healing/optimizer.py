@@ -61,10 +61,14 @@ class Optimizer:
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), CLIP * self.usual if self.usual else math.inf))
         if not math.isfinite(norm):
             odd = [n for n, p in self.parameters.items() if p.grad is not None and not torch.isfinite(p.grad).all()]
-            self.adam.zero_grad()
+            self.clear()
             raise Diverged(f"the gradient of {odd[0]} is not finite" if odd else "the gradients are not finite")
         self.usual = norm if self.usual is None else 0.9 * self.usual + 0.1 * min(norm, CLIP * self.usual)
         self.adam.step()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the gradients."""
         self.adam.zero_grad()
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
@@ -132,7 +136,7 @@ def descend(
     while (share := part.share) < 1:
         loss = backward(next(steps))
         if not math.isfinite(loss):
-            optimizer.adam.zero_grad()
+            optimizer.clear()
             raise Diverged("the loss is not finite")
         optimizer.step(share)
         part.work.count(cost)

@@ -22,7 +22,7 @@ from lowrank.nn import LowRankEmbedding
 from lowrank.parallel import cores, threads
 
 REFRESHED = 40
-"""Steps after which scales are found anew for what the numbers have become."""
+"""Steps after which scales are found anew for what the numbers have become; then after twice as many, and so on."""
 INPUTS = 255
 """The largest code of inputs, which have eight bits without a sign."""
 NEAR = 127
@@ -30,10 +30,10 @@ NEAR = 127
 
 
 class RoundedOptimizer(Optimizer):
-    """An optimiser of numbers of which the model only ever sees the rounded ones, to which the gradients belong.
+    """An optimiser of exact numbers, of which the model only ever sees the rounded ones, to which the gradients belong.
 
     Args:
-        parameters: by name, rounded.
+        parameters: of the model, by name, rounded.
         rate: see `Optimizer`.
         smallest: see `Optimizer`.
         grids: of those that are rounded.
@@ -42,51 +42,69 @@ class RoundedOptimizer(Optimizer):
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], rate: float, smallest: Mapping[str, float] | None, grids: Grids
     ) -> None:
-        super().__init__(parameters, rate, smallest)
-        self.grids = {name: grid for name, grid in grids.items() if name in self.parameters}
-        self._exact = {name: self.parameters[name].detach().clone() for name in self.grids}
+        self.grids = {name: grid for name, grid in grids.items() if name in parameters}
+        self._rounded = {name: parameters[name] for name in self.grids}
+        exact = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in self._rounded.items()}
+        super().__init__({**parameters, **exact}, rate, smallest)
         self._units: dict[str, Tensor] = {}
         self._steps = 0
 
     def step(self, share: float) -> None:
         """Change the exact numbers, and give the model the rounded ones."""
-        with torch.no_grad():
-            for name, exact in self._exact.items():
-                self.parameters[name].copy_(exact)
+        for name, parameter in self._rounded.items():
+            self.parameters[name].grad, parameter.grad = parameter.grad, None
         super().step(share)
         with threads(cores()) as pool:
-            list(pool.map(self._round, self.grids))
+            list(pool.map(self._round, self._rounded))
         self._steps += 1
 
+    def clear(self) -> None:
+        """Forget the gradients, those of the model, too."""
+        super().clear()
+        for parameter in self._rounded.values():
+            parameter.grad = None
+
     def _round(self, name: str) -> None:
-        parameter, grid = self.parameters[name], self.grids[name]
+        exact, grid = self.parameters[name].detach(), self.grids[name]
+        if name not in self._units or is_refreshed(self._steps):
+            self._units[name] = grid.tensor(grid.form.units(grid.matrix(exact)), exact)
         with torch.no_grad():
-            self._exact[name].copy_(parameter)
-            if name not in self._units or self._steps % REFRESHED == 0:
-                self._units[name] = grid.tensor(grid.form.units(grid.matrix(parameter)), parameter)
-            round_to_nearest_(parameter, self._units[name], grid.form)
+            self._rounded[name].copy_(rounded_to(self._units[name], exact, grid.form))
 
     def moments(self) -> dict[str, dict[str, Tensor]]:
-        """Those of `Optimizer`, with the exact numbers and the units."""
-        return {**super().moments(), "exact": self._exact, "units": self._units}
+        """Those of `Optimizer`, with the exact numbers and their units."""
+        return {
+            **super().moments(),
+            "exact": {n: self.parameters[n].detach() for n in self.grids},
+            "units": self._units,
+        }
 
     def restore(self, moments: Mapping[str, Mapping[str, Tensor]], steps: int, usual: float | None) -> None:
         """Take over what `moments` gave after so many steps, and the usual norm of that time."""
         super().restore(moments, steps, usual)
         self._steps = steps
-        for known, name in ((self._exact, "exact"), (self._units, "units")):
-            # None were written before the first step.
-            known |= {key: value.to(self.parameters[key]) for key, value in moments.get(name, {}).items()}
+        for name, exact in moments.get("exact", {}).items():
+            self.parameters[name].detach().copy_(exact)
+        # None were written before the first step.
+        self._units = {name: units.to(self.parameters[name]) for name, units in moments.get("units", {}).items()}
 
 
-def round_to_nearest_(numbers: Tensor, units: Tensor, form: Format) -> None:
-    """Round numbers in place to the nearest whole number of units that a code can stand for; zero without a unit."""
-    numbers.div_(torch.where(units == 0, 1.0, units))
-    if form.is_odd:
-        numbers.div_(2).floor_().mul_(2).add_(1)
-    else:
-        numbers.round_()
-    numbers.clamp_(*form.levels).mul_(units)
+def is_refreshed(steps: int) -> bool:
+    """Whether scales are found anew after so many steps: at longer and longer intervals, as numbers change less.
+
+    Example:
+        >>> [step for step in range(1000) if is_refreshed(step)]
+        [0, 40, 120, 280, 600]
+    """
+    turns, rest = divmod(steps + REFRESHED, REFRESHED)
+    return rest == 0 and turns & (turns - 1) == 0
+
+
+def rounded_to(units: Tensor, numbers: Tensor, form: Format) -> Tensor:
+    """Numbers rounded to the nearest whole number of units that a code can stand for; zero without a unit."""
+    values = numbers / torch.where(units == 0, 1.0, units)
+    whole = values.div_(2).floor_().mul_(2).add_(1) if form.is_odd else values.round_()
+    return whole.clamp_(*form.levels).mul_(units)
 
 
 @contextmanager

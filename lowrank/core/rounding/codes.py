@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from lowrank.core.linalg.eigen import Matrix, eigh_descending, inverse_factor
 from lowrank.core.truncation.factors import Factors
 
+F = TypeVar("F", np.float32, np.float64)
 DAMPING = 0.01
 """What is added to the inputs' moment, as a share of its mean: directions without data are rounded to the nearest."""
 SHRINKS = np.linspace(0.7, 1.0, 13)
@@ -71,7 +73,7 @@ def unit_of_each(weight: Matrix, bits: int, block: int | None, stepped: bool) ->
     return _each(scale, steps, width, weight.shape[1])
 
 
-def nearest(values: Matrix, bits: int) -> Matrix:
+def nearest(values: NDArray[F], bits: int) -> NDArray[F]:
     """The codes that are nearest to values.
 
     Example:
@@ -79,8 +81,12 @@ def nearest(values: Matrix, bits: int) -> Matrix:
         ([-8.0, 0.0, 2.0], [-3.0, 1.0, 3.0])
     """
     low, high = LEVELS[bits]
-    whole = np.rint(values) if bits > 3 else 2 * np.floor(values / 2) + 1
-    return np.clip(whole, low, high)
+    if bits > 3:
+        return np.clip(np.rint(values), low, high)
+    whole = np.floor(values / 2)
+    whole *= 2
+    whole += 1
+    return np.clip(whole, low, high, out=whole)
 
 
 def _each(scale: NDArray[np.float32], steps: NDArray[np.int8] | None, block: int, cols: int) -> Matrix:
@@ -155,7 +161,8 @@ def _scales(weight: Matrix, bits: int, block: int) -> NDArray[np.float32]:
 def _stepped(weight: Matrix, bits: int, block: int) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
     """A scale for each row, with which the largest step can hold the largest number, or what is worth holding of it;
     for each block the step that loses least."""
-    parts = in_blocks(weight, block, bits)
+    # Which step is best does not hang on the last digits.
+    parts = in_blocks(weight, block, bits).astype(np.float32)
     most = -STEPS[0] * -LEVELS[bits][0]
     whole = (np.abs(parts).max((1, 2)) / most).astype(np.float32)
     if bits > 3:
@@ -170,12 +177,14 @@ def _stepped(weight: Matrix, bits: int, block: int) -> tuple[NDArray[np.float32]
     return scale[:, None], steps
 
 
-def _steps(parts: NDArray[np.float64], scale: NDArray[np.float32], bits: int) -> tuple[NDArray[np.int8], Matrix]:
+def _steps(
+    parts: NDArray[np.float32], scale: NDArray[np.float32], bits: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """The step of each block that loses least, in units of its row's scale, and what that loses."""
     steps, least = np.zeros(parts.shape[:2], np.int8), np.square(parts).sum(-1)
     # Odd codes are the same with the other sign.
     for step in range(STEPS[0], STEPS[1] + 1 if bits > 3 else 0):
-        lost = _lost(parts, scale.astype(np.float64)[:, None] * step, bits)
+        lost = _lost(parts, scale[:, None] * np.float32(step), bits)
         better = lost < least
         steps[better], least[better] = step, lost[better]
     return steps, least
@@ -189,10 +198,13 @@ def in_blocks(weight: Matrix, block: int, bits: int) -> NDArray[np.float64]:
     return np.asarray(filled.reshape(rows, -1, block), np.float64)
 
 
-def _lost(parts: NDArray[np.float64], scale: Matrix, bits: int) -> Matrix:
+def _lost(parts: NDArray[Any], scale: NDArray[Any], bits: int) -> NDArray[Any]:
     """What rounding blocks with these scales loses of each."""
-    safe = np.where(scale == 0, 1.0, scale)[..., None]
-    return np.square(parts - nearest(parts / safe, bits) * np.where(scale == 0, 0.0, scale)[..., None]).sum(-1)
+    safe = np.where(scale == 0, np.ones_like(scale), scale)[..., None]
+    missed = nearest(parts / safe, bits)
+    missed *= scale[..., None]
+    missed -= parts
+    return np.einsum("...i,...i", missed, missed)
 
 
 def even_latents(factors: Factors, moment: Matrix | None, seed: int = 0) -> Factors:

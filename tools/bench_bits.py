@@ -68,7 +68,7 @@ def _healed(run: Path, minutes: float, exact: bool = False) -> Report:
     training = Training(minutes=minutes)
     if not exact:
         return lowrank.heal(run, training, latency=False)
-    with patch("lowrank.pipeline.healing.grids_of_file", return_value={}):
+    with patch("lowrank.pipeline.healing.grids_of_file", return_value=({}, [])):
         return lowrank.heal(run, training, latency=False)
 
 

@@ -147,9 +147,15 @@ def _is_alive(process: str) -> bool:
 
 
 def linked(source: str, target: str) -> None:
-    """Give a file another name; a copy where the file system has no links."""
+    """Give a file another name, which no file has yet; a copy where the file system has no links.
+
+    Raises:
+        FileExistsError: if there is one of that name: copying would write into what it is linked to.
+    """
     try:
         os.link(source, target)
+    except FileExistsError:
+        raise
     except OSError:
         shutil.copyfile(source, target)
 

@@ -169,8 +169,8 @@ def _predicted_ms(plan: Plan) -> float | None:
 
 
 def _alike(report: Report) -> Target:
-    """What a dense model is rounded to beside a compressed one: the same; the smallest, where types were chosen for
-    their bytes; and else int8, since that is what anyone would try first."""
+    """What a dense model is rounded to beside a compressed one: the same; int4, the smallest that is of use without
+    training, where types were chosen for their bytes; and else int8, since that is what anyone would try first."""
     mixed = "int8" if report.budget.kind == "speedup" else "int4"
     return replace(
         report.target, dtype={"mixed": mixed, "float32": "int8"}.get(report.target.dtype, report.target.dtype)

@@ -44,6 +44,8 @@ class Progress:
     """Judgements that the main phase has had."""
     steps: int = 0
     """Steps that the main phase has made."""
+    first: int = 0
+    """How many of them before it began, or began again."""
     usual: float | None = None
     """The usual norm of the gradients."""
     best: float = 0.0

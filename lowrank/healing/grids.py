@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.rounding.formats import LEAST, Format
+from lowrank.core.rounding.grid import codes_on_grid
 from lowrank.nn import LowRankEmbedding, PivotedLinear
 
 FormatOf = Callable[[str], Format | None]
@@ -23,6 +24,8 @@ class Grid:
     form: Format
     turned: bool = False
     """Whether rows of the graph's matrix (outputs, or entries of a table) are columns of the parameter."""
+    table: bool = False
+    """Whether rows are looked up."""
 
     def matrix(self, numbers: Tensor) -> Matrix:
         """A parameter's numbers as the graph has them."""
@@ -32,6 +35,10 @@ class Grid:
     def tensor(self, matrix: Matrix, like: Tensor) -> Tensor:
         """A matrix of the graph as a parameter like another one has it."""
         return torch.from_numpy(matrix.T if self.turned else matrix).to(like)
+
+    def holds(self, numbers: Tensor) -> bool:
+        """Whether a parameter's numbers are in the format."""
+        return codes_on_grid(self.matrix(numbers), self.form) is not None
 
     def fill_(self, parameter: Tensor, matrix: Matrix) -> None:
         """Give a parameter the numbers of a matrix of the graph."""
@@ -63,18 +70,14 @@ def grids_in(module: nn.Module, format_of: FormatOf, blocks: Iterable[str] | Non
     found = dict[str, Grid]()
     for name, weight in module.named_parameters():
         # What several layers share has one name here, and a graph may know it by another.
-        paths = [path for path, _ in users.get(weight, ())]
-        forms = [form for path in paths if (form := format_of(f"{path}.weight")) is not None]
-        if not forms or len({turned for _, turned in users[weight]}) > 1:
+        read = users.get(weight, [])
+        forms = [form for path, _ in read if (form := format_of(f"{path}.weight")) is not None]
+        if not forms or len({turned for _, turned in read}) > 1:
             continue
-        if fronts is not None and not (name.startswith(fronts) and not _is_table(module, name)):
-            continue
-        found[name] = Grid(forms[0], users[weight][0][1])
+        table = any(isinstance(module.get_submodule(path), nn.Embedding) for path, _ in read)
+        if fronts is None or (name.startswith(fronts) and not table):
+            found[name] = Grid(forms[0], read[0][1], table)
     return found
-
-
-def _is_table(module: nn.Module, name: str) -> bool:
-    return isinstance(module.get_submodule(name.rpartition(".")[0]), nn.Embedding)
 
 
 def _layers(module: nn.Module) -> Iterator[tuple[str, bool]]:

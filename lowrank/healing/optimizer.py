@@ -88,7 +88,7 @@ class Optimizer:
             group["scale"] = float(moments["scale"][name])
             if name in moments["mean"]:
                 self.adam.state[parameter] = {
-                    "step": torch.tensor(float(steps)),
+                    "step": torch.tensor(float(steps), device=parameter.device),
                     "exp_avg": moments["mean"][name].to(parameter),
                     "exp_avg_sq": moments["square"][name].to(parameter),
                 }
@@ -183,6 +183,9 @@ def restore_(parameters: Mapping[str, nn.Parameter], known: Mapping[str, Tensor]
 def add_gradients_(parameters: Iterable[nn.Parameter], gradients: Iterable[Tensor | None]) -> None:
     """Add what a part of a step gives to the gradients of some parameters."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        if gradient is not None:
-            # A copy: two parameters may be given one tensor, and gradients are scaled in place.
-            parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)
+        if gradient is not None and parameter.grad is not None:
+            parameter.grad.add_(gradient)
+        elif gradient is not None:
+            # A copy: two parameters may be given one tensor, and gradients are scaled in place. It lies in memory as
+            # the parameter does, which the fused optimiser takes for granted.
+            parameter.grad = torch.empty_like(parameter, requires_grad=False).copy_(gradient)

@@ -215,6 +215,7 @@ class Healing:
         """Begin the main phase with what is best."""
         restore_(self.task.parameters, self.best)
         self.progress.rate, self.progress.begun, self.progress.judged = rate, self.work.done, 0
+        self.progress.first = self.progress.steps
         self._enter("main")
 
     def _main(self) -> Iterator[float]:
@@ -228,7 +229,7 @@ class Healing:
         part = Span(self.work, self.work.total - progress.begun, progress.begun)
         optimizer = self._optimizer(progress.rate)
         if "mean" in self.resumed:
-            optimizer.restore(self.resumed, progress.steps, progress.usual)
+            optimizer.restore(self.resumed, progress.steps - progress.first, progress.usual)
             self.resumed = {}
         try:
             # It may have been interrupted in a judgement.

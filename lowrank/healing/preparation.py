@@ -79,7 +79,7 @@ def prepare(
         ModuleRunner(on_device(teacher, workers.device), signature, paths, workers.device),
         ModuleRunner(student, signature, paths, workers.device),
         samples,
-        trainable(student, _layers(small), same_size, _no_tables(student, grids or ()))
+        trainable(student, _layers(small), same_size, _rounded(grids or {}))
         if adapter is None
         else parameters_of(student),
         None if adapter is None else smallest_sizes(student, adapter.shapes),
@@ -124,10 +124,10 @@ def trainable(
     return {name: parameter for name, parameter in found.items() if times[alike.get(name, b"")] <= 1}
 
 
-def _no_tables(module: nn.Module, names: Iterable[str]) -> list[str]:
-    """Those of some parameters that are not of a table: dense tables are large, and most of their rows are never
-    read in some minutes."""
-    return [n for n in names if not isinstance(module.get_submodule(n.rpartition(".")[0]), nn.Embedding)]
+def _rounded(grids: Grids) -> list[str]:
+    """The matrices that are trained with rounding; dense tables are large, and most of their rows are never read in
+    some minutes."""
+    return [name for name, grid in grids.items() if not grid.table]
 
 
 def _digest(parameter: nn.Parameter) -> bytes:

@@ -25,6 +25,8 @@ MOMENTS = 1 << 30
 def round_(module: nn.Module, signature: Signature, grids: Grids, feeds: Sequence[Feed]) -> None:
     """Round matrices in place by what the module computes on some data, as those of a graph are rounded.
 
+    What is in its format already stays as it is, factors that are read together if all are.
+
     Args:
         module: in float32.
         signature: how it is fed.
@@ -56,8 +58,8 @@ class _Job:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the moment."""
-        return 8 * self.inputs**2
+        """Bytes of the moment, and of what one batch adds to it."""
+        return 16 * self.inputs**2
 
 
 def _jobs(module: nn.Module, grids: Grids) -> Iterator[_Job]:
@@ -66,21 +68,24 @@ def _jobs(module: nn.Module, grids: Grids) -> Iterator[_Job]:
     for names in _tables(module, grids):
         left, right = (module.get_parameter(name) for name in names)
         done |= {left, right}
+        if all(grids[name].holds(module.get_parameter(name)) for name in names):
+            continue
         yield _Job(partial(_round_table, left, right, *(grids[name] for name in names)))
     for users in _chains(module, grids):
         path, right = next(iter(users)), next(iter(users.values())).right
         lefts = {user.left.weight: grids[f"{name}.left.weight"] for name, user in users.items()}
         done |= {right.weight, *lefts}
-        chain = partial(_round_chain, lefts, right.weight, grids[f"{path}.right.weight"])
+        outer = grids[f"{path}.right.weight"]
+        if outer.holds(right.weight) and all(grid.holds(left) for left, grid in lefts.items()):
+            continue
+        chain = partial(_round_chain, lefts, right.weight, outer)
         yield _Job(chain, right.weight, right.in_features)
     for name, grid in grids.items():
         weight = module.get_parameter(name)
-        if weight in done:
+        if weight in done or grid.holds(weight):
             continue
-        done.add(weight)
         single = partial(_round_one, weight, grid)
-        table = isinstance(module.get_submodule(name.removesuffix(".weight")), nn.Embedding)
-        yield _Job(single) if table else _Job(single, weight, weight.shape[0 if grid.turned else 1])
+        yield _Job(single) if grid.table else _Job(single, weight, weight.shape[0 if grid.turned else 1])
 
 
 def _round_table(left: Tensor, right: Tensor, entries: Grid, widths: Grid, _: Matrix | None) -> None:

@@ -128,6 +128,7 @@ def rounded_inputs(module: nn.Module, grids: Grids) -> Iterator[None]:
             handles.append(layer.left.register_forward_hook(partial(_after_layer, rounded)))
         else:
             handles.append(layer.register_forward_pre_hook(partial(_before_layer, rounded), with_kwargs=True))
+    handles.append(module.register_forward_hook(partial(_forget, rounder)))
     with removed_after(handles):
         yield
 
@@ -141,6 +142,10 @@ def _before_layer(rounded: Any, _: nn.Module, args: tuple[Any, ...], kwargs: dic
 
 def _after_layer(rounded: Any, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
     return rounded(output)
+
+
+def _forget(rounder: _Rounder, *_: Any) -> None:
+    rounder.forget()
 
 
 class _Rounder:
@@ -158,6 +163,10 @@ class _Rounder:
         self._last = x, x._version, form, rounded
         return rounded
 
+    def forget(self) -> None:
+        """Let go of what was read last."""
+        self._last = None
+
     def __deepcopy__(self, memo: dict[int, Any]) -> _Rounder:
         return memo.setdefault(id(self), _Rounder())
 
@@ -173,6 +182,8 @@ def rounded_input(x: Tensor, form: Format) -> Tensor:
         >>> rounded_input(torch.tensor([-1.0, 0.0, 0.301, 1.55]), Format(bits=8))
         tensor([-1.0000,  0.0000,  0.3000,  1.5500])
     """
+    if not x.numel():
+        return x
     if form.block is not None and not form.stepped:
         return _in_blocks(x, form.block)
     low, high = (float(each) for each in torch.aminmax(x.detach()))

@@ -16,6 +16,7 @@ from lowrank.calibrate.changed_sets import with_changes
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan
+from lowrank.core.rounding.formats import FORMATS
 from lowrank.errors import ArtifactError, ExportError, HealingError
 from lowrank.evaluate.measure import timed
 from lowrank.evaluate.tasks.benchmark import read_benchmark
@@ -105,13 +106,17 @@ def heal(
     benchmark = read_benchmark(tasks, opened.dense, opened.judges)
     dense, small = opened.dense, opened.dense.saved_in(folder, dict)
     asked = {**asdict(training), "data": dict(_data_of(opened).provenance)}
-    path, key = folder / CHECKPOINT_FILE, hash_json([asked, plan.to_json()])
-    grids = _grids(folder, small, plan, report, analysis) if training.adapter is None else {}
+    grids, remarks = _grids(folder, small, plan, report, analysis) if training.adapter is None else ({}, [])
+    formats = {name: str(grid) for name, grid in sorted(grids.items())}
+    path, key = folder / CHECKPOINT_FILE, hash_json([asked, plan.to_json(), *([formats] if formats else [])])
     with opened.clock.stage("heal"):
         healing = _train(opened, small, plan, training, Checkpoint(path, key, resume), grids)
     healed = healing.healed()
     unit = "minutes" if training.steps is None else "steps"
-    entry = HealingResult(**{**asked, **asdict(healed)}, kept=healed.kept, unit=unit, in_bits=len(grids) or None)
+    entry = HealingResult(**{**asked, **asdict(healed)}, kept=healed.kept, unit=unit)
+    # Dense tables are rounded, and not trained.
+    in_bits = len(grids.keys() & healing.task.parameters.keys()) or None
+    entry = replace(entry, problems=[*entry.problems, *remarks], in_bits=in_bits)
     if not healing.task.workers.is_first:
         # Of several processes one writes.
         return report
@@ -254,12 +259,12 @@ def _train(
         return run()
 
 
-def _grids(folder: Path, small: Backend, plan: Plan, report: Report, analysis: Analysis) -> Grids:
-    """Of all parameters that the run's graph holds in few bits."""
+def _grids(folder: Path, small: Backend, plan: Plan, report: Report, analysis: Analysis) -> tuple[Grids, list[str]]:
+    """Of all parameters that the run's graph holds in few bits, and remarks."""
     from lowrank.backends.torch.module import ModuleBackend
 
-    if not report.target.is_rounded or report.onnx is None or not isinstance(small, ModuleBackend):
-        return {}
+    if report.target.dtype not in (*FORMATS, "mixed") or report.onnx is None or not isinstance(small, ModuleBackend):
+        return {}, []
     return grids_of_file(folder / ONNX_FILE, small, report.target.dtype, plan, analysis)
 
 

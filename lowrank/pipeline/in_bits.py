@@ -11,23 +11,29 @@ from typing import TYPE_CHECKING
 from lowrank.backends.inputs import Signature
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
+from lowrank.core.listing import listed
 from lowrank.core.plan import Plan, stored_weights
-from lowrank.core.rounding.formats import Format, format_of
+from lowrank.core.rounding.formats import TRACED, Format, format_of
 from lowrank.edge.integer import weights_in_bits
 from lowrank.edge.target import Dtype
 from lowrank.errors import ExportError, HealingError, LowRankError, first_line
 from lowrank.pipeline.run.write import rounding_feeds
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from lowrank.backends.torch.module import ModuleBackend
     from lowrank.healing.grids import Grids
 
 
-def grids_of_file(path: Path, small: ModuleBackend, dtype: Dtype, plan: Plan, analysis: Analysis) -> Grids:
-    """The grids of all parameters that a finished graph holds in few bits.
+def grids_of_file(
+    path: Path, small: ModuleBackend, dtype: Dtype, plan: Plan, analysis: Analysis
+) -> tuple[Grids, list[str]]:
+    """The grids of all parameters that a finished graph holds in few bits; and remarks on what it holds so and what is
+    trained in 32 bits all the same.
 
     Args:
-        path: the graph; of one that is missing or damaged no parameter is.
+        path: the graph.
         small: the model that it was made from.
         dtype: of its weights.
         plan: that the model follows.
@@ -37,14 +43,31 @@ def grids_of_file(path: Path, small: ModuleBackend, dtype: Dtype, plan: Plan, an
 
     try:
         names = weights_in_bits(path)
-    except ExportError:
-        names = frozenset[str]()
+    except ExportError as error:
+        return {}, [f"trained in 32 bits and rounded afterwards: {error}"]
+    parts = {name: _parts(small.module, name) for name in names}
+    held = {*names, *(part for each in parts.values() for part in each)}
     chosen = partial(format_of, dtype=dtype, known=stored_weights(plan, analysis))
 
     def stored(name: str) -> Format | None:
-        return chosen(name) if name in names else None
+        return chosen(name) if name in held else None
 
-    return grids_in(small.module, stored)
+    grids = grids_in(small.module, stored)
+    trained = {id(small.module.get_parameter(name)) for name in grids}
+    known = {name for name, each in small.module.named_parameters(remove_duplicate=False) if id(each) in trained}
+    left = sorted(name for name in names if known.isdisjoint([name, *parts[name]]))
+    if not left:
+        return grids, []
+    return grids, [f"{len(left)} matrices were trained in 32 bits and rounded afterwards: {listed(left)}"]
+
+
+def _parts(module: nn.Module, name: str) -> list[str]:
+    """The parameters that a graph has as one matrix of this name: query, key and value that all stayed dense."""
+    from lowrank.nn import SplitLinear
+
+    path = name.removeprefix(TRACED).removesuffix(".weight")
+    layer = dict(module.named_modules()).get(path)
+    return [f"{path}.{part}.weight" for part, _ in layer.named_children()] if isinstance(layer, SplitLinear) else []
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from lowrank.backends.base import Backend
 from lowrank.backends.inputs import Feed, Signature
 from lowrank.backends.memory import available_memory
 from lowrank.calibrate.data import Calibration
-from lowrank.errors import HealingError
+from lowrank.errors import HealingError, first_line
 from lowrank.healing.training import Training, check_trainable
 from lowrank.parallel import processes
 from lowrank.pipeline.healing import FEWEST, hundredths, samples_of
@@ -87,7 +87,10 @@ def _refined(
     grids = _grids(small, feeds[0], format_of)
     try:
         with in_bits(calibration, small, grids):
-            fitting = prepare(calibration.backend, small, samples, training, same_size=same_size, grids=grids)
+            try:
+                fitting = prepare(calibration.backend, small, samples, training, same_size=same_size, grids=grids)
+            except RuntimeError as error:
+                raise HealingError(f"they cannot be run as they are trained ({first_line(error)})") from None
             try:
                 for _ in track(hundredths(fitting.refine()), "refining blocks", 100):
                     pass

@@ -87,6 +87,8 @@ TARGETS: list[tuple[Profile, Dtype]] = [
     ("portable", "int3"),
     ("portable", "int2"),
     ("ort", "nbits4"),
+    ("ort", "int3"),
+    ("ort", "int2"),
 ]
 
 

@@ -32,9 +32,10 @@ from lowrank.healing import grids as grids_module
 from lowrank.healing.grids import Grid, grids_in
 from lowrank.healing.module_runner import block_paths
 from lowrank.healing.rounding import round_
-from lowrank.healing.straight_through import RoundedOptimizer, rounded_inputs
+from lowrank.healing.straight_through import RoundedOptimizer, rounded_input, rounded_inputs
 from lowrank.healing.training import Training
-from lowrank.nn import LowRankLinear
+from lowrank.nn import LowRankEmbedding, LowRankLinear
+from lowrank.pipeline.in_bits import grids_of_file
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_what_is_rounded_is_written_as_it_is(name: str, dtype: Dtype, found: lis
     [
         ("bert", "int8"),
         ("bert", "int4"),
-        # Where an engine's own attention differs in the last digit, a number halfway between two codes gets another one.
+        # Where an engine's attention differs in the last digit, a number halfway between two codes gets another one.
         pytest.param("bert", "nbits4", marks=pytest.mark.slow),
         *(pytest.param(n, d, marks=pytest.mark.slow) for n in ("gpt2", "llama", "vit") for d in ("int8", "int4")),
         ("bert", "int3"),
@@ -144,6 +145,54 @@ def _outputs(small: Any, feed: Feed) -> dict[str, np.ndarray]:
     with torch.no_grad():
         made = call(small.signature, small.module, as_tensors(small.signature, feed))
     return {name: value.numpy() for name, value in made.items()}
+
+
+@pytest.mark.slow
+def test_a_fused_projection_that_stays_dense_is_trained_as_the_file_has_it(found: list[bool], tmp_path: Path) -> None:
+    dense = open_model(build("gpt2"))
+    assert isinstance(dense, ModuleBackend) and isinstance(dense.signature, Signature)
+    small = dense.rewrite({w.name: two_factors(dense.read(w.name), 16) for w in dense.weights if "c_fc" in w.name})
+    feeds, path = [dense.signature.example(4, 9, seed) for seed in range(3)], tmp_path / "model.onnx"
+    make_graph(small, path, Target(dtype="int8"), feeds)
+    analysis = lowrank.analyze(build("gpt2"), settings=lowrank.Settings(calib="none"))
+    grids, remarks = grids_of_file(path, small, "int8", lowrank.select(analysis, 1.0), analysis)
+    assert not remarks and {n.split(".")[-2] for n in grids if "c_attn" in n} == {"query", "key", "value"}
+    round_(small.module, dense.signature, grids, feeds)
+    found.clear()
+    make_graph(small, path, Target(dtype="int8"), feeds)
+    assert all(found)
+    grids, remarks = grids_of_file(tmp_path / "none.onnx", small, "int8", lowrank.select(analysis, 1.0), analysis)
+    assert not grids and "cannot be read" in remarks[0]
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_what_is_in_its_format_is_not_rounded_again(name: str) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(60, 32))
+            self.words, self.first = nn.Embedding(60, 32), LowRankEmbedding(nn.Embedding(90, 64), 20)
+            self.words.weight = self.table
+            self.chain, self.last = LowRankLinear(32, 64, 40), nn.Linear(64, 48)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.last(self.chain(self.words(ids)) + self.first(ids))
+
+    torch.manual_seed(0)
+    module, feeds = Model(), [{"ids": np.arange(40).reshape(4, 10)}]
+    signature = Signature((Input("ids", "int64", ("batch", "length")),), positional=1)
+    grids = grids_in(module, lambda _: FORMATS[name])
+    assert grids["table"].table and len(grids) == 6
+    round_(module, signature, grids, feeds)
+    once = {key: value.clone() for key, value in module.state_dict().items()}
+    round_(module, signature, grids, feeds)
+    assert all(torch.equal(value, once[key]) for key, value in module.state_dict().items())
+    assert all(grid.holds(module.get_parameter(each)) for each, grid in grids.items())
+
+
+def test_an_expert_that_reads_nothing_rounds_nothing() -> None:
+    for form in FORMATS.values():
+        assert rounded_input(torch.empty(0, 64), form).shape == (0, 64)
 
 
 def test_numbers_of_sixteen_bits_are_left_alone() -> None:
@@ -250,5 +299,7 @@ def test_healing_trains_what_the_file_has(dtype: Dtype, found: list[bool], bert_
     report = lowrank.heal(run, Training(steps=40), latency=False)
     (entry,) = report.healing
     assert entry.kept and entry.after is not None and entry.before is not None and entry.after < entry.before
-    assert entry.in_bits == len(names) and any("embeddings.word" in name for name in names)
+    # Dense tables are rounded and not trained.
+    tables = [name for name in names if name.endswith("embeddings.weight")]
+    assert entry.in_bits == len(names) - len(tables) and tables and not entry.problems
     assert all(found) and weights_in_bits(run / "model.onnx") == names

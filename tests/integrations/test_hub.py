@@ -17,7 +17,9 @@ from builders import read, sentences, tiny_bert_folder, write_text
 from compressed import saved_factors
 
 import lowrank
+from lowrank.artifacts.files import linked
 from lowrank.backends.onnx.save import load_whole, renamed, save_model
+from lowrank.pipeline.publish import hub
 from lowrank.report.card import MARK
 
 
@@ -180,3 +182,15 @@ def test_pipelines_find_what_they_look_for_or_are_told(name: str, tmp_path: Path
     assert [note for note in said if "decoder_model_merged.onnx" in note] == (said if name == "t5" else [])
     assert (name == "t5") == bool(said)
     assert sorted(path.name for path in (tmp_path / "hub").iterdir() if path.is_dir()) == ["onnx"]
+
+
+def test_a_name_that_another_type_has_is_not_written_over(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.onnx", tmp_path / "second.onnx"
+    for path in (first, second):
+        path.write_text(path.name, encoding="utf-8")
+    assert [path.name for path in hub._named(first, tmp_path, "int3")] == ["model_quantized.onnx"]
+    assert [path.name for path in hub._named(second, tmp_path, "int8")] == ["model_int8.onnx"]
+    assert hub._named(second, tmp_path, "int2") == []
+    with pytest.raises(FileExistsError):
+        linked(str(second), str(tmp_path / "model_quantized.onnx"))
+    assert first.read_text(encoding="utf-8") == "first.onnx"

@@ -128,7 +128,7 @@ def quantize(
         missed = np.zeros((rows, stop - start))
         for j in range(start, stop):
             codes[:, j] = nearest(left[:, j] / safe[:, j], bits)
-            missed[:, j - start] = (left[:, j] - codes[:, j] * safe[:, j]) / spread[j, j]
+            missed[:, j - start] = (left[:, j] - codes[:, j] * each[:, j]) / spread[j, j]
             left[:, j + 1 : stop] -= missed[:, j - start, None] * spread[j, j + 1 : stop]
         left[:, stop:] -= missed @ spread[start:stop, stop:]
     return Codes(codes, scale, bits, width, steps)

@@ -61,6 +61,9 @@ SCALE = 4
 LEAST = 1024
 """Weights with fewer numbers stay as they are: what they save is less than what their operators cost."""
 
+TRACED = "module."
+"""In front of the names of what a tracer has computed from parameters."""
+
 FORMATS: dict[str, Format] = {
     "int8": Format(bits=8),
     "int4": Format(bits=4, block=16, stepped=True),
@@ -98,7 +101,8 @@ def format_of(name: str, dtype: str, known: Mapping[str, Stored]) -> Format | No
 def stored_as(name: str, known: Mapping[str, Stored]) -> Stored:
     """How a constant is stored that a weight has become, or a factor of it: as the weight, whose name it begins with.
 
-    What belongs to no weight is stored in eight bits.
+    Query, key and value that are one product in a graph are stored as all three are, if that is in one way. What
+    belongs to no weight is stored in eight bits.
 
     Example:
         >>> stored_as("query.left.weight", {"query.weight": Stored("int4")}).dtype
@@ -107,4 +111,7 @@ def stored_as(name: str, known: Mapping[str, Stored]) -> Stored:
     if name in known:
         return known[name]
     stems = [(stem(each), each) for each in known if name.startswith(f"{stem(each)}.")]
-    return known[max(stems, key=lambda pair: len(pair[0]))[1]] if stems else Stored("int8")
+    if stems:
+        return known[max(stems, key=lambda pair: len(pair[0]))[1]]
+    parts = {known[each] for each in known if each.startswith(f"{stem(name.removeprefix(TRACED))}.")}
+    return next(iter(parts)) if len(parts) == 1 else Stored("int8")

@@ -118,7 +118,7 @@ class Knapsack:
         """All on offer that there are times for; in all types of the table where these are chosen, too."""
         if budget.kind != "speedup":
             return [timed(curve, timings, group, analysis) for curve in self._curves(group, analysis, timings.step)]
-        # Numbers of four bits are computed with in eight: they are smaller, and not faster.
+        # Numbers of fewer bits are computed with in eight: they are smaller, and not faster.
         wanted = [d for d in self.dtypes if budget.file_bytes is not None or COMPUTED.get(d) == d]
         dtypes = [dtype for dtype in wanted if timings.of(dtype) is not None]
         curves = self._stored(group, analysis, dtypes, timings.step)
@@ -158,7 +158,7 @@ class Knapsack:
                 f"{least / 1e6:.2f}MB or more, or more --targets"
             )
         # How much a weight matters depends on how small the others are, which is known when they have been chosen.
-        keep = min(1.0, max(limit, 1) / (BITS["int4"] / 8 * analysis.dense_params))
+        keep = min(1.0, max(limit, 1) / (min(BITS.values()) / 8 * analysis.dense_params))
         chosen = offers.best(limit, keep)
         assert chosen is not None
         chosen = offers.best(limit, _keep_of(chosen, analysis))

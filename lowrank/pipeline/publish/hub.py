@@ -183,17 +183,22 @@ def _graphs(
         _, notes = write_again(backend, plain, rounded, other)
         for note in [*notes, *fit_file(rounded, other, signature_of(backend), feeds)]:
             remark(note)
-        graphs += _named(rounded, place, dtype)
+        named = _named(rounded, place, dtype)
+        if not named:
+            remark(f"{dtype} is left out: {' and '.join(NAMES[dtype])} is there in another type")
+        graphs += named
     for path in place.glob(".*"):
         path.unlink()
     return graphs
 
 
 def _named(graph: Path, place: Path, dtype: str) -> list[Path]:
-    """A graph under the names that its type has there, with its numbers in `NAME.onnx_data` if they are beside it."""
+    """A graph under the names that its type has there and no other has taken, with its numbers in `NAME.onnx_data` if
+    they are beside it."""
     from lowrank.backends.onnx.save import renamed
 
-    return [renamed(graph, place / f"{name}.onnx", "_data") for name in NAMES[dtype]]
+    free = [path for name in NAMES[dtype] if not (path := place / f"{name}.onnx").exists()]
+    return [renamed(graph, path, "_data") for path in free]
 
 
 def _backend(folder: Path) -> Backend:

@@ -78,6 +78,20 @@ def test_bytes_are_those_of_codes_and_scales(rows: int, cols: int, name: str) ->
     assert FORMATS[name].nbytes(rows, cols) == rows * width * coded.bits // 8 + coded.scale.nbytes
 
 
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_blocks_of_zeros_do_not_spoil_the_others(name: str) -> None:
+    rng = np.random.default_rng(0)
+    weight, mixing = 0.05 * rng.standard_normal((64, 128)), rng.standard_normal((128, 128))
+    weight[:, 32:64] = 0
+    moment = mixing @ np.diag(0.95 ** np.arange(128)) @ mixing.T
+
+    def lost(moments: np.ndarray | None) -> float:
+        change = weight - FORMATS[name].codes(weight, moments).matrix()
+        return float(np.vdot(change @ moment, change))
+
+    assert lost(moment) < lost(None)
+
+
 def test_steps_lose_less_than_scales_in_fewer_bytes() -> None:
     weight = np.random.default_rng(0).standard_normal((64, 384))
     lost = {name: float(np.square(weight - FORMATS[name].codes(weight).matrix()).sum()) for name in FORMATS}

@@ -4,9 +4,10 @@
 
 "healed, then rounded" trains exact numbers and leaves rounding to the file, "healed in its bits" is what `lowrank heal`
 does. "dense, healed in its bits" has the model's own matrices in as few bits as the size asks for, where that can be.
-"not healed" is where the first two begin. Calibrated and trained on the head of stsb_train.tsv in DATA, mixed with the
-built-in text, or with `--built-in` on that alone. The files themselves are judged, on what `sentences.Judge` reads.
-What a table in the output has already is not measured again.
+"not healed" is what `lowrank compress --size` makes; and once more without types of fewer than four bits. Calibrated
+and trained on the head of stsb_train.tsv in DATA, mixed with the built-in text, or with `--built-in` on that alone. The
+files themselves are judged, on what `sentences.Judge` reads. What a table in the output has already is not measured
+again.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from lowrank.results.report import ONNX_FILE, Report
 SIZES = (8.0, 6.0, 4.0, 3.0)
 """Megabytes."""
 Run = tuple[str, Path, int | None]
-BEFORE, AFTER, DURING, DENSE = "not healed", "healed, then rounded", "healed in its bits", "dense, healed in its bits"
+BEFORE, FOUR = "not healed", "not healed, four bits or more"
+AFTER, DURING, DENSE = "healed, then rounded", "healed in its bits", "dense, healed in its bits"
 
 
 def runs(size: float, settings: lowrank.Settings, minutes: float, work: Path, known: list[str]) -> Iterator[Run]:
@@ -49,6 +51,10 @@ def runs(size: float, settings: lowrank.Settings, minutes: float, work: Path, kn
         lowrank.compress(source, budget, output=first, **whole)
         yield BEFORE, first / ONNX_FILE, None
         lowrank.compress(None, budget, output=first, refine=False, **whole)
+    if FOUR not in known:
+        few = Knapsack(dtypes=("float32", "float16", "int8", "int4"))
+        lowrank.compress(source, budget, output=work / f"{size}-four", selector=few, **whole)
+        yield FOUR, work / f"{size}-four" / ONNX_FILE, None
     for way in (AFTER, DURING):
         if way not in known:
             run = work / f"{size}-{way}"
@@ -94,7 +100,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as work:
             own, _ = minilm_data(args.data, Path(work))
             settings = replace(lowrank.Settings() if args.built_in else own, targets=("projections", "embeddings"))
-            minutes = {way: 0 if way == BEFORE else args.minutes for way in (BEFORE, AFTER, DURING, DENSE)}
+            healed = {way: args.minutes for way in (AFTER, DURING, DENSE)}
+            minutes = {BEFORE: 0, FOUR: 0, **healed}
             known = [way for way in minutes if any(row[:3] == [size, way, minutes[way]] for row in rows)]
             for way, file, steps in runs(size, settings, args.minutes, Path(work), known):
                 if way not in known:

@@ -16,11 +16,13 @@ from lowrank.calibrate.changed_sets import with_changes
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan
+from lowrank.edge.target import Target
 from lowrank.errors import ArtifactError, ExportError, HealingError
 from lowrank.evaluate.measure import timed
 from lowrank.evaluate.tasks.benchmark import read_benchmark
-from lowrank.healing.training import Training, check_trainable
+from lowrank.healing.training import Training, check_healable
 from lowrank.parallel import one_thread_each
+from lowrank.pipeline.healing_graphs import as_modules, model_in, with_trained
 from lowrank.pipeline.in_bits import grids_of_file, in_bits
 from lowrank.pipeline.publish.adapters import folded, keep_adapter, write_adapters
 from lowrank.pipeline.publish.model_card import write_card
@@ -103,7 +105,8 @@ def heal(
         raise ArtifactError(f"{folder / REPORT_FILE} is missing; `lowrank evaluate -o {folder}` writes it anew")
     opened = _opened(model, folder, analysis, report, training, **options)
     benchmark = read_benchmark(tasks, opened.dense, opened.judges)
-    dense, small = opened.dense, opened.dense.saved_in(folder, dict)
+    dense = opened.dense
+    small = model_in(folder, dense, analysis, plan, dict)
     asked = {**asdict(training), "data": dict(_data_of(opened).provenance)}
     path, key = folder / CHECKPOINT_FILE, hash_json([asked, plan.to_json()])
     grids = _grids(folder, small, plan, report, analysis) if training.adapter is None else {}
@@ -115,6 +118,8 @@ def heal(
     if not healing.task.workers.is_first:
         # Of several processes one writes.
         return report
+    if entry.kept:
+        small = with_trained(small, healing.target, analysis, plan)
     output = WriteOptions(
         target=report.target,
         with_past=(folder / WITH_PAST_FILE).exists(),
@@ -147,7 +152,7 @@ def _opened(
     """The dense model of a run with its data, if it can be trained and no adapter would be lost."""
 
     def check(dense: Backend) -> None:
-        check_trainable(dense)
+        check_healable(dense, training, exact=report.target == Target())
         check_source(analysis, dense, folder)
         _check_adapter(folder, report, training)
 
@@ -242,7 +247,8 @@ def _train(
 
     def run() -> Healing:
         sized = plan.is_sized
-        healing = prepare(calibration.backend, small, samples, training, checkpoint, same_size=sized, grids=grids)
+        models = as_modules(calibration.backend, small, samples.fit[0])
+        healing = prepare(*models, samples, training, checkpoint, same_size=sized, grids=grids)
         for _ in opened.track(hundredths(healing.run()), healing.status, 100):
             pass
         return healing

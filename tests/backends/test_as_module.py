@@ -23,6 +23,7 @@ from torch import Tensor
 from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx import OnnxBackend
+from lowrank.backends.onnx.vectors import vectors_of
 from lowrank.backends.torch import ModuleBackend
 from lowrank.backends.torch.graph import GraphModule, module_of_graph
 from lowrank.backends.torch.graph.operators import OPERATORS
@@ -101,7 +102,7 @@ def cases() -> list[Any]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = collect_testcases("")
+        found: list[Any] = list(collect_testcases(""))
     known = {*OPERATORS, ("", "Constant")}
     return [c for c in found if {(n.domain, n.op_type) for n in c.model.graph.node} <= known and of_known_types(c)]
 
@@ -251,6 +252,34 @@ def test_gradients_are_those_of_differences() -> None:
 
     numbers = [parameter.detach().clone().requires_grad_() for parameter in module.parameters()]
     assert torch.autograd.gradcheck(total, numbers)
+
+
+def test_gradients_are_those_of_the_model_that_a_graph_was_made_from(tmp_path: Path) -> None:
+    backend = open_model(build("bert"))
+    assert isinstance(backend, ModuleBackend)
+    graph = graph_of("bert", tmp_path / "graph.onnx", factored=False)
+    signature, module = graph.signature, module_of_graph(graph.model)
+    assert isinstance(signature, Signature)
+    feed = signature.example(2, 7)
+    for each in (module, backend.module):
+        call(signature, each, feed)[signature.output].square().sum().backward()
+    known = {name: parameter for name, parameter in module.named_parameters() if parameter.dim() == 2}
+    assert len(known) == len([parameter for parameter in backend.module.parameters() if parameter.dim() == 2])
+    for name, parameter in known.items():
+        own = backend.module.get_parameter(module.initializers[name])
+        if own.grad is None:
+            assert parameter.grad is None
+            continue
+        assert parameter.grad is not None
+        # A graph holds the matrices of layers transposed, and tables as they are.
+        turned = own.shape != parameter.shape or not torch.equal(own, parameter)
+        torch.testing.assert_close(parameter.grad, own.grad.T if turned else own.grad, rtol=1e-3, atol=1e-3)
+
+
+def test_vectors_of_one_layer_are_found() -> None:
+    proto, _ = chain()
+    # The bias is the shift of the norm as well, and two is a number of a formula.
+    assert vectors_of(ir.serde.deserialize_model(proto)) == ["scale"]
 
 
 def test_copies_and_replicas_in_threads_give_the_same() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +87,7 @@ class GraphModule(nn.Module):
         return {name: values[number] for name, number in plan.outputs.items()}
 
 
-def module_of_graph(model: Any) -> GraphModule:
+def module_of_graph(model: Any, trained: Collection[str] | None = None) -> GraphModule:
     """A module in evaluation mode that computes what a graph computes.
 
     Its parameters are the graph's float32 initializers. Constants in nodes, integers, single numbers without an axis
@@ -95,22 +95,46 @@ def module_of_graph(model: Any) -> GraphModule:
 
     Args:
         model: an `onnx_ir.Model`; it is not changed, and shares no numbers with the module.
+        trained: the names of the initializers that are to be parameters; all that can be, if not given.
 
     Raises:
         UnsupportedModel: if an operator of it cannot be computed in torch; the message names it.
     """
+    graph, plan = _planned(model)
+    tensors, initializers = dict[str, Tensor](), dict[str, str]()
+    for name, value in zip(plan.stored, _stored(graph), strict=True):
+        tensors[name] = _tensor(value)
+        chosen = trained is None or value.name in trained
+        if chosen and value.producer() is None and _is_trainable(tensors[name]):
+            initializers[name] = value.name
+    return GraphModule(plan, tensors, initializers).eval()
+
+
+def check_operators(model: Any) -> None:
+    """Check that torch computes all operators of a graph here.
+
+    Args:
+        model: an `onnx_ir.Model`.
+
+    Raises:
+        UnsupportedModel: if not; the message names the operator.
+    """
+    _planned(model)
+
+
+def _planned(model: Any) -> tuple[Any, Plan]:
+    """What a graph computes, and the graph with its local functions inlined.
+
+    Raises:
+        UnsupportedModel: if an operator of it cannot be computed in torch.
+    """
     graph, versions = _inlined(model)
     numbers: dict[int, int] = {}
-    tensors, initializers, stored = dict[str, Tensor](), dict[str, str](), dict[str, int]()
 
     def number_of(value: Any) -> int:
         return numbers.setdefault(id(value), len(numbers))
 
-    for value in [*graph.initializers.values(), *_constants(graph)]:
-        name = f"{len(stored)}:{str(value.name).replace('.', '/')}"
-        tensors[name], stored[name] = _tensor(value), number_of(value)
-        if value.producer() is None and _is_trainable(tensors[name]):
-            initializers[name] = value.name
+    stored = {f"{i}:{str(v.name).replace('.', '/')}": number_of(v) for i, v in enumerate(_stored(graph))}
     inputs = {value.name: number_of(value) for value in graph.inputs if not value.is_initializer()}
     outputs = {value.name: number_of(value) for value in graph.outputs}
     read = {number_of(value) for node in graph for value in node.inputs if value is not None} | set(outputs.values())
@@ -119,8 +143,7 @@ def module_of_graph(model: Any) -> GraphModule:
         for node in graph
         if not (node.op_type == "Constant" and node.domain in STANDARD)
     ]
-    plan = Plan(inputs, stored, _with_ends(steps, set(outputs.values())), outputs)
-    return GraphModule(plan, tensors, initializers).eval()
+    return graph, Plan(inputs, stored, _with_ends(steps, set(outputs.values())), outputs)
 
 
 def _inlined(model: Any) -> tuple[Any, dict[str, int]]:
@@ -143,9 +166,10 @@ def _inlined(model: Any) -> tuple[Any, dict[str, int]]:
     return model.graph, dict(model.opset_imports)
 
 
-def _constants(graph: Any) -> list[Any]:
-    """The outputs of all Constant nodes."""
-    return [node.outputs[0] for node in graph if node.op_type == "Constant" and node.domain in STANDARD]
+def _stored(graph: Any) -> list[Any]:
+    """The values of all stored tensors: initializers, and the outputs of Constant nodes."""
+    constants = [node.outputs[0] for node in graph if node.op_type == "Constant" and node.domain in STANDARD]
+    return [*graph.initializers.values(), *constants]
 
 
 def _tensor(value: Any) -> Tensor:

@@ -87,8 +87,7 @@ def check_healable(dense: Backend, training: Training, exact: bool) -> None:
     if not exact:
         raise HealingError(
             "a graph of few bits, or one that was fused, cannot be trained; compress the ONNX file without --quantize, "
-            "--profile and budgets of bytes, heal that, then round it with `lowrank export RUN -o FOLDER --quantize "
-            "int8`"
+            "--profile and budgets of bytes, and heal that: the run has a graph of eight bits beside the exact one"
         )
     from lowrank.backends.torch.graph import check_operators
 

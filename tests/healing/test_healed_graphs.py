@@ -65,7 +65,7 @@ def test_a_graph_is_healed_and_stays_what_it_was(here: Path, cli: Cli) -> None:
     report = read(here / "run/report.json")
     (entry,) = report["healing"]
     assert entry["after"] < entry["before"] and report["quality"]["relative_error"] < worse
-    assert report["parity"] and not report["problems"]
+    assert report["parity"] and not report["problems"] and (here / "run/model_int8.onnx").is_file()
     assert described(path) == before
     changed = {name for name, array in numbers_of(path).items() if not np.array_equal(array, old[name])}
     factors = {tensor for record in records.values() for tensor in record["tensors"].values()}
@@ -103,6 +103,14 @@ def test_what_a_graph_cannot_be_healed_with(here: Path, cli: Cli) -> None:
         )
         assert refused.code == 1 and said in refused.err, refused.err
         assert not (here / "run").exists()
+
+
+def test_a_run_of_few_bits_is_refused(here: Path, cli: Cli) -> None:
+    assert cli(*COMPRESS, "--quantize", "int8").code == 0
+    before = (here / "run/model.onnx").read_bytes()
+    refused = cli("heal", "run", "--steps", 20)
+    assert refused.code == 1 and "a graph of few bits" in refused.err
+    assert (here / "run/model.onnx").read_bytes() == before
 
 
 def test_an_unknown_operator_is_named_before_anything_is_done(here: Path, cli: Cli) -> None:

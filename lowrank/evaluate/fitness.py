@@ -21,7 +21,7 @@ FEWEST, FEWEST_OF_VALUES = 8, 3
 LEAST_LOSS = 1e-2
 """A loss that is foretold is known no better than this."""
 UNTRAINED = ("onnx", "checkpoint")
-"""Kinds of models that cannot be healed."""
+"""Kinds of models that cannot be healed, or not all of them."""
 ANSWER = {
     "logits": "{} of the first choices are the dense model's",
     "embedding": "{} of the ranking of nearest texts is the dense model's",

@@ -102,7 +102,7 @@ def trainable(
 
     Args:
         module: the compressed model.
-        layers: the names of the replaced layers.
+        layers: the names of the replaced layers, or of factors themselves.
         same_size: without vectors, and rounded matrices, that are equal to another one.
         rounded: names of dense matrices that are trained as well.
 
@@ -111,11 +111,12 @@ def trainable(
         >>> sorted(trainable(model, ["1"]))
         ['0.bias', '1.bias', '1.weight']
     """
-    fronts = tuple(f"{layer}." for layer in layers)
+    layers = list(layers)
+    chosen, fronts = {*layers, *rounded}, tuple(f"{layer}." for layer in layers)
     found = {
         name: parameter
         for name, parameter in module.named_parameters()
-        if parameter.is_floating_point() and (parameter.dim() <= 1 or name.startswith(fronts) or name in rounded)
+        if parameter.is_floating_point() and (parameter.dim() <= 1 or name.startswith(fronts) or name in chosen)
     }
     if not same_size:
         return found

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from lowrank.errors import HealingError
 
 if TYPE_CHECKING:
     from lowrank.backends.base import Backend
+    from lowrank.backends.onnx.backend import OnnxBackend
 
 Initial = Literal["discarded", "zero"]
 """What an adapter begins as: the best of what truncation left out, if held-out samples find that better, or nothing."""
@@ -52,18 +53,45 @@ class Training:
 
 
 def check_trainable(dense: Backend) -> None:
-    """Check that a model can be trained.
+    """Check that a model can be trained block by block, and again for other budgets.
 
     Raises:
         HealingError: if it is no module, or cannot be run.
     """
     if dense.source["kind"] == "onnx":
         raise HealingError(
-            "an ONNX graph cannot be trained; `lowrank compress` refits it in closed form, if there is calibration "
-            "data. Heal the torch model that it was exported from"
+            "an ONNX graph cannot be trained in blocks, which it does not name; `lowrank heal` trains the graph of a "
+            "finished run as a whole"
         )
     if isinstance(dense.signature, str):
         raise HealingError(f"the model cannot be run, so it cannot be trained: {dense.signature}")
+
+
+def check_healable(dense: Backend, training: Training, exact: bool) -> None:
+    """Check that a finished run of a model can be healed.
+
+    Args:
+        dense: the model.
+        training: how it would be trained.
+        exact: whether the run's graph has float32 and the standard's operators alone.
+
+    Raises:
+        HealingError: if it cannot be run; or if it is a graph, and its run's is rounded or fused, or takes an adapter.
+        UnsupportedModel: if it is a graph with an operator that cannot be trained.
+    """
+    if dense.source["kind"] != "onnx" or isinstance(dense.signature, str):
+        check_trainable(dense)
+        return
+    if training.adapter is not None:
+        raise HealingError("an ONNX graph takes no adapter; heal it without --adapter, which trains its factors")
+    if not exact:
+        raise HealingError(
+            "a graph of few bits, or one that was fused, cannot be trained; compress the ONNX file without --quantize, "
+            "--profile and budgets of bytes, and heal that: the run has a graph of eight bits beside the exact one"
+        )
+    from lowrank.backends.torch.graph import check_operators
+
+    check_operators(cast("OnnxBackend", dense).model)
 
 
 def check_device(device: str) -> None:

@@ -13,6 +13,7 @@ from lowrank.edge.target import Target
 from lowrank.evaluate.measure import Measures, measure
 from lowrank.evaluate.tasks.benchmark import read_benchmark
 from lowrank.parallel import one_thread_each
+from lowrank.pipeline.healing_graphs import model_in
 from lowrank.pipeline.plans import replacements
 from lowrank.pipeline.run.layout import RUN
 from lowrank.pipeline.run.provenance import provenance
@@ -61,7 +62,10 @@ def evaluate(
         benchmark=read_benchmark(tasks, session.dense, session.judges),
         exact=known.parity if known else None,
     )
-    report = measure(session.original, session.dense.saved_in(folder, layers), plan, folder, measures)
+    healed = known is not None and any(entry.kept for entry in known.healing)
+    dense = session.dense
+    small = model_in(folder, dense, analysis, plan, layers) if healed else dense.saved_in(folder, layers)
+    report = measure(session.original, small, plan, folder, measures)
     report = _with_kept(report, known) if known else report
     report = replace(
         report,

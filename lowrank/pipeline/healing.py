@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from lowrank.artifacts import hash_json, staged, write_json
 from lowrank.artifacts.lock import holding
@@ -17,11 +17,13 @@ from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan
 from lowrank.core.rounding.formats import FORMATS
+from lowrank.edge.target import Target
 from lowrank.errors import ArtifactError, ExportError, HealingError
 from lowrank.evaluate.measure import timed
 from lowrank.evaluate.tasks.benchmark import read_benchmark
-from lowrank.healing.training import Training, check_trainable
+from lowrank.healing.training import Training, check_healable
 from lowrank.parallel import one_thread_each
+from lowrank.pipeline.healing_graphs import as_modules, model_in, with_trained
 from lowrank.pipeline.in_bits import grids_of_file, in_bits
 from lowrank.pipeline.publish.adapters import folded, keep_adapter, write_adapters
 from lowrank.pipeline.publish.model_card import write_card
@@ -104,22 +106,20 @@ def heal(
         raise ArtifactError(f"{folder / REPORT_FILE} is missing; `lowrank evaluate -o {folder}` writes it anew")
     opened = _opened(model, folder, analysis, report, training, **options)
     benchmark = read_benchmark(tasks, opened.dense, opened.judges)
-    dense, small = opened.dense, opened.dense.saved_in(folder, dict)
+    dense = opened.dense
+    small = model_in(folder, dense, analysis, plan, dict)
     asked = {**asdict(training), "data": dict(_data_of(opened).provenance)}
     grids, remarks = _grids(folder, small, plan, report, analysis) if training.adapter is None else ({}, [])
     formats = {name: str(grid) for name, grid in sorted(grids.items())}
     path, key = folder / CHECKPOINT_FILE, hash_json([asked, plan.to_json(), *([formats] if formats else [])])
     with opened.clock.stage("heal"):
         healing = _train(opened, small, plan, training, Checkpoint(path, key, resume), grids)
-    healed = healing.healed()
-    unit = "minutes" if training.steps is None else "steps"
-    entry = HealingResult(**{**asked, **asdict(healed)}, kept=healed.kept, unit=unit)
-    # Dense tables are rounded, and not trained.
-    in_bits = len(grids.keys() & healing.task.parameters.keys()) or None
-    entry = replace(entry, problems=[*entry.problems, *remarks], in_bits=in_bits)
+    entry = _entry(asked, healing, remarks)
     if not healing.task.workers.is_first:
         # Of several processes one writes.
         return report
+    if entry.kept:
+        small = with_trained(small, healing.target, analysis, plan)
     output = WriteOptions(
         target=report.target,
         with_past=(folder / WITH_PAST_FILE).exists(),
@@ -129,11 +129,11 @@ def heal(
         max_drop=max_drop,
     )
     beside = training.keeps_adapter
-    if healing.adapter is not None and not beside and healed.kept:
+    if healing.adapter is not None and not beside and entry.kept:
         feeds = _data_of(opened).fit if training.fold == "rank" else None
         merged, followed, loss = folded(healing, dense, small, feeds, plan, analysis)
-        after = loss if loss < math.inf else None
-        entry = replace(entry, unfolded=healed.after, after=after, kept=loss < healed.before)
+        after, before = loss if loss < math.inf else None, entry.before
+        entry = replace(entry, unfolded=entry.after, after=after, kept=before is not None and loss < before)
         if entry.kept:
             small, plan = merged, followed
     refit, healings = bool(report.provenance.refit), [*report.healing, entry]
@@ -146,13 +146,23 @@ def heal(
     return report
 
 
+def _entry(asked: Mapping[str, Any], healing: Healing, remarks: Sequence[str]) -> HealingResult:
+    """What came of a healing, for the report."""
+    healed = healing.healed()
+    unit = "minutes" if asked["steps"] is None else "steps"
+    # Dense tables are rounded, and not trained.
+    in_bits = len((healing.grids or {}).keys() & healing.task.parameters.keys()) or None
+    entry = HealingResult(**{**asked, **asdict(healed)}, kept=healed.kept, unit=unit, in_bits=in_bits)
+    return replace(entry, problems=[*entry.problems, *remarks])
+
+
 def _opened(
     model: object, folder: Path, analysis: Analysis, report: Report, training: Training, **options: Unpack[WorkOptions]
 ) -> Session:
     """The dense model of a run with its data, if it can be trained and no adapter would be lost."""
 
     def check(dense: Backend) -> None:
-        check_trainable(dense)
+        check_healable(dense, training, exact=report.target == Target())
         check_source(analysis, dense, folder)
         _check_adapter(folder, report, training)
 
@@ -247,7 +257,8 @@ def _train(
 
     def run() -> Healing:
         sized = plan.is_sized
-        healing = prepare(calibration.backend, small, samples, training, checkpoint, same_size=sized, grids=grids)
+        models = as_modules(calibration.backend, small, samples.fit[0])
+        healing = prepare(*models, samples, training, checkpoint, same_size=sized, grids=grids)
         for _ in opened.track(hundredths(healing.run()), healing.status, 100):
             pass
         return healing

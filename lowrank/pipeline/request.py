@@ -18,7 +18,7 @@ from lowrank.core.selection.timings import Timings
 from lowrank.core.structures import structures
 from lowrank.edge.target import Target
 from lowrank.errors import HealingError, LowRankError
-from lowrank.healing.training import Training, check_device, check_trainable
+from lowrank.healing.training import Training, check_device, check_healable
 from lowrank.parallel import processes
 from lowrank.pipeline.budgets.operator_times import check_table, read_table
 from lowrank.pipeline.budgets.quality_drop import check_drop
@@ -104,7 +104,9 @@ class Request(Work):
                 max_drop=self.kind == "drop",
             )
         if self.heal is not None:
-            check_trainable(dense)
+            # A budget of bytes chooses types of few bits itself.
+            counted = self.budget is not None and self.budget.most_bytes is not None
+            check_healable(dense, self.heal, exact=self.target == Target() and not counted)
             check_device(self.heal.device)
         if self.with_past:
             dense.check_with_past()

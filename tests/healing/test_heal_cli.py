@@ -221,18 +221,6 @@ def test_refusals(cli: Cli, run: Path, here: Path, bert_folder: Path) -> None:
     assert refused.code == 1 and "is not the plan" in refused.err
 
 
-def test_there_is_nothing_to_train_in_a_graph(cli: Cli, here: Path, bert_folder: Path) -> None:
-    assert cli("export", bert_folder, "-o", "dense").code == 0
-    write_text(here / "text.txt", 40)
-    tokenizer = bert_folder / "tokenizer.json"
-    done = cli(
-        "compress", "dense/model.onnx", "--budget", 0.5, "--calib", "text.txt", "--tokenizer", tokenizer, "-o", "run"
-    )
-    assert done.code == 0, done.err
-    refused = cli("heal", "run", "--steps", 20)
-    assert refused.code == 1 and "an ONNX graph cannot be trained" in refused.err
-
-
 def test_a_module_in_memory(here: Path) -> None:
     from builders import trained_blocks
 

@@ -103,6 +103,17 @@ def constant_node(before: Any, numbers: NDArray[Any], name: str | None = None, d
     return new.outputs[0]
 
 
+def with_initializers(model: Any, numbers: Mapping[str, NDArray[Any]]) -> Any:
+    """A copy of a model with other numbers in some initializers of its main graph, each in its own type."""
+    import onnx_ir as ir
+
+    copy = model.clone()
+    for name, array in numbers.items():
+        value = copy.graph.initializers[name]
+        value.const_value = ir.tensor(array, dtype=value.const_value.dtype, name=name)
+    return copy
+
+
 def rename(graph: Any, value: Any, name: str) -> None:
     """Give an initializer another name, unless that is taken."""
     if name not in graph.initializers:

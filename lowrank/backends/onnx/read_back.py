@@ -53,6 +53,30 @@ def read_graph(
     """
     model, outside = load_model(path)
     refuse_quantised(path, model)
+    replacements, fixed = take_out(model, analysis, options, tensors)
+    backend = backend_of(path, model, outside, tokenizer)
+    there = {weight.name: weight.shape for weight in backend.weights}
+    for option in options:
+        for name in analysis.groups[option.group].weights:
+            if option.group not in fixed and there.get(name) != analysis[name].weight.shape:
+                fixed[option.group] = "there is no weight of this name and shape in the graph"
+    return FinishedGraph(backend, replacements, fixed)
+
+
+def take_out(
+    model: Any, analysis: Analysis, options: Sequence[Option], tensors: Mapping[str, Mapping[str, str]]
+) -> tuple[dict[str, Replacement], dict[str, str]]:
+    """Put products in the places of a graph's factors, in `model` itself.
+
+    Args:
+        model: an `onnx_ir.Model`.
+        analysis: of the original.
+        options: what was chosen.
+        tensors: by weight name what the tensors of its factors are called, where that is known.
+
+    Returns:
+        The factors that could be read, by weight name; and the groups that stay as they are, each with the reason.
+    """
     replacements: dict[str, Replacement] = {}
     fixed: dict[str, str] = {}
     for option in options:
@@ -70,13 +94,7 @@ def read_graph(
             fixed[option.group] = factors
         else:
             replacements[name] = Replacement(option.structure, factors)
-    backend = backend_of(path, model, outside, tokenizer)
-    there = {weight.name: weight.shape for weight in backend.weights}
-    for option in options:
-        for name in analysis.groups[option.group].weights:
-            if option.group not in fixed and there.get(name) != analysis[name].weight.shape:
-                fixed[option.group] = "there is no weight of this name and shape in the graph"
-    return FinishedGraph(backend, replacements, fixed)
+    return replacements, fixed
 
 
 def _named(weight: Weight) -> dict[str, str]:

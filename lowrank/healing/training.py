@@ -76,8 +76,8 @@ def check_healable(dense: Backend, training: Training, exact: bool) -> None:
         exact: whether the run's graph has float32 and the standard's operators alone.
 
     Raises:
-        HealingError: if it cannot be run; or if it is a graph of one batch size, one whose run's is rounded or fused, or
-            one that is to take an adapter.
+        HealingError: if it cannot be run; or if it is a graph of one batch size, one whose run's is rounded or fused,
+            or one that is to take an adapter.
         UnsupportedModel: if it is a graph with an operator that cannot be trained.
     """
     if dense.source["kind"] != "onnx" or isinstance(dense.signature, str):

@@ -76,7 +76,8 @@ def check_healable(dense: Backend, training: Training, exact: bool) -> None:
         exact: whether the run's graph has float32 and the standard's operators alone.
 
     Raises:
-        HealingError: if it cannot be run; or if it is a graph, and its run's is rounded or fused, or takes an adapter.
+        HealingError: if it cannot be run; or if it is a graph of one batch size, one whose run's is rounded or fused,
+            or one that is to take an adapter.
         UnsupportedModel: if it is a graph with an operator that cannot be trained.
     """
     if dense.source["kind"] != "onnx" or isinstance(dense.signature, str):
@@ -84,6 +85,11 @@ def check_healable(dense: Backend, training: Training, exact: bool) -> None:
         return
     if training.adapter is not None:
         raise HealingError("an ONNX graph takes no adapter; heal it without --adapter, which trains its factors")
+    if dense.signature.fixed_batch is not None:
+        raise HealingError(
+            f"the graph takes batches of {dense.signature.fixed_batch} alone, and training cuts batches into smaller "
+            "ones; export it with an open first axis"
+        )
     if not exact:
         raise HealingError(
             "a graph of few bits, or one that was fused, cannot be trained; compress the ONNX file without --quantize, "

@@ -113,6 +113,15 @@ def test_a_run_of_few_bits_is_refused(here: Path, cli: Cli) -> None:
     assert (here / "run/model.onnx").read_bytes() == before
 
 
+def test_a_graph_of_one_batch_size_is_refused(here: Path, cli: Cli) -> None:
+    proto = onnx.load("dense/model.onnx")
+    for value in proto.graph.input:
+        value.type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(proto, "dense/model.onnx")
+    refused = cli(*COMPRESS, "--heal", 1)
+    assert refused.code == 1 and "takes batches of 4 alone" in refused.err, refused.err
+
+
 def test_an_unknown_operator_is_named_before_anything_is_done(here: Path, cli: Cli) -> None:
     proto = onnx.load("dense/model.onnx")
     last = proto.graph.output[0].name

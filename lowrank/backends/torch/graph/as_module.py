@@ -42,6 +42,10 @@ class Plan:
     steps: tuple[Step, ...]
     outputs: Mapping[str, int]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
+        """Itself, as nothing in it changes: copies of a module have numbers of their own, and one plan."""
+        return self
+
 
 class GraphModule(nn.Module):
     """What an ONNX graph computes; it takes its inputs and gives its outputs by name."""

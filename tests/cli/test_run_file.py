@@ -128,7 +128,7 @@ def test_completion_in_bash(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", script], env=place, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
         "lowrank comp -> compress",
-        "lowrank compress --quantize int -> int8 int4",
+        "lowrank compress --quantize int -> int8 int4 int3 int2",
         "lowrank compress --structures two_factor,p -> two_factor,pivoted two_factor,product",
         "lowrank analyze --targets head,e -> head,embeddings",
         # Nothing of its own, so the shell completes names of files and folders.

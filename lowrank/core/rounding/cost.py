@@ -21,7 +21,8 @@ NODES = {"float32": 200, "float16": 350, "int8": 800, "int4": 2000, "int3": 2500
 
 
 def rounding_errors(weight: Weight, matrix: Matrix, fit: Gram | None, judge: Gram | None) -> dict[str, float]:
-    """Squared relative errors of a weight's output by format, of a part of its rows.
+    """Squared relative errors of a weight's output by format, of a part of its rows; without those of three and two bits
+    that lose more than all of it.
 
     Args:
         weight: its record; nothing is offered for convolutions and stacks, nor beyond float32.
@@ -44,7 +45,10 @@ def rounding_errors(weight: Weight, matrix: Matrix, fit: Gram | None, judge: Gra
     for name in FORMS:
         change = rows - FORMATS[name].codes(rows, moments[0]).matrix()
         lost, total = _energy(change, moments[1]), _energy(rows, moments[1])
-        errors[name] = lost / total if total > 0 else 0.0
+        error = lost / total if total > 0 else 0.0
+        # Odd codes hold no zero, so that they spoil a weight that has to ignore a large input.
+        if error <= 1 or not FORMATS[name].is_odd:
+            errors[name] = error
     return errors
 
 

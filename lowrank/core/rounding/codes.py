@@ -161,20 +161,21 @@ def _scales(weight: Matrix, bits: int, block: int) -> NDArray[np.float32]:
 def _stepped(weight: Matrix, bits: int, block: int) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
     """A scale for each row, with which the largest step can hold the largest number, or what is worth holding of it;
     for each block the step that loses least."""
-    # Which step is best does not hang on the last digits.
-    parts = in_blocks(weight, block, bits).astype(np.float32)
+    parts = in_blocks(weight, block, bits)
     most = -STEPS[0] * -LEVELS[bits][0]
     whole = (np.abs(parts).max((1, 2)) / most).astype(np.float32)
+    # In units of the scale, whatever the size of the numbers; which step is best does not hang on their last digits.
+    units = (parts / np.where(whole == 0, 1.0, whole.astype(np.float64))[:, None, None]).astype(np.float32)
     if bits > 3:
-        steps, _ = _steps(parts, whole, bits)
+        steps, _ = _steps(units, np.ones_like(whole), bits)
         return whole[:, None], steps
-    scale, steps, least = whole.copy(), np.zeros(parts.shape[:2], np.int8), np.full(len(parts), np.inf)
+    spans, steps, least = np.ones_like(whole), np.zeros(parts.shape[:2], np.int8), np.full(len(parts), np.inf)
     for span in SPANS:
-        tried = whole * np.float32(span)
-        found, lost = _steps(parts, tried, bits)
+        tried = np.full_like(whole, span)
+        found, lost = _steps(units, tried, bits)
         better = lost.sum(1) < least
-        scale[better], steps[better], least[better] = tried[better], found[better], lost.sum(1)[better]
-    return scale[:, None], steps
+        spans[better], steps[better], least[better] = span, found[better], lost.sum(1)[better]
+    return (whole * spans)[:, None], steps
 
 
 def _steps(

@@ -21,8 +21,8 @@ NODES = {"float32": 200, "float16": 350, "int8": 800, "int4": 2000, "int3": 2500
 
 
 def rounding_errors(weight: Weight, matrix: Matrix, fit: Gram | None, judge: Gram | None) -> dict[str, float]:
-    """Squared relative errors of a weight's output by format, of a part of its rows; without those of three and two bits
-    that lose more than all of it.
+    """Squared relative errors of a weight's output by format, of a part of its rows; without those of three and two
+    bits that lose more than all of it.
 
     Args:
         weight: its record; nothing is offered for convolutions and stacks, nor beyond float32.

@@ -92,6 +92,13 @@ def test_blocks_of_zeros_do_not_spoil_the_others(name: str) -> None:
     assert lost(moment) < lost(None)
 
 
+@pytest.mark.parametrize("name", sorted(FORMATS))
+@pytest.mark.parametrize("size", [2.0**90, 2.0**-90])
+def test_codes_do_not_hang_on_the_size_of_the_numbers(name: str, size: float) -> None:
+    weight = np.random.default_rng(0).standard_normal((8, 48))
+    assert np.array_equal(FORMATS[name].codes(size * weight).codes, FORMATS[name].codes(weight).codes)
+
+
 def test_steps_lose_less_than_scales_in_fewer_bytes() -> None:
     weight = np.random.default_rng(0).standard_normal((64, 384))
     lost = {name: float(np.square(weight - FORMATS[name].codes(weight).matrix()).sum()) for name in FORMATS}

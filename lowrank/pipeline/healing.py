@@ -114,7 +114,7 @@ def heal(
     path, key = folder / CHECKPOINT_FILE, hash_json([asked, plan.to_json(), *([formats] if formats else [])])
     with opened.clock.stage("heal"):
         healing = _train(opened, small, plan, training, Checkpoint(path, key, resume), grids)
-    entry = _entry(asked, healing, remarks)
+    entry = _entry(asked, healing)
     if not healing.task.workers.is_first:
         # Of several processes one writes.
         return report
@@ -137,7 +137,14 @@ def heal(
         if entry.kept:
             small, plan = merged, followed
     refit, healings = bool(report.provenance.refit), [*report.healing, entry]
-    history = History(refit=refit, refinement=report.refinement, healing=healings, cut=report.cut, before=report)
+    history = History(
+        refit=refit,
+        refinement=report.refinement,
+        healing=healings,
+        cut=report.cut,
+        remarks=remarks,
+        before=report,
+    )
     if beside or not entry.kept:
         report = _beside(opened, small, plan, history, output, healing.adapter if entry.kept else None)
     else:
@@ -146,14 +153,13 @@ def heal(
     return report
 
 
-def _entry(asked: Mapping[str, Any], healing: Healing, remarks: Sequence[str]) -> HealingResult:
+def _entry(asked: Mapping[str, Any], healing: Healing) -> HealingResult:
     """What came of a healing, for the report."""
     healed = healing.healed()
     unit = "minutes" if asked["steps"] is None else "steps"
     # Dense tables are rounded, and not trained.
     in_bits = len((healing.grids or {}).keys() & healing.task.parameters.keys()) or None
-    entry = HealingResult(**{**asked, **asdict(healed)}, kept=healed.kept, unit=unit, in_bits=in_bits)
-    return replace(entry, problems=[*entry.problems, *remarks])
+    return HealingResult(**{**asked, **asdict(healed)}, kept=healed.kept, unit=unit, in_bits=in_bits)
 
 
 def _opened(

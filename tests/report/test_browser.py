@@ -238,8 +238,8 @@ def test_tables_can_be_sorted(browser: Any, pages: dict[str, Path]) -> None:
         assert column(tasks, 7)[-1] == ""
     browser.execute_script("location.hash = '#layers'")
     names = column("#layers table", 1)
-    element(browser, "#layers th:first-child button").click()
-    element(browser, "#layers th:first-child button").click()
+    into_view(browser, "#layers th:first-child button").click()
+    into_view(browser, "#layers th:first-child button").click()
     assert column("#layers table", 1) == sorted(names, reverse=True)
 
 

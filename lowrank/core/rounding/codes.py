@@ -167,25 +167,21 @@ def _stepped(weight: Matrix, bits: int, block: int) -> tuple[NDArray[np.float32]
     # In units of the scale, whatever the size of the numbers; which step is best does not hang on their last digits.
     units = (parts / np.where(whole == 0, 1.0, whole.astype(np.float64))[:, None, None]).astype(np.float32)
     if bits > 3:
-        steps, _ = _steps(units, np.ones_like(whole), bits)
-        return whole[:, None], steps
+        return whole[:, None], _steps(units, 1.0, bits)[0]
     spans, steps, least = np.ones_like(whole), np.zeros(parts.shape[:2], np.int8), np.full(len(parts), np.inf)
     for span in SPANS:
-        tried = np.full_like(whole, span)
-        found, lost = _steps(units, tried, bits)
+        found, lost = _steps(units, span, bits)
         better = lost.sum(1) < least
         spans[better], steps[better], least[better] = span, found[better], lost.sum(1)[better]
     return (whole * spans)[:, None], steps
 
 
-def _steps(
-    parts: NDArray[np.float32], scale: NDArray[np.float32], bits: int
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """The step of each block that loses least, in units of its row's scale, and what that loses."""
+def _steps(parts: NDArray[np.float32], scale: float, bits: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """The step of each block that loses least, where one of a step is so much, and what that loses."""
     steps, least = np.zeros(parts.shape[:2], np.int8), np.square(parts).sum(-1)
     # Odd codes are the same with the other sign.
     for step in range(STEPS[0], STEPS[1] + 1 if bits > 3 else 0):
-        lost = _lost(parts, scale[:, None] * np.float32(step), bits)
+        lost = _lost(parts, np.array(scale * step, np.float32), bits)
         better = lost < least
         steps[better], least[better] = step, lost[better]
     return steps, least

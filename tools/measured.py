@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lowrank.machine import cores
+
 Cell = str | float | None
 PACKAGES = ("lowrank", "numpy", "scipy", "torch", "transformers", "onnx", "onnxruntime")
 
@@ -61,7 +63,8 @@ def machine() -> str:
         flags = {w for line in told.read_text().splitlines() if line.startswith("flags") for w in line.split()}
     known = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "VNNI", "avx_vnni": "VNNI", "amx_int8": "AMX"}
     able = dict.fromkeys(name for flag, name in known.items() if flag in flags)
-    return f"{os.cpu_count()} cores" + (f" with {', '.join(able)}" if able else "")
+    count = cores()
+    return f"{count} core{'s' if count > 1 else ''}" + (f" with {', '.join(able)}" if able else "")
 
 
 def publish(table: Table, folder: Path, name: str) -> str:

@@ -1,7 +1,7 @@
 """Codes of four and fewer bits in a graph: packed into bytes, and unpacked by standard operators.
 
-Of four bits two are in a byte, and arithmetic takes them apart. Of three and two bits four are in a byte, with the
-third bits of eight in another, and a table of all bytes has what is in each.
+Of four bits two are in a byte, of three and two bits four, with the third bits of eight in another. A table of all
+bytes has what is in each.
 """
 
 from __future__ import annotations
@@ -81,28 +81,26 @@ def unpacked(node: Any, packed: Mapping[str, Any], codes: Codes) -> Any:
 
 def _halves(node: Any, packed: Any, cols: int, blocks: int) -> tuple[Any, Any]:
     """Codes and steps of four bits."""
-    graph = node.graph
-    # A remainder, as BitwiseAnd came with a later operator set than all else here.
-    low = add(node, "Mod", [packed, constant(graph, "int4.base", np.array(16, np.uint8))], part="low")
-    shift = constant(graph, "int4.shift", np.array(4, np.uint8))
-    high = add(node, "BitShift", [packed, shift], part="high", direction="RIGHT")
-    both = add(node, "Concat", [low.outputs[0], high.outputs[0]], part="nibbles", axis=-1)
-    signed = add(node, "Cast", [both.outputs[0]], part="float", to=FLOAT)
-    eight = constant(graph, "int4.zero", np.array(8, np.float32))
-    levels = add(node, "Sub", [signed.outputs[0], eight], part="levels")
+    halves = [_looked_up(node, packed, (np.arange(256) >> shift & 15) - 8, f"nibbles.{shift}") for shift in (0, 4)]
+    levels = add(node, "Concat", halves, part="levels", axis=-1)
     sizes = [cols, blocks] if (cols + blocks) % 2 == 0 else [cols, blocks, 1]
-    split = constant(graph, f"int4.split.{cols}", np.array(sizes, np.int64))
+    split = constant(node.graph, f"int4.split.{cols}", np.array(sizes, np.int64))
     parts = add(node, "Split", [levels.outputs[0], split], part="part", outputs=len(sizes), axis=-1)
     return parts.outputs[0], parts.outputs[1]
 
 
 def _parts(node: Any, packed: Any, bits: int, values: NDArray[np.int64], part: str) -> Any:
-    """What bytes hold, looked up in a table of all bytes; `values` says what the numbers of so many bits stand for."""
+    """What bytes hold, neighbours in one; `values` says what the numbers of so many bits stand for."""
     every = np.arange(256)[:, None] >> np.arange(0, 8, bits) & (2**bits - 1)
-    table = _once(node.graph, "Cast", [constant(node.graph, f"bytes.{bits}", values[every].astype(np.int8))], to=FLOAT)
-    places = add(node, "Cast", [packed], part=f"{part}.bytes", to=INT32)
-    found = add(node, "Gather", [table, places.outputs[0]], part=f"{part}.each", axis=0)
-    return _flat(node, found.outputs[0], packed, part)
+    return _flat(node, _looked_up(node, packed, values[every], f"bytes.{bits}"), packed, part)
+
+
+def _looked_up(node: Any, packed: Any, table: NDArray[np.int64], name: str) -> Any:
+    """For each byte its row in a table of all bytes, which every engine looks up alike: arithmetic on bytes is wrong in
+    some (`docs/decisions/0030`)."""
+    rows = _once(node.graph, "Cast", [constant(node.graph, name, table.astype(np.int8))], to=FLOAT)
+    places = add(node, "Cast", [packed], part=f"{name}.places", to=INT32)
+    return add(node, "Gather", [rows, places.outputs[0]], part=f"{name}.each", axis=0).outputs[0]
 
 
 def _flat(node: Any, values: Any, packed: Any, part: str) -> Any:

@@ -22,7 +22,7 @@ def bench(
     threads: Annotated[int, Option("N", "Threads inside an operator.", least=1)] = 1,
     data: Annotated[DataOptions, "include", "exclude", "targets"],
     opening: Annotated[OpeningOptions, "arch", "config", "unsafe_pickle"],
-    result: Annotated[OutputOptions, "profile", "quantize"],
+    result: Annotated[OutputOptions, "profile", "engine", "quantize"],
 ) -> None:
     """Time the operators of a model, for compress --speedup."""
     from lowrank import pipeline

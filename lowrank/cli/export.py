@@ -31,7 +31,7 @@ def export(
     opset: Annotated[
         int | None, Option("N", "ONNX operator set, 18 to 23; 20 if not given.", least=18, most=23)
     ] = None,
-    result: Annotated[OutputOptions, "quantize", "with_past", "profile"],
+    result: Annotated[OutputOptions, "quantize", "with_past", "profile", "engine"],
     forms: Forms,
     data: Annotated[DataOptions, "calib", "calib_only", "column"],
     opening: Annotated[OpeningOptions, "arch", "config", "unsafe_pickle"],
@@ -45,7 +45,7 @@ def export(
     from lowrank import pipeline
 
     how, target = opening.opening(), result.target()
-    others = [forms.ort, forms.elastic, result.with_past, result.profile]
+    others = [forms.ort, forms.elastic, result.with_past, result.profile or result.engine]
     if data.changes() and (forms.hub or forms.adapter_inputs):
         raise typer.BadParameter("--calib and --column are for a graph that is written anew; leave them out")
     if forms.hub:
@@ -64,7 +64,7 @@ def export(
         path, count = pipeline.export_adapter_inputs(model, output, opening=how, opset=opset)
         say(f"{path} ({path.stat().st_size:,} bytes): {count} layers take an adapter, none of them needs one")
         return
-    as_it_is = forms.ort and not target.is_rounded and not result.with_past and result.profile is None
+    as_it_is = forms.ort and not target.is_rounded and not result.with_past and not (result.profile or result.engine)
     graph = pipeline.graph_of(model) if as_it_is else None
     if graph is not None and opset is not None:
         raise typer.BadParameter(f"{graph} is a graph already and keeps its operator set; leave --opset out")

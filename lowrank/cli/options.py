@@ -16,7 +16,7 @@ from lowrank.core.cost import Unit
 from lowrank.core.selection.registry import SELECTORS, selector_type
 from lowrank.core.structures import STRUCTURES
 from lowrank.core.weight import TARGETS
-from lowrank.edge.target import DTYPES, Profile, Target
+from lowrank.edge.target import DTYPES, ENGINES, Profile, Target
 from lowrank.healing.training import Fold, Initial
 
 if TYPE_CHECKING:
@@ -246,7 +246,10 @@ class OutputOptions:
         str | None, Option("TYPE", f"Store weights as {', '.join([*DTYPES][1:])}, or none.", choices=DTYPES)
     ] = None
     with_past: Annotated[bool, Option("", "Also a graph with cache.", OUTPUT)] = False
-    profile: Annotated[Profile | None, Option("NAME", "portable, or ort.", OUTPUT)] = None
+    profile: Annotated[Profile | None, Option("NAME", "portable, ort, qdq or qdq-signed.", OUTPUT)] = None
+    engine: Annotated[
+        str | None, Option("ENGINE", f"Fit for {', '.join(ENGINES)}.", OUTPUT, names=("--for",), choices=ENGINES)
+    ] = None
     timing: Annotated[
         bool,
         Option("", "Time both models.", OUTPUT, names=("--timing/--no-timing", " /--no-latency")),
@@ -257,7 +260,10 @@ class OutputOptions:
     def target(self) -> Target:
         """What graphs are written for."""
         needed: Profile = "ort" if self.quantize == "nbits4" else "portable"
-        return Target(profile=self.profile or needed, dtype=DTYPES[self.quantize or "none"])
+        known = None if self.engine is None else ENGINES[self.engine]
+        if known is not None and self.profile not in (None, known):
+            raise typer.BadParameter(f"--for {self.engine} is --profile {known}; leave one of them out")
+        return Target(profile=self.profile or known or needed, dtype=DTYPES[self.quantize or "none"])
 
     @property
     def int8(self) -> bool:

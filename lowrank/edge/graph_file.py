@@ -100,7 +100,7 @@ def fit_file(
     Raises:
         ExportError: if the graph cannot be fused.
     """
-    notes = quantize_file(path, target.dtype, signature, feeds, plain, stored) if target.is_rounded else []
+    notes = quantize_file(path, target, signature, feeds, plain, stored) if target.is_rounded else []
     if target.profile == "ort":
         fuse_file(path)
     if target.is_rounded:

@@ -16,7 +16,9 @@ import numpy as np
 from lowrank.backends.onnx.edit import add, constant, replace_node
 from lowrank.backends.onnx.sites import Site
 from lowrank.core.rounding.codes import Codes
+from lowrank.core.rounding.ranges import Range
 from lowrank.edge.packing import store, unpacked
+from lowrank.edge.products import SCALE, Inputs, ranges_in
 from lowrank.errors import ExportError, first_line
 
 CONTRIB = "com.microsoft"
@@ -32,15 +34,13 @@ CODES = tuple(f".{name}" for name in ("int8", "int4", "int3", "int2"))
 
 Stored = Mapping[str, Any]
 """Constants that hold the codes of a weight, by the ends of their names."""
-Rounded = dict[str, tuple[Any, Any, Any]]
-"""Values in eight bits with their scale and zero, by the name of what was rounded: several products read one."""
 
 
 def place_product(
     site: Site,
     codes: Codes,
     name: str,
-    rounded: Rounded,
+    inputs: Inputs,
     table: Stored | None = None,
     beside: tuple[Codes, Codes] | None = None,
 ) -> None:
@@ -50,16 +50,16 @@ def place_product(
         site: the node, whose second input the constant is.
         codes: with one scale a row, perhaps with steps, or of 4 bits with a scale a block.
         name: of the weight.
-        rounded: inputs that are rounded already.
+        inputs: how what it reads is rounded.
         table: where the codes are stored already, with one scale a row.
         beside: two factors, the one that meets the input first, whose product is added.
     """
     node = site.node
     whole = codes.bits == 8 or codes.steps is not None
-    product = _eight(node, site.vectors, codes, name, rounded, table) if whole else _four(site, codes, name)
+    product = _eight(node, site.vectors, codes, name, inputs, table) if whole else _four(site, codes, name)
     if beside is not None:
-        inner = _eight(node, site.vectors, beside[0], f"{name}.right", rounded, part="right")
-        outer = _eight(node, inner.outputs[0], beside[1], f"{name}.left", rounded, part="left")
+        inner = _eight(node, site.vectors, beside[0], f"{name}.right", inputs, part="right")
+        outer = _eight(node, inner.outputs[0], beside[1], f"{name}.left", inputs, part="left")
         product = add(node, "Add", [product.outputs[0], outer.outputs[0]], part="sum")
     bias = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
     if bias is not None:
@@ -72,16 +72,12 @@ def _eight(
     vectors: Any,
     codes: Codes,
     name: str,
-    rounded: Rounded,
+    inputs: Inputs,
     table: Stored | None = None,
     part: str = "integer",
 ) -> Any:
-    """`DynamicQuantizeLinear, MatMulInteger, Cast, Mul`: the runtime makes one operator of them."""
+    """A product with codes of eight bits, or with what is unpacked to them."""
     graph = node.graph
-    if vectors.name not in rounded:
-        rounding = add(_after(vectors, node), "DynamicQuantizeLinear", [vectors], part=f"{part}.rounded", outputs=3)
-        rounded[vectors.name] = tuple(rounding.outputs)
-    inputs, scale, zero = rounded[vectors.name]
     # What is made of constants alone the runtime computes once, when it loads the file.
     if codes.steps is not None:
         packed = store(graph, name, codes) if table is None else table
@@ -91,16 +87,13 @@ def _eight(
         stored = constant(graph, f"{name}.int8", np.ascontiguousarray(codes.codes.T))
     else:
         stored = add(node, "Transpose", [table["int8"]], part="turned", perm=[1, 0]).outputs[0]
-    nought = constant(graph, "int8.zero", np.zeros((), np.int8))
-    sizes = constant(graph, f"{name}.scale", codes.scale[:, 0])
-    product = add(node, "MatMulInteger", [inputs, stored, zero, nought], part=part)
-    cast = add(node, "Cast", [product.outputs[0]], part=f"{part}.cast", to=FLOAT)
-    both = add(node, "Mul", [scale, sizes], part=f"{part}.scale")
-    return add(node, "Mul", [cast.outputs[0], both.outputs[0]], part=f"{part}.scaled")
+    sizes = constant(graph, f"{name}{SCALE}", codes.scale[:, 0])
+    return inputs.product(node, vectors, stored, sizes, part)
 
 
-def weights_in_bits(path: Path) -> frozenset[str]:
-    """The names of the weights that a graph of ours has codes of.
+def weights_in_bits(path: Path) -> Mapping[str, Range | None]:
+    """The names of the weights that a graph of ours has codes of, each with the range that is fixed of what it is
+    multiplied with.
 
     Raises:
         ExportError: if it is missing or damaged.
@@ -108,16 +101,12 @@ def weights_in_bits(path: Path) -> frozenset[str]:
     import onnx_ir as ir
 
     try:
-        names = list(ir.load(path).graph.initializers)
+        graph = ir.load(path).graph
+        names, ranges = list(graph.initializers), ranges_in(graph)
     except Exception as error:
         raise ExportError(f"{path} cannot be read ({first_line(error)})") from None
-    return frozenset(name.removesuffix(end) for name in names for end in CODES if name.endswith(end))
-
-
-def _after(value: Any, node: Any) -> Any:
-    """The node in front of which something may be put that reads a value and is read by a node and others like it."""
-    uses = {node, *(use.node for use in value.uses() if use.node.graph is node.graph)}
-    return next(each for each in node.graph if each in uses)
+    held = (name.removesuffix(end) for name in names for end in CODES if name.endswith(end))
+    return {name: ranges.get(name) for name in held}
 
 
 def _four(site: Site, codes: Codes, name: str) -> Any:

@@ -8,37 +8,47 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lowrank.backends.inputs import Feed, Signature
+from lowrank.backends.base import Change, signature_of
+from lowrank.backends.inputs import Feed, Signature, batch_size, spread
 from lowrank.backends.moment_sums import sum_moments
 from lowrank.backends.onnx.backend import OnnxBackend
 from lowrank.backends.onnx.describe import Use
 from lowrank.backends.onnx.passes.store_once import store_once
+from lowrank.backends.onnx.runtime import Runner
 from lowrank.backends.onnx.save import load_whole, save_model
 from lowrank.backends.onnx.sites import attribute
+from lowrank.backends.onnx.values import values_of
 from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.listing import listed
 from lowrank.core.rounding.chain import rounded_chain
 from lowrank.core.rounding.codes import Codes, even_latents, refitted_left
 from lowrank.core.rounding.formats import FORMATS, LEAST, Format, Stored, stored_as
 from lowrank.core.rounding.grid import codes_on_grid
+from lowrank.core.rounding.ranges import Range, bounds_of, found_ranges, range_of
 from lowrank.core.truncation.directions import directions
 from lowrank.core.truncation.gram import Gram
 from lowrank.core.weight import Weight
 from lowrank.edge.half import store_in_half
 from lowrank.edge.integer import CONTRIB, place_lookup, place_product
-from lowrank.edge.target import Dtype
+from lowrank.edge.products import EachRun, Fixed, Inputs
+from lowrank.edge.target import Target
 from lowrank.errors import ExportError
 
 INTEGERS, FOURS = 11, 13
 """The operator sets that DynamicQuantizeLinear came with, and a Split into parts that are given."""
+FEWEST = 32
+"""Samples that ranges are fixed on, at least."""
+RANGED = 4096
+"""Tokens, about, that ranges are found on: more of them change no score."""
 MOMENTS = 1 << 30
 """Bytes of moments in memory at a time."""
 
 
 def quantize_file(
     path: Path,
-    dtype: Dtype,
+    target: Target,
     signature: Signature,
     feeds: Sequence[Feed] = (),
     plain: bool = False,
@@ -48,22 +58,23 @@ def quantize_file(
 
     Args:
         path: a graph of standard operators.
-        dtype: `float16` only stores in fewer bits; the others also compute so. `mixed` is as `stored` says, and eight
-            bits for what it does not name.
+        target: whose type is not that of floating numbers. `float16` only stores in fewer bits; the others also compute
+            so. `mixed` is as `stored` says, and eight bits for what it does not name.
         signature: how the graph is fed.
         feeds: calibration data; without it numbers are rounded to the nearest.
-        plain: only round: no even latents, no refit, nothing made up for. For comparison, and for sizes.
+        plain: only round: no even latents, no refit, nothing made up for, and any range of what products read where
+            that is fixed. For comparison, for sizes and times.
         stored: how each weight is, by the names of the model that was exported.
 
     Returns:
         Remarks on what stayed as it was.
 
     Raises:
-        ExportError: if the graph's operator set is too old.
+        ExportError: if the graph's operator set is too old, or there are too few data for fixed ranges.
     """
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-    model = load_whole(path)
+    model, dtype = load_whole(path), target.dtype
     for value in list(model.graph.initializers.values()):
         # Nobody can give other numbers for a weight that is in another type now.
         if value in model.graph.inputs:
@@ -78,7 +89,9 @@ def quantize_file(
                 "model with a later one, or use " + ("--quantize int8" if opset >= INTEGERS else "--quantize none")
             )
         backend = OnnxBackend(model, {"kind": "onnx"}, signature, path.parent, tried=True)
-        quantizer = _Quantizer(backend, dtype, stored or {}, feeds, plain)
+        if target.is_fixed and not plain:
+            _check_enough(feeds)
+        quantizer = _Quantizer(backend, target, stored or {}, feeds, plain)
         notes = quantizer.run()
         if quantizer.halves:
             notes += _in_half(model, quantizer.halves)
@@ -93,6 +106,20 @@ def quantize_file(
     return notes
 
 
+def _check_enough(feeds: Sequence[Feed]) -> None:
+    """Check that there are data enough to fix ranges on.
+
+    Raises:
+        ExportError: with how many samples are needed.
+    """
+    samples = sum(batch_size(feed) for feed in feeds)
+    if samples < FEWEST:
+        raise ExportError(
+            f"--profile qdq fixes the ranges of what is multiplied on calibration data, of which it needs {FEWEST} "
+            f"samples, and there are {samples}; give more with --calib, or use --profile portable, which has none"
+        )
+
+
 def _in_half(model: Any, only: Collection[str] | None = None) -> list[str]:
     left = store_in_half(model, only)
     return [f"{', '.join(left)}: beyond the range of float16, so kept in float32"] if left else []
@@ -101,13 +128,16 @@ def _in_half(model: Any, only: Collection[str] | None = None) -> list[str]:
 @dataclass(eq=False)
 class _Quantizer:
     backend: OnnxBackend
-    dtype: Dtype
+    target: Target
     stored: Mapping[str, Stored]
     feeds: Sequence[Feed]
     plain: bool
     halves: set[str] = field(default_factory=set[str])
     """Names of initializers that are to be stored in sixteen bits."""
-    rounded: dict[str, tuple[Any, Any, Any]] = field(default_factory=dict[str, tuple[Any, Any, Any]])
+    chosen: dict[str, tuple[Codes, tuple[Codes, Codes] | None]] = field(
+        default_factory=dict[str, tuple[Codes, tuple[Codes, Codes] | None]]
+    )
+    """Of each weight its codes, and those of two factors beside it."""
 
     def run(self) -> list[str]:
         """Round every weight that can be, in the order of the graph."""
@@ -131,7 +161,10 @@ class _Quantizer:
             elif self._as(weight).residual:
                 self._split(weight, matrices[weight.name], moments.get(weight.name))
             else:
-                self._place(weight, self._codes(weight, matrices[weight.name], moments.get(weight.name)))
+                self.chosen[weight.name] = self._codes(weight, matrices[weight.name], moments.get(weight.name)), None
+        inputs = Fixed(self._ranges(fitting)) if self.target.is_fixed else EachRun()
+        for weight in fitting:
+            self._place(weight, inputs)
         odd = [w for w in weights if w not in fitting]
         if not odd:
             return []
@@ -139,7 +172,7 @@ class _Quantizer:
         return [f"{len(odd)} weights ({', '.join(kinds)}) stay as they are: {listed([w.name for w in odd])}"]
 
     def _as(self, weight: Weight) -> Stored:
-        return stored_as(weight.name, self.stored) if self.dtype == "mixed" else Stored(self.dtype)
+        return stored_as(weight.name, self.stored) if self.target.dtype == "mixed" else Stored(self.target.dtype)
 
     def _fits(self, weight: Weight) -> bool:
         """Whether every layer of a weight has an operator for codes."""
@@ -225,7 +258,7 @@ class _Quantizer:
             codes, others = rounded_chain(lefts, right, forms, self._format(first), moment, self._is_table(first))
             found = [codes, *others]
         for weight, each in zip((first, *readers), found, strict=True):
-            self._place(weight, each)
+            self.chosen[weight.name] = each, None
 
     def _split(self, weight: Weight, matrix: Matrix, moment: Matrix | None) -> None:
         """`W = Q + A B`: what is largest of a matrix as two factors of eight bits, and the rest, which has less to be
@@ -235,13 +268,37 @@ class _Quantizer:
         right = eight.codes(np.asarray(pair.right, np.float64), moment)
         left = eight.codes(refitted_left(pair, right.matrix(), moment))
         rest = self._codes(weight, matrix - left.matrix() @ right.matrix(), moment)
-        self._place(weight, rest, (right, left))
+        self.chosen[weight.name] = rest, (right, left)
 
-    def _place(self, weight: Weight, codes: Codes, beside: tuple[Codes, Codes] | None = None) -> None:
+    def _ranges(self, weights: Sequence[Weight]) -> dict[str, Range]:
+        """Of what each product reads when all weights are rounded, on the calibration data."""
+        costs: dict[str, NDArray[np.float64]] = {}
+        numbers: dict[str, Change] = {}
+        for weight in weights:
+            codes, beside = self.chosen[weight.name]
+            turned = codes.matrix().T if self._is_table(weight) else codes.matrix()
+            whole = turned if beside is None else turned + beside[1].matrix() @ beside[0].matrix()
+            numbers[weight.name] = whole, None
+            for use in self.backend.uses(weight.name):
+                if use.site.kind == "linear":
+                    own = whole.T if use.transposed else whole
+                    name = use.site.vectors.name
+                    costs[name] = costs.get(name, 0.0) + np.square(own).sum(0)
+        if self.plain:
+            return dict.fromkeys(costs, range_of(-1.0, 1.0, self.target.is_signed))
+        rounded = self.backend.changed(numbers)
+        signature, names = signature_of(rounded), sorted(costs)
+        runner = Runner(rounded.model, rounded.folder, extra=names)
+        feeds = spread(self.feeds, RANGED)
+        bounds = bounds_of(values_of(runner, signature, names, feeds))
+        return found_ranges(values_of(runner, signature, names, feeds), bounds, costs, self.target.is_signed)
+
+    def _place(self, weight: Weight, inputs: Inputs) -> None:
+        codes, beside = self.chosen[weight.name]
         table = None
         # A table first: a head that is tied to it reads its codes.
         for use in self.backend.uses(weight.name):
             if use.site.kind == "lookup":
                 table = place_lookup(use.site, codes, weight.name)
             else:
-                place_product(use.site, codes, weight.name, self.rounded, table, beside)
+                place_product(use.site, codes, weight.name, inputs, table, beside)

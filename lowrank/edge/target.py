@@ -7,8 +7,9 @@ from typing import Literal
 
 from lowrank.errors import ExportError
 
-Profile = Literal["portable", "ort"]
-"""What a graph is for: any runtime of the last years, or ONNX Runtime, with its own operators."""
+Profile = Literal["portable", "ort", "qdq", "qdq-signed"]
+"""What a graph is for: standard operators; ONNX Runtime, with its own; or engines that want the scales of what they
+multiply in eight bits fixed beforehand, in codes without a sign or with one."""
 
 Dtype = Literal["float32", "float16", "int8", "int4", "int3", "int2", "nbits4", "mixed"]
 """What weights are stored in. Integers are also computed with, in eight bits; `nbits4` is what ONNX Runtime has
@@ -24,6 +25,16 @@ DTYPES: dict[str, Dtype] = {
     "nbits4": "nbits4",
 }
 """What `--quantize` may ask for."""
+
+
+ENGINES: dict[str, Profile] = {
+    "onnxruntime": "ort",
+    "openvino": "qdq",
+    "web": "portable",
+    "tensorrt": "qdq-signed",
+    "qnn": "qdq",
+}
+"""The profile for each engine that `--for` names: see the table in docs/edge.md."""
 
 
 def export_command(dtype: str) -> str:
@@ -44,6 +55,16 @@ class Target:
     dtype: Dtype = "float32"
 
     @property
+    def is_fixed(self) -> bool:
+        """Whether what products read is rounded to ranges that calibration data had."""
+        return self.profile in ("qdq", "qdq-signed")
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether those ranges have their zero in the middle."""
+        return self.profile == "qdq-signed"
+
+    @property
     def is_rounded(self) -> bool:
         """Whether what is written gives other numbers than the model."""
         return self.dtype != "float32"
@@ -54,11 +75,11 @@ class Target:
         Raises:
             ExportError: with what to ask for instead.
         """
-        if self.profile == "portable":
+        if self.profile != "ort":
             if self.dtype == "nbits4":
                 raise ExportError(
-                    "nbits4 is operators of ONNX Runtime, which --profile portable leaves out; use --profile ort, or "
-                    "--quantize int4"
+                    f"nbits4 is operators of ONNX Runtime, which --profile {self.profile} leaves out; use --profile "
+                    "ort, or --quantize int4"
                 )
             return
         import onnxruntime

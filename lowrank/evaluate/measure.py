@@ -170,11 +170,11 @@ def _predicted_ms(plan: Plan) -> float | None:
 
 def _alike(report: Report) -> Target:
     """What a dense model is rounded to beside a compressed one: the same; int4, the smallest that is of use without
-    training, where types were chosen for their bytes; and else int8, since that is what anyone would try first."""
+    training, where types were chosen for their bytes; and else int8, since that is what anyone would try first. With
+    fixed ranges it would have to be calibrated; ONNX Runtime, in which it is timed, is as fast with others."""
     mixed = "int8" if report.budget.kind == "speedup" else "int4"
-    return replace(
-        report.target, dtype={"mixed": mixed, "float32": "int8"}.get(report.target.dtype, report.target.dtype)
-    )
+    target = replace(report.target, profile="portable") if report.target.is_fixed else report.target
+    return replace(target, dtype={"mixed": mixed, "float32": "int8"}.get(target.dtype, target.dtype))
 
 
 def timed(report: Report, original: Original, path: Path) -> Report:

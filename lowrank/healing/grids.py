@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lowrank.core.linalg.eigen import Matrix
 from lowrank.core.rounding.formats import LEAST, Format
 from lowrank.core.rounding.grid import codes_on_grid
+from lowrank.core.rounding.ranges import Range
 from lowrank.nn import LowRankEmbedding, PivotedLinear
 
 FormatOf = Callable[[str], Format | None]
@@ -26,6 +27,8 @@ class Grid:
     """Whether rows of the graph's matrix (outputs, or entries of a table) are columns of the parameter."""
     table: bool = False
     """Whether rows are looked up."""
+    read: Range | None = None
+    """How what it is multiplied with is rounded, if that is the same in every run."""
 
     def matrix(self, numbers: Tensor) -> Matrix:
         """A parameter's numbers as the graph has them."""

@@ -16,15 +16,14 @@ from torch.nn import functional
 
 from lowrank.backends.torch.hooks import removed_after
 from lowrank.core.rounding.formats import Format
-from lowrank.healing.grids import Grids
+from lowrank.core.rounding.ranges import CODES, Range
+from lowrank.healing.grids import Grid, Grids
 from lowrank.healing.optimizer import Optimizer
 from lowrank.nn import LowRankEmbedding
 from lowrank.parallel import cores, threads
 
 REFRESHED = 40
 """Steps after which scales are found anew for what the numbers have become; then after twice as many, and so on."""
-INPUTS = 255
-"""The largest code of inputs, which have eight bits without a sign."""
 NEAR = 127
 """The largest code of inputs that have a sign, and a scale for each block."""
 
@@ -115,14 +114,14 @@ def rounded_inputs(module: nn.Module, grids: Grids) -> Iterator[None]:
         module: replicas that are made of it meanwhile do the same.
         grids: of the weights of these layers, which others may share; tables are looked up and read nothing.
     """
-    forms: dict[Tensor | None, Format] = {module.get_parameter(name): grid.form for name, grid in grids.items()}
+    known: dict[Tensor | None, Grid] = {module.get_parameter(name): grid for name, grid in grids.items()}
     handles, rounder = list[Any](), _Rounder()
     for layer in module.modules():
         weight: Tensor | None
         weight = layer.right.weight if isinstance(layer, LowRankEmbedding) else layer._parameters.get("weight")
-        if weight not in forms or isinstance(layer, nn.Embedding):
+        if weight not in known or isinstance(layer, nn.Embedding):
             continue
-        rounded = partial(rounder, form=forms[weight])
+        rounded = partial(rounder, form=known[weight].form, read=known[weight].read)
         if isinstance(layer, LowRankEmbedding):
             # Its right factor is not called: what that reads is what is looked up.
             handles.append(layer.left.register_forward_hook(partial(_after_layer, rounded)))
@@ -152,15 +151,16 @@ class _Rounder:
     """Rounds inputs, one that several layers read in a row once. Each replica of a module has its own."""
 
     def __init__(self) -> None:
-        self._last: tuple[Tensor, int, Format, Tensor] | None = None
+        self._last: tuple[Tensor, int, Format, Range | None, Tensor] | None = None
 
-    def __call__(self, x: Tensor, form: Format) -> Tensor:
+    def __call__(self, x: Tensor, form: Format, read: Range | None) -> Tensor:
         if self._last is not None:
-            read, version, known, rounded = self._last
-            if read is x and version == x._version and known == form and rounded.requires_grad == x.requires_grad:
+            before, version, *known, rounded = self._last
+            same = before is x and version == x._version and known == [form, read]
+            if same and rounded.requires_grad == x.requires_grad:
                 return rounded
-        rounded = rounded_input(x, form)
-        self._last = x, x._version, form, rounded
+        rounded = rounded_input(x, form, read)
+        self._last = x, x._version, form, read, rounded
         return rounded
 
     def forget(self) -> None:
@@ -171,11 +171,11 @@ class _Rounder:
         return memo.setdefault(id(self), _Rounder())
 
 
-def rounded_input(x: Tensor, form: Format) -> Tensor:
+def rounded_input(x: Tensor, form: Format, read: Range | None = None) -> Tensor:
     """What a product of whole numbers reads in the place of `x`.
 
-    Eight bits without a sign, whose range is that of all numbers and zero (ONNX's `DynamicQuantizeLinear`); beside
-    weights with a scale a block and no steps, eight bits with a sign and a scale for each block, as ONNX Runtime has
+    Eight bits in a range that is known, or without a sign and in that of all numbers and zero (ONNX's
+    `DynamicQuantizeLinear`); beside weights with a scale a block and no steps, eight bits with a sign and a scale for each block, as ONNX Runtime has
     them for `MatMulNBits`.
 
     Example:
@@ -186,13 +186,15 @@ def rounded_input(x: Tensor, form: Format) -> Tensor:
         return x
     if form.block is not None and not form.stepped:
         return _in_blocks(x, form.block)
+    if read is not None:
+        return _Straight.apply(x, read.scale, read.least - read.zero, read.least + CODES - read.zero)
     low, high = (float(each) for each in torch.aminmax(x.detach()))
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = float((np.float32(high) - np.float32(low)) / np.float32(INPUTS))
+    scale = float((np.float32(high) - np.float32(low)) / np.float32(CODES))
     if not 0 < scale < math.inf:
         return x
     zero = round(-low / scale)
-    return _Straight.apply(x, scale, -zero, INPUTS - zero)
+    return _Straight.apply(x, scale, -zero, CODES - zero)
 
 
 class _Straight(torch.autograd.Function):

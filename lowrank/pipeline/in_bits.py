@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,9 +53,11 @@ def grids_of_file(
     def stored(name: str) -> Format | None:
         return chosen(name) if name in held else None
 
-    grids = grids_in(small.module, stored)
-    trained = {id(small.module.get_parameter(name)) for name in grids}
-    known = {name for name, each in small.module.named_parameters(remove_duplicate=False) if id(each) in trained}
+    own = dict(small.module.named_parameters(remove_duplicate=False))
+    read = {own[part]: names[name] for name in names for part in (name, *parts[name]) if part in own}
+    grids = {name: replace(grid, read=read.get(own[name])) for name, grid in grids_in(small.module, stored).items()}
+    trained = {id(own[name]) for name in grids}
+    known = {name for name, each in own.items() if id(each) in trained}
     left = sorted(name for name in names if known.isdisjoint([name, *parts[name]]))
     if not left:
         return grids, []

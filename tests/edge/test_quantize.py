@@ -23,7 +23,9 @@ from lowrank.backends.ort_session import typed
 from lowrank.backends.torch import ModuleBackend
 from lowrank.edge import quantize
 from lowrank.edge.graph_file import fit_file
+from lowrank.edge.integer import weights_in_bits
 from lowrank.edge.target import Dtype, Profile, Target
+from lowrank.errors import ExportError
 from lowrank.evaluate.graph import open_graph
 
 TOLERANCE = {"float16": 2e-3, "int8": 5e-2, "int4": 0.4, "int3": 0.6, "int2": 1.0, "nbits4": 0.4}
@@ -86,6 +88,9 @@ TARGETS: list[tuple[Profile, Dtype]] = [
     ("portable", "int4"),
     ("portable", "int3"),
     ("portable", "int2"),
+    ("qdq", "int8"),
+    ("qdq-signed", "int8"),
+    ("qdq", "int4"),
     ("ort", "nbits4"),
     ("ort", "int3"),
     ("ort", "int2"),
@@ -98,18 +103,19 @@ def test_every_architecture(name: str, tmp_path: Path) -> None:
     backend, exact = factored(name), tmp_path / "exact.onnx"
     signature = signature_of(backend)
     backend.write_onnx(exact)
-    feeds: list[Feed] = [signature.example(4, 12, seed) for seed in range(3)]
+    feeds: list[Feed] = [signature.example(4, 12, seed) for seed in range(8)]
     tests: list[Feed] = [signature.example(b, s, 9, padded=b > 1) for b, s in ((1, 1), (1, 16), (3, 9))]
     for profile, dtype in TARGETS:
         path = tmp_path / "model.onnx"
         shutil.copyfile(exact, path)
-        notes = fit_file(path, Target(profile=profile, dtype=dtype), signature, feeds)
+        target = Target(profile=profile, dtype=dtype)
+        notes = fit_file(path, target, signature, feeds if target.is_fixed else feeds[:3])
         # Convolutions have no operator for codes here; nothing else is left out.
         assert all("conv" in note for note in notes) and (not notes or name in ("vit", "whisper"))
         assert difference(path, backend, tests) < TOLERANCE[dtype], dtype
         assert bytes_of(path) < 0.7 * bytes_of(exact)
         domains = {node.domain for node in onnx.load(str(path)).graph.node}
-        assert domains == {""} if profile == "portable" else "com.microsoft" in domains
+        assert domains == {""} if profile != "ort" else "com.microsoft" in domains
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
@@ -137,6 +143,41 @@ def test_the_runtime_runs_one_operator_a_product(tmp_path: Path) -> None:
     assert fused == before.count("MatMulInteger") > 10 and "MatMulInteger" not in after
 
 
+@pytest.mark.parametrize("profile", ["qdq", "qdq-signed"])
+def test_ranges_that_are_fixed_are_operators_of_eight_bits(profile: Any, tmp_path: Path) -> None:
+    backend, path = factored("bert"), tmp_path / "model.onnx"
+    signature = signature_of(backend)
+    backend.write_onnx(path)
+    feeds: list[Feed] = [signature.example(16, 9, seed) for seed in range(2)]
+    fit_file(path, Target(profile=profile, dtype="int8"), signature, feeds)
+    model = onnx.load(str(path))
+    onnx.checker.check_model(model)
+    kinds = [node.op_type for node in model.graph.node]
+    assert not {"DynamicQuantizeLinear", "MatMulInteger"} & set(kinds) and kinds.count("QuantizeLinear") > 10
+    ranges = {key: each for key, each in weights_in_bits(path).items() if each is not None}
+    assert len(ranges) > 10 and all(each.signed == (profile == "qdq-signed") for each in ranges.values())
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "seen.onnx")
+    options.log_severity_level = 4
+    ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    after = [node.op_type for node in onnx.load(str(tmp_path / "seen.onnx")).graph.node]
+    # A product whose result is rounded next gives codes itself.
+    fused = after.count("MatMulIntegerToFloat") + after.count("QLinearMatMul")
+    # The runtime has no such operator for some products of codes that all have a sign.
+    assert fused == len(ranges) if profile == "qdq" else fused > len(ranges) / 2
+
+
+def test_too_few_samples_fix_no_range(tmp_path: Path) -> None:
+    backend, path = factored("bert"), tmp_path / "model.onnx"
+    signature = signature_of(backend)
+    backend.write_onnx(path)
+    with pytest.raises(ExportError, match="needs 32 samples, and there are 12"):
+        fit_file(path, Target(profile="qdq", dtype="int8"), signature, [signature.example(12, 9)])
+    # For its time and its bytes alone any range will do.
+    fit_file(path, Target(profile="qdq", dtype="int8"), signature, plain=True)
+    assert "QuantizeLinear" in {node.op_type for node in onnx.load(str(path)).graph.node}
+
+
 def test_a_tied_table_is_stored_once(tmp_path: Path) -> None:
     backend, path = factored("gpt2"), tmp_path / "model.onnx"
     backend.write_onnx(path)
@@ -148,7 +189,14 @@ def test_a_tied_table_is_stored_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("profile", "dtype"),
-    [("portable", "int8"), ("portable", "int4"), ("portable", "int3"), ("portable", "int2"), ("ort", "nbits4")],
+    [
+        ("portable", "int8"),
+        ("qdq", "int8"),
+        ("portable", "int4"),
+        ("portable", "int3"),
+        ("portable", "int2"),
+        ("ort", "nbits4"),
+    ],
 )
 def test_evenness_refit_and_data_gain(profile: Any, dtype: Any, tmp_path: Path) -> None:
     backend = factored("bert")
@@ -158,7 +206,7 @@ def test_evenness_refit_and_data_gain(profile: Any, dtype: Any, tmp_path: Path) 
     for plain in (True, False):
         path = tmp_path / f"{plain}.onnx"
         backend.write_onnx(path)
-        quantize.quantize_file(path, dtype, signature, feeds, plain)
+        quantize.quantize_file(path, Target(profile=profile, dtype=dtype), signature, feeds, plain)
         found.append(difference(path, backend, [signature.example(8, 16, 99)]))
     assert found[1] < found[0]
 

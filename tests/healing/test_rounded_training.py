@@ -27,7 +27,7 @@ from lowrank.core.rounding.grid import codes_on_grid
 from lowrank.edge import quantize
 from lowrank.edge.graph_file import make_graph
 from lowrank.edge.integer import weights_in_bits
-from lowrank.edge.target import Dtype, Target
+from lowrank.edge.target import Dtype, Profile, Target
 from lowrank.healing import grids as grids_module
 from lowrank.healing.grids import Grid, grids_in
 from lowrank.healing.module_runner import block_paths
@@ -97,36 +97,44 @@ def test_what_is_rounded_is_written_as_it_is(name: str, dtype: Dtype, found: lis
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"),
+    ("name", "dtype", "profile"),
     [
-        ("bert", "int8"),
-        ("bert", "int4"),
+        ("bert", "int8", "portable"),
+        ("bert", "int8", "qdq"),
+        ("bert", "int4", "portable"),
+        pytest.param("gpt2", "int4", "qdq-signed", marks=pytest.mark.slow),
         # Where an engine's attention differs in the last digit, a number halfway between two codes gets another one.
-        pytest.param("bert", "nbits4", marks=pytest.mark.slow),
-        *(pytest.param(n, d, marks=pytest.mark.slow) for n in ("gpt2", "llama", "vit") for d in ("int8", "int4")),
-        ("bert", "int3"),
-        *(pytest.param("gpt2", d, marks=pytest.mark.slow) for d in ("int3",)),
-        pytest.param("bert", "int2", marks=pytest.mark.slow),
+        pytest.param("bert", "nbits4", "ort", marks=pytest.mark.slow),
+        *(
+            pytest.param(n, d, "portable", marks=pytest.mark.slow)
+            for n in ("gpt2", "llama", "vit")
+            for d in ("int8", "int4")
+        ),
+        ("bert", "int3", "portable"),
+        pytest.param("gpt2", "int3", "portable", marks=pytest.mark.slow),
+        pytest.param("bert", "int2", "portable", marks=pytest.mark.slow),
     ],
 )
 def test_torch_computes_in_training_what_the_file_computes(
-    name: str, dtype: Dtype, found: list[bool], tmp_path: Path
+    name: str, dtype: Dtype, profile: Profile, found: list[bool], tmp_path: Path
 ) -> None:
     dense = open_model(build(name))
     assert isinstance(dense, ModuleBackend) and isinstance(dense.signature, Signature)
     wanted = [w for w in dense.weights if (w.is_linear or w.is_table) and len(w.layers) == 1 and min(w.shape) > 20]
     small = dense.rewrite({w.name: two_factors(dense.read(w.name), 16) for w in wanted[::2]})
-    feeds = [dense.signature.example(4, 9, seed) for seed in range(3)]
-    target, path = Target(dtype=dtype, profile="ort" if dtype == "nbits4" else "portable"), tmp_path / "model.onnx"
+    feeds = [dense.signature.example(12 if "qdq" in profile else 4, 9, seed) for seed in range(3)]
+    target, path = Target(dtype=dtype, profile=profile), tmp_path / "model.onnx"
     make_graph(small, path, target, feeds)
     names = weights_in_bits(path)
     grids = grids_in(small.module, lambda name: FORMATS[dtype] if name in names else None)
     # A head that is tied to a table has one name, and the file may know the other.
-    assert names - grids.keys() <= {"lm_head.weight"} and len(grids) > 5
+    assert names.keys() - grids.keys() <= {"lm_head.weight"} and len(grids) > 5
     round_(small.module, dense.signature, grids, feeds)
     found.clear()
     make_graph(small, path, target, feeds)
     assert all(found)
+    reads = weights_in_bits(path)
+    grids = {key: replace(grid, read=reads.get(key)) for key, grid in grids.items()}
     session = onnxruntime.InferenceSession(path)
     for feed in feeds:
         given = {each.name: feed[each.name] for each in session.get_inputs()}

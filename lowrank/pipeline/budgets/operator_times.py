@@ -87,7 +87,7 @@ def time_here(graph: DenseGraph, work: dict[str, Any], target: Target, track: Tr
         for each in works:
             path = paths[each["dtype"]] = exact.with_name(f"{each['dtype']}.onnx")
             copy_graph(exact, path)
-            fit_file(path, replace(target, dtype=each["dtype"]), signature)
+            fit_file(path, replace(target, dtype=each["dtype"]), signature, plain=True)
 
         def whole() -> dict[str, float]:
             return measure_latency(paths, signature, 1, work["tokens"], work["threads"])

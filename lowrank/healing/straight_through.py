@@ -175,8 +175,8 @@ def rounded_input(x: Tensor, form: Format, read: Range | None = None) -> Tensor:
     """What a product of whole numbers reads in the place of `x`.
 
     Eight bits in a range that is known, or without a sign and in that of all numbers and zero (ONNX's
-    `DynamicQuantizeLinear`); beside weights with a scale a block and no steps, eight bits with a sign and a scale for each block, as ONNX Runtime has
-    them for `MatMulNBits`.
+    `DynamicQuantizeLinear`); beside weights with a scale a block and no steps, eight bits with a sign and a scale for
+    each block, as ONNX Runtime has them for `MatMulNBits`.
 
     Example:
         >>> rounded_input(torch.tensor([-1.0, 0.0, 0.301, 1.55]), Format(bits=8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import onnx
 import pytest
 import torch
 from architectures import with_biases
-from builders import tiny_transformer
 from test_narrow_heads import narrowed
 from torch import nn
 
@@ -18,11 +18,8 @@ import lowrank
 from lowrank.artifacts.files import RECORD_FILE, read_json, write_json
 from lowrank.backends import open_model
 from lowrank.backends.torch.heads import wide_heads
-from lowrank.backends.torch.layers import register_optional_layers
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.backends.torch.replace import prepare_layers_, replace_in_place_, replace_layers_
-from lowrank.evaluate.parity import check_parity
-from lowrank.nn import NarrowLinear
 
 WIDTHS = {
     "bert": ("encoder.layer.0.attention.self", {"attention_head_size": 4, "all_head_size": 16}),
@@ -39,13 +36,9 @@ WIDTHS = {
 
 def padded(dense: ModuleBackend, made: dict[str, Any]) -> nn.Module:
     """The same with the zeros between the heads' channels."""
-    module = open_model(dense.module)
-    assert isinstance(module, ModuleBackend) and module.fresh is None
-    import copy
-
-    other = copy.deepcopy(module.module)
-    replace_layers_(other, {w.name: w for w in dense.weights}, made)
-    return other
+    module = copy.deepcopy(dense.module)
+    replace_layers_(module, {w.name: w for w in dense.weights}, made)
+    return module
 
 
 def pair(name: str) -> tuple[ModuleBackend, ModuleBackend, nn.Module]:
@@ -76,3 +69,99 @@ def test_attention_runs_at_the_width_that_is_left(name: str, tmp_path: Path) -> 
     loaded = ModuleBackend(again, {}, dense.signature, dense.rebuild)
     for output, value in small.outputs(feed).items():
         assert np.array_equal(loaded.outputs(feed)[output], value)
+
+
+def saved(name: str, tmp_path: Path) -> tuple[ModuleBackend, Path]:
+    """A model of transformers with narrow heads in its folder."""
+    with_biases(name).save_pretrained(tmp_path / "dense")  # type: ignore[operator]
+    dense = open_model(tmp_path / "dense")
+    assert isinstance(dense, ModuleBackend)
+    small = dense.rewrite(narrowed(dense))
+    (tmp_path / "small").mkdir()
+    small.save(tmp_path / "small")
+    return small, tmp_path / "small"
+
+
+def test_transformers_loads_and_generates_with_a_narrower_cache(tmp_path: Path) -> None:
+    """Through `save_pretrained` and back again, with and without the cache, also one of a fixed size."""
+    from transformers import AutoModelForCausalLM
+
+    small, folder = saved("gpt2", tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "again")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    ids = torch.arange(6).reshape(2, 3) + 4
+    known: Any = small.module
+    told = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    wanted = known.generate(ids, use_cache=False, **told)
+    for each in (known, model, again):
+        assert torch.equal(each.generate(ids, **told), wanted)
+    cache = again(input_ids=ids, use_cache=True).past_key_values.layers[0]
+    assert cache.keys.shape[-1] == cache.values.shape[-1] == 4
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), known.state_dict().values(), strict=True))
+
+
+@pytest.mark.slow
+def test_the_graph_with_a_cache_is_narrower_and_generates(tmp_path: Path) -> None:
+    from lowrank.evaluate.generation import check_generation
+
+    small, _ = saved("gpt2", tmp_path)
+    small.write_with_past(tmp_path / "past.onnx")
+    graph = onnx.load(tmp_path / "past.onnx").graph
+    widths = {v.name: v.type.tensor_type.shape.dim[3].dim_value for v in graph.input if v.name.startswith("past")}
+    assert widths == {"past_key_values.0.key": 4, "past_key_values.0.value": 4}
+    check_generation(small, tmp_path / "past.onnx")
+
+
+@pytest.mark.parametrize("name", ["mingpt", "llama"])
+def test_what_insists_on_its_width_keeps_it(name: str) -> None:
+    """A scale taken of the width, and positions that turn query and key."""
+    _, small, wide = pair(name)
+    assert len(wide_heads(small.replaced)) == 1
+    state, other = small.module.state_dict(), wide.state_dict()
+    assert all(torch.equal(state[key], other[key]) for key in other)
+
+
+def test_a_live_module_is_made_as_narrow() -> None:
+    dense, small, _ = pair("bert")
+    module, like = copy.deepcopy(dense.module), copy.deepcopy(dense.module)
+    weights = {w.name: w for w in dense.weights}
+    layers = replace_in_place_(module, weights, narrowed(dense), small.replaced)
+    prepare_layers_(like, layers).load_state_dict(module.state_dict())
+    ids = torch.arange(7)[None]
+    with torch.no_grad():
+        outputs = [each(input_ids=ids).last_hidden_state for each in (small.module, module, like)]
+    assert all(torch.equal(outputs[0], each) for each in outputs[1:])
+
+
+@pytest.mark.parametrize("widths", [{"attention_head_size": 1 << 40}, {"training": 0}, {"forward": 1}, {"nothing": 4}])
+def test_a_record_cannot_set_what_is_no_width(widths: dict[str, int], tmp_path: Path) -> None:
+    _, folder = saved("bert", tmp_path)
+    record = read_json(folder / RECORD_FILE, "model")
+    for entry in record["replaced"].values():
+        if "set" in entry["attention"]:
+            entry["attention"]["set"] = widths
+    write_json(folder / RECORD_FILE, "model", record)
+    with pytest.raises(lowrank.LowRankError, match="has no width"):
+        lowrank.load(folder)
+
+
+@pytest.mark.slow
+def test_narrow_heads_compile_and_take_an_adapter(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    small, folder = saved("bert", tmp_path)
+    model: Any = lowrank.load(folder)
+    ids = torch.arange(7)[None]
+    with torch.no_grad():
+        plain = model(input_ids=ids).last_hidden_state
+        compiled = torch.compile(model, backend="aot_eager")(input_ids=ids).last_hidden_state
+    assert torch.allclose(plain, compiled, atol=1e-6)
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=r".*attention.*(value|output\.dense)"))
+    for key, parameter in wrapped.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.normal_(parameter, std=0.1)
+    with torch.no_grad():
+        adapted = wrapped(input_ids=ids).last_hidden_state
+        merged = wrapped.merge_and_unload()(input_ids=ids).last_hidden_state
+    assert not torch.allclose(adapted, plain, atol=1e-3)
+    assert torch.allclose(adapted, merged, atol=1e-5)

@@ -149,7 +149,7 @@ def test_a_record_cannot_set_what_is_no_width(widths: dict[str, int], tmp_path: 
 @pytest.mark.slow
 def test_narrow_heads_compile_and_take_an_adapter(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
-    small, folder = saved("bert", tmp_path)
+    _, folder = saved("bert", tmp_path)
     model: Any = lowrank.load(folder)
     ids = torch.arange(7)[None]
     with torch.no_grad():

@@ -1,9 +1,9 @@
 """Narrower heads in torch: attention modules that compute at the width that their heads have left.
 
-A layer that got narrower puts zeros in, or leaves inputs out, so that the code around it need not change. Most attention
-modules run at a smaller width just as well, once the integers in which they hold the old one say the new one. Names only
-propose: the layers are put between narrower neighbours, integers are set, and the model has to give what it gave.
-What does not stays wide, which is slower but right.
+A layer that got narrower puts zeros in, or leaves inputs out, so that the code around it need not change. Most
+attention modules run at a smaller width just as well, once the integers in which they hold the old one say the new one.
+Names only propose: the layers are put between narrower neighbours, integers are set, and the model has to give what it
+gave. What does not stays wide, which is slower but right.
 """
 
 from __future__ import annotations

@@ -26,9 +26,9 @@ MODULES = {"blocks": trained_blocks, "bert": lambda: with_biases("bert")}
 @pytest.mark.parametrize("name", list(MODULES))
 def test_a_program_is_open_and_takes_inputs_by_name(name: str, tmp_path: Path) -> None:
     """It needs no code of the model any more; what the model takes by place it takes so."""
-    told: list[str] = []
-    path = pipeline.export_torch(MODULES[name](), tmp_path / "out", "pt2", remark=told.append)
-    dense = open_model(MODULES[name]())
+    told, module = list[str](), MODULES[name]()
+    path = pipeline.export_torch(module, tmp_path / "out", "pt2", remark=told.append)
+    dense = open_model(module)
     assert isinstance(dense, ModuleBackend) and not isinstance(dense.signature, str)
     program = torch.export.load(path).module()
     for batch, length in ((1, 3), (5, 20)):

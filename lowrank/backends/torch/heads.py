@@ -135,7 +135,9 @@ def _is_padded(entry: Mapping[str, Any]) -> bool:
     return bool(entry.get("spread") or entry.get("picks"))
 
 
-def narrowed_as_(module: nn.Module, replaced: Mapping[str, Entry], decided: Mapping[str, Entry]) -> dict[str, Entry]:
+def narrowed_as_(
+    module: nn.Module, replaced: Mapping[str, Entry], decided: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Entry]:
     """The same for a module of which another one like it has shown what can be done.
 
     Args:
@@ -146,7 +148,7 @@ def narrowed_as_(module: nn.Module, replaced: Mapping[str, Entry], decided: Mapp
     Returns:
         All records.
     """
-    changed = {name: decided[name] for name in replaced if "attention" in decided[name]}
+    changed = {name: dict(decided[name]) for name in replaced if "attention" in decided[name]}
     put_narrower_(module, {entry["layers"][0]: entry for entry in changed.values()})
     return {**replaced, **changed}
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from architectures import with_biases
+from architectures import ARCHITECTURES, SEQ2SEQ, transformers_model, with_biases
 from test_narrow_heads import narrowed
 from torch import nn
 
@@ -30,6 +30,12 @@ WIDTHS = {
     "swin": ("swin.encoder.layers.1.blocks.0.attention", {"head_dim": 4}),
     "whisper": ("model.decoder.layers.0.encoder_attn", {"head_dim": 4}),
     "encoder": ("layers.0.self_attn", {"head_dim": 8}),
+    "roberta": ("encoder.layer.0.attention.self", {"attention_head_size": 4, "all_head_size": 16}),
+    "distilbert": ("transformer.layer.0.attention", {"attention_head_size": 4, "dim": 32}),
+    "deit": ("deit.layers.0.attention", {"head_dim": 4}),
+    "clip": ("vision_model.encoder.layers.0.self_attn", {"head_dim": 4, "embed_dim": 32}),
+    "wav2vec2": ("wav2vec2.encoder.layers.0.attention", {"head_dim": 4}),
+    "bart": ("model.decoder.layers.0.encoder_attn", {"head_dim": 4}),
 }
 """An attention of each model, and what its integers are where heads of 8 channels have kept 3 and 4."""
 
@@ -51,7 +57,10 @@ def pair(name: str) -> tuple[ModuleBackend, ModuleBackend, nn.Module]:
 
 @pytest.mark.slow_but("bert", "gpt2")
 @pytest.mark.parametrize("name", list(WIDTHS))
-def test_attention_runs_at_the_width_that_is_left(name: str, tmp_path: Path) -> None:
+def test_attention_runs_at_the_width_that_is_left(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+    bart = transformers_model("BartForConditionalGeneration", "BartConfig", **SEQ2SEQ, **tokens, forced_eos_token_id=2)
+    monkeypatch.setitem(ARCHITECTURES, "bart", bart)
     dense, small, wide = pair(name)
     path, integers = WIDTHS[name]
     attention = small.module.get_submodule(path)

@@ -31,7 +31,7 @@ from lowrank.nn.split import SplitLinear
 
 COUNTS = re.compile(r"num|heads|layer|group|idx|bucket|dist")
 """In the name of an integer that counts something else than channels, whatever its size."""
-OUTER = re.compile(r"model|hidden|embed")
+OUTER = re.compile(r"model|hidden|embed|^dim$")
 """In the name of one that is the width of what a block reads, more often than that of all heads."""
 MOST = 5
 """Integers that are tried together and apart."""

@@ -17,7 +17,7 @@ from torch import nn
 import lowrank
 from lowrank.artifacts.files import RECORD_FILE, read_json, write_json
 from lowrank.backends import open_model
-from lowrank.backends.torch.heads import wide_heads
+from lowrank.backends.records import wide_heads
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.backends.torch.replace import prepare_layers_, replace_in_place_, replace_layers_
 

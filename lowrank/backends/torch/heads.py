@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.backends.inputs import Signature
+from lowrank.backends.records import is_padded
 from lowrank.backends.torch.couplings import TOLERANCE
 from lowrank.backends.torch.inputs import call, in_float32
 from lowrank.backends.torch.layers import put
@@ -97,7 +98,7 @@ def narrow_heads_(
     Returns:
         The records that are other ones now.
     """
-    if isinstance(signature, str) or not any(map(_is_padded, replaced.values())):
+    if isinstance(signature, str) or not any(map(is_padded, replaced.values())):
         return {}
     attentions = _attentions(module, replaced, couplings())
     if not attentions:
@@ -114,25 +115,6 @@ def narrow_heads_(
     changed = trial.entries(wanted)
     put_narrower_(module, {entry["layers"][0]: entry for entry in changed.values()})
     return changed
-
-
-def wide_heads(replaced: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A note on the layers of narrower heads whose attention keeps the width that it had, if there are any.
-
-    Args:
-        replaced: for each weight what `lowrank.json` says.
-    """
-    wide = [entry["layers"][0] for entry in replaced.values() if _is_padded(entry) and "attention" not in entry]
-    if not wide:
-        return []
-    return [
-        f"{len(wide)} layers of narrower heads ({wide[0]} for one) keep their width in torch, filled up with zeros: "
-        "the attention around them does not run at a smaller one. A graph has no zeros where it can do without"
-    ]
-
-
-def _is_padded(entry: Mapping[str, Any]) -> bool:
-    return bool(entry.get("spread") or entry.get("picks"))
 
 
 def narrowed_as_(

@@ -13,7 +13,7 @@ from lowrank.artifacts.files import RECORD_FILE
 from lowrank.backends import Backend
 from lowrank.backends.inputs import Feed, Signature, spread
 from lowrank.backends.onnx.save import file_size
-from lowrank.backends.torch.heads import wide_heads
+from lowrank.backends.records import wide_heads
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan, stored_weights

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,6 +21,10 @@ class Forms:
     ort: Annotated[bool, Option("", "Also as .ort, for small runtimes.")] = False
     adapter_inputs: Annotated[bool, Option("", "A graph that takes a LoRA at every run.")] = False
     hub: Annotated[bool, Option("", "A run as a folder for transformers.")] = False
+    to: Annotated[
+        Literal["pt2", "executorch", "litert"] | None,
+        Option("FORM", "No ONNX: a program of torch, or a file for ExecuTorch or LiteRT."),
+    ] = None
 
 
 @Verb
@@ -40,7 +44,7 @@ def export(
 
     A dense model is written the same way as a compressed one, for comparison. --calib shows the shapes of inputs
     that the model does not tell, and is what --quantize rounds on. An .onnx file, or a run folder, is rounded with
-    --quantize and fused with --profile ort; --ort, --adapter-inputs and --hub take a run folder, too.
+    --quantize and fused with --profile ort; --ort, --adapter-inputs, --hub and --to take a run folder, too.
     """
     from lowrank import pipeline
 
@@ -48,6 +52,12 @@ def export(
     others = [forms.ort, forms.elastic, result.with_past, result.profile or result.engine]
     if data.changes() and (forms.hub or forms.adapter_inputs):
         raise typer.BadParameter("--calib and --column are for a graph that is written anew; leave them out")
+    if forms.to is not None:
+        if forms.hub or forms.adapter_inputs or any(others) or target.is_rounded or data.changes() or opset is not None:
+            raise typer.BadParameter("--to is a form of its own, of the module as it is; leave the other options out")
+        path = pipeline.export_torch(model, output, forms.to, opening=how, remark=say)
+        say(f"{path} ({path.stat().st_size:,} bytes)")
+        return
     if forms.hub:
         if forms.adapter_inputs or any(others):
             raise typer.BadParameter("--hub takes the graphs of a run; leave the other forms out, but for --quantize")

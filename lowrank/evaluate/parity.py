@@ -1,4 +1,4 @@
-"""Parity: the ONNX file gives what the model gives by another way, at several shapes, padded batches among them."""
+"""Parity: an exported file gives what the model gives by another way, at several shapes, padded batches among them."""
 
 from __future__ import annotations
 
@@ -27,42 +27,63 @@ NOISES, LARGEST = 4, 1e-2
 
 def check_parity(backend: Backend, path: Path) -> Parity:
     """Run a model's reference and its ONNX file on random inputs of several shapes, and compare every output by its
-    name; padded positions do not count.
-
-    Where they differ by more than is usual, so does perhaps the model from itself in other roundings: then that is
-    measured on the same inputs, and four times as much is allowed.
+    name; see `compared`.
 
     Raises:
         ExportError: if ONNX Runtime cannot load or run the file, or an output differs from the model's or is not there.
     """
-    signature, session, reference = signature_of(backend), open_graph(path), backend.reference()
+    signature, session = signature_of(backend), open_graph(path)
     lacking = [name for name in signature.output_names if name not in {y.name for y in session.get_outputs()}]
     if lacking:
         raise ExportError(f"{path.name} lacks the model's outputs {', '.join(lacking)}; the model itself is complete")
+
+    def run(values: Feed) -> Outputs:
+        outputs = session.run(list(signature.output_names), typed(session, values))
+        return {name: floating(each) for name, each in zip(signature.output_names, outputs, strict=True)}
+
+    return compared(backend, path.name, run)
+
+
+def compared(
+    backend: Backend, file: str, run: Callable[[Feed], Outputs], sizes: Sequence[tuple[int, int]] = SIZES
+) -> Parity:
+    """Run a model's reference and what was made of it on random inputs, and compare every output by its name; padded
+    positions do not count.
+
+    Where they differ by more than is usual, so does perhaps the model from itself in other roundings: then that is
+    measured on the same inputs, and four times as much is allowed.
+
+    Args:
+        backend: the model.
+        file: what was made of it, for messages.
+        run: runs that.
+        sizes: batches and sequence lengths to compare at.
+
+    Raises:
+        ExportError: if it does not run, or an output differs from the model's.
+    """
+    signature, reference = signature_of(backend), backend.reference()
     absolute, relative = (dict.fromkeys(signature.output_names, 0.0) for _ in range(2))
     noise, cases, usual = _Noise(backend), list[str](), _tolerance(backend)
-    for seed, (batch, sequence) in enumerate(SIZES):
+    for seed, (batch, sequence) in enumerate(sizes):
         sequence = min(sequence, signature.max_sequence)
         padded = MASK in signature.names and batch > 1
         values = signature.example(batch, sequence, seed, padded)
         size = f"batch {batch_size(values)}" + (f", sequence {sequence}" if signature.has_sequence else "")
         cases.append(size + (", padded" if padded else ""))
         try:
-            ours, theirs = reference(values), session.run(list(signature.output_names), typed(session, values))
+            ours, theirs = reference(values), run(values)
         except Exception as error:
-            raise ExportError(f"{path.name} does not run at {size}: {first_line(error)}") from None
+            raise ExportError(f"{file} does not run at {size}: {first_line(error)}") from None
         real = values[MASK] == 1 if padded else None
-        found = {
-            name: _largest(ours[name], floating(output), real)
-            for name, output in zip(signature.output_names, theirs, strict=True)
-        }
+        found = {name: _largest(ours[name], theirs[name], real) for name in signature.output_names}
         # Not a number is a difference, too.
         noise.measure([name for name, (_, share) in found.items() if not share <= usual], values, ours, real)
         differing = [name for name, (_, share) in found.items() if not share <= noise.allowed(name, usual)]
         if differing:
             listed = ", ".join(f"{n} by {found[n][0]:.2e} ({found[n][1]:.1e} of its largest)" for n in differing)
             raise ExportError(
-                f"{path.name} differs from the model in {listed} at {cases[-1]}; other roundings of the model itself "
+                f"{file} differs from the model in {listed} at {cases[-1]}; other roundings of the model itself "
                 f"change {noise.worst or 0:.1e}. The factored model itself is complete"
             )
         absolute = {name: max(absolute[name], found[name][0]) for name in found}

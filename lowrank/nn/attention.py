@@ -15,7 +15,8 @@ class SplitAttention(nn.Module):
     """What `nn.MultiheadAttention` computes, with `q_proj`, `k_proj`, `v_proj` and `out_proj` as plain linear layers.
 
     The original keeps query, key and value in one packed tensor and hands its tensors to fused kernels, so that
-    a layer in their place would never be called. Masks, unbatched inputs, separate key and value widths, the biases of
+    a layer in their place would never be called. Layers that give fewer channels make narrower heads; the scale of the
+    scores stays. Masks, unbatched inputs, separate key and value widths, the biases of
     key and value, zero attention and averaged or separate weights are as in the original.
 
     Example:
@@ -29,6 +30,7 @@ class SplitAttention(nn.Module):
         super().__init__()
         width = dense.embed_dim
         self.embed_dim, self.num_heads, self.head_dim = width, dense.num_heads, dense.head_dim
+        self.scaling = self.head_dim**-0.5
         self.kdim, self.vdim, self.dropout = dense.kdim, dense.vdim, dense.dropout
         self.batch_first, self.add_zero_attn = dense.batch_first, dense.add_zero_attn
         # nn.TransformerEncoderLayer asks these before it hands tensors to its own fused kernel.
@@ -76,18 +78,19 @@ class SplitAttention(nn.Module):
         if self.add_zero_attn:
             k, v = functional.pad(k, (0, 0, 0, 1)), functional.pad(v, (0, 0, 0, 1))
             extra += 1
-        q, k, v = (t.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for t in (q, k, v))
+        # Heads are as wide as the layers make them, which need not be `head_dim`.
+        q, k, v = (t.unflatten(-1, (self.num_heads, t.shape[-1] // self.num_heads)).transpose(1, 2) for t in (q, k, v))
         mask = self._mask(key_padding_mask, attn_mask, batch, extra, q.dtype)
         dropout = self.dropout if self.training else 0.0
         weights = None
         # In a graph the fused form becomes reshapes that hide the heads from whoever reads it.
         if need_weights or torch.compiler.is_exporting():
-            scores = (q * self.head_dim**-0.5) @ k.transpose(-1, -2)
+            scores = (q * self.scaling) @ k.transpose(-1, -2)
             weights = (scores if mask is None else scores + mask).softmax(-1)
             weights = functional.dropout(weights, dropout)
             mixed = weights @ v
         else:
-            mixed = functional.scaled_dot_product_attention(q, k, v, mask, dropout)
+            mixed = functional.scaled_dot_product_attention(q, k, v, mask, dropout, scale=self.scaling)
         output = self.out_proj(mixed.transpose(1, 2).flatten(2))
         weights = weights if need_weights else None
         if weights is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ class NarrowLinear(nn.Module):
 
     `spread` says for each output which of the smaller layer's it is, or, if it is their number, that it is zero.
     `picks` are the inputs that are read. Either may be absent. So heads of attention get narrower without a change to
-    the code around them; an exported graph can drop the zeros.
+    the code around them; an exported graph can drop the zeros. Where that code can take fewer channels, `between` gives
+    the layer for them.
 
     Its state is `linear.weight`, `linear.bias` if there is one, and the two index tensors.
 
@@ -48,6 +50,25 @@ class NarrowLinear(nn.Module):
         """Pick inputs, apply the smaller layer, put zeros between its outputs."""
         y = self.linear(x if self.picks is None else x.index_select(-1, self.picks))
         return y if self.spread is None else functional.pad(y, (0, 1)).index_select(-1, self.spread)
+
+    def between(
+        self, in_features: int, out_features: int, spread: Tensor | None, picks: Tensor | None
+    ) -> NarrowLinear | nn.Linear:
+        """The same smaller layer between other widths; nothing but that layer where no zeros are put in or left out.
+
+        Args:
+            in_features: of what it reads.
+            out_features: of what it gives.
+            spread: which of its outputs each of them is; None if they are its own.
+            picks: which inputs are read; None if all are.
+        """
+        if spread is None and picks is None:
+            return self.linear
+        layer = copy.copy(self)
+        layer.in_features, layer.out_features = in_features, out_features
+        layer._modules = dict(self._modules)
+        layer._buffers = {"spread": spread, "picks": picks}
+        return layer
 
     @property
     def bias(self) -> Tensor | None:

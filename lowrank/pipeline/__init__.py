@@ -14,7 +14,7 @@ from lowrank.pipeline.in_place import Compressed, compress_, prepare_
 from lowrank.pipeline.plans import factorize, read_plan, select
 from lowrank.pipeline.publish.elastic import DATA_FILE as ELASTIC_DATA
 from lowrank.pipeline.publish.elastic import export_elastic
-from lowrank.pipeline.publish.exporting import export, export_adapter_inputs, export_ort, graph_of
+from lowrank.pipeline.publish.exporting import export, export_adapter_inputs, export_ort, export_torch, graph_of
 from lowrank.pipeline.publish.hub import export_hub
 from lowrank.pipeline.request import SAME_CHANNELS
 from lowrank.pipeline.run.layout import CHECKPOINT_FILE, ONNX_FILE, PAGE_FILE, PLAN_FILE, REPORT_FILE, RUN
@@ -55,6 +55,7 @@ __all__ = [
     "export_elastic",
     "export_hub",
     "export_ort",
+    "export_torch",
     "factorize",
     "foresee",
     "graph_of",

@@ -121,6 +121,7 @@ def compress_(
     import torch
     from torch import nn
 
+    from lowrank.backends.torch import ModuleBackend
     from lowrank.backends.torch.replace import replace_in_place_
 
     budget = budget if isinstance(budget, Budget) else Budget.params(budget)
@@ -141,7 +142,9 @@ def compress_(
         layers = replacements(session, plan, refit=refit)
         before = sum(p.numel() for p in model.parameters())
         weights = {weight.name: weight for weight in session.dense.weights}
-        replaced = replace_in_place_(model, weights, layers) if layers else {}
+        tried = session.dense.rewrite(layers) if layers else None
+        assert tried is None or isinstance(tried, ModuleBackend)
+        replaced = replace_in_place_(model, weights, layers, tried.replaced) if tried is not None else {}
         _tell_transformers(model, replaced)
     return Compressed(
         plan=plan,

@@ -37,7 +37,7 @@ def export_onnx(module: nn.Module, signature: Signature, path: Path, opset: int 
 def export_graph(module: nn.Module, signature: Signature, opset: int = OPSET) -> Any:
     """What `export_onnx` writes, as an `onnx_ir.Model`."""
     module, signature = module_in_float32(module), in_float32(signature)
-    wrapped = _ByPosition(module, signature).eval()
+    wrapped = ByPosition(module, signature).eval()
     # Sizes that no dimension of a model is likely to share by chance; the exporter keeps the names.
     example = tuple(as_tensors(signature, signature.example(2, 6)).values())
     dynamic = tuple({i: d for i, d in enumerate(spec.dims) if isinstance(d, str)} for spec in signature.inputs)
@@ -92,13 +92,19 @@ def trace(
 
 
 @contextlib.contextmanager
-def exporting(module: nn.Module) -> Iterator[None]:
-    """The plain forms of everything that has several, and no chatter."""
-    with hushed(), _plain_attention(module), experts_as(module, "batched_mm"), torch.no_grad():
+def exporting(module: nn.Module, plain: bool = True) -> Iterator[None]:
+    """Forms that can be traced, and no chatter.
+
+    Args:
+        module: what is exported.
+        plain: whether attention is in its plain form, too, and not in the one that torch has a kernel for.
+    """
+    attention = _plain_attention(module) if plain else contextlib.nullcontext()
+    with hushed(), attention, experts_as(module, "batched_mm"), torch.no_grad():
         yield
 
 
-class _ByPosition(nn.Module):
+class ByPosition(nn.Module):
     """Tensors out for tensors in, in the signature's order."""
 
     def __init__(self, module: nn.Module, signature: Signature) -> None:
@@ -107,6 +113,7 @@ class _ByPosition(nn.Module):
         self.signature = signature
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """All outputs, in the signature's order."""
         named: Mapping[str, Tensor] = dict(zip(self.signature.names, values, strict=True))
         return tuple(call(self.signature, self.module, named).values())
 

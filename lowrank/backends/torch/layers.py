@@ -50,6 +50,11 @@ def empty_linear(module: nn.Module, record: Mapping[str, Any], shape: tuple[int,
         return PivotedLinear(
             cols, rows, rank, bias, record.get("side", "output"), heads, record.get("last", False), **like
         )
+    if "attention" in record:
+        # What is around it works at a smaller width.
+        around = record["attention"]
+        inside = around["count"] * around["width"]
+        rows, cols = (inside, cols) if around["side"] == "outputs" else (rows, inside)
     if record.get("spread") or record.get("picks"):
         narrow = (int(record["shape"][0]), int(record["shape"][1]))
         return NarrowLinear(cols, rows, narrow, record["spread"], record["picks"], bias, **like)
@@ -203,11 +208,12 @@ def fill_(new: LowRank, weight: Weight, replacement: Replacement, dense: nn.Modu
             assert isinstance(plain, nn.Linear)
             plain.weight.copy_(as_stored(weight.name, factors.matrix, stored))
             if isinstance(new, NarrowLinear):
-                if new.spread is not None and factors.outputs is not None:
+                within = factors.within(weight, new.out_features, new.in_features)
+                if new.spread is not None and within.outputs is not None:
                     zero = factors.matrix.shape[0]
-                    new.spread.copy_(torch.from_numpy(np.where(factors.outputs < 0, zero, factors.outputs)))
-                if new.picks is not None and factors.inputs is not None:
-                    new.picks.copy_(torch.from_numpy(factors.inputs))
+                    new.spread.copy_(torch.from_numpy(np.where(within.outputs < 0, zero, within.outputs)))
+                if new.picks is not None and within.inputs is not None:
+                    new.picks.copy_(torch.from_numpy(within.inputs))
             return
         if isinstance(factors, Pivoted) and factors.order is not None:
             assert isinstance(new, PivotedLinear) and new.order is not None

@@ -25,6 +25,7 @@ from lowrank.backends.torch.curvature import output_curvature
 from lowrank.backends.torch.describe import describe
 from lowrank.backends.torch.export import export_onnx
 from lowrank.backends.torch.export_cache import cache_shapes, export_with_past
+from lowrank.backends.torch.heads import narrow_heads_
 from lowrank.backends.torch.inputs import as_tensors, call, in_float32, with_floats, with_outputs
 from lowrank.backends.torch.joint_moments import ModulePair
 from lowrank.backends.torch.load import load_stored
@@ -130,6 +131,7 @@ class ModuleBackend:
         """A backend whose module has low-rank layers; a tie stays one pair of tensors."""
         module = self.fresh() if self.fresh else copy.deepcopy(self.module)
         replaced = replace_layers_(module, self._by_name, replacements)
+        replaced |= narrow_heads_(module, self.signature, replaced, lambda: self.couplings)
         return replace(self, module=module, fresh=None, replaced=replaced)
 
     def changed(self, changes: Mapping[str, Change]) -> ModuleBackend:

@@ -32,6 +32,7 @@ from lowrank.core.analysis import Analysis
 from lowrank.core.selection.remaining import dense_of
 from lowrank.core.structures import structure_named
 from lowrank.core.structures.base import Replacement
+from lowrank.core.truncation.attention import picks_of, spread_of
 from lowrank.core.truncation.factors import Factors
 from lowrank.core.truncation.narrow import Narrow
 from lowrank.core.truncation.pivoted import Pivoted
@@ -231,6 +232,11 @@ class _Reader:
         matrix = self.read(f"{layer}.linear.weight" if padded else f"{layer}.weight")
         if tuple(matrix.shape) != tuple(entry["shape"]):
             raise ValueError(f"{layer} has the shape {tuple(matrix.shape)}")
+        if "attention" in entry:
+            count = int(entry["attention"]["count"])
+            if entry["attention"]["side"] == "outputs":
+                return Narrow(matrix, spread_of(count, rank, weight.rows // count), None, True, rank)
+            return Narrow(matrix, None, picks_of(count, rank, weight.cols // count), True, rank)
         outputs = picks = None
         if padded:
             if entry["spread"]:

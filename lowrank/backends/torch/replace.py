@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank.artifacts.files import RECORD_FILE
+from lowrank.backends.torch.heads import narrowed_as_, set_widths_
 from lowrank.backends.torch.layers import (
     dense_layer,
     empty_replacement,
@@ -88,15 +89,24 @@ def _freeze_(new: nn.Module, trains: bool) -> None:
 
 
 def replace_in_place_(
-    module: nn.Module, weights: Mapping[str, Weight], replacements: Mapping[str, Replacement]
+    module: nn.Module,
+    weights: Mapping[str, Weight],
+    replacements: Mapping[str, Replacement],
+    tried: Mapping[str, Mapping[str, Any]],
 ) -> Records:
     """Put low-rank layers in a live module: nothing else of it is changed, and on an error nothing at all.
 
     Fused layers are split only where one of their parts is replaced.
+
+    Args:
+        module: changed in place.
+        weights: by name.
+        replacements: by weight name.
+        tried: the records of a copy in which the same was done, which show how narrow its attentions can be.
     """
     with undone_on_error(module):
         _normalize_around(module, [layer.name for name in replacements for layer in weights[name].layers])
-        return replace_layers_(module, weights, replacements)
+        return narrowed_as_(module, replace_layers_(module, weights, replacements), tried)
 
 
 @contextmanager
@@ -170,6 +180,7 @@ def put_layers(
             first = first or new
             replaced_modules.add(id(new))
             put(module, layer, new)
+            set_widths_(module, layer, entry, origin)
     return names
 
 
@@ -190,7 +201,9 @@ def prepare_layers_(module: nn.Module, replaced: Mapping[str, Mapping[str, Any]]
 
 def _check_sizes(origin: Path | str, layer: str, entry: Mapping[str, Any], most: int) -> None:
     """No layer is larger than the one that it takes the place of, whatever the record says."""
-    for size in (entry["rank"], *entry.get("shape", ())):
+    heads = entry.get("attention")
+    inside = () if heads is None else (heads["count"], heads["width"], heads["count"] * heads["width"])
+    for size in (entry["rank"], *entry.get("shape", ()), *inside):
         if not isinstance(size, int) or not 0 <= size <= most:
             raise ArtifactError(
                 f"{origin}: {RECORD_FILE} or config.json gives {layer} the size {str(size)[:40]}, and its dense layer "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lowrank.core.truncation.attention import picks_of, spread_of
 from lowrank.core.weight import Weight
 
 
@@ -28,6 +29,23 @@ class Narrow:
 
     def pair(self) -> None:
         """None: it is one matrix."""
+
+    def within(self, weight: Weight, rows: int, cols: int) -> Narrow:
+        """The same between neighbours that are narrower too, but less so: heads of which the first channels are left.
+
+        Args:
+            weight: what it stands for.
+            rows: outputs of the layer there.
+            cols: its inputs there.
+        """
+        outputs, inputs = self.outputs, self.inputs
+        if outputs is not None and rows < weight.rows:
+            heads = len(self.matrix) // self.rank
+            outputs = spread_of(heads, self.rank, rows // heads)
+        if inputs is not None and cols < weight.cols:
+            heads = self.matrix.shape[1] // self.rank
+            inputs = picks_of(heads, self.rank, cols // heads)
+        return replace(self, outputs=outputs, inputs=inputs)
 
     def dense(self, weight: Weight) -> NDArray[np.floating]:
         """A matrix in the shape of the weight: zero where there is nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lowrank.artifacts import read_json, staged
 from lowrank.artifacts.lock import holding
@@ -12,6 +13,7 @@ from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx.opset import OPSET
 from lowrank.core.rounding.formats import FORMATS
 from lowrank.core.structures import structure_named
+from lowrank.core.weight import Weight
 from lowrank.edge.target import Target
 from lowrank.errors import ExportError
 from lowrank.parallel import one_thread_each
@@ -21,6 +23,9 @@ from lowrank.pipeline.run.write import rounding_feeds, write_past
 from lowrank.pipeline.session import read_calibration
 from lowrank.pipeline.settings import Settings
 from lowrank.results.report import ONNX_FILE
+
+if TYPE_CHECKING:
+    from lowrank.backends.torch import ModuleBackend
 
 
 @one_thread_each()
@@ -164,9 +169,68 @@ def export_adapter_inputs(
     Raises:
         ExportError: if it cannot be traced.
     """
-    from lowrank.backends.torch import ModuleBackend
     from lowrank.edge.adapters import export_adaptable
     from lowrank.healing.adapter import adaptable
+
+    backend, signature, targeted = _module_of(model, opening, "adapters can only be inputs of a model")
+    layers = [layer.name for weight in targeted if weight.is_linear for layer in weight.layers]
+    shapes = adaptable(backend.module, layers)
+    folder = Path(output).expanduser()
+    with staged(folder, owned=(ADAPTABLE_FILE, f"{ADAPTABLE_FILE}.data")) as stage:
+        export_adaptable(backend.module, signature, shapes, stage / ADAPTABLE_FILE, opset or OPSET)
+    return folder / ADAPTABLE_FILE, len(shapes)
+
+
+@one_thread_each()
+@holding("output")
+def export_torch(
+    model: object,
+    output: str | Path,
+    form: str,
+    *,
+    opening: Opening | None = None,
+    remark: Callable[[str], object] = lambda _: None,
+) -> Path:
+    """A model as a file of torch's exporter, of ExecuTorch or of LiteRT, straight from its module and compared with it.
+
+    Args:
+        model: a run folder, for its compressed model, or a model.
+        output: the folder.
+        form: `pt2`, `executorch` or `litert`.
+        opening: how to build the model if its file does not say.
+        remark: is told what shapes the file takes, and how exact it is.
+
+    Returns:
+        The file.
+
+    Raises:
+        ExportError: if there is no such form, its package is not installed, the model cannot be written in it, or what
+            was written does not agree with the model.
+    """
+    from lowrank.edge.torch_formats import TORCH_FORMATS
+    from lowrank.evaluate.parity import compared
+
+    if form not in TORCH_FORMATS:
+        raise ExportError(f"{form!r} is no form of a module; choose from {', '.join(TORCH_FORMATS)}")
+    kind, folder = TORCH_FORMATS[form], Path(output).expanduser()
+    kind.check()
+    backend, signature, _ = _module_of(model, opening, f"{kind.file} can only be written of a model")
+    with staged(folder, owned=(kind.file,)) as stage:
+        run = kind.save(backend.module, signature, stage / kind.file)
+        parity = compared(backend, kind.file, run, kind.sizes(signature))
+    remark(f"it takes {kind.shapes(signature)}")
+    names = ", ".join(parity.outputs or ())
+    remark(f"compared with torch on {len(parity.cases)} inputs, same to {parity.relative:.0e}: {names}")
+    return folder / kind.file
+
+
+def _module_of(model: object, opening: Opening | None, claim: str) -> tuple[ModuleBackend, Signature, list[Weight]]:
+    """The module of a model, or the compressed one of a run, with its inputs and the weights that are meant.
+
+    Raises:
+        ExportError: if there is none; it begins with the claim.
+    """
+    from lowrank.backends.torch import ModuleBackend
 
     run = Path(model).expanduser() if isinstance(model, str | Path) else None
     if run is not None and (run / REPORT_FILE).is_file():
@@ -180,10 +244,5 @@ def export_adapter_inputs(
         backend = open_model(model, opening or Opening())
         targeted = [weight for weight in backend.weights if weight.role == "projection"]
     if not isinstance(backend, ModuleBackend) or not isinstance(backend.signature, Signature):
-        raise ExportError(f"adapters can only be inputs of a model that can be built: {backend.signature}")
-    layers = [layer.name for weight in targeted if weight.is_linear for layer in weight.layers]
-    shapes = adaptable(backend.module, layers)
-    folder = Path(output).expanduser()
-    with staged(folder, owned=(ADAPTABLE_FILE, f"{ADAPTABLE_FILE}.data")) as stage:
-        export_adaptable(backend.module, backend.signature, shapes, stage / ADAPTABLE_FILE, opset or OPSET)
-    return folder / ADAPTABLE_FILE, len(shapes)
+        raise ExportError(f"{claim} that can be built: {backend.signature}")
+    return backend, backend.signature, targeted

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lowrank import edge
-from lowrank.artifacts import write_json
+from lowrank.artifacts import read_json, write_json
+from lowrank.artifacts.files import RECORD_FILE
 from lowrank.backends import Backend
 from lowrank.backends.inputs import Feed, Signature, spread
 from lowrank.backends.onnx.save import file_size
+from lowrank.backends.records import wide_heads
 from lowrank.calibrate.data import Calibration
 from lowrank.core.analysis import Analysis
 from lowrank.core.plan import Plan, stored_weights
@@ -79,6 +81,7 @@ def write_and_measure(
     folder.mkdir()
     with clock.stage("save"):
         small.save(folder)
+    notes += wide_heads(read_json(folder / RECORD_FILE, "model").get("replaced", {}))
     with clock.stage("load again"):
         small = small.reloaded(folder)
     if not isinstance(small.signature, str):

@@ -73,6 +73,9 @@ def export(
     backend = open_model(model, opening) if graph is None else _opened_graph(graph, opening, target)
     if with_past:
         backend.check_with_past()
+    if settings is None and target.is_fixed and target.is_rounded:
+        # Ranges cannot be fixed without data; token models have some built in.
+        settings = Settings()
     calibration = None if settings is None else read_calibration(backend, settings)
     backend, notes = fit_for(backend if calibration is None else calibration.backend, target)
     for note in [*notes, *_pivots_stay(graph, target)]:

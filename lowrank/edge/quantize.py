@@ -90,7 +90,7 @@ def quantize_file(
             )
         backend = OnnxBackend(model, {"kind": "onnx"}, signature, path.parent, tried=True)
         if target.is_fixed and not plain:
-            _check_enough(feeds)
+            check_enough(feeds)
         quantizer = _Quantizer(backend, target, stored or {}, feeds, plain)
         notes = quantizer.run()
         if quantizer.halves:
@@ -106,7 +106,7 @@ def quantize_file(
     return notes
 
 
-def _check_enough(feeds: Sequence[Feed]) -> None:
+def check_enough(feeds: Sequence[Feed]) -> None:
     """Check that there are data enough to fix ranges on.
 
     Raises:

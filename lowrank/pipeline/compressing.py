@@ -34,7 +34,7 @@ from lowrank.pipeline.publish.adapters import keep_adapter
 from lowrank.pipeline.refining import refine
 from lowrank.pipeline.request import SAME_CHANNELS, CompressOptions, Request, read_request
 from lowrank.pipeline.run.layout import RESULTS, RUN
-from lowrank.pipeline.run.write import History, WriteOptions, write_and_measure
+from lowrank.pipeline.run.write import History, WriteOptions, rounding_feeds, write_and_measure
 from lowrank.pipeline.session import Session, open_session, settings_of, stored_analysis
 from lowrank.results.report import Report
 from lowrank.version import __version__
@@ -151,6 +151,8 @@ def _opened(model: object, run: Path, request: Request) -> Session:
         track=request.track,
     )
     request.check_run(session.dense)
+    if request.target.is_fixed and request.target.is_rounded:
+        check_enough(rounding_feeds(session.calibration))
     if request.heal is not None:
         check_data(session.calibration, session.settings)
     return session

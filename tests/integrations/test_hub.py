@@ -19,7 +19,7 @@ from compressed import saved_factors
 import lowrank
 from lowrank.artifacts.files import linked
 from lowrank.backends.onnx.save import load_whole, renamed, save_model
-from lowrank.pipeline.publish import hub
+from lowrank.pipeline.publish.graph_names import named
 from lowrank.report.card import MARK
 
 
@@ -188,9 +188,9 @@ def test_a_name_that_another_type_has_is_not_written_over(tmp_path: Path) -> Non
     first, second = tmp_path / "first.onnx", tmp_path / "second.onnx"
     for path in (first, second):
         path.write_text(path.name, encoding="utf-8")
-    assert [path.name for path in hub._named(first, tmp_path, "int3")] == ["model_quantized.onnx"]
-    assert [path.name for path in hub._named(second, tmp_path, "int8")] == ["model_int8.onnx"]
-    assert hub._named(second, tmp_path, "int2") == []
+    assert [path.name for path in named(first, tmp_path, "int3")] == ["model_quantized.onnx"]
+    assert [path.name for path in named(second, tmp_path, "int8")] == ["model_int8.onnx"]
+    assert named(second, tmp_path, "int2") == []
     with pytest.raises(FileExistsError):
         linked(str(second), str(tmp_path / "model_quantized.onnx"))
     assert first.read_text(encoding="utf-8") == "first.onnx"

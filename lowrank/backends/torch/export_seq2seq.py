@@ -6,7 +6,7 @@ Names of files, inputs, outputs and axes are those that optimum writes, and that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def shape_of(module: nn.Module, signature: Signature) -> Shape:
     known = as_tensors(signature, signature.example(1, 4))
     try:
         with torch.no_grad():
-            states = encoded(module, _for_encoder(known))
+            states = encoded(module, for_encoder(known))
             result: Any = module(**known, use_cache=True, return_dict=True)
         pairs = list(zip(*_layers(result.past_key_values), strict=True))
         sizes = tuple((a.shape[1], a.shape[3], b.shape[1], b.shape[3]) for a, _, b, _ in _tensors(pairs))
@@ -90,7 +90,7 @@ def shape_of(module: nn.Module, signature: Signature) -> Shape:
     return Shape(states.shape[-1], MASK in known, sizes)
 
 
-def encoded(module: Any, values: dict[str, Tensor]) -> Tensor:
+def encoded(module: Any, values: Mapping[str, Tensor]) -> Tensor:
     """What a model's encoder gives.
 
     Args:
@@ -100,7 +100,8 @@ def encoded(module: Any, values: dict[str, Tensor]) -> Tensor:
     return module.get_encoder()(**values, return_dict=True).last_hidden_state
 
 
-def _for_encoder(values: dict[str, Any]) -> dict[str, Any]:
+def for_encoder(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs among those of a whole model that its encoder reads."""
     return {name: value for name, value in values.items() if not name.startswith(STARTED)}
 
 

@@ -176,12 +176,37 @@ def test_pipelines_find_what_they_look_for_or_are_told(name: str, tmp_path: Path
     settings = lowrank.Settings(calib="none")
     lowrank.compress(tmp_path / "m", 0.5, output=tmp_path / "run", settings=settings, latency=False)
     said = list[str]()
-    (graph, *_) = lowrank.export_hub(tmp_path / "run", tmp_path / "hub", remark=said.append)
-    names = [i.name for i in ort.InferenceSession(graph).get_inputs()]
+    graphs = lowrank.export_hub(tmp_path / "run", tmp_path / "hub", dtypes=["int8"], remark=said.append)
+    stems = ["decoder_model", "decoder_model_merged", "decoder_with_past_model", "encoder_model"]
+    stems = stems if name == "t5" else ["model"]
+    assert {path.name for path in graphs} == {f"{s}{e}.onnx" for s in stems for e in ("", "_int8", "_quantized")}
+    names = [i.name for i in ort.InferenceSession(graphs[0]).get_inputs()]
     assert ("past_key_values.0.key" in names and "position_ids" in names) == (name == "gpt2")
-    assert [note for note in said if "decoder_model_merged.onnx" in note] == (said if name == "t5" else [])
-    assert (name == "t5") == bool(said)
+    assert not [note for note in said if "pipelines" in note]
+    files = {path.name for path in (tmp_path / "hub").iterdir()}
+    assert ("generation_config.json" in files) == (name != "bert")
+    assert ("genai_config.json" in files) == (name == "gpt2")
     assert sorted(path.name for path in (tmp_path / "hub").iterdir() if path.is_dir()) == ["onnx"]
+
+
+@pytest.mark.slow
+def test_where_no_encoder_can_be_had_there_is_the_graph_of_one_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lowrank.backends.torch import export_seq2seq
+    from lowrank.errors import ExportError
+
+    def refuse(*_: object) -> None:
+        raise ExportError("it has no cache")
+
+    build("t5").save_pretrained(tmp_path / "m")
+    settings = lowrank.Settings(calib="none")
+    lowrank.compress(tmp_path / "m", 0.5, output=tmp_path / "run", settings=settings, latency=False)
+    monkeypatch.setattr(export_seq2seq, "export_seq2seq", refuse)
+    said = list[str]()
+    graphs = lowrank.export_hub(tmp_path / "run", tmp_path / "hub", dtypes=["int8"], remark=said.append)
+    assert {path.name for path in graphs} == {"model.onnx", "model_int8.onnx", "model_quantized.onnx"}
+    assert [note for note in said if "decoder_model_merged.onnx" in note and "it has no cache" in note] == said[:1]
 
 
 def test_a_name_that_another_type_has_is_not_written_over(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ class Generating:
         return graphs
 
     @property
-    def _decodes(self) -> bool:
+    def decodes(self) -> bool:
         """Whether the model has an encoder and a decoder."""
         return bool(getattr(self.backend.module.config, "is_encoder_decoder", False))
 
@@ -75,7 +75,7 @@ class Generating:
         """The graphs for a target; those of a run's own type may be there already."""
         from lowrank.backends.torch import ModuleBackend
 
-        if own and self.with_past.is_file() and not self._decodes:
+        if own and self.with_past.is_file() and not self.decodes:
             return named(self.with_past, self.place, target.dtype)
         model, notes = fit_for(self.backend, target)
         assert isinstance(model, ModuleBackend) and isinstance(model.signature, Signature)
@@ -87,17 +87,18 @@ class Generating:
             for graph in sorted(exact.glob("*.onnx")):
                 copy_graph(graph, folder / graph.name)
                 # Their inputs are not those of the calibration data, so they are rounded to the nearest.
-                notes += fit_file(folder / graph.name, target, model.signature, stored=self.stored)
+                found = fit_file(folder / graph.name, target, model.signature, stored=self.stored)
+                notes += [f"{graph.stem}: {note}" for note in found]
             self._check(model, folder, exact=not target.is_rounded)
         graphs = list[Path]()
         for graph in sorted(folder.glob("*.onnx")):
-            stem = graph.stem if self._decodes else STEM
+            stem = graph.stem if self.decodes else STEM
             found = named(graph, self.place, target.dtype, stem)
             if not found:
                 self.remark(left_out(target.dtype, stem))
             graphs += found
         for note in notes:
-            self.remark(f"{graphs[0].name if graphs else target.dtype}: {note}")
+            self.remark(f"{target.dtype}: {note}")
         return graphs
 
     def _written(self, model: ModuleBackend, place: Path) -> Path:
@@ -111,7 +112,7 @@ class Generating:
             return known
         folder = place / f"exact{len(self._exact)}"
         folder.mkdir()
-        if self._decodes:
+        if self.decodes:
             from lowrank.backends.torch.export_seq2seq import export_seq2seq
 
             assert isinstance(model.signature, Signature)
@@ -123,13 +124,13 @@ class Generating:
         return self._exact.setdefault(model is self.backend, folder)
 
     def _check(self, model: ModuleBackend, folder: Path, exact: bool) -> list[str]:
-        if self._decodes:
+        if self.decodes:
             check_decoding(model, folder, exact)
             return []
         return check_generation(model, folder / WITH_PAST_FILE, exact)
 
     def _say_lack(self, target: Target, error: ExportError) -> None:
-        if self._decodes:
+        if self.decodes:
             self.remark(
                 f"pipelines that generate look for encoder_model.onnx and decoder_model_merged.onnx in {GRAPHS}/, "
                 f"which are not there in {target.dtype} ({error}); generate with torch"

@@ -21,6 +21,7 @@ from lowrank.core.plan import stored_weights
 from lowrank.edge.target import Dtype, Target
 from lowrank.errors import ArtifactError, CalibrationError, ExportError
 from lowrank.parallel import one_thread_each
+from lowrank.pipeline.publish.genai import write_genai_config
 from lowrank.pipeline.publish.generating import Generating, write_generation_config
 from lowrank.pipeline.publish.graph_names import GRAPHS, left_out, named, others
 from lowrank.pipeline.publish.model_card import CONFIG_FILE, write_card
@@ -89,6 +90,8 @@ def export_hub(
             generating = Generating(backend, stage / GRAPHS, stored, remark, folder / WITH_PAST_FILE)
             graphs = generating.write(report.target, dtypes)
             write_generation_config(backend.module, stage)
+            if any(path.name == ONNX_FILE for path in graphs) and not generating.decodes:
+                write_genai_config(backend, stage, remark)
         graphs = graphs or _graphs(folder, backend, stage / GRAPHS, report, analysis, tuple(dtypes), remark)
         _tell_javascript(stage, graphs)
         write_card(stage, report, [path.name for path in graphs])

@@ -50,7 +50,7 @@ def write_genai_config(backend: ModuleBackend, folder: Path, remark: Callable[[s
         "session_options": {"provider_options": []},
         "filename": GRAPH,
         "head_size": width,
-        "hidden_size": text.hidden_size,
+        "hidden_size": getattr(text, "hidden_size", heads * width),
         "inputs": {
             **{name: name for name in ("input_ids", MASK, POSITIONS) if name in taken},
             "past_key_names": "past_key_values.%d.key",
@@ -61,7 +61,7 @@ def write_genai_config(backend: ModuleBackend, folder: Path, remark: Callable[[s
             "present_key_names": "present.%d.key",
             "present_value_names": "present.%d.value",
         },
-        "num_attention_heads": text.num_attention_heads,
+        "num_attention_heads": getattr(text, "num_attention_heads", heads),
         "num_hidden_layers": len(shapes),
         "num_key_value_heads": heads,
     }

@@ -236,7 +236,7 @@ def _switched(model: Any) -> Any:
     switch = ir.Value(name=SWITCH, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.BOOL))
     states = next(value for value in graph.inputs if value.name == STATES)
     readers = [(use.node, use.idx) for use in states.uses()]
-    ends: dict[str, Any] = {n: constant(graph, f"{STATES}.{n}", np.array([n], np.int64)) for n in (0, 1)}
+    ends: dict[int, Any] = {n: constant(graph, f"{STATES}.{n}", np.array([n], np.int64)) for n in (0, 1)}
     sizes = new_node("Shape", [states], {"start": 1, "end": 2}, name=f"{STATES}.length", output=f"{STATES}.length")
     fresh = new_node("Not", [switch], name=f"{SWITCH}.not", output=f"{SWITCH}.not")
     count = new_node("Cast", fresh.outputs, {"to": ir.DataType.INT64}, name=f"{SWITCH}.fresh", output=f"{SWITCH}.fresh")

@@ -39,7 +39,7 @@ def write_genai_config(backend: ModuleBackend, folder: Path, remark: Callable[[s
         sizes = ", ".join(f"{heads} x {width}" for heads, width in dict.fromkeys(shapes))
         remark(
             f"no {GENAI_CONFIG}: onnxruntime-genai takes one size of cache for all layers, and those of this model "
-            f"have {sizes} (heads x width); run {GRAPH} with transformers.js, or compress without narrower heads"
+            f"have {sizes} (heads x width); run {GRAPH} with onnxruntime"
         )
         return
     ((heads, width), *_) = shapes

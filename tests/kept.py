@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,4 +37,17 @@ def javascript(tool: str = "javascript", package: str = "onnxruntime-node") -> P
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
             if done.returncode:
                 pytest.skip(f"npm: {done.stderr.strip().splitlines()[-1]}")
+    return folder
+
+
+def packages(name: str, *wanted: str) -> Path:
+    """A folder with packages of Python that are not of this environment, made once: for `PYTHONPATH`, where they come
+    before those of the same names here. What they need is from here."""
+    with made_once(name) as folder:
+        if not folder.exists():
+            command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, *wanted]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                shutil.rmtree(folder, ignore_errors=True)
+                pytest.skip(f"pip: {done.stderr.strip().splitlines()[-1]}")
     return folder

@@ -18,6 +18,7 @@ from lowrank.core.linalg.drivers import watched_solvers
 from lowrank.core.plan import Plan, stored_weights
 from lowrank.core.rounding.formats import format_of
 from lowrank.core.structures import structure_named
+from lowrank.edge.quantize import check_enough
 from lowrank.errors import PlanMismatch
 from lowrank.evaluate.fitness import warning
 from lowrank.evaluate.tasks.benchmark import Benchmark, read_benchmark

@@ -12,10 +12,12 @@ from architectures import analysis_of, with_biases
 from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx.passes.narrow_heads import narrow_heads
+from lowrank.backends.torch.export_seq2seq import export_seq2seq
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.core.structures import structure_named
 from lowrank.core.structures.base import Replacement
 from lowrank.core.truncation.attention import spread_of
+from lowrank.evaluate.decoding import check_decoding
 from lowrank.evaluate.parity import check_parity
 
 
@@ -72,6 +74,18 @@ def test_heads_are_narrow_in_the_graph(name: str, left: int, tmp_path: Path) -> 
     graph = ir.load(tmp_path / "model.onnx").graph
     assert zeros_put_in(graph) == left
     check_parity(small, tmp_path / "model.onnx")
+
+
+@pytest.mark.slow
+def test_caches_of_narrow_heads_have_the_width_that_the_config_says(tmp_path: Path) -> None:
+    dense = open_model(with_biases("t5"))
+    assert isinstance(dense, ModuleBackend)
+    small = dense.rewrite(narrowed(dense))
+    assert isinstance(small.signature, Signature)
+    *_, merged = export_seq2seq(small.module, small.signature, tmp_path, 20)
+    check_decoding(small, tmp_path)
+    past = [value for value in ir.load(merged).graph.inputs if value.name and value.name.startswith("past")]
+    assert [value.shape and value.shape[3] for value in past] == [8] * 4
 
 
 def attention(*, scale: str = "Mul", keys: int = 3) -> ir.Model:

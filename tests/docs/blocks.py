@@ -33,6 +33,7 @@ REASONS = {
     "needs a device",
     "needs keras",
     "needs node",
+    "needs onnxruntime-genai",
 }
 """Why a block may stay unrun, as `<!-- not run: REASON -->` before it says."""
 

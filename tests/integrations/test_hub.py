@@ -19,7 +19,9 @@ from compressed import saved_factors
 import lowrank
 from lowrank.artifacts.files import linked
 from lowrank.backends.onnx.save import load_whole, renamed, save_model
-from lowrank.pipeline.publish import hub
+from lowrank.backends.torch import export_seq2seq
+from lowrank.errors import ExportError
+from lowrank.pipeline.publish.graph_names import named
 from lowrank.report.card import MARK
 
 
@@ -169,28 +171,45 @@ def test_what_is_no_hugging_face_run_is_refused(tmp_path: Path, cli: Callable[..
     assert done.code == 1 and "Hugging Face" in done.err and not (tmp_path / "out").exists()
 
 
+def refused(*_: object) -> None:
+    raise ExportError("it has no cache")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "t5", "bert"])
-def test_pipelines_find_what_they_look_for_or_are_told(name: str, tmp_path: Path) -> None:
+def test_pipelines_find_what_they_look_for_or_are_told(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     build(name).save_pretrained(tmp_path / "m")
     settings = lowrank.Settings(calib="none")
     lowrank.compress(tmp_path / "m", 0.5, output=tmp_path / "run", settings=settings, latency=False)
     said = list[str]()
-    (graph, *_) = lowrank.export_hub(tmp_path / "run", tmp_path / "hub", remark=said.append)
-    names = [i.name for i in ort.InferenceSession(graph).get_inputs()]
+    graphs = lowrank.export_hub(tmp_path / "run", tmp_path / "hub", dtypes=["int8"], remark=said.append)
+    stems = ["decoder_model", "decoder_model_merged", "decoder_with_past_model", "encoder_model"]
+    stems = stems if name == "t5" else ["model"]
+    assert {path.name for path in graphs} == {f"{s}{e}.onnx" for s in stems for e in ("", "_int8", "_quantized")}
+    names = [i.name for i in ort.InferenceSession(graphs[0]).get_inputs()]
     assert ("past_key_values.0.key" in names and "position_ids" in names) == (name == "gpt2")
-    assert [note for note in said if "decoder_model_merged.onnx" in note] == (said if name == "t5" else [])
-    assert (name == "t5") == bool(said)
+    assert not [note for note in said if "pipelines" in note]
+    files = {path.name for path in (tmp_path / "hub").iterdir()}
+    assert ("generation_config.json" in files) == (name != "bert")
+    assert ("genai_config.json" in files) == (name == "gpt2")
     assert sorted(path.name for path in (tmp_path / "hub").iterdir() if path.is_dir()) == ["onnx"]
+    if name == "t5":
+        # Where these cannot be had, there is the graph of one pass.
+        monkeypatch.setattr(export_seq2seq, "export_seq2seq", refused)
+        graphs = lowrank.export_hub(tmp_path / "run", tmp_path / "hub", dtypes=["int8"], remark=said.append)
+        assert {path.name for path in graphs} == {"model.onnx", "model_int8.onnx", "model_quantized.onnx"}
+        assert [note for note in said if "decoder_model_merged.onnx" in note and "it has no cache" in note]
 
 
 def test_a_name_that_another_type_has_is_not_written_over(tmp_path: Path) -> None:
     first, second = tmp_path / "first.onnx", tmp_path / "second.onnx"
     for path in (first, second):
         path.write_text(path.name, encoding="utf-8")
-    assert [path.name for path in hub._named(first, tmp_path, "int3")] == ["model_quantized.onnx"]
-    assert [path.name for path in hub._named(second, tmp_path, "int8")] == ["model_int8.onnx"]
-    assert hub._named(second, tmp_path, "int2") == []
+    assert [path.name for path in named(first, tmp_path, "int3")] == ["model_quantized.onnx"]
+    assert [path.name for path in named(second, tmp_path, "int8")] == ["model_int8.onnx"]
+    assert named(second, tmp_path, "int2") == []
     with pytest.raises(FileExistsError):
         linked(str(second), str(tmp_path / "model_quantized.onnx"))
     assert first.read_text(encoding="utf-8") == "first.onnx"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,21 +112,21 @@ class _WithCache(nn.Module):
         return (*named_tensors(result).tensors.values(), *after)
 
 
-def _name_axes(model: Any) -> None:
-    """Give the open axes of inputs and outputs the names that they have with optimum: transformers.js makes the first
-    cache of a text of them, and takes an axis whose name it does not know for an empty one."""
+def name_axes(value: Any, names: Mapping[int, str]) -> None:
+    """Give open axes of an input or an output of a graph the names that they have with optimum: transformers.js makes
+    the first cache of a text of them, and takes an axis whose name it does not know for an empty one."""
     import onnx_ir as ir
 
-    def rename(value: Any, names: dict[int, str]) -> None:
-        dims = [d if isinstance(d, int) else names.get(i, d) for i, d in enumerate(value.shape)]
-        value.shape = ir.Shape(dims)
+    value.shape = ir.Shape([d if isinstance(d, int) else names.get(i, d) for i, d in enumerate(value.shape)])
 
+
+def _name_axes(model: Any) -> None:
     past, new = "past_sequence_length", "sequence_length"
     total = f"{past} + {new}"
     for value in (*model.graph.inputs, *model.graph.outputs):
         if value.name == MASK:
-            rename(value, {0: BATCH, 1: total})
+            name_axes(value, {0: BATCH, 1: total})
         elif value.name.startswith(("past", "present")):
-            rename(value, {0: BATCH, 2: past if value.name.startswith("past") else total})
+            name_axes(value, {0: BATCH, 2: past if value.name.startswith("past") else total})
         else:
-            rename(value, {0: BATCH, 1: new})
+            name_axes(value, {0: BATCH, 1: new})

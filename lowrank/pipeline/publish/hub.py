@@ -8,41 +8,33 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lowrank.artifacts import parse_json, read_json, staged
 from lowrank.artifacts.files import RECORD_FILE, atomic, linked
 from lowrank.artifacts.lock import holding
-from lowrank.backends import Backend
 from lowrank.backends.base import signature_of
 from lowrank.core.analysis import Analysis
+from lowrank.core.plan import stored_weights
 from lowrank.edge.target import Dtype, Target
 from lowrank.errors import ArtifactError, CalibrationError, ExportError
 from lowrank.parallel import one_thread_each
+from lowrank.pipeline.publish.genai import write_genai_config
+from lowrank.pipeline.publish.generating import Generating, write_generation_config
+from lowrank.pipeline.publish.graph_names import GRAPHS, left_out, named, others
 from lowrank.pipeline.publish.model_card import CONFIG_FILE, write_card
 from lowrank.pipeline.run.layout import MODEL_FOLDER, REPORT_FILE, WITH_PAST_FILE
 from lowrank.pipeline.run.read import read_run
-from lowrank.pipeline.run.write import rounding_feeds, write_past
+from lowrank.pipeline.run.write import rounding_feeds
 from lowrank.pipeline.session import read_calibration
 from lowrank.pipeline.settings import Settings
 from lowrank.results.report import ONNX_FILE, Report
 
-GRAPHS = "onnx"
-NAMES: dict[str, tuple[str, ...]] = {
-    "float32": ("model",),
-    "float16": ("model_fp16",),
-    # A browser asks for `quantized` if nothing is said.
-    "int8": ("model_int8", "model_quantized"),
-    "int4": ("model_q4",),
-    "nbits4": ("model_q4",),
-    "int3": ("model_quantized",),
-    "int2": ("model_quantized",),
-    "mixed": ("model_quantized",),
-}
-"""By the type of weights, what transformers.js calls a graph."""
+if TYPE_CHECKING:
+    from lowrank.backends.torch import ModuleBackend
+
 FOR_JAVASCRIPT = "transformers.js_config"
 
 
@@ -75,7 +67,7 @@ def export_hub(
         lowrank.export_hub("lowrank-run", "my-model", dtypes=["int8"])
     """
     folder, out = Path(run).expanduser(), Path(output).expanduser()
-    analysis, _, report = read_run(folder)
+    analysis, plan, report = read_run(folder)
     if report is None:
         raise ArtifactError(f"{folder / REPORT_FILE} is missing; `lowrank evaluate -o {folder}` writes it anew")
     model = folder / MODEL_FOLDER
@@ -92,45 +84,25 @@ def export_hub(
     with staged(out, owned=(GRAPHS,)) as stage:
         _copy(model, stage)
         (stage / GRAPHS).mkdir()
-        with tempfile.TemporaryDirectory(dir=stage) as place:
-            graph = _for_generation(folder, Path(place), report, remark) or folder / ONNX_FILE
-            graphs = _graphs(folder, graph, stage / GRAPHS, report, analysis, tuple(dtypes), remark)
+        backend, graphs = _backend(folder), list[Path]()
+        if _generates(model):
+            stored = stored_weights(plan, analysis)
+            generating = Generating(backend, stage / GRAPHS, stored, remark, folder / WITH_PAST_FILE)
+            graphs = generating.write(report.target, dtypes)
+            write_generation_config(backend.module, stage)
+            if any(path.name == ONNX_FILE for path in graphs) and not generating.decodes:
+                write_genai_config(backend, stage, remark)
+        graphs = graphs or _graphs(folder, backend, stage / GRAPHS, report, analysis, tuple(dtypes), remark)
         _tell_javascript(stage, graphs)
         write_card(stage, report, [path.name for path in graphs])
     return [out / GRAPHS / path.name for path in graphs]
 
 
-def _for_generation(folder: Path, place: Path, report: Report, remark: Callable[[str], object]) -> Path | None:
-    """The graph with a cache that pipelines look for which generate text: that of the run, or one that is written now.
-
-    None for models that generate none, and where there is no such graph, which is then said.
-    """
+def _generates(model: Path) -> bool:
+    """Whether pipelines that generate text are for a model."""
     from lowrank.backends.torch.huggingface import model_class, read_config
 
-    there, model = folder / WITH_PAST_FILE, folder / MODEL_FOLDER
-    if there.is_file():
-        return there
-    config = read_config(model / CONFIG_FILE, compressed=True)
-    if not model_class(config).can_generate():
-        return None
-    if config.is_encoder_decoder:
-        remark(
-            f"pipelines that generate look for encoder_model.onnx and decoder_model_merged.onnx in {GRAPHS}/, which "
-            f"are not written: {ONNX_FILE} is one pass of encoder and decoder, without a cache; generate with torch"
-        )
-        return None
-    try:
-        if report.target.dtype == "mixed":
-            raise ExportError("its types were chosen weight by weight")
-        for note in write_past(_backend(folder), place, report.target):
-            remark(note)
-    except ExportError as error:
-        remark(
-            f"pipelines that generate look for a {ONNX_FILE} with a cache, and this one has none ({error}); generate "
-            "with torch, or try `lowrank compress --with-past`"
-        )
-        return None
-    return place / WITH_PAST_FILE
+    return bool(model_class(read_config(model / CONFIG_FILE, compressed=True)).can_generate())
 
 
 def _copy(model: Path, stage: Path) -> None:
@@ -146,31 +118,26 @@ def _copy(model: Path, stage: Path) -> None:
 
 def _graphs(
     folder: Path,
-    graph: Path,
+    backend: ModuleBackend,
     place: Path,
     report: Report,
     analysis: Analysis,
     dtypes: tuple[Dtype, ...],
     remark: Callable[[str], object],
 ) -> list[Path]:
+    """The graphs of one pass, of a model that generates nothing."""
     from lowrank.edge.graph_file import fit_file, write_again
     from lowrank.evaluate.parity import check_parity
 
-    target = report.target
-    graphs = _named(graph, place, target.dtype)
-    wanted: list[Dtype] = [dtype for dtype in dict.fromkeys(dtypes) if dtype not in ("float32", target.dtype)]
-    if graph.name == WITH_PAST_FILE:
-        if wanted:
-            remark(f"the graph with the cache is there in {target.dtype}, and in no other type")
-        return graphs
+    target, wanted = report.target, others(report.target, dtypes)
+    graphs = named(folder / ONNX_FILE, place, target.dtype)
     if not wanted and not target.is_rounded:
         return graphs
-    backend = _backend(folder)
     plain = place / ".plain.onnx"
     backend.write_onnx(plain)
     check_parity(backend, plain)
     if target.is_rounded:
-        graphs += _named(plain, place, "float32")
+        graphs += named(plain, place, "float32")
     feeds: Sequence[Any] = ()
     if wanted:
         try:
@@ -183,25 +150,16 @@ def _graphs(
         _, notes = write_again(backend, plain, rounded, other)
         for note in [*notes, *fit_file(rounded, other, signature_of(backend), feeds)]:
             remark(note)
-        named = _named(rounded, place, dtype)
-        if not named:
-            remark(f"{dtype} is left out: {' and '.join(NAMES[dtype])} is there in another type")
-        graphs += named
+        found = named(rounded, place, dtype)
+        if not found:
+            remark(left_out(dtype))
+        graphs += found
     for path in place.glob(".*"):
         path.unlink()
     return graphs
 
 
-def _named(graph: Path, place: Path, dtype: str) -> list[Path]:
-    """A graph under the names that its type has there and no other has taken, with its numbers in `NAME.onnx_data` if
-    they are beside it."""
-    from lowrank.backends.onnx.save import renamed
-
-    free = [path for name in NAMES[dtype] if not (path := place / f"{name}.onnx").exists()]
-    return [renamed(graph, path, "_data") for path in free]
-
-
-def _backend(folder: Path) -> Backend:
+def _backend(folder: Path) -> ModuleBackend:
     """The run's model as it is loaded, with its own tokenizer."""
     from lowrank.backends.torch import ModuleBackend, load
     from lowrank.backends.torch.huggingface import tokenizer_files

@@ -163,3 +163,12 @@ def shared_state_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lowrank.compress(saved_state(folder / "model.pt"), 0.5, output=folder / "run")
 
     return made_by_one(shared_folder(tmp_path_factory), "state-run", make) / "run"
+
+
+@pytest.fixture
+def forget_written_modules(tmp_path: Path) -> Iterator[None]:
+    """Modules that a test has written and imported are forgotten with it: two of them may have one name."""
+    yield
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]

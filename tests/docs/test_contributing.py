@@ -27,14 +27,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_layer_type(folder: Path, cli: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("forget_written_modules")
+def test_a_layer_type(folder: Path, cli: Callable[..., Outcome]) -> None:
     reader = Reader(folder, cli)
     for block in PAGE.blocks[:SPLIT]:
         if block.reason is None:
             reader.run(block)
     import mine  # pyright: ignore[reportMissingImports] - what the page has written
 
-    monkeypatch.delitem(sys.modules, "mine")
     small, dense = reader.names["small"], mine.build()
     dense.load_state_dict(torch.load(folder / "model.pt", weights_only=True))  # noqa: TID251
     layers = {name: layer for name, layer in small.named_modules() if isinstance(layer, mine.LowRankGain)}

@@ -27,6 +27,7 @@ def page_parameters() -> list[object]:
     ]
 
 
+@pytest.mark.usefixtures("forget_written_modules")
 @pytest.mark.parametrize("name", page_parameters())
 def test_blocks_run(name: str, tmp_path: Path, cli: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lowrank.errors import ExportError
@@ -58,6 +58,11 @@ class Target:
     def is_fixed(self) -> bool:
         """Whether what products read is rounded to ranges that calibration data had."""
         return self.profile in ("qdq", "qdq-signed")
+
+    @property
+    def without_data(self) -> Target:
+        """The same with what products read rounded to the range of each run, which needs no calibration data."""
+        return replace(self, profile="portable") if self.is_fixed else self
 
     @property
     def is_signed(self) -> bool:

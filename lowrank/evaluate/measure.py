@@ -173,7 +173,7 @@ def _alike(report: Report) -> Target:
     training, where types were chosen for their bytes; and else int8, since that is what anyone would try first. With
     fixed ranges it would have to be calibrated; ONNX Runtime, in which it is timed, is as fast with others."""
     mixed = "int8" if report.budget.kind == "speedup" else "int4"
-    target = replace(report.target, profile="portable") if report.target.is_fixed else report.target
+    target = report.target.without_data
     return replace(target, dtype={"mixed": mixed, "float32": "int8"}.get(target.dtype, target.dtype))
 
 

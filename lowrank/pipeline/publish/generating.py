@@ -87,7 +87,7 @@ class Generating:
             for graph in sorted(exact.glob("*.onnx")):
                 copy_graph(graph, folder / graph.name)
                 # Their inputs are not those of the calibration data, so they are rounded to the nearest.
-                found = fit_file(folder / graph.name, target, model.signature, stored=self.stored)
+                found = fit_file(folder / graph.name, target.without_data, model.signature, stored=self.stored)
                 notes += [f"{graph.stem}: {note}" for note in found]
             self._check(model, folder, exact=not target.is_rounded)
         graphs = list[Path]()

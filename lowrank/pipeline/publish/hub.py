@@ -147,6 +147,7 @@ def _graphs(
     for dtype in wanted:
         rounded = place / f".{dtype}.onnx"
         other = Target(profile=target.profile, dtype=dtype)
+        other = other if feeds else other.without_data
         _, notes = write_again(backend, plain, rounded, other)
         for note in [*notes, *fit_file(rounded, other, signature_of(backend), feeds)]:
             remark(note)

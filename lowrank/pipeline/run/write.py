@@ -229,8 +229,7 @@ def write_past(backend: Backend, stage: Path, target: Target, stored: Mapping[st
     # Its inputs are not those of the calibration data, so it is rounded to the nearest, and no range can be fixed.
     if target.is_fixed and target.is_rounded:
         notes.append("what it multiplies is rounded to the range of each run, as --profile portable does it")
-        target = replace(target, profile="portable")
-    notes += fit_file(path, target, backend.signature, stored=stored)
+    notes += fit_file(path, target.without_data, backend.signature, stored=stored)
     check_generation(backend, path, exact=not target.is_rounded)
     return [*remarks, *(f"{path.name}: {note}" for note in notes)]
 

@@ -43,7 +43,7 @@ def write_genai_config(backend: ModuleBackend, folder: Path, remark: Callable[[s
         )
         return
     ((heads, width), *_) = shapes
-    taken = [value.name for value in ir.load(folder / GRAPH).graph.inputs]
+    taken = [str(value.name) for value in ir.load(folder / GRAPH).graph.inputs]
     text, generation = module.config.get_text_config(), module.generation_config
     assert isinstance(backend.signature, Signature)
     decoder = _decoder(text, taken, len(shapes), heads, width)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ def write_genai_config(backend: ModuleBackend, folder: Path, remark: Callable[[s
     """
     import onnx_ir as ir
 
-    from lowrank.backends.torch.export_cache import POSITIONS, cache_shapes
+    from lowrank.backends.torch.export_cache import cache_shapes
 
     module: Any = backend.module
     shapes = cache_shapes(module)
@@ -43,28 +43,10 @@ def write_genai_config(backend: ModuleBackend, folder: Path, remark: Callable[[s
         )
         return
     ((heads, width), *_) = shapes
-    taken = [value.name for value in ir.load(folder / GRAPH).graph.inputs]
+    taken = [str(value.name) for value in ir.load(folder / GRAPH).graph.inputs]
     text, generation = module.config.get_text_config(), module.generation_config
     assert isinstance(backend.signature, Signature)
-    decoder = {
-        "session_options": {"provider_options": []},
-        "filename": GRAPH,
-        "head_size": width,
-        "hidden_size": getattr(text, "hidden_size", heads * width),
-        "inputs": {
-            **{name: name for name in ("input_ids", MASK, POSITIONS) if name in taken},
-            "past_key_names": "past_key_values.%d.key",
-            "past_value_names": "past_key_values.%d.value",
-        },
-        "outputs": {
-            "logits": "logits",
-            "present_key_names": "present.%d.key",
-            "present_value_names": "present.%d.value",
-        },
-        "num_attention_heads": getattr(text, "num_attention_heads", heads),
-        "num_hidden_layers": len(shapes),
-        "num_key_value_heads": heads,
-    }
+    decoder = _decoder(text, taken, len(shapes), heads, width)
     length = backend.signature.max_sequence
     content = {
         "model": {
@@ -82,6 +64,31 @@ def write_genai_config(backend: ModuleBackend, folder: Path, remark: Callable[[s
     }
     with atomic(folder / GENAI_CONFIG) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _decoder(config: Any, taken: Sequence[str], layers: int, heads: int, width: int) -> dict[str, Any]:
+    """What is said of the graph: its file, its sizes, and what its inputs and outputs are called."""
+    from lowrank.backends.torch.export_cache import POSITIONS
+
+    return {
+        "session_options": {"provider_options": []},
+        "filename": GRAPH,
+        "head_size": width,
+        "hidden_size": getattr(config, "hidden_size", heads * width),
+        "inputs": {
+            **{name: name for name in ("input_ids", MASK, POSITIONS) if name in taken},
+            "past_key_names": "past_key_values.%d.key",
+            "past_value_names": "past_key_values.%d.value",
+        },
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+        "num_attention_heads": getattr(config, "num_attention_heads", heads),
+        "num_hidden_layers": layers,
+        "num_key_value_heads": heads,
+    }
 
 
 def _tokens(generation: Any, config: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class Forms:
     hub: Annotated[bool, Option("", "A run as a folder for transformers.")] = False
     to: Annotated[
         Literal["pt2", "executorch", "litert"] | None,
-        Option("FORM", "No ONNX: a program of torch, or a file for ExecuTorch or LiteRT."),
+        Option("FORM", "Not ONNX: pt2, executorch or litert."),
     ] = None
 
 

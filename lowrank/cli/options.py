@@ -248,7 +248,7 @@ class OutputOptions:
     with_past: Annotated[bool, Option("", "Also a graph with cache.", OUTPUT)] = False
     profile: Annotated[Profile | None, Option("NAME", "portable, ort, qdq or qdq-signed.", OUTPUT)] = None
     engine: Annotated[
-        str | None, Option("ENGINE", f"Fit for {', '.join(ENGINES)}.", OUTPUT, names=("--for",), choices=ENGINES)
+        str | None, Option("ENGINE", f"{', '.join(ENGINES)}.", OUTPUT, names=("--for",), choices=ENGINES)
     ] = None
     timing: Annotated[
         bool,

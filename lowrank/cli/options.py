@@ -246,9 +246,9 @@ class OutputOptions:
         str | None, Option("TYPE", f"Store weights as {', '.join([*DTYPES][1:])}, or none.", choices=DTYPES)
     ] = None
     with_past: Annotated[bool, Option("", "Also a graph with cache.", OUTPUT)] = False
-    profile: Annotated[Profile | None, Option("NAME", "portable, ort, qdq or qdq-signed.", OUTPUT)] = None
+    profile: Annotated[Profile | None, Option("NAME", "portable, ort, qdq, ...", OUTPUT)] = None
     engine: Annotated[
-        str | None, Option("ENGINE", f"{', '.join(ENGINES)}.", OUTPUT, names=("--for",), choices=ENGINES)
+        str | None, Option("ENGINE", "openvino, web, qnn, ...", OUTPUT, names=("--for",), choices=ENGINES)
     ] = None
     timing: Annotated[
         bool,

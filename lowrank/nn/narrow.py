@@ -51,6 +51,14 @@ class NarrowLinear(nn.Module):
         y = self.linear(x if self.picks is None else x.index_select(-1, self.picks))
         return y if self.spread is None else functional.pad(y, (0, 1)).index_select(-1, self.spread)
 
+    @classmethod
+    def around(cls, linear: nn.Module) -> NarrowLinear:
+        """A smaller linear layer that puts in and leaves out nothing yet: see `between`."""
+        assert isinstance(linear, nn.Linear)
+        layer = cls(linear.in_features, linear.out_features, (linear.out_features, linear.in_features))
+        layer.linear = linear
+        return layer
+
     def between(
         self, in_features: int, out_features: int, spread: Tensor | None, picks: Tensor | None
     ) -> NarrowLinear | nn.Linear:

@@ -13,6 +13,7 @@ from lowrank.backends import open_model
 from lowrank.backends.inputs import Signature
 from lowrank.backends.onnx.passes.narrow_heads import narrow_heads
 from lowrank.backends.torch.export_seq2seq import export_seq2seq
+from lowrank.backends.torch.heads import widen_
 from lowrank.backends.torch.module import ModuleBackend
 from lowrank.core.structures import structure_named
 from lowrank.core.structures.base import Replacement
@@ -77,15 +78,26 @@ def test_heads_are_narrow_in_the_graph(name: str, left: int, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_caches_of_narrow_heads_have_the_width_that_the_config_says(tmp_path: Path) -> None:
+def test_caches_of_widened_heads_have_the_width_that_the_config_says(tmp_path: Path) -> None:
     dense = open_model(with_biases("t5"))
     assert isinstance(dense, ModuleBackend)
     small = dense.rewrite(narrowed(dense))
     assert isinstance(small.signature, Signature)
-    *_, merged = export_seq2seq(small.module, small.signature, tmp_path, 20)
-    check_decoding(small, tmp_path)
-    past = [value for value in ir.load(merged).graph.inputs if value.name and value.name.startswith("past")]
-    assert [value.shape and value.shape[3] for value in past] == [8] * 4
+
+    def widths(folder: str) -> list[object]:
+        (tmp_path / folder).mkdir()
+        *_, merged = export_seq2seq(small.module, small.signature, tmp_path / folder, 20)
+        check_decoding(small, tmp_path / folder)
+        past = [value for value in ir.load(merged).graph.inputs if value.name and value.name.startswith("past")]
+        return [value.shape and value.shape[3] for value in past]
+
+    assert widths("narrow") == [4] * 4
+    feed = small.signature.example(2, 5)
+    before = next(iter(small.outputs_of([feed])))
+    assert widen_(small.module, small.replaced, {w.name: w.shape for w in dense.weights})
+    after = next(iter(small.outputs_of([feed])))
+    assert all(np.allclose(before[name], after[name], atol=1e-5) for name in before)
+    assert widths("wide") == [8] * 4
 
 
 def attention(*, scale: str = "Mul", keys: int = 3) -> ir.Model:

@@ -147,6 +147,33 @@ def put_narrower_(module: nn.Module, entries: Mapping[str, Entry]) -> None:
         set_widths_(module, path, entry)
 
 
+def widen_(module: nn.Module, entries: Mapping[str, Entry], shapes: Mapping[str, tuple[int, int]]) -> bool:
+    """Let attentions have the width again that the model's config says, with zeros where heads got narrower.
+
+    Args:
+        module: with narrow attentions, changed in place.
+        entries: for each weight what `record_of` gave.
+        shapes: of the dense weights.
+
+    Returns:
+        Whether there was any.
+    """
+    narrow = {name: entry for name, entry in entries.items() if entry.get("attention")}
+    for name, entry in narrow.items():
+        (path,), heads, gives = entry["layers"], entry["attention"], entry["attention"]["side"] == "outputs"
+        rows, cols = shapes[name]
+        full = (rows if gives else cols) // heads["count"]
+        layer = module.get_submodule(path)
+        if not isinstance(layer, NarrowLinear):
+            layer = NarrowLinear.around(layer)
+        wide = {"spread": gives, "picks": not gives, "attention": {**heads, "width": full}}
+        put(module, path, _between(layer, {**entry, **wide}))
+        owner = module.get_submodule(".".join(path.split(".")[: -int(heads.get("up", 1))]))
+        for integer, width in heads.get("set", {}).items():
+            vars(owner)[integer] = width // heads["width"] * full
+    return bool(narrow)
+
+
 def set_widths_(
     module: nn.Module, path: str, entry: Mapping[str, Any], origin: object = "the record of layers"
 ) -> None:

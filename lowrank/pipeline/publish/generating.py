@@ -37,8 +37,8 @@ class Generating:
     stored: Mapping[str, Stored]
     """How each weight is stored, for the type `mixed`."""
     remark: Callable[[str], object]
-    with_past: Path
-    """The graph with a cache of the run, which may not be there."""
+    with_past: Path | None
+    """The graph with a cache of the run, which may not be there; None if it is another one."""
     _exact: dict[bool, Path] = field(default_factory=dict[bool, Path])
     """The folders of graphs as torch computes: of the model itself, and of it without pivots."""
 
@@ -75,7 +75,7 @@ class Generating:
         """The graphs for a target; those of a run's own type may be there already."""
         from lowrank.backends.torch import ModuleBackend
 
-        if own and self.with_past.is_file() and not self.decodes:
+        if own and self.with_past is not None and self.with_past.is_file() and not self.decodes:
             return named(self.with_past, self.place, target.dtype)
         model, notes = fit_for(self.backend, target)
         assert isinstance(model, ModuleBackend) and isinstance(model.signature, Signature)

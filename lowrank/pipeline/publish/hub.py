@@ -87,7 +87,8 @@ def export_hub(
         backend, graphs = _backend(folder), list[Path]()
         if _generates(model):
             stored = stored_weights(plan, analysis)
-            generating = Generating(backend, stage / GRAPHS, stored, remark, folder / WITH_PAST_FILE)
+            with_past = None if _widened(backend, model, analysis) else folder / WITH_PAST_FILE
+            generating = Generating(backend, stage / GRAPHS, stored, remark, with_past)
             graphs = generating.write(report.target, dtypes)
             write_generation_config(backend.module, stage)
             if any(path.name == ONNX_FILE for path in graphs) and not generating.decodes:
@@ -96,6 +97,15 @@ def export_hub(
         _tell_javascript(stage, graphs)
         write_card(stage, report, [path.name for path in graphs])
     return [out / GRAPHS / path.name for path in graphs]
+
+
+def _widened(backend: ModuleBackend, model: Path, analysis: Analysis) -> bool:
+    """Give narrower heads the width again that the config says, in which pipelines make the first, empty cache."""
+    from lowrank.backends.torch.heads import widen_
+
+    entries = read_json(model / RECORD_FILE, "model")["replaced"]
+    shapes = {record.weight.name: record.weight.shape for record in analysis.weights}
+    return widen_(backend.module, entries, shapes)
 
 
 def _generates(model: Path) -> bool:

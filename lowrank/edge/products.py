@@ -91,7 +91,8 @@ def ranges_in(graph: Any) -> dict[str, Range]:
         made = [value.producer() for value in node.inputs] if node.op_type == "MatMul" else []
         if [each.op_type for each in made if each is not None] == ["DequantizeLinear", "DequantizeLinear"]:
             scale, zero = (value.const_value.numpy() for value in made[0].inputs[1:3])
-            name = made[1].inputs[1].name.removesuffix(SCALE)
+            # A table that a head reads, too, has its scales in two shapes, of which the second name has a number.
+            name = made[1].inputs[1].name.rpartition(SCALE)[0]
             found[name] = Range(float(scale), int(zero), zero.dtype == np.int8)
     return found
 

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 BENCH := bench
 
-.PHONY: demo test test-devices test-slow test-browser coverage lint bench bench-models bench-small bench-onnx bench-edge bench-text bench-real bench-scale bench-calm \
+.PHONY: demo test test-devices test-slow test-browser coverage lint bench bench-models bench-small bench-onnx bench-edge bench-text bench-real bench-scale bench-calm bench-engines \
 	docs numbers fuzz clean
 
 demo: $(VENV)/.demo
@@ -97,6 +97,10 @@ bench-scale: $(VENV)/.demo
 # Commands and stages on an idle machine and beside other work; BEFORE=checkout measures another version in turn.
 bench-calm: $(VENV)/.bench
 	$(BIN)/python tools/bench_calm.py $(if $(DATA),--data $(DATA)) $(if $(BEFORE),--before $(BEFORE)) --output $(BENCH)
+
+# The same graphs in ONNX Runtime and in OpenVINO; RUN="folder ..." adds compressed models.
+bench-engines: $(VENV)/.bench
+	$(BIN)/python tools/bench_engines.py $(if $(RUN),--run $(RUN)) --output $(BENCH)
 
 # ONNX in against torch in, for the same model.
 bench-onnx: $(VENV)/.demo

@@ -79,11 +79,11 @@ class Histogram:
         def lost(found: Range) -> float:
             return float(self._counts @ np.square(found.rounded(middles) - middles))
 
-        lows = sorted({self.low * share for share in SHARES}) if self.low < 0 and not signed else [self.low]
-        highs = sorted({self.high * share for share in SHARES}, reverse=True)
         if signed:
             most = max(-self.low, self.high)
             return min((range_of(-most * share, most * share, True) for share in SHARES), key=lost)
+        lows = sorted({self.low * share for share in SHARES})
+        highs = sorted({self.high * share for share in SHARES}, reverse=True)
         return min((range_of(low, high, False) for low in lows for high in highs), key=lost)
 
 

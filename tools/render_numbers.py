@@ -33,7 +33,7 @@ HOLE = re.compile(r"\{(.+?)(?::([^{}:\]'\"]+))?\}")
 NUMBER = r"(-?\d[\d,]*(?:\.\d+)?)"
 MEASURED = re.compile(r"\d+\.\d+|\b\d[\d,]*(?= (?:%|ms|us|MB|GB|seconds|times)(?!\w))")
 """What looks like a measurement: a decimal number, or one with a unit."""
-KEEPS = {"0.02", "0.05", "0.1", "0.2", "0.25", "0.3", "0.5", "0.8", "0.9"}
+KEEPS = {"0.02", "0.05", "0.1", "0.2", "0.25", "0.3", "0.5", "0.6", "0.8", "0.9"}
 """Keep ratios, which are asked for wherever they stand."""
 SILENT = re.compile(r"<!--.*?-->|^ *```.*?^ *```$|`[^`]*`|\]\([^)]*\)|^#.*?$", re.DOTALL | re.MULTILINE)
 """Comments, code, links and titles."""
